@@ -1,0 +1,213 @@
+"""A layer's attention through its cache: remember, then read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.attention.attend import (
+    Scoring,
+    add_sinks,
+    attend,
+    attention_weights,
+    merge,
+    received,
+)
+from kvjax.attention.rotary import Rotary
+from kvjax.caches.codecs import Codec
+from kvjax.caches.kind import Kind
+from kvjax.caches.spec import Stream
+from kvjax.caches.view import Streams, View
+
+Table = tuple[jax.Array, jax.Array] | None
+
+
+class Variant(Protocol):
+  """What an attention variant asks and leaves behind; see `Grouped`, `Latent`.
+
+  `absorb` is static: whether queries read the streams as they are stored
+  (True) or as `unfold` expands them. Variants with one form ignore it.
+  """
+
+  @property
+  def rotary(self) -> Rotary | None: ...
+  @property
+  def shared_from(self) -> int | None: ...
+  def streams(self) -> dict[str, Stream]: ...
+  def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]: ...
+  def absorbs(self, tokens: int) -> bool: ...
+  def ask(
+      self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
+  ) -> Streams: ...
+  def leave(
+      self, params: Mapping[str, Any], x: jax.Array, table: Table
+  ) -> Streams: ...
+  def unfold(
+      self, params: Mapping[str, Any], streams: Streams, absorb: bool
+  ) -> Streams: ...
+  def scoring(
+      self, params: Mapping[str, Any], relative: jax.Array | None, absorb: bool
+  ) -> Scoring: ...
+  def output(
+      self, params: Mapping[str, Any], out: jax.Array, absorb: bool
+  ) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """How one layer is cached: a kind and a codec a stream. Static.
+
+  Attributes:
+    kind: where tokens go.
+    codecs: `(stream name, codec)` pairs.
+    dtype: of streams stored as they are.
+  """
+
+  kind: Kind
+  codecs: tuple[tuple[str, Codec], ...]
+  dtype: Any
+
+  def encode(self, streams: Streams) -> Streams:
+    return {n: c.encode(streams[n], self.dtype) for n, c in self.codecs}
+
+  def decode(self, streams: Streams) -> Streams:
+    return {n: c.decode(streams[n]) for n, c in self.codecs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What all layers of one call share.
+
+  Attributes:
+    positions: int32 `[B, T]` of the new tokens, -1 where there is none.
+    before: int32 `[B]`, tokens of each row before the call.
+    after: int32 `[B]`, and after it.
+    table: rotary table of a rotary, at positions of at most a limit.
+    absorb: which form of latent attention; None for the cheaper one.
+    block: slots read at once; None for the backend's choice.
+  """
+
+  positions: jax.Array
+  before: jax.Array
+  after: jax.Array
+  table: Callable[[Rotary | None, int | None], Table]
+  absorb: bool | None = None
+  block: int | None = None
+
+  @property
+  def tokens(self) -> int:
+    return self.positions.shape[1]
+
+
+def remember(
+    memory: Memory,
+    books: tuple[Any, Any],
+    slots: Any,
+    store: Streams,
+    streams: Streams,
+    step: Step,
+) -> tuple[Streams, tuple[View, ...]]:
+  """Writes new tokens and says what their queries may read.
+
+  Where a call holds more tokens than may be written before they are read, its
+  queries read the old slots and the fresh tokens, and the write comes after.
+
+  Args:
+    memory: how this layer is cached.
+    books: before and after `Kind.place`.
+    slots: where `Kind.place` put the tokens.
+    store: this layer's leaves.
+    streams: of the new tokens, `[B, K, T, H]` by name.
+    step: of the call.
+
+  Returns:
+    The store and views over disjoint tokens, decoded block by block.
+  """
+  kind, (old, book) = memory.kind, books
+  with jax.named_scope('cache'):
+    new = memory.encode(streams)
+    if kind.chunk is None or step.tokens <= kind.chunk:
+      store = kind.write(store, new, slots)
+      views = kind.views(book, store, step.after)
+    else:
+      views = kind.views(old, store, step.before)
+      views += kind.fresh_views(new, step.positions)
+      store = kind.write(store, new, slots)
+  return store, tuple(view.map(memory.decode) for view in views)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """One layer's attention result and how to look closer at it."""
+
+  out: jax.Array
+  lse: jax.Array
+  scoring: Scoring
+  parts: tuple[tuple[Streams, tuple[View, ...]], ...]
+  positions: jax.Array
+
+  def received(self, block: int | None) -> jax.Array:
+    """Returns the weight each slot of the only view received, `[B, K, S]`."""
+    (queries, (view,)), = self.parts
+    return received(
+        queries, self.positions, self.lse, view, self.scoring, block=block
+    )
+
+  def weights(self) -> tuple[jax.Array, jax.Array]:
+    """Returns weights `[B, N, T, S]` and the slots' positions `[B, 1|K, S]`."""
+    found = [
+        attention_weights(
+            queries, self.positions, self.lse, view, self.scoring
+        )
+        for queries, views in self.parts
+        for view in views
+    ]
+    weights = jnp.concatenate([w for w, _ in found], axis=-1)
+    held = jnp.concatenate([p for _, p in found], axis=-1)
+    heads = weights.shape[1] * weights.shape[2]
+    return weights.reshape(weights.shape[:1] + (heads,) + weights.shape[3:]), held
+
+
+def read(
+    variant: Variant,
+    params: Mapping[str, Any],
+    x: jax.Array,
+    views: Sequence[View],
+    kind: Kind | None,
+    relative: jax.Array | None,
+    step: Step,
+) -> tuple[jax.Array, Reading]:
+  """Attends from activations `[B, T, D]` to views; returns `[B, T, D]`.
+
+  Views scored by differently rotated queries (renumbered sinks) are attended
+  apart and merged.
+  """
+  absorb = step.absorb
+  if absorb is None:
+    absorb = variant.absorbs(step.tokens)
+  scoring = variant.scoring(params, relative, absorb)
+  if kind is not None:
+    seen = kind.narrow(scoring.visibility)
+    scoring = dataclasses.replace(scoring, visibility=seen)
+  limits = dict.fromkeys(view.query_limit for view in views)
+  parts = []
+  for limit in limits:
+    table = step.table(variant.rotary, limit)
+    chosen = tuple(
+        view.map(lambda s: variant.unfold(params, s, absorb))
+        for view in views
+        if view.query_limit == limit
+    )
+    parts.append((variant.ask(params, x, table, absorb), chosen))
+  bare = dataclasses.replace(scoring, sinks=None)
+  with jax.named_scope('attend'):
+    found = [
+        attend(queries, step.positions, chosen, bare, block=step.block)
+        for queries, chosen in parts
+    ]
+    out, lse = found[0] if len(found) == 1 else merge(found)
+    out, lse = add_sinks(out, lse, scoring.sinks)
+  y = variant.output(params, out.astype(x.dtype), absorb)
+  return y, Reading(out, lse, scoring, tuple(parts), step.positions)

@@ -1,0 +1,203 @@
+"""Grouped attention: single-head, MHA, MQA and GQA, by shape alone.
+
+`num_kv_heads == num_heads` is MHA (Vaswani et al. 2017, arXiv 1706.03762),
+1 is MQA (Shazeer 2019, arXiv 1911.02150), anything between is GQA (Ainslie et
+al. 2023, arXiv 2305.13245).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from kvjax.attention.attend import Scoring
+from kvjax.attention.bias import Alibi, PositionBias, RelativeBias
+from kvjax.attention.linear import init_linear, join_heads, linear, split_heads
+from kvjax.attention.norm import Norm
+from kvjax.attention.rotary import Rotary, rotate
+from kvjax.caches.visibility import Visibility
+from kvjax.caches.spec import Stream
+from kvjax.caches.view import Streams
+
+Table = tuple[jax.Array, jax.Array] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+  """Attention that remembers K and V of `num_kv_heads` heads a token.
+
+  Attributes:
+    num_heads: N query heads, a multiple of `num_kv_heads`.
+    num_kv_heads: K heads of keys and values.
+    key_width: H features of a query and of a key.
+    value_width: E features of a value; None for H.
+    rotary: rotation of queries and keys; None for none.
+    visibility: which keys a query sees.
+    scale: of the scores; None for `H ** -0.5`.
+    softcap: bound of the scores; None for none.
+    bias: additive bias from positions; None for none.
+    sinks: a learned logit a head joins the softmax.
+    projection_bias: query, key and value projections have biases.
+    output_bias: the output projection has one.
+    qk_norm: normalises queries and keys before rotation; None for none.
+    qk_norm_joint: over all heads at once (OLMo-2), not head by head.
+    shared_from: index of the earlier layer whose K and V this one reads
+      (arXiv 2405.12981); it has no K and V of its own.
+  """
+
+  num_heads: int
+  num_kv_heads: int
+  key_width: int
+  value_width: int | None = None
+  rotary: Rotary | None = None
+  visibility: Visibility = Visibility()
+  scale: float | None = None
+  softcap: float | None = None
+  bias: Alibi | RelativeBias | None = None
+  sinks: bool = False
+  projection_bias: bool = False
+  output_bias: bool = False
+  qk_norm: Norm | None = None
+  qk_norm_joint: bool = False
+  shared_from: int | None = None
+
+  def __post_init__(self):
+    for name in ('num_heads', 'num_kv_heads', 'key_width'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+          f'num_heads={self.num_heads} is not a multiple of '
+          f'num_kv_heads={self.num_kv_heads}: every kv head serves as many '
+          'query heads. Change one of the two.'
+      )
+    if self.rotary is not None and self.rotary.width > self.key_width:
+      raise ValueError(
+          f'Rotary width={self.rotary.width} exceeds key_width='
+          f'{self.key_width}: it rotates the first features of a key.'
+      )
+
+  @property
+  def output_width(self) -> int:
+    return self.num_heads * (self.value_width or self.key_width)
+
+  @property
+  def query_width(self) -> int:
+    """Elements of all query heads of a token."""
+    return self.num_heads * self.key_width
+
+  def streams(self) -> dict[str, Stream]:
+    """Returns what a token leaves behind; no field for a query."""
+    if self.shared_from is not None:
+      return {}
+    return {
+        'key': Stream(self.num_kv_heads, self.key_width),
+        'value': Stream(
+            self.num_kv_heads, self.value_width or self.key_width
+        ),
+    }
+
+  def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
+    """Returns parameters for activations of `width` features."""
+    keys = jax.random.split(key, 4)
+    kv = self.num_kv_heads
+    make = {'query': self.query_width}
+    if self.shared_from is None:
+      make['key'] = kv * self.key_width
+      make['value'] = kv * (self.value_width or self.key_width)
+    params: dict[str, Any] = {}
+    for k, (name, out) in zip(keys, make.items(), strict=False):
+      params |= init_linear(
+          k, name, width, out, bias=self.projection_bias, dtype=dtype
+      )
+    params |= init_linear(
+        keys[3],
+        'output',
+        self.output_width,
+        width,
+        bias=self.output_bias,
+        dtype=dtype,
+    )
+    if self.sinks:
+      params['sinks'] = jax.random.normal(key, (self.num_heads,)).astype(dtype)
+    if self.qk_norm is not None:
+      for name in ('query', 'key')[: 1 if self.shared_from is not None else 2]:
+        size = make[name] if self.qk_norm_joint else self.key_width
+        params[f'{name}_norm'] = self.qk_norm.init(size, dtype)
+    return params
+
+  def absorbs(self, tokens: int) -> bool:
+    return False
+
+  def ask(
+      self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
+  ) -> Streams:
+    """Returns queries `{'key': [B, K, G, T, H]}` of activations `[B, T, D]`."""
+    del absorb
+    query = self._project(params, 'query', x)
+    query = split_heads(query, self.num_kv_heads, self.num_heads // self.num_kv_heads)
+    query = self._turn(params, 'query', query, table)
+    return {'key': checkpoint_name(query, 'query')}
+
+  def leave(
+      self, params: Mapping[str, Any], x: jax.Array, table: Table
+  ) -> Streams:
+    """Returns what tokens `[B, T, D]` leave behind: K and V `[B, K, T, H]`."""
+    key = split_heads(self._project(params, 'key', x), self.num_kv_heads)
+    key = self._turn(params, 'key', key, table)
+    value = split_heads(linear(params, 'value', x), self.num_kv_heads)
+    return {
+        'key': checkpoint_name(key, 'key'),
+        'value': checkpoint_name(value, 'value'),
+    }
+
+  def unfold(
+      self, params: Mapping[str, Any], streams: Streams, absorb: bool
+  ) -> Streams:
+    """Returns streams as `ask` scores them: as they are."""
+    del params, absorb
+    return streams
+
+  def scoring(
+      self,
+      params: Mapping[str, Any],
+      relative: jax.Array | None,
+      absorb: bool,
+  ) -> Scoring:
+    """Returns scale, mask, bias and sinks of this layer."""
+    del absorb
+    groups = (self.num_kv_heads, self.num_heads // self.num_kv_heads)
+    sinks = params['sinks'].reshape(groups) if self.sinks else None
+    bias = None
+    if self.bias is not None:
+      bias = PositionBias(self.bias, self.bias.table(self.num_heads, relative))
+    scale = self.key_width**-0.5 if self.scale is None else self.scale
+    return Scoring(
+        scale=scale,
+        softcap=self.softcap,
+        visibility=self.visibility,
+        bias=bias,
+        sinks=sinks,
+    )
+
+  def output(
+      self, params: Mapping[str, Any], out: jax.Array, absorb: bool
+  ) -> jax.Array:
+    """Returns `[B, T, D]` from attention output `[B, K, G, T, E]`."""
+    del absorb
+    return linear(params, 'output', join_heads(out))
+
+  def _project(self, params, name, x):
+    y = linear(params, name, x)
+    if self.qk_norm is not None and self.qk_norm_joint:
+      y = self.qk_norm(params[f'{name}_norm'], y)
+    return y
+
+  def _turn(self, params, name, x, table):
+    if self.qk_norm is not None and not self.qk_norm_joint:
+      x = self.qk_norm(params[f'{name}_norm'], x)
+    if self.rotary is None or table is None:
+      return x
+    return rotate(x, table, self.rotary.interleaved)

@@ -1,0 +1,55 @@
+"""Projections: two-dimensional weights `[in, out]`, float32 accumulation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def init_linear(
+    key: jax.Array, name: str, width: int, out: int, *, bias: bool, dtype: Any
+) -> dict[str, jax.Array]:
+  """Returns `{name: [width, out]}` (and `name_bias`), fan-in scaled."""
+  weight = jax.random.normal(key, (width, out), jnp.float32) * width**-0.5
+  params = {name: weight.astype(dtype)}
+  return params | ({f'{name}_bias': jnp.zeros((out,), dtype)} if bias else {})
+
+
+def linear(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
+  """Returns `x [B, T, in] @ params[name] [in, out]` (+ bias if there is one).
+
+  The product is of two matrices: a weight with more axes is copied by XLA
+  every step when one of them does not suit the dot.
+  """
+  weight = params[name]
+  rows = x.reshape(-1, x.shape[-1])
+  y = matmul(rows, weight).astype(x.dtype)
+  y = y.reshape(x.shape[:-1] + (weight.shape[-1],))
+  bias = params.get(f'{name}_bias')
+  return y if bias is None else y + bias.astype(x.dtype)[None, None, :]
+
+
+def matmul(rows: jax.Array, weight: jax.Array) -> jax.Array:
+  """Returns `rows [M, in] @ weight [in, out]` accumulated in float32."""
+  lone = rows.shape[0] == 1 and rows.dtype != jnp.float32
+  # XLA:CPU materialises a float32 copy of the weight for a one-row product of
+  # narrower types; two rows go to a kernel that widens as it reads.
+  if lone:
+    rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
+  y = jnp.dot(
+      rows, weight.astype(rows.dtype), preferred_element_type=jnp.float32
+  )
+  return y[:1] if lone else y
+
+
+def split_heads(x: jax.Array, *heads: int) -> jax.Array:
+  """Returns `[B, T, K * ... * H]` as `[B, K, ..., T, H]`."""
+  x = x.reshape(x.shape[:2] + heads + (-1,))
+  return jnp.moveaxis(x, 1, -2)
+
+
+def join_heads(x: jax.Array) -> jax.Array:
+  """Returns `[B, K, ..., T, H]` as `[B, T, K * ... * H]`."""
+  x = jnp.moveaxis(x, -2, 1)
+  return x.reshape(x.shape[:2] + (-1,))

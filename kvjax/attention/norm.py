@@ -1,0 +1,44 @@
+"""Normalisation over the last axis, in float32."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+  """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450).
+
+  Attributes:
+    eps: added to the mean square (variance).
+    centered: subtract the mean (LayerNorm).
+    bias: add a learned bias.
+    offset: added to the stored weight (1 in Gemma, whose weights are offsets).
+  """
+
+  eps: float = 1e-6
+  centered: bool = False
+  bias: bool = False
+  offset: float = 0.0
+
+  def init(self, width: int, dtype: Any) -> dict[str, jax.Array]:
+    """Returns parameters of the identity scale: weight (and bias) `[width]`."""
+    weight = jnp.full((width,), 1.0 - self.offset, dtype)
+    return {'weight': weight} | (
+        {'bias': jnp.zeros((width,), dtype)} if self.bias else {}
+    )
+
+  def __call__(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Returns `x [..., D]` normalised over its last axis, in its dtype."""
+    y = x.astype(jnp.float32)
+    if self.centered:
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    lead = (1,) * (x.ndim - 1) + (-1,)
+    weight = params['weight'].astype(jnp.float32) + self.offset
+    y = y * weight.reshape(lead)
+    if self.bias:
+      y = y + params['bias'].astype(jnp.float32).reshape(lead)
+    return y.astype(x.dtype)

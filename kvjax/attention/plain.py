@@ -1,0 +1,79 @@
+"""Uncached attention: a masked softmax over all keys, and nothing else.
+
+Differentiable, readable by `kvjax.liveness`, and independent of `attend`,
+whose oracle it is.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.attention.attend import Scoring
+from kvjax.caches.view import Streams
+
+
+def plain_attention(
+    queries: Streams,
+    streams: Streams,
+    positions: jax.Array,
+    key_positions: jax.Array,
+    scoring: Scoring,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns output `[B, K, G, T, E]` and weights `[B, K, G, T, S]`.
+
+  Args:
+    queries: by key stream, `[B, K, G, T, H]`.
+    streams: by name, `[B, K, S, H]`.
+    positions: `[B, T]`, -1 where there is no token.
+    key_positions: `[B, S]`, likewise.
+    scoring: scale, mask, bias and sinks.
+  """
+  scores = sum(
+      jnp.einsum(
+          'BKGTH,BKSH->BKGTS',
+          q,
+          streams[name],
+          preferred_element_type=jnp.float32,
+      )
+      for name, q in queries.items()
+  )
+  scores = scores * scoring.scale
+  if scoring.softcap is not None:
+    scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
+  if scoring.bias is not None:
+    bias = scoring.bias(
+        positions[:, None, None, :],
+        key_positions[:, None, :, None],
+        scores.shape[1],
+    )
+    scores = scores + jnp.moveaxis(bias, 2, -1)
+  asked, held = positions[:, :, None], key_positions[:, None, :]
+  seen = scoring.visibility.sees(asked, held) & (asked >= 0)
+  seen = seen[:, None, None]
+  weights = masked_softmax(scores, seen, scoring.sinks)
+  values = streams[scoring.value]
+  held = (key_positions >= 0)[:, None, :, None]
+  values = jnp.where(held, values, jnp.zeros_like(values))
+  out = jnp.einsum(
+      'BKGTS,BKSE->BKGTE',
+      weights.astype(values.dtype),
+      values,
+      preferred_element_type=jnp.float32,
+  )
+  return out, weights
+
+
+def masked_softmax(
+    scores: jax.Array, seen: jax.Array, sinks: jax.Array | None = None
+) -> jax.Array:
+  """Returns softmax over the last axis of what is seen; 0 for an empty row."""
+  scores = jnp.where(seen, scores, -jnp.inf)
+  top = jnp.max(scores, axis=-1, keepdims=True)
+  if sinks is not None:
+    sinks = sinks.astype(jnp.float32)[None, :, :, None, None]
+    top = jnp.maximum(top, sinks)
+  top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
+  weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  if sinks is not None:
+    total = total + jnp.exp(sinks - top)
+  return weights / jnp.where(total == 0, 1.0, total)

@@ -1,0 +1,1 @@
+"""Caches: where tokens go, and how what they leave behind is stored."""

@@ -1,0 +1,126 @@
+"""A bounded cache: the tokens that a score function would rather keep."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from kvjax.caches.kind import EMPTY, Kind, write_rows
+from kvjax.caches.scores import HeavyHitters, Score
+from kvjax.caches.spec import Leaf
+from kvjax.caches.view import contiguous_view
+
+
+@struct.dataclass
+class BoundedBook:
+  """Which token each slot holds, and what it has received.
+
+  Attributes:
+    positions: int32 `[B, 1 | K, S]`, -1 where a slot holds none.
+    total: float32 `[B, 1 | K, S]`, the statistic of the score function.
+  """
+
+  positions: jax.Array
+  total: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded(Kind):
+  """Keeps at most `budget` tokens a row, chosen by a score function.
+
+  A query sees at most `budget` tokens, itself included, as with a window of
+  that size: each call leaves at most `budget - 1` survivors. Calls of more
+  than `chunk` tokens are split, so survivors depend on the chunk, not on how a
+  caller cuts the text into calls of whole chunks. Positions stay absolute:
+  later queries are rotated where they are, not where the survivors end.
+
+  Attributes:
+    budget: most tokens a query sees, itself included.
+    score: what is forgotten first.
+    slack: `slack + 1` tokens are written before one eviction.
+    per_head: every kv head keeps its own tokens.
+  """
+
+  budget: int = 0
+  score: Score = HeavyHitters()
+  slack: int = 0
+  per_head: bool = True
+
+  def __post_init__(self):
+    if self.budget < 2:
+      raise ValueError(
+          f'Bounded budget={self.budget} must be at least 2: a query and one '
+          'token to remember.'
+      )
+    recent = getattr(self.score, 'recent', 0)
+    if recent >= self.budget:
+      raise ValueError(
+          f'Bounded budget={self.budget} must exceed the recent={recent} '
+          'tokens that its score never forgets.'
+      )
+    if self.slack < 0:
+      raise ValueError(f'Bounded slack={self.slack} must not be negative.')
+
+  @property
+  def observes(self):
+    return self.score.observes
+
+  @property
+  def book_per_layer(self):
+    return True
+
+  def bind(self, capacity):
+    del capacity
+    return dataclasses.replace(self, slots=self.budget + self.slack)
+
+  @property
+  def limit(self):
+    return None
+
+  @property
+  def chunk(self):
+    return self.slack + 1
+
+  def book(self, batch, heads):
+    shape = (batch, heads if self.per_head else 1, self.size)
+    axes = ('batch', 'kv_heads', 'slots')
+    return BoundedBook(
+        Leaf(shape, jnp.int32, axes, EMPTY), Leaf(shape, jnp.float32, axes)
+    )
+
+  def place(self, book, length, positions):
+    empty = book.positions == EMPTY
+    order = jnp.arange(self.size, 0, -1, dtype=jnp.int32)[None, None, :]
+    tokens = positions.shape[1]
+    _, slots = jax.lax.top_k(jnp.where(empty, order, 0), tokens)
+    outside = self.outside(positions)[:, None, :]
+    slots = jnp.where(positions[:, None, :] >= 0, slots, outside)
+    spread = jnp.broadcast_to(positions[:, None, :], slots.shape)
+    held = write_rows(book.positions, spread, slots)
+    total = write_rows(book.total, jnp.zeros(slots.shape), slots)
+    return BoundedBook(held, total), slots
+
+  def views(self, book, store, length):
+    index = jnp.arange(1, self.size + 1, dtype=jnp.int32)[None, None, :]
+    filled = jnp.max(jnp.where(book.positions != EMPTY, index, 0))
+    return (contiguous_view(store, book.positions, filled),)
+
+  def evict(self, book, weights, length):
+    if weights is not None and not self.per_head:
+      weights = jnp.sum(weights, axis=1, keepdims=True)
+    total = self.score.accumulate(book.total, weights)
+    live = book.positions != EMPTY
+    age = (length - 1)[:, None, None] - book.positions
+    priority = jnp.where(live, self.score.priority(total, age), jnp.inf)
+    count = jnp.sum(live, axis=-1, keepdims=True, dtype=jnp.int32)
+    _, lowest = jax.lax.top_k(-priority, min(self.chunk, self.size))
+    rank = jnp.arange(lowest.shape[-1], dtype=jnp.int32)[None, None, :]
+    surplus = count - (self.budget - 1)
+    slots = jnp.where(rank < surplus, lowest, self.size + rank)
+    empty = jnp.full(slots.shape, EMPTY, jnp.int32)
+    return BoundedBook(write_rows(book.positions, empty, slots), total)
+
+  def rewind(self, book, before, after):
+    # What was forgotten cannot be told from here, nor the scores undone.
+    return book, before == after, None

@@ -1,0 +1,214 @@
+"""The protocol of a cache kind: where tokens go, and nothing of what they are.
+
+A kind is a choice: frozen, hashable, static under jit. Its state is a book of
+integers, one for all layers of that kind, kept apart from the stores of the
+layers, so that a step decides once where its tokens go. To write a kind,
+subclass `Kind` and override what differs from a dense cache.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from kvjax.caches.visibility import Visibility
+from kvjax.caches.spec import Leaf
+from kvjax.caches.view import Streams, View, contiguous_view, fresh_view
+
+EMPTY = -1  # position of a slot that holds no token
+
+
+@struct.dataclass
+class Book:
+  """Which token each slot holds.
+
+  Attributes:
+    positions: int32 `[B, 1 | K, S]`, `EMPTY` where a slot holds none.
+  """
+
+  positions: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A dense cache: slot p holds the token at position p, up to the capacity.
+
+  Attributes:
+    slots: slots a row; None until `bind` sets it from the capacity.
+  """
+
+  slots: int | None = None
+
+  @property
+  def observes(self) -> bool:
+    """Whether `evict` wants the weight that each slot received."""
+    return False
+
+  @property
+  def book_per_layer(self) -> bool:
+    """Whether layers of this kind hold different tokens."""
+    return False
+
+  @property
+  def size(self) -> int:
+    """Slots a row; the kind must be bound."""
+    if self.slots is None:
+      raise ValueError(f'{self} has no slots yet: call bind(capacity) first.')
+    return self.slots
+
+  @property
+  def name(self) -> str:
+    return type(self).__name__.lower()
+
+  @property
+  def chunk(self) -> int | None:
+    """Most tokens one call may write before it reads; None for any number."""
+    return None
+
+  @property
+  def limit(self) -> int | None:
+    """Most tokens a row may hold; None for no limit."""
+    return self.slots
+
+  @property
+  def row_slots(self) -> int:
+    """Slots that attention may read for one row."""
+    return self.size
+
+  def bind(self, capacity: int) -> Self:
+    """Returns this kind with slots for `capacity` tokens a row."""
+    return dataclasses.replace(self, slots=self.slots or capacity)
+
+  def narrow(self, visibility: Visibility) -> Visibility:
+    """Returns what a query sees through this kind."""
+    return visibility
+
+  def lead(self, batch: int, heads: int) -> tuple[tuple[int, str], ...]:
+    """Returns `(size, axis name)` of a store leaf's axes before its features."""
+    return (batch, 'batch'), (heads, 'kv_heads'), (self.size, 'slots')
+
+  def book(self, batch: int, heads: int) -> Any:
+    """Returns the specification of an empty book."""
+    del heads
+    shape = (batch, 1, self.size)
+    axes = ('batch', 'kv_heads', 'slots')
+    return Book(Leaf(shape, jnp.int32, axes, EMPTY))
+
+  def admits(
+      self, book: Any, length: jax.Array, count: jax.Array
+  ) -> jax.Array:
+    """Returns bool `[B]`: rows of `length` tokens with room for `count` more.
+
+    A row without new tokens is always admitted.
+    """
+    del book
+    if self.limit is None:
+      return jnp.ones_like(length, bool)
+    return (length + count <= self.limit) | (count == 0)
+
+  def place(
+      self, book: Any, length: jax.Array, positions: jax.Array
+  ) -> tuple[Any, Any]:
+    """Decides, once a step, where tokens go.
+
+    Args:
+      book: before the step.
+      length: int32 `[B]`, tokens seen before the step.
+      positions: int32 `[B, T]` of the new tokens, -1 where there is none.
+
+    Returns:
+      The book that holds them, and slots `[B, 1 | K, T]`; a slot outside the
+      store is written nowhere.
+    """
+    del length
+    slots = self.slot_of(positions)[:, None, :]
+    held = write_rows(book.positions, positions[:, None, :], slots)
+    return book.replace(positions=held), slots
+
+  def slot_of(self, positions: jax.Array) -> jax.Array:
+    """Returns the slot `[B, T]` of each position; outside for none."""
+    return jnp.where(positions >= 0, positions, self.outside(positions))
+
+  def outside(self, positions: jax.Array) -> jax.Array:
+    """Returns distinct slots beyond the store: scatters promise uniqueness."""
+    steps = jnp.arange(positions.shape[-1], dtype=jnp.int32)
+    return jnp.broadcast_to(self.size + steps, positions.shape)
+
+  def write(self, store: Streams, new: Streams, slots: Any) -> Streams:
+    """Returns the store with tokens `[B, K, T, ...]` in their slots."""
+    return jax.tree.map(lambda leaf, x: write_rows(leaf, x, slots), store, new)
+
+  def views(
+      self, book: Any, store: Streams, length: jax.Array
+  ) -> tuple[View, ...]:
+    """Returns views of all slots; no array work but what fetches ask for.
+
+    `length` counts the tokens that the book holds, new ones included.
+    """
+    filled = jnp.max(length)
+    return (contiguous_view(store, book.positions, filled, ordered=True),)
+
+  def fresh_views(
+      self, new: Streams, positions: jax.Array
+  ) -> tuple[View, ...]:
+    """Returns views of tokens `[B, K, T, ...]` that are not written yet."""
+    return (fresh_view(new, positions),)
+
+  def evict(
+      self, book: Any, weights: jax.Array | None, length: jax.Array
+  ) -> Any:
+    """Returns the book after a step, `length [B]` tokens seen in all.
+
+    Slots received `weights [B, K, S]`, None unless `observes`. Eviction
+    forgets a position; no stream ever moves.
+    """
+    del weights, length
+    return book
+
+  def rewind(
+      self, book: Any, before: jax.Array, after: jax.Array
+  ) -> tuple[Any, jax.Array, Any]:
+    """Returns the book without tokens from position `after [B]` on.
+
+    Returns:
+      The book, bool `[B]` whether the row is then exact, and moves for
+      `apply` on every store (None for none).
+    """
+    held = book.positions
+    kept = jnp.where(held < after[:, None, None], held, EMPTY)
+    exact = self.rewinds_exactly(held, before, after)
+    return book.replace(positions=kept), exact, None
+
+  def rewinds_exactly(
+      self, held: jax.Array, before: jax.Array, after: jax.Array
+  ) -> jax.Array:
+    """Returns bool `[B]`: all that a query at `after` sees is still there."""
+    del held, before
+    return jnp.ones_like(after, bool)
+
+  def apply(self, store: Streams, moves: Any) -> Streams:
+    """Returns the store after the moves that `rewind` or `take` asked for."""
+    del moves
+    return store
+
+  def settle(self, book: Any, length: jax.Array) -> tuple[Any, Any]:
+    """Returns the book and moves after its rows were gathered or repeated."""
+    del length
+    return book, None
+
+
+def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+  """Writes `new [B, K, T, ...]` into `leaf [B, K, S, ...]` at `[B, 1|K, T]`.
+
+  One scatter with batch and heads as batch dimensions: it stays in place, and
+  a mesh that splits either needs no communication for it.
+  """
+
+  def put(row, values, where):
+    return row.at[where].set(values, mode='drop', unique_indices=True)
+
+  heads = 0 if slots.shape[1] == leaf.shape[1] else None
+  slots = slots if heads == 0 else slots[:, 0]
+  return jax.vmap(jax.vmap(put, (0, 0, heads)))(leaf, new, slots)

@@ -1,0 +1,228 @@
+"""The paged cache: a pool of pages, and a table of them a row.
+
+After vLLM's PagedAttention (arXiv 2309.06180, section 4.2), with the allocator
+as pure functions of the book. Rows may share full pages; a page that a row
+still writes to belongs to it alone, so forking copies the partial page at once
+and steps never copy.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from kvjax.caches.kind import EMPTY, Kind
+from kvjax.caches.spec import Leaf
+from kvjax.caches.view import View
+
+
+@struct.dataclass
+class PagedBook:
+  """Who owns which page.
+
+  Attributes:
+    positions: int32 `[1, pages, page]`, -1 where a slot holds no token.
+    table: int32 `[B, n]`, page of each stretch of positions; -1 for none.
+    references: int32 `[pages]`, rows that hold the page; 0 is free.
+  """
+
+  positions: jax.Array
+  table: jax.Array
+  references: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Paged(Kind):
+  """Keeps every token, in pages of a pool that all rows share.
+
+  Attributes:
+    page: tokens a page.
+    pages: pages in the pool; None for enough to fill every row.
+  """
+
+  page: int = 64
+  pages: int | None = None
+
+  def __post_init__(self):
+    if self.page < 1:
+      raise ValueError(f'Paged page={self.page} must be at least 1.')
+    if self.pages is not None and self.pages < 1:
+      raise ValueError(f'Paged pages={self.pages} must be at least 1.')
+
+  @property
+  def columns(self) -> int:
+    """Pages that a full row holds."""
+    return -(-self.size // self.page)
+
+  @property
+  def row_slots(self):
+    return self.columns * self.page
+
+  def pool(self, batch: int) -> int:
+    """Pages in the pool."""
+    return batch * self.columns if self.pages is None else self.pages
+
+  def lead(self, batch, heads):
+    pool = (self.pool(batch), 'pages')
+    return (heads, 'kv_heads'), pool, (self.page, 'slots')
+
+  def book(self, batch, heads):
+    del heads
+    pool = self.pool(batch)
+    return PagedBook(
+        Leaf((1, pool, self.page), jnp.int32, ('kv_heads', 'pages', 'slots'), EMPTY),
+        Leaf((batch, self.columns), jnp.int32, ('batch', 'columns'), EMPTY),
+        Leaf((pool,), jnp.int32, ('pages',)),
+    )
+
+  def admits(self, book, length, count):
+    need = self._pages(length + count) - self._pages(length)
+    free = jnp.sum(book.references == 0, dtype=jnp.int32)
+    fits = (jnp.cumsum(need) <= free) | (need == 0)
+    return super().admits(book, length, count) & fits
+
+  def place(self, book, length, positions):
+    count = jnp.sum(positions >= 0, axis=-1, dtype=jnp.int32)
+    have, want = self._pages(length), self._pages(length + count)
+    book = allocate(book, have, want)
+    column = jnp.clip(positions // self.page, 0, self.columns - 1)
+    pages = jnp.take_along_axis(book.table, column, axis=1)
+    pages = jnp.where(positions >= 0, pages, book.references.shape[0])
+    slots = pages, jnp.maximum(positions, 0) % self.page
+    held = _put(book.positions, positions[:, None], slots)
+    return book.replace(positions=held), slots
+
+  def write(self, store, new, slots):
+    return jax.tree.map(lambda leaf, x: _put(leaf, x, slots), store, new)
+
+  def views(self, book, store, length):
+    def fetch(start, size):
+      pages = jax.lax.dynamic_slice_in_dim(
+          book.table, start // self.page, size // self.page, axis=1
+      )
+      held = jnp.where(
+          (pages >= 0)[None, :, :, None],
+          book.positions[:, jnp.maximum(pages, 0)],
+          EMPTY,
+      )
+      streams = jax.tree.map(lambda x: x[:, jnp.maximum(pages, 0)], store)
+      return jax.tree.map(_rows_first, (streams, held))
+
+    filled = jnp.max(length)
+    return (View(fetch, self.row_slots, filled, self.page, ordered=True),)
+
+  def rewind(self, book, before, after):
+    book = release(book, self._pages(after), self._pages(before))
+    book, fits, moves = self._separate(book, after)
+    # Positions are shared by all rows of a page: only what no row holds any
+    # more is forgotten, so a row clears the page that it now owns alone.
+    page, valid = self._partial(book, after)
+    own = jnp.where(valid, page, book.references.shape[0])
+    held = book.positions[:, jnp.maximum(page, 0)]
+    held = jnp.where(held < after[None, :, None], held, EMPTY)
+    positions = book.positions.at[:, own].set(held, mode='drop')
+    return book.replace(positions=positions), fits, moves
+
+  def settle(self, book, length):
+    references = _count(book.table, book.references.shape[0])
+    book = book.replace(references=references)
+    book, fits, moves = self._separate(book, length)
+    return book, (fits, moves)
+
+  def apply(self, store, moves):
+    source, target = moves
+    return jax.tree.map(
+        lambda x: x.at[:, target].set(x[:, source], mode='drop'), store
+    )
+
+  def _pages(self, length: jax.Array) -> jax.Array:
+    return -(-length // self.page)
+
+  def _partial(self, book, length) -> tuple[jax.Array, jax.Array]:
+    """Returns the page `[B]` that a row goes on writing, and if it has one."""
+    column = jnp.minimum(length // self.page, self.columns - 1)
+    page = jnp.take_along_axis(book.table, column[:, None], axis=1)[:, 0]
+    return page, (length % self.page != 0) & (page >= 0)
+
+  def _separate(self, book, length) -> tuple[PagedBook, jax.Array, Any]:
+    """Gives every row a partial page of its own; says what to copy where."""
+    page, valid = self._partial(book, length)
+    same = (page[:, None] == page[None, :]) & valid[None, :]
+    earlier = jnp.tril(same, -1).any(axis=1)
+    writers = jnp.sum(same, axis=1, dtype=jnp.int32)
+    readers = book.references[jnp.maximum(page, 0)] - writers
+    copy = valid & (earlier | (readers > 0))
+    order, free = _free_pages(book)
+    rank = jnp.cumsum(copy.astype(jnp.int32)) - 1
+    target = jnp.where(copy, order[jnp.clip(rank, 0, len(order) - 1)], len(order))
+    column = jnp.where(copy, length // self.page, self.columns)
+    rows = jnp.arange(len(length), dtype=jnp.int32)
+    table = book.table.at[rows, column].set(target, mode='drop')
+    source = jnp.maximum(page, 0)
+    positions = book.positions.at[:, target].set(
+        book.positions[:, source], mode='drop'
+    )
+    references = _count(table, len(order))
+    book = PagedBook(positions, table, references)
+    return book, ~copy | (rank < free), (source, target)
+
+
+def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:
+  """Returns the book with columns `[have, want)` of each row given a page.
+
+  The caller has checked that free pages suffice (`Kind.admits`).
+  """
+  order, _ = _free_pages(book)
+  need = want - have
+  offset = jnp.cumsum(need) - need
+  columns = jnp.arange(book.table.shape[1], dtype=jnp.int32)[None, :]
+  given = (columns >= have[:, None]) & (columns < want[:, None])
+  rank = offset[:, None] + columns - have[:, None]
+  fresh = order[jnp.clip(rank, 0, len(order) - 1)]
+  target = jnp.where(given, fresh, len(order)).reshape(-1)
+  return PagedBook(
+      book.positions.at[:, target].set(EMPTY, mode='drop'),
+      jnp.where(given, fresh, book.table),
+      book.references.at[target].add(1, mode='drop'),
+  )
+
+
+def release(book: PagedBook, keep: jax.Array, have: jax.Array) -> PagedBook:
+  """Returns the book without columns `[keep, have)` of each row."""
+  columns = jnp.arange(book.table.shape[1], dtype=jnp.int32)[None, :]
+  dropped = (columns >= keep[:, None]) & (columns < have[:, None])
+  pages = jnp.where(dropped, book.table, book.references.shape[0])
+  return book.replace(
+      table=jnp.where(dropped, EMPTY, book.table),
+      references=book.references.at[pages.reshape(-1)].add(-1, mode='drop'),
+  )
+
+
+def _free_pages(book: PagedBook) -> tuple[jax.Array, jax.Array]:
+  """Returns page ids, free ones first in order, and how many are free."""
+  taken = (book.references > 0).astype(jnp.int32)
+  order = jnp.argsort(taken, stable=True).astype(jnp.int32)
+  return order, jnp.sum(taken == 0, dtype=jnp.int32)
+
+
+def _count(table: jax.Array, pages: int) -> jax.Array:
+  where = jnp.where(table >= 0, table, pages).reshape(-1)
+  return jnp.zeros(pages, jnp.int32).at[where].add(1, mode='drop')
+
+
+def _put(pool: jax.Array, new: jax.Array, slots: Any) -> jax.Array:
+  """Writes `new [B, K, T, ...]` into `pool [K, pages, page, ...]`."""
+  pages, offsets = slots
+
+  def put(pool, new):
+    return pool.at[pages, offsets].set(new, mode='drop')
+
+  return jax.vmap(put, (0, 1))(pool, new)
+
+
+def _rows_first(x: jax.Array) -> jax.Array:
+  """Turns `[K, B, m, page, ...]` into `[B, K, m page, ...]`."""
+  x = jnp.moveaxis(x, 1, 0)
+  return x.reshape(x.shape[:2] + (-1,) + x.shape[4:])

@@ -1,0 +1,77 @@
+"""The ring: the last tokens only, slot = position modulo slots.
+
+A modulo, never a shift: nothing moves, so keys keep the rotation and every
+slot the absolute position they came with (Mistral 7B, arXiv 2310.06825).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.caches.kind import EMPTY, Kind
+from kvjax.caches.view import contiguous_view
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring(Kind):
+  """Keeps what a window of `window` tokens can see.
+
+  Attributes:
+    window: a query sees itself and the `window - 1` tokens before it.
+    slack: slots beyond the window. They let `slack + 1` tokens be written
+      before any is read, and as many be taken back by `rewind`.
+  """
+
+  window: int = 0
+  slack: int = 0
+
+  def __post_init__(self):
+    if self.window < 1:
+      raise ValueError(
+          f'Ring window={self.window} must be at least 1: it counts the query.'
+      )
+    if self.slack < 0:
+      raise ValueError(f'Ring slack={self.slack} must not be negative.')
+
+  def bind(self, capacity):
+    if self.slots:
+      return self
+    return dataclasses.replace(
+        self, slots=min(self.window, capacity) + self.slack
+    )
+
+  @property
+  def limit(self):
+    # A ring shorter than its window cannot forget: it is full like any other.
+    return self.size - self.slack if self.size < self.window + self.slack else None
+
+  @property
+  def chunk(self):
+    return None if self.limit else self.slack + 1
+
+  def narrow(self, visibility):
+    return visibility.narrow(self.window)
+
+  def slot_of(self, positions):
+    last = jnp.max(positions, axis=-1, keepdims=True)
+    kept = (positions >= 0) & (positions > last - self.size)
+    return jnp.where(kept, positions % self.size, self.outside(positions))
+
+  def views(self, book, store, length):
+    filled = jnp.max(length)
+    return (contiguous_view(store, book.positions, filled),)
+
+  def rewinds_exactly(self, held, before, after):
+    seen = jnp.maximum(after - self.window + 1, 0)
+    return holds_range(held, seen, after) | (before == after)
+
+
+def holds_range(
+    held: jax.Array, first: jax.Array, last: jax.Array
+) -> jax.Array:
+  """Returns bool `[B]`: slots hold every position in `[first, last)`."""
+  inside = (held >= first[:, None, None]) & (held < last[:, None, None])
+  inside &= held != EMPTY
+  count = jnp.sum(inside, axis=-1, dtype=jnp.int32)
+  return jnp.all(count == (last - first)[:, None], axis=-1)

@@ -1,0 +1,73 @@
+"""Score functions: what a bounded cache forgets first."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class Score(Protocol):
+  """Ranks slots from what they received. Frozen and hashable."""
+
+  observes: bool
+
+  def accumulate(
+      self, total: jax.Array, weights: jax.Array | None
+  ) -> jax.Array:
+    """Returns the new statistic `[B, K, S]` after a step's weights.
+
+    `weights` is None unless `observes`.
+    """
+    ...
+
+  def priority(self, total: jax.Array, age: jax.Array) -> jax.Array:
+    """Returns `[B, K, S]`; the lowest is forgotten first.
+
+    `age` is 0 for the newest token of the row.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class HeavyHitters:
+  """Attention mass received so far (H2O, arXiv 2306.14048, algorithm 1).
+
+  Attributes:
+    recent: newest tokens that are never forgotten; below the budget.
+  """
+
+  recent: int = 0
+  observes: bool = dataclasses.field(default=True, init=False)
+
+  def accumulate(self, total, weights):
+    return total + weights
+
+  def priority(self, total, age):
+    return jnp.where(age < self.recent, jnp.inf, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastQuery:
+  """Attention of the newest queries alone (TOVA, arXiv 2401.06104)."""
+
+  observes: bool = dataclasses.field(default=True, init=False)
+
+  def accumulate(self, total, weights):
+    return weights
+
+  def priority(self, total, age):
+    return jnp.where(age == 0, jnp.inf, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recency:
+  """The oldest goes first: a ring by another name, and its oracle."""
+
+  observes: bool = dataclasses.field(default=False, init=False)
+
+  def accumulate(self, total, weights):
+    return total
+
+  def priority(self, total, age):
+    return -age.astype(jnp.float32)

@@ -1,0 +1,103 @@
+"""Attention sinks and a window (StreamingLLM, arXiv 2309.17453, section 3.2).
+
+The first tokens stay for ever beside a ring of recent ones. Positions are an
+explicit choice: kept as they were, or renumbered inside the cache as the paper
+does. Renumbering needs no unrotated keys: rotations compose, so scoring the
+sink slots with a query rotated to `min(p, sinks + window - 1)`, and the ring
+with the query at p, gives the same products.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from kvjax.caches.kind import Kind
+from kvjax.caches.ring import holds_range
+from kvjax.caches.view import View, contiguous_view, fresh_view
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinks(Kind):
+  """Keeps the first `sinks` tokens and a window of recent ones.
+
+  Attributes:
+    sinks: first tokens that are never forgotten.
+    window: recent tokens a query sees, itself included.
+    slack: ring slots beyond the window, as in `Ring`.
+    renumber: distances to the sinks are those inside the cache.
+  """
+
+  sinks: int = 4
+  window: int = 0
+  slack: int = 0
+  renumber: bool = False
+
+  def __post_init__(self):
+    if self.window < 1 or self.sinks < 1:
+      raise ValueError(
+          f'Sinks sinks={self.sinks}, window={self.window}: both must be at '
+          'least 1. For a window without sinks use Ring.'
+      )
+    if self.slack < 0:
+      raise ValueError(f'Sinks slack={self.slack} must not be negative.')
+
+  def bind(self, capacity):
+    if self.slots:
+      return self
+    recent = min(self.window, max(capacity - self.sinks, 1))
+    return dataclasses.replace(self, slots=self.sinks + recent + self.slack)
+
+  @property
+  def ring(self) -> int:
+    """Slots of the ring."""
+    return self.size - self.sinks
+
+  @property
+  def limit(self):
+    whole = self.sinks + self.window + self.slack
+    return self.size - self.slack if self.size < whole else None
+
+  @property
+  def chunk(self):
+    return None if self.limit else self.slack + 1
+
+  def narrow(self, visibility):
+    return visibility.narrow(self.window, self.sinks)
+
+  def slot_of(self, positions):
+    last = jnp.max(positions, axis=-1, keepdims=True)
+    kept = (positions >= 0) & (
+        (positions < self.sinks) | (positions > last - self.ring)
+    )
+    ring = self.sinks + (positions - self.sinks) % self.ring
+    slots = jnp.where(positions < self.sinks, positions, ring)
+    return jnp.where(kept, slots, self.outside(positions))
+
+  def views(self, book, store, length):
+    filled = jnp.max(length)
+    view = contiguous_view(store, book.positions, filled)
+    return self._split(view)
+
+  def fresh_views(self, new, positions):
+    return self._split(fresh_view(new, positions))
+
+  def _split(self, view: View) -> tuple[View, ...]:
+    """Parts sinks from recent tokens where their queries differ."""
+    if not self.renumber:
+      return (view,)
+    limit = self.sinks + self.window - 1
+
+    def first(held):
+      return jnp.where(held < self.sinks, held, -1)
+
+    def recent(held):
+      return jnp.where(held < self.sinks, -1, held)
+
+    return view.only(first, query_limit=limit), view.only(recent)
+
+  def rewinds_exactly(self, held, before, after):
+    seen = jnp.maximum(after - self.window + 1, 0)
+    recent = holds_range(held, seen, after)
+    first = jnp.minimum(after, self.sinks)
+    sinks = holds_range(held, jnp.zeros_like(first), first)
+    return (recent & sinks) | (before == after)

@@ -1,0 +1,36 @@
+"""What a cache is made of, before anything is allocated.
+
+`init_cache` allocates from these records and `kvjax.memory` adds them up, so
+that the bytes promised and the bytes allocated have one owner.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """What one token leaves behind under one name: `[heads, width]` elements.
+
+  `quantize` is False where precision decides (MLA's rotated key).
+  """
+
+  heads: int
+  width: int
+  quantize: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One array of a cache: shape, dtype, initial value and named axes."""
+
+  shape: tuple[int, ...]
+  dtype: Any
+  axes: tuple[str, ...]
+  fill: int = 0
+
+  def allocate(self) -> jax.Array:
+    return jnp.full(self.shape, self.fill, self.dtype)

@@ -1,0 +1,92 @@
+"""What attention sees of a cache: blocks of slots and their positions."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Streams = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """Slots that attention may read, block by block. Lives inside one trace.
+
+  Attributes:
+    fetch: `(start, size)` -> streams `[B, K, size, H]` by name and positions
+      `[B, 1 | K, size]` of those slots, -1 where a slot holds no token.
+    slots: number of slots, static.
+    filled: no slot from this index on holds a token (int32 scalar).
+    page: blocks start and end at multiples of this.
+    ordered: slot and position are the same number, so that a query at p needs
+      no slot beyond p.
+    query_limit: keys of this view are scored by the query rotated to at most
+      this position (renumbered sinks); None for the query's own position.
+  """
+
+  fetch: Callable[[Any, int], tuple[Streams, jax.Array]]
+  slots: int
+  filled: Any
+  page: int = 1
+  ordered: bool = False
+  query_limit: int | None = None
+
+  def map(self, f: Callable[[Streams], Streams]) -> 'View':
+    """Returns this view with `f` applied to each fetched block of streams."""
+
+    def fetch(start, size):
+      streams, positions = self.fetch(start, size)
+      return f(streams), positions
+
+    return dataclasses.replace(self, fetch=fetch)
+
+  def only(
+      self, keep: Callable[[jax.Array], jax.Array], **more: Any
+  ) -> 'View':
+    """Returns this view with slots emptied where `keep` says -1."""
+
+    def fetch(start, size):
+      streams, positions = self.fetch(start, size)
+      return streams, keep(positions)
+
+    return dataclasses.replace(self, fetch=fetch, **more)
+
+
+def fresh_view(streams: Streams, positions: jax.Array) -> View:
+  """Views tokens that are in no cache: streams `[B, K, T, H]`, `[B, T]`."""
+  return contiguous_view(streams, positions[:, None, :], positions.shape[1])
+
+
+def contiguous_view(
+    store: Streams, positions: jax.Array, filled: Any, **more: Any
+) -> View:
+  """Views leaves `[B, K, S, ...]` with positions `[B, 1 | K, S]`."""
+  slices = jax.tree.map(_slicer, store)
+
+  def fetch(start, size):
+    streams = jax.tree.map(lambda slice_: slice_(start, size), slices)
+    return streams, _slice(positions, start, size)
+
+  return View(fetch, positions.shape[2], filled, **more)
+
+
+def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:
+  if size == leaf.shape[2]:
+    return leaf
+  return jax.lax.dynamic_slice_in_dim(leaf, start, size, axis=2)
+
+
+def _slicer(leaf: jax.Array) -> Callable[[Any, int], jax.Array]:
+  if leaf.dtype != jnp.bfloat16 or jax.default_backend() != 'cpu':
+    return lambda start, size: _slice(leaf, start, size)
+  # XLA:CPU turns a bfloat16 slice into a float32 copy of the whole leaf, made
+  # outside the loop; it leaves a slice of the same bits as integers alone.
+  bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16)
+
+  def widen(start, size):
+    wide = _slice(bits, start, size).astype(jnp.uint32) << jnp.uint32(16)
+    return jax.lax.bitcast_convert_type(wide, jnp.float32)
+
+  return widen

@@ -1,0 +1,50 @@
+"""Which keys a query sees: a rule over two absolute positions, no more."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+  """A mask as a rule. A key at position -1 (no token) is never seen.
+
+  Attributes:
+    causal: a query sees no later key.
+    window: a query sees itself and the `window - 1` positions before it.
+    chunk: a query sees only keys of its own chunk of this many positions
+      (Llama 4's chunked local attention).
+    sink_tokens: the first positions stay visible whatever the window
+      (StreamingLLM, arXiv 2309.17453).
+  """
+
+  causal: bool = True
+  window: int | None = None
+  chunk: int | None = None
+  sink_tokens: int = 0
+
+  def __post_init__(self):
+    for name in ('window', 'chunk'):
+      size = getattr(self, name)
+      if size is not None and size < 1:
+        raise ValueError(f'{name}={size} must be at least 1, or None for none.')
+    if self.sink_tokens < 0:
+      raise ValueError(f'sink_tokens={self.sink_tokens} must not be negative.')
+
+  def sees(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns booleans, broadcasting query against key positions."""
+    seen = keys >= 0
+    if self.causal:
+      seen &= keys <= queries
+    if self.window is not None:
+      near = queries - keys < self.window
+      seen &= near | (keys < self.sink_tokens) if self.sink_tokens else near
+    if self.chunk is not None:
+      seen &= queries // self.chunk == keys // self.chunk
+    return seen
+
+  def narrow(self, window: int, sink_tokens: int = 0) -> 'Visibility':
+    """Returns this rule with at most that window (and those sinks)."""
+    if self.window is not None and self.window <= window:
+      return self
+    return dataclasses.replace(self, window=window, sink_tokens=sink_tokens)

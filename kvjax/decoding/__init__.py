@@ -1,0 +1,1 @@
+"""Decoding: pure functions over an immutable cache."""

@@ -1,0 +1,200 @@
+"""One call of a decoder through its cache: the traced heart of decoding."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.attention.cached import Step, read, remember
+from kvjax.attention.rotary import rotary_table
+from kvjax.caches.view import fresh_view
+from kvjax.decoding.cache import Cache
+from kvjax.models.config import ModelConfig
+from kvjax.models.decoder import embed, run_layer
+from kvjax.models.encoder import Encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Static choices of a call.
+
+  Attributes:
+    absorb: which form of latent attention; None for the cheaper one.
+    block: slots read at once; None for the backend's choice.
+    attention_layers: layers whose attention weights are wanted.
+  """
+
+  absorb: bool | None = None
+  block: int | None = None
+  attention_layers: tuple[int, ...] = ()
+
+
+def advance(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    cache: Cache,
+    tokens: jax.Array,
+    held: jax.Array,
+    options: Options,
+) -> tuple[jax.Array, Cache, tuple[Any, ...]]:
+  """Feeds tokens `[B, T]` where `held [B, T]` is true.
+
+  Returns:
+    Activations `[B, T, D]` before the final norm, NaN in rows that overflowed,
+    the new cache, and the wanted attention weights.
+  """
+  chunk = cache.layout.chunk
+  if chunk is not None and chunk < tokens.shape[1]:
+    return _by_chunks(config, params, cache, tokens, held, options, chunk)
+  cache, books, slots, step = _place(config, cache, held, options)
+  x = embed(config, params, tokens, step.positions)
+  x, cache, weights = _layers(
+      config, params, cache, books, slots, step, x, options
+  )
+  lost = cache.overflow[:, None, None]
+  return jnp.where(lost, jnp.nan, x), cache, weights
+
+
+def _by_chunks(config, params, cache, tokens, held, options, chunk):
+  """A kind that evicts takes a long call piece by piece."""
+  if options.attention_layers:
+    raise ValueError(
+        f'attention_layers={options.attention_layers} of {tokens.shape[1]} '
+        f'tokens at once: this cache evicts every {chunk}. Feed at most '
+        f'{chunk} tokens a call.'
+    )
+  batch, count = tokens.shape[0], -(-tokens.shape[1] // chunk)
+  pad = ((0, 0), (0, count * chunk - tokens.shape[1]))
+
+  def split(x):
+    return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, chunk), 1, 0)
+
+  def piece(cache, part):
+    x, cache, _ = advance(config, params, cache, *part, options)
+    return cache, x
+
+  cache, x = jax.lax.scan(piece, cache, (split(tokens), split(held)))
+  x = jnp.moveaxis(x, 0, 1).reshape(batch, count * chunk, -1)
+  return x[:, : tokens.shape[1]], cache, ()
+
+
+def _place(config, cache, held, options):
+  """Decides where tokens go, once for all layers."""
+  with jax.named_scope('place'):
+    count = jnp.sum(held, axis=1, dtype=jnp.int32)
+    kinds, before = cache.layout.kinds(), cache.length
+    fits = jnp.ones_like(cache.overflow)
+    for kind, book in zip(kinds, cache.books, strict=True):
+      fits &= kind.admits(book, before, count)
+    held &= fits[:, None]
+    order = jnp.cumsum(held.astype(jnp.int32), axis=1) - 1
+    positions = jnp.where(held, before[:, None] + order, -1)
+    after = before + jnp.sum(held, axis=1, dtype=jnp.int32)
+    placed = [
+        kind.place(book, before, positions)
+        for kind, book in zip(kinds, cache.books, strict=True)
+    ]
+  tables: dict[Any, Any] = {}
+
+  def table(rotary, limit):
+    if rotary is None:
+      return None
+    if (rotary, limit) not in tables:
+      at = positions if limit is None else jnp.minimum(positions, limit)
+      tables[rotary, limit] = rotary_table(
+          rotary, at, cache.layout.rotary_length
+      )
+    return tables[rotary, limit]
+
+  step = Step(positions, before, after, table, options.absorb, options.block)
+  old = cache.books
+  cache = cache.replace(
+      length=after,
+      overflow=cache.overflow | ~fits,
+      books=tuple(book for book, _ in placed),
+  )
+  return cache, old, tuple(slots for _, slots in placed), step
+
+
+def _layers(config, params, cache, old, slots, step, x, options):
+  layout = cache.layout
+  books, stores = list(cache.books), []
+  views: dict[int, Any] = {}
+  weights: dict[int, Any] = {}
+  for index, layer in enumerate(config.layers):
+    p, owner = params['layers'][index], config.owner(index)
+    memory, at = layout.memories[owner], layout.books[owner]
+
+    def attention(h, index=index, layer=layer, p=p, memory=memory, at=at):
+      variant, q = layer.attention, p['attention']
+      store, seen = cache.stores[index], views.get(config.owner(index))
+      if seen is None:
+        table = step.table(variant.rotary, None)
+        store, seen = remember(
+            memory,
+            (old[at], books[at]),
+            slots[at],
+            store,
+            variant.leave(q, h, table),
+            step,
+        )
+      y, reading = read(
+          variant, q, h, seen, memory.kind, params.get('relative'), step
+      )
+      return y, (store, seen, reading)
+
+    with jax.named_scope(f'layer_{index}'):
+      x, (store, views[index], reading) = run_layer(
+          layer, config.norm, p, x, attention,
+          _cross(cache, layer, p, index), config.residual_scale,
+      )
+    stores.append(store)
+    if index == owner:
+      with jax.named_scope('evict'):
+        received = (
+            reading.received(step.block) if memory.kind.observes else None
+        )
+        books[at] = memory.kind.evict(books[at], received, step.after)
+    if index in options.attention_layers:
+      weights[index] = reading.weights()
+  cache = cache.replace(books=tuple(books), stores=tuple(stores))
+  return x, cache, tuple(weights[i] for i in options.attention_layers)
+
+
+def _cross(cache, layer, params, index):
+  """Returns attention to the source's keys and values, written once."""
+  if layer.cross is None:
+    return None
+
+  def cross(h):
+    positions = jnp.zeros(h.shape[:2], jnp.int32)
+    step = Step(positions, cache.length, cache.length, lambda *_: None)
+    view = fresh_view(cache.cross[index], cache.source)
+    return read(layer.cross, params['cross'], h, (view,), None, None, step)[0]
+
+  return cross
+
+
+def write_source(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    cache: Cache,
+    encoded: Encoded,
+) -> Cache:
+  """Returns the cache with keys and values of the source in every layer."""
+  cross = []
+  for index, layer in enumerate(config.layers):
+    if layer.cross is None:
+      cross.append({})
+      continue
+    q = params['layers'][index]['cross']
+    streams = layer.cross.leave(q, encoded.hidden, None)
+    if cache.cross is not None:
+      streams = {
+          name: x.astype(cache.cross[index][name].dtype)
+          for name, x in streams.items()
+      }
+    cross.append(streams)
+  return cache.replace(cross=tuple(cross), source=encoded.positions)

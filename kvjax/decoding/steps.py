@@ -1,0 +1,253 @@
+"""prefill, extend, decode_step: tokens and a cache in, logits and a cache out.
+
+Each is a pure function. At the top of a program it is jitted, with the cache
+donated where `donate` says so, and refuses what the host can know to be wrong
+before tracing. Inside a caller's own jit it is plain code, and `donate` is
+accepted and ignored.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.decoding.advance import Options, advance, write_source
+from kvjax.decoding.cache import Cache, check_alive
+from kvjax.models.config import ModelConfig
+from kvjax.models.decoder import unembed
+from kvjax.models.encoder import Encoded
+from kvjax.models.forward import check_tokens, row_mask
+
+
+def prefill(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    cache: Cache,
+    tokens: jax.Array,
+    lengths: Any = None,
+    *,
+    padding: str = 'right',
+    encoded: Encoded | None = None,
+    donate: bool = True,
+    absorb: bool | None = None,
+    block: int | None = None,
+) -> tuple[jax.Array, Cache]:
+  """Feeds tokens and returns the logits of each row's last one.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    cache: empty or warm.
+    tokens: int `[B, T]`; a negative id is padding.
+    lengths: int `[B]`, tokens of each row; None for T.
+    padding: 'right' or 'left', where a shorter row has its padding.
+    encoded: the source of an encoder-decoder; its keys and values are written
+      here, once.
+    donate: reuse the buffers of `cache`, which cannot be used again.
+    absorb: form of latent attention; None for the cheaper one.
+    block: slots attention reads at once; None for the backend's choice.
+
+  Returns:
+    Float32 logits `[B, V]` (NaN in a row without tokens) and the new cache.
+
+  Raises:
+    ValueError: the tokens do not fit, before anything is computed.
+    DonatedCacheError: the cache was given to an earlier call.
+  """
+  _check(config, cache, tokens, lengths, encoded, wait=True)
+  held = row_mask(tokens, lengths, padding)
+  run = _choose(_prefill, cache, tokens, donate)
+  return run(
+      config, params, cache, tokens, held, encoded, Options(absorb, block)
+  )
+
+
+def extend(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    cache: Cache,
+    tokens: jax.Array,
+    lengths: Any = None,
+    *,
+    padding: str = 'right',
+    encoded: Encoded | None = None,
+    donate: bool = False,
+    absorb: bool | None = None,
+    block: int | None = None,
+    attention_layers: Sequence[int] = (),
+) -> Any:
+  """Feeds any number of tokens to a warm cache and returns all their logits.
+
+  Args:
+    config, params, cache, tokens, lengths, padding, encoded: as in `prefill`.
+    donate: reuse the buffers of `cache`.
+    absorb: form of latent attention; None for the cheaper one.
+    block: slots attention reads at once; None for the backend's choice.
+    attention_layers: layers whose weights are returned as well.
+
+  Returns:
+    Float32 logits `[B, T, V]` and the new cache; with `attention_layers`, also
+    a tuple of weights `[B, N, T, S]` and slot positions `[B, 1 | K, S]`.
+
+  Raises:
+    ValueError: the tokens do not fit, before anything is computed.
+    DonatedCacheError: the cache was given to an earlier call.
+  """
+  _check(config, cache, tokens, lengths, encoded, wait=True)
+  held = row_mask(tokens, lengths, padding)
+  options = Options(absorb, block, tuple(attention_layers))
+  run = _choose(_extend, cache, tokens, donate)
+  logits, cache, weights = run(
+      config, params, cache, tokens, held, encoded, options
+  )
+  return (logits, cache, weights) if attention_layers else (logits, cache)
+
+
+def decode_step(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    cache: Cache,
+    token: jax.Array,
+    active: jax.Array | None = None,
+    *,
+    donate: bool = True,
+    absorb: bool | None = None,
+    block: int | None = None,
+) -> tuple[jax.Array, Cache]:
+  """Feeds one token a row; never waits for the device.
+
+  A token that does not fit is written nowhere: the row's logits are NaN and
+  its `overflow` flag is set (`check` raises on it).
+
+  Args:
+    config: the model.
+    params: its parameters.
+    cache: warm.
+    token: int `[B]`; a negative id is no token.
+    active: bool `[B]`, rows that take part; None for all.
+    donate: reuse the buffers of `cache`, which cannot be used again.
+    absorb: form of latent attention; None for the cheaper one.
+    block: slots attention reads at once; None for the backend's choice.
+
+  Returns:
+    Float32 logits `[B, V]` and the new cache.
+
+  Raises:
+    DonatedCacheError: the cache was given to an earlier call.
+  """
+  check_alive(cache)
+  chex.assert_shape(token, (cache.batch_size,))
+  run = _choose(_decode_step, cache, token, donate)
+  return run(config, params, cache, token, active, Options(absorb, block))
+
+
+def _check(config, cache, tokens, lengths, encoded, *, wait):
+  """Raises on what the host knows, and with `wait` on what the device does."""
+  check_alive(cache)
+  chex.assert_shape(tokens, (cache.batch_size, None))
+  if config.encoder is None or encoded is not None or cache.cross is None:
+    check_tokens(config, tokens, encoded)
+  count = _host_counts(tokens, lengths)
+  if count is None:
+    return
+  limit = cache.layout.limit
+  if limit is not None and count.max(initial=0) > limit:
+    raise ValueError(_room(int(count.max()), 0, limit))
+  known = not isinstance(cache.length, jax.core.Tracer)
+  if wait and known:
+    _check_room(cache, np.asarray(count, np.int32))
+
+
+def _host_counts(tokens, lengths) -> np.ndarray | None:
+  """Returns new tokens a row as the host knows them; None while tracing."""
+  batch, width = tokens.shape
+  if lengths is None:
+    return np.full(batch, width)
+  if isinstance(lengths, jax.core.Tracer):
+    return None
+  lengths = np.asarray(lengths)
+  if lengths.shape != (batch,) or not np.issubdtype(lengths.dtype, np.integer):
+    raise ValueError(
+        f'lengths have shape {lengths.shape} and dtype {lengths.dtype}; they '
+        f'must be {batch} integers, one a row.'
+    )
+  if lengths.min(initial=0) < 0 or lengths.max(initial=0) > width:
+    raise ValueError(
+        f'lengths={lengths.tolist()} must lie between 0 and the {width} tokens '
+        'given.'
+    )
+  return lengths
+
+
+def _check_room(cache: Cache, count: np.ndarray) -> None:
+  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
+    fits = np.asarray(kind.admits(book, cache.length, jnp.asarray(count)))
+    if fits.all():
+      continue
+    row = int(np.argmin(fits))
+    have = int(np.asarray(cache.length)[row])
+    limit = cache.layout.limit
+    if limit is not None and have + count[row] > limit:
+      raise ValueError(f'Row {row}: ' + _room(int(count[row]), have, limit))
+    raise ValueError(
+        f'Row {row}: out of pages for {count[row]} more tokens after {have}. '
+        'Nothing was written. Give the pool more pages, or free some by '
+        'rewinding rows that are done.'
+    )
+
+
+def _room(count: int, have: int, limit: int) -> str:
+  return (
+      f'{count} tokens do not fit: the cache holds {have} of its capacity of '
+      f'{limit}. Nothing was written. Feed at most {limit - have}, rewind, or '
+      'allocate more with init_cache(capacity=...).'
+  )
+
+
+def _choose(run: Any, cache: Cache, tokens: Any, donate: bool) -> Any:
+  """Returns plain code inside a trace, and a jitted function outside."""
+  leaves = (cache.length, tokens)
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    return run
+  return _jitted(run, donate)
+
+
+@functools.cache
+def _jitted(run: Any, donate: bool) -> Any:
+  return jax.jit(
+      run,
+      static_argnames=('config', 'options'),
+      donate_argnames=('cache',) if donate else (),
+  )
+
+
+def _prefill(config, params, cache, tokens, held, encoded, options):
+  if encoded is not None:
+    cache = write_source(config, params, cache, encoded)
+  x, cache, _ = advance(config, params, cache, tokens, held, options)
+  steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+  last = jnp.max(jnp.where(held, steps, -1), axis=1)
+  x = jnp.take_along_axis(x, jnp.maximum(last, 0)[:, None, None], axis=1)
+  logits = unembed(config, params, x)[:, 0]
+  return jnp.where((last >= 0)[:, None], logits, jnp.nan), cache
+
+
+def _extend(config, params, cache, tokens, held, encoded, options):
+  if encoded is not None:
+    cache = write_source(config, params, cache, encoded)
+  x, cache, weights = advance(config, params, cache, tokens, held, options)
+  return unembed(config, params, x), cache, weights
+
+
+def _decode_step(config, params, cache, token, active, options):
+  held = token >= 0
+  if active is not None:
+    held &= active
+  x, cache, _ = advance(
+      config, params, cache, token[:, None], held[:, None], options
+  )
+  return unembed(config, params, x)[:, 0], cache

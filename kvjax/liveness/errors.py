@@ -1,0 +1,5 @@
+"""The one refusal of the analyser."""
+
+
+class AnalysisError(ValueError):
+  """The program cannot be analysed exactly; the message names the equation."""

@@ -1,0 +1,28 @@
+"""What inference occupies: what XLA and the device say of a compiled step."""
+
+from kvjax.memory.buffers import Buffer, EncodingError, buffers
+from kvjax.memory.devices import DEVICES, Device, device
+from kvjax.memory.in_place import (
+  Finding,
+  InPlaceError,
+  Verdict,
+  assert_in_place,
+  in_place,
+)
+from kvjax.memory.measured import Measured, measure
+
+__all__ = [
+  'DEVICES',
+  'Buffer',
+  'Device',
+  'EncodingError',
+  'Finding',
+  'InPlaceError',
+  'Measured',
+  'Verdict',
+  'assert_in_place',
+  'buffers',
+  'device',
+  'in_place',
+  'measure',
+]

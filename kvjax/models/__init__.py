@@ -1,0 +1,1 @@
+"""Models: params pytrees and plain functions over frozen configs."""

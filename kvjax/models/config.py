@@ -1,0 +1,156 @@
+"""What a model is: one frozen, hashable tree of choices."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from kvjax.attention.bias import RelativeBias
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.latent import Latent
+from kvjax.attention.norm import Norm
+from kvjax.models.experts import Experts
+from kvjax.models.mlp import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One decoder or encoder layer.
+
+  Attributes:
+    attention: over the tokens of the sequence.
+    mlp: dense, or experts.
+    cross: attention to the encoder's output; None for none.
+    norms: 'pre' normalises the input of each half, 'post' its output
+      (OLMo-2), 'both' does both (Gemma 2).
+    parallel: attention and MLP read the same input and are added together
+      (GPT-J, Falcon): 'shared' for one norm, 'separate' for one each.
+  """
+
+  attention: Grouped | Latent
+  mlp: MLP | Experts
+  cross: Grouped | None = None
+  norms: str = 'pre'
+  parallel: str | None = None
+
+  def __post_init__(self):
+    if self.norms not in ('pre', 'post', 'both'):
+      raise ValueError(
+          f"norms={self.norms!r} must be one of 'pre', 'post', 'both'."
+      )
+    if self.parallel not in (None, 'shared', 'separate'):
+      raise ValueError(
+          f"parallel={self.parallel!r} must be None, 'shared' or 'separate'."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """A bidirectional stack that reads a source once.
+
+  Attributes:
+    layers: each with non-causal attention.
+    features: width of a source frame (log-mel bins), read by two
+      convolutions, the second of stride 2 (Whisper, arXiv 2212.04356); None
+      for a source of token ids that share the decoder's embedding (T5).
+    positions: rows of a learned (or stored) position table; 0 for none.
+    norm: of its layers and of its output.
+  """
+
+  layers: tuple[Layer, ...]
+  features: int | None = None
+  positions: int = 0
+  norm: Norm = Norm()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A decoder (with an encoder or without) whose layers may differ.
+
+  Attributes:
+    vocab_size: V.
+    width: D.
+    layers: from the first to the last.
+    norm: of all layers and of the output.
+    tied: the head is the embedding transposed.
+    head_bias: the head has a bias.
+    embedding_scale: multiplies embeddings.
+    residual_scale: multiplies what a layer's halves add.
+    logit_scale: multiplies logits.
+    logit_softcap: bound of the logits; None for none.
+    positions: rows of a learned position table (GPT-2); 0 for none.
+    encoder: None for a decoder alone.
+    dtype: of parameters and activations, by name.
+  """
+
+  vocab_size: int
+  width: int
+  layers: tuple[Layer, ...]
+  norm: Norm = Norm()
+  tied: bool = False
+  head_bias: bool = False
+  embedding_scale: float = 1.0
+  residual_scale: float = 1.0
+  logit_scale: float = 1.0
+  logit_softcap: float | None = None
+  positions: int = 0
+  encoder: Encoder | None = None
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    for name in ('vocab_size', 'width'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    if not self.layers:
+      raise ValueError('layers=() is empty: a model has at least one layer.')
+    object.__setattr__(self, 'layers', tuple(self.layers))
+    object.__setattr__(self, 'dtype', jnp.dtype(self.dtype).name)
+    for index in range(len(self.layers)):
+      self._check_sharing(index)
+    # A step hashes its config on every call: once is enough.
+    fields = tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+    object.__setattr__(self, '_hash', hash(fields))
+
+  def __hash__(self) -> int:
+    return self._hash  # pyright: ignore[reportAttributeAccessIssue]
+
+  def _check_sharing(self, index: int) -> None:
+    source = self.layers[index].attention.shared_from
+    if source is None:
+      return
+    if not 0 <= source < index:
+      raise ValueError(
+          f'Layer {index} has shared_from={source}: it can only share the '
+          'keys and values of an earlier layer.'
+      )
+    owner, reader = self.layers[source].attention, self.layers[index].attention
+    if owner.shared_from is not None:
+      raise ValueError(
+          f'Layer {index} has shared_from={source}, which owns none itself: '
+          f'name its owner, {owner.shared_from}.'
+      )
+    if not isinstance(owner, Grouped) or (
+        owner.num_kv_heads != getattr(reader, 'num_kv_heads', None)
+    ):
+      raise ValueError(
+          f'Layer {index} shares keys and values of layer {source}, whose '
+          'attention is of another kind or has other kv heads.'
+      )
+
+  def owner(self, index: int) -> int:
+    """Returns the layer whose streams layer `index` reads."""
+    source = self.layers[index].attention.shared_from
+    return index if source is None else source
+
+
+def relative_bias(layers: tuple[Layer, ...]) -> tuple[int, int] | None:
+  """Returns the shape of the stack's shared relative table, if it has one."""
+  for layer in layers:
+    if isinstance(layer.attention.bias, RelativeBias):
+      return layer.attention.bias.buckets, layer.attention.num_heads
+  return None
+
+
+def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
+  """Returns `dtype`, or the config's for None."""
+  return jnp.dtype(config.dtype if dtype is None else dtype)

@@ -1,0 +1,114 @@
+"""The encoder of an encoder-decoder: runs once, sees its whole source.
+
+Its queries are read again whenever its source grows; it has no cache not
+because q is dead but because it runs once.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from kvjax.attention.plain import plain_attention
+from kvjax.models.config import Encoder, ModelConfig
+from kvjax.models.decoder import run_layer
+
+
+@struct.dataclass
+class Encoded:
+  """What a decoder reads of its source.
+
+  Attributes:
+    hidden: `[B, S, D]`.
+    positions: int32 `[B, S]`, -1 on padding.
+  """
+
+  hidden: jax.Array
+  positions: jax.Array
+
+
+def encode(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    source: jax.Array,
+    source_lengths: Any = None,
+) -> Encoded:
+  """Returns the encoder's output for a source.
+
+  Args:
+    config: a model with an encoder.
+    params: its parameters.
+    source: token ids `[B, S]`, or features `[B, frames, features]`, of which
+      the encoder's convolutions make `ceil(frames / 2)` positions.
+    source_lengths: int `[B]`, positions of each row that count; None for all.
+
+  Raises:
+    ValueError: the model has no encoder, or the source is of another shape.
+  """
+  encoder = config.encoder
+  if encoder is None:
+    raise ValueError('The model has no encoder; nothing to encode.')
+  rank = 2 if encoder.features is None else 3
+  if source.ndim != rank or (
+      encoder.features is not None and source.shape[-1] != encoder.features
+  ):
+    want = '[B, S] ids' if rank == 2 else f'[B, frames, {encoder.features}]'
+    raise ValueError(f'source has shape {source.shape}; it must be {want}.')
+  return _encode(config, params, source, source_lengths)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config, params, source, source_lengths):
+  encoder, p = config.encoder, params['encoder']
+  with jax.named_scope('encoder'):
+    if encoder.features is None:
+      x = params['embedding'][source]
+    else:
+      x = _convolve(p, source)
+    steps = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
+    positions = jnp.broadcast_to(steps, x.shape[:2])
+    if encoder.positions:
+      x = x + p['positions'][None, : x.shape[1]]
+    if source_lengths is not None:
+      lengths = jnp.asarray(source_lengths, jnp.int32)
+      chex.assert_shape(lengths, (x.shape[0],))
+      positions = jnp.where(steps < lengths[:, None], positions, -1)
+    x = _stack(encoder, p, x, positions)
+    return Encoded(encoder.norm(p['norm'], x), positions)
+
+
+def _stack(encoder: Encoder, params: Any, x: jax.Array, positions: jax.Array):
+  relative = params.get('relative')
+  for layer, p in zip(encoder.layers, params['layers'], strict=True):
+
+    def attention(h, layer=layer, p=p):
+      variant, q = layer.attention, p['attention']
+      out, _ = plain_attention(
+          variant.ask(q, h, None, False),
+          variant.unfold(q, variant.leave(q, h, None), False),
+          positions,
+          positions,
+          variant.scoring(q, relative, False),
+      )
+      return variant.output(q, out.astype(h.dtype), False), None
+
+    x, _ = run_layer(layer, encoder.norm, p, x, attention)
+  return x
+
+
+def _convolve(params: Any, x: jax.Array) -> jax.Array:
+  for name, stride in (('conv_0', 1), ('conv_1', 2)):
+    x = jax.lax.conv_general_dilated(
+        x,
+        params[name],
+        (stride,),
+        [(1, 1)],
+        dimension_numbers=('NWC', 'WIO', 'NWC'),
+    )
+    x = x + params[f'{name}_bias'][None, None, :]
+    x = jax.nn.gelu(x, approximate=False)
+  return x

@@ -1,0 +1,194 @@
+"""Mixture of experts: a router that scores, a rule that picks, gated MLPs.
+
+One class holds the published routers, since they differ in four choices only:
+how scores are made of logits, whether a correction bias takes part in picking
+(DeepSeek-V3, arXiv 2412.19437, section 2.1.2), whether whole groups of experts
+are picked first, and whether the picked weights are renormalised.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.attention.linear import init_linear, matmul
+from kvjax.models.mlp import ACTIVATIONS, MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """`sum_e weight_e expert_e(x)` over the top experts, plus a shared one.
+
+  Attributes:
+    num_experts: experts to choose from.
+    top: experts that a token visits.
+    hidden: F of one expert.
+    activation: of the gate.
+    score: 'softmax' over all experts, 'sigmoid' of each, or 'top_softmax'
+      over the logits of the picked ones.
+    renormalize: picked weights sum to one.
+    scale: multiplies the weights.
+    correction: a bias a expert joins the picking, not the weights.
+    groups: experts come in so many groups; 1 for none.
+    top_groups: groups that a token may pick from.
+    group_score: a group counts for its best expert ('max') or its best two
+      ('top2').
+    shared: an MLP that every token visits; None for none.
+    bias: router and experts have biases (gpt-oss).
+    clamp: bound of gate and up (gpt-oss: 7); its gate is then
+      `x sigmoid(1.702 x)` and multiplies `up + 1`. None for a plain gate.
+  """
+
+  num_experts: int
+  top: int
+  hidden: int
+  activation: str = 'silu'
+  score: str = 'softmax'
+  renormalize: bool = True
+  scale: float = 1.0
+  correction: bool = False
+  groups: int = 1
+  top_groups: int = 1
+  group_score: str = 'max'
+  shared: MLP | None = None
+  bias: bool = False
+  clamp: float | None = None
+
+  def __post_init__(self):
+    if not 1 <= self.top <= self.num_experts:
+      raise ValueError(
+          f'top={self.top} of num_experts={self.num_experts}: a token visits '
+          'at least one and at most all experts.'
+      )
+    if self.num_experts % self.groups:
+      raise ValueError(
+          f'num_experts={self.num_experts} is not a multiple of '
+          f'groups={self.groups}.'
+      )
+    if self.score not in ('softmax', 'sigmoid', 'top_softmax'):
+      raise ValueError(
+          f"Unknown score={self.score!r}; known: 'softmax', 'sigmoid', "
+          "'top_softmax'."
+      )
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+          f'Unknown activation={self.activation!r}; known: '
+          f'{", ".join(sorted(ACTIVATIONS))}.'
+      )
+
+  def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
+    """Returns parameters: router `[D, E]`, gate, up `[E, D, F]`, down."""
+    keys = jax.random.split(key, 5)
+    count, hidden = self.num_experts, self.hidden
+    params = init_linear(
+        keys[0], 'router', width, count, bias=self.bias, dtype=dtype
+    )
+    shapes = {'gate': (width, hidden), 'up': (width, hidden), 'down': (hidden, width)}
+    for k, (name, (fan_in, out)) in zip(keys[1:4], shapes.items(), strict=True):
+      weight = jax.random.normal(k, (count, fan_in, out), jnp.float32)
+      params[name] = (weight * fan_in**-0.5).astype(dtype)
+      if self.bias:
+        params[f'{name}_bias'] = jnp.zeros((count, out), dtype)
+    if self.correction:
+      params['correction'] = jnp.zeros((count,), jnp.float32)
+    if self.shared is not None:
+      params['shared'] = self.shared.init(keys[4], width, dtype)
+    return params
+
+  def __call__(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    """Returns `[B, T, D]` from `[B, T, D]`."""
+    with jax.named_scope('experts'):
+      rows = x.reshape(-1, x.shape[-1])
+      weights, picked = self.route(params, rows)
+      few = rows.shape[0] * self.top <= self.num_experts
+      run = self._visit if few else self._sweep
+      y = run(params, rows, weights, picked).astype(x.dtype).reshape(x.shape)
+      if self.shared is not None:
+        y = y + self.shared(params['shared'], x)
+      return y
+
+  def route(
+      self, params: Mapping[str, Any], rows: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns weights and indices `[M, top]` of the experts of `[M, D]`."""
+    router = params['router'].astype(jnp.float32)
+    logits = rows.astype(jnp.float32) @ router
+    if self.bias:
+      logits = logits + params['router_bias'].astype(jnp.float32)[None, :]
+    if self.score == 'top_softmax':
+      top, picked = jax.lax.top_k(logits, self.top)
+      return jax.nn.softmax(top, axis=-1) * self.scale, picked
+    scores = (
+        jax.nn.sigmoid(logits)
+        if self.score == 'sigmoid'
+        else jax.nn.softmax(logits, axis=-1)
+    )
+    choice = scores
+    if self.correction:
+      choice = choice + params['correction'].astype(jnp.float32)[None, :]
+    _, picked = jax.lax.top_k(self._in_top_groups(choice), self.top)
+    weights = jnp.take_along_axis(scores, picked, axis=-1)
+    if self.renormalize:
+      weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+    return weights * self.scale, picked
+
+  def _in_top_groups(self, choice: jax.Array) -> jax.Array:
+    if self.groups == 1:
+      return choice
+    grouped = choice.reshape(choice.shape[0], self.groups, -1)
+    best = 2 if self.group_score == 'top2' else 1
+    worth = jax.lax.top_k(grouped, best)[0].sum(-1)
+    _, kept = jax.lax.top_k(worth, self.top_groups)
+    allowed = jax.nn.one_hot(kept, self.groups).sum(1) > 0
+    return jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(choice.shape)
+
+  def _expert(self, params, index, rows):
+    """Returns expert `index` of `[M, D]`, reading its weights only."""
+
+    def pick(name):
+      return jax.lax.dynamic_index_in_dim(params[name], index, keepdims=False)
+
+    def project(name, x):
+      y = matmul(x, pick(name))
+      return y + pick(f'{name}_bias').astype(y.dtype)[None] if self.bias else y
+
+    gate, up = project('gate', rows), project('up', rows)
+    if self.clamp is None:
+      hidden = ACTIVATIONS[self.activation](gate) * up
+    else:
+      gate = jnp.minimum(gate, self.clamp)
+      up = jnp.clip(up, -self.clamp, self.clamp)
+      hidden = gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
+    return project('down', hidden.astype(rows.dtype))
+
+  def _visit(self, params, rows, weights, picked):
+    """Few tokens: one turn a pair of token and expert, reading no other."""
+    owner = jnp.repeat(
+        jnp.arange(rows.shape[0], dtype=jnp.int32), self.top
+    )
+
+    def visit(y, pair):
+      token, expert, weight = pair
+      row = jax.lax.dynamic_slice_in_dim(rows, token, 1)
+      out = self._expert(params, expert, row) * weight
+      return y.at[token].add(out[0]), None
+
+    pairs = owner, picked.reshape(-1), weights.reshape(-1)
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    return jax.lax.scan(visit, zeros, pairs)[0]
+
+  def _sweep(self, params, rows, weights, picked):
+    """Many tokens: one turn an expert, over all tokens, others weighted 0."""
+    tokens = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
+    gates = jnp.zeros((rows.shape[0], self.num_experts), jnp.float32)
+    gates = gates.at[tokens, picked].add(weights)
+
+    def sweep(y, expert):
+      gate = jax.lax.dynamic_index_in_dim(gates, expert, axis=1)
+      return y + self._expert(params, expert, rows) * gate, None
+
+    order = jnp.arange(self.num_experts, dtype=jnp.int32)
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    return jax.lax.scan(sweep, zeros, order)[0]
