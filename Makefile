@@ -1,0 +1,42 @@
+# Every target sets up its own virtual environment. With an interpreter at hand
+# nothing is installed: make test PY=python3. A GPU machine: EXTRAS=cuda.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?=
+COMMA := ,
+
+ifdef PY
+RUN := $(PY)
+READY :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
+endif
+
+.PHONY: run run-full test lint picture clean
+
+run: $(READY)
+	$(RUN) -m experiments.compare --config=configs/compare.py
+
+run-full: $(READY)
+	$(RUN) -m experiments.compare --config=configs/compare.py:full
+
+test: $(READY)
+	$(RUN) -m pytest -n 2 $(ARGS)
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
+
+picture: $(READY)
+	$(RUN) -m experiments.lifetimes
+
+clean:
+	rm -rf $(VENV) build *.egg-info out
+
+$(VENV)/.ok$(addprefix -,$(EXTRAS)): setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: kvjax needs 3.11 or newer. Use make PYTHON=python3.11." % v[:2])'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e ".[test,report$(addprefix $(COMMA),$(EXTRAS))]"
+	touch $@

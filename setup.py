@@ -1,0 +1,64 @@
+"""Package metadata of kvjax; the one place for it."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def read(path: str) -> str:
+  file = ROOT / path
+  return file.read_text(encoding='utf-8') if file.exists() else ''
+
+
+def version() -> str:
+  # By text: importing kvjax would need JAX before it is installed.
+  found = re.search(r"__version__ = '(.+?)'", read('kvjax/__init__.py'))
+  if found is None:
+    raise ValueError('kvjax/__init__.py states no __version__.')
+  return found.group(1)
+
+
+setup(
+    name='kvjax',
+    version=version(),
+    description='What a transformer must remember while it generates, in JAX.',
+    long_description=read('README.md'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    packages=find_packages(include=['kvjax', 'kvjax.*']),
+    package_data={'kvjax': ['**/*.json', '**/*.cc', '**/*.txtpb']},
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py>=2.1',
+        'chex>=0.1.90',
+        'flax>=0.12,<0.13',
+        'jax>=0.10,<0.13',
+        'ml_collections>=1.0',
+        'numpy>=2.0',
+        'optax>=0.2.5',
+    ],
+    extras_require={
+        'test': [
+            'hypothesis>=6.100',
+            'pyright[nodejs]==1.1.414',
+            'pytest>=8',
+            'pytest-xdist>=3.6',
+            'ruff==0.17.6',
+            'safetensors>=0.5',
+        ],
+        'report': ['matplotlib>=3.9', 'rich>=13'],
+        'hf': ['safetensors>=0.5', 'tokenizers>=0.20'],
+        'cuda': ['jax[cuda13]'],
+    },
+    classifiers=[
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)
