@@ -31,6 +31,9 @@ POINTWISE = frozenset(
   tanh xor""".split()
 )
 
+# Folds of these hang on the numbers in a table, not on a choice.
+ARITHMETIC = frozenset(('add', 'add_any', 'div', 'mul', 'sub'))
+
 _LIMITS = {'exp': 0, 'exp2': 0, 'logistic': 0, 'expm1': -1, 'tanh': -1}
 
 
@@ -185,6 +188,8 @@ def _offset(
         out = np.where(a.is_const, parts[0] * parts[1], out)
       known = b.is_const | (a.is_const if name == 'mul' else False)
       out = np.where(known, out, 0.0)
+    elif name == 'select_n':
+      out = _chosen(ins[0], parts[1:])
     else:
       out = _LINEAR[name](parts)
   return np.nan_to_num(out, nan=0.0) if np.any(np.abs(out) > FAR) else None
@@ -199,10 +204,10 @@ def _carries_mask(tensor: Tensor) -> bool:
   return bool(np.any(tensor.is_const & (np.abs(const) > FAR)))
 
 
-def _chosen(parts: Sequence[Array]) -> Array:
+def _chosen(which: Tensor, parts: Sequence[Array]) -> Array:
   out = np.zeros(parts[0].shape)
-  for a, case in enumerate(parts[1:]):
-    out = np.where(parts[0] == a, case, out)
+  for a, case in enumerate(parts):
+    out = np.where(which.is_const & (np.asarray(which.const) == a), case, out)
   return out
 
 
@@ -215,5 +220,5 @@ _LINEAR = {
   'div': None,
   'convert_element_type': lambda p: p[0],
   'reduce_precision': lambda p: p[0],
-  'select_n': _chosen,
+  'select_n': None,
 }

@@ -5,6 +5,7 @@ result's array; it is run on the identities, on the constants and on the
 offsets of the operands in turn. None of them makes a new scalar.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,11 +24,17 @@ def move(
 ) -> Tensor | None:
   """The moved tensor, or None when the primitive does more than move."""
   name = primitive.name
+  if any(_is_key(t.const) for t in ins):
+    return None
   if name in _PLAIN:
     return _map(lambda arrays: _PLAIN[name](arrays, params), ins)
   if name in _INDEXED and all(t.fixed for t in ins[_INDEXED[name] :]):
     return _indexed(primitive, params, ins)
   return None
+
+
+def _is_key(value: Any) -> bool:
+  return jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
 
 
 def _map(function: Callable[..., Array], ins: Sequence[Tensor]) -> Tensor:
@@ -122,12 +129,23 @@ def _indexed(
     np.arange(start, start + t.ids.size, dtype=np.int32).reshape(t.shape)
     for start, t in zip(starts, moved, strict=False)
   ]
-  params_of_indices = params | ({'fill_value': -1} if name == 'gather' else {})
   indices = [jax.numpy.asarray(t.const) for t in ins[len(moved) :]]
-  source = primitive.bind(
-    *map(jax.numpy.asarray, sources), *indices, **params_of_indices
-  )
-  return _pick(np.asarray(source), moved, params.get('fill_value'))
+  if name == 'gather':
+    source = gather_source(params, sources[0].shape, indices[0])
+  else:
+    arrays = map(jax.numpy.asarray, sources)
+    source = np.asarray(primitive.bind(*arrays, *indices, **params))
+  return _pick(source, moved, params.get('fill_value'))
+
+
+def gather_source(
+  params: Params, shape: tuple[int, ...], indices: Any
+) -> Array:
+  """For every result of a gather, the flat index it reads; -1: outside."""
+  flat = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+  params = params | {'fill_value': -1}
+  values = jax.numpy.asarray(flat), jax.numpy.asarray(indices)
+  return np.asarray(jax.lax.gather_p.bind(*values, **params))
 
 
 def _scatter(params: Params, ins: Sequence[Tensor]) -> Tensor:
@@ -195,4 +213,3 @@ def scatter_targets(params: Params, ins: Sequence[Tensor]) -> Array:
       fill_value=-1,
     )
   )
-

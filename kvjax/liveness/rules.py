@@ -16,12 +16,14 @@ Tensor = elements.Tensor
 Relation = relations.Relation
 Params = dict[str, Any]
 Shape = tuple[int, ...]
-Rule = Callable[[Params, Sequence[Tensor], Shape], tuple[list[Relation], float]]
+Rule = Callable[
+  [Params, Sequence[Tensor], Shape], tuple[Sequence[Relation], float]
+]
 
 
 def relate(
   name: str, params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float] | None:
+) -> tuple[Sequence[Relation], float] | None:
   """Relations of the operands and FLOPs a scalar; None for the unknown."""
   rule = _RULES.get(name)
   return None if rule is None else rule(params, ins, shape)
@@ -29,7 +31,7 @@ def relate(
 
 def _reduce(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float]:
+) -> tuple[Sequence[Relation], float]:
   axes = tuple(params['axes'])
   operand = ins[0].shape
   flops = math.prod(operand[a] for a in axes)
@@ -38,7 +40,7 @@ def _reduce(
 
 def _along(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float]:
+) -> tuple[Sequence[Relation], float]:
   """Sorts, top-k and what is left of cumulative sums: all along one axis."""
   keys = ('dimension', 'axis', 'operand_axis', 'reduction_dimension')
   axis = next(params[key] for key in keys if key in params)
@@ -49,7 +51,7 @@ def _along(
 
 def _fft(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float]:
+) -> tuple[Sequence[Relation], float]:
   rank = len(ins[0].shape)
   axes = tuple(range(rank - len(params['fft_lengths']), rank))
   flops = 5 * math.log2(max(2, math.prod(params['fft_lengths'])))
@@ -58,11 +60,9 @@ def _fft(
 
 def _dot(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float]:
+) -> tuple[Sequence[Relation], float]:
   orders = dot_orders(params, ins)
-  depth = math.prod(
-    ins[0].shape[a] for a in params['dimension_numbers'][0][0]
-  )
+  depth = math.prod(ins[0].shape[a] for a in params['dimension_numbers'][0][0])
   sides = [
     np.transpose(nonzero(t), order).reshape(dims)
     for t, (order, dims) in zip(ins, orders, strict=True)
@@ -99,22 +99,16 @@ def nonzero(tensor: Tensor) -> np.ndarray:
 
 def _gather(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float]:
+) -> tuple[Sequence[Relation], float]:
   """With indices that depend on data: anything along the indexed axes."""
   operand, indices = ins
-  numbers = params['dimension_numbers']
-  outer = [a for a in range(len(shape)) if a not in numbers.offset_dims]
-  flat = np.arange(indices.ids.size).reshape(indices.shape)
-  from_indices: Relation = relations.Mix(
-    (len(indices.shape) - 1,), indices.shape, indices.shape[:-1], squeeze=True
-  )
   lead = indices.shape[:-1]
-  spread = np.arange(math.prod(lead)).reshape(lead)
-  spread = np.expand_dims(spread, tuple(numbers.offset_dims))
-  source = np.broadcast_to(spread, shape)
-  read_indices = relations.Then(from_indices, relations.Index(source, lead))
-  del flat, outer
-  return [_gathered(params, operand, indices, shape), read_indices], 0.0
+  mixed = relations.Mix((len(lead),), indices.shape, lead, squeeze=True)
+  rows = np.arange(math.prod(lead)).reshape(lead)
+  rows = np.expand_dims(rows, params['dimension_numbers'].offset_dims)
+  spread = relations.Index(np.broadcast_to(rows, shape), lead)
+  table = _gathered(params, operand, indices, shape)
+  return [table, relations.Then(mixed, spread)], 0.0
 
 
 def _gathered(
@@ -124,16 +118,14 @@ def _gathered(
     return relations.All(operand.shape, shape)
   axes = tuple(params['dimension_numbers'].start_index_map)
   mixed = relations.Mix(axes, operand.shape, operand.shape)
-  anywhere = elements.constant(np.zeros(indices.shape, np.int32))
-  flat = elements.data(np.arange(operand.ids.size), np.int32)
-  flat = Tensor(flat.ids.reshape(operand.shape), flat.const.reshape(operand.shape))
-  picked = movement.gather_source(params, flat, anywhere)
-  return relations.Then(mixed, relations.Index(picked, operand.shape))
+  anywhere = np.zeros(indices.shape, np.int32)
+  source = movement.gather_source(params, operand.shape, anywhere)
+  return relations.Then(mixed, relations.Index(source, operand.shape))
 
 
 def _scatter_add(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float]:
+) -> tuple[Sequence[Relation], float]:
   operand, indices, updates = ins
   if not indices.fixed:
     return [relations.All(t.shape, shape) for t in ins], 1.0
@@ -147,7 +139,7 @@ def _scatter_add(
 
 def _everything(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[list[Relation], float]:
+) -> tuple[Sequence[Relation], float]:
   return [relations.All(t.shape, shape) for t in ins], 0.0
 
 

@@ -1,0 +1,196 @@
+"""Names for tensors that have none, and the report people read."""
+
+import collections
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvjax.liveness import cut as cutting
+from kvjax.liveness import report, witness
+from kvjax.liveness import trace as tracing
+
+if TYPE_CHECKING:
+  from kvjax.liveness import analyze
+
+Array = np.ndarray
+
+
+def label(
+  trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
+) -> tuple[str, ...]:
+  """A name for every tensor: its most special own, or that of its equation.
+
+  Tensors kept together for one reader (the halves of a rotated key) share one.
+  """
+  size = {
+    name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
+    for name, ts in trace.names.items()
+  }
+  stems = _stems(trace, graph)
+  count: collections.Counter[str] = collections.Counter()
+  shared: dict[Any, str] = {}
+  out = []
+  for i, node in enumerate(graph.nodes):
+    if node.names:
+      out.append(min(node.names, key=lambda n: size[n]))
+      continue
+    key = (node.readers, stems[i]) if i in cut.kept else i
+    if key not in shared:
+      base = _base(trace, node)
+      count[base] += 1
+      shared[key] = base if count[base] == 1 else f'{base}.{count[base]}'
+    out.append(shared[key])
+  return tuple(out)
+
+
+def _base(trace: tracing.Trace, node: Any) -> str:
+  if node.maker < 0:
+    return 'x'
+  return 'carry' if node.carry else trace.ops[node.maker].name
+
+
+def _stems(trace: tracing.Trace, graph: cutting.Graph) -> list[frozenset[Any]]:
+  """For every node, the equations its pointwise part starts from."""
+  made_of = collections.defaultdict(set)
+  for a, b in graph.edges:
+    made_of[b].add(a)
+  out: list[frozenset[Any]] = []
+
+  def stem(i: int, seen: frozenset[int]) -> frozenset[Any]:
+    node = graph.nodes[i]
+    if node.maker < 0:
+      return frozenset([-1])
+    op = trace.ops[node.maker]
+    if op.name == 'dot_general':
+      return frozenset([op.origin.equation])
+    before = made_of[i] - seen
+    return frozenset().union(*(stem(j, seen | {i}) for j in before))
+
+  for i in range(len(graph.nodes)):
+    out.append(stem(i, frozenset()))
+  return out
+
+
+def describe(verdict: 'analyze.Verdict', stable: bool) -> report.LivenessReport:
+  """The public report of a verdict."""
+  causal = verdict.delay == 0 and stable
+  finite = not math.isinf(verdict.delay) and stable
+  cuts = cutting.frontier(verdict.graph) if finite else []
+  return report.LivenessReport(
+    causal=causal,
+    live_for=verdict.live_for,
+    keep=_names(verdict, verdict.cut) if finite else (),
+    frontier=tuple(_point(verdict, c) for c in cuts),
+    delay=verdict.delay if stable else math.inf,
+    static=_static(verdict.trace),
+    tensors=_rows(verdict, finite),
+    graph=_dataflow(verdict),
+    notes=_notes(verdict, stable),
+  )
+
+
+def _names(verdict: 'analyze.Verdict', cut: cutting.Cut) -> tuple[str, ...]:
+  names = dict.fromkeys(verdict.names[i] for i in cut.kept)
+  order = list(verdict.trace.names)
+  rank = lambda n: order.index(n) if n in order else len(order)
+  return tuple(sorted(names, key=rank))
+
+
+def _point(verdict: 'analyze.Verdict', cut: cutting.Cut) -> report.Point:
+  return report.Point(
+    _names(verdict, cut),
+    cut.bytes_per_token,
+    cut.flops_per_token,
+    cut.state_bytes,
+  )
+
+
+def _static(trace: tracing.Trace) -> tuple[str, ...]:
+  return tuple(
+    name for name, ts in trace.names.items() if all(t.fixed for t in ts)
+  )
+
+
+def _rows(verdict: 'analyze.Verdict', finite: bool) -> tuple[report.Row, ...]:
+  kept = _names(verdict, verdict.cut) if finite else ()
+  return tuple(
+    _row(verdict, name, live, name in kept)
+    for name, live in verdict.live_for.items()
+  )
+
+
+def _row(
+  verdict: 'analyze.Verdict', name: str, live: float, kept: bool
+) -> report.Row:
+  trace = verdict.trace
+  nodes = [
+    verdict.graph.nodes[i] for i in verdict.cut.kept if verdict.names[i] == name
+  ]
+  tensors = trace.names.get(name, ())
+  shape: tuple[int, ...] = (sum(n.width for n in nodes),)
+  size = sum(n.width * n.itemsize for n in nodes)
+  if tensors:
+    axis = witness.row_axis(trace, tensors[0])
+    shape = tuple(n for i, n in enumerate(tensors[0].shape) if i != axis)
+    one = math.prod(shape) * np.asarray(tensors[0].const).dtype.itemsize
+    size = size if kept else len(tensors) * one
+  return report.Row(
+    name, shape, _available(trace, tensors), live, size, kept, _why(live, kept)
+  )
+
+
+def _available(trace: tracing.Trace, tensors: Any) -> str:
+  for tensor in tensors:
+    if tensor.fixed:
+      return 'before any token'
+    ready = trace.table.available[tensor.ids[~tensor.is_const]]
+    if ready.min() == trace.length - 1:
+      return 'with the last token'
+  return 'with its token'
+
+
+def _why(live: float, kept: bool) -> str:
+  if live == 0:
+    return 'read with its own token only'
+  who = 'every later token' if math.isinf(live) else f'the next {int(live)}'
+  if kept:
+    return f'read by {who}'
+  return f'read by {who}, through what is kept or redone'
+
+
+def _dataflow(verdict: 'analyze.Verdict') -> report.Dataflow:
+  sides = dict.fromkeys(verdict.cut.kept, 'kept')
+  sides |= dict.fromkeys(verdict.cut.redone, 'redone')
+  nodes = tuple(
+    (name, sides.get(i, 'past')) for i, name in enumerate(verdict.names)
+  )
+  sink = len(nodes)
+  future = tuple((i, sink) for i in sorted(verdict.graph.future))
+  return report.Dataflow(
+    (*nodes, ('future', 'future')), (*verdict.graph.edges, *future)
+  )
+
+
+def _notes(verdict: 'analyze.Verdict', stable: bool) -> tuple[str, ...]:
+  notes = []
+  if not stable:
+    notes.append('old rows change with the length: no exact cache.')
+  if math.isinf(verdict.delay):
+    notes.append(
+      f'old rows change with every token, from {_first(verdict.trace)} on: '
+      'no finite cache.'
+    )
+  elif verdict.delay:
+    notes.append(f'a row is final {int(verdict.delay)} tokens after its own.')
+  return tuple(notes)
+
+
+def _first(trace: tracing.Trace) -> str:
+  """The first equation all of whose results wait for the last position."""
+  known = trace.table.available
+  for op in trace.ops:
+    outs = np.concatenate([o[o >= 0] for o in op.outs])
+    if outs.size > 1 and known[outs].min() == trace.length - 1:
+      return f'{op.name} at {op.origin.source}'
+  return 'the output'

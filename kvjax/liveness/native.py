@@ -1,0 +1,148 @@
+"""Equations on values: by NumPy where it means the same, else by JAX.
+
+An analysis runs many small equations once each. NumPy compiles none of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = np.ndarray
+Params = dict[str, Any]
+
+
+def evaluate(
+  primitive: Any, params: Params, values: Sequence[Any]
+) -> list[Any]:
+  """Runs one equation on values."""
+  native = _TABLE.get(primitive.name)
+  if native is not None and all(_plain(v) for v in values):
+    out = native(params, *map(np.asarray, values))
+    if out is not None:
+      return [out]
+  bound = primitive.get_bind_params(params)
+  # A pair of functions and parameters before JAX 0.10, one mapping since.
+  extra, bound = bound if isinstance(bound, tuple) else ((), bound)
+  out = primitive.bind(*extra, *map(jax.numpy.asarray, values), **bound)
+  outs = list(out) if primitive.multiple_results else [out]
+  return [o if _extended(o) else np.asarray(o) for o in outs]
+
+
+def _extended(value: Any) -> bool:
+  return jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+
+
+def _plain(value: Any) -> bool:
+  return not _extended(value) and value.dtype in (
+    np.float32,
+    np.int32,
+    np.bool_,
+  )
+
+
+def _arithmetic(function: Callable[..., Array]) -> Callable[..., Array | None]:
+  """The same on float32; integers and booleans go to JAX."""
+
+  def run(params: Params, *values: Array) -> Array | None:
+    if any(v.dtype != np.float32 for v in values):
+      return None
+    return np.asarray(function(*values), np.float32)
+
+  return run
+
+
+def _anything(function: Callable[..., Array]) -> Callable[..., Array]:
+  """The same on float32, int32 and booleans."""
+  return lambda params, *values: function(*values)
+
+
+def _logic(function: Callable[..., Array]) -> Callable[..., Array | None]:
+  def run(params: Params, *values: Array) -> Array | None:
+    return function(*values) if values[0].dtype == bool else None
+
+  return run
+
+
+def _reduction(function: Callable[..., Array]) -> Callable[..., Array | None]:
+  def run(params: Params, value: Array) -> Array | None:
+    if value.dtype != np.float32:
+      return None
+    return np.asarray(function(value, axis=tuple(params['axes'])))
+
+  return run
+
+
+def _iota(params: Params) -> Array:
+  shape, axis = params['shape'], params['dimension']
+  lead = [1] * len(shape)
+  lead[axis] = shape[axis]
+  column = np.arange(shape[axis], dtype=params['dtype']).reshape(lead)
+  return np.broadcast_to(column, shape)
+
+
+def _convert(params: Params, value: Array) -> Array | None:
+  dtype = params['new_dtype']
+  if dtype not in (np.float32, np.int32, np.bool_):
+    return None
+  return value.astype(dtype)
+
+
+def _select(params: Params, which: Array, *cases: Array) -> Array | None:
+  if which.dtype != bool:
+    return None
+  return np.where(which, cases[1], cases[0])
+
+
+def _dot(params: Params, a: Array, b: Array) -> Array | None:
+  if a.dtype != np.float32 or b.dtype != np.float32:
+    return None
+  (left, right), (lead, follow) = params['dimension_numbers']
+  first = list(range(a.ndim))
+  second = list(range(a.ndim, a.ndim + b.ndim))
+  for i, j in zip((*left, *lead), (*right, *follow), strict=True):
+    second[j] = first[i]
+  free = [i for i in first if i not in second]
+  free += [j for j in second if j not in first]
+  return np.einsum(a, first, b, second, [first[i] for i in lead] + free)
+
+
+_TABLE: dict[str, Callable[..., Array | None]] = {
+  'add': _anything(np.add),
+  'add_any': _anything(np.add),
+  'and': _logic(np.logical_and),
+  'convert_element_type': _convert,
+  'cos': _arithmetic(np.cos),
+  'div': _arithmetic(np.divide),
+  'dot_general': _dot,
+  'eq': _anything(np.equal),
+  'exp': _arithmetic(np.exp),
+  'floor': _arithmetic(np.floor),
+  'ge': _anything(np.greater_equal),
+  'gt': _anything(np.greater),
+  'integer_pow': lambda p, v: _arithmetic(lambda a: a ** p['y'])(p, v),
+  'iota': _iota,
+  'le': _anything(np.less_equal),
+  'log': _arithmetic(np.log),
+  'log1p': _arithmetic(np.log1p),
+  'logistic': _arithmetic(lambda a: 1 / (1 + np.exp(-a))),
+  'lt': _anything(np.less),
+  'max': _anything(np.maximum),
+  'min': _anything(np.minimum),
+  'mul': _anything(np.multiply),
+  'ne': _anything(np.not_equal),
+  'neg': _arithmetic(np.negative),
+  'not': _logic(np.logical_not),
+  'or': _logic(np.logical_or),
+  'pow': _arithmetic(np.power),
+  'reduce_max': _reduction(np.max),
+  'reduce_min': _reduction(np.min),
+  'reduce_sum': _reduction(np.sum),
+  'rsqrt': _arithmetic(lambda a: 1 / np.sqrt(a)),
+  'select_n': _select,
+  'sin': _arithmetic(np.sin),
+  'sqrt': _arithmetic(np.sqrt),
+  'sub': _anything(np.subtract),
+  'tanh': _arithmetic(np.tanh),
+}
