@@ -38,7 +38,8 @@ class Experts:
     shared: an MLP that every token visits; None for none.
     bias: router and experts have biases (gpt-oss).
     clamp: bound of gate and up (gpt-oss: 7); its gate is then
-      `x sigmoid(1.702 x)` and multiplies `up + 1`. None for a plain gate.
+      `x sigmoid(sharpness x)` and multiplies `up + 1`. None for a plain gate.
+    sharpness: of that gate.
   """
 
   num_experts: int
@@ -55,6 +56,7 @@ class Experts:
   shared: MLP | None = None
   bias: bool = False
   clamp: float | None = None
+  sharpness: float = 1.702
 
   def __post_init__(self):
     if not 1 <= self.top <= self.num_experts:
@@ -160,7 +162,7 @@ class Experts:
     else:
       gate = jnp.minimum(gate, self.clamp)
       up = jnp.clip(up, -self.clamp, self.clamp)
-      hidden = gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
+      hidden = gate * jax.nn.sigmoid(self.sharpness * gate) * (up + 1)
     return project('down', hidden.astype(rows.dtype))
 
   def _visit(self, params, rows, weights, picked):

@@ -1,0 +1,85 @@
+"""Rows that several families share: the names most decoders are published by.
+
+A family's file composes its table of these and its own; what they share is a
+matter of names, so a row is written once.
+"""
+
+from kvjax.checkpoints.table import table
+
+ENDS = table('', '', '''
+  model.embed_tokens.weight   V D   embedding
+  model.norm.weight           D     norm.weight
+  lm_head.weight              V D   head          T
+''')
+
+NORMS = table('model.layers.{i}.', 'layers.{i}.', '''
+  input_layernorm.weight            D   attention_norm.weight
+  post_attention_layernorm.weight   D   mlp_norm.weight
+''')
+
+# Gemma 2's four norms; OLMo-2 has the two behind the halves only.
+POST_NORMS = table('model.layers.{i}.', 'layers.{i}.', '''
+  post_attention_layernorm.weight     D   attention_post_norm.weight
+  post_feedforward_layernorm.weight   D   mlp_post_norm.weight
+''')
+FOUR_NORMS = POST_NORMS + table('model.layers.{i}.', 'layers.{i}.', '''
+  input_layernorm.weight             D   attention_norm.weight
+  pre_feedforward_layernorm.weight   D   mlp_norm.weight
+''')
+
+GROUPED = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
+  q_proj.weight   N*H D   query         T
+  k_proj.weight   K*H D   key           T
+  v_proj.weight   K*H D   value         T
+  o_proj.weight   D N*H   output        T
+  q_proj.bias     N*H     query_bias
+  k_proj.bias     K*H     key_bias
+  v_proj.bias     K*H     value_bias
+  o_proj.bias     D       output_bias
+''')
+
+HEAD_NORMS = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
+  q_norm.weight   H   query_norm.weight
+  k_norm.weight   H   key_norm.weight
+''')
+
+# With a rank for queries, `q_proj` is two projections and a norm.
+LATENT = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
+  q_proj.weight               N*(H+P) D   query                T
+  q_a_proj.weight             Q D         query_down           T
+  q_a_proj.bias               Q           query_down_bias
+  q_a_layernorm.weight        Q           query_norm.weight
+  q_b_proj.weight             N*(H+P) Q   query                T
+  kv_a_proj_with_mqa.weight   R+P D       latent               T
+  kv_a_proj_with_mqa.bias     R+P         latent_bias
+  kv_a_layernorm.weight       R           latent_norm.weight
+  kv_b_proj.weight            N*(H+E) R   up_key               up_key
+  kv_b_proj.weight            N*(H+E) R   up_value             up_value
+  o_proj.weight               D N*E       output               T
+  o_proj.bias                 D           output_bias
+''')
+
+GATED = table('model.layers.{i}.mlp.', 'layers.{i}.mlp.', '''
+  gate_proj.weight   F D   gate         T
+  up_proj.weight     F D   up           T
+  down_proj.weight   D F   down         T
+  gate_proj.bias     F     gate_bias
+  up_proj.bias       F     up_bias
+  down_proj.bias     D     down_bias
+''')
+
+EXPERTS = table('model.layers.{i}.mlp.', 'layers.{i}.experts.', '''
+  gate.weight                    X D   router       T
+  gate.e_score_correction_bias   X     correction
+  experts.{e}.gate_proj.weight   F D   gate         T
+  experts.{e}.up_proj.weight     F D   up           T
+  experts.{e}.down_proj.weight   D F   down         T
+''')
+
+SHARED = table('model.layers.{i}.mlp.', 'layers.{i}.experts.shared.', '''
+  shared_experts.gate_proj.weight   M D   gate   T
+  shared_experts.up_proj.weight     M D   up     T
+  shared_experts.down_proj.weight   D M   down   T
+''')
+
+LLAMA = ENDS + NORMS + GROUPED + GATED

@@ -1,0 +1,93 @@
+"""DeepSeek-V3 and R1 (arXiv 2412.19437), Kimi-K2 (arXiv 2507.20534).
+
+MLA with a rank for queries, rotary pairs interleaved; dense MLPs in the first
+layers, then sigmoid-scored experts picked by groups with a correction bias,
+and a shared expert. The latents' norms use 1e-6 whatever `rms_norm_eps` says.
+Layers beyond `num_hidden_layers` (multi-token prediction) are left out.
+"""
+
+from kvjax.attention.latent import Latent
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.blocks import (
+    ENDS,
+    EXPERTS,
+    GATED,
+    LATENT,
+    NORMS,
+    SHARED,
+)
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary, score_scale
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.experts import Experts
+from kvjax.models.mlp import MLP
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a DeepSeek-V3 config.json."""
+  settings.only('scoring_func', 'sigmoid')
+  settings.only('topk_method', 'noaux_tc')
+  settings.only('moe_layer_freq', 1)
+  dense = settings.get('first_k_dense_replace', 3)
+  attention = latent(settings, settings.get('rope_interleave', True))
+  layers = [
+      Layer(attention, mlp(settings) if i < dense else experts(settings))
+      for i in range(settings.need('num_hidden_layers'))
+  ]
+  norm = Norm(settings.get('rms_norm_eps', 1e-6))
+  return settings.model(layers, tied=False, norm=norm)
+
+
+def latent(settings: Settings, interleaved: bool) -> Latent:
+  """Returns MLA as DeepSeek's config.json describes it."""
+  key_width = settings.need('qk_nope_head_dim')
+  rotary_width = settings.need('qk_rope_head_dim')
+  bias = settings.get('attention_bias', False)
+  return Latent(
+      settings.need('num_attention_heads'),
+      settings.need('kv_lora_rank'),
+      key_width,
+      settings.need('v_head_dim'),
+      rotary(settings, rotary_width, interleaved=interleaved),
+      query_rank=settings.raw('q_lora_rank', 1536),
+      norm=Norm(1e-6),
+      scale=score_scale(settings, key_width + rotary_width),
+      projection_bias=bias,
+      output_bias=bias,
+  )
+
+
+def mlp(settings: Settings) -> MLP:
+  """Returns the MLP of a dense layer."""
+  return MLP(
+      settings.need('intermediate_size'), settings.activation('hidden_act')
+  )
+
+
+def experts(settings: Settings) -> Experts:
+  """Returns the experts of a sparse layer, with their shared one."""
+  hidden = settings.need('moe_intermediate_size')
+  activation = settings.activation('hidden_act')
+  shared = hidden * settings.get('n_shared_experts', 0)
+  return Experts(
+      settings.need('n_routed_experts'),
+      settings.need('num_experts_per_tok'),
+      hidden,
+      activation,
+      score='sigmoid',
+      renormalize=settings.get('norm_topk_prob', True),
+      scale=settings.get('routed_scaling_factor', 1.0),
+      correction=True,
+      groups=settings.get('n_group', 1),
+      top_groups=settings.get('topk_group', 1),
+      group_score='top2',
+      shared=MLP(shared, activation) if shared else None,
+  )
+
+
+FAMILY = Family(
+    config,
+    ENDS + NORMS + LATENT + GATED + EXPERTS + SHARED,
+    beyond_layers=True,
+)

@@ -1,0 +1,81 @@
+"""gpt-oss (arXiv 2508.10925): attention sinks, windows in every other layer.
+
+Biases everywhere, YaRN, and experts whose gate and up projection are one
+tensor, columns alternating, clamped at `swiglu_limit`.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.attention.rotary import Rotary, Yarn
+from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.blocks import ENDS, GROUPED, NORMS
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import table
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.experts import Experts
+
+BASE = 150000.0
+
+ROWS = ENDS + NORMS + GROUPED + table(
+    'model.layers.{i}.', 'layers.{i}.', '''
+  self_attn.sinks                   N         attention.sinks
+  mlp.router.weight                 X D       experts.router        T
+  mlp.router.bias                   X         experts.router_bias
+  mlp.experts.gate_up_proj          X D 2*F   experts.gate          even
+  mlp.experts.gate_up_proj          X D 2*F   experts.up            odd
+  mlp.experts.down_proj             X F D     experts.down
+  mlp.experts.gate_up_proj_bias     X 2*F     experts.gate_bias     even
+  mlp.experts.gate_up_proj_bias     X 2*F     experts.up_bias       odd
+  mlp.experts.down_proj_bias        X D       experts.down_bias
+''')
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a gpt-oss config.json."""
+  kinds = ['sliding_attention', 'full_attention']
+  count = settings.need('num_hidden_layers')
+  layers = [
+      Layer(_attention(settings, window), _experts(settings))
+      for window in settings.windows((kinds * count)[:count])
+  ]
+  norm = Norm(settings.get('rms_norm_eps', 1e-5))
+  return settings.model(layers, tied=False, norm=norm)
+
+
+def _attention(settings: Settings, window: int | None) -> Grouped:
+  width = settings.head_width()
+  bias = settings.get('attention_bias', True)
+  return Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(),
+      width,
+      rotary=_rotary(settings, width),
+      visibility=Visibility(window=window),
+      sinks=True,
+      projection_bias=bias,
+      output_bias=bias,
+  )
+
+
+def _rotary(settings: Settings, width: int) -> Rotary:
+  if settings.raw('rope_scaling') or settings.raw('rope_parameters'):
+    return rotary(settings, width, base=BASE)
+  yarn = Yarn(32.0, 4096, truncate=False)
+  return Rotary(width, base=settings.get('rope_theta', BASE), scaling=yarn)
+
+
+def _experts(settings: Settings) -> Experts:
+  return Experts(
+      settings.need('num_local_experts', 'num_experts'),
+      settings.get('num_experts_per_tok', 4),
+      settings.need('intermediate_size'),
+      score='top_softmax',
+      bias=True,
+      clamp=settings.get('swiglu_limit', 7.0),
+      sharpness=settings.get('swiglu_alpha', 1.702),
+  )
+
+
+FAMILY = Family(config, ROWS)

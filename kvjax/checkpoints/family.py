@@ -1,0 +1,60 @@
+"""What a model family is to the loader: a config and a table."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import Row
+from kvjax.models.config import Layer, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """How one published family is read.
+
+  Attributes:
+    config: from its config.json.
+    rows: its tensors against params; the union over all its configurations.
+    prefix: of the decoder's tensors, absent from some checkpoints (GPT-2).
+    ignored: patterns (regular expressions) of tensors that hold no parameter:
+      rotary tables and masks saved as buffers, parts that are not the decoder.
+    beyond_layers: the checkpoint may hold layers after the last one of
+      `num_hidden_layers` (multi-token prediction), which are left out.
+    copies: tensors that repeat another where weights are tied, name against
+      name; they must be equal.
+  """
+
+  config: Callable[[Settings], ModelConfig]
+  rows: tuple[Row, ...]
+  prefix: str = 'model.'
+  ignored: tuple[str, ...] = (r'.*\.rotary_emb\.inv_freq',)
+  beyond_layers: bool = False
+  copies: Mapping[str, str] = dataclasses.field(
+      default_factory=lambda: {'lm_head.weight': 'model.embed_tokens.weight'}
+  )
+
+
+def sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
+  """Returns the letters of `kvjax.checkpoints.table`, 0 for what is not there."""
+  found = {'V': config.vocab_size, 'D': config.width, 'C': config.positions}
+  if layer is None:
+    return found
+  attention: Any = layer.attention
+  mlp: Any = layer.mlp
+  read = {
+      'N': attention.num_heads,
+      'K': getattr(attention, 'num_kv_heads', 1),
+      'H': attention.key_width,
+      'E': attention.value_width or attention.key_width,
+      'R': getattr(attention, 'latent_width', 0),
+      'Q': getattr(attention, 'query_rank', None) or 0,
+      'P': attention.rotary.width if attention.rotary else 0,
+      'W': getattr(attention.bias, 'buckets', 0),
+      'F': mlp.hidden,
+      'X': getattr(mlp, 'num_experts', 0),
+  }
+  shared = getattr(mlp, 'shared', None)
+  read['M'] = shared.hidden if shared else 0
+  read['G'] = read['N'] // read['K']
+  return found | read

@@ -1,0 +1,149 @@
+"""Published checkpoints: a directory in, a config and params out."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.checkpoints.bind import Leaf, bind, stored_dtype
+from kvjax.checkpoints.families import FAMILIES
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.settings import Settings, check_supported
+from kvjax.checkpoints.tensors import open_tensors
+from kvjax.models.config import ModelConfig
+
+CONFIG = 'config.json'
+LARGE = 1 << 30  # bytes from which loading shows its progress
+
+Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
+
+
+def load_checkpoint(
+    path: str | pathlib.Path,
+    dtype: Any = None,
+    *,
+    sharding: Sharding | None = None,
+) -> tuple[ModelConfig, dict[str, Any]]:
+  """Returns config and params of a published checkpoint.
+
+  Everything is checked before anything is put on a device; then one tensor at
+  a time is mapped, rearranged, converted and handed over, so that host memory
+  never holds much more than the model.
+
+  Args:
+    path: a directory with `config.json` and `*.safetensors`, single or sharded.
+    dtype: of the params; None for that of the file.
+    sharding: from a param's path (`layers.0.attention.query`) and shape, where
+      it shall lie; None for the default device.
+
+  Returns:
+    The config, and params as `init_params` of it has them.
+
+  Raises:
+    FileNotFoundError: no directory, no config.json or no safetensors.
+    ValueError: something is not supported, missing, unexpected, truncated or
+      of the wrong shape; the message names it.
+  """
+  path = pathlib.Path(path)
+  family, settings = _read_settings(path)
+  tensors = open_tensors(path)
+  name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
+  config = dataclasses.replace(family.config(settings), dtype=name)
+  return config, _place(bind(family, config, tensors), sharding)
+
+
+def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
+  """Returns the config of a published model, reading no weights.
+
+  Args:
+    name_or_path: a config.json, or a directory that has one.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it asks for something that is not supported.
+  """
+  family, settings = _read_settings(pathlib.Path(name_or_path))
+  return family.config(settings)
+
+
+def parse_config(values: dict[str, Any]) -> ModelConfig:
+  """Returns the config that the values of a config.json describe."""
+  family, settings = _dispatch(values)
+  return family.config(settings)
+
+
+def _read_settings(path: pathlib.Path) -> tuple[Family, Settings]:
+  file = path / CONFIG if path.is_dir() else path
+  if not file.is_file():
+    raise FileNotFoundError(
+        f'{path} is neither a directory with {CONFIG} nor such a file.'
+    )
+  try:
+    values = json.loads(file.read_text(encoding='utf-8'))
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f'{file} is no JSON: {error}.') from None
+  if not isinstance(values, dict):
+    raise ValueError(f'{file} holds no JSON object.')
+  return _dispatch(values)
+
+
+def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
+  name = values.get('model_type')
+  if name not in FAMILIES:
+    raise ValueError(
+        f'Unknown model_type {name!r}; supported: {", ".join(sorted(FAMILIES))}.'
+    )
+  check_supported(values)
+  return FAMILIES[name], Settings(values)
+
+
+def _place(leaves: list[Leaf], sharding: Sharding | None) -> dict[str, Any]:
+  """Reads leaf by leaf; each is on its device before the next is read."""
+  found = {}
+  for leaf in _progress(leaves):
+    where = None if sharding is None else sharding(leaf.place, leaf.shape)
+    placed = jax.device_put(leaf.read(), where)
+    found[leaf.place] = placed.block_until_ready()
+  return _nest(found)
+
+
+def _nest(flat: dict[str, Any]) -> Any:
+  """Returns dicts of dicts; where all keys are numbers, a list."""
+  groups: dict[str, dict[str, Any]] = {}
+  for path, value in flat.items():
+    if not path:
+      return value
+    head, _, rest = path.partition('.')
+    groups.setdefault(head, {})[rest] = value
+  nested = {head: _nest(group) for head, group in groups.items()}
+  if all(head.isdigit() for head in nested):
+    return [nested[str(i)] for i in range(len(nested))]
+  return nested
+
+
+def _progress(leaves: list[Leaf]) -> Iterator[Leaf]:
+  """Yields leaves; a large model shows a bar on stderr if that is a terminal."""
+  total = sum(tensor.size for leaf in leaves for tensor in leaf.tensors)
+  if total < LARGE or not sys.stderr.isatty():
+    return iter(leaves)
+  return _with_bar(leaves, total)
+
+
+def _with_bar(leaves: Iterable[Leaf], total: int) -> Iterator[Leaf]:
+  try:
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress
+  except ImportError:  # an extra: loading works without
+    yield from leaves
+    return
+  columns = (*Progress.get_default_columns(), DownloadColumn())
+  with Progress(*columns, console=Console(stderr=True)) as bar:
+    task = bar.add_task('Loading', total=total)
+    for leaf in leaves:
+      yield leaf
+      bar.advance(task, sum(tensor.size for tensor in leaf.tensors))

@@ -1,0 +1,172 @@
+"""Reads safetensors files: one file or many, one tensor at a time.
+
+The format is a little-endian 64-bit length, a JSON header and the bytes of the
+tensors (github.com/huggingface/safetensors, README). A tensor is mapped while
+it is read and unmapped after, so that a process never holds a second copy of a
+model in pages of its files.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+INDEX = 'model.safetensors.index.json'
+SINGLE = 'model.safetensors'
+MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
+
+DTYPES: dict[str, Any] = {
+    'F64': np.float64,
+    'F32': np.float32,
+    'F16': np.float16,
+    'BF16': jnp.bfloat16,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """Where a tensor lies.
+
+  Attributes:
+    name: as published.
+    shape: as published.
+    dtype: as the format spells it ('F32', 'BF16', ...).
+    path: its file.
+    offset: of its first byte in the file.
+    size: in bytes.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  path: pathlib.Path
+  offset: int
+  size: int
+
+  def check_dtype(self) -> None:
+    """Raises ValueError for a type that holds no plain weights."""
+    if self.dtype not in DTYPES:
+      raise ValueError(
+          f'Tensor {self.name} is stored as {self.dtype}, which is no plain '
+          f'weight; supported: {", ".join(sorted(DTYPES))}. Quantized '
+          'checkpoints must be dequantized first.'
+      )
+
+  def read(self) -> np.ndarray:
+    """Returns a read-only view of the tensor, mapped from its file."""
+    dtype = np.dtype(DTYPES[self.dtype])
+    if not self.size:
+      return np.empty(self.shape, dtype)
+    mapped = np.memmap(
+        self.path, np.uint8, 'r', offset=self.offset, shape=(self.size,)
+    )
+    return mapped.view(dtype).reshape(self.shape)
+
+
+def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
+  """Returns every tensor of a checkpoint directory, by name.
+
+  Args:
+    path: a directory with `model.safetensors`, or with an index and its shards.
+
+  Raises:
+    FileNotFoundError: neither is there, or a shard is missing.
+    ValueError: a file is truncated or malformed, or the index and its shards
+      disagree; the message names file and tensor.
+  """
+  index = path / INDEX
+  if index.exists():
+    return _open_shards(path, index)
+  files = [path / SINGLE] if (path / SINGLE).exists() else []
+  if not files:
+    files = sorted(path.glob('*.safetensors'))
+  if len(files) != 1:
+    raise FileNotFoundError(
+        f'{path} has neither {SINGLE} nor {INDEX} ({len(files)} other '
+        '*.safetensors). kvjax reads safetensors only; convert other formats '
+        'first.'
+    )
+  return read_header(files[0])
+
+
+def _open_shards(path: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
+  try:
+    where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
+  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    raise ValueError(f'{index} is no index of shards: {error}.') from None
+  found: dict[str, Tensor] = {}
+  for shard in sorted(set(where.values())):
+    if pathlib.PurePath(shard).name != shard or not (path / shard).exists():
+      raise FileNotFoundError(f'{index} names the shard {shard}: not there.')
+    for name, tensor in read_header(path / shard).items():
+      if where.get(name) != shard:
+        raise ValueError(
+            f'Tensor {name} lies in {shard}, but {index.name} says '
+            f'{where.get(name, "nothing of it")}.'
+        )
+      found[name] = tensor
+  if lost := sorted(where.keys() - found.keys()):
+    raise ValueError(
+        f'Tensor {lost[0]} is in no shard, though {index.name} places it in '
+        f'{where[lost[0]]} ({len(lost)} such).'
+    )
+  return found
+
+
+def read_header(path: pathlib.Path) -> dict[str, Tensor]:
+  """Returns the tensors of one file, by name, after checking that all is there.
+
+  Raises:
+    ValueError: the file is truncated or malformed.
+  """
+  total = path.stat().st_size
+  with path.open('rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+    if total < 8 or not 2 <= length <= min(total - 8, MAX_HEADER):
+      raise ValueError(
+          f'{path} is truncated or no safetensors file: {total} bytes, a '
+          f'header of {length}.'
+      )
+    header = _parse(path, file.read(length))
+  start = 8 + length
+  return {
+      name: _tensor(path, name, entry, start, total)
+      for name, entry in header.items()
+      if name != '__metadata__'
+  }
+
+
+def _parse(path: pathlib.Path, text: bytes) -> Mapping[str, Any]:
+  try:
+    header = json.loads(text)
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f'{path} has a broken header: {error}.') from None
+  if not isinstance(header, dict):
+    raise ValueError(f'{path} has a broken header: not a JSON object.')
+  return header
+
+
+def _tensor(path, name, entry, start, total) -> Tensor:
+  try:
+    begin, end = entry['data_offsets']
+    dtype, shape = entry['dtype'], tuple(entry['shape'])
+  except (KeyError, TypeError, ValueError):
+    raise ValueError(f'{path} describes tensor {name} badly.') from None
+  if not 0 <= begin <= end or start + end > total:
+    raise ValueError(
+        f'{path} is truncated: tensor {name} ends at byte {start + end} of '
+        f'{total}.'
+    )
+  tensor = Tensor(name, shape, dtype, path, start + begin, end - begin)
+  width = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else None
+  if width is not None and math.prod(shape) * width != tensor.size:
+    raise ValueError(
+        f'{path}: tensor {name} {list(shape)} of {dtype} takes '
+        f'{math.prod(shape) * width} bytes; the header gives it {tensor.size}.'
+    )
+  return tensor
