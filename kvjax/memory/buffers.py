@@ -80,7 +80,7 @@ class Buffer:
   """One buffer: where it lies and which operation fills it."""
 
   allocation: int  # number of the allocation that holds it
-  kind: str  # parameter, aliased, output, temporary, constant, tuple, thread
+  kind: str  # parameter, aliased, output, temporary, constant, thread
   bytes: int
   offset: int  # bytes from the start of the allocation
   opcode: str
@@ -223,7 +223,8 @@ def _buffer(
 def _kind(allocation: dict[Any, Any]) -> str:
   if 5 in allocation:  # is_entry_computation_parameter
     return 'aliased' if 7 in allocation else 'parameter'
-  kinds = {12: 'constant', 11: 'tuple', 3: 'thread', 7: 'output'}
+  # Not is_tuple (11): one table of pointers sets it for all that lies beside.
+  kinds = {12: 'constant', 3: 'thread', 7: 'output'}
   return next((k for f, k in kinds.items() if f in allocation), 'temporary')
 
 

@@ -67,6 +67,7 @@ class Verdict:
 
   @property
   def ok(self) -> bool:
+    """Every leaf is aliased and none is moved."""
     return len(self.aliased) == len(self.leaves) and not self.findings
 
   @property
@@ -76,10 +77,8 @@ class Verdict:
     return {k: sum(f.bytes for f in found if f.kind == k) for k in KINDS}
 
   def __str__(self) -> str:
-    lines = [
-      f'{self.argument!r}: {len(self.aliased)} of {len(self.leaves)} leaves'
-      f' aliased, {len(self.findings)} moved'
-    ]
+    count = f'{len(self.aliased)} of {len(self.leaves)} leaves aliased'
+    lines = [f'{self.argument!r}: {count}, {len(self.findings)} moved']
     kept = [leaf for leaf in self.leaves if leaf not in self.aliased]
     if kept:
       lines.append(
@@ -118,8 +117,9 @@ def in_place(
     loop counter (a layer), or any part of more than half of the leaf.
 
   Smaller parts are how a step is meant to read: blocks of a loop, and pages
-  or rows that a table in an argument names. On CPU judge float32: before JAX
-  0.12 XLA upcasts the operands of bfloat16 dots there.
+  or rows that a table in an argument names. A step that rewrites every slot
+  where it lies passes: the verdict is on memory, not on traffic. On CPU judge
+  float32: before JAX 0.12 XLA upcasts operands of bfloat16 dots there.
 
   Args:
     compiled: `jax.jit(step, donate_argnames='cache').lower(...).compile()`.
@@ -151,14 +151,13 @@ def in_place(
   values = _follow(module, rows, leaves)
   found = {}
   for row in rows:
-    finding = _finding(row, values, leaves, min_bytes)
-    if finding:
+    if finding := _finding(row, values, leaves, min_bytes):
       # An update of a moved leaf stays where the move put it: one finding.
       key = (finding.kind, finding.leaf, row.allocation, row.offset)
       found.setdefault(key, finding)
-  names = [leaf.op_name for leaf in leaves.values()]
-  aliased = [x.op_name for x in leaves.values() if x.kind == 'aliased']
-  return Verdict(argument, tuple(names), tuple(aliased), tuple(found.values()))
+  names = tuple(x.op_name for x in leaves.values())
+  aliased = tuple(x.op_name for x in leaves.values() if x.kind == 'aliased')
+  return Verdict(argument, names, aliased, tuple(found.values()))
 
 
 def _finding(
@@ -190,8 +189,7 @@ def _kind(row: Buffer, trace: '_Trace', leaf: Buffer, held: int) -> str | None:
     first = leaf.shape[0] if leaf.shape else 1
     layer = trace.indexed and first > 1 and held * first == size
     return 'slice' if layer or 2 * held > size else None
-  wider = row.bytes * size > leaf.bytes * math.prod(row.shape)
-  if row.dtype != leaf.dtype and wider:
+  if row.bytes * size > leaf.bytes * math.prod(row.shape):
     return 'upcast'
   if row.layout != leaf.layout and sorted(row.layout) == sorted(leaf.layout):
     return 'relayout'
@@ -200,10 +198,9 @@ def _kind(row: Buffer, trace: '_Trace', leaf: Buffer, held: int) -> str | None:
 
 def _stable(compiled: jax.stages.Compiled, argument: str) -> Verdict:
   """Judges all donated leaves together, from stable fields alone."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(compiled.args_info)
   donated = {
     jax.tree_util.keystr(path): math.prod(info.shape) * info.dtype.itemsize
-    for path, info in flat
+    for path, info in jax.tree.leaves_with_path(compiled.args_info)
     if info.donated
   }
   if not donated:
@@ -230,7 +227,6 @@ class _Trace:
 
 
 _Value: TypeAlias = '_Trace | tuple[_Value, ...]'  # of an array, or a tuple
-_NOTHING = _Trace({})
 
 _MIXES = frozenset(
   'dot convolution reduce reduce-window sort custom-call topk scaled-dot'
@@ -267,10 +263,8 @@ def _follow(
     if (leaf := leaves.get(row.allocation))
     and (row.dtype, row.bytes) == (leaf.dtype, leaf.bytes)
   }
-  entry = module.computations[module.entry]
-  inputs = sum(i.opcode == 'parameter' for i in entry)
   flow = _Flow(module, home, {})
-  _run(flow, module.entry, [_Trace({}, input=True)] * inputs)
+  _run(flow, module.entry, [_Trace({}, input=True)] * len(module.instructions))
   return flow.values
 
 
@@ -282,7 +276,7 @@ def _run(flow: _Flow, computation: int, inputs: Sequence[_Value]) -> _Value:
       parts = enumerate(value)
       value = tuple(flow.home.get((i.id, (n,)), x) for n, x in parts)
     local[i.id] = value = flow.home.get((i.id, ()), value)
-    flow.values[i.id] = _join([flow.values.get(i.id, _NOTHING), value])
+    flow.values[i.id] = _join([flow.values.get(i.id, _Trace({})), value])
   return local[flow.module.roots[computation]]
 
 
@@ -306,7 +300,7 @@ def _apply(
       return _join([_run(flow, branch, [x]) for branch, x in branches])
     case 'call' | 'fusion':
       return _run(flow, i.called[0], operands)
-    case 'async-start':
+    case 'async-start':  # its parts are inputs, result and context
       return _flat(_run(flow, i.called[0], operands))
     case 'optimization-barrier':
       return operands[0]
@@ -331,10 +325,10 @@ def _array(module: Module, i: Instruction, operands: list[_Trace]) -> _Trace:
   # Positions and lengths are computed with, codes are only unpacked.
   counted = i.shape.dtype in ('s32', 's64') and i.opcode in _ARITHMETIC
   mixed = i.opcode in _MIXES or counted
-  # Attention weights times a scale leaf are weights, not a moved scale.
-  if mixed or any(x.result and not x.held for x in operands):
-    result = found.result or bool(found.held)
-    return _Trace({}, result=result, input=found.input)
+  # Weights times a scale leaf are weights; a leaf plus a result is that leaf.
+  added = i.opcode in ('add', 'subtract')
+  if mixed or any(x.result and not (x.held or added) for x in operands):
+    return _Trace({}, found.result or bool(found.held), found.input)
   return found
 
 
@@ -370,8 +364,8 @@ def _read(
     alone = i.shape.dims[:1] < (first,) and i.shape.dims[1:] == whole.dims[1:]
   chosen = any(x.input for x in operands[1:2])  # by a page table, say
   held = {leaf: min(n, size) for leaf, n in found.held.items()}
-  indexed = found.indexed or (alone and not chosen)
-  return dataclasses.replace(found, held=held, indexed=indexed)
+  layer = found.indexed or (alone and not chosen)
+  return dataclasses.replace(found, held=held, indexed=layer)
 
 
 def _join(values: Sequence[_Value]) -> _Value:
