@@ -1,0 +1,255 @@
+"""The separation: what of the past the next token can be told by.
+
+A past query *does* influence later tokens, but only through the keys and
+values of higher layers, which are kept. So "Q is never needed" is a statement
+about a cut: once K and V of all layers are kept, every other tensor of the
+past may be replaced by noise and the next logits do not change by a bit. This
+module replaces tensors of the past in an uncached program that computes all
+its rows, so that nothing is unread merely because it was not computed.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from kvjax.attention.attend import Scoring
+from kvjax.attention.plain import plain_attention
+from kvjax.attention.rotary import rotary_table
+from kvjax.models.config import ModelConfig
+from kvjax.models.decoder import embed, run_layer, unembed
+
+
+@struct.dataclass
+class Past:
+  """What every layer computed at every token, `[B, ..., T, width]` by name.
+
+  Attributes:
+    queries: a dict a layer; no cache has it.
+    streams: a dict a layer: what a cache keeps.
+  """
+
+  queries: tuple[dict[str, jax.Array], ...]
+  streams: tuple[dict[str, jax.Array], ...]
+
+
+@struct.dataclass
+class Verdict:
+  """Largest change of the next logits, `[V]` of one row, by what was replaced.
+
+  Attributes:
+    queries: past queries of all layers, their K and V kept: 0, bit for bit.
+    past_rows: what the same noise does to the logits of the past rows, which
+      nobody asks for again.
+    naive: past queries of the first layer, before K and V of the layers above
+      exist: they are computed from the noise.
+    naive_by: the tensors through which that noise travelled: the largest
+      change of any stream of a higher layer.
+    kept: `[layers, streams, T - 1]`, each kept row of each stream alone.
+  """
+
+  queries: jax.Array
+  past_rows: jax.Array
+  naive: jax.Array
+  naive_by: jax.Array
+  kept: jax.Array
+
+
+def separate(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    key: jax.Array,
+) -> Verdict:
+  """Puts noise on the past, one part at a time, and watches the next logits.
+
+  The noise has the standard deviation of what it replaces. The last token of
+  `tokens` is the new one, all before it are the past.
+
+  Args:
+    config: a decoder whose layers own their streams.
+    params: its parameters.
+    tokens: int32 `[1, T]`.
+    key: of the noise.
+
+  Returns:
+    The verdict, for the row after the last token.
+  """
+  chex.assert_shape(tokens, (1, None))
+  return _separate(config, params, tokens, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _separate(config, params, tokens, key):
+  _, past = replay(config, params, tokens)
+  noise, count = _noise(past, key), tokens.shape[1] - 1
+  leaves = len(jax.tree.leaves(past.streams))
+
+  def run(scenario):
+    # One compiled body for all scenarios: equal bits then mean equal values.
+    queries, stream, row, keep = scenario
+    corrupt = Past(
+        tuple(
+            _choose(index < queries, new, old)
+            for index, (new, old) in enumerate(
+                zip(noise.queries, past.queries, strict=True)
+            )
+        ),
+        _with_row(past.streams, noise.streams, stream, row),
+    )
+    logits, read = replay(config, params, tokens, corrupt, keep)
+    return logits[0], _largest_change(read.streams[1:], past.streams[1:])
+
+  nothing, layers = (0, -1, -1, True), len(config.layers)
+  scenarios = [nothing, (layers, -1, -1, True), (1, -1, -1, False)]
+  scenarios += [
+      (0, s, row, True) for s in range(leaves) for row in range(count)
+  ]
+  columns = tuple(jnp.asarray(x) for x in zip(*scenarios, strict=True))
+  logits, travelled = jax.lax.map(run, columns)
+  change = jnp.max(jnp.abs(logits - logits[:1]), axis=-1)  # [scenarios, T]
+  return Verdict(
+      queries=change[1, -1],
+      past_rows=jnp.max(change[1, :-1]),
+      naive=change[2, -1],
+      naive_by=travelled[2],
+      kept=change[3:, -1].reshape(layers, -1, count),
+  )
+
+
+def replay(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    past: Past | None = None,
+    keep: jax.Array | bool = True,
+) -> tuple[jax.Array, Past]:
+  """Runs the uncached decoder with the past of its attention replaced.
+
+  Every row of every layer is computed. With `past`, rows before the last use
+  its queries in place of their own and, with `keep`, all rows read its streams
+  of them; what belongs to the last token is always its own.
+
+  Args:
+    config: a decoder whose layers own their streams.
+    params: its parameters.
+    tokens: int32 `[B, T]`.
+    past: what to read in place of what is computed; None for nothing.
+    keep: bool scalar, whether past streams come from `past` or are computed
+      from the rows that its queries lead to.
+
+  Returns:
+    Float32 logits `[B, T, V]`, and what each layer really read.
+  """
+  steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+  positions = jnp.broadcast_to(steps, tokens.shape)
+  x = embed(config, params, tokens, positions)
+  read = []
+  for index, (layer, p) in enumerate(
+      zip(config.layers, params['layers'], strict=True)
+  ):
+
+    def attention(h, index=index, layer=layer, p=p):
+      variant, q = layer.attention, p['attention']
+      rotary = variant.rotary
+      table = (
+          None
+          if rotary is None
+          else rotary_table(rotary, positions, tokens.shape[1])
+      )
+      asked = variant.ask(q, h, table, False)
+      left = variant.leave(q, h, table)
+      if past is not None:
+        asked = jax.tree.map(_before_last, past.queries[index], asked)
+        kept = jax.tree.map(_before_last, past.streams[index], left)
+        left = _choose(keep, kept, left)
+      out, _ = plain_attention(
+          asked,
+          variant.unfold(q, left, False),
+          positions,
+          positions,
+          variant.scoring(q, params.get('relative'), False),
+      )
+      return variant.output(q, out.astype(h.dtype), False), (asked, left)
+
+    x, found = run_layer(
+        layer, config.norm, p, x, attention, None, config.residual_scale
+    )
+    read.append(found)
+  queries, streams = zip(*read, strict=True)
+  return unembed(config, params, x), Past(queries, streams)
+
+
+def readers(tokens: int, scoring: Scoring) -> dict[str, jax.Array]:
+  """Returns which output row of one attention reads which row of q, k and v.
+
+  Found by changing one row at a time and looking, not from the formula.
+
+  Args:
+    tokens: T.
+    scoring: the mask that decides.
+
+  Returns:
+    For 'query', 'key' and 'value' a boolean `[T out, T in]`.
+  """
+  shape = (1, 1, tokens, 3)
+  rows = {
+      name: jax.random.normal(jax.random.key(i), shape)
+      for i, name in enumerate(('query', 'key', 'value'))
+  }
+  positions = jnp.arange(tokens, dtype=jnp.int32)[None, :]
+
+  def run(rows):
+    queries = {'key': rows['query'][:, :, None]}
+    streams = {'key': rows['key'], 'value': rows['value']}
+    out, _ = plain_attention(queries, streams, positions, positions, scoring)
+    return out[0, 0, 0]
+
+  def changed(name, row):
+    moved = rows | {name: rows[name].at[:, :, row].add(1.0)}
+    return jnp.any(run(moved) != run(rows), axis=-1)
+
+  return {
+      name: jnp.stack([changed(name, row) for row in range(tokens)], axis=1)
+      for name in rows
+  }
+
+
+def _before_last(old: jax.Array, new: jax.Array) -> jax.Array:
+  return jnp.concatenate([old[..., :-1, :], new[..., -1:, :]], axis=-2)
+
+
+def _noise(past: Past, key: jax.Array) -> Past:
+  leaves, tree = jax.tree.flatten(past)
+  ends = np.cumsum([leaf.size for leaf in leaves])
+  draw = jax.random.normal(key, (ends[-1],))  # one draw: quick to compile
+  return tree.unflatten([
+      (jnp.std(x) * part.reshape(x.shape)).astype(x.dtype)
+      for x, part in zip(leaves, jnp.split(draw, ends[:-1]), strict=True)
+  ])
+
+
+def _with_row(streams: Any, noise: Any, stream: jax.Array, row: jax.Array):
+  """Returns streams with one row of the `stream`th leaf taken from noise."""
+  leaves, tree = jax.tree.flatten(streams)
+  moved = []
+  for index, (old, new) in enumerate(
+      zip(leaves, jax.tree.leaves(noise), strict=True)
+  ):
+    here = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 2) == row
+    moved.append(jnp.where(here & (stream == index), new, old))
+  return tree.unflatten(moved)
+
+
+def _choose(flag: Any, new: Any, old: Any) -> Any:
+  return jax.tree.map(lambda x, y: jnp.where(flag, x, y), new, old)
+
+
+def _largest_change(new: Any, old: Any) -> jax.Array:
+  changes = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), new, old)
+  return jnp.max(jnp.stack(jax.tree.leaves(changes) + [jnp.zeros(())]))

@@ -1,0 +1,1 @@
+"""One writer for every experiment: terminal, JSON lines, plots, one HTML."""

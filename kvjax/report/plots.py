@@ -1,0 +1,223 @@
+"""Plots as PNG bytes; matplotlib is imported when one is drawn.
+
+Colours are Okabe and Ito's (distinct to colour-blind readers), and series
+differ in their markers as well. The same input gives the same bytes.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00')
+MARKERS = 'osD^vP'
+INK, FAINT = '#1d2733', '#d8dee6'
+
+
+def bars(
+    title: str, rows: Mapping[str, tuple[float, float]], unit: str
+) -> bytes:
+  """Returns a bar a row: what is kept, and what a Q cache would add to it."""
+  figure, (axes,) = _figure(1, 7.5, 0.55 * len(rows) + 1.5)
+  _memory_bars(axes, rows, unit)
+  axes.set_title(title, loc='left')
+  return _png(figure)
+
+
+def lines(
+    title: str,
+    series: Mapping[str, Mapping[float, float]],
+    x: str,
+    y: str,
+    *,
+    dashed: Sequence[str] = (),
+) -> bytes:
+  """Returns log-log lines through points, one a series, named at their ends.
+
+  Series named in `dashed` take the colours of the others, in order.
+  """
+  figure, (axes,) = _figure(1, 7.5, 4.4)
+  solid = [name for name in series if name not in dashed]
+  ticks = sorted({at for points in series.values() for at in points})
+  for name, points in series.items():
+    order = dashed if name in dashed else solid
+    index = list(order).index(name) % len(COLOURS)
+    axes.plot(
+        list(points),
+        list(points.values()),
+        marker=MARKERS[index],
+        color=COLOURS[index],
+        linestyle='--' if name in dashed else '-',
+        label=name,
+    )
+  axes.set_xscale('log', base=2)
+  axes.set_yscale('log')
+  axes.set_xticks(ticks, [f'{at:,.0f}' for at in ticks])
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
+  axes.set_title(title, loc='left')
+  axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
+  return _png(figure)
+
+
+def scatter(
+    title: str,
+    points: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    x: str,
+    y: str,
+) -> bytes:
+  """Returns points `(x, y, spread)`: colour by series, marker by name within.
+
+  x is logarithmic; a spread is drawn as a bar up and down.
+  """
+  figure, (axes,) = _figure(1, 7.5, 4.4)
+  names = list(dict.fromkeys(n for group in points.values() for n in group))
+  for index, (series, group) in enumerate(points.items()):
+    for name, (at, value, spread) in group.items():
+      axes.errorbar(
+          at,
+          value,
+          yerr=spread or None,
+          color=COLOURS[index],
+          marker=MARKERS[names.index(name)],
+          markersize=7,
+          alpha=0.85,
+          capsize=2,
+      )
+  for index, series in enumerate(points):
+    axes.plot([], [], 's', color=COLOURS[index], label=series, markersize=8)
+  for index, name in enumerate(names):
+    axes.plot([], [], MARKERS[index], color='#55606e', label=name)
+  axes.set_xscale('log', base=2)
+  axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
+  axes.set_title(title, loc='left')
+  axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
+  return _png(figure)
+
+
+def heat(
+    title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
+) -> bytes:
+  """Returns square matrices side by side, rows asking and columns asked.
+
+  Args:
+    title: above all.
+    panels: a matrix `[T, T]` of weights from 0 to 1 each.
+    labels: one a row and column.
+  """
+  figure, axes = _figure(len(panels), 3.4 * len(panels) + 0.4, 4.0)
+  for panel, (name, matrix) in zip(axes, panels.items(), strict=True):
+    panel.imshow(np.sqrt(matrix), cmap='Blues', vmin=0, vmax=1)
+    panel.set_title(name, loc='left', fontsize=10)
+    panel.set_xticks(range(len(labels)), labels, fontsize=6, family='monospace')
+    panel.set_yticks(range(len(labels)), labels, fontsize=6, family='monospace')
+    panel.tick_params(length=0, pad=1)
+    panel.grid(False)
+  axes[0].set_ylabel('after reading ...')
+  axes[0].set_xlabel('... weight on')
+  figure.suptitle(title, x=0.01, ha='left', fontsize=12)
+  return _png(figure)
+
+
+def lifetimes(
+    title: str,
+    lives: Mapping[str, Sequence[tuple[int, int]]],
+    memory: Mapping[str, tuple[float, float]],
+    unit: str,
+) -> bytes:
+  """Returns how long each token's tensors live, and bytes a token beside it.
+
+  Args:
+    title: above both.
+    lives: by tensor, for each token the first and the last step it is read.
+    memory: as the rows of `bars`.
+    unit: of those.
+  """
+  figure, (left, right) = _figure(2, 11, 4.3, ratio=(1.25, 1))
+  count = len(next(iter(lives.values())))
+  height = 0.8 / len(lives)
+  for index, (name, spans) in enumerate(lives.items()):
+    starts = np.asarray([first - 0.43 for first, _ in spans])
+    ends = np.asarray([last + 0.43 for _, last in spans])
+    left.barh(
+        np.arange(count) + (index - (len(lives) - 1) / 2) * height,
+        ends - starts,
+        left=starts,
+        height=0.82 * height,
+        color=COLOURS[(5, 0, 2)[index % 3]],
+        label=name,
+    )
+  left.set_xlim(-0.6, count - 0.4)
+  left.set_xticks(range(count))
+  left.set_yticks(range(count), [f'token {t}' for t in range(count)])
+  left.invert_yaxis()
+  left.set_xlabel('decode step in which it is read')
+  left.set_title('who is read, and until when', loc='left', fontsize=10)
+  left.legend(frameon=False, loc='lower left')
+  _memory_bars(right, memory, unit)
+  right.set_title('what a token leaves behind', loc='left', fontsize=10)
+  figure.suptitle(title, x=0.01, ha='left', fontsize=13)
+  return _png(figure)
+
+
+def _memory_bars(
+    axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
+) -> None:
+  kept, more = np.asarray(list(rows.values()), float).T
+  places = range(len(rows))
+  axes.barh(places, kept, color=COLOURS[0], label='the cache')
+  # What would be kept for nothing is hatched, not filled.
+  axes.barh(
+      places,
+      more,
+      left=kept,
+      color='white',
+      edgecolor=COLOURS[5],
+      hatch='////',
+      label='a Q cache would add',
+  )
+  widest = max(kept + more)
+  for y, (size, end) in enumerate(zip(kept, kept + more, strict=True)):
+    axes.text(end + 0.02 * widest, y, f'{size:,.0f}', va='center', color=INK)
+  axes.set_yticks(places, list(rows))
+  axes.invert_yaxis()
+  axes.set_xlim(0, 1.6 * widest)
+  axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
+  axes.xaxis.set_major_locator(_locator(4))
+  axes.set_xlabel(unit)
+  axes.legend(frameon=False, loc='lower right')
+
+
+def _locator(count: int) -> Any:
+  from matplotlib.ticker import MaxNLocator
+
+  return MaxNLocator(count)
+
+
+def _figure(
+    panels: int, width: float, height: float, ratio: Sequence[float] = ()
+) -> tuple[Any, Any]:
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib.figure import Figure
+
+  figure = Figure((width, height), layout='constrained')
+  axes = figure.subplots(
+      1, panels, squeeze=False, width_ratios=list(ratio) or None
+  )[0]
+  for panel in axes:
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.spines[['left', 'bottom']].set_color(INK)
+    panel.grid(color=FAINT, linewidth=0.6)
+    panel.set_axisbelow(True)
+  return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+  data = io.BytesIO()
+  figure.savefig(data, format='png', dpi=150, metadata={'Software': None})
+  return data.getvalue()

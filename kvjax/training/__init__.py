@@ -1,0 +1,1 @@
+"""Training small models on text, and asking what they predict."""
