@@ -22,7 +22,7 @@ class PositionBias:
   def __call__(
       self, queries: jax.Array, keys: jax.Array, num_kv_heads: int
   ) -> jax.Array:
-    bias = self.rule.bias(self.table, keys - queries)  # [B, K|1, S, T, N]
+    bias = self.rule.bias(self.table, queries, keys)  # [B, K|1, S, T, N]
     bias = bias.reshape(bias.shape[:4] + (num_kv_heads, -1))
     if bias.shape[1] == 1:
       return jnp.moveaxis(bias[:, 0], (3, 4), (1, 3))
@@ -37,9 +37,13 @@ class Alibi:
   """`slope_n (key - query)` (Press et al. 2021, arXiv 2108.12409).
 
   `scale` multiplies the slopes (Falcon scales scores and bias together).
+  `rounded` is Falcon's published arithmetic: slopes, key positions and their
+  products in bfloat16; it counts from position 0, which a softmax cannot tell
+  from counting back from the query.
   """
 
   scale: float = 1.0
+  rounded: bool = False
 
   def table(self, num_heads: int, learned: jax.Array | None) -> jax.Array:
     """Returns slopes `[N]`; heads beyond a power of two interleave."""
@@ -48,11 +52,24 @@ class Alibi:
     slopes = _geometric(power, power)
     rest = _geometric(2 * power, 2 * (num_heads - power))[::2]
     slopes = np.concatenate([slopes, rest])[:num_heads]
+    if self.rounded:
+      return _bfloat16(jnp.asarray(slopes, jnp.float32))
     return jnp.asarray(self.scale * slopes, jnp.float32)
 
-  def bias(self, table: jax.Array, distance: jax.Array) -> jax.Array:
+  def bias(
+      self, table: jax.Array, queries: jax.Array, keys: jax.Array
+  ) -> jax.Array:
     slopes = table[None, None, None, None, :]
-    return distance.astype(jnp.float32)[..., None] * slopes
+    if not self.rounded:
+      return (keys - queries).astype(jnp.float32)[..., None] * slopes
+    shape = jnp.broadcast_shapes(queries.shape, keys.shape)
+    keys = _bfloat16(jnp.broadcast_to(keys, shape).astype(jnp.float32))
+    return self.scale * _bfloat16(keys[..., None] * slopes)
+
+
+def _bfloat16(x: jax.Array) -> jax.Array:
+  # Not a pair of casts: XLA may drop those, as excess precision.
+  return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def _geometric(heads: int, count: int) -> np.ndarray:
@@ -82,8 +99,10 @@ class RelativeBias:
       )
     return learned
 
-  def bias(self, table: jax.Array, distance: jax.Array) -> jax.Array:
-    return table.astype(jnp.float32)[self.bucket(distance)]
+  def bias(
+      self, table: jax.Array, queries: jax.Array, keys: jax.Array
+  ) -> jax.Array:
+    return table.astype(jnp.float32)[self.bucket(keys - queries)]
 
   def bucket(self, distance: jax.Array) -> jax.Array:
     """Returns the bucket of `key - query`: exact near, logarithmic far."""

@@ -35,6 +35,14 @@ class Family:
   )
 
 
+def renamed(rows: tuple[Row, ...], old: str, new: str) -> tuple[Row, ...]:
+  """Returns rows whose names begin otherwise."""
+  return tuple(
+      dataclasses.replace(row, name=new + row.name.removeprefix(old))
+      for row in rows
+  )
+
+
 def sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
   """Returns the letters of `kvjax.checkpoints.table`, 0 for what is not there."""
   found = {'V': config.vocab_size, 'D': config.width, 'C': config.positions}

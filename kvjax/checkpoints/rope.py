@@ -34,7 +34,6 @@ KNOWN = {
     },
     'longrope': {'factor', 'attention_factor', 'short_factor', 'long_factor'},
 }  # fmt: skip
-ALIASES = {'su': 'longrope'}  # Phi-3's first spelling
 
 
 def rotary(
@@ -45,6 +44,7 @@ def rotary(
     partial: float | None = None,
     interleaved: bool = False,
     layer_type: str | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Rotary:
   """Returns the rotation of a head of `width` features.
 
@@ -56,11 +56,14 @@ def rotary(
       that rotates all of `width` and has no such key.
     interleaved: pairs are neighbours.
     layer_type: key of a nested `rope_parameters`.
+    aliases: further spellings of rope types, in this family.
 
   Raises:
     ValueError: an unknown rope type, or an unknown key of a known one.
   """
-  found = parameters(settings, layer_type)
+  found = dict(parameters(settings, layer_type))
+  spelled = found.get('rope_type', found.get('type', 'default'))
+  found['rope_type'] = (aliases or {}).get(spelled, spelled)
   key = 'partial_rotary_factor'
   share = found.get(key, settings.raw(key))
   if partial is not None:
@@ -98,7 +101,6 @@ def parameters(
 def rope_type(found: Mapping[str, Any]) -> str:
   """Returns the type of rope parameters; ValueError for one not supported."""
   name = found.get('rope_type', found.get('type', 'default'))
-  name = ALIASES.get(name, name)
   if name not in KNOWN:
     raise ValueError(
         f'Unknown rope type {name!r}; supported: {", ".join(sorted(KNOWN))}.'

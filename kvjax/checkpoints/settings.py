@@ -106,21 +106,22 @@ class Settings:
   def kv_heads(self) -> int:
     return self.get('num_key_value_heads', self.need('num_attention_heads'))
 
-  def windows(self, default: list[str] | None = None) -> list[int | None]:
+  def windows(self, default: list[str], window: int) -> list[int | None]:
     """Returns the window of each layer, None where it sees all, by layer_types.
 
     Args:
-      default: `layer_types` where config.json has none; None for full ones.
+      default: `layer_types` where config.json has none.
+      window: published default of `sliding_window`.
     """
     count = self.need('num_hidden_layers')
-    kinds = self.get('layer_types', default or ['full_attention'] * count)
+    kinds = self.get('layer_types', default)
     if len(kinds) != count:
       raise ValueError(
           f'layer_types names {len(kinds)} layers; num_hidden_layers={count}.'
       )
-    return [self._window(kind) for kind in kinds]
+    return [self._window(kind, window) for kind in kinds]
 
-  def _window(self, kind: str) -> int | None:
+  def _window(self, kind: str, default: int) -> int | None:
     if kind == 'full_attention':
       return None
     if kind != 'sliding_attention':
@@ -128,7 +129,12 @@ class Settings:
           f"Unknown layer type {kind!r}; supported: 'full_attention', "
           "'sliding_attention'."
       )
-    return self.need('sliding_window')
+    window = self.raw('sliding_window', default)
+    if window is None:
+      raise ValueError(
+          'layer_types has sliding_attention, but sliding_window is null.'
+      )
+    return window
 
   def dtype(self) -> str:
     """Returns the dtype of params by name; float32 where none is given."""

@@ -39,8 +39,16 @@ def config(settings: Settings) -> ModelConfig:
   return settings.model(layers, tied=False, norm=norm)
 
 
-def latent(settings: Settings, interleaved: bool) -> Latent:
-  """Returns MLA as DeepSeek's config.json describes it."""
+def latent(
+    settings: Settings, interleaved: bool, query_rank: int = 1536
+) -> Latent:
+  """Returns MLA as DeepSeek's config.json describes it.
+
+  Args:
+    settings: of the checkpoint.
+    interleaved: rotary pairs are neighbours.
+    query_rank: published default of `q_lora_rank`; null means none.
+  """
   key_width = settings.need('qk_nope_head_dim')
   rotary_width = settings.need('qk_rope_head_dim')
   bias = settings.get('attention_bias', False)
@@ -50,7 +58,7 @@ def latent(settings: Settings, interleaved: bool) -> Latent:
       key_width,
       settings.need('v_head_dim'),
       rotary(settings, rotary_width, interleaved=interleaved),
-      query_rank=settings.raw('q_lora_rank', 1536),
+      query_rank=settings.raw('q_lora_rank', query_rank),
       norm=Norm(1e-6),
       scale=score_scale(settings, key_width + rotary_width),
       projection_bias=bias,

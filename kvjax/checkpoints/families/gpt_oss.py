@@ -38,7 +38,7 @@ def config(settings: Settings) -> ModelConfig:
   count = settings.need('num_hidden_layers')
   layers = [
       Layer(_attention(settings, window), _experts(settings))
-      for window in settings.windows((kinds * count)[:count])
+      for window in settings.windows((kinds * count)[:count], 128)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   return settings.model(layers, tied=False, norm=norm)

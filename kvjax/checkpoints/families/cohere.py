@@ -1,0 +1,50 @@
+"""Cohere Command-R and R+ (2024): parallel block, logit scale.
+
+LayerNorm without biases, rotary pairs interleaved; R+ normalises queries and
+keys head by head, with a weight of its own for every head.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.blocks import ENDS, GATED, GROUPED
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import table
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+ROWS = ENDS + GROUPED + GATED + table('model.layers.{i}.', 'layers.{i}.', '''
+  input_layernorm.weight      D     attention_norm.weight
+  self_attn.q_norm.weight     N H   attention.query_norm.weight
+  self_attn.k_norm.weight     K H   attention.key_norm.weight
+''')
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a Cohere config.json."""
+  width, bias = settings.head_width(), settings.get('attention_bias', False)
+  norm = Norm(settings.get('layer_norm_eps', 1e-5), centered=True)
+  attention = Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(),
+      width,
+      rotary=rotary(settings, width, base=5e5, interleaved=True),
+      projection_bias=bias,
+      output_bias=bias,
+      qk_norm=norm if settings.get('use_qk_norm', False) else None,
+      qk_norm_each=True,
+  )
+  mlp = MLP(
+      settings.need('intermediate_size'), settings.activation('hidden_act')
+  )
+  layers = [Layer(attention, mlp, parallel='shared')]
+  return settings.model(
+      layers * settings.need('num_hidden_layers'),
+      tied=True,
+      norm=norm,
+      logit_scale=settings.get('logit_scale', 0.0625),
+  )
+
+
+FAMILY = Family(config, ROWS)

@@ -1,0 +1,66 @@
+"""DeepSeek-V2 and V2-Lite (arXiv 2405.04434): MLA, softmax-scored experts.
+
+Lite has no rank for queries. Picked weights are not renormalised.
+"""
+
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.blocks import (
+    ENDS,
+    EXPERTS,
+    GATED,
+    LATENT,
+    NORMS,
+    SHARED,
+)
+from kvjax.checkpoints.families.deepseek_v3 import latent
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.experts import Experts
+from kvjax.models.mlp import MLP
+
+METHODS = 'greedy', 'group_limited_greedy'
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a DeepSeek-V2 config.json."""
+  settings.only('scoring_func', 'softmax')
+  settings.only('topk_method', *METHODS)
+  settings.only('moe_layer_freq', 1)
+  # The two published implementations disagree about what True means.
+  settings.only('norm_topk_prob', False)
+  attention = latent(settings, interleaved=True)
+  dense = MLP(
+      settings.need('intermediate_size'),
+      settings.activation('hidden_act'),
+      bias=settings.get('mlp_bias', False),
+  )
+  first = settings.get('first_k_dense_replace', 0)
+  layers = [
+      Layer(attention, dense if i < first else _experts(settings))
+      for i in range(settings.need('num_hidden_layers'))
+  ]
+  norm = Norm(settings.get('rms_norm_eps', 1e-6))
+  return settings.model(layers, tied=False, norm=norm)
+
+
+def _experts(settings: Settings) -> Experts:
+  hidden = settings.need('moe_intermediate_size')
+  activation = settings.activation('hidden_act')
+  shared = hidden * settings.get('n_shared_experts', 0)
+  grouped = settings.get('topk_method', 'greedy') != 'greedy'
+  settings.only('mlp_bias', False)
+  return Experts(
+      settings.need('n_routed_experts'),
+      settings.need('num_experts_per_tok'),
+      hidden,
+      activation,
+      renormalize=False,
+      scale=settings.get('routed_scaling_factor', 1.0),
+      groups=settings.need('n_group') if grouped else 1,
+      top_groups=settings.need('topk_group') if grouped else 1,
+      shared=MLP(shared, activation) if shared else None,
+  )
+
+
+FAMILY = Family(config, ENDS + NORMS + LATENT + GATED + EXPERTS + SHARED)

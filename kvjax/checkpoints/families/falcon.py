@@ -1,0 +1,110 @@
+"""Falcon (arXiv 2311.16867): MQA, grouped heads, or MHA with ALiBi.
+
+All three published layouts of `query_key_value` are one: for each kv head its
+queries, its key and its value. Attention and MLP read the same input unless
+`parallel_attn` is false. Slopes of ALiBi and their products with positions are
+rounded to bfloat16, and scaled with the scores.
+"""
+
+import math
+
+from kvjax.attention.bias import Alibi
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import Row, table
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+ROWS = table('transformer.', '', '''
+  word_embeddings.weight   V D   embedding
+  ln_f.weight              D     norm.weight
+  ln_f.bias                D     norm.bias
+''') + (Row('lm_head.weight', ('V', 'D'), 'head', 'T'),) + table(
+    'transformer.h.{i}.', 'layers.{i}.', '''
+  input_layernorm.weight            D   attention_norm.weight
+  input_layernorm.bias              D   attention_norm.bias
+  post_attention_layernorm.weight   D   mlp_norm.weight
+  post_attention_layernorm.bias     D   mlp_norm.bias
+  ln_attn.weight                    D   attention_norm.weight
+  ln_attn.bias                      D   attention_norm.bias
+  ln_mlp.weight                     D   mlp_norm.weight
+  ln_mlp.bias                       D   mlp_norm.bias
+  mlp.dense_h_to_4h.weight          F D   mlp.up          T
+  mlp.dense_h_to_4h.bias            F     mlp.up_bias
+  mlp.dense_4h_to_h.weight          D F   mlp.down        T
+  mlp.dense_4h_to_h.bias            D     mlp.down_bias
+''') + table(
+    'transformer.h.{i}.self_attention.', 'layers.{i}.attention.', '''
+  query_key_value.weight   K*(G+2)*H D   query         queriesT
+  query_key_value.weight   K*(G+2)*H D   key           keysT
+  query_key_value.weight   K*(G+2)*H D   value         valuesT
+  query_key_value.bias     K*(G+2)*H     query_bias    queries
+  query_key_value.bias     K*(G+2)*H     key_bias      keys
+  query_key_value.bias     K*(G+2)*H     value_bias    values
+  dense.weight             D D           output        T
+  dense.bias               D             output_bias
+''')
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a Falcon config.json."""
+  width = settings.need('hidden_size', 'n_embed')
+  layer = Layer(
+      _attention(settings, width),
+      MLP(
+          settings.get('ffn_hidden_size', 4 * width),
+          settings.activation('activation', default='gelu'),
+          gated=False,
+          bias=settings.get('bias', False),
+      ),
+      parallel=_parallel(settings),
+  )
+  eps = settings.get('layer_norm_epsilon', 1e-5)
+  return settings.model(
+      [layer] * settings.need('num_hidden_layers'),
+      tied=True,
+      norm=Norm(eps, centered=True, bias=True),
+  )
+
+
+def _attention(settings: Settings, hidden: int) -> Grouped:
+  heads = settings.need('num_attention_heads')
+  width = settings.divide('hidden_size', hidden, heads)
+  alibi = settings.get('alibi', False)
+  bias = settings.get('bias', False)
+  return Grouped(
+      heads,
+      _kv_heads(settings, heads),
+      width,
+      rotary=None if alibi else rotary(settings, width),
+      bias=Alibi(1 / math.sqrt(width), rounded=True) if alibi else None,
+      projection_bias=bias,
+      output_bias=bias,
+  )
+
+
+def _kv_heads(settings: Settings, heads: int) -> int:
+  if settings.get('new_decoder_architecture', False):
+    return settings.get('num_kv_heads', heads)
+  return 1 if settings.get('multi_query', True) else heads
+
+
+def _parallel(settings: Settings) -> str | None:
+  grouped = settings.get('new_decoder_architecture', False)
+  settings.only('parallel_attn', *((True,) if grouped else (True, False)))
+  norms = settings.get('num_ln_in_parallel_attn', 2 if grouped else 1)
+  settings.only('num_ln_in_parallel_attn', *((1, 2) if grouped else (1,)))
+  if not settings.get('parallel_attn', True):
+    return None
+  return 'separate' if norms == 2 else 'shared'
+
+
+FAMILY = Family(
+    config,
+    ROWS,
+    prefix='transformer.',
+    copies={'lm_head.weight': 'transformer.word_embeddings.weight'},
+)

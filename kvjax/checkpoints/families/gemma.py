@@ -1,0 +1,46 @@
+"""Gemma 1 (arXiv 2403.08295): scaled embeddings, norm weights offset by one.
+
+`hidden_act: gelu` of the first releases means the tanh approximation.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.blocks import LLAMA
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a Gemma config.json."""
+  settings.refuse('use_bidirectional_attention')
+  width = settings.get('head_dim', 256)
+  bias = settings.get('attention_bias', False)
+  layer = Layer(
+      Grouped(
+          settings.need('num_attention_heads'),
+          settings.kv_heads(),
+          width,
+          rotary=rotary(settings, width),
+          projection_bias=bias,
+          output_bias=bias,
+      ),
+      MLP(settings.need('intermediate_size'), _activation(settings)),
+  )
+  return settings.model(
+      [layer] * settings.need('num_hidden_layers'),
+      tied=True,
+      norm=Norm(settings.get('rms_norm_eps', 1e-6), offset=1.0),
+      embedding_scale=settings.need('hidden_size') ** 0.5,
+  )
+
+
+def _activation(settings: Settings) -> str:
+  keys = 'hidden_activation', 'hidden_act'
+  name = settings.activation(*keys, default='gelu_pytorch_tanh')
+  return 'gelu_tanh' if name == 'gelu' else name
+
+
+FAMILY = Family(config, LLAMA)

@@ -1,0 +1,108 @@
+"""Gemma 3 (arXiv 2503.19786), text: five windows to one global layer.
+
+Queries and keys are normalised head by head; window layers rotate by their own
+base (`rope_local_base_freq`) and only the global ones are scaled. Of a model
+with a vision tower the decoder is read, and the tower left out.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.attention.rotary import Rotary
+from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.blocks import (
+    ENDS,
+    FOUR_NORMS,
+    GATED,
+    GROUPED,
+    HEAD_NORMS,
+)
+from kvjax.checkpoints.family import Family, renamed
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+GLOBAL, LOCAL = 1e6, 1e4  # published bases
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a Gemma 3 (text) config.json."""
+  settings.refuse('use_bidirectional_attention', 'attn_logit_softcapping')
+  activation = settings.activation(
+      'hidden_activation', default='gelu_pytorch_tanh'
+  )
+  mlp = MLP(settings.get('intermediate_size', 9216), activation)
+  norm = Norm(settings.get('rms_norm_eps', 1e-6), offset=1.0)
+  layers = [
+      Layer(_attention(settings, window, norm), mlp, norms='both')
+      for window in _windows(settings)
+  ]
+  return settings.model(
+      layers,
+      tied=True,
+      norm=norm,
+      embedding_scale=settings.need('hidden_size') ** 0.5,
+      logit_softcap=settings.raw('final_logit_softcapping'),
+  )
+
+
+def text_config(settings: Settings) -> ModelConfig:
+  """Returns the config of the decoder of a Gemma 3 with a vision tower."""
+  text = settings.need('text_config')
+  outer = {
+      key: value
+      for key, value in settings.values.items()
+      if key in ('dtype', 'torch_dtype', 'tie_word_embeddings')
+  }
+  sizes = {'vocab_size': 262208, 'hidden_size': 2304, 'num_hidden_layers': 26}
+  return config(Settings(sizes | outer | dict(text)))
+
+
+def _windows(settings: Settings) -> list[int | None]:
+  pattern = settings.get(
+      'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
+  )
+  kinds = ['full_attention', 'sliding_attention']
+  count = settings.need('num_hidden_layers')
+  return settings.windows(
+      [kinds[(i + 1) % pattern > 0] for i in range(count)], 4096
+  )
+
+
+def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
+  width = settings.get('head_dim', 256)
+  bias = settings.get('attention_bias', False)
+  return Grouped(
+      settings.get('num_attention_heads', 8),
+      settings.get('num_key_value_heads', 4),
+      width,
+      rotary=_rotary(settings, width, window),
+      visibility=Visibility(window=window),
+      scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
+      projection_bias=bias,
+      output_bias=bias,
+      qk_norm=norm,
+  )
+
+
+def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
+  if settings.raw('rope_parameters'):
+    kind = 'sliding_attention' if window else 'full_attention'
+    base = LOCAL if window else GLOBAL
+    return rotary(settings, width, base=base, layer_type=kind)
+  if window:
+    return Rotary(width, base=settings.get('rope_local_base_freq', LOCAL))
+  return rotary(settings, width, base=GLOBAL)
+
+
+ROWS = ENDS + FOUR_NORMS + GROUPED + HEAD_NORMS + GATED
+FAMILY = Family(config, ROWS)
+# The decoder inside a model with a vision tower, in both published spellings.
+VISION_ROWS = renamed(ROWS, '', 'language_model.') + renamed(
+    ROWS, 'model.', 'model.language_model.'
+)
+VISION = Family(
+    text_config,
+    VISION_ROWS,
+    ignored=(r'(model\.)?(vision_tower|multi_modal_projector)\..*',),
+)

@@ -1,0 +1,39 @@
+"""GLM-4.5 (arXiv 2508.06471): GQA that rotates half of a head, experts.
+
+Biases on q, k and v alone; routing as DeepSeek-V3's. Layers beyond
+`num_hidden_layers` (multi-token prediction) are left out.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.blocks import EXPERTS, HEAD_NORMS, LLAMA, SHARED
+from kvjax.checkpoints.families.deepseek_v3 import experts, mlp
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a GLM-4.5 config.json."""
+  width = settings.head_width()
+  norm = Norm(settings.get('rms_norm_eps', 1e-5))
+  attention = Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(),
+      width,
+      rotary=rotary(settings, width, partial=0.5),
+      projection_bias=settings.get('attention_bias', False),
+      qk_norm=norm if settings.get('use_qk_norm', False) else None,
+  )
+  dense = settings.get('first_k_dense_replace', 1)
+  layers = [
+      Layer(attention, mlp(settings) if i < dense else experts(settings))
+      for i in range(settings.need('num_hidden_layers'))
+  ]
+  return settings.model(layers, tied=False, norm=norm)
+
+
+FAMILY = Family(
+    config, LLAMA + HEAD_NORMS + EXPERTS + SHARED, beyond_layers=True
+)

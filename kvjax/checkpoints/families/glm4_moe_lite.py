@@ -1,0 +1,40 @@
+"""GLM-4.7-Flash (GLM-4.5's sibling with MLA): DeepSeek-V3's layers.
+
+Which layers have experts is listed in `mlp_layer_types`: by default all but
+the first.
+"""
+
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.families import deepseek_v3
+from kvjax.checkpoints.families.deepseek_v3 import experts, latent, mlp
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a GLM-4 MoE Lite config.json."""
+  attention = latent(
+      settings, settings.get('rope_interleave', True), query_rank=768
+  )
+  layers = [
+      Layer(attention, experts(settings) if sparse else mlp(settings))
+      for sparse in _sparse(settings)
+  ]
+  norm = Norm(settings.get('rms_norm_eps', 1e-5))
+  return settings.model(layers, tied=False, norm=norm)
+
+
+def _sparse(settings: Settings) -> list[bool]:
+  count = settings.need('num_hidden_layers')
+  dense = settings.get('first_k_dense_replace', 1)
+  default = ['dense'] * dense + ['sparse'] * (count - dense)
+  kinds = settings.get('mlp_layer_types', default)
+  if len(kinds) != count or set(kinds) - {'dense', 'sparse'}:
+    raise ValueError(
+        f"mlp_layer_types={kinds} must be {count} of 'dense' and 'sparse'."
+    )
+  return [kind == 'sparse' for kind in kinds]
+
+
+FAMILY = Family(config, deepseek_v3.FAMILY.rows, beyond_layers=True)

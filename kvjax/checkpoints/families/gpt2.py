@@ -1,0 +1,101 @@
+"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm, weights [in, out].
+
+`c_attn` holds the columns of all queries, keys and values in that order.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import Row, table
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+OUTER = table('transformer.', '', '''
+  wte.weight    V D   embedding
+  wpe.weight    C D   positions
+  ln_f.weight   D     norm.weight
+  ln_f.bias     D     norm.bias
+''') + (Row('lm_head.weight', ('V', 'D'), 'head', 'T'),)
+
+NORMS = table('transformer.h.{i}.', 'layers.{i}.', '''
+  ln_1.weight   D   attention_norm.weight
+  ln_1.bias     D   attention_norm.bias
+  ln_2.weight   D   mlp_norm.weight
+  ln_2.bias     D   mlp_norm.bias
+''')
+
+ROWS = OUTER + NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
+  attn.c_attn.weight   D 3*D   attention.query         [:0:D]
+  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D]
+  attn.c_attn.weight   D 3*D   attention.value         [:2*D:]
+  attn.c_attn.bias     3*D     attention.query_bias    [:D]
+  attn.c_attn.bias     3*D     attention.key_bias      [D:2*D]
+  attn.c_attn.bias     3*D     attention.value_bias    [2*D:]
+  attn.c_proj.weight   D D     attention.output
+  attn.c_proj.bias     D       attention.output_bias
+  mlp.c_fc.weight      D F     mlp.up
+  mlp.c_fc.bias        F       mlp.up_bias
+  mlp.c_proj.weight    F D     mlp.down
+  mlp.c_proj.bias      D       mlp.down_bias
+''')
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a GPT-2 config.json."""
+  settings.refuse('add_cross_attention')
+  scales = [scale(settings)] * settings.need('n_layer')
+  if settings.get('scale_attn_by_inverse_layer_idx', False):
+    scales = [x / (i + 1) for i, x in enumerate(scales)]
+  heads = settings.need('n_head')
+  return model(settings, [_attention(settings, heads, x) for x in scales])
+
+
+def _attention(settings: Settings, kv_heads: int, scale: float) -> Grouped:
+  return Grouped(
+      settings.need('n_head'),
+      kv_heads,
+      head_width(settings),
+      scale=scale,
+      projection_bias=True,
+      output_bias=True,
+  )
+
+
+def head_width(settings: Settings) -> int:
+  return settings.divide(
+      'n_embd', settings.need('n_embd'), settings.need('n_head')
+  )
+
+
+def scale(settings: Settings) -> float:
+  """Returns the scale of scores; `scale_attn_weights: false` is none."""
+  scaled = settings.get('scale_attn_weights', True)
+  return head_width(settings) ** -0.5 if scaled else 1.0
+
+
+def model(settings: Settings, attentions: list[Grouped]) -> ModelConfig:
+  """Returns the config of a decoder in GPT-2's frame."""
+  width = settings.need('n_embd')
+  mlp = MLP(
+      settings.get('n_inner', 4 * width),
+      settings.activation('activation_function', default='gelu_new'),
+      gated=False,
+      bias=True,
+  )
+  eps = settings.get('layer_norm_epsilon', 1e-5)
+  return settings.model(
+      [Layer(attention, mlp) for attention in attentions],
+      tied=True,
+      norm=Norm(eps, centered=True, bias=True),
+      positions=settings.need('n_positions', 'n_ctx'),
+  )
+
+
+FAMILY = Family(
+    config,
+    ROWS,
+    prefix='transformer.',
+    ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
+    copies={'lm_head.weight': 'transformer.wte.weight'},
+)

@@ -1,0 +1,51 @@
+"""GPTBigCode: SantaCoder and StarCoder (arXiv 2305.06161), GPT-2 with MQA.
+
+Weights are [out, in]. `c_attn` holds, for one kv head, all queries, the key
+and the value; with `multi_query: false` query, key and value of each head.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.checkpoints.families import gpt2
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import table
+from kvjax.models.config import ModelConfig
+
+ROWS = gpt2.OUTER + gpt2.NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
+  attn.c_attn.weight   K*(G+2)*H D   attention.query         queriesT
+  attn.c_attn.weight   K*(G+2)*H D   attention.key           keysT
+  attn.c_attn.weight   K*(G+2)*H D   attention.value         valuesT
+  attn.c_attn.bias     K*(G+2)*H     attention.query_bias    queries
+  attn.c_attn.bias     K*(G+2)*H     attention.key_bias      keys
+  attn.c_attn.bias     K*(G+2)*H     attention.value_bias    values
+  attn.c_proj.weight   D D           attention.output        T
+  attn.c_proj.bias     D             attention.output_bias
+  mlp.c_fc.weight      F D           mlp.up                  T
+  mlp.c_fc.bias        F             mlp.up_bias
+  mlp.c_proj.weight    D F           mlp.down                T
+  mlp.c_proj.bias      D             mlp.down_bias
+''')
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a GPTBigCode config.json."""
+  settings.refuse('add_cross_attention')
+  heads = settings.need('n_head')
+  attention = Grouped(
+      heads,
+      1 if settings.get('multi_query', True) else heads,
+      gpt2.head_width(settings),
+      scale=gpt2.scale(settings),
+      projection_bias=True,
+      output_bias=True,
+  )
+  return gpt2.model(settings, [attention] * settings.need('n_layer'))
+
+
+FAMILY = Family(
+    config,
+    ROWS,
+    prefix='transformer.',
+    ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
+    copies={'lm_head.weight': 'transformer.wte.weight'},
+)

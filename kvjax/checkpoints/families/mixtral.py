@@ -1,0 +1,50 @@
+"""Mixtral (arXiv 2401.04088): Mistral with experts in every layer.
+
+Weights of the picked experts are renormalised softmax scores. Published names
+are w1 (gate), w3 (up) and w2 (down).
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.blocks import ENDS, GROUPED, NORMS
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import table
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.experts import Experts
+
+ROWS = ENDS + NORMS + GROUPED + table(
+    'model.layers.{i}.block_sparse_moe.', 'layers.{i}.experts.', '''
+  gate.weight             X D   router   T
+  experts.{e}.w1.weight   F D   gate     T
+  experts.{e}.w3.weight   F D   up       T
+  experts.{e}.w2.weight   D F   down     T
+''')
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a Mixtral config.json."""
+  width = settings.head_width()
+  attention = Grouped(
+      settings.need('num_attention_heads'),
+      settings.get('num_key_value_heads', 8),
+      width,
+      rotary=rotary(settings, width, base=1e6),
+      visibility=Visibility(window=settings.raw('sliding_window')),
+  )
+  experts = Experts(
+      settings.get('num_local_experts', 8),
+      settings.get('num_experts_per_tok', 2),
+      settings.need('intermediate_size'),
+      settings.activation('hidden_act'),
+  )
+  return settings.model(
+      [Layer(attention, experts)] * settings.need('num_hidden_layers'),
+      tied=False,
+      norm=Norm(settings.get('rms_norm_eps', 1e-5)),
+  )
+
+
+FAMILY = Family(config, ROWS)

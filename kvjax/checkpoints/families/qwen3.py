@@ -1,0 +1,43 @@
+"""Qwen3 (arXiv 2505.09388): queries and keys normalised head by head."""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.blocks import HEAD_NORMS, LLAMA
+from kvjax.checkpoints.families.qwen2 import windows
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a Qwen3 config.json."""
+  mlp = MLP(
+      settings.need('intermediate_size'), settings.activation('hidden_act')
+  )
+  layers = [
+      Layer(attention(settings, window, settings.get('head_dim', 128)), mlp)
+      for window in windows(settings)
+  ]
+  norm = Norm(settings.get('rms_norm_eps', 1e-6))
+  return settings.model(layers, tied=False, norm=norm)
+
+
+def attention(settings: Settings, window: int | None, width: int) -> Grouped:
+  """Returns the attention of a layer with heads of `width`."""
+  bias = settings.get('attention_bias', False)
+  return Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(),
+      width,
+      rotary=rotary(settings, width),
+      visibility=Visibility(window=window),
+      projection_bias=bias,
+      output_bias=bias,
+      qk_norm=Norm(settings.get('rms_norm_eps', 1e-6)),
+  )
+
+
+FAMILY = Family(config, LLAMA + HEAD_NORMS)

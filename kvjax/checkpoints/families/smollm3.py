@@ -1,0 +1,66 @@
+"""SmolLM3 (2025): Llama whose every fourth layer has no rotary positions.
+
+`no_rope_layers` holds 1 for a layer with rotary positions, 0 for one without.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.blocks import LLAMA
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a SmolLM3 config.json."""
+  mlp = MLP(
+      settings.need('intermediate_size'),
+      settings.activation('hidden_act'),
+      bias=settings.get('mlp_bias', False),
+  )
+  rotated = _rotated(settings)
+  layers = [
+      Layer(_attention(settings, window, turn), mlp)
+      for window, turn in zip(_windows(settings, rotated), rotated, strict=True)
+  ]
+  norm = Norm(settings.get('rms_norm_eps', 1e-6))
+  return settings.model(layers, tied=True, norm=norm)
+
+
+def _rotated(settings: Settings) -> list[bool]:
+  count = settings.need('num_hidden_layers')
+  every = settings.get('no_rope_layer_interval', 4)
+  default = [(i + 1) % every != 0 for i in range(count)]
+  found = settings.get('no_rope_layers', default)
+  if len(found) != count:
+    raise ValueError(
+        f'no_rope_layers names {len(found)} layers; num_hidden_layers={count}.'
+    )
+  return [bool(x) for x in found]
+
+
+def _windows(settings: Settings, rotated: list[bool]) -> list[int | None]:
+  window = settings.raw('sliding_window')
+  if window is None or not settings.get('use_sliding_window', False):
+    return [None] * len(rotated)
+  kinds = ['sliding_attention', 'full_attention']
+  return settings.windows([kinds[turn] for turn in rotated], window)
+
+
+def _attention(settings: Settings, window: int | None, turn: bool) -> Grouped:
+  width, bias = settings.head_width(), settings.get('attention_bias', False)
+  return Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(),
+      width,
+      rotary=rotary(settings, width, base=2e6) if turn else None,
+      visibility=Visibility(window=window),
+      projection_bias=bias,
+      output_bias=bias,
+  )
+
+
+FAMILY = Family(config, LLAMA)
