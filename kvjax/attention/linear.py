@@ -1,4 +1,9 @@
-"""Projections: two-dimensional weights `[in, out]`, float32 accumulation."""
+"""Projections: two-dimensional weights `[out, in]`, float32 accumulation.
+
+The order is that of published checkpoints, and the one a CPU reads fastest:
+with 8 rows `W [out, in] @ x [in, 8]` reaches twice the bandwidth of
+`x [8, in] @ W [in, out]`, with one row and with hundreds it is as fast.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +15,14 @@ import jax.numpy as jnp
 def init_linear(
     key: jax.Array, name: str, width: int, out: int, *, bias: bool, dtype: Any
 ) -> dict[str, jax.Array]:
-  """Returns `{name: [width, out]}` (and `name_bias`), fan-in scaled."""
-  weight = jax.random.normal(key, (width, out), jnp.float32) * width**-0.5
+  """Returns `{name: [out, width]}` (and `name_bias`), fan-in scaled."""
+  weight = jax.random.normal(key, (out, width), jnp.float32) * width**-0.5
   params = {name: weight.astype(dtype)}
   return params | ({f'{name}_bias': jnp.zeros((out,), dtype)} if bias else {})
 
 
 def linear(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
-  """Returns `x [B, T, in] @ params[name] [in, out]` (+ bias if there is one).
+  """Returns `x [B, T, in]` times `params[name] [out, in]` (+ its bias).
 
   The product is of two matrices: a weight with more axes is copied by XLA
   every step when one of them does not suit the dot.
@@ -25,21 +30,27 @@ def linear(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
   weight = params[name]
   rows = x.reshape(-1, x.shape[-1])
   y = matmul(rows, weight).astype(x.dtype)
-  y = y.reshape(x.shape[:-1] + (weight.shape[-1],))
+  y = y.reshape(x.shape[:-1] + (weight.shape[0],))
   bias = params.get(f'{name}_bias')
   return y if bias is None else y + bias.astype(x.dtype)[None, None, :]
 
 
 def matmul(rows: jax.Array, weight: jax.Array) -> jax.Array:
-  """Returns `rows [M, in] @ weight [in, out]` accumulated in float32."""
+  """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32."""
   lone = rows.shape[0] == 1 and rows.dtype != jnp.float32
   # XLA:CPU materialises a float32 copy of the weight for a one-row product of
   # narrower types; two rows go to a kernel that widens as it reads.
   if lone:
     rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
-  y = jnp.dot(
-      rows, weight.astype(rows.dtype), preferred_element_type=jnp.float32
+  y = jnp.einsum(
+      'OI,MI->OM',
+      weight.astype(rows.dtype),
+      rows,
+      preferred_element_type=jnp.float32,
   )
+  # Without the barrier XLA folds the transpose into the dot and swaps its
+  # operands back to the slow order.
+  y = jax.lax.optimization_barrier(y).T if rows.shape[0] > 1 else y.T
   return y[:1] if lone else y
 
 

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kvjax.attention.linear import matmul
 from kvjax.attention.norm import Norm
-from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.config import Layer, ModelConfig, relative_bias
 
 Half = Callable[[jax.Array], jax.Array]
 Attention = Callable[[jax.Array], tuple[jax.Array, Any]]
@@ -38,15 +38,8 @@ def unembed(
   with jax.named_scope('logits'):
     x = config.norm(params['norm'], x)
     rows = x.reshape(-1, x.shape[-1])
-    if config.tied:
-      logits = jnp.einsum(
-          'VD,MD->MV',
-          params['embedding'],
-          rows,
-          preferred_element_type=jnp.float32,
-      )
-    else:
-      logits = matmul(rows, params['head'])
+    head = params['embedding' if config.tied else 'head']
+    logits = matmul(rows, head)
     if config.head_bias:
       logits = logits + params['head_bias'].astype(jnp.float32)[None, :]
     logits = logits * config.logit_scale
@@ -109,7 +102,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
   Returns:
     `embedding [V, D]`, `layers` (a list), `norm`, and where the config asks
-    for them `head [D, V]`, `positions`, `relative`, `encoder`.
+    for them `head [V, D]`, `positions`, `relative`, `encoder`.
   """
   dtype = jnp.dtype(config.dtype)
   keys = jax.random.split(key, 6)
@@ -120,12 +113,39 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
       'norm': config.norm.init(width, dtype),
   }
   if not config.tied:
-    params['head'] = _normal(keys[2], (width, vocab), width**-0.5, dtype)
+    params['head'] = _normal(keys[2], (vocab, width), width**-0.5, dtype)
   if config.head_bias:
     params['head_bias'] = jnp.zeros((vocab,), dtype)
   if config.positions:
     shape = (config.positions, width)
     params['positions'] = _normal(keys[3], shape, 1.0, dtype)
+  if (shape := relative_bias(config.layers)) is not None:
+    params['relative'] = _normal(keys[4], shape, 1.0, dtype)
+  if config.encoder is not None:
+    params['encoder'] = _init_encoder(config.encoder, keys[5], width, dtype)
+  return params
+
+
+def _init_encoder(encoder, key, width, dtype):
+  keys = jax.random.split(key, 5)
+  params = {
+      'layers': init_layers(
+          encoder.layers, encoder.norm, keys[0], width, dtype
+      ),
+      'norm': encoder.norm.init(width, dtype),
+  }
+  if (shape := relative_bias(encoder.layers)) is not None:
+    params['relative'] = _normal(keys[1], shape, 1.0, dtype)
+  if encoder.positions:
+    shape = (encoder.positions, width)
+    params['positions'] = _normal(keys[2], shape, 1.0, dtype)
+  if encoder.features is not None:
+    for name, k, fan_in in zip(
+        ('conv_0', 'conv_1'), keys[3:], (encoder.features, width), strict=True
+    ):
+      scale = (3 * fan_in) ** -0.5
+      params[name] = _normal(k, (3, fan_in, width), scale, dtype)
+      params[f'{name}_bias'] = jnp.zeros((width,), dtype)
   return params
 
 

@@ -81,15 +81,19 @@ class Experts:
       )
 
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
-    """Returns parameters: router `[D, E]`, gate, up `[E, D, F]`, down."""
+    """Returns parameters: router `[E, D]`, gate and up `[E, F, D]`, down."""
     keys = jax.random.split(key, 5)
     count, hidden = self.num_experts, self.hidden
     params = init_linear(
         keys[0], 'router', width, count, bias=self.bias, dtype=dtype
     )
-    shapes = {'gate': (width, hidden), 'up': (width, hidden), 'down': (hidden, width)}
-    for k, (name, (fan_in, out)) in zip(keys[1:4], shapes.items(), strict=True):
-      weight = jax.random.normal(k, (count, fan_in, out), jnp.float32)
+    shapes = {
+        'gate': (hidden, width),
+        'up': (hidden, width),
+        'down': (width, hidden),
+    }
+    for k, (name, (out, fan_in)) in zip(keys[1:4], shapes.items(), strict=True):
+      weight = jax.random.normal(k, (count, out, fan_in), jnp.float32)
       params[name] = (weight * fan_in**-0.5).astype(dtype)
       if self.bias:
         params[f'{name}_bias'] = jnp.zeros((count, out), dtype)
@@ -116,7 +120,7 @@ class Experts:
   ) -> tuple[jax.Array, jax.Array]:
     """Returns weights and indices `[M, top]` of the experts of `[M, D]`."""
     router = params['router'].astype(jnp.float32)
-    logits = rows.astype(jnp.float32) @ router
+    logits = matmul(rows.astype(jnp.float32), router)
     if self.bias:
       logits = logits + params['router_bias'].astype(jnp.float32)[None, :]
     if self.score == 'top_softmax':
