@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kvjax.attention.attend import Scoring
@@ -43,6 +44,7 @@ class Grouped:
     output_bias: the output projection has one.
     qk_norm: normalises queries and keys before rotation; None for none.
     qk_norm_joint: over all heads at once (OLMo-2), not head by head.
+    qk_norm_each: every head has a weight of its own (Command-R+).
     shared_from: index of the earlier layer whose K and V this one reads
       (arXiv 2405.12981); it has no K and V of its own.
   """
@@ -61,6 +63,7 @@ class Grouped:
   output_bias: bool = False
   qk_norm: Norm | None = None
   qk_norm_joint: bool = False
+  qk_norm_each: bool = False
   shared_from: int | None = None
 
   def __post_init__(self):
@@ -126,6 +129,9 @@ class Grouped:
       for name in ('query', 'key')[: 1 if self.shared_from is not None else 2]:
         size = make[name] if self.qk_norm_joint else self.key_width
         params[f'{name}_norm'] = self.qk_norm.init(size, dtype)
+        if self.qk_norm_each:
+          shape = (make[name] // self.key_width, self.key_width)
+          params[f'{name}_norm'] = _per_head(params[f'{name}_norm'], shape)
     return params
 
   def absorbs(self, tokens: int) -> bool:
@@ -197,7 +203,19 @@ class Grouped:
 
   def _turn(self, params, name, x, table):
     if self.qk_norm is not None and not self.qk_norm_joint:
-      x = self.qk_norm(params[f'{name}_norm'], x)
+      x = self._norm_heads(params[f'{name}_norm'], x)
     if self.rotary is None or table is None:
       return x
     return rotate(x, table, self.rotary.interleaved)
+
+  def _norm_heads(self, params, x):
+    """Returns `x [B, K, (G,) T, H]` normalised over its last axis."""
+    norm = self.qk_norm
+    if norm is None or not self.qk_norm_each:
+      return x if norm is None else norm(params, x)
+    heads = x.shape[1:-2] + (1,) + x.shape[-1:]
+    return norm(jax.tree.map(lambda w: w.reshape(heads), params), x)
+
+
+def _per_head(params, shape):
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, shape), params)

@@ -31,13 +31,16 @@ class Norm:
     )
 
   def __call__(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Returns `x [..., D]` normalised over its last axis, in its dtype."""
+    """Returns `x [..., D]` normalised over its last axis, in its dtype.
+
+    A weight may have the axes before the last, too: `[K, 1, D]`.
+    """
     y = x.astype(jnp.float32)
     if self.centered:
       y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-    lead = (1,) * (x.ndim - 1) + (-1,)
     weight = params['weight'].astype(jnp.float32) + self.offset
+    lead = (1,) * (x.ndim - weight.ndim) + weight.shape
     y = y * weight.reshape(lead)
     if self.bias:
       y = y + params['bias'].astype(jnp.float32).reshape(lead)

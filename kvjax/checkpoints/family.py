@@ -21,6 +21,8 @@ class Family:
       rotary tables and masks saved as buffers, parts that are not the decoder.
     beyond_layers: the checkpoint may hold layers after the last one of
       `num_hidden_layers` (multi-token prediction), which are left out.
+    head: of a family whose config.json does not say whether there is one (T5):
+      the name of the tensor that tells.
     copies: tensors that repeat another where weights are tied, name against
       name; they must be equal.
   """
@@ -30,6 +32,7 @@ class Family:
   prefix: str = 'model.'
   ignored: tuple[str, ...] = (r'.*\.rotary_emb\.inv_freq',)
   beyond_layers: bool = False
+  head: str | None = None
   copies: Mapping[str, str] = dataclasses.field(
       default_factory=lambda: {'lm_head.weight': 'model.embed_tokens.weight'}
   )
@@ -46,6 +49,9 @@ def renamed(rows: tuple[Row, ...], old: str, new: str) -> tuple[Row, ...]:
 def sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
   """Returns the letters of `kvjax.checkpoints.table`, 0 for what is not there."""
   found = {'V': config.vocab_size, 'D': config.width, 'C': config.positions}
+  if config.encoder is not None:
+    found['S'] = config.encoder.positions
+    found['B'] = config.encoder.features or 0
   if layer is None:
     return found
   attention: Any = layer.attention

@@ -54,6 +54,8 @@ def load_checkpoint(
   tensors = open_tensors(path)
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(family.config(settings), dtype=name)
+  if family.head is not None:
+    config = dataclasses.replace(config, tied=family.head not in tensors)
   return config, _place(bind(family, config, tensors), sharding)
 
 

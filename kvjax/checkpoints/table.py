@@ -21,7 +21,7 @@ How, in order of application; nothing means as stored:
 
 Letters are those of `kvjax`, and Q: rank of the query's latent, X: experts, M:
 hidden width of the shared expert, C: rows of learned positions, W: buckets of
-a relative bias.
+a relative bias; of an encoder, S: rows of its positions, B: width of a frame.
 """
 
 import dataclasses

@@ -1,0 +1,118 @@
+"""Whisper (arXiv 2212.04356): an encoder of convolved log-mel frames, a decoder.
+
+Key projections have no bias. The encoder's sinusoids are stored as a table.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.table import Row, table
+from kvjax.models.config import Encoder, Layer, ModelConfig
+from kvjax.models.mlp import MLP
+
+ENDS = table('model.', '', '''
+  decoder.embed_tokens.weight      V D     embedding
+  decoder.embed_positions.weight   C D     positions
+  decoder.layer_norm.weight        D       norm.weight
+  decoder.layer_norm.bias          D       norm.bias
+  encoder.embed_positions.weight   S D     encoder.positions
+  encoder.layer_norm.weight        D       encoder.norm.weight
+  encoder.layer_norm.bias          D       encoder.norm.bias
+  encoder.conv1.weight             D B 3   encoder.conv_0        kernel
+  encoder.conv1.bias               D       encoder.conv_0_bias
+  encoder.conv2.weight             D D 3   encoder.conv_1        kernel
+  encoder.conv2.bias               D       encoder.conv_1_bias
+''') + (Row('proj_out.weight', ('V', 'D'), 'head', 'T'),)
+
+SELF = '''
+  self_attn_layer_norm.weight   D       attention_norm.weight
+  self_attn_layer_norm.bias     D       attention_norm.bias
+  self_attn.q_proj.weight       N*H D   attention.query         T
+  self_attn.q_proj.bias         N*H     attention.query_bias
+  self_attn.k_proj.weight       N*H D   attention.key           T
+  -                             N*H     attention.key_bias
+  self_attn.v_proj.weight       N*H D   attention.value         T
+  self_attn.v_proj.bias         N*H     attention.value_bias
+  self_attn.out_proj.weight     D N*H   attention.output        T
+  self_attn.out_proj.bias       D       attention.output_bias
+  final_layer_norm.weight       D       mlp_norm.weight
+  final_layer_norm.bias         D       mlp_norm.bias
+  fc1.weight                    F D     mlp.up                  T
+  fc1.bias                      F       mlp.up_bias
+  fc2.weight                    D F     mlp.down                T
+  fc2.bias                      D       mlp.down_bias
+'''
+
+CROSS = '''
+  encoder_attn_layer_norm.weight   D       cross_norm.weight
+  encoder_attn_layer_norm.bias     D       cross_norm.bias
+  encoder_attn.q_proj.weight       N*H D   cross.query         T
+  encoder_attn.q_proj.bias         N*H     cross.query_bias
+  encoder_attn.k_proj.weight       N*H D   cross.key           T
+  -                                N*H     cross.key_bias
+  encoder_attn.v_proj.weight       N*H D   cross.value         T
+  encoder_attn.v_proj.bias         N*H     cross.value_bias
+  encoder_attn.out_proj.weight     D N*H   cross.output        T
+  encoder_attn.out_proj.bias       D       cross.output_bias
+'''
+
+ROWS = (
+    ENDS
+    + table('model.encoder.layers.{i}.', 'encoder.layers.{i}.', SELF)
+    + table('model.decoder.layers.{i}.', 'layers.{i}.', SELF + CROSS.lstrip())
+)
+
+
+def config(settings: Settings) -> ModelConfig:
+  """Returns the config of a Whisper config.json."""
+  norm = Norm(1e-5, centered=True, bias=True)
+  width = settings.need('d_model')
+  encoder = Layer(_attention(settings, 'encoder', False), _mlp(settings, 'encoder'))
+  decoder = Layer(
+      _attention(settings, 'decoder', True),
+      _mlp(settings, 'decoder'),
+      cross=_attention(settings, 'decoder', False),
+  )
+  return settings.model(
+      [decoder] * settings.need('decoder_layers'),
+      tied=True,
+      norm=norm,
+      embedding_scale=width**0.5 if settings.get('scale_embedding', False) else 1.0,
+      positions=settings.get('max_target_positions', 448),
+      encoder=Encoder(
+          (encoder,) * settings.need('encoder_layers'),
+          features=settings.get('num_mel_bins', 80),
+          positions=settings.get('max_source_positions', 1500),
+          norm=norm,
+      ),
+  )
+
+
+def _attention(settings: Settings, stack: str, causal: bool) -> Grouped:
+  heads, hidden = settings.need(f'{stack}_attention_heads'), settings.need('d_model')
+  return Grouped(
+      heads,
+      heads,
+      settings.divide('d_model', hidden, heads),
+      visibility=Visibility(causal=causal),
+      projection_bias=True,
+      output_bias=True,
+  )
+
+
+def _mlp(settings: Settings, stack: str) -> MLP:
+  return MLP(
+      settings.need(f'{stack}_ffn_dim'),
+      settings.activation('activation_function', default='gelu'),
+      gated=False,
+      bias=True,
+  )
+
+
+FAMILY = Family(
+    config,
+    ROWS,
+    copies={'proj_out.weight': 'model.decoder.embed_tokens.weight'},
+)
