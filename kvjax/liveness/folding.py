@@ -69,6 +69,11 @@ class _Folding:
     self.const[where] = np.broadcast_to(value, self.const.shape)[where]
     self.open &= ~where
 
+  def copy_all(self, where: Array, source: Tensor) -> None:
+    """Copies where every scalar left can be: x + 0, x * 1."""
+    if np.all(where | ~self.open):
+      self.copy(where, source)
+
   def copy(self, where: Array, source: Tensor) -> None:
     where = where & self.open
     self.ids[where] = source.ids[where]
@@ -85,24 +90,24 @@ def _mul(state: _Folding) -> None:
   for a in (0, 1):
     state.settle(state.equals(a, 0), 0)
   for a in (0, 1):
-    state.copy(state.equals(a, 1), state.ins[1 - a])
+    state.copy_all(state.equals(a, 1), state.ins[1 - a])
 
 
 def _div(state: _Folding) -> None:
   if jax.numpy.issubdtype(state.const.dtype, np.inexact):
     state.settle(state.equals(0, 0) & ~state.ins[1].is_const, 0)
-  state.copy(state.equals(1, 1), state.ins[0])
+  state.copy_all(state.equals(1, 1), state.ins[0])
 
 
 def _add(state: _Folding) -> None:
   _infinite(state, 1)
   for a in (0, 1):
-    state.copy(state.equals(a, 0), state.ins[1 - a])
+    state.copy_all(state.equals(a, 0), state.ins[1 - a])
 
 
 def _sub(state: _Folding) -> None:
   _infinite(state, -1)
-  state.copy(state.equals(1, 0), state.ins[0])
+  state.copy_all(state.equals(1, 0), state.ins[0])
 
 
 def _infinite(state: _Folding, sign: int) -> None:

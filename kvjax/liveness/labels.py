@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvjax.liveness import cut as cutting
-from kvjax.liveness import report, witness
+from kvjax.liveness import elements, report, witness
 from kvjax.liveness import trace as tracing
 
 if TYPE_CHECKING:
-  from kvjax.liveness import analyze
+  from kvjax.liveness import analysis
 
 Array = np.ndarray
 
@@ -27,21 +27,44 @@ def label(
     name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
     for name, ts in trace.names.items()
   }
-  stems = _stems(trace, graph)
+  together = _together(trace, graph, cut)
   count: collections.Counter[str] = collections.Counter()
-  shared: dict[Any, str] = {}
+  shared: dict[int, str] = {}
   out = []
   for i, node in enumerate(graph.nodes):
     if node.names:
       out.append(min(node.names, key=lambda n: size[n]))
       continue
-    key = (node.readers, stems[i]) if i in cut.kept else i
-    if key not in shared:
+    one = together.get(i, i)
+    if one not in shared:
       base = _base(trace, node)
       count[base] += 1
-      shared[key] = base if count[base] == 1 else f'{base}.{count[base]}'
-    out.append(shared[key])
+      shared[one] = base if count[base] == 1 else f'{base}.{count[base]}'
+    out.append(shared[one])
   return tuple(out)
+
+
+def _together(
+  trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
+) -> dict[int, int]:
+  """For kept nodes, the first of those that are one tensor to a reader."""
+  stems = _stems(trace, graph)
+  out: dict[int, int] = {}
+  for i in cut.kept:
+    out[i] = i
+    a = graph.nodes[i]
+    for j in cut.kept[: cut.kept.index(i)]:
+      b = graph.nodes[j]
+      same = stems[i] == stems[j] and a.readers == b.readers
+      part = _equation(trace, a) == _equation(trace, b)
+      if same or (part and a.readers & b.readers):
+        out[i] = out[j]
+        break
+  return out
+
+
+def _equation(trace: tracing.Trace, node: Any) -> Any:
+  return None if node.maker < 0 else trace.ops[node.maker].origin.equation
 
 
 def _base(trace: tracing.Trace, node: Any) -> str:
@@ -72,16 +95,17 @@ def _stems(trace: tracing.Trace, graph: cutting.Graph) -> list[frozenset[Any]]:
   return out
 
 
-def describe(verdict: 'analyze.Verdict', stable: bool) -> report.LivenessReport:
+def describe(
+  verdict: 'analysis.Verdict', stable: bool
+) -> report.LivenessReport:
   """The public report of a verdict."""
   causal = verdict.delay == 0 and stable
   finite = not math.isinf(verdict.delay) and stable
-  cuts = cutting.frontier(verdict.graph) if finite else []
   return report.LivenessReport(
     causal=causal,
     live_for=verdict.live_for,
     keep=_names(verdict, verdict.cut) if finite else (),
-    frontier=tuple(_point(verdict, c) for c in cuts),
+    frontier=_frontier(verdict) if finite else (),
     delay=verdict.delay if stable else math.inf,
     static=_static(verdict.trace),
     tensors=_rows(verdict, finite),
@@ -90,16 +114,40 @@ def describe(verdict: 'analyze.Verdict', stable: bool) -> report.LivenessReport:
   )
 
 
-def _names(verdict: 'analyze.Verdict', cut: cutting.Cut) -> tuple[str, ...]:
-  names = dict.fromkeys(verdict.names[i] for i in cut.kept)
+def _frontier(verdict: 'analysis.Verdict') -> tuple[report.Point, ...]:
+  """The optima over all of the past, up to the one that redoes nothing."""
+  whole, last = verdict.whole, _point(verdict, verdict.cut)
+  points = []
+  for cut in cutting.frontier(whole):
+    names = label(verdict.trace, whole, cut)
+    point = _point(verdict, cut, names)
+    if (point.bytes_per_token, point.state_bytes) < (
+      last.bytes_per_token,
+      last.state_bytes,
+    ):
+      points.append(point)
+  return (*points, last)
+
+
+def _names(
+  verdict: 'analysis.Verdict',
+  cut: cutting.Cut,
+  labels: tuple[str, ...] | None = None,
+) -> tuple[str, ...]:
+  labels = labels or verdict.names
+  names = dict.fromkeys(labels[i] for i in cut.kept)
   order = list(verdict.trace.names)
   rank = lambda n: order.index(n) if n in order else len(order)
   return tuple(sorted(names, key=rank))
 
 
-def _point(verdict: 'analyze.Verdict', cut: cutting.Cut) -> report.Point:
+def _point(
+  verdict: 'analysis.Verdict',
+  cut: cutting.Cut,
+  labels: tuple[str, ...] | None = None,
+) -> report.Point:
   return report.Point(
-    _names(verdict, cut),
+    _names(verdict, cut, labels),
     cut.bytes_per_token,
     cut.flops_per_token,
     cut.state_bytes,
@@ -112,7 +160,7 @@ def _static(trace: tracing.Trace) -> tuple[str, ...]:
   )
 
 
-def _rows(verdict: 'analyze.Verdict', finite: bool) -> tuple[report.Row, ...]:
+def _rows(verdict: 'analysis.Verdict', finite: bool) -> tuple[report.Row, ...]:
   kept = _names(verdict, verdict.cut) if finite else ()
   return tuple(
     _row(verdict, name, live, name in kept)
@@ -121,7 +169,7 @@ def _rows(verdict: 'analyze.Verdict', finite: bool) -> tuple[report.Row, ...]:
 
 
 def _row(
-  verdict: 'analyze.Verdict', name: str, live: float, kept: bool
+  verdict: 'analysis.Verdict', name: str, live: float, kept: bool
 ) -> report.Row:
   trace = verdict.trace
   nodes = [
@@ -159,7 +207,7 @@ def _why(live: float, kept: bool) -> str:
   return f'read by {who}, through what is kept or redone'
 
 
-def _dataflow(verdict: 'analyze.Verdict') -> report.Dataflow:
+def _dataflow(verdict: 'analysis.Verdict') -> report.Dataflow:
   sides = dict.fromkeys(verdict.cut.kept, 'kept')
   sides |= dict.fromkeys(verdict.cut.redone, 'redone')
   nodes = tuple(
@@ -172,7 +220,7 @@ def _dataflow(verdict: 'analyze.Verdict') -> report.Dataflow:
   )
 
 
-def _notes(verdict: 'analyze.Verdict', stable: bool) -> tuple[str, ...]:
+def _notes(verdict: 'analysis.Verdict', stable: bool) -> tuple[str, ...]:
   notes = []
   if not stable:
     notes.append('old rows change with the length: no exact cache.')
@@ -187,10 +235,12 @@ def _notes(verdict: 'analyze.Verdict', stable: bool) -> tuple[str, ...]:
 
 
 def _first(trace: tracing.Trace) -> str:
-  """The first equation all of whose results wait for the last position."""
-  known = trace.table.available
+  """The first equation whose row 0 waits for the last position."""
   for op in trace.ops:
-    outs = np.concatenate([o[o >= 0] for o in op.outs])
-    if outs.size > 1 and known[outs].min() == trace.length - 1:
-      return f'{op.name} at {op.origin.source}'
+    for ids in op.outs:
+      ready = elements.lookup(trace.table.available, ids)
+      for axis, size in enumerate(ids.shape):
+        row = np.take(ready, 0, axis)
+        if size == trace.length and min(row[row >= 0], default=0) == size - 1:
+          return f'{op.name} at {op.origin.source}'
   return 'the output'

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax import core
 
 from kvjax.liveness import elements, folding
 from kvjax.liveness.errors import AnalysisError
@@ -93,7 +94,7 @@ def _recurrence(
   out = [rows[0]]
   for row in rows[1:]:
     pair = _join([out[-1], row], axis)
-    aval = jax.core.ShapedArray(pair.shape, np.asarray(pair.const).dtype)
+    aval = core.ShapedArray(pair.shape, np.asarray(pair.const).dtype)
     plain = params | {'reverse': False}
     both = _combine(recorder, primitive, plain, pair, aval, origin)
     out.append(both)
@@ -179,7 +180,7 @@ def _convolution(
       'out_sharding': None,
     },
     [lhs.moved(gather), kernels],
-    [jax.core.ShapedArray(shape, aval.dtype)],
+    [core.ShapedArray(shape, aval.dtype)],
     origin,
   )
   spatial = [aval.shape[a] for a in numbers.out_spec[2:]]

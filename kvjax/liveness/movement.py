@@ -28,13 +28,15 @@ def move(
     return None
   if name in _PLAIN:
     return _map(lambda arrays: _PLAIN[name](arrays, params), ins)
+  if name == 'scatter' and ins[1].fixed:
+    return _scatter(params, ins)
   if name in _INDEXED and all(t.fixed for t in ins[_INDEXED[name] :]):
     return _indexed(primitive, params, ins)
   return None
 
 
 def _is_key(value: Any) -> bool:
-  return jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+  return jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
 
 
 def _map(function: Callable[..., Array], ins: Sequence[Tensor]) -> Tensor:
@@ -102,18 +104,15 @@ _PLAIN: dict[str, Callable[[Sequence[Array], Params], Array]] = {
   'sharding_constraint': lambda a, p: a[0],
   'slice': _slice,
   'stop_gradient': lambda a, p: a[0],
+  'stack': lambda a, p: np.stack(a, p['axis']),
+  'tile': lambda a, p: np.tile(a[0], p['reps']),
   'squeeze': lambda a, p: np.squeeze(a[0], tuple(p['dimensions'])),
   'transpose': lambda a, p: a[0].transpose(p['permutation']),
 }
 
 # Movements whose index operands begin at the given place, and how many arrays
-# before it are moved: a gather moves its first operand, a scatter two.
-_INDEXED = {
-  'gather': 1,
-  'dynamic_slice': 1,
-  'dynamic_update_slice': 2,
-  'scatter': 1,
-}
+# before it are moved: a gather moves one, an update moves two.
+_INDEXED = {'gather': 1, 'dynamic_slice': 1, 'dynamic_update_slice': 2}
 
 
 def _indexed(
@@ -121,8 +120,6 @@ def _indexed(
 ) -> Tensor | None:
   """Runs the primitive itself on flat indices to learn what goes where."""
   name = primitive.name
-  if name == 'scatter':
-    return None if not ins[1].fixed else _scatter(params, ins)
   moved = ins[: _INDEXED[name]]
   starts = np.cumsum([0] + [t.ids.size for t in moved])
   sources = [

@@ -31,7 +31,7 @@ def evaluate(
 
 
 def _extended(value: Any) -> bool:
-  return jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+  return jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
 
 
 def _plain(value: Any) -> bool:

@@ -26,11 +26,17 @@ def outputs_from(trace: tracing.Trace, boundary: int = 0) -> Array:
   return seed
 
 
-def needed(trace: tracing.Trace, boundary: int = 0) -> Array:
-  """[scalars] whether any output from `boundary` on depends on it."""
+def needed(
+  trace: tracing.Trace, boundary: int = 0, kept: Array | None = None
+) -> Array:
+  """[scalars] whether any output from `boundary` on depends on it.
+
+  What only `kept` scalars are made of is not needed.
+  """
   need = outputs_from(trace, boundary)
   for op in reversed(trace.ops):
-    _pull(op, outs_of(op, need), need)
+    wanted = need if kept is None else np.where(kept, NEVER, need)
+    pull(op, outs_of(op, wanted), need)
   return need >= 0
 
 
@@ -48,7 +54,7 @@ def last_read(
     attribute = np.where(need, known, NEVER)
     if redone is not None:
       attribute = np.where(redone & need, last, attribute)
-    _pull(op, outs_of(op, attribute), last)
+    pull(op, outs_of(op, attribute), last)
   return last
 
 
@@ -57,7 +63,8 @@ def outs_of(op: tracing.Op, attribute: Array) -> Array:
   return np.max([elements.lookup(attribute, ids) for ids in op.outs], axis=0)
 
 
-def _pull(op: tracing.Op, attribute: Array, into: Array) -> None:
+def pull(op: tracing.Op, attribute: Array, into: Array) -> None:
+  """Raises `into` at what the results of `op` with an attribute read."""
   if attribute.max(initial=NEVER) == NEVER:
     return
   for tensor, relation in zip(op.ins, op.reads, strict=True):
@@ -79,15 +86,18 @@ class Boundary:
   across: dict[int, tuple[Array, ...]]  # and its unknown needed results
 
 
-def split(trace: tracing.Trace, position: int) -> Boundary:
+def split(
+  trace: tracing.Trace, position: int, kept: Array | None = None
+) -> Boundary:
   """Splits the program at a token boundary, as partial evaluation does."""
-  need = needed(trace, position)
+  need = needed(trace, position, kept)
   known = trace.table.available < position
   live = need & known
+  made = live if kept is None else live & ~kept
   frontier = np.zeros_like(live)
   within, across = {}, {}
   for index, op in enumerate(trace.ops):
-    within[index] = _reads(op, live, live)
+    within[index] = _reads(op, made, live)
     across[index] = _reads(op, need & ~known, live)
     for ids in across[index]:
       frontier[ids] = True

@@ -60,5 +60,5 @@ def _any_complex(trace: tracing.Trace) -> bool:
     jax.numpy.issubdtype(d, np.complexfloating)
     for op in trace.ops
     for d in op.dtypes
-    if not jax.dtypes.issubdtype(d, jax.dtypes.extended)
+    if not jax.numpy.issubdtype(d, jax.dtypes.extended)
   )

@@ -16,31 +16,26 @@ Tensor = elements.Tensor
 Relation = relations.Relation
 Params = dict[str, Any]
 Shape = tuple[int, ...]
-Rule = Callable[
-  [Params, Sequence[Tensor], Shape], tuple[Sequence[Relation], float]
-]
+Related = tuple[Sequence[Relation], float]
+Rule = Callable[[Params, Sequence[Tensor], Shape], Related]
 
 
 def relate(
   name: str, params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float] | None:
+) -> Related | None:
   """Relations of the operands and FLOPs a scalar; None for the unknown."""
   rule = _RULES.get(name)
   return None if rule is None else rule(params, ins, shape)
 
 
-def _reduce(
-  params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float]:
+def _reduce(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   axes = tuple(params['axes'])
   operand = ins[0].shape
   flops = math.prod(operand[a] for a in axes)
   return [relations.Mix(axes, operand, shape, squeeze=True)], flops
 
 
-def _along(
-  params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float]:
+def _along(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   """Sorts, top-k and what is left of cumulative sums: all along one axis."""
   keys = ('dimension', 'axis', 'operand_axis', 'reduction_dimension')
   axis = next(params[key] for key in keys if key in params)
@@ -49,18 +44,14 @@ def _along(
   return mix, max(1.0, math.log2(max(size, 1)))
 
 
-def _fft(
-  params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float]:
+def _fft(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   rank = len(ins[0].shape)
   axes = tuple(range(rank - len(params['fft_lengths']), rank))
   flops = 5 * math.log2(max(2, math.prod(params['fft_lengths'])))
   return [relations.Mix(axes, ins[0].shape, shape)], flops
 
 
-def _dot(
-  params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float]:
+def _dot(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   orders = dot_orders(params, ins)
   depth = math.prod(ins[0].shape[a] for a in params['dimension_numbers'][0][0])
   sides = [
@@ -97,9 +88,7 @@ def nonzero(tensor: Tensor) -> np.ndarray:
   return ~(tensor.is_const & (np.asarray(tensor.const) == 0))
 
 
-def _gather(
-  params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float]:
+def _gather(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   """With indices that depend on data: anything along the indexed axes."""
   operand, indices = ins
   lead = indices.shape[:-1]
@@ -125,7 +114,7 @@ def _gathered(
 
 def _scatter_add(
   params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float]:
+) -> Related:
   operand, indices, updates = ins
   if not indices.fixed:
     return [relations.All(t.shape, shape) for t in ins], 1.0
@@ -137,9 +126,7 @@ def _scatter_add(
   ], 1.0
 
 
-def _everything(
-  params: Params, ins: Sequence[Tensor], shape: Shape
-) -> tuple[Sequence[Relation], float]:
+def _everything(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   return [relations.All(t.shape, shape) for t in ins], 0.0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness import passes
+from kvjax.liveness import folding, passes
 from kvjax.liveness import trace as tracing
 
 Array = np.ndarray
@@ -25,7 +25,7 @@ class Node:
   ids: Array
   maker: int  # number of the operation, -1 for the program's input
   names: tuple[str, ...]
-  readers: int  # a number for the set of equations that read it
+  readers: frozenset[Any]  # the equations and operands that read it
   frontier: bool  # the future reads it without anything between
   rows: int  # positions it holds at the boundary
   width: int  # scalars a position
@@ -47,58 +47,86 @@ class Node:
 def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
   """The tensors of the past at a boundary."""
   names, labels = _names(trace)
-  readers = _readers(trace, cut)
+  readers = _Readers(trace, cut)
   maker = trace.table.maker
   live = np.flatnonzero(cut.live)
   key = np.stack(
-    [maker[live], names[live], readers[live], cut.frontier[live]], 1
+    [maker[live], names[live], readers.code[live], cut.frontier[live]], 1
   )
   _, index = np.unique(key, axis=0, return_inverse=True)
   index = index.reshape(-1)
-  parts = [live[index == i] for i in range(index.max(initial=-1) + 1)]
+  pairwise = _pairwise(trace)
   groups: dict[Any, list[Array]] = collections.defaultdict(list)
-  for ids in parts:
-    op = trace.ops[maker[ids[0]]] if maker[ids[0]] >= 0 else None
-    groups[_kind(op, ids, names, cut)].append(ids)
-  siblings = {kind[0] for kind in groups if not kind[-1]}
+  for i in range(index.max(initial=-1) + 1):
+    ids = live[index == i]
+    one = int(ids[0])
+    kind = _kind(trace, int(maker[one])), names[one], cut.frontier[one]
+    groups[kind].append(ids)
   return [
     _node(
       trace,
       cut,
       ids,
       labels[int(names[ids[0]])],
-      int(readers[ids[0]]),
-      kind[0] in siblings,
+      readers.of(ids[0]),
+      int(maker[ids[0]]) in pairwise,
     )
-    for kind, members in groups.items()
+    for members in groups.values()
     for ids in _join_rows(trace, members)
   ]
 
 
-def _kind(
-  op: tracing.Op | None, ids: Array, names: Array, cut: passes.Boundary
-) -> tuple[Any, ...]:
+def _kind(trace: tracing.Trace, maker: int) -> tuple[Any, ...]:
   """What the iterations of one loop, even a Python one, have in common."""
-  frontier = bool(cut.frontier[ids[0]])
-  if op is None:
-    return (None, int(names[ids[0]])), frontier
-  where = (op.origin.source, op.name, op.outs[0].shape, str(op.dtypes))
-  return (where, int(names[ids[0]])), frontier
+  if maker < 0:
+    return ()
+  op = trace.ops[maker]
+  return op.origin.source, op.name, op.outs[0].shape, str(op.dtypes)
+
+
+def _pairwise(trace: tracing.Trace) -> set[int]:
+  """Operations that make more at each position than at the one before: scores.
+
+  Those of a loop make one position each and are counted together.
+  """
+  sizes: dict[Any, Any] = {}
+  members: dict[Any, list[int]] = collections.defaultdict(list)
+  for index, op in enumerate(trace.ops):
+    times = trace.table.available[np.concatenate([o[o >= 0] for o in op.outs])]
+    count = np.bincount(times, minlength=trace.length)
+    key = index if np.count_nonzero(count) > 1 else _kind(trace, index)
+    sizes[key] = sizes.get(key, 0) + count
+    members[key].append(index)
+  last = {key: count[count > 0][-3:] for key, count in sizes.items()}
+  return {
+    index
+    for key, count in last.items()
+    if len(count) == 3 and np.all(np.diff(count) > 0)
+    for index in members[key]
+  }
 
 
 def _join_rows(trace: tracing.Trace, parts: list[Array]) -> list[Array]:
-  """Joins parts that hold different positions: rows of one tensor."""
-  joined: list[tuple[set[int], list[Array]]] = []
-  for ids in parts:
-    times = set(trace.table.available[ids].tolist())
-    for held, members in joined:
-      if not held & times:
-        held |= times
+  """Joins parts that hold different positions: rows of one tensor.
+
+  Those of one equation always; those of several when there is one a position,
+  as a loop in Python leaves them.
+  """
+  known, maker = trace.table.available, trace.table.maker
+  times = [set(known[ids].tolist()) for ids in parts]
+  loop = len(parts) > 3 and all(len(t) == 1 for t in times)
+  joined: list[tuple[set[int], Any, list[Array]]] = []
+  for ids, now in zip(parts, times, strict=True):
+    first = int(maker[ids[0]])
+    place = None if loop or first < 0 else trace.ops[first].origin.equation
+    for held, where, members in joined:
+      if where == place and not held & now:
+        held |= now
         members.append(ids)
         break
     else:
-      joined.append((times, [ids]))
-  return [np.sort(np.concatenate(members)) for _, members in joined]
+      joined.append((now, place, [ids]))
+  return [np.sort(np.concatenate(members)) for _, _, members in joined]
 
 
 def _node(
@@ -106,18 +134,26 @@ def _node(
   cut: passes.Boundary,
   ids: Array,
   names: tuple[str, ...],
-  readers: int,
-  has_past: bool,
+  readers: frozenset[Any],
+  pairwise: bool,
 ) -> Node:
   times, sizes = np.unique(trace.table.available[ids], return_counts=True)
   maker = int(trace.table.maker[ids[0]])
   frontier = bool(cut.frontier[ids[0]])
-  grows = len(sizes) > 3 and bool(np.all(np.diff(sizes[-3:]) > 0))
-  single = len(times) == 1 and frontier and maker >= 0
-  width = int(sizes[-1])
-  if grows:
+  width = _usual(sizes)
+  unbounded = bool(times[0] <= 2 and times[-1] >= cut.position - 2)
+  alone = len(times) == 1 and frontier and maker >= 0
+  before = _history(trace, ids) if alone else []
+  carry = bool(before)
+  band = pairwise and not carry
+  if band:
     width = max(1, round(len(ids) / cut.position))
+  elif pairwise:  # A sum a key, not one in all.
+    carry, unbounded, width = False, True, int(sizes[0] - before[-1])
   flops = trace.ops[maker].flops if maker >= 0 else 0.0
+  free = _free(trace, maker)
+  if not (unbounded or carry or band):
+    free |= maker < 0 or trace.ops[maker].name in folding.POINTWISE
   return Node(
     ids=ids,
     maker=maker,
@@ -126,12 +162,38 @@ def _node(
     frontier=frontier,
     rows=len(times),
     width=width,
-    unbounded=bool(times[0] <= 2 and times[-1] >= cut.position - 2),
-    carry=single and has_past,
-    band=grows,
+    unbounded=unbounded,
+    carry=carry,
+    band=band,
     itemsize=int(trace.table.itemsize[ids[0]]),
-    flops=0.0 if _free(trace, maker) else flops * width,
+    flops=0.0 if free else flops * width,
   )
+
+
+def _usual(sizes: Array) -> int:
+  """The most frequent size of a row; of several the greatest."""
+  values, counts = np.unique(sizes, return_counts=True)
+  return int(values[counts == counts.max()].max())
+
+
+def _history(trace: tracing.Trace, ids: Array) -> list[int]:
+  """Sizes of the rows a state was made from, back to the first; or none.
+
+  A state is made from the like of itself, row before row to the beginning. A
+  partial sum of a short convolution goes back a few rows and is none.
+  """
+  kind = _kind(trace, int(trace.table.maker[ids[0]]))
+  mark = np.full(trace.table.size, passes.NEVER, np.int32)
+  mark[ids] = 0
+  for op in reversed(trace.ops[: int(trace.table.maker[ids].max()) + 1]):
+    passes.pull(op, passes.outs_of(op, mark), mark)
+  makers = np.unique(trace.table.maker[mark >= 0])
+  alike = [m for m in makers if m >= 0 and _kind(trace, int(m)) == kind]
+  past = (mark >= 0) & np.isin(trace.table.maker, alike)
+  times = trace.table.available[past]
+  now = int(trace.table.available[ids[0]])
+  found, sizes = np.unique(times[times < now], return_counts=True)
+  return sizes.tolist() if found.size and found[0] <= 2 else []
 
 
 _FREE = frozenset(('convert_element_type', 'reduce_precision', 'neg', 'copy'))
@@ -146,8 +208,9 @@ def _free(trace: tracing.Trace, maker: int) -> bool:
     return True
   if op.name not in ('mul', 'div'):
     return False
+  made = op.outs[0] >= 0
   return any(
-    t.fixed and np.unique(np.asarray(t.const)).size == 1 for t in op.ins
+    t.fixed and np.unique(np.asarray(t.const)[made]).size == 1 for t in op.ins
   )
 
 
@@ -166,16 +229,26 @@ def _names(trace: tracing.Trace) -> tuple[Array, dict[int, tuple[str, ...]]]:
   return code, labels
 
 
-def _readers(trace: tracing.Trace, cut: passes.Boundary) -> Array:
-  """[scalars] a number for the set of equations that read it."""
-  found: dict[Any, list[Array]] = collections.defaultdict(list)
-  for index, op in enumerate(trace.ops):
-    for a in range(len(op.ins)):
-      for ids in (cut.within[index][a], cut.across[index][a]):
-        if ids.size:
-          found[op.origin.equation, a].append(ids)
-  code = np.zeros(trace.table.size, np.int64)
-  for key, parts in found.items():
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
-    code[np.unique(np.concatenate(parts))] += int.from_bytes(digest, 'big') >> 8
-  return code
+class _Readers:
+  """For every scalar, the equations that read it; places, not iterations."""
+
+  def __init__(self, trace: tracing.Trace, cut: passes.Boundary) -> None:
+    found: dict[Any, list[Array]] = collections.defaultdict(list)
+    for index, op in enumerate(trace.ops):
+      for a in range(len(op.ins)):
+        for ids in (cut.within[index][a], cut.across[index][a]):
+          if ids.size:
+            found[op.origin.equation, a].append(ids)
+    self.found = {k: np.unique(np.concatenate(v)) for k, v in found.items()}
+    self.code = np.zeros(trace.table.size, np.int64)
+    for key, ids in self.found.items():
+      digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+      self.code[ids] += int.from_bytes(digest, 'big') >> 8
+
+  def of(self, scalar: int) -> frozenset[Any]:
+    at = {k: np.searchsorted(ids, scalar) for k, ids in self.found.items()}
+    return frozenset(
+      k
+      for k, ids in self.found.items()
+      if at[k] < len(ids) and ids[at[k]] == scalar
+    )

@@ -80,6 +80,7 @@ def stable(short: tracing.Trace, long: tracing.Trace, x: Any) -> bool:
     left = np.moveaxis(replay.read(few, a), rows, 0)
     right = np.moveaxis(replay.read(many, b), rows, 0)[: short.length]
     done = ready <= short.length - 1 - _lag(short, a, rows)
+    right = right[tuple(slice(n) for n in left.shape)]
     if not _close(left[done], right[done]):
       return False
   return True

@@ -28,6 +28,7 @@ class Entry:
   keep: frozenset[str] = frozenset()  # of the spelling called 'named'
   live_for: tuple[tuple[str, float], ...] = ()  # of the spelling 'named'
   causal: bool = True
+  tokens: bool = False  # the input is token ids
 
 
 def weight(*shape: int, seed: int = 0) -> jax.Array:

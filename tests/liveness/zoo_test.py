@@ -1,15 +1,18 @@
 """Every program of the zoo, in every spelling: one verdict."""
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from kvjax import liveness
-from tests.liveness import zoo
+from tests.liveness import zoo, zoo_mixers, zoo_variants
+
+ENTRIES = zoo.ENTRIES | zoo_variants.ENTRIES | zoo_mixers.ENTRIES
 
 
 def cases() -> list[tuple[str, zoo.Entry, str]]:
   return [
     (f'{program}_{spelling}', entry, spelling)
-    for program, entry in zoo.ENTRIES.items()
+    for program, entry in ENTRIES.items()
     for spelling in entry.spellings
   ]
 
@@ -18,6 +21,8 @@ class ZooTest(parameterized.TestCase):
   @parameterized.named_parameters(*cases())
   def test_verdict(self, entry: zoo.Entry, spelling: str) -> None:
     x = zoo.weight(8, zoo.D) * 3
+    if entry.tokens:
+      x = np.arange(8, dtype=np.int32) % 11
     report = liveness.analyze(entry.spellings[spelling], x)
     kept = sorted(
       (r.bytes_per_token, r.live_for) for r in report.tensors if r.kept

@@ -29,8 +29,8 @@ class Verdict:
   """One length's answer, with what it was found from."""
 
   trace: tracing.Trace
-  boundary: passes.Boundary
-  graph: cutting.Graph
+  whole: cutting.Graph  # all of the past
+  graph: cutting.Graph  # what of it the cut at zero recomputation leaves
   cut: cutting.Cut
   names: tuple[str, ...]  # label of each graph node
   live_for: dict[str, float]
@@ -95,7 +95,7 @@ def _lengths(program: Program, x: Any, axis: int) -> Iterator[int]:
       f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
     )
   start = max(start, 2 * reach)
-  yield from (start, start + 3, start + 10, LONGEST, LONGEST + 3)
+  yield from (start, start + 3, 2 * start, 2 * start + 3)
 
 
 def _generic(program: Program, x: Any, axis: int) -> bool:
@@ -135,9 +135,8 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
   if delay >= trace.length - 1:
     delay = math.inf
   position = trace.length - 3
-  boundary = passes.split(trace, position)
-  graph = cutting.build(trace, boundary)
-  cut = cutting.cheapest(graph, None)
+  whole = cutting.build(trace, passes.split(trace, position))
+  graph, cut = latest(trace, position, whole)
   if math.isinf(delay):
     cut = cutting.Cut((), (), 0, 0, 0.0)
   elif witness.poisoned(trace, x, position, graph, cut) != 0:
@@ -147,7 +146,23 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
     )
   names = labelling.label(trace, graph, cut)
   live = live_ranges(trace, graph, cut, names)
-  return Verdict(trace, boundary, graph, cut, names, live, delay)
+  return Verdict(trace, whole, graph, cut, names, live, delay)
+
+
+def latest(
+  trace: tracing.Trace, position: int, whole: cutting.Graph
+) -> tuple[cutting.Graph, cutting.Cut]:
+  """The cut at zero recomputation, and what of the past it leaves.
+
+  With the long streams kept, what they are made of need not be known for all
+  of the past: a short convolution then redoes its few rows from its inputs.
+  """
+  kept = np.zeros(trace.table.size, bool)
+  for i in cutting.cheapest(whole, None).kept:
+    if whole.nodes[i].unbounded:
+      kept[whole.nodes[i].ids] = True
+  graph = cutting.build(trace, passes.split(trace, position, kept))
+  return graph, cutting.cheapest(graph, None)
 
 
 def live_ranges(
