@@ -9,7 +9,7 @@ from kvjax.checkpoints.table import table
 ENDS = table('', '', '''
   model.embed_tokens.weight   V D   embedding
   model.norm.weight           D     norm.weight
-  lm_head.weight              V D   head          T
+  lm_head.weight              V D   head
 ''')
 
 NORMS = table('model.layers.{i}.', 'layers.{i}.', '''
@@ -28,10 +28,10 @@ FOUR_NORMS = POST_NORMS + table('model.layers.{i}.', 'layers.{i}.', '''
 ''')
 
 GROUPED = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
-  q_proj.weight   N*H D   query         T
-  k_proj.weight   K*H D   key           T
-  v_proj.weight   K*H D   value         T
-  o_proj.weight   D N*H   output        T
+  q_proj.weight   N*H D   query
+  k_proj.weight   K*H D   key
+  v_proj.weight   K*H D   value
+  o_proj.weight   D N*H   output
   q_proj.bias     N*H     query_bias
   k_proj.bias     K*H     key_bias
   v_proj.bias     K*H     value_bias
@@ -45,41 +45,41 @@ HEAD_NORMS = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
 
 # With a rank for queries, `q_proj` is two projections and a norm.
 LATENT = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
-  q_proj.weight               N*(H+P) D   query                T
-  q_a_proj.weight             Q D         query_down           T
+  q_proj.weight               N*(H+P) D   query
+  q_a_proj.weight             Q D         query_down
   q_a_proj.bias               Q           query_down_bias
   q_a_layernorm.weight        Q           query_norm.weight
-  q_b_proj.weight             N*(H+P) Q   query                T
-  kv_a_proj_with_mqa.weight   R+P D       latent               T
+  q_b_proj.weight             N*(H+P) Q   query
+  kv_a_proj_with_mqa.weight   R+P D       latent
   kv_a_proj_with_mqa.bias     R+P         latent_bias
   kv_a_layernorm.weight       R           latent_norm.weight
   kv_b_proj.weight            N*(H+E) R   up_key               up_key
   kv_b_proj.weight            N*(H+E) R   up_value             up_value
-  o_proj.weight               D N*E       output               T
+  o_proj.weight               D N*E       output
   o_proj.bias                 D           output_bias
 ''')
 
 GATED = table('model.layers.{i}.mlp.', 'layers.{i}.mlp.', '''
-  gate_proj.weight   F D   gate         T
-  up_proj.weight     F D   up           T
-  down_proj.weight   D F   down         T
+  gate_proj.weight   F D   gate
+  up_proj.weight     F D   up
+  down_proj.weight   D F   down
   gate_proj.bias     F     gate_bias
   up_proj.bias       F     up_bias
   down_proj.bias     D     down_bias
 ''')
 
 EXPERTS = table('model.layers.{i}.mlp.', 'layers.{i}.experts.', '''
-  gate.weight                    X D   router       T
+  gate.weight                    X D   router
   gate.e_score_correction_bias   X     correction
-  experts.{e}.gate_proj.weight   F D   gate         T
-  experts.{e}.up_proj.weight     F D   up           T
-  experts.{e}.down_proj.weight   D F   down         T
+  experts.{e}.gate_proj.weight   F D   gate
+  experts.{e}.up_proj.weight     F D   up
+  experts.{e}.down_proj.weight   D F   down
 ''')
 
 SHARED = table('model.layers.{i}.mlp.', 'layers.{i}.experts.shared.', '''
-  shared_experts.gate_proj.weight   M D   gate   T
-  shared_experts.up_proj.weight     M D   up     T
-  shared_experts.down_proj.weight   D M   down   T
+  shared_experts.gate_proj.weight   M D   gate
+  shared_experts.up_proj.weight     M D   up
+  shared_experts.down_proj.weight   D M   down
 ''')
 
 LLAMA = ENDS + NORMS + GROUPED + GATED

@@ -17,7 +17,8 @@ How, in order of application; nothing means as stored:
     [a:b]    rows from a to b, in letters
     [:a:b]   columns (last axis) from a to b
     name     one of `SHAPERS`
-    T        last two axes swapped: published `[out, in]` becomes `[in, out]`
+    T        last two axes swapped: `[in, out]` becomes `[out, in]`, the order
+             of nearly all checkpoints and of kvjax
 
 Letters are those of `kvjax`, and Q: rank of the query's latent, X: experts, M:
 hidden width of the shared expert, C: rows of learned positions, W: buckets of

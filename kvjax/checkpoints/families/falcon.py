@@ -22,7 +22,7 @@ ROWS = table('transformer.', '', '''
   word_embeddings.weight   V D   embedding
   ln_f.weight              D     norm.weight
   ln_f.bias                D     norm.bias
-''') + (Row('lm_head.weight', ('V', 'D'), 'head', 'T'),) + table(
+''') + (Row('lm_head.weight', ('V', 'D'), 'head'),) + table(
     'transformer.h.{i}.', 'layers.{i}.', '''
   input_layernorm.weight            D   attention_norm.weight
   input_layernorm.bias              D   attention_norm.bias
@@ -32,19 +32,19 @@ ROWS = table('transformer.', '', '''
   ln_attn.bias                      D   attention_norm.bias
   ln_mlp.weight                     D   mlp_norm.weight
   ln_mlp.bias                       D   mlp_norm.bias
-  mlp.dense_h_to_4h.weight          F D   mlp.up          T
+  mlp.dense_h_to_4h.weight          F D   mlp.up
   mlp.dense_h_to_4h.bias            F     mlp.up_bias
-  mlp.dense_4h_to_h.weight          D F   mlp.down        T
+  mlp.dense_4h_to_h.weight          D F   mlp.down
   mlp.dense_4h_to_h.bias            D     mlp.down_bias
 ''') + table(
     'transformer.h.{i}.self_attention.', 'layers.{i}.attention.', '''
-  query_key_value.weight   K*(G+2)*H D   query         queriesT
-  query_key_value.weight   K*(G+2)*H D   key           keysT
-  query_key_value.weight   K*(G+2)*H D   value         valuesT
+  query_key_value.weight   K*(G+2)*H D   query         queries
+  query_key_value.weight   K*(G+2)*H D   key           keys
+  query_key_value.weight   K*(G+2)*H D   value         values
   query_key_value.bias     K*(G+2)*H     query_bias    queries
   query_key_value.bias     K*(G+2)*H     key_bias      keys
   query_key_value.bias     K*(G+2)*H     value_bias    values
-  dense.weight             D D           output        T
+  dense.weight             D D           output
   dense.bias               D             output_bias
 ''')
 

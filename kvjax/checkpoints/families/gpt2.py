@@ -16,7 +16,7 @@ OUTER = table('transformer.', '', '''
   wpe.weight    C D   positions
   ln_f.weight   D     norm.weight
   ln_f.bias     D     norm.bias
-''') + (Row('lm_head.weight', ('V', 'D'), 'head', 'T'),)
+''') + (Row('lm_head.weight', ('V', 'D'), 'head'),)
 
 NORMS = table('transformer.h.{i}.', 'layers.{i}.', '''
   ln_1.weight   D   attention_norm.weight
@@ -26,17 +26,17 @@ NORMS = table('transformer.h.{i}.', 'layers.{i}.', '''
 ''')
 
 ROWS = OUTER + NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
-  attn.c_attn.weight   D 3*D   attention.query         [:0:D]
-  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D]
-  attn.c_attn.weight   D 3*D   attention.value         [:2*D:]
+  attn.c_attn.weight   D 3*D   attention.query         [:0:D]T
+  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D]T
+  attn.c_attn.weight   D 3*D   attention.value         [:2*D:]T
   attn.c_attn.bias     3*D     attention.query_bias    [:D]
   attn.c_attn.bias     3*D     attention.key_bias      [D:2*D]
   attn.c_attn.bias     3*D     attention.value_bias    [2*D:]
-  attn.c_proj.weight   D D     attention.output
+  attn.c_proj.weight   D D     attention.output        T
   attn.c_proj.bias     D       attention.output_bias
-  mlp.c_fc.weight      D F     mlp.up
+  mlp.c_fc.weight      D F     mlp.up                  T
   mlp.c_fc.bias        F       mlp.up_bias
-  mlp.c_proj.weight    F D     mlp.down
+  mlp.c_proj.weight    F D     mlp.down                T
   mlp.c_proj.bias      D       mlp.down_bias
 ''')
 

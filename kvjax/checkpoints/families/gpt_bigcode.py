@@ -12,17 +12,17 @@ from kvjax.checkpoints.table import table
 from kvjax.models.config import ModelConfig
 
 ROWS = gpt2.OUTER + gpt2.NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
-  attn.c_attn.weight   K*(G+2)*H D   attention.query         queriesT
-  attn.c_attn.weight   K*(G+2)*H D   attention.key           keysT
-  attn.c_attn.weight   K*(G+2)*H D   attention.value         valuesT
+  attn.c_attn.weight   K*(G+2)*H D   attention.query         queries
+  attn.c_attn.weight   K*(G+2)*H D   attention.key           keys
+  attn.c_attn.weight   K*(G+2)*H D   attention.value         values
   attn.c_attn.bias     K*(G+2)*H     attention.query_bias    queries
   attn.c_attn.bias     K*(G+2)*H     attention.key_bias      keys
   attn.c_attn.bias     K*(G+2)*H     attention.value_bias    values
-  attn.c_proj.weight   D D           attention.output        T
+  attn.c_proj.weight   D D           attention.output
   attn.c_proj.bias     D             attention.output_bias
-  mlp.c_fc.weight      F D           mlp.up                  T
+  mlp.c_fc.weight      F D           mlp.up
   mlp.c_fc.bias        F             mlp.up_bias
-  mlp.c_proj.weight    D F           mlp.down                T
+  mlp.c_proj.weight    D F           mlp.down
   mlp.c_proj.bias      D             mlp.down_bias
 ''')
 

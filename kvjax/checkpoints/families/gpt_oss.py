@@ -21,11 +21,11 @@ BASE = 150000.0
 ROWS = ENDS + NORMS + GROUPED + table(
     'model.layers.{i}.', 'layers.{i}.', '''
   self_attn.sinks                   N         attention.sinks
-  mlp.router.weight                 X D       experts.router        T
+  mlp.router.weight                 X D       experts.router
   mlp.router.bias                   X         experts.router_bias
-  mlp.experts.gate_up_proj          X D 2*F   experts.gate          even
-  mlp.experts.gate_up_proj          X D 2*F   experts.up            odd
-  mlp.experts.down_proj             X F D     experts.down
+  mlp.experts.gate_up_proj          X D 2*F   experts.gate          even T
+  mlp.experts.gate_up_proj          X D 2*F   experts.up            odd T
+  mlp.experts.down_proj             X F D     experts.down          T
   mlp.experts.gate_up_proj_bias     X 2*F     experts.gate_bias     even
   mlp.experts.gate_up_proj_bias     X 2*F     experts.up_bias       odd
   mlp.experts.down_proj_bias        X D       experts.down_bias

@@ -17,10 +17,10 @@ from kvjax.models.experts import Experts
 
 ROWS = ENDS + NORMS + GROUPED + table(
     'model.layers.{i}.block_sparse_moe.', 'layers.{i}.experts.', '''
-  gate.weight             X D   router   T
-  experts.{e}.w1.weight   F D   gate     T
-  experts.{e}.w3.weight   F D   up       T
-  experts.{e}.w2.weight   D F   down     T
+  gate.weight             X D   router
+  experts.{e}.w1.weight   F D   gate
+  experts.{e}.w3.weight   F D   up
+  experts.{e}.w2.weight   D F   down
 ''')
 
 

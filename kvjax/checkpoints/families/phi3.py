@@ -17,13 +17,13 @@ from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
 ROWS = ENDS + NORMS + table('model.layers.{i}.', 'layers.{i}.', '''
-  self_attn.qkv_proj.weight   (N+K+K)*H D   attention.query    [:N*H]T
-  self_attn.qkv_proj.weight   (N+K+K)*H D   attention.key      [N*H:(N+K)*H]T
-  self_attn.qkv_proj.weight   (N+K+K)*H D   attention.value    [(N+K)*H:]T
-  self_attn.o_proj.weight     D N*H         attention.output   T
-  mlp.gate_up_proj.weight     2*F D         mlp.gate           [:F]T
-  mlp.gate_up_proj.weight     2*F D         mlp.up             [F:]T
-  mlp.down_proj.weight        D F           mlp.down           T
+  self_attn.qkv_proj.weight   (N+K+K)*H D   attention.query    [:N*H]
+  self_attn.qkv_proj.weight   (N+K+K)*H D   attention.key      [N*H:(N+K)*H]
+  self_attn.qkv_proj.weight   (N+K+K)*H D   attention.value    [(N+K)*H:]
+  self_attn.o_proj.weight     D N*H         attention.output
+  mlp.gate_up_proj.weight     2*F D         mlp.gate           [:F]
+  mlp.gate_up_proj.weight     2*F D         mlp.up             [F:]
+  mlp.down_proj.weight        D F           mlp.down
 ''')
 
 

@@ -19,7 +19,7 @@ ENDS = table('', '', '''
   shared.weight                     V D   embedding
   decoder.final_layer_norm.weight   D     norm.weight
   encoder.final_layer_norm.weight   D     encoder.norm.weight
-  lm_head.weight                    V D   head                  T
+  lm_head.weight                    V D   head
 ''') + table('', '', '''
   decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  relative
   encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  encoder.relative
@@ -27,33 +27,33 @@ ENDS = table('', '', '''
 
 ENCODER = table('encoder.block.{i}.layer.', 'encoder.layers.{i}.', '''
   0.layer_norm.weight           D       attention_norm.weight
-  0.SelfAttention.q.weight      N*H D   attention.query         T
-  0.SelfAttention.k.weight      N*H D   attention.key           T
-  0.SelfAttention.v.weight      N*H D   attention.value         T
-  0.SelfAttention.o.weight      D N*H   attention.output        T
+  0.SelfAttention.q.weight      N*H D   attention.query
+  0.SelfAttention.k.weight      N*H D   attention.key
+  0.SelfAttention.v.weight      N*H D   attention.value
+  0.SelfAttention.o.weight      D N*H   attention.output
   1.layer_norm.weight           D       mlp_norm.weight
-  1.DenseReluDense.wi.weight    F D     mlp.up                  T
-  1.DenseReluDense.wi_0.weight  F D     mlp.gate                T
-  1.DenseReluDense.wi_1.weight  F D     mlp.up                  T
-  1.DenseReluDense.wo.weight    D F     mlp.down                T
+  1.DenseReluDense.wi.weight    F D     mlp.up
+  1.DenseReluDense.wi_0.weight  F D     mlp.gate
+  1.DenseReluDense.wi_1.weight  F D     mlp.up
+  1.DenseReluDense.wo.weight    D F     mlp.down
 ''')
 
 DECODER = table('decoder.block.{i}.layer.', 'layers.{i}.', '''
   0.layer_norm.weight           D       attention_norm.weight
-  0.SelfAttention.q.weight      N*H D   attention.query         T
-  0.SelfAttention.k.weight      N*H D   attention.key           T
-  0.SelfAttention.v.weight      N*H D   attention.value         T
-  0.SelfAttention.o.weight      D N*H   attention.output        T
+  0.SelfAttention.q.weight      N*H D   attention.query
+  0.SelfAttention.k.weight      N*H D   attention.key
+  0.SelfAttention.v.weight      N*H D   attention.value
+  0.SelfAttention.o.weight      D N*H   attention.output
   1.layer_norm.weight           D       cross_norm.weight
-  1.EncDecAttention.q.weight    N*H D   cross.query             T
-  1.EncDecAttention.k.weight    N*H D   cross.key               T
-  1.EncDecAttention.v.weight    N*H D   cross.value             T
-  1.EncDecAttention.o.weight    D N*H   cross.output            T
+  1.EncDecAttention.q.weight    N*H D   cross.query
+  1.EncDecAttention.k.weight    N*H D   cross.key
+  1.EncDecAttention.v.weight    N*H D   cross.value
+  1.EncDecAttention.o.weight    D N*H   cross.output
   2.layer_norm.weight           D       mlp_norm.weight
-  2.DenseReluDense.wi.weight    F D     mlp.up                  T
-  2.DenseReluDense.wi_0.weight  F D     mlp.gate                T
-  2.DenseReluDense.wi_1.weight  F D     mlp.up                  T
-  2.DenseReluDense.wo.weight    D F     mlp.down                T
+  2.DenseReluDense.wi.weight    F D     mlp.up
+  2.DenseReluDense.wi_0.weight  F D     mlp.gate
+  2.DenseReluDense.wi_1.weight  F D     mlp.up
+  2.DenseReluDense.wo.weight    D F     mlp.down
 ''')
 
 

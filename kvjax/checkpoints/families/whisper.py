@@ -24,37 +24,37 @@ ENDS = table('model.', '', '''
   encoder.conv1.bias               D       encoder.conv_0_bias
   encoder.conv2.weight             D D 3   encoder.conv_1        kernel
   encoder.conv2.bias               D       encoder.conv_1_bias
-''') + (Row('proj_out.weight', ('V', 'D'), 'head', 'T'),)
+''') + (Row('proj_out.weight', ('V', 'D'), 'head'),)
 
 SELF = '''
   self_attn_layer_norm.weight   D       attention_norm.weight
   self_attn_layer_norm.bias     D       attention_norm.bias
-  self_attn.q_proj.weight       N*H D   attention.query         T
+  self_attn.q_proj.weight       N*H D   attention.query
   self_attn.q_proj.bias         N*H     attention.query_bias
-  self_attn.k_proj.weight       N*H D   attention.key           T
+  self_attn.k_proj.weight       N*H D   attention.key
   -                             N*H     attention.key_bias
-  self_attn.v_proj.weight       N*H D   attention.value         T
+  self_attn.v_proj.weight       N*H D   attention.value
   self_attn.v_proj.bias         N*H     attention.value_bias
-  self_attn.out_proj.weight     D N*H   attention.output        T
+  self_attn.out_proj.weight     D N*H   attention.output
   self_attn.out_proj.bias       D       attention.output_bias
   final_layer_norm.weight       D       mlp_norm.weight
   final_layer_norm.bias         D       mlp_norm.bias
-  fc1.weight                    F D     mlp.up                  T
+  fc1.weight                    F D     mlp.up
   fc1.bias                      F       mlp.up_bias
-  fc2.weight                    D F     mlp.down                T
+  fc2.weight                    D F     mlp.down
   fc2.bias                      D       mlp.down_bias
 '''
 
 CROSS = '''
   encoder_attn_layer_norm.weight   D       cross_norm.weight
   encoder_attn_layer_norm.bias     D       cross_norm.bias
-  encoder_attn.q_proj.weight       N*H D   cross.query         T
+  encoder_attn.q_proj.weight       N*H D   cross.query
   encoder_attn.q_proj.bias         N*H     cross.query_bias
-  encoder_attn.k_proj.weight       N*H D   cross.key           T
+  encoder_attn.k_proj.weight       N*H D   cross.key
   -                                N*H     cross.key_bias
-  encoder_attn.v_proj.weight       N*H D   cross.value         T
+  encoder_attn.v_proj.weight       N*H D   cross.value
   encoder_attn.v_proj.bias         N*H     cross.value_bias
-  encoder_attn.out_proj.weight     D N*H   cross.output        T
+  encoder_attn.out_proj.weight     D N*H   cross.output
   encoder_attn.out_proj.bias       D       cross.output_bias
 '''
 

@@ -1,0 +1,108 @@
+"""Differences of a checkpoint's logits from its reference, way by way."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kvjax
+from kvjax.caches.paged import Paged
+from kvjax.checkpoints import load_checkpoint
+
+TOLERANCE = 1e-4
+CHUNK = 5  # tokens a call of the ragged way
+
+
+def differences(
+    path: pathlib.Path, ways: Iterable[str]
+) -> dict[str, float]:
+  """Returns the largest difference from `reference.npz`, by way."""
+  config, params = load_checkpoint(path)
+  with np.load(path / 'reference.npz') as found:
+    data = dict(found)
+  encoded = source(config, params, data)
+  return {
+      way: float(np.max(np.abs(
+          WAYS[way](config, params, data['tokens'], encoded) - data['logits']
+      )))
+      for way in ways
+  }  # fmt: skip
+
+
+def source(config: Any, params: Any, data: Mapping[str, np.ndarray]) -> Any:
+  """Returns the encoder's output of an encoder-decoder; None of a decoder."""
+  if 'source' not in data:
+    return None
+  ids = jnp.asarray(data['source'])
+  return kvjax.encode(config, params, ids, data.get('lengths'))
+
+
+def uncached(config, params, tokens, encoded) -> np.ndarray:
+  return np.asarray(
+      kvjax.forward(config, params, jnp.asarray(tokens), encoded=encoded)
+  )
+
+
+def steps(config, params, tokens, encoded) -> np.ndarray:
+  """One token at a time through each layer's default kind."""
+  cache = empty(config, tokens)
+  tokens = jnp.asarray(tokens)
+  logits, cache = kvjax.prefill(
+      config, params, cache, tokens[:, :1], encoded=encoded
+  )
+  found = [logits]
+  for t in range(1, tokens.shape[1]):
+    logits, cache = kvjax.decode_step(config, params, cache, tokens[:, t])
+    found.append(logits)
+  return np.stack(found, axis=1)
+
+
+def ragged(config, params, tokens, encoded) -> np.ndarray:
+  """Chunks of 1 to `CHUNK` tokens, of another length in every row."""
+  cache = empty(config, tokens)
+  batch, length = tokens.shape
+  at, rng = np.zeros(batch, np.int32), np.random.default_rng(0)
+  found = np.full((batch, length, config.vocab_size), np.nan, np.float32)
+  while (at < length).any():
+    count = np.minimum(rng.integers(1, CHUNK + 1, batch), length - at)
+    chunk = np.zeros((batch, CHUNK), np.int32)
+    for row in range(batch):
+      chunk[row, : count[row]] = tokens[row, at[row] : at[row] + count[row]]
+    logits, cache = kvjax.extend(
+        config, params, cache, jnp.asarray(chunk), count.astype(np.int32),
+        encoded=encoded,
+    )
+    encoded = None if cache.cross is not None else encoded
+    for row in range(batch):
+      span = slice(at[row], at[row] + count[row])
+      found[row, span] = np.asarray(logits)[row, : count[row]]
+    at = at + count.astype(np.int32)
+  return found
+
+
+def paged(config, params, tokens, encoded) -> np.ndarray:
+  """All tokens at once into pages of 4."""
+  cache = empty(config, tokens, kinds=Paged(page=4))
+  return np.asarray(
+      kvjax.extend(
+          config, params, cache, jnp.asarray(tokens), encoded=encoded
+      )[0]
+  )
+
+
+def empty(config: Any, tokens: np.ndarray, **options: Any) -> Any:
+  """Returns a cache with room for the tokens, tables chosen for their length."""
+  batch, length = tokens.shape
+  return kvjax.init_cache(
+      config, batch, length, rotary_length=length, **options
+  )
+
+
+Way = Callable[[Any, Any, np.ndarray, Any], np.ndarray]
+WAYS: dict[str, Way] = {
+    'uncached': uncached, 'ragged': ragged, 'steps': steps, 'paged': paged
+}
+jax.config.update('jax_numpy_rank_promotion', 'raise')

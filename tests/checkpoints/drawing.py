@@ -1,0 +1,411 @@
+"""Draws tiny configs of each family from its published configuration space.
+
+Sequences of `LENGTH` tokens pass every window and original length drawn here.
+`draw(family, rng)` returns the keys of a config.json, newer style.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+LENGTH = 21
+Config = dict[str, Any]
+
+
+class Draw:
+  """Choices of one config, by a NumPy generator."""
+
+  def __init__(self, rng: np.random.Generator):
+    self.rng = rng
+
+  def pick(self, *options: Any) -> Any:
+    return options[int(self.rng.integers(len(options)))]
+
+  def flag(self) -> bool:
+    return bool(self.rng.integers(2))
+
+  def rope(self, *kinds: str, pairs: int = 0, base: float = 1e4) -> Config:
+    """Returns rope_parameters of one of some types."""
+    kind = self.pick(*kinds)
+    found = {'rope_type': kind, 'rope_theta': self.pick(base, 500.0, 5e5)}
+    original = {'original_max_position_embeddings': self.pick(8, 12, 32)}
+    if kind in ('linear', 'dynamic'):
+      found |= {'factor': self.pick(2.0, 3.5)}
+    if kind == 'llama3':
+      found |= original | {
+          'factor': self.pick(4.0, 8.0), 'low_freq_factor': 1.0,
+          'high_freq_factor': self.pick(2.0, 4.0),
+      }  # fmt: skip
+    if kind == 'yarn':
+      found |= original | {'factor': self.pick(4.0, 40.0)}
+      found |= self.pick(
+          {},
+          {'attention_factor': 1.3},
+          {'beta_fast': 16.0, 'beta_slow': 2.0, 'truncate': False},
+          {'mscale': 0.7, 'mscale_all_dim': 0.9},
+          {'mscale': 1.0, 'mscale_all_dim': 1.0},
+      )
+    if kind == 'longrope':
+      found |= original
+      for key in ('short_factor', 'long_factor'):
+        found[key] = [float(x) for x in self.rng.uniform(1, 6, pairs)]
+      found |= self.pick({}, {'attention_factor': 1.2})
+    return found
+
+  def decoder(self, *, ties: bool = False) -> Config:
+    """Returns what most decoders have; hidden size a multiple of the heads."""
+    kv, groups = self.pick(1, 2, 3), self.pick(1, 2, 3)
+    heads = kv * groups
+    return {
+        'vocab_size': 97,
+        'hidden_size': heads * 4 * self.pick(1, 2),
+        'intermediate_size': self.pick(28, 44),
+        'num_hidden_layers': 2,
+        'num_attention_heads': heads,
+        'num_key_value_heads': kv,
+        'max_position_embeddings': self.pick(16, 64),
+        'rms_norm_eps': self.pick(1e-6, 1e-5),
+        'tie_word_embeddings': self.flag() if ties else False,
+        'pad_token_id': None,
+        'bos_token_id': None,
+        'eos_token_id': None,
+    }
+
+  def routing(self) -> Config:
+    groups = self.pick(1, 2, 3)
+    return {
+        'n_routed_experts': groups * self.pick(2, 3, 4),
+        'n_shared_experts': self.pick(1, 2),
+        'num_experts_per_tok': 2,
+        'moe_intermediate_size': self.pick(12, 20),
+        'n_group': groups,
+        'topk_group': self.pick(1, groups),
+        'norm_topk_prob': self.flag(),
+        'routed_scaling_factor': self.pick(1.0, 2.5),
+        'first_k_dense_replace': self.pick(0, 1),
+    }
+
+  def latent(self) -> Config:
+    heads = self.pick(1, 3, 4)
+    return self.decoder() | {
+        'num_attention_heads': heads,
+        'num_key_value_heads': heads,
+        'hidden_size': self.pick(24, 36),
+        'q_lora_rank': self.pick(None, 12, 20),
+        'kv_lora_rank': self.pick(10, 16),
+        'qk_nope_head_dim': self.pick(6, 8),
+        'qk_rope_head_dim': self.pick(4, 8),
+        'v_head_dim': self.pick(6, 10),
+        'attention_bias': self.flag(),
+    }
+
+
+SCALED = 'default', 'linear', 'dynamic', 'llama3', 'yarn'
+
+
+def llama(d: Draw) -> Config:
+  config = d.decoder(ties=True)
+  config['head_dim'] = d.pick(6, 8, 12)
+  return config | {
+      'attention_bias': d.flag(),
+      'mlp_bias': d.flag(),
+      'hidden_act': d.pick('silu', 'gelu'),
+      'rope_parameters': d.rope(*SCALED),
+  }
+
+
+def mistral(d: Draw) -> Config:
+  return d.decoder(ties=True) | {
+      'head_dim': d.pick(None, 6, 12),
+      'sliding_window': d.pick(None, 5, 9),
+      'rope_parameters': d.rope(*SCALED),
+  }
+
+
+def mixtral(d: Draw) -> Config:
+  return d.decoder() | {
+      'num_local_experts': d.pick(3, 4),
+      'num_experts_per_tok': d.pick(1, 2),
+      'sliding_window': d.pick(None, 5),
+      'rope_parameters': d.rope('default', 'linear', 'yarn', base=1e6),
+  }
+
+
+def qwen2(d: Draw) -> Config:
+  return d.decoder(ties=True) | {
+      'use_sliding_window': d.flag(),
+      'sliding_window': d.pick(5, 9),
+      'max_window_layers': d.pick(0, 1, 2),
+      'rope_parameters': d.rope('default', 'dynamic', 'yarn', base=1e6),
+  }
+
+
+def qwen3(d: Draw) -> Config:
+  return qwen2(d) | {'head_dim': d.pick(6, 10), 'attention_bias': d.flag()}
+
+
+def qwen3_moe(d: Draw) -> Config:
+  return d.decoder(ties=True) | {
+      'head_dim': d.pick(6, 10),
+      'attention_bias': d.flag(),
+      'use_sliding_window': d.flag(),
+      'sliding_window': 7,
+      'num_experts': d.pick(3, 5),
+      'num_experts_per_tok': 2,
+      'moe_intermediate_size': d.pick(12, 20),
+      'norm_topk_prob': d.flag(),
+      'decoder_sparse_step': d.pick(1, 2),
+      'mlp_only_layers': d.pick([], [1]),
+      'rope_parameters': d.rope('default', 'yarn', base=1e6),
+  }
+
+
+def gemma(d: Draw) -> Config:
+  return d.decoder() | {
+      'tie_word_embeddings': True,
+      'head_dim': d.pick(6, 10),
+      'hidden_act': d.pick('gelu', 'gelu_pytorch_tanh'),
+      'attention_bias': d.flag(),
+      'rope_parameters': d.rope('default', 'linear'),
+  }
+
+
+def gemma2(d: Draw) -> Config:
+  return d.decoder() | {
+      'num_hidden_layers': 3,
+      'tie_word_embeddings': True,
+      'head_dim': d.pick(6, 10),
+      'query_pre_attn_scalar': d.pick(8, 20),
+      'sliding_window': d.pick(5, 9),
+      'attn_logit_softcapping': d.pick(None, 5.0, 50.0),
+      'final_logit_softcapping': d.pick(None, 10.0),
+      'attention_bias': d.flag(),
+      'rope_parameters': d.rope('default', 'linear'),
+  }
+
+
+def gemma3(d: Draw) -> Config:
+  kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(3)]
+  return d.decoder() | {
+      'num_hidden_layers': 3,
+      'tie_word_embeddings': True,
+      'layer_types': kinds,
+      'head_dim': d.pick(6, 10),
+      'query_pre_attn_scalar': d.pick(8, 20),
+      'sliding_window': d.pick(5, 9),
+      'final_logit_softcapping': d.pick(None, 10.0),
+      'rope_parameters': {
+          'full_attention': d.rope('default', 'linear', 'yarn'),
+          'sliding_attention': d.rope('default'),
+      },
+  }
+
+
+def phi3(d: Draw) -> Config:
+  config = d.decoder()
+  width = d.pick(8, 12)
+  share = d.pick(1.0, 0.5)
+  config['hidden_size'] = width * config['num_attention_heads']
+  rope = d.rope('default', 'longrope', pairs=int(width * share) // 2)
+  original = rope.pop('original_max_position_embeddings', 16)
+  return config | {
+      'max_position_embeddings': d.pick(original, 64),
+      'original_max_position_embeddings': original,
+      'sliding_window': d.pick(None, 7),
+      'rope_parameters': rope | {'partial_rotary_factor': share},
+  }
+
+
+def gpt_oss(d: Draw) -> Config:
+  kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(2)]
+  return d.decoder() | {
+      'head_dim': d.pick(6, 10),
+      'layer_types': kinds,
+      'sliding_window': d.pick(5, 9),
+      'num_local_experts': d.pick(3, 4),
+      'num_experts_per_tok': 2,
+      'intermediate_size': 20,
+      'swiglu_limit': d.pick(1.0, 7.0),
+      'rope_parameters': d.rope('default', 'yarn', base=150000.0),
+  }
+
+
+def gpt2(d: Draw) -> Config:
+  heads = d.pick(1, 3, 5)
+  return {
+      'vocab_size': 97,
+      'n_embd': heads * d.pick(6, 8),
+      'n_head': heads,
+      'n_layer': 2,
+      'n_positions': 32,
+      'n_inner': d.pick(None, 44),
+      'activation_function': d.pick('gelu_new', 'gelu', 'relu'),
+      'scale_attn_weights': d.pick(True, True, False),
+      'scale_attn_by_inverse_layer_idx': d.flag(),
+      'reorder_and_upcast_attn': d.flag(),
+      'tie_word_embeddings': d.flag(),
+  }
+
+
+def gpt_bigcode(d: Draw) -> Config:
+  config = gpt2(d) | {'multi_query': d.flag()}
+  for key in ('scale_attn_by_inverse_layer_idx', 'reorder_and_upcast_attn'):
+    config.pop(key)
+  return config
+
+
+def falcon(d: Draw) -> Config:
+  kv, groups = d.pick(1, 2, 3), d.pick(1, 2, 3)
+  heads = kv * groups
+  grouped = d.flag()
+  return {
+      'vocab_size': 97,
+      'hidden_size': heads * d.pick(6, 8),
+      'num_attention_heads': heads,
+      'num_hidden_layers': 2,
+      'num_kv_heads': kv if grouped else None,
+      'new_decoder_architecture': grouped,
+      'num_ln_in_parallel_attn': d.pick(None, 1, 2) if grouped else None,
+      'multi_query': d.flag(),
+      'parallel_attn': True if grouped else d.flag(),
+      'alibi': d.flag(),
+      'bias': d.flag(),
+      'ffn_hidden_size': d.pick(28, 44),
+      'rope_parameters': d.rope('default', 'linear'),
+  }
+
+
+def deepseek_v2(d: Draw) -> Config:
+  routing = d.routing()
+  method = d.pick('greedy', 'group_limited_greedy')
+  routing |= {'norm_topk_prob': False, 'topk_method': method}
+  return d.latent() | routing | {'rope_parameters': d.rope('default', 'yarn')}
+
+
+def deepseek_v3(d: Draw) -> Config:
+  return d.latent() | d.routing() | {
+      'rope_interleave': d.flag(),
+      'rope_parameters': d.rope('default', 'yarn'),
+      'num_nextn_predict_layers': 0,
+  }
+
+
+def minicpm3(d: Draw) -> Config:
+  config = d.latent()
+  pairs = config['qk_rope_head_dim'] // 2
+  return config | {
+      'tie_word_embeddings': d.flag(),
+      'scale_emb': d.pick(1, 12),
+      'scale_depth': d.pick(None, 1.4),
+      'dim_model_base': d.pick(None, 16),
+      'rope_parameters': d.rope('default', 'longrope', pairs=pairs),
+  }
+
+
+def glm4_moe(d: Draw) -> Config:
+  return d.decoder() | d.routing() | {
+      'head_dim': d.pick(8, 12),
+      'attention_bias': d.flag(),
+      'use_qk_norm': d.flag(),
+      'num_nextn_predict_layers': 0,
+      'rope_parameters': d.rope('default', 'yarn')
+      | {'partial_rotary_factor': d.pick(0.5, 1.0)},
+  }
+
+
+def glm4_moe_lite(d: Draw) -> Config:
+  routing = d.routing()
+  routing.pop('first_k_dense_replace')
+  return d.latent() | routing | {
+      'mlp_layer_types': d.pick(None, ['sparse', 'dense'], ['sparse'] * 2),
+      'rope_parameters': d.rope('default', 'yarn'),
+      'num_nextn_predict_layers': 0,
+  }
+
+
+def t5(d: Draw) -> Config:
+  return {
+      'vocab_size': 97,
+      'd_model': 28,
+      'd_kv': d.pick(6, 10),
+      'd_ff': 44,
+      'num_layers': 2,
+      'num_decoder_layers': d.pick(None, 3),
+      'num_heads': d.pick(1, 3),
+      'relative_attention_num_buckets': d.pick(8, 32),
+      'relative_attention_max_distance': d.pick(12, 128),
+      'feed_forward_proj': d.pick('relu', 'gated-gelu', 'gated-silu'),
+      'tie_word_embeddings': d.flag(),
+      'decoder_start_token_id': 0,
+  }
+
+
+def whisper(d: Draw) -> Config:
+  return {
+      'vocab_size': 97,
+      'd_model': 24,
+      'encoder_attention_heads': d.pick(1, 3, 4),
+      'decoder_attention_heads': d.pick(2, 3),
+      'encoder_layers': d.pick(1, 2),
+      'decoder_layers': d.pick(1, 2),
+      'encoder_ffn_dim': 20,
+      'decoder_ffn_dim': 28,
+      'num_mel_bins': 6,
+      'max_source_positions': d.pick(9, 13),
+      'max_target_positions': 24,
+      'scale_embedding': d.flag(),
+      'activation_function': d.pick('gelu', 'relu'),
+      'decoder_start_token_id': 2,
+      'pad_token_id': 0,
+      'bos_token_id': 1,
+      'eos_token_id': 1,
+  }
+
+
+def smollm3(d: Draw) -> Config:
+  return d.decoder(ties=True) | {
+      'num_hidden_layers': 3,
+      'no_rope_layer_interval': d.pick(2, 3),
+      'use_sliding_window': d.flag(),
+      'sliding_window': 7,
+      'attention_bias': d.flag(),
+      'mlp_bias': d.flag(),
+      'rope_parameters': d.rope('default', 'linear', 'yarn', base=2e6),
+  }
+
+
+def olmo2(d: Draw) -> Config:
+  return d.decoder(ties=True) | {
+      'attention_bias': d.flag(),
+      'rope_parameters': d.rope('default', 'linear', 'yarn'),
+  }
+
+
+def cohere(d: Draw) -> Config:
+  config = d.decoder(ties=True)
+  config.pop('rms_norm_eps')
+  return config | {
+      'layer_norm_eps': 1e-5,
+      'logit_scale': d.pick(0.0625, 0.8),
+      'attention_bias': d.flag(),
+      'use_qk_norm': d.flag(),
+      'rope_parameters': d.rope('default', 'linear', base=5e5),
+  }
+
+
+FAMILIES: dict[str, Callable[[Draw], Config]] = {
+    f.__name__: f
+    for f in (
+        cohere, deepseek_v2, deepseek_v3, falcon, gemma, gemma2, gemma3,
+        glm4_moe, glm4_moe_lite, gpt2, gpt_bigcode, gpt_oss, llama, minicpm3,
+        mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe, smollm3, t5,
+        whisper,
+    )
+}  # fmt: skip
+
+
+def draw(family: str, rng: np.random.Generator) -> Config:
+  """Returns one config of a family, with its `model_type`."""
+  kind = {'gemma3': 'gemma3_text'}.get(family, family)
+  return {'model_type': kind} | FAMILIES[family](Draw(rng))

@@ -1,0 +1,154 @@
+"""Builds a tiny published checkpoint with transformers, and what it computes.
+
+Needs torch and transformers, which no test does: this makes the fixtures that
+tests read, and what `tests/checkpoints/fuzz_parity.py` compares against.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+BATCH, LENGTH = 2, 21
+NESTED = 'full_attention', 'sliding_attention'
+
+
+def write_checkpoint(
+    path: pathlib.Path,
+    config: Mapping[str, Any],
+    *,
+    seed: int,
+    old: bool = False,
+    shard: str | None = None,
+) -> None:
+  """Writes config.json, safetensors and reference.npz of one model.
+
+  Args:
+    path: directory to make.
+    config: keys of its config.json, `model_type` among them.
+    seed: of weights and tokens.
+    old: rewrite config.json into the older key style.
+    shard: largest shard ('20KB'); None for a single file.
+  """
+  torch.manual_seed(seed)
+  values = dict(config)
+  made = transformers.AutoConfig.for_model(values.pop('model_type'), **values)
+  model = _auto(made).from_config(made, attn_implementation='eager')
+  randomize(model, seed)
+  if made.model_type == 't5' and config.get('tie_word_embeddings') is False:
+    head = torch.randn(made.vocab_size, made.d_model) * made.d_model**-0.5
+    model.lm_head.weight = torch.nn.Parameter(head)
+    made.tie_word_embeddings = False
+  options = {} if shard is None else {'max_shard_size': shard}
+  model.save_pretrained(path, **options)
+  for extra in path.glob('generation_config.json'):
+    extra.unlink()
+  if old:
+    _age(path / 'config.json', made)
+  np.savez(path / 'reference.npz', **reference(path, seed))
+
+
+def _auto(config: Any) -> Any:
+  if config.model_type == 't5':
+    return transformers.AutoModelForSeq2SeqLM
+  if config.model_type == 'whisper':
+    return transformers.AutoModelForSpeechSeq2Seq
+  return transformers.AutoModelForCausalLM
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+  """Draws every weight, bias, norm and sink; none is left at zero or one."""
+  draw = torch.Generator().manual_seed(seed)
+  named = list(model.named_parameters())
+  named += [
+      (n, b) for n, b in model.named_buffers() if 'correction_bias' in n
+  ]
+  with torch.no_grad():
+    for name, weight in named:
+      noise = torch.randn(weight.shape, generator=draw)
+      weight.copy_(_drawn(name, weight, noise))
+
+
+def _drawn(name: str, weight: torch.Tensor, noise: torch.Tensor):
+  if weight.ndim == 1 or 'norm' in name or 'ln_' in name:
+    return weight + 0.2 * noise  # ones or zeros, by the family's norm
+  if 'relative_attention_bias' in name or name.endswith('sinks'):
+    return noise
+  if 'embed' in name or name.endswith(('wte.weight', 'wpe.weight', 'shared.weight')):
+    return 0.5 * noise
+  fan_in = math.prod(weight.shape[1:]) if weight.ndim != 3 else weight.shape[-1]
+  if 'conv' in name:
+    fan_in = math.prod(weight.shape[1:])
+  return noise * fan_in**-0.5
+
+
+def _age(file: pathlib.Path, config: Any) -> None:
+  """Rewrites config.json as older releases wrote it."""
+  values = json.loads(file.read_text())
+  if 'dtype' in values:
+    values['torch_dtype'] = values.pop('dtype')
+  rope = values.pop('rope_parameters', None)
+  if rope and any(key in rope for key in NESTED):
+    values['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
+    rope = rope['full_attention']
+    spelling = 'rope_type'  # Gemma 3 ignores the older one
+  else:
+    spelling = 'type'
+  if rope:
+    values['rope_theta'] = rope.pop('rope_theta')
+    share = rope.pop('partial_rotary_factor', None)
+    if share is not None:
+      values['partial_rotary_factor'] = share
+    kind = rope.pop('rope_type')
+    scaled = {spelling: kind} | rope
+    values['rope_scaling'] = None if kind == 'default' else scaled
+  if config.model_type == 't5':
+    values['tie_word_embeddings'] = values.pop('scale_decoder_outputs')
+    for key in ('dense_act_fn', 'is_gated_act'):
+      values.pop(key, None)
+  values.pop('layer_types' if config.model_type != 'gpt_oss' else '', None)
+  file.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
+
+
+def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
+  """Returns inputs and uncached logits of a checkpoint as transformers reads it."""
+  config = transformers.AutoConfig.from_pretrained(path)
+  # Falcon's plain path adds ALiBi twice; Gemma 2's fused one drops the softcap.
+  alibi = getattr(config, 'alibi', False)
+  model = _auto(config).from_pretrained(
+      path, attn_implementation='sdpa' if alibi else 'eager', dtype=torch.float32
+  )
+  model.eval()
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(0, config.vocab_size, (BATCH, LENGTH))
+  inputs, saved = _source(config, rng)
+  name = 'decoder_input_ids' if inputs else 'input_ids'
+  with torch.no_grad():
+    logits = model(**inputs, **{name: torch.tensor(tokens)}, use_cache=False).logits
+  return saved | {
+      'tokens': tokens.astype(np.int32),
+      'logits': logits.numpy().astype(np.float32),
+  }
+
+
+def _source(config: Any, rng: np.random.Generator):
+  if config.model_type == 't5':
+    source = rng.integers(0, config.vocab_size, (BATCH, 11))
+    lengths = np.array([11, 7])
+    mask = (np.arange(11)[None] < lengths[:, None]).astype(np.int64)
+    inputs = {
+        'input_ids': torch.tensor(source), 'attention_mask': torch.tensor(mask)
+    }
+    return inputs, {'source': source.astype(np.int32), 'lengths': lengths}
+  if config.model_type == 'whisper':
+    shape = BATCH, config.num_mel_bins, 2 * config.max_source_positions
+    features = rng.normal(size=shape).astype(np.float32)
+    return {'input_features': torch.tensor(features)}, {
+        'source': features.transpose(0, 2, 1)
+    }
+  return {}, {}
