@@ -24,7 +24,8 @@ from kvjax.attention.bias import PositionBias
 from kvjax.caches.visibility import Visibility
 from kvjax.caches.view import Streams, View
 
-BLOCK = 512  # slots a step of the loop reads
+BLOCK = 128  # slots a turn of the loop reads: a few rows' worth stays in L2
+SPLIT = 64  # slots a piece of the product of few weights with values
 QUERY_BLOCK = 256  # tokens of a long prefill that share one pass over the keys
 
 
@@ -131,12 +132,12 @@ def received(
   rows = _rows(queries)
   size = _block_size(view, block)
   groups = lse.shape[2]
-  flat = _finite(lse).reshape(lse.shape[:2] + (1, -1))
+  flat = _finite(lse).reshape(lse.shape[:2] + (-1, 1))
 
   def body(i, total):
     streams, keys, start = _fetch(view, i, size)
     scores, seen = _scores(rows, streams, positions, keys, scoring, groups)
-    weights = jnp.where(seen, jnp.exp(scores - flat), 0.0).sum(-1)
+    weights = jnp.where(seen, jnp.exp(scores - flat), 0.0).sum(axis=2)
     old = jax.lax.dynamic_slice_in_dim(total, start, size, axis=2)
     return jax.lax.dynamic_update_slice_in_dim(
         total, old + weights, start, axis=2
@@ -162,10 +163,10 @@ def attention_weights(
   scores, seen = _scores(
       _rows(queries), streams, positions, keys, scoring, groups
   )
-  flat = _finite(lse).reshape(lse.shape[:2] + (1, -1))
+  flat = _finite(lse).reshape(lse.shape[:2] + (-1, 1))
   weights = jnp.where(seen, jnp.exp(scores - flat), 0.0)
-  weights = weights.reshape(weights.shape[:3] + (groups, tokens))
-  return jnp.moveaxis(weights, 2, -1), keys
+  shape = weights.shape[:2] + (groups, tokens, view.slots)
+  return weights.reshape(shape), keys
 
 
 def _attend_segment(queries, positions, view, scoring, block):
@@ -206,20 +207,15 @@ def _attend_rows(queries, positions, view, scoring, block):
     top, total, out = carry
     streams, keys, _ = _fetch(view, i, size)
     scores, seen = _scores(rows, streams, positions, keys, scoring, groups)
-    new = jnp.maximum(top, jnp.max(scores, axis=2))
+    new = jnp.maximum(top, jnp.max(scores, axis=-1))
     shift = _finite(new)
-    weights = jnp.where(seen, jnp.exp(scores - shift[:, :, None]), 0.0)
-    held = (keys >= 0)[..., None]
+    weights = jnp.where(seen, jnp.exp(scores - shift[..., None]), 0.0)
     values = _wide(streams[scoring.value])
+    held = (keys >= 0)[..., None]
     values = jnp.where(held, values, jnp.zeros_like(values))
     keep = jnp.exp(top - shift)
-    out = out * keep[..., None] + jnp.einsum(
-        'BKSR,BKSE->BKRE',
-        weights.astype(values.dtype),
-        values,
-        preferred_element_type=jnp.float32,
-    )
-    return new, total * keep + weights.sum(axis=2), out
+    out = out * keep[..., None] + _weigh(weights, values)
+    return new, total * keep + weights.sum(axis=-1), out
 
   carry = (
       jnp.full(lead, -jnp.inf, jnp.float32),
@@ -234,6 +230,22 @@ def _attend_rows(queries, positions, view, scoring, block):
   return out.reshape(shape + out.shape[-1:]), lse.reshape(shape)
 
 
+def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
+  """Returns `weights [B, K, R, S] @ values [B, K, S, E]`, float32."""
+  weights = weights.astype(values.dtype)
+  formula, split = 'BKRS,BKSE->BKRE', weights.shape[-1] % SPLIT == 0
+  if split and weights.shape[2] <= 8 and weights.shape[-1] > SPLIT:
+    # Few rows over many slots: XLA:CPU is half as fast in one piece (0.10).
+    shape = weights.shape[:3] + (-1, SPLIT)
+    weights = jnp.moveaxis(weights.reshape(shape), 3, 2)
+    values = values.reshape(values.shape[:2] + (-1, SPLIT) + values.shape[3:])
+    formula = 'BKNRS,BKNSE->BKNRE'
+  out = jnp.einsum(
+      formula, weights, values, preferred_element_type=jnp.float32
+  )
+  return out.sum(axis=2) if formula.startswith('BKN') else out
+
+
 def _rows(queries: Streams) -> Streams:
   """Folds `[B, K, G, T, H]` to `[B, K, G T, H]`: the queries of one key."""
   return {
@@ -243,28 +255,38 @@ def _rows(queries: Streams) -> Streams:
 
 
 def _scores(rows, streams, positions, keys, scoring, groups):
-  """Returns scores `[B, K, S, G T]`, -inf where unseen, and what is seen."""
-  scores = sum(
-      jnp.einsum(
-          'BKSH,BKRH->BKSR',
-          _wide(streams[name]),
-          _wide(q.astype(streams[name].dtype)),
-          preferred_element_type=jnp.float32,
-      )
-      for name, q in rows.items()
-  )
+  """Returns scores `[B, K, G T, S]`, -inf where unseen, and what is seen."""
+  scores = sum(_product(streams[name], q) for name, q in rows.items())
   scores = scores * scoring.scale
   if scoring.softcap is not None:
     scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
   tokens = positions.shape[1]
-  asked, held = positions[:, None, None, :], keys[..., None]
-  shape = scores.shape[:3] + (groups, tokens)
+  asked, held = positions[:, None, :, None], keys[:, :, None, :]
+  shape = scores.shape[:2] + (groups, tokens, scores.shape[-1])
   if scoring.bias is not None:
-    bias = scoring.bias(asked, held, scores.shape[1])  # [B, K, S, G, T]
+    bias = scoring.bias(asked, held, scores.shape[1])  # [B, K, G, T, S]
     scores = (scores.reshape(shape) + bias).reshape(scores.shape)
   seen = scoring.visibility.sees(asked, held) & (asked >= 0)
-  seen = jnp.broadcast_to(seen[:, :, :, None, :], shape).reshape(scores.shape)
+  seen = jnp.broadcast_to(seen[:, :, None], shape).reshape(scores.shape)
   return jnp.where(seen, scores, -jnp.inf), seen
+
+
+def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
+  """Returns `[B, K, R, S]` of `[B, K, S, H]` and `[B, K, R, H]`, float32.
+
+  Computed slots first, the order in which a CPU reads the stream at full
+  speed, and turned, since the softmax is fastest along the last axis. The
+  barrier keeps XLA from folding the turn into the product.
+  """
+  scores = jnp.einsum(
+      'BKSH,BKRH->BKSR',
+      _wide(stream),
+      _wide(queries.astype(stream.dtype)),
+      preferred_element_type=jnp.float32,
+  )
+  if jax.default_backend() == 'cpu':
+    scores = jax.lax.optimization_barrier(scores)
+  return jnp.swapaxes(scores, 2, 3)
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ import numpy as np
 class PositionBias:
   """A bias ready to add: `table [N]` slopes or `[buckets, N]` with a rule.
 
-  Called with query and key positions that broadcast to `[B, K | 1, S, T]`, it
-  returns `[B, K, S, G, T]`.
+  Called with query and key positions that broadcast to `[B, K | 1, T, S]`, it
+  returns `[B, K, G, T, S]`.
   """
 
   rule: 'Alibi | RelativeBias'
@@ -22,12 +22,12 @@ class PositionBias:
   def __call__(
       self, queries: jax.Array, keys: jax.Array, num_kv_heads: int
   ) -> jax.Array:
-    bias = self.rule.bias(self.table, queries, keys)  # [B, K|1, S, T, N]
+    bias = self.rule.bias(self.table, queries, keys)  # [B, K|1, T, S, N]
     bias = bias.reshape(bias.shape[:4] + (num_kv_heads, -1))
     if bias.shape[1] == 1:
-      return jnp.moveaxis(bias[:, 0], (3, 4), (1, 3))
+      return jnp.moveaxis(bias[:, 0], (3, 4), (1, 2))
     return jnp.stack(
-        [jnp.moveaxis(bias[:, k, :, :, k], -1, 2) for k in range(num_kv_heads)],
+        [jnp.moveaxis(bias[:, k, :, :, k], -1, 1) for k in range(num_kv_heads)],
         axis=1,
     )
 

@@ -40,12 +40,11 @@ def plain_attention(
   if scoring.softcap is not None:
     scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
   if scoring.bias is not None:
-    bias = scoring.bias(
-        positions[:, None, None, :],
-        key_positions[:, None, :, None],
+    scores = scores + scoring.bias(
+        positions[:, None, :, None],
+        key_positions[:, None, None, :],
         scores.shape[1],
     )
-    scores = scores + jnp.moveaxis(bias, 2, -1)
   asked, held = positions[:, :, None], key_positions[:, None, :]
   seen = scoring.visibility.sees(asked, held) & (asked >= 0)
   seen = seen[:, None, None]
