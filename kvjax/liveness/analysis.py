@@ -34,13 +34,14 @@ class Verdict:
   cut: cutting.Cut
   names: tuple[str, ...]  # label of each graph node
   live_for: dict[str, float]
-  delay: float
+  delay: float  # the most an output row waits for after its own position
+  usual: int  # and what a row far from the beginning waits for
 
   def summary(self) -> tuple[Any, ...]:
     """What must not depend on the length."""
     nodes = [self.graph.nodes[i] for i in self.cut.kept]
     held = sorted((n.width, n.carry, n.unbounded) for n in nodes)
-    return held, self.live_for, self.delay
+    return held, self.live_for, self.delay, self.usual
 
 
 def analyze(program: Program, x: Any, axis: int = 0) -> report.LivenessReport:
@@ -131,7 +132,8 @@ def resized(x: Any, length: int, axis: int) -> Array:
 def judge(trace: tracing.Trace, x: Array) -> Verdict:
   """The answer at one length."""
   witness.check(trace, x)
-  delay: float = witness.lag(trace)
+  most, usual = witness.lag(trace)
+  delay: float = most
   if delay >= trace.length - 1:
     delay = math.inf
   position = trace.length - 3
@@ -146,7 +148,7 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
     )
   names = labelling.label(trace, graph, cut)
   live = live_ranges(trace, graph, cut, names)
-  return Verdict(trace, whole, graph, cut, names, live, delay)
+  return Verdict(trace, whole, graph, cut, names, live, delay, usual)
 
 
 def latest(

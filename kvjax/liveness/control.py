@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 Tensor = elements.Tensor
 LOOP_LIMIT = 4096  # Longest loop unrolled; sequences analysed are short.
 
-_CALLS = frozenset(
+CALLS = frozenset(
   """jit pjit closed_call core_call custom_jvp_call custom_vjp_call
   custom_vjp_call_jaxpr checkpoint remat remat2 custom_lin""".split()
 )
-NESTED = _CALLS | {'scan', 'while', 'cond'}
+NESTED = CALLS | {'scan', 'while', 'cond'}
+CUMULATIVE = frozenset(
+  ('cumsum', 'cummax', 'cummin', 'cumprod', 'cumlogsumexp')
+)
 
 
 def run(
@@ -36,20 +39,20 @@ def run(
     return _while(recorder, eqn.params, ins, origin)
   if name == 'cond':
     return _cond(recorder, eqn, ins, origin)
-  body, consts = _body(eqn.params)
+  body, consts = body_of(eqn.params)
   return recorder.run(
     body, consts, ins[len(ins) - len(body.invars) :], origin.place
   )
 
 
-def _body(params: dict[str, Any]) -> tuple[Any, list[Tensor]]:
+def body_of(params: dict[str, Any]) -> tuple[Any, list[Tensor]]:
   for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
     if key in params:
-      return _open(params[key])
+      return open_jaxpr(params[key])
   raise AnalysisError(f'a call without a program: parameters {list(params)}.')
 
 
-def _open(closed: Any) -> tuple[Any, list[Tensor]]:
+def open_jaxpr(closed: Any) -> tuple[Any, list[Tensor]]:
   if hasattr(closed, 'consts'):
     return closed.jaxpr, [elements.constant(c) for c in closed.consts]
   return closed, []
@@ -61,7 +64,7 @@ def _scan(
   ins: list[Tensor],
   origin: 'trace.Origin',
 ) -> list[Tensor]:
-  body, consts = _open(params['jaxpr'])
+  body, consts = open_jaxpr(params['jaxpr'])
   fixed, carried = params['num_consts'], params['num_carry']
   shared, carry = ins[:fixed], ins[fixed : fixed + carried]
   columns = ins[fixed + carried :]
@@ -96,8 +99,8 @@ def _while(
   origin: 'trace.Origin',
 ) -> list[Tensor]:
   """Unrolls a loop whose test does not depend on data."""
-  test, test_consts = _open(params['cond_jaxpr'])
-  body, body_consts = _open(params['body_jaxpr'])
+  test, test_consts = open_jaxpr(params['cond_jaxpr'])
+  body, body_consts = open_jaxpr(params['body_jaxpr'])
   a = params['cond_nconsts']
   b = a + params['body_nconsts']
   carry = ins[b:]
@@ -129,11 +132,11 @@ def _cond(
   branches = eqn.params['branches']
   if which.fixed:
     chosen = int(np.clip(np.asarray(which.const), 0, len(branches) - 1))
-    body, consts = _open(branches[chosen])
+    body, consts = open_jaxpr(branches[chosen])
     return recorder.run(body, consts, args, origin.place)
   results = []
   for i, branch in enumerate(branches):
-    body, consts = _open(branch)
+    body, consts = open_jaxpr(branch)
     place = (*origin.place, ('branch', i))
     results.append(recorder.run(body, consts, args, place))
   return [

@@ -31,6 +31,8 @@ class Node:
   width: int  # scalars a position
   unbounded: bool  # it holds every position
   carry: bool  # a state: one row, made from the row before
+  recurrent: bool  # a state, of fixed size or one entry a position
+  lasts: int  # how many positions before the boundary its first row lies
   band: bool  # several rows that grow: no fixed row or state holds it
   itemsize: int
   flops: float  # to redo it, a past token
@@ -164,6 +166,8 @@ def _node(
     width=width,
     unbounded=unbounded,
     carry=carry,
+    recurrent=bool(before),
+    lasts=cut.position - int(times[0]),
     band=band,
     itemsize=int(trace.table.itemsize[ids[0]]),
     flops=0.0 if free else flops * width,

@@ -77,6 +77,7 @@ class Trace:
   x: Tensor
   outputs: tuple[Tensor, ...]
   names: dict[str, tuple[Tensor, ...]]  # every tensor a name was given to
+  results: dict[Key, tuple[Tensor, ...]]  # of the equation at every place
 
 
 def trace(program: Callable[..., Any], x: Any, axis: int = 0) -> Trace:
@@ -103,6 +104,7 @@ def trace(program: Callable[..., Any], x: Any, axis: int = 0) -> Trace:
     source,
     tuple(outs),
     {k: tuple(v) for k, v in recorder.names.items()},
+    recorder.results,
   )
 
 
@@ -123,6 +125,7 @@ class Recorder:
     self.table = elements.Table()
     self.ops: list[Op] = []
     self.names: dict[str, list[Tensor]] = {}
+    self.results: dict[Key, tuple[Tensor, ...]] = {}
 
   def run(
     self,
@@ -145,6 +148,7 @@ class Recorder:
     for i, eqn in enumerate(jaxpr.eqns):
       outs = self._equation(eqn, [read(v) for v in eqn.invars], (*place, i))
       env.update(zip(eqn.outvars, outs, strict=True))
+      self.results[*place, i] = tuple(outs)
     return [read(v) for v in jaxpr.outvars]
 
   def _equation(self, eqn: Any, ins: list[Tensor], place: Key) -> list[Tensor]:

@@ -79,7 +79,7 @@ def stable(short: tracing.Trace, long: tracing.Trace, x: Any) -> bool:
     ready = _ready(short, a, rows)
     left = np.moveaxis(replay.read(few, a), rows, 0)
     right = np.moveaxis(replay.read(many, b), rows, 0)[: short.length]
-    done = ready <= short.length - 1 - _lag(short, a, rows)
+    done = ready < short.length - _waits(short, a, rows).max(initial=0)
     right = right[tuple(slice(n) for n in left.shape)]
     if not _close(left[done], right[done]):
       return False
@@ -108,19 +108,24 @@ def _ready(trace: tracing.Trace, tensor: Any, axis: int) -> Array:
   return np.moveaxis(ready, axis, 0).reshape(tensor.shape[axis], -1).max(1)
 
 
-def lag(trace: tracing.Trace) -> int:
-  """The most positions an output row waits for after its own."""
-  lags = [0]
+def lag(trace: tracing.Trace) -> tuple[int, int]:
+  """Positions an output row waits for after its own: the most, and usually.
+
+  Rows of a prefix that all see each other wait, those after it do not.
+  """
+  most = usual = 0
   for tensor in trace.outputs:
     axis = row_axis(trace, tensor)
     if axis is not None:
-      lags.append(_lag(trace, tensor, axis))
-  return max(lags)
+      waits = _waits(trace, tensor, axis)
+      most = max(most, int(waits.max(initial=0)))
+      usual = max(usual, int(waits[len(waits) // 2]))
+  return most, usual
 
 
-def _lag(trace: tracing.Trace, tensor: Any, axis: int) -> int:
+def _waits(trace: tracing.Trace, tensor: Any, axis: int) -> Array:
   ready = _ready(trace, tensor, axis)
-  return int(max(0, (ready - np.arange(len(ready))).max(initial=0)))
+  return np.maximum(ready - np.arange(len(ready)), 0)
 
 
 def _close(a: Array, b: Array) -> bool:
