@@ -39,11 +39,10 @@ class Writer:
       _print(block.terminal())
     return dataclasses.replace(self, blocks=self.blocks + blocks)
 
-  def record(self, kind: str, **fields: Any) -> dict[str, Any]:
+  def record(self, record: Mapping[str, Any]) -> dict[str, Any]:
     """Writes a record and returns it."""
-    record = {'record': kind, **fields}
     records.append(self.lines, record)
-    return record
+    return dict(record)
 
   @property
   def lines(self) -> pathlib.Path:
@@ -70,7 +69,8 @@ def start(
   writer = Writer(pathlib.Path(workdir), name, title)
   writer.workdir.mkdir(parents=True, exist_ok=True)
   writer.lines.write_text('')
-  writer.record('run', **run, environment=records.environment())
+  facts = {'record': 'run', **run, 'environment': records.environment()}
+  writer.record(facts)
   return writer
 
 

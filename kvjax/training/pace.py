@@ -9,11 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.decoding.cache import init_cache
-from kvjax.decoding.steps import decode_step, extend
+from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.models.forward import forward
 
-CHUNK = 64  # tokens fed at once while the context is filled
+
+def measure(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    contexts: Sequence[int],
+    steps: int,
+    repeats: int,
+) -> list[dict[str, Any]]:
+  """Returns a record a context: seconds a token, cached and uncached."""
+  cached = cached_seconds(
+      config, params, contexts, steps=steps, repeats=repeats
+  )
+  uncached = uncached_seconds(config, params, contexts, repeats=repeats)
+  return [
+      {'context': c, 'cached': cached[c], 'uncached': uncached[c]}
+      for c in contexts
+  ]
 
 
 def cached_seconds(
@@ -29,7 +46,7 @@ def cached_seconds(
   Args:
     config: the model.
     params: its parameters.
-    contexts: increasing multiples of `CHUNK`; one row.
+    contexts: increasing numbers of tokens; one row.
     steps: steps a repeat; their mean is one measurement.
     repeats: measurements a context, after one that is thrown away.
   """
@@ -37,9 +54,7 @@ def cached_seconds(
   found = {}
   for context in contexts:
     cache = init_cache(config, 1, room)
-    for start in range(0, context, CHUNK):
-      tokens = _tokens(config, start, CHUNK)
-      _, cache = extend(config, params, cache, tokens, donate=True)
+    _, cache = _timed_steps(config, params, cache, context)
     times = []
     for _ in range(repeats + 1):
       seconds, cache = _timed_steps(config, params, cache, steps)
@@ -58,23 +73,24 @@ def uncached_seconds(
   """Returns median seconds of a forward pass, which is one token uncached."""
   found = {}
   for context in contexts:
-    tokens = _tokens(config, 0, context)
+    tokens = _tokens(config, context)
     call = lambda tokens=tokens: forward(config, params, tokens)
     found[context] = _median_seconds(call, repeats)
   return found
 
 
 def check_contexts(contexts: Sequence[int]) -> None:
-  """Raises ValueError unless contexts increase in multiples of `CHUNK`."""
-  bad = [c for c in contexts if c < CHUNK or c % CHUNK]
-  if not contexts or bad or list(contexts) != sorted(set(contexts)):
+  """Raises ValueError unless contexts are positive and increase."""
+  if not contexts or min(contexts) < 1 or list(contexts) != sorted(
+      set(contexts)
+  ):
     raise ValueError(
-        f'contexts={tuple(contexts)} must be increasing multiples of {CHUNK}.'
+        f'contexts={tuple(contexts)} must be positive and increase.'
     )
 
 
 def _timed_steps(config, params, cache, steps):
-  token = _tokens(config, 0, 1)[:, 0]
+  token = _tokens(config, 1)[:, 0]
   jax.block_until_ready(cache.length)
   start = time.perf_counter()
   for _ in range(steps):
@@ -93,6 +109,6 @@ def _median_seconds(call: Callable[[], jax.Array], repeats: int) -> float:
   return float(np.median(times[1:]))
 
 
-def _tokens(config: ModelConfig, start: int, count: int) -> jax.Array:
-  ids = (np.arange(start, start + count) * 31) % config.vocab_size
+def _tokens(config: ModelConfig, count: int) -> jax.Array:
+  ids = np.arange(count) * 31 % config.vocab_size
   return jnp.asarray(ids[None, :], jnp.int32)

@@ -41,6 +41,15 @@ class Corpus:
     """Bytes in all."""
     return self.train.size + self.held_out.size
 
+  def facts(self) -> dict[str, object]:
+    """Returns what a result file says of its text."""
+    return {
+        'source': self.source,
+        'bytes': self.size,
+        'held_out_bytes': self.held_out.size,
+        'sha256': self.digest,
+    }
+
 
 def load_corpus(path: str | None = None) -> Corpus:
   """Returns the corpus of a file; of the standard library for None.

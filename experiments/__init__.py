@@ -1,0 +1,1 @@
+"""Experiments: absl mains, each asking one question."""

@@ -1,0 +1,84 @@
+"""The command line of every experiment: a config file, overrides, one line.
+
+Importing an experiment parses nothing. A bad command line ends in one line
+that names the value, the rule and the fix, with exit status 2, before anything
+is compiled.
+"""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import config_dict, config_flags
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_BAD = (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error)
+
+
+def define_config() -> flags.FlagHolder[config_dict.ConfigDict]:
+  """Returns the `--config` flag: `configs/x.py` or `configs/x.py:setting`."""
+  return config_flags.DEFINE_config_file(
+      'config',
+      None,
+      'Config file, and after a colon its setting: configs/compare.py:tiny. '
+      '--config.field=value overrides a field of it.',
+      lock_config=True,
+  )
+
+
+def run(main: Callable[[list[str]], None], default: str) -> None:
+  """Runs an experiment's main with `configs/<default>` unless told otherwise."""
+
+  def parse(argv: list[str]) -> list[str]:
+    given = [a.lstrip('-').split('=')[0] for a in argv[1:]]
+    if 'config' not in given:
+      argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
+    with door():
+      rest = flags.FLAGS(argv)
+      if len(rest) > 1:
+        raise ValueError(f'{rest[1]!r} is no flag: flags begin with --.')
+      return rest
+
+  app.run(main, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def door() -> Iterator[None]:
+  """Ends the program in one line where the command line asks for nonsense."""
+  try:
+    yield
+  except _BAD as error:
+    refuse(_message(error))
+
+
+def refuse(message: str) -> NoReturn:
+  """Ends the program with a line on stderr and exit status 2."""
+  program = pathlib.Path(sys.argv[0]).stem
+  line = ' '.join(message.split())
+  print(f'{program}: {line}', file=sys.stderr)
+  raise SystemExit(2)
+
+
+def override(
+    config: config_dict.ConfigDict, given: Mapping[str, Any]
+) -> config_dict.ConfigDict:
+  """Returns a copy with dotted fields set where the value is not None."""
+  changed = config_dict.ConfigDict(config)
+  changed.update_from_flattened_dict(
+      {name: value for name, value in given.items() if value is not None}
+  )
+  return changed
+
+
+def _message(error: Exception) -> str:
+  if isinstance(error, OSError):
+    return f'{error.filename} cannot be read: {error.strerror}. Name a file.'
+  if isinstance(error, KeyError | AttributeError):
+    text = str(error.args[0] if error.args else error).strip('"\'')
+    if ' ' in text:
+      return text
+    return f'{text!r} is no field of the config: see its file for the fields.'
+  return str(error)

@@ -1,0 +1,116 @@
+"""A continuation of a prompt, and what the model looked at on the way."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.decoding.cache import init_cache
+from kvjax.decoding.generate import generate
+from kvjax.decoding.steps import prefill
+from kvjax.models.config import ModelConfig
+from kvjax.models.forward import forward
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """How to continue a text.
+
+  Attributes:
+    prompt: what to continue; empty for text of the corpus.
+    tokens: to generate.
+    temperature: 0 for greedy.
+    top_p: nucleus (arXiv 1904.09751), 1 for everything.
+    capacity: of the cache, prompt and continuation.
+  """
+
+  prompt: str
+  tokens: int
+  temperature: float
+  top_p: float
+  capacity: int
+
+  def __post_init__(self):
+    if self.tokens < 1:
+      raise ValueError(f'tokens={self.tokens} must be at least 1.')
+    if self.temperature < 0:
+      raise ValueError(
+          f'temperature={self.temperature} must not be negative; 0 is greedy.'
+      )
+    if not 0 < self.top_p <= 1:
+      raise ValueError(
+          f'top_p={self.top_p} must be greater than 0 and at most 1, which '
+          'keeps everything.'
+      )
+    need = len(self.prompt.encode()) + self.tokens
+    if need > self.capacity:
+      raise ValueError(
+          f'A prompt of {need - self.tokens} bytes and {self.tokens} tokens '
+          f'exceed capacity={self.capacity}. Use capacity={need} or a shorter '
+          'prompt.'
+      )
+
+  def with_prompt(self, text: np.ndarray) -> 'Sample':
+    """Returns this, with the beginning of text `[T]` where it has no prompt."""
+    if self.prompt:
+      return self
+    room = min(60, self.capacity - self.tokens)
+    if room < 1:
+      raise ValueError(
+          f'tokens={self.tokens} leave no room for a prompt in capacity='
+          f'{self.capacity}. Use a larger capacity.'
+      )
+    prompt = bytes(text[:room].astype(np.uint8)).decode('utf-8', 'ignore')
+    return dataclasses.replace(self, prompt=prompt)
+
+
+def continuation(
+    sample: Sample, config: ModelConfig, params: Mapping[str, Any], seed: int
+) -> str:
+  """Returns text that the model writes after the prompt, through its cache."""
+  tokens = _bytes(sample.prompt)
+  cache = init_cache(config, 1, sample.capacity)
+  logits, cache = prefill(config, params, cache, tokens)
+  written, _ = generate(
+      config,
+      params,
+      cache,
+      logits,
+      sample.tokens,
+      temperature=sample.temperature,
+      top_p=sample.top_p,
+      key=jax.random.key(seed),
+  )
+  data = bytes(np.asarray(written[0]).astype(np.uint8))
+  return data.decode('utf-8', 'replace')
+
+
+def attention(
+    config: ModelConfig, params: Mapping[str, Any], prompt: str, heads: int = 2
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Returns weights `[T, T]` of the first heads of each layer, and its bytes.
+
+  Args:
+    config, params: the model.
+    prompt: its first 40 bytes are read.
+    heads: how many a layer.
+  """
+  text = prompt[:40]
+  layers = range(len(config.layers))
+  _, weights = forward(
+      config, params, _bytes(text), attention_layers=tuple(layers)
+  )
+  panels = {
+      f'layer {layer}, head {head}': np.asarray(weights[layer][0, head])
+      for layer in layers
+      for head in range(min(heads, weights[layer].shape[1]))
+  }
+  labels = [chr(b) if 32 < b < 127 else '·' for b in text.encode()]
+  return panels, labels
+
+
+def _bytes(text: str) -> jax.Array:
+  return jnp.asarray(np.frombuffer(text.encode(), np.uint8), jnp.int32)[None, :]
