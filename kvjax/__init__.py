@@ -1,14 +1,37 @@
-"""kvjax: what a transformer must remember while it generates."""
+"""kvjax: what a transformer must remember while it generates.
 
+Letters of every shape: B batch, T query tokens, S slots (or source), N heads,
+K kv heads, G queries a kv head, H key width, E value width, D model, R latent,
+P rotary, L layers, F hidden, V vocabulary.
+"""
+
+from kvjax import testing
+from kvjax.attention.attend import Scoring, attend, merge
+from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
+from kvjax.attention.norm import Norm
 from kvjax.attention.rotary import Rotary
+from kvjax.caches.bounded import Bounded
+from kvjax.caches.codecs import Codec, Int8, Plain
+from kvjax.caches.dense import Dense
+from kvjax.caches.kind import Kind
+from kvjax.caches.paged import Paged
+from kvjax.caches.ring import Ring
+from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
+from kvjax.caches.sinks import Sinks
+from kvjax.caches.view import View
+from kvjax.caches.visibility import Visibility
+from kvjax.decoding.algebra import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.cache import Cache, DonatedCacheError, init_cache
+from kvjax.decoding.generate import generate
 from kvjax.decoding.inspect import check, inspect
+from kvjax.decoding.sampling import Sampling, sample
 from kvjax.decoding.steps import decode_step, extend, prefill
-from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.encoder import encode
+from kvjax.models.experts import Experts
 from kvjax.models.forward import forward
 from kvjax.models.mlp import MLP
 

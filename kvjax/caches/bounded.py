@@ -121,6 +121,6 @@ class Bounded(Kind):
     empty = jnp.full(slots.shape, EMPTY, jnp.int32)
     return BoundedBook(write_rows(book.positions, empty, slots), total)
 
-  def rewind(self, book, before, after):
+  def earliest(self, book, length):
     # What was forgotten cannot be told from here, nor the scores undone.
-    return book, before == after, None
+    return length

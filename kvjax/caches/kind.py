@@ -167,36 +167,48 @@ class Kind:
     del weights, length
     return book
 
+  def earliest(self, book: Any, length: jax.Array) -> jax.Array:
+    """Returns int32 `[B]`: the smallest length a row can be rewound to.
+
+    All that a query at that position sees is still there. The present length
+    is always allowed.
+    """
+    del book
+    return jnp.zeros_like(length)
+
   def rewind(
       self, book: Any, before: jax.Array, after: jax.Array
   ) -> tuple[Any, jax.Array, Any]:
     """Returns the book without tokens from position `after [B]` on.
 
     Returns:
-      The book, bool `[B]` whether the row is then exact, and moves for
-      `apply` on every store (None for none).
+      The book, bool `[B]` whether it had room for that (pages can run out),
+      and moves that `apply` makes in every store (None for none).
     """
     held = book.positions
     kept = jnp.where(held < after[:, None, None], held, EMPTY)
-    exact = self.rewinds_exactly(held, before, after)
-    return book.replace(positions=kept), exact, None
+    fits = jnp.ones_like(before, bool)
+    return book.replace(positions=kept), fits, None
 
-  def rewinds_exactly(
-      self, held: jax.Array, before: jax.Array, after: jax.Array
-  ) -> jax.Array:
-    """Returns bool `[B]`: all that a query at `after` sees is still there."""
-    del held, before
-    return jnp.ones_like(after, bool)
+  def settle(self, book: Any, length: jax.Array) -> tuple[Any, jax.Array, Any]:
+    """Returns the same, after the rows of the book were gathered."""
+    return book, jnp.ones_like(length, bool), None
 
   def apply(self, store: Streams, moves: Any) -> Streams:
-    """Returns the store after the moves that `rewind` or `take` asked for."""
+    """Returns the store after the moves that `rewind` or `settle` asked for."""
     del moves
     return store
 
-  def settle(self, book: Any, length: jax.Array) -> tuple[Any, Any]:
-    """Returns the book and moves after its rows were gathered or repeated."""
-    del length
-    return book, None
+  def shift(self, book: Any, pages: int) -> Any:
+    """Returns the book for a pool that begins `pages` later."""
+    del pages
+    return book
+
+
+def first_held(held: jax.Array) -> jax.Array:
+  """Returns int32 `[B]`: the lowest position in slots `[B, K, S]`, or 0."""
+  lowest = jnp.min(jnp.where(held >= 0, held, 2**30), axis=(1, 2))
+  return jnp.where(lowest == 2**30, 0, lowest)
 
 
 def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:

@@ -126,16 +126,30 @@ class Paged(Kind):
     return book.replace(positions=positions), fits, moves
 
   def settle(self, book, length):
-    references = _count(book.table, book.references.shape[0])
-    book = book.replace(references=references)
-    book, fits, moves = self._separate(book, length)
-    return book, (fits, moves)
+    extra = max(self.pool(len(length)) - book.references.shape[0], 0)
+    positions = jnp.pad(
+        book.positions, ((0, 0), (0, extra), (0, 0)), constant_values=EMPTY
+    )
+    pages = positions.shape[1]
+    references = _count(book.table, pages)
+    book = PagedBook(positions, book.table, references)
+    book, fits, (_, source, target) = self._separate(book, length)
+    return book, fits, (extra, source, target)
 
   def apply(self, store, moves):
-    source, target = moves
-    return jax.tree.map(
-        lambda x: x.at[:, target].set(x[:, source], mode='drop'), store
-    )
+    extra, source, target = moves
+
+    def move(pool):
+      if extra:
+        widths = [(0, extra if axis == 1 else 0) for axis in range(pool.ndim)]
+        pool = jnp.pad(pool, widths)
+      return pool.at[:, target].set(pool[:, source], mode='drop')
+
+    return jax.tree.map(move, store)
+
+  def shift(self, book, pages):
+    table = jnp.where(book.table >= 0, book.table + pages, EMPTY)
+    return book.replace(table=table)
 
   def _pages(self, length: jax.Array) -> jax.Array:
     return -(-length // self.page)
@@ -166,7 +180,7 @@ class Paged(Kind):
     )
     references = _count(table, len(order))
     book = PagedBook(positions, table, references)
-    return book, ~copy | (rank < free), (source, target)
+    return book, ~copy | (rank < free), (0, source, target)
 
 
 def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:

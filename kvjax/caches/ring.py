@@ -6,10 +6,9 @@ slot the absolute position they came with (Mistral 7B, arXiv 2310.06825).
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
-from kvjax.caches.kind import EMPTY, Kind
+from kvjax.caches.kind import Kind, first_held
 from kvjax.caches.view import contiguous_view
 
 
@@ -62,16 +61,6 @@ class Ring(Kind):
     filled = jnp.max(length)
     return (contiguous_view(store, book.positions, filled),)
 
-  def rewinds_exactly(self, held, before, after):
-    seen = jnp.maximum(after - self.window + 1, 0)
-    return holds_range(held, seen, after) | (before == after)
-
-
-def holds_range(
-    held: jax.Array, first: jax.Array, last: jax.Array
-) -> jax.Array:
-  """Returns bool `[B]`: slots hold every position in `[first, last)`."""
-  inside = (held >= first[:, None, None]) & (held < last[:, None, None])
-  inside &= held != EMPTY
-  count = jnp.sum(inside, axis=-1, dtype=jnp.int32)
-  return jnp.all(count == (last - first)[:, None], axis=-1)
+  def earliest(self, book, length):
+    lowest = first_held(book.positions)
+    return jnp.where(lowest == 0, 0, lowest + self.window - 1)

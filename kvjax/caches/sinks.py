@@ -11,8 +11,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kvjax.caches.kind import Kind
-from kvjax.caches.ring import holds_range
+from kvjax.caches.kind import Kind, first_held
 from kvjax.caches.view import View, contiguous_view, fresh_view
 
 
@@ -95,9 +94,8 @@ class Sinks(Kind):
 
     return view.only(first, query_limit=limit), view.only(recent)
 
-  def rewinds_exactly(self, held, before, after):
-    seen = jnp.maximum(after - self.window + 1, 0)
-    recent = holds_range(held, seen, after)
-    first = jnp.minimum(after, self.sinks)
-    sinks = holds_range(held, jnp.zeros_like(first), first)
-    return (recent & sinks) | (before == after)
+  def earliest(self, book, length):
+    held = book.positions
+    recent = first_held(jnp.where(held < self.sinks, -1, held))
+    whole = recent <= self.sinks
+    return jnp.where(whole, 0, recent + self.window - 1)

@@ -159,7 +159,7 @@ def _check(config, cache, tokens, lengths, encoded, *, wait):
     raise ValueError(_room(int(count.max()), 0, limit))
   known = not isinstance(cache.length, jax.core.Tracer)
   if wait and known:
-    _check_room(cache, np.asarray(count, np.int32))
+    check_room(cache, np.asarray(count, np.int32))
 
 
 def _host_counts(tokens, lengths) -> np.ndarray | None:
@@ -183,8 +183,13 @@ def _host_counts(tokens, lengths) -> np.ndarray | None:
   return lengths
 
 
-def _check_room(cache: Cache, count: np.ndarray) -> None:
+def check_room(cache: Cache, count: np.ndarray) -> None:
+  """Raises ValueError if a row has no room for `count [B]` more tokens.
+
+  Waits for the lengths of the cache.
+  """
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
+    count = np.asarray(count, np.int32)
     fits = np.asarray(kind.admits(book, cache.length, jnp.asarray(count)))
     if fits.all():
       continue
@@ -219,10 +224,22 @@ def _choose(run: Any, cache: Cache, tokens: Any, donate: bool) -> Any:
 @functools.cache
 def _jitted(run: Any, donate: bool) -> Any:
   return jax.jit(
-      run,
+      run if donate else _fresh(run),
       static_argnames=('config', 'options'),
       donate_argnames=('cache',) if donate else (),
   )
+
+
+def _fresh(run: Any) -> Any:
+  """Returns `run` with a cache that shares no buffer with its argument."""
+
+  @functools.wraps(run)
+  def fresh(*args, **kwargs):
+    logits, cache, *more = run(*args, **kwargs)
+    # A leaf that passes through unchanged would be the very same buffer.
+    return logits, jax.tree.map(jnp.copy, cache), *more
+
+  return fresh
 
 
 def _prefill(config, params, cache, tokens, held, encoded, options):

@@ -1,0 +1,98 @@
+"""From logits to a token: a frozen choice and a pure function."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How a token is drawn. Filters apply in the order of the fields.
+
+  Attributes:
+    temperature: divides logits; 0 takes the likeliest token.
+    top_k: only the k likeliest; None for all.
+    top_p: only the fewest whose probabilities reach p (nucleus, arXiv
+      1904.09751); None for all.
+    min_p: only those at least this fraction of the likeliest (arXiv
+      2407.01082); None for all.
+  """
+
+  temperature: float = 0.0
+  top_k: int | None = None
+  top_p: float | None = None
+  min_p: float | None = None
+
+  def __post_init__(self):
+    if not self.temperature >= 0:
+      raise ValueError(
+          f'temperature={self.temperature} must not be negative; 0 is greedy.'
+      )
+    if self.top_k is not None and self.top_k < 1:
+      raise ValueError(f'top_k={self.top_k} must be at least 1, or None.')
+    for name in ('top_p', 'min_p'):
+      p = getattr(self, name)
+      if p is not None and not 0 < p <= 1:
+        raise ValueError(f'{name}={p} must be in (0, 1], or None for all.')
+
+
+def sample(
+    logits: jax.Array, keys: jax.Array, sampling: Sampling
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a token a row.
+
+  Args:
+    logits: float32 `[B, V]`.
+    keys: JAX random keys `[B]`; a row's draw depends on its own alone.
+    sampling: how to draw.
+
+  Returns:
+    Tokens int32 `[B]`, -1 for a row of NaN, and their log-probabilities
+    `[B]` under the model (temperature 1, no filter).
+  """
+  chex.assert_rank(logits, 2)
+  if sampling.temperature == 0:
+    tokens = jnp.argmax(logits, axis=-1)
+  else:
+    kept = filter_logits(logits / sampling.temperature, sampling)
+    tokens = jax.vmap(jax.random.categorical)(keys, kept)
+  tokens = tokens.astype(jnp.int32)
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  picked = jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0]
+  lost = jnp.isnan(logits).any(axis=-1)
+  return jnp.where(lost, NO_TOKEN, tokens), picked
+
+
+def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
+  """Returns logits `[B, V]` with -inf for tokens that filters exclude."""
+  if sampling.top_k is not None:
+    top_k = min(sampling.top_k, logits.shape[-1])
+    least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if sampling.top_p is not None:
+    order = jnp.sort(logits, axis=-1, descending=True)
+    probs = jax.nn.softmax(order, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    inside = jnp.where(before < sampling.top_p, order, jnp.inf)
+    least = jnp.min(inside, axis=-1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if sampling.min_p is not None:
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    floor = best + jnp.log(jnp.float32(sampling.min_p))
+    logits = jnp.where(logits < floor, -jnp.inf, logits)
+  return logits
+
+
+def row_keys(seed: Any, batch: int) -> jax.Array:
+  """Returns a key a row of an int seed, or of seeds `[B]`."""
+  if isinstance(seed, int):
+    rows = jnp.arange(batch, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+  seeds = jnp.asarray(seed)
+  chex.assert_shape(seeds, (batch,))
+  return jax.vmap(jax.random.key)(seeds)

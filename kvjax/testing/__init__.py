@@ -1,0 +1,3 @@
+"""Testing: the harness that the contract suite and users call alike."""
+
+__all__ = ()
