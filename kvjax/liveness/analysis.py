@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from kvjax.liveness import absorb, passes, report, witness
 from kvjax.liveness import cut as cutting
 from kvjax.liveness import labels as labelling
-from kvjax.liveness import passes, report, witness
 from kvjax.liveness import trace as tracing
 from kvjax.liveness.errors import AnalysisError
 
@@ -30,6 +30,7 @@ class Verdict:
 
   trace: tracing.Trace
   whole: cutting.Graph  # all of the past
+  absorption: absorb.Absorption  # what of it need not be formed
   graph: cutting.Graph  # what of it the cut at zero recomputation leaves
   cut: cutting.Cut
   names: tuple[str, ...]  # label of each graph node
@@ -137,7 +138,9 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
   if delay >= trace.length - 1:
     delay = math.inf
   position = trace.length - 3
-  whole = cutting.build(trace, passes.split(trace, position))
+  boundary = passes.split(trace, position)
+  whole = cutting.build(trace, boundary)
+  absorbed = absorb.find(trace, boundary, whole)
   graph, cut = latest(trace, position, whole)
   if math.isinf(delay):
     cut = cutting.Cut((), (), 0, 0, 0.0)
@@ -148,7 +151,7 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
     )
   names = labelling.label(trace, graph, cut)
   live = live_ranges(trace, graph, cut, names)
-  return Verdict(trace, whole, graph, cut, names, live, delay, usual)
+  return Verdict(trace, whole, absorbed, graph, cut, names, live, delay, usual)
 
 
 def latest(

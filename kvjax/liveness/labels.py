@@ -1,6 +1,7 @@
 """Names for tensors that have none, and the report people read."""
 
 import collections
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +119,14 @@ def _frontier(verdict: 'analysis.Verdict') -> tuple[report.Point, ...]:
   """The optima over all of the past, up to the one that redoes nothing."""
   whole, last = verdict.whole, _point(verdict, verdict.cut)
   points = []
-  for cut in cutting.frontier(whole):
+  price = verdict.absorption.price
+  for cut in cutting.frontier(whole, price):
     names = label(verdict.trace, whole, cut)
-    point = _point(verdict, cut, names)
+    used = dict.fromkeys(names[i] for i in cut.redone if i in price)
+    point = dataclasses.replace(
+      _point(verdict, cut, names),
+      rewrites=tuple(f'absorption of {name}' for name in used),
+    )
     if (point.bytes_per_token, point.state_bytes) < (
       last.bytes_per_token,
       last.state_bytes,
@@ -221,7 +227,13 @@ def _dataflow(verdict: 'analysis.Verdict') -> report.Dataflow:
 
 
 def _notes(verdict: 'analysis.Verdict', stable: bool) -> tuple[str, ...]:
-  notes = []
+  notes = [
+    f'{verdict.trace.ops[verdict.whole.nodes[i].maker].origin.source}: '
+    f'not absorbed, {reason}.'
+    for i, reason in verdict.absorption.refused.items()
+    if reason.startswith('a table')
+  ]
+  notes = list(dict.fromkeys(notes))
   if not stable:
     notes.append('old rows change with the length: no exact cache.')
   if math.isinf(verdict.delay):
