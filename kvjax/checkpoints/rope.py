@@ -95,7 +95,13 @@ def parameters(
         f'rope parameters are given for {", ".join(sorted(nested))}; '
         f'model_type={settings.family!r} needs {layer_type or "one set"}.'
     )
-  return nested[layer_type]
+  found = nested[layer_type]
+  if found.get('truncate', True) is not True:
+    raise ValueError(
+        f'truncate={found["truncate"]} in the rope parameters of a layer type '
+        'is not supported: published implementations do not read it there.'
+    )
+  return found
 
 
 def rope_type(found: Mapping[str, Any]) -> str:

@@ -187,6 +187,8 @@ def gemma2(d: Draw) -> Config:
 
 def gemma3(d: Draw) -> Config:
   kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(3)]
+  rope = d.rope('default', 'linear', 'yarn')
+  rope.pop('truncate', None)  # not read in nested rope parameters
   return d.decoder() | {
       'num_hidden_layers': 3,
       'tie_word_embeddings': True,
@@ -196,7 +198,7 @@ def gemma3(d: Draw) -> Config:
       'sliding_window': d.pick(5, 9),
       'final_logit_softcapping': d.pick(None, 10.0),
       'rope_parameters': {
-          'full_attention': d.rope('default', 'linear', 'yarn'),
+          'full_attention': rope,
           'sliding_attention': d.rope('default'),
       },
   }

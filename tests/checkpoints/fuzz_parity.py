@@ -21,10 +21,10 @@ import numpy as np
 from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+sys.path.insert(0, str(ROOT))
 
-from checkpoints import compare, drawing  # noqa: E402
-from golden.reference import write_checkpoint  # noqa: E402
+from tests.checkpoints import compare, drawing  # noqa: E402
+from tests.golden.reference import write_checkpoint  # noqa: E402
 
 FAMILY = flags.DEFINE_enum(
     'family', 'llama', [*sorted(drawing.FAMILIES), 'all'], 'Model family.'

@@ -1,6 +1,7 @@
 """Whisper (arXiv 2212.04356): an encoder of convolved log-mel frames, a decoder.
 
 Key projections have no bias. The encoder's sinusoids are stored as a table.
+`scale_embedding` is read by no published implementation, nor here.
 """
 
 from kvjax.attention.grouped import Grouped
@@ -68,7 +69,6 @@ ROWS = (
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Whisper config.json."""
   norm = Norm(1e-5, centered=True, bias=True)
-  width = settings.need('d_model')
   encoder = Layer(_attention(settings, 'encoder', False), _mlp(settings, 'encoder'))
   decoder = Layer(
       _attention(settings, 'decoder', True),
@@ -79,7 +79,6 @@ def config(settings: Settings) -> ModelConfig:
       [decoder] * settings.need('decoder_layers'),
       tied=True,
       norm=norm,
-      embedding_scale=width**0.5 if settings.get('scale_embedding', False) else 1.0,
       positions=settings.get('max_target_positions', 448),
       encoder=Encoder(
           (encoder,) * settings.need('encoder_layers'),

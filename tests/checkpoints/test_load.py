@@ -1,0 +1,222 @@
+"""Loading itself: dtypes, shards, spellings, placement, host memory."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kvjax
+from kvjax.checkpoints import load_checkpoint, load_config, parse_config
+from kvjax.checkpoints.families import FAMILIES
+from kvjax.checkpoints.table import by_place, size, table
+from tests.checkpoints.writing import GOLDEN, altered, read
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_params_are_what_init_params_makes():
+  for path in sorted(GOLDEN.iterdir()):
+    config, params = load_checkpoint(path)
+    want = jax.eval_shape(
+        lambda c=config: kvjax.init_params(c, jax.random.key(0))
+    )
+    assert jax.tree.structure(params) == jax.tree.structure(want)
+    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(want), strict=True):
+      assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+def test_a_published_weight_lands_where_the_table_says():
+  published = read(GOLDEN / 'llama' / 'model.safetensors')
+  _, params = load_checkpoint(GOLDEN / 'llama')
+  found = params['layers'][1]['attention']['value']
+  want = published['model.layers.1.self_attn.v_proj.weight']
+  np.testing.assert_array_equal(found, want)
+
+
+def test_latent_projection_is_split_by_head():
+  published = read(GOLDEN / 'deepseek_v3' / 'model.safetensors')
+  _, params = load_checkpoint(GOLDEN / 'deepseek_v3')
+  fused = published['model.layers.0.self_attn.kv_b_proj.weight']
+  attention = params['layers'][0]['attention']
+  for head in range(3):  # rows of a head: 6 of keys, then 5 of values
+    rows = fused[head * 11 : head * 11 + 11]
+    np.testing.assert_array_equal(attention['up_key'][head], rows[:6])
+    np.testing.assert_array_equal(attention['up_value'][head], rows[6:])
+
+
+@pytest.mark.parametrize('stored', [jnp.bfloat16, np.float16])
+def test_dtype_is_that_of_the_file(tmp_path, stored):
+  narrow = lambda x: {k: v.astype(stored) for k, v in x.items()}
+  path = altered(tmp_path, 'deepseek_v3', tensors=narrow)
+  config, params = load_checkpoint(path)
+  assert config.dtype == jnp.dtype(stored).name
+  layer = params['layers'][1]
+  assert layer['attention']['query'].dtype == stored
+  assert layer['mlp']['correction'].dtype == jnp.float32
+  config, params = load_checkpoint(path, dtype=jnp.float32)
+  assert config.dtype == 'float32'
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {'float32'}
+
+
+def test_conversion_rounds_to_nearest():
+  _, wide = load_checkpoint(GOLDEN / 'llama')
+  _, narrow = load_checkpoint(GOLDEN / 'llama', dtype='bfloat16')
+  want = wide['embedding'].astype(jnp.bfloat16)
+  assert (narrow['embedding'] == want).all()
+
+
+def test_sharding_is_asked_for_every_param():
+  asked = {}
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def sharding(place, shape):
+    asked[place] = shape
+    return device
+
+  _, params = load_checkpoint(GOLDEN / 'llama', sharding=sharding)
+  assert asked['layers.0.attention.query'] == (36, 24)
+  assert len(asked) == len(jax.tree.leaves(params))
+  assert params['embedding'].sharding == device
+
+
+def test_names_without_the_prefix(tmp_path):
+  """GPT-2 as first published: no `transformer.`, and its masks as buffers."""
+
+  def bare(tensors):
+    named = {k.removeprefix('transformer.'): v for k, v in tensors.items()}
+    return named | {'h.0.attn.bias': np.ones((1, 1, 4, 4), np.float32)}
+
+  _, params = load_checkpoint(altered(tmp_path, 'gpt2', tensors=bare))
+  _, want = load_checkpoint(GOLDEN / 'gpt2')
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+def test_copies_of_tied_weights_are_allowed(tmp_path):
+  head = lambda x: x | {'lm_head.weight': x['model.embed_tokens.weight']}
+  config, params = load_checkpoint(altered(tmp_path, 'qwen3', tensors=head))
+  assert config.tied and 'head' not in params
+
+
+def test_layers_of_multi_token_prediction_are_left_out(tmp_path):
+  extra = {'model.layers.2.eh_proj.weight': np.zeros((3, 3), np.float32)}
+  path = altered(tmp_path, 'deepseek_v3', tensors=lambda x: x | extra)
+  config, params = load_checkpoint(path)
+  assert len(config.layers) == len(params['layers']) == 2
+
+
+@pytest.mark.parametrize('prefix', ['language_model.', 'model.language_model.'])
+def test_the_decoder_of_gemma_3_with_vision(tmp_path, prefix):
+  def renamed(tensors):
+    old = 'model.' if prefix.startswith('model.') else ''
+    named = {prefix + k.removeprefix(old): v for k, v in tensors.items()}
+    return named | {'vision_tower.x': np.zeros(3, np.float32)}
+
+  wrap = lambda config: {'model_type': 'gemma3', 'text_config': config}
+  path = altered(tmp_path, 'gemma3', wrap, renamed)
+  config, params = load_checkpoint(path)
+  want_config, want = load_checkpoint(GOLDEN / 'gemma3')
+  assert config == want_config
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+def test_older_and_newer_keys_say_the_same():
+  shared = {
+      'model_type': 'llama', 'vocab_size': 97, 'hidden_size': 24,
+      'intermediate_size': 28, 'num_hidden_layers': 1,
+      'num_attention_heads': 3, 'max_position_embeddings': 64,
+  }  # fmt: skip
+  scaling = {'factor': 4.0, 'original_max_position_embeddings': 16}
+  older = shared | {
+      'torch_dtype': 'bfloat16',
+      'rope_theta': 5e5,
+      'rope_scaling': {'type': 'yarn', **scaling},
+  }
+  newer = shared | {
+      'dtype': 'bfloat16',
+      'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 5e5, **scaling},
+  }
+  assert parse_config(older) == parse_config(newer)
+  assert parse_config(older).dtype == 'bfloat16'
+
+
+def test_config_is_hashable_and_found_by_file_or_folder():
+  config = load_config(GOLDEN / 'llama')
+  assert hash(config) == hash(load_config(GOLDEN / 'llama' / 'config.json'))
+
+
+def test_tables_are_consistent():
+  for family in FAMILIES.values():
+    assert by_place(family.rows)
+    for row in family.rows:
+      assert row.shape and row.place, row
+
+
+def test_formulas_of_shapes():
+  letters = {'N': 6, 'K': 2, 'H': 5, 'E': 3}
+  assert size('N*(H+E)', letters) == 48
+  assert size('(N+K+K)*H', letters) == 50
+  assert size('3*N*H', letters) == 90
+
+
+def test_transformations():
+  rows = table('a.', 'b.', '''
+    x   N H   y   [1:]T
+    x   N H   z   [:1:3]
+  ''')
+  x = np.arange(12).reshape(3, 4)
+  np.testing.assert_array_equal(rows[0].read(x, {}), x[1:].T)
+  np.testing.assert_array_equal(rows[1].read(x, {}), x[:, 1:3])
+
+
+PEAK = """
+import pathlib, re, sys
+import jax
+jax.config.update('jax_platforms', 'cpu')
+from kvjax.checkpoints import load_checkpoint
+
+def peak():
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1]) * 1024
+
+load_checkpoint(sys.argv[2])  # what the first call costs, whatever its size
+before = peak()
+config, params = load_checkpoint(sys.argv[1])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_host_memory_stays_within_a_fifth_of_the_model(tmp_path):
+  hidden, layers = 1024, 10
+  shapes = {
+      'self_attn.q_proj': (hidden, hidden), 'self_attn.k_proj': (512, hidden),
+      'self_attn.v_proj': (512, hidden), 'self_attn.o_proj': (hidden, hidden),
+      'mlp.gate_proj': (hidden, hidden), 'mlp.up_proj': (hidden, hidden),
+      'mlp.down_proj': (hidden, hidden),
+  }  # fmt: skip
+
+  def tensors(_):
+    found = {'model.embed_tokens.weight': (97, hidden), 'model.norm.weight': (hidden,)}
+    for i in range(layers):
+      lead = f'model.layers.{i}.'
+      found |= {f'{lead}{k}.weight': v for k, v in shapes.items()}
+      for name in ('input_layernorm', 'post_attention_layernorm'):
+        found[f'{lead}{name}.weight'] = (hidden,)
+    return {k: np.ones(v, np.float32) for k, v in found.items()}
+
+  config = lambda c: c | {
+      'hidden_size': hidden, 'intermediate_size': hidden,
+      'num_hidden_layers': layers, 'num_attention_heads': 16, 'head_dim': 64,
+      'num_key_value_heads': 8, 'tie_word_embeddings': True,
+  }  # fmt: skip
+  path = altered(tmp_path, 'llama', config, tensors)
+  model = (path / 'model.safetensors').stat().st_size
+  run = subprocess.run(
+      [sys.executable, '-c', PEAK, str(path), str(GOLDEN / 'llama')],
+      capture_output=True, text=True, cwd=ROOT, check=True,
+  )  # fmt: skip
+  assert 0.9 * model < int(run.stdout) <= 1.2 * model

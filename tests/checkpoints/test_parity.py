@@ -1,0 +1,174 @@
+"""Every family's fixture against the logits of its published implementation.
+
+The fixtures are in tests/golden/checkpoints; `make_checkpoints.py` beside them
+made them with transformers. One `extend` serves every way of feeding tokens,
+and programs are compiled without most optimisations: a hundred of them run
+once each. (`fuzz_parity.py` compiles as users do.)
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kvjax
+from kvjax.caches.codecs import Int8
+from kvjax.caches.paged import Paged
+from kvjax.caches.dense import Dense
+from kvjax.checkpoints import load_checkpoint, load_config
+from kvjax.checkpoints.families import FAMILIES
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
+CASES = sorted(path.name for path in GOLDEN.iterdir())
+TOLERANCE = 1e-4  # of logits, absolute: what issue and docs promise
+CODEC_TOLERANCE = 1e-5  # relative, of an int8 cache to its own uncached form
+CHUNK = 4
+
+# Bytes that a token adds in float32: layers * (key + value) * 4, and for MLA
+# layers * (latent + rotary) * 4; windows and encoders change nothing here.
+BYTES_PER_TOKEN = {
+    'cohere': 192,  # 2 * (3*4 + 3*4) * 4
+    'deepseek_v2': 112,  # 2 * (10 + 4) * 4, of 3 heads expanded 2*3*(10+5)*4
+    'deepseek_v3': 112,  # 2 * (10 + 4) * 4
+    'falcon': 96,  # 2 * (1*6 + 1*6) * 4
+    'falcon_alibi': 480,  # 2 * (5*6 + 5*6) * 4
+    'falcon_grouped': 128,  # 2 * (2*4 + 2*4) * 4, not 6 heads
+    'gemma': 288,  # 2 * (3*6 + 3*6) * 4
+    'gemma2': 288,  # 2 * (3*6 + 3*6) * 4
+    'gemma3': 288,  # 2 * (3*6 + 3*6) * 4
+    'glm4_moe': 128,  # 2 * (1*8 + 1*8) * 4
+    'glm4_moe_lite': 112,  # 2 * (10 + 4) * 4
+    'gpt2': 480,  # 2 * (5*6 + 5*6) * 4
+    'gpt_bigcode': 96,  # 2 * (1*6 + 1*6) * 4
+    'gpt_oss': 288,  # 2 * (3*6 + 3*6) * 4
+    'llama': 288,  # 2 * (3*6 + 3*6) * 4
+    'llama3_old': 288,  # 2 * (3*6 + 3*6) * 4
+    'llama_dynamic': 96,  # 2 * (1*6 + 1*6) * 4
+    'llama_linear_shards': 96,  # 2 * (1*6 + 1*6) * 4
+    'minicpm3': 112,  # 2 * (10 + 4) * 4
+    'mistral': 288,  # 2 * (3*6 + 3*6) * 4
+    'mixtral': 192,  # 2 * (3*4 + 3*4) * 4
+    'olmo2': 192,  # 2 * (3*4 + 3*4) * 4
+    'phi3': 288,  # 2 * (3*6 + 3*6) * 4
+    'qwen2': 192,  # 2 * (3*4 + 3*4) * 4
+    'qwen3': 288,  # 2 * (3*6 + 3*6) * 4
+    'qwen3_moe': 96,  # 2 * (1*6 + 1*6) * 4
+    'smollm3': 192,  # 2 * (3*4 + 3*4) * 4
+    't5': 288,  # 2 * (3*6 + 3*6) * 4
+    't5_gated': 144,  # 1 * (3*6 + 3*6) * 4
+    'whisper': 288,  # 2 * (3*6 + 3*6) * 4
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+def test_every_family_has_a_fixture():
+  kinds = {load_settings(name)['model_type'] for name in CASES}
+  assert set(FAMILIES) - kinds == {'gemma3', 'kimi_k2'}  # of another's tables
+
+
+def load_settings(name):
+  return json.loads((GOLDEN / name / 'config.json').read_text())
+
+
+class Case:
+  """One checkpoint and its reference."""
+
+  def __init__(self, name):
+    self.config, self.params = load_checkpoint(GOLDEN / name)
+    with np.load(GOLDEN / name / 'reference.npz') as found:
+      self.tokens, self.logits = found['tokens'], found['logits']
+      self.encoded = None
+      if 'source' in found:
+        self.encoded = kvjax.encode(
+            self.config, self.params, jnp.asarray(found['source']),
+            found.get('lengths'),
+        )  # fmt: skip
+
+  def uncached(self, **options):
+    return np.asarray(
+        kvjax.forward(
+            self.config, self.params, jnp.asarray(self.tokens),
+            encoded=self.encoded, **options,
+        )
+    )  # fmt: skip
+
+  def cache(self, **options):
+    batch, length = self.tokens.shape
+    return kvjax.init_cache(
+        self.config, batch, length, rotary_length=length,
+        source_length=self.encoded and self.encoded.hidden.shape[1], **options,
+    )  # fmt: skip
+
+  def chunks(self, counts, cache):
+    """Feeds `counts [calls, B]` tokens a call, through calls of one shape."""
+    batch, length = self.tokens.shape
+    found = np.full(self.logits.shape, np.nan, np.float32)
+    at = np.zeros(batch, np.int64)
+    for count in counts:
+      count = np.minimum(count, length - at)
+      chunk = np.zeros((batch, CHUNK), np.int32)
+      for row, (start, size) in enumerate(zip(at, count, strict=True)):
+        chunk[row, :size] = self.tokens[row, start : start + size]
+      logits, cache = kvjax.extend(
+          self.config, self.params, cache, jnp.asarray(chunk),
+          count.astype(np.int32), encoded=self.encoded, donate=True,
+      )  # fmt: skip
+      for row, (start, size) in enumerate(zip(at, count, strict=True)):
+        found[row, start : start + size] = np.asarray(logits)[row, :size]
+      at = at + count
+    assert (at == length).all()
+    return found
+
+
+@pytest.fixture(scope='module', params=CASES)
+def case(request):
+  return Case(request.param)
+
+
+def test_uncached(case):
+  np.testing.assert_allclose(case.uncached(), case.logits, atol=TOLERANCE, rtol=0)
+
+
+def test_one_by_one_and_ragged_chunks(case):
+  length = case.tokens.shape[1]
+  ones = np.ones((length, 2), int)
+  ragged = np.array([[4, 1], [0, 3]] * length)
+  for counts in ones, ragged:
+    found = case.chunks(counts, case.cache())
+    np.testing.assert_allclose(found, case.logits, atol=TOLERANCE, rtol=0)
+
+
+def test_pages_of_int8(case):
+  """Paged and int8 at once: exactly the uncached form through the codec."""
+  kinds, codec = Paged(page=8), Int8()
+  even = np.full((6, 2), CHUNK)
+  found = case.chunks(even, case.cache(kinds=kinds, codec=codec))
+  want = case.uncached(codec=codec)
+  scale = np.abs(want).max()
+  np.testing.assert_allclose(
+      found, want, atol=CODEC_TOLERANCE * scale, rtol=CODEC_TOLERANCE
+  )
+
+
+def test_config_alone_is_the_same(case, request):
+  name = request.node.callspec.params['case']
+  if name != 't5_gated':  # whose config.json does not say that it has a head
+    assert load_config(GOLDEN / name) == case.config
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_bytes_per_token(name):
+  config = load_config(GOLDEN / name)
+  cache = kvjax.init_cache(config, 1, 16, kinds=Dense())
+  leaves = jax.tree.leaves(cache.stores)
+  assert sum(x.nbytes // x.shape[2] for x in leaves) == BYTES_PER_TOKEN[name]
