@@ -18,9 +18,9 @@ from kvjax.attention.bias import Alibi, PositionBias, RelativeBias
 from kvjax.attention.linear import init_linear, join_heads, linear, split_heads
 from kvjax.attention.norm import Norm
 from kvjax.attention.rotary import Rotary, rotate
-from kvjax.caches.visibility import Visibility
 from kvjax.caches.spec import Stream
 from kvjax.caches.view import Streams
+from kvjax.caches.visibility import Visibility
 
 Table = tuple[jax.Array, jax.Array] | None
 
@@ -97,9 +97,7 @@ class Grouped:
       return {}
     return {
         'key': Stream(self.num_kv_heads, self.key_width),
-        'value': Stream(
-            self.num_kv_heads, self.value_width or self.key_width
-        ),
+        'value': Stream(self.num_kv_heads, self.value_width or self.key_width),
     }
 
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
@@ -143,7 +141,9 @@ class Grouped:
     """Returns queries `{'key': [B, K, G, T, H]}` of activations `[B, T, D]`."""
     del absorb
     query = self._project(params, 'query', x)
-    query = split_heads(query, self.num_kv_heads, self.num_heads // self.num_kv_heads)
+    query = split_heads(
+        query, self.num_kv_heads, self.num_heads // self.num_kv_heads
+    )
     query = self._turn(params, 'query', query, table)
     return {'key': checkpoint_name(query, 'query')}
 

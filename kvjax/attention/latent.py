@@ -22,9 +22,9 @@ from kvjax.attention.attend import Scoring
 from kvjax.attention.linear import init_linear, join_heads, linear, split_heads
 from kvjax.attention.norm import Norm
 from kvjax.attention.rotary import Rotary, rotate
-from kvjax.caches.visibility import Visibility
 from kvjax.caches.spec import Stream
 from kvjax.caches.view import Streams
+from kvjax.caches.visibility import Visibility
 
 Table = tuple[jax.Array, jax.Array] | None
 
@@ -87,7 +87,8 @@ class Latent:
     """Returns parameters for activations of `width` features."""
     keys = jax.random.split(key, 6)
     bias, rank = self.projection_bias, self.query_rank
-    params = init_linear(
+    params: dict[str, Any] = {}
+    params |= init_linear(
         keys[0],
         'latent',
         width,
@@ -102,14 +103,28 @@ class Latent:
       )
       params['query_norm'] = self.norm.init(rank, dtype)
     params |= init_linear(
-        keys[2], 'query', rank or width, self.query_width, bias=False, dtype=dtype
+        keys[2],
+        'query',
+        rank or width,
+        self.query_width,
+        bias=False,
+        dtype=dtype,
     )
     params |= init_linear(
-        keys[3], 'output', self.output_width, width, bias=self.output_bias, dtype=dtype
+        keys[3],
+        'output',
+        self.output_width,
+        width,
+        bias=self.output_bias,
+        dtype=dtype,
     )
     return params | {
-        'up_key': _init_up(keys[4], self.num_heads, self.key_width, self.latent_width, dtype),
-        'up_value': _init_up(keys[5], self.num_heads, self.value_width, self.latent_width, dtype),
+        'up_key': _init_up(
+            keys[4], self.num_heads, self.key_width, self.latent_width, dtype
+        ),
+        'up_value': _init_up(
+            keys[5], self.num_heads, self.value_width, self.latent_width, dtype
+        ),
     }
 
   def absorbs(self, tokens: int) -> bool:

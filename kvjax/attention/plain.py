@@ -4,6 +4,8 @@ Differentiable, readable by `kvjax.liveness`, and independent of `attend`,
 whose oracle it is.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +29,7 @@ def plain_attention(
     key_positions: `[B, S]`, likewise.
     scoring: scale, mask, bias and sinks.
   """
-  scores = sum(
+  products = [
       jnp.einsum(
           'BKGTH,BKSH->BKGTS',
           q,
@@ -35,7 +37,8 @@ def plain_attention(
           preferred_element_type=jnp.float32,
       )
       for name, q in queries.items()
-  )
+  ]
+  scores = functools.reduce(jnp.add, products)
   scores = scores * scoring.scale
   if scoring.softcap is not None:
     scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)

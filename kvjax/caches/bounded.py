@@ -8,7 +8,7 @@ from flax import struct
 
 from kvjax.caches.kind import EMPTY, Kind, write_rows
 from kvjax.caches.scores import HeavyHitters, Score
-from kvjax.caches.spec import Leaf
+from kvjax.caches.spec import leaf
 from kvjax.caches.view import contiguous_view
 
 
@@ -86,7 +86,7 @@ class Bounded(Kind):
     shape = (batch, heads if self.per_head else 1, self.size)
     axes = ('batch', 'kv_heads', 'slots')
     return BoundedBook(
-        Leaf(shape, jnp.int32, axes, EMPTY), Leaf(shape, jnp.float32, axes)
+        leaf(shape, jnp.int32, axes, EMPTY), leaf(shape, jnp.float32, axes)
     )
 
   def place(self, book, length, positions):

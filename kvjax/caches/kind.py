@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.caches.visibility import Visibility
-from kvjax.caches.spec import Leaf
+from kvjax.caches.spec import leaf
 from kvjax.caches.view import Streams, View, contiguous_view, fresh_view
+from kvjax.caches.visibility import Visibility
 
 EMPTY = -1  # position of a slot that holds no token
 
@@ -86,7 +86,7 @@ class Kind:
     return visibility
 
   def lead(self, batch: int, heads: int) -> tuple[tuple[int, str], ...]:
-    """Returns `(size, axis name)` of a store leaf's axes before its features."""
+    """Returns `(size, axis name)` of a leaf's axes before its features."""
     return (batch, 'batch'), (heads, 'kv_heads'), (self.size, 'slots')
 
   def book(self, batch: int, heads: int) -> Any:
@@ -94,11 +94,9 @@ class Kind:
     del heads
     shape = (batch, 1, self.size)
     axes = ('batch', 'kv_heads', 'slots')
-    return Book(Leaf(shape, jnp.int32, axes, EMPTY))
+    return Book(leaf(shape, jnp.int32, axes, EMPTY))
 
-  def admits(
-      self, book: Any, length: jax.Array, count: jax.Array
-  ) -> jax.Array:
+  def admits(self, book: Any, length: jax.Array, count: jax.Array) -> jax.Array:
     """Returns bool `[B]`: rows of `length` tokens with room for `count` more.
 
     A row without new tokens is always admitted.
@@ -150,9 +148,7 @@ class Kind:
     filled = jnp.max(length)
     return (contiguous_view(store, book.positions, filled, ordered=True),)
 
-  def fresh_views(
-      self, new: Streams, positions: jax.Array
-  ) -> tuple[View, ...]:
+  def fresh_views(self, new: Streams, positions: jax.Array) -> tuple[View, ...]:
     """Returns views of tokens `[B, K, T, ...]` that are not written yet."""
     return (fresh_view(new, positions),)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from kvjax.caches.kind import EMPTY, Kind
-from kvjax.caches.spec import Leaf
+from kvjax.caches.spec import leaf
 from kvjax.caches.view import View
 
 
@@ -72,9 +72,14 @@ class Paged(Kind):
     del heads
     pool = self.pool(batch)
     return PagedBook(
-        Leaf((1, pool, self.page), jnp.int32, ('kv_heads', 'pages', 'slots'), EMPTY),
-        Leaf((batch, self.columns), jnp.int32, ('batch', 'columns'), EMPTY),
-        Leaf((pool,), jnp.int32, ('pages',)),
+        leaf(
+            (1, pool, self.page),
+            jnp.int32,
+            ('kv_heads', 'pages', 'slots'),
+            EMPTY,
+        ),
+        leaf((batch, self.columns), jnp.int32, ('batch', 'columns'), EMPTY),
+        leaf((pool,), jnp.int32, ('pages',)),
     )
 
   def admits(self, book, length, count):
@@ -92,7 +97,7 @@ class Paged(Kind):
     pages = jnp.where(positions >= 0, pages, book.references.shape[0])
     slots = pages, jnp.maximum(positions, 0) % self.page
     held = _put(book.positions, positions[:, None], slots)
-    return book.replace(positions=held), slots
+    return dataclasses.replace(book, positions=held), slots
 
   def write(self, store, new, slots):
     return jax.tree.map(lambda leaf, x: _put(leaf, x, slots), store, new)
@@ -123,7 +128,7 @@ class Paged(Kind):
     held = book.positions[:, jnp.maximum(page, 0)]
     held = jnp.where(held < after[None, :, None], held, EMPTY)
     positions = book.positions.at[:, own].set(held, mode='drop')
-    return book.replace(positions=positions), fits, moves
+    return dataclasses.replace(book, positions=positions), fits, moves
 
   def settle(self, book, length):
     extra = max(self.pool(len(length)) - book.references.shape[0], 0)
@@ -149,7 +154,7 @@ class Paged(Kind):
 
   def shift(self, book, pages):
     table = jnp.where(book.table >= 0, book.table + pages, EMPTY)
-    return book.replace(table=table)
+    return dataclasses.replace(book, table=table)
 
   def _pages(self, length: jax.Array) -> jax.Array:
     return -(-length // self.page)
@@ -170,7 +175,9 @@ class Paged(Kind):
     copy = valid & (earlier | (readers > 0))
     order, free = _free_pages(book)
     rank = jnp.cumsum(copy.astype(jnp.int32)) - 1
-    target = jnp.where(copy, order[jnp.clip(rank, 0, len(order) - 1)], len(order))
+    target = jnp.where(
+        copy, order[jnp.clip(rank, 0, len(order) - 1)], len(order)
+    )
     column = jnp.where(copy, length // self.page, self.columns)
     rows = jnp.arange(len(length), dtype=jnp.int32)
     table = book.table.at[rows, column].set(target, mode='drop')
@@ -208,7 +215,8 @@ def release(book: PagedBook, keep: jax.Array, have: jax.Array) -> PagedBook:
   columns = jnp.arange(book.table.shape[1], dtype=jnp.int32)[None, :]
   dropped = (columns >= keep[:, None]) & (columns < have[:, None])
   pages = jnp.where(dropped, book.table, book.references.shape[0])
-  return book.replace(
+  return dataclasses.replace(
+      book,
       table=jnp.where(dropped, EMPTY, book.table),
       references=book.references.at[pages.reshape(-1)].add(-1, mode='drop'),
   )

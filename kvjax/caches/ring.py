@@ -43,7 +43,9 @@ class Ring(Kind):
   @property
   def limit(self):
     # A ring shorter than its window cannot forget: it is full like any other.
-    return self.size - self.slack if self.size < self.window + self.slack else None
+    return (
+        self.size - self.slack if self.size < self.window + self.slack else None
+    )
 
   @property
   def chunk(self):

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 class Score(Protocol):
   """Ranks slots from what they received. Frozen and hashable."""
 
-  observes: bool
+  @property
+  def observes(self) -> bool:
+    """Whether `accumulate` wants weights."""
+    ...
 
   def accumulate(
       self, total: jax.Array, weights: jax.Array | None

@@ -34,3 +34,10 @@ class Leaf:
 
   def allocate(self) -> jax.Array:
     return jnp.full(self.shape, self.fill, self.dtype)
+
+
+def leaf(
+    shape: tuple[int, ...], dtype: Any, axes: tuple[str, ...], fill: int = 0
+) -> Any:
+  """Returns a `Leaf`, to stand where a record has an array."""
+  return Leaf(shape, dtype, axes, fill)

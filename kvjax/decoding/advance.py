@@ -72,7 +72,8 @@ def _by_chunks(config, params, cache, tokens, held, options, chunk):
     return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, chunk), 1, 0)
 
   def piece(cache, part):
-    x, cache, _ = advance(config, params, cache, *part, options)
+    new, mask = part
+    x, cache, _ = advance(config, params, cache, new, mask, options)
     return cache, x
 
   cache, x = jax.lax.scan(piece, cache, (split(tokens), split(held)))
@@ -147,8 +148,13 @@ def _layers(config, params, cache, old, slots, step, x, options):
 
     with jax.named_scope(f'layer_{index}'):
       x, (store, views[index], reading) = run_layer(
-          layer, config.norm, p, x, attention,
-          _cross(cache, layer, p, index), config.residual_scale,
+          layer,
+          config.norm,
+          p,
+          x,
+          attention,
+          _cross(cache, layer, p, index),
+          config.residual_scale,
       )
     stores.append(store)
     if index == owner:
@@ -197,4 +203,6 @@ def write_source(
           for name, x in streams.items()
       }
     cross.append(streams)
-  return cache.replace(cross=tuple(cross), source=encoded.positions)
+  return dataclasses.replace(
+      cache, cross=tuple(cross), source=encoded.positions
+  )

@@ -5,6 +5,7 @@ paged rows move their table and reference counts. Results never share a leaf
 with their input.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.spec import Leaf
-from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.cache import Cache, check_alive, is_traced
 
 OnLeaf = Callable[..., jax.Array]
 
@@ -36,10 +37,11 @@ def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
       forgotten what a query at that length would see (`earliest`).
   """
   check_alive(cache)
-  traced = isinstance(cache.length, jax.core.Tracer)
-  if not traced and not isinstance(lengths, jax.core.Tracer):
+  if not is_traced(cache.length, lengths):
     _check_rewind(cache, np.asarray(lengths))
-  lengths = jnp.broadcast_to(jnp.asarray(lengths, jnp.int32), (cache.batch_size,))
+  lengths = jnp.broadcast_to(
+      jnp.asarray(lengths, jnp.int32), (cache.batch_size,)
+  )
   result, fits = _run(_rewind, donate, cache, lengths)
   return _refuse_lack_of_pages(result, fits, 'rewind')
 
@@ -74,9 +76,13 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
     ValueError: an index is out of range, or a pool of pages is exhausted.
   """
   check_alive(cache)
-  if not isinstance(rows, jax.core.Tracer):
+  if not is_traced(rows):
     host = np.asarray(rows)
-    if host.ndim != 1 or not host.size or not np.issubdtype(host.dtype, np.integer):
+    if (
+        host.ndim != 1
+        or not host.size
+        or not np.issubdtype(host.dtype, np.integer)
+    ):
       raise ValueError(f'rows={rows} must be a non-empty list of integers.')
     if host.min() < 0 or host.max() >= cache.batch_size:
       raise ValueError(
@@ -150,7 +156,8 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
 
   layout = first.layout
   by_batch = functools.partial(jax.tree.map, lambda *x: f(*x, axes=('batch',)))
-  return first.replace(
+  return dataclasses.replace(
+      first,
       length=by_batch(*(c.length for c in caches)),
       overflow=by_batch(*(c.overflow for c in caches)),
       books=tuple(books(i, kind) for i, kind in enumerate(layout.kinds())),
@@ -172,7 +179,9 @@ def _rewind(cache, lengths):
     return kind.rewind(book, cache.length, lengths)
 
   result, fits = _change_books(cache, change)
-  return result.replace(length=lengths, overflow=~(able & fits)), fits
+  lost = ~(able & fits)
+  result = dataclasses.replace(result, length=lengths, overflow=lost)
+  return result, fits
 
 
 def _take(cache, rows):
@@ -182,7 +191,9 @@ def _take(cache, rows):
     return jnp.take(x, rows, axis=axes.index('batch'))
 
   cache = map_rows(gather, cache)
-  return _change_books(cache, lambda kind, book: kind.settle(book, cache.length))
+  return _change_books(
+      cache, lambda kind, book: kind.settle(book, cache.length)
+  )
 
 
 def _change_books(cache, change):
@@ -253,7 +264,7 @@ def _check_rewind(cache: Cache, lengths: np.ndarray) -> None:
 
 
 def _refuse_lack_of_pages(result: Cache, fits: jax.Array, call: str) -> Cache:
-  if isinstance(fits, jax.core.Tracer) or np.asarray(fits).all():
+  if is_traced(fits) or np.asarray(fits).all():
     return result
   row = int(np.argmin(np.asarray(fits)))
   raise ValueError(
@@ -263,7 +274,7 @@ def _refuse_lack_of_pages(result: Cache, fits: jax.Array, call: str) -> Cache:
 
 
 def _run(run: Any, donate: bool, cache: Any, *args: Any) -> Any:
-  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((cache, args))):
+  if is_traced(cache, args):
     return run(cache, *args)
   return _jitted(run, donate)(cache, *args)
 

@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.core import Tracer
 
 from kvjax.attention.cached import Memory
 from kvjax.attention.grouped import Grouped
 from kvjax.caches.codecs import Codec, Plain
-from kvjax.caches.kind import Kind
 from kvjax.caches.dense import Dense
+from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.sinks import Sinks
-from kvjax.caches.spec import Leaf
+from kvjax.caches.spec import Leaf, leaf
 from kvjax.models.config import ModelConfig, dtype_of
 
 
@@ -146,7 +147,9 @@ def init_cache(
       rotary_length=rotary_length,
       source_length=source_length,
   )
-  return jax.tree.map(Leaf.allocate, spec, is_leaf=lambda x: isinstance(x, Leaf))
+  return jax.tree.map(
+      Leaf.allocate, spec, is_leaf=lambda x: isinstance(x, Leaf)
+  )
 
 
 def cache_spec(
@@ -166,7 +169,12 @@ def cache_spec(
   if source_length is not None:
     check_sizes(source_length=source_length)
   layout = make_layout(
-      config, capacity, dtype_of(config, dtype), kinds, codec, slack,
+      config,
+      capacity,
+      dtype_of(config, dtype),
+      kinds,
+      codec,
+      slack,
       rotary_length,
   )
   heads = _heads_by_book(config, layout)
@@ -178,8 +186,8 @@ def cache_spec(
       for layer, memory in zip(config.layers, layout.memories, strict=True)
   )
   return Cache(
-      length=Leaf((batch_size,), jnp.int32, ('batch',)),
-      overflow=Leaf((batch_size,), jnp.bool_, ('batch',)),
+      length=leaf((batch_size,), jnp.int32, ('batch',)),
+      overflow=leaf((batch_size,), jnp.bool_, ('batch',)),
       books=books,
       stores=stores,
       cross=_cross_spec(config, batch_size, source_length, dtype),
@@ -241,10 +249,15 @@ def check_sizes(**sizes: int) -> None:
       raise ValueError(f'{name}={size!r} must be a positive integer.')
 
 
+def is_traced(*trees: Any) -> bool:
+  """Returns whether any leaf is abstract: the caller is inside a trace."""
+  return any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))
+
+
 def check_alive(cache: Cache) -> None:
   """Raises DonatedCacheError for a cache whose buffers were given away."""
   length = cache.length
-  if isinstance(length, jax.core.Tracer) or not isinstance(length, jax.Array):
+  if is_traced(length) or not isinstance(length, jax.Array):
     return
   if length.is_deleted():
     raise DonatedCacheError(
@@ -305,7 +318,7 @@ def _cross_spec(config, batch, source_length, dtype):
   axes = ('batch', 'kv_heads', 'source', 'width')
   return tuple(
       {
-          name: Leaf((batch, s.heads, source_length, s.width), dtype, axes)
+          name: leaf((batch, s.heads, source_length, s.width), dtype, axes)
           for name, s in cross_streams(layer.cross).items()
       }
       for layer in config.layers
@@ -320,4 +333,4 @@ def cross_streams(cross: Grouped | None) -> dict[str, Any]:
 def _source_spec(config, batch, source_length):
   if config.encoder is None or source_length is None:
     return None
-  return Leaf((batch, source_length), jnp.int32, ('batch', 'source'), -1)
+  return leaf((batch, source_length), jnp.int32, ('batch', 'source'), -1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from kvjax.decoding.cache import Cache, check_alive, check_sizes
+from kvjax.decoding.cache import Cache, check_alive, check_sizes, is_traced
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
 from kvjax.decoding.steps import check_room, decode_step
 from kvjax.models.config import ModelConfig
@@ -100,13 +100,9 @@ def generate(
   check_sizes(num_tokens=num_tokens, block=block)
   batch = cache.batch_size
   chex.assert_shape(logits, (batch, config.vocab_size))
-  rules = Rules(
-      Sampling(temperature, top_k, top_p, min_p), tuple(stop_tokens)
-  )
+  rules = Rules(Sampling(temperature, top_k, top_p, min_p), tuple(stop_tokens))
   limit = _limit(batch, num_tokens, stop_lengths)
-  traced = isinstance(cache.length, jax.core.Tracer) or isinstance(
-      logits, jax.core.Tracer
-  )
+  traced = is_traced(cache.length, logits)
   if not traced:
     check_room(cache, np.maximum(np.asarray(limit) - 1, 0))
   run = Run(

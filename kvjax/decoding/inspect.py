@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.cache import Cache, check_alive, is_traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Inspection:
     )
     names = [f.name for f in dataclasses.fields(LayerFacts)]
     cells = [names] + [
-        [f'{getattr(row, n):,}' if n == 'bytes' else str(getattr(row, n)) for n in names]
+        [
+            f'{getattr(row, n):,}' if n == 'bytes' else str(getattr(row, n))
+            for n in names
+        ]
         for row in self.rows
     ]
     widths = [max(len(r[i]) for r in cells) for i in range(len(names))]
@@ -117,7 +120,7 @@ def _range(x: np.ndarray) -> str:
 
 
 def _known(x: Any) -> np.ndarray | None:
-  return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+  return None if is_traced(x) else np.asarray(x)
 
 
 def _nbytes(tree: Any) -> int:

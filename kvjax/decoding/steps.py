@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.decoding.advance import Options, advance, write_source
-from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.cache import Cache, check_alive, is_traced
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded
@@ -157,8 +157,7 @@ def _check(config, cache, tokens, lengths, encoded, *, wait):
   limit = cache.layout.limit
   if limit is not None and count.max(initial=0) > limit:
     raise ValueError(_room(int(count.max()), 0, limit))
-  known = not isinstance(cache.length, jax.core.Tracer)
-  if wait and known:
+  if wait and not is_traced(cache.length):
     check_room(cache, np.asarray(count, np.int32))
 
 
@@ -167,7 +166,7 @@ def _host_counts(tokens, lengths) -> np.ndarray | None:
   batch, width = tokens.shape
   if lengths is None:
     return np.full(batch, width)
-  if isinstance(lengths, jax.core.Tracer):
+  if is_traced(lengths):
     return None
   lengths = np.asarray(lengths)
   if lengths.shape != (batch,) or not np.issubdtype(lengths.dtype, np.integer):
@@ -215,8 +214,7 @@ def _room(count: int, have: int, limit: int) -> str:
 
 def _choose(run: Any, cache: Cache, tokens: Any, donate: bool) -> Any:
   """Returns plain code inside a trace, and a jitted function outside."""
-  leaves = (cache.length, tokens)
-  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+  if is_traced(cache.length, tokens):
     return run
   return _jitted(run, donate)
 

@@ -150,12 +150,18 @@ def _init_encoder(encoder, key, width, dtype):
 
 
 def init_layers(
-    layers: tuple[Layer, ...], norm: Norm, key: jax.Array, width: int, dtype: Any
+    layers: tuple[Layer, ...],
+    norm: Norm,
+    key: jax.Array,
+    width: int,
+    dtype: Any,
 ) -> list[dict[str, Any]]:
   """Returns random parameters of a stack of layers."""
   return [
       _init_layer(layer, norm, k, width, dtype)
-      for layer, k in zip(layers, jax.random.split(key, len(layers)), strict=True)
+      for layer, k in zip(
+          layers, jax.random.split(key, len(layers)), strict=True
+      )
   ]
 
 

@@ -84,7 +84,8 @@ class Experts:
     """Returns parameters: router `[E, D]`, gate and up `[E, F, D]`, down."""
     keys = jax.random.split(key, 5)
     count, hidden = self.num_experts, self.hidden
-    params = init_linear(
+    params: dict[str, Any] = {}
+    params |= init_linear(
         keys[0], 'router', width, count, bias=self.bias, dtype=dtype
     )
     shapes = {
@@ -148,7 +149,9 @@ class Experts:
     worth = jax.lax.top_k(grouped, best)[0].sum(-1)
     _, kept = jax.lax.top_k(worth, self.top_groups)
     allowed = jax.nn.one_hot(kept, self.groups).sum(1) > 0
-    return jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(choice.shape)
+    return jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(
+        choice.shape
+    )
 
   def _expert(self, params, index, rows):
     """Returns expert `index` of `[M, D]`, reading its weights only."""
@@ -171,9 +174,7 @@ class Experts:
 
   def _visit(self, params, rows, weights, picked):
     """Few tokens: one turn a pair of token and expert, reading no other."""
-    owner = jnp.repeat(
-        jnp.arange(rows.shape[0], dtype=jnp.int32), self.top
-    )
+    owner = jnp.repeat(jnp.arange(rows.shape[0], dtype=jnp.int32), self.top)
 
     def visit(y, pair):
       token, expert, weight = pair

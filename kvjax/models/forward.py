@@ -100,8 +100,10 @@ def check_tokens(
     raise ValueError(f'tokens have dtype {tokens.dtype}; ids are integers.')
   if (config.encoder is None) != (encoded is None):
     need = 'has no encoder' if config.encoder is None else 'has an encoder'
-    fix = 'drop encoded=' if config.encoder is None else (
-        'pass encoded=kvjax.encode(config, params, source)'
+    fix = (
+        'drop encoded='
+        if config.encoder is None
+        else ('pass encoded=kvjax.encode(config, params, source)')
     )
     raise ValueError(f'The model {need}: {fix}.')
 
@@ -139,8 +141,18 @@ def _forward(
   ):
     with jax.named_scope(f'layer_{index}'):
       x, (streams, seen) = _layer(
-          config, layer, p, x, positions, encoded, kept, index,
-          params.get('relative'), rotary_length, codec, absorb,
+          config,
+          layer,
+          p,
+          x,
+          positions,
+          encoded,
+          kept,
+          index,
+          params.get('relative'),
+          rotary_length,
+          codec,
+          absorb,
       )
     kept = kept | {index: streams}
     if index in attention_layers:
@@ -150,8 +162,18 @@ def _forward(
 
 
 def _layer(
-    config, layer, p, x, positions, encoded, kept, index, relative,
-    rotary_length, codec, absorb,
+    config,
+    layer,
+    p,
+    x,
+    positions,
+    encoded,
+    kept,
+    index,
+    relative,
+    rotary_length,
+    codec,
+    absorb,
 ):
   def attention(h):
     variant, q = layer.attention, p['attention']
@@ -189,7 +211,14 @@ def through_codec(variant: Any, streams: Any, codec: Codec | None) -> Any:
 
 
 def attend_plainly(
-    variant, params, h, table, streams, positions, key_positions, relative,
+    variant,
+    params,
+    h,
+    table,
+    streams,
+    positions,
+    key_positions,
+    relative,
     absorb=False,
 ):
   """Returns a layer's attention `[B, T, D]` and weights `[B, N, T, S]`."""
@@ -216,8 +245,14 @@ def cross_plainly(
   streams = variant.leave(params['cross'], encoded.hidden, None)
   positions = jnp.zeros(h.shape[:2], jnp.int32)
   return attend_plainly(
-      variant, params['cross'], h, None, streams, positions,
-      encoded.positions, None,
+      variant,
+      params['cross'],
+      h,
+      None,
+      streams,
+      positions,
+      encoded.positions,
+      None,
   )[0]
 
 
