@@ -5,7 +5,7 @@ K kv heads, G queries a kv head, H key width, E value width, D model, R latent,
 P rotary, L layers, F hidden, V vocabulary.
 """
 
-from kvjax import testing
+from kvjax import liveness, memory, testing
 from kvjax.attention.attend import Scoring, attend, merge
 from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.grouped import Grouped
@@ -22,6 +22,7 @@ from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
 from kvjax.caches.sinks import Sinks
 from kvjax.caches.view import View
 from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.load import load_checkpoint, load_config
 from kvjax.decoding.algebra import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.cache import Cache, DonatedCacheError, init_cache
 from kvjax.decoding.generate import generate
@@ -81,6 +82,10 @@ __all__ = (
     'init_cache',
     'init_params',
     'inspect',
+    'liveness',
+    'load_checkpoint',
+    'load_config',
+    'memory',
     'merge',
     'prefill',
     'repeat',

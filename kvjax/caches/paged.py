@@ -124,7 +124,7 @@ class Paged(Kind):
     # Positions are shared by all rows of a page: only what no row holds any
     # more is forgotten, so a row clears the page that it now owns alone.
     page, valid = self._partial(book, after)
-    own = jnp.where(valid, page, book.references.shape[0])
+    own = jnp.where(valid & fits, page, book.references.shape[0])
     held = book.positions[:, jnp.maximum(page, 0)]
     held = jnp.where(held < after[None, :, None], held, EMPTY)
     positions = book.positions.at[:, own].set(held, mode='drop')
@@ -175,6 +175,8 @@ class Paged(Kind):
     copy = valid & (earlier | (readers > 0))
     order, free = _free_pages(book)
     rank = jnp.cumsum(copy.astype(jnp.int32)) - 1
+    fits = ~copy | (rank < free)
+    copy &= fits
     target = jnp.where(
         copy, order[jnp.clip(rank, 0, len(order) - 1)], len(order)
     )
@@ -187,7 +189,7 @@ class Paged(Kind):
     )
     references = _count(table, len(order))
     book = PagedBook(positions, table, references)
-    return book, ~copy | (rank < free), (0, source, target)
+    return book, fits, (0, source, target)
 
 
 def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:

@@ -87,6 +87,8 @@ def _place(config, cache, held, options):
     count = jnp.sum(held, axis=1, dtype=jnp.int32)
     kinds, before = cache.layout.kinds(), cache.length
     fits = jnp.ones_like(cache.overflow)
+    if cache.layout.positions:
+      fits = (before + count <= cache.layout.positions) | (count == 0)
     for kind, book in zip(kinds, cache.books, strict=True):
       fits &= kind.admits(book, before, count)
     held &= fits[:, None]

@@ -90,6 +90,8 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
           'of the cache.'
       )
   rows = jnp.asarray(rows, jnp.int32)
+  # Buffers of another number of rows cannot be reused.
+  donate = donate and rows.shape == cache.length.shape
   result, fits = _run(_take, donate, cache, rows)
   return _refuse_lack_of_pages(result, fits, 'take')
 

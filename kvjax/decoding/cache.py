@@ -34,13 +34,14 @@ class Layout:
     capacity: most tokens a row may hold in a kind with a limit.
     rotary_length: length for which rotary tables that depend on it are
       chosen, once, so that keys already cached keep their rotation.
-    cross: kv heads and widths of cross-attention layers are allocated.
+    positions: rows of the model's learned position table; 0 for none.
   """
 
   memories: tuple[Memory | None, ...]
   books: tuple[int, ...]
   capacity: int
   rotary_length: int
+  positions: int = 0
 
   def __post_init__(self):
     fields = tuple(getattr(self, f.name) for f in dataclasses.fields(self))
@@ -61,8 +62,8 @@ class Layout:
   @property
   def limit(self) -> int | None:
     """Most tokens a row may hold; None for no limit."""
-    limits = [k.limit for k in self.kinds() if k.limit is not None]
-    return min(limits, default=None)
+    limits = [k.limit for k in self.kinds()] + [self.positions or None]
+    return min((x for x in limits if x is not None), default=None)
 
   @property
   def chunk(self) -> int | None:
@@ -206,6 +207,11 @@ def make_layout(
     rotary_length: int | None,
 ) -> Layout:
   """Returns kinds, codecs and books of a cache."""
+  if config.positions and capacity > config.positions:
+    raise ValueError(
+        f'capacity={capacity} exceeds the {config.positions} learned positions '
+        'of the model. Use at most that.'
+    )
   if isinstance(kinds, Kind) or kinds is None:
     kinds = [kinds] * len(config.layers)
   if len(kinds) != len(config.layers):
@@ -228,7 +234,9 @@ def make_layout(
       for layer in config.layers
   )
   length = (rotary_length or capacity) if depends else 0
-  return Layout(tuple(memories), tuple(books), capacity, length)
+  return Layout(
+      tuple(memories), tuple(books), capacity, length, config.positions
+  )
 
 
 def default_kind(variant: Any, slack: int = 0) -> Kind:

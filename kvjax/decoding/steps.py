@@ -187,21 +187,20 @@ def check_room(cache: Cache, count: np.ndarray) -> None:
 
   Waits for the lengths of the cache.
   """
+  count, limit = np.asarray(count, np.int32), cache.layout.limit
+  have = np.asarray(cache.length)
+  if limit is not None:
+    for row in np.flatnonzero((have + count > limit) & (count > 0)):
+      room = _room(int(count[row]), int(have[row]), limit)
+      raise ValueError(f'Row {row}: {room}')
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    count = np.asarray(count, np.int32)
     fits = np.asarray(kind.admits(book, cache.length, jnp.asarray(count)))
-    if fits.all():
-      continue
-    row = int(np.argmin(fits))
-    have = int(np.asarray(cache.length)[row])
-    limit = cache.layout.limit
-    if limit is not None and have + count[row] > limit:
-      raise ValueError(f'Row {row}: ' + _room(int(count[row]), have, limit))
-    raise ValueError(
-        f'Row {row}: out of pages for {count[row]} more tokens after {have}. '
-        'Nothing was written. Give the pool more pages, or free some by '
-        'rewinding rows that are done.'
-    )
+    for row in np.flatnonzero(~fits):
+      raise ValueError(
+          f'Row {row}: out of pages for {count[row]} more tokens after '
+          f'{have[row]}. Nothing was written. Give the pool more pages, or '
+          'free some by rewinding rows that are done.'
+      )
 
 
 def _room(count: int, have: int, limit: int) -> str:
