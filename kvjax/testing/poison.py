@@ -1,0 +1,72 @@
+"""Poison: NaN wherever a cache holds no token.
+
+A masked weight is 0, but 0 times NaN is NaN: what reads a slot that nothing
+was written to shows itself at once.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.caches.kind import EMPTY
+from kvjax.decoding.cache import Cache
+
+
+@functools.singledispatch
+def poison(cache: Any) -> Any:
+  """Returns the cache with NaN in every slot that holds no token.
+
+  Integer leaves (codes) get their largest number instead; live slots, lengths
+  and positions stay as they are. Knows kvjax caches; for a cache of your own
+  class, `kvjax.testing.poison.register(YourCache, function)`.
+
+  Raises:
+    TypeError: nothing is registered for this class.
+  """
+  raise TypeError(
+      f'{type(cache).__name__} is no kvjax cache: which of its slots hold no '
+      'token? Tell with kvjax.testing.poison.register(cls, function).'
+  )
+
+
+def can_poison(cache: Any) -> bool:
+  """Returns whether `poison` knows caches of this class."""
+  unknown = poison.dispatch(object)
+  return poison.dispatch(type(cache)) is not unknown
+
+
+@poison.register
+def _poison_cache(cache: Cache) -> Cache:
+  layout = cache.layout
+  empty = [np.asarray(book.positions) == EMPTY for book in cache.books]
+  books = tuple(
+      jax.tree.map(functools.partial(_fill_statistic, slots), book)
+      for slots, book in zip(empty, cache.books, strict=True)
+  )
+  stores = tuple(
+      jax.tree.map(functools.partial(_fill, empty[at]), store)
+      if at >= 0
+      else store
+      for at, store in zip(layout.books, cache.stores, strict=True)
+  )
+  return dataclasses.replace(cache, books=books, stores=stores)
+
+
+def _fill_statistic(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
+  """What a bounded kind counts a slot is a number like any other."""
+  slotted = leaf.shape == empty.shape
+  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+  return _fill(empty, leaf) if slotted and floating else leaf
+
+
+def _fill(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
+  """Fills slots of `leaf [B, K, S, ...]` where `empty [B, 1 | K, S]` says."""
+  host = np.array(leaf)
+  where = np.broadcast_to(empty, host.shape[:3])
+  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+  host[where] = np.nan if floating else np.iinfo(host.dtype).max
+  return jnp.asarray(host)
