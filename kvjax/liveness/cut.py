@@ -112,7 +112,7 @@ def _keep(graph: Graph, i: int, size: int) -> int:
   if node.band:
     return maxflow.INFINITE
   late = (len(graph.nodes) - i) * _TIE // (1 << 14) // max(len(graph.nodes), 1)
-  return size * _TIE + late + (0 if node.names else _TIE >> 12)
+  return size * _TIE + late + (0 if node.names or node.maker < 0 else _TIE >> 12)
 
 
 def _cut(

@@ -114,6 +114,7 @@ class _Decoder:
     self.program, self.x, self.axis = program, x, axis
     self.delay = verdict.usual
     self.plan = streams.plan(verdict)
+    self.sums = streams.sums(verdict)
     self.admissible = streams.admissible(verdict)
     out = verdict.trace.outputs
     axes = [i for i, n in enumerate(out[0].shape) if n == verdict.trace.length]
@@ -133,7 +134,11 @@ class _Decoder:
     at = jnp.minimum(t, capacity - 1)
     run = _Run(self, {} if cache is None else cache.streams, at, room, capacity)
     shape = closed.jaxpr.invars[0].aval.shape
-    first = run.keep((), [Value(shape, None, row, self.axis)])[0]
+    given = Value(shape, None, row, self.axis)
+    if jnp.issubdtype(row.dtype, jnp.integer):
+      # Ids of the past are forgotten, but not that they were ids.
+      given = given._replace(full=rows.whole(given, at))
+    first = run.keep((), [given])[0]
     consts = [Value(np.shape(c), jnp.asarray(c)) for c in closed.consts]
     (out,) = run.program(closed.jaxpr, consts, [first], ())
     y = self._output(out, at)
@@ -180,7 +185,7 @@ class _Run:
 
     def read(v: Any) -> Value:
       if isinstance(v, core.Literal):
-        return Value(np.shape(v.val), jnp.asarray(v.val, v.aval.dtype))
+        return Value(np.shape(v.val), jnp.asarray(v.val))
       return env[v]
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
@@ -194,14 +199,19 @@ class _Run:
 
   def keep(self, place: Place, outs: list[Value]) -> list[Value]:
     """Stores the new rows of what is kept here, and reads back the old."""
-    for stream in self.decoder.plan.get(place, ()):
+    past: dict[int, jax.Array] = {}
+    planned = self.decoder.plan.get(place, ())
+    for stream in planned:
       value = outs[stream.result]
-      width = stream.row(value, self.t).size
-      shape = stream.slots(self.capacity), width
-      dtype = stream.row(value, self.t).dtype
-      slots = self.old.get(stream.name, jnp.zeros(shape, dtype))
+      row = stream.row(value, self.t)
+      shape = stream.slots(self.capacity), row.size
+      slots = self.old.get(stream.name, jnp.zeros(shape, row.dtype))
       self.new[stream.name] = stream.write(slots, value, self.t, self.room)
-      outs[stream.result] = stream.past(slots, value, self.t, self.capacity)
+      rows_before = stream.past(slots, value, self.t, self.capacity)
+      past[stream.result] = past.get(stream.result, 0) + rows_before
+    for stream in planned:
+      i = stream.result
+      outs[i] = stream.whole(past[i], outs[i], self.t, self.capacity)
     return outs
 
   def equation(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
@@ -212,7 +222,7 @@ class _Run:
       body, consts = control.body_of(params)
       args = ins[len(ins) - len(body.invars) :]
       return self.program(body, _values(consts), args, place)
-    if name in control.CUMULATIVE and self.runs_on(params, ins[0]):
+    if place in self.decoder.sums and self.runs_on(params, ins[0]):
       return [self.cumulative(eqn, ins[0], place)]
     admitted = self.decoder.admissible.get(place)
     admits = lambda axis: admitted is None or axis in admitted

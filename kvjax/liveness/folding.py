@@ -6,7 +6,7 @@ something to which minus a great constant was added is zero. Data never
 decides here: only constants do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,14 +38,25 @@ _LIMITS = {'exp': 0, 'exp2': 0, 'logistic': 0, 'expm1': -1, 'tanh': -1}
 
 
 def fold(
-  name: str, ins: Sequence[Tensor], shape: tuple[int, ...], dtype: Any
+  name: str,
+  ins: Sequence[Tensor],
+  shape: tuple[int, ...],
+  dtype: Any,
+  natural: int = 0,
 ) -> tuple[Tensor, Array]:
   """Resolves what can be resolved without making a scalar.
+
+  Args:
+    name: of the primitive.
+    ins: its operands, of the result's shape.
+    shape: of the result.
+    dtype: of the result.
+    natural: scalars numbered below this are known to be at least 0.
 
   Returns:
     The result, and a mask of the scalars still to be made or evaluated.
   """
-  state = _Folding(ins, shape, dtype)
+  state = _Folding(ins, shape, dtype, natural)
   for pattern in _PATTERNS.get(name, ()):
     pattern(state)
   if name in _LIMITS and ins[0].offset is not None:
@@ -57,9 +68,14 @@ class _Folding:
   """The result so far; `open` scalars are not decided yet."""
 
   def __init__(
-    self, ins: Sequence[Tensor], shape: tuple[int, ...], dtype: Any
+    self,
+    ins: Sequence[Tensor],
+    shape: tuple[int, ...],
+    dtype: Any,
+    natural: int,
   ) -> None:
     self.ins = ins
+    self.natural = natural
     self.ids = np.full(shape, elements.CONST, np.int64)
     self.const = np.zeros(shape, dtype)
     self.open = np.ones(shape, bool)
@@ -84,6 +100,17 @@ class _Folding:
     """Where an operand is this very constant."""
     tensor = self.ins[operand]
     return tensor.is_const & (np.asarray(tensor.const) == value)
+
+
+def _sign(left: int, value: bool) -> Callable[[_Folding], None]:
+  """Ids are never negative: what a comparison of `left` with 0 gives."""
+
+  def settle(state: _Folding) -> None:
+    ids = state.ins[left].ids
+    known = (ids != elements.CONST) & (ids < state.natural)
+    state.settle(known & state.equals(1 - left, 0), value)
+
+  return settle
 
 
 def _mul(state: _Folding) -> None:
@@ -172,6 +199,10 @@ _PATTERNS = {
   'and': (_and,),
   'or': (_or,),
   'select_n': (_select,),
+  'ge': (_sign(0, True),),
+  'lt': (_sign(0, False),),
+  'le': (_sign(1, True),),
+  'gt': (_sign(1, False),),
   'convert_element_type': (_convert,),
 }
 

@@ -53,21 +53,23 @@ class Stream:
 
   def past(
     self, slots: jax.Array, value: Value, t: jax.Array, capacity: int
-  ) -> Value:
-    """The tensor whole: rows before t from slots, its own from `value`."""
+  ) -> jax.Array:
+    """[capacity, row] the rows before t from their slots, else zero."""
     rows = _positions(slots, t, capacity, self.window)
-    width = math.prod(value.shape) // capacity
-    if self.features is not None:
-      blank = jnp.zeros((capacity, width), rows.dtype)
-      rows = blank.at[:, self.features].set(rows)
+    if self.features is None:
+      return rows
+    blank = jnp.zeros((capacity, math.prod(value.shape) // capacity))
+    return blank.astype(rows.dtype).at[:, self.features].set(rows)
+
+  def whole(
+    self, rows: jax.Array, value: Value, t: jax.Array, capacity: int
+  ) -> Value:
+    """The tensor from its past rows and, at t, its own."""
     rest = [n for i, n in enumerate(value.shape) if i != self.axis]
     full = rows.reshape(capacity * self.block, *rest)
     full = jnp.moveaxis(full, 0, self.axis)
     new = slice_of(value, self.axis, self.block, t)
     out = Value(value.shape, None, new, self.axis)
-    old = value.full if value.row is not None else None
-    if old is not None and self.features is not None:
-      full = full + old  # Another stream of the same tensor, other features.
     return out._replace(full=insert(full, out, t))
 
 
@@ -100,6 +102,14 @@ def plan(verdict: analysis.Verdict) -> dict[Place, list[Stream]]:
     place, stream = _stream(verdict, node, name)
     out.setdefault(place, []).append(stream)
   return out
+
+
+def sums(verdict: analysis.Verdict) -> frozenset[Place]:
+  """Places of the cumulative sums whose last row is a state that is kept."""
+  nodes = [verdict.graph.nodes[i] for i in verdict.cut.kept]
+  return frozenset(
+    verdict.trace.ops[n.maker].origin.place for n in nodes if n.recurrent
+  )
 
 
 def _stream(

@@ -210,6 +210,8 @@ def _free(trace: tracing.Trace, maker: int) -> bool:
   op = trace.ops[maker]
   if op.name in _FREE:
     return True
+  if op.name in folding.POINTWISE and np.issubdtype(op.dtypes[0], np.integer):
+    return True  # Clipping an id.
   if op.name not in ('mul', 'div'):
     return False
   made = op.outs[0] >= 0

@@ -94,6 +94,8 @@ def trace(program: Callable[..., Any], x: Any, axis: int = 0) -> Trace:
   positions = np.broadcast_to(np.arange(length).reshape(lead), x.shape)
   ids = recorder.table.add(positions.reshape(-1), -1, x.dtype.itemsize)
   source = elements.data(ids.reshape(x.shape), x.dtype)
+  if np.issubdtype(x.dtype, np.integer) and np.min(x) >= 0:
+    recorder.natural = x.size
   consts = [elements.constant(_generic(c)) for c in closed.consts]
   outs = recorder.run(closed.jaxpr, consts, [source], ())
   return Trace(
@@ -124,6 +126,7 @@ class Recorder:
   def __init__(self) -> None:
     self.table = elements.Table()
     self.ops: list[Op] = []
+    self.natural = 0  # Scalars below this number are ids, never negative.
     self.names: dict[str, list[Tensor]] = {}
     self.results: dict[Key, tuple[Tensor, ...]] = {}
 
@@ -216,7 +219,9 @@ class Recorder:
       else t
       for t in ins
     ]
-    folded, rest = folding.fold(primitive.name, ins, aval.shape, aval.dtype)
+    folded, rest = folding.fold(
+      primitive.name, ins, aval.shape, aval.dtype, self.natural
+    )
     rest = self._regular(primitive.name, ins, rest)
     if not rest.any():
       return folded

@@ -31,7 +31,7 @@ def noise(seed: int, value: Any) -> Array:
   return (value + draw.normal(size=value.shape)).astype(value.dtype)
 
 
-def seen(trace: tracing.Trace, x: Any, draws: int = 2) -> Array:
+def seen(trace: tracing.Trace, x: Any, draws: int = 1) -> Array:
   """[scalars] the last input position whose perturbation moves each one."""
   out = np.full(trace.table.size, passes.NEVER, np.int32)
   x = np.asarray(x)
@@ -171,7 +171,9 @@ def poisoned(
 
   def change(ids: Array, made: Array) -> Array:
     ruined = past[ids] & ~free[ids]
-    out = np.where(ruined, noise(len(ids), made), made)
+    # Around the true value, for 0 * inf would notice what nobody reads.
+    true = np.nan_to_num(base[ids], posinf=1.0, neginf=-1.0).astype(made.dtype)
+    out = np.where(ruined, noise(len(ids), true), made)
     return np.where(kept[ids], base[ids].astype(made.dtype), out)
 
   values = replay.replay(trace, x, change)
