@@ -18,7 +18,8 @@ import numpy as np
 class Scaling(Protocol):
   """How the frequencies of a rotary table are stretched."""
 
-  depends_on_length: bool
+  @property
+  def depends_on_length(self) -> bool: ...
 
   def stretch(
       self, base: float, width: int, length: int

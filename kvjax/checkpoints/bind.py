@@ -110,7 +110,7 @@ def _rows(rows: Mapping[str, list[Row]], place: str, letters: Sizes):
 
 
 def _present(family, tensors, candidates) -> tuple[Row, list[str]]:
-  """Returns the spelling that the checkpoint uses; the first if it uses none."""
+  """Returns the spelling that the checkpoint uses, or else the first."""
   for row, names in candidates:
     if not names or _get(family, tensors, names[0]) is not None:
       return row, names

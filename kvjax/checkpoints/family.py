@@ -47,7 +47,7 @@ def renamed(rows: tuple[Row, ...], old: str, new: str) -> tuple[Row, ...]:
 
 
 def sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
-  """Returns the letters of `kvjax.checkpoints.table`, 0 for what is not there."""
+  """Returns the letters of `kvjax.checkpoints.table`; 0 for what is absent."""
   found = {'V': config.vocab_size, 'D': config.width, 'C': config.positions}
   if config.encoder is not None:
     found['S'] = config.encoder.positions

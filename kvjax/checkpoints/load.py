@@ -69,6 +69,8 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
     FileNotFoundError: there is none.
     ValueError: it asks for something that is not supported.
   """
+  # A published model by its name: look its config.json up in package data
+  # here, first, and hand the values to `parse_config`.
   family, settings = _read_settings(pathlib.Path(name_or_path))
   return family.config(settings)
 
@@ -97,9 +99,8 @@ def _read_settings(path: pathlib.Path) -> tuple[Family, Settings]:
 def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
   name = values.get('model_type')
   if name not in FAMILIES:
-    raise ValueError(
-        f'Unknown model_type {name!r}; supported: {", ".join(sorted(FAMILIES))}.'
-    )
+    known = ', '.join(sorted(FAMILIES))
+    raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
   check_supported(values)
   return FAMILIES[name], Settings(values)
 
@@ -129,7 +130,7 @@ def _nest(flat: dict[str, Any]) -> Any:
 
 
 def _progress(leaves: list[Leaf]) -> Iterator[Leaf]:
-  """Yields leaves; a large model shows a bar on stderr if that is a terminal."""
+  """Yields leaves; a large model shows a bar where stderr is a terminal."""
   total = sum(tensor.size for leaf in leaves for tensor in leaf.tensors)
   if total < LARGE or not sys.stderr.isatty():
     return iter(leaves)

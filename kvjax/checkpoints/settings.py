@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from kvjax.models.config import Layer, ModelConfig
+from kvjax.attention.norm import Norm
+from kvjax.models.config import Encoder, Layer, ModelConfig
 
 # The spelling of checkpoints against that of `kvjax.models.mlp.ACTIVATIONS`.
 ACTIVATIONS = {
@@ -36,7 +37,7 @@ class Settings:
     return str(self.values.get('model_type'))
 
   def get(self, key: str, default: Any) -> Any:
-    """Returns the value, or the published default where it is absent or null."""
+    """Returns the value; the published default where it is absent or null."""
     value = self.values.get(key)
     return default if value is None else value
 
@@ -146,21 +147,41 @@ class Settings:
       )
     return name
 
-  def model(self, layers: list[Layer], *, tied: bool, **more: Any) -> ModelConfig:
+  def model(
+      self,
+      layers: list[Layer],
+      *,
+      tied: bool,
+      norm: Norm,
+      embedding_scale: float = 1.0,
+      residual_scale: float = 1.0,
+      logit_scale: float = 1.0,
+      logit_softcap: float | None = None,
+      positions: int = 0,
+      encoder: Encoder | None = None,
+  ) -> ModelConfig:
     """Returns a config with what every family's config.json says alike.
 
     Args:
       layers: of the decoder.
-      tied: default of `tie_word_embeddings`.
-      **more: further fields of `ModelConfig`.
+      tied: published default of `tie_word_embeddings`.
+      norm, embedding_scale, residual_scale, logit_scale, logit_softcap,
+        positions, encoder: as in `ModelConfig`.
     """
-    fields = {
-        'vocab_size': self.need('vocab_size'),
-        'width': self.need('hidden_size', 'n_embd', 'd_model', 'n_embed'),
-        'tied': bool(self.get('tie_word_embeddings', tied)),
-        'dtype': self.dtype(),
-    }
-    return ModelConfig(layers=tuple(layers), **(fields | more))
+    return ModelConfig(
+        vocab_size=self.need('vocab_size'),
+        width=self.need('hidden_size', 'n_embd', 'd_model', 'n_embed'),
+        layers=tuple(layers),
+        norm=norm,
+        tied=bool(self.get('tie_word_embeddings', tied)),
+        embedding_scale=embedding_scale,
+        residual_scale=residual_scale,
+        logit_scale=logit_scale,
+        logit_softcap=logit_softcap,
+        positions=positions,
+        encoder=encoder,
+        dtype=self.dtype(),
+    )
 
 
 def check_supported(values: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def _apply(step: str, x: np.ndarray, sizes: Sizes) -> np.ndarray:
 
 
 def _grouped(part: int) -> Read:
-  """Rows `[K * (G + 2) * H, ...]`: of each kv head G queries, a key, a value."""
+  """Rows `[K * (G + 2) * H, ...]`: for a kv head G queries, key, value."""
 
   def read(x: np.ndarray, sizes: Sizes) -> np.ndarray:
     heads, groups, width = sizes['K'], sizes['G'], sizes['H']

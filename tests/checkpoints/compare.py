@@ -94,7 +94,7 @@ def paged(config, params, tokens, encoded) -> np.ndarray:
 
 
 def empty(config: Any, tokens: np.ndarray, **options: Any) -> Any:
-  """Returns a cache with room for the tokens, tables chosen for their length."""
+  """Returns a cache with room, its tables chosen for the tokens' number."""
   batch, length = tokens.shape
   return kvjax.init_cache(
       config, batch, length, rotary_length=length, **options

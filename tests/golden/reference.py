@@ -79,11 +79,10 @@ def _drawn(name: str, weight: torch.Tensor, noise: torch.Tensor):
     return weight + 0.2 * noise  # ones or zeros, by the family's norm
   if 'relative_attention_bias' in name or name.endswith('sinks'):
     return noise
-  if 'embed' in name or name.endswith(('wte.weight', 'wpe.weight', 'shared.weight')):
+  if any(part in name for part in ('embed', 'wte', 'wpe', 'shared.weight')):
     return 0.5 * noise
-  fan_in = math.prod(weight.shape[1:]) if weight.ndim != 3 else weight.shape[-1]
-  if 'conv' in name:
-    fan_in = math.prod(weight.shape[1:])
+  whole = weight.ndim == 2 or 'conv' in name  # else one matrix an expert
+  fan_in = math.prod(weight.shape[1:]) if whole else weight.shape[-1]
   return noise * fan_in**-0.5
 
 
@@ -116,12 +115,14 @@ def _age(file: pathlib.Path, config: Any) -> None:
 
 
 def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
-  """Returns inputs and uncached logits of a checkpoint as transformers reads it."""
+  """Returns inputs, and uncached logits as transformers computes them."""
   config = transformers.AutoConfig.from_pretrained(path)
   # Falcon's plain path adds ALiBi twice; Gemma 2's fused one drops the softcap.
-  alibi = getattr(config, 'alibi', False)
+  plain = not getattr(config, 'alibi', False)
   model = _auto(config).from_pretrained(
-      path, attn_implementation='sdpa' if alibi else 'eager', dtype=torch.float32
+      path,
+      attn_implementation='eager' if plain else 'sdpa',
+      dtype=torch.float32,
   )
   model.eval()
   model.config._experts_implementation = 'eager'  # the fused ones pad widths
@@ -129,8 +130,9 @@ def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
   tokens = rng.integers(0, config.vocab_size, (BATCH, LENGTH))
   inputs, saved = _source(config, rng)
   name = 'decoder_input_ids' if inputs else 'input_ids'
+  inputs[name] = torch.tensor(tokens)
   with torch.no_grad():
-    logits = model(**inputs, **{name: torch.tensor(tokens)}, use_cache=False).logits
+    logits = model(**inputs, use_cache=False).logits
   return saved | {
       'tokens': tokens.astype(np.int32),
       'logits': logits.numpy().astype(np.float32),

@@ -1,4 +1,4 @@
-"""Whisper (arXiv 2212.04356): an encoder of convolved log-mel frames, a decoder.
+"""Whisper (arXiv 2212.04356): convolved log-mel frames, encoder and decoder.
 
 Key projections have no bias. The encoder's sinusoids are stored as a table.
 `scale_embedding` is read by no published implementation, nor here.
@@ -69,7 +69,9 @@ ROWS = (
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Whisper config.json."""
   norm = Norm(1e-5, centered=True, bias=True)
-  encoder = Layer(_attention(settings, 'encoder', False), _mlp(settings, 'encoder'))
+  encoder = Layer(
+      _attention(settings, 'encoder', False), _mlp(settings, 'encoder')
+  )
   decoder = Layer(
       _attention(settings, 'decoder', True),
       _mlp(settings, 'decoder'),
@@ -90,11 +92,11 @@ def config(settings: Settings) -> ModelConfig:
 
 
 def _attention(settings: Settings, stack: str, causal: bool) -> Grouped:
-  heads, hidden = settings.need(f'{stack}_attention_heads'), settings.need('d_model')
+  heads = settings.need(f'{stack}_attention_heads')
   return Grouped(
       heads,
       heads,
-      settings.divide('d_model', hidden, heads),
+      settings.divide('d_model', settings.need('d_model'), heads),
       visibility=Visibility(causal=causal),
       projection_bias=True,
       output_bias=True,
