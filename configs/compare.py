@@ -19,6 +19,7 @@ SETTINGS = {
     'full': {
         'seeds': 3,
         'training.steps': 300,
+        'training.batch': 8,
         'evaluation.rows': 128,
         'expected_bits': 3.0,
     },
@@ -68,22 +69,22 @@ def get_config(setting: str = 'default') -> ConfigDict:
           'hidden': 352,  # of MHA; the others' follows from equal size
       },
       'training': {
-          'steps': 100,
-          'batch': 8,
+          'steps': 110,
+          'batch': 4,
           'length': 128,
-          'learning_rate': 5e-3,
+          'learning_rate': 1e-2,
           'warmup': 20,
       },
       'evaluation': {
-          'rows': 64,
+          'rows': 32,
           'budget': 32,  # slots of ring, sinks and bounded
           'sinks': 4,
           'past': 48,  # tokens of the noise demonstration
       },
-      'pace': {'contexts': (64, 256, 1024), 'steps': 16, 'repeats': 5},
+      'pace': {'contexts': (64, 256, 1024), 'steps': 16, 'repeats': 3},
       'sample': {
           'prompt': '',  # empty for the beginning of a held-out block
-          'tokens': 160,
+          'tokens': 161,
           'temperature': 0.7,
           'top_p': 0.95,
           'capacity': 512,

@@ -70,6 +70,9 @@ def check(config: ConfigDict) -> Setup:
         f'evaluation.past={examined.past} must be less than training.length='
         f'{recipe.length}.'
     )
+  if not config.variants or len(set(config.variants)) < len(config.variants):
+    raise ValueError(f'variants={list(config.variants)} must name at least one '
+                     'variant, each once.')
   shape = Shape(**config.model)
   return Setup(
       models=equal_models(tuple(config.variants), shape),

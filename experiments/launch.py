@@ -74,11 +74,24 @@ def override(
 
 
 def _message(error: Exception) -> str:
+  text = str(error.args[0] if error.args else error)
+  if 'Traceback' in text:  # of a config file, quoted whole by its flag
+    text = text.rsplit('Error: ', 1)[-1]
   if isinstance(error, OSError):
-    return f'{error.filename} cannot be read: {error.strerror}. Name a file.'
+    reason = error.strerror or text.rsplit('] ', 1)[-1].split(':')[0]
+    name = error.filename or f'config={_given("config")!r}'
+    return f'{name} cannot be read: {reason}. Name a file.'
   if isinstance(error, KeyError | AttributeError):
-    text = str(error.args[0] if error.args else error).strip('"\'')
-    if ' ' in text:
-      return text
-    return f'{text!r} is no field of the config: see its file for the fields.'
-  return str(error)
+    field, _, hint = text.replace('\\n', '\n').partition('\n')
+    field = field.replace('\\', '').strip('"\'')
+    known = hint.strip('"\'') or 'See the config file for its fields.'
+    return f'The config has no field {field!r}. {known}'
+  return text
+
+
+def _given(flag: str) -> str | None:
+  for argument in sys.argv[1:]:
+    name, _, value = argument.lstrip('-').partition('=')
+    if name == flag:
+      return value
+  return None

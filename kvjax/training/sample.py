@@ -10,6 +10,7 @@ import numpy as np
 
 from kvjax.decoding.cache import init_cache
 from kvjax.decoding.generate import generate
+from kvjax.decoding.sampling import Sampling
 from kvjax.decoding.steps import prefill
 from kvjax.models.config import ModelConfig
 from kvjax.models.forward import forward
@@ -36,15 +37,7 @@ class Sample:
   def __post_init__(self):
     if self.tokens < 1:
       raise ValueError(f'tokens={self.tokens} must be at least 1.')
-    if self.temperature < 0:
-      raise ValueError(
-          f'temperature={self.temperature} must not be negative; 0 is greedy.'
-      )
-    if not 0 < self.top_p <= 1:
-      raise ValueError(
-          f'top_p={self.top_p} must be greater than 0 and at most 1, which '
-          'keeps everything.'
-      )
+    Sampling(self.temperature, top_p=self.top_p)  # raises
     need = len(self.prompt.encode()) + self.tokens
     if need > self.capacity:
       raise ValueError(
@@ -82,7 +75,8 @@ def continuation(
       sample.tokens,
       temperature=sample.temperature,
       top_p=sample.top_p,
-      key=jax.random.key(seed),
+      seed=seed,
+      block=sample.tokens,
   )
   data = bytes(np.asarray(written[0]).astype(np.uint8))
   return data.decode('utf-8', 'replace')

@@ -56,9 +56,12 @@ class Recipe:
         self.steps,
         0.1 * self.learning_rate,
     )
-    return optax.chain(
-        optax.clip_by_global_norm(self.clip),
-        optax.adamw(rate, b2=0.98, weight_decay=self.weight_decay),
+    # One flat vector: a kernel for all parameters, not several for each.
+    return optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.adamw(rate, b2=0.98, weight_decay=self.weight_decay),
+        )
     )
 
 
