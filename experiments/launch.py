@@ -32,17 +32,22 @@ def define_config() -> flags.FlagHolder[config_dict.ConfigDict]:
 def run(main: Callable[[list[str]], None], default: str) -> None:
   """Runs an experiment's main with `configs/<default>` unless told otherwise."""
 
-  def parse(argv: list[str]) -> list[str]:
+  def with_config(argv: list[str]) -> list[str]:
     given = [a.lstrip('-').split('=')[0] for a in argv[1:]]
     if 'config' not in given:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
-    with door():
-      rest = flags.FLAGS(argv)
-      if len(rest) > 1:
-        raise ValueError(f'{rest[1]!r} is no flag: flags begin with --.')
-      return rest
+    return parse(argv)
 
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=with_config)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags; ends the program in one line where they are wrong."""
+  with door():
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+      raise ValueError(f'{rest[1]!r} is no flag: flags begin with --.')
+    return rest
 
 
 @contextlib.contextmanager
