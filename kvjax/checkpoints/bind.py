@@ -11,7 +11,7 @@ import numpy as np
 
 from kvjax.checkpoints.family import Family, sizes
 from kvjax.checkpoints.table import NOTHING, Row, Sizes, by_place, size
-from kvjax.checkpoints.tensors import DTYPES, Tensor
+from kvjax.checkpoints.tensors import DTYPES, Stored
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
 
@@ -34,7 +34,7 @@ class Leaf:
   dtype: Any
   row: Row
   sizes: Sizes
-  tensors: tuple[Tensor, ...]
+  tensors: tuple[Stored, ...]
 
   def read(self) -> np.ndarray:
     """Returns the param in host memory, one tensor at a time.
@@ -51,7 +51,7 @@ class Leaf:
       param[index] = self._part(tensor, self.shape[1:])
     return param
 
-  def _part(self, tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+  def _part(self, tensor: Stored, shape: tuple[int, ...]) -> np.ndarray:
     part = self.row.read(tensor.read(), self.sizes)
     if part.shape != shape:
       raise ValueError(
@@ -74,7 +74,7 @@ def _key(key: Any) -> str:
 
 
 def bind(
-    family: Family, config: ModelConfig, tensors: Mapping[str, Tensor]
+    family: Family, config: ModelConfig, tensors: Mapping[str, Stored]
 ) -> list[Leaf]:
   """Returns every param of the model with its tensors, all of them checked.
 
@@ -117,7 +117,7 @@ def _present(family, tensors, candidates) -> tuple[Row, list[str]]:
   return candidates[0]
 
 
-def _get(family, tensors, name: str) -> Tensor | None:
+def _get(family, tensors, name: str) -> Stored | None:
   return tensors.get(name, tensors.get(name.removeprefix(family.prefix)))
 
 
@@ -138,7 +138,7 @@ def _names(row: Row, index: int, letters: Sizes) -> Iterator[str]:
     yield name.replace('{e}', str(expert))
 
 
-def _find(family, tensors, name: str, row: Row, letters: Sizes) -> Tensor:
+def _find(family, tensors, name: str, row: Row, letters: Sizes) -> Stored:
   tensor = _get(family, tensors, name)
   want = tuple(size(formula, letters) for formula in row.shape)
   if tensor is None:
@@ -180,7 +180,7 @@ def _ignored(family: Family, config: ModelConfig, name: str) -> bool:
   return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 
 
-def _check_copy(copy: Tensor, original: Tensor) -> None:
+def _check_copy(copy: Stored, original: Stored) -> None:
   same = copy.dtype == original.dtype and copy.shape == original.shape
   if not same or not _equal(copy, original):
     raise ValueError(
@@ -189,13 +189,13 @@ def _check_copy(copy: Tensor, original: Tensor) -> None:
     )
 
 
-def _equal(copy: Tensor, original: Tensor) -> bool:
+def _equal(copy: Stored, original: Stored) -> bool:
   return np.array_equal(
       copy.read().view(np.uint8), original.read().view(np.uint8)
   )
 
 
-def stored_dtype(tensors: Mapping[str, Tensor]) -> str:
+def stored_dtype(tensors: Mapping[str, Stored]) -> str:
   """Returns the dtype in which most bytes of plain weights are stored."""
   count = dict.fromkeys(DTYPES, 0)
   for tensor in tensors.values():

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from kvjax.checkpoints.bind import Leaf, bind, stored_dtype
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings, check_supported
+from kvjax.checkpoints.quantized import check_method, dequantize
+from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
 
@@ -51,7 +52,7 @@ def load_checkpoint(
   """
   path = pathlib.Path(path)
   family, settings = _read_settings(path)
-  tensors = open_tensors(path)
+  tensors = dequantize(settings.values, open_tensors(path))
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(family.config(settings), dtype=name)
   if family.head is not None:
@@ -101,7 +102,7 @@ def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
   if name not in FAMILIES:
     known = ', '.join(sorted(FAMILIES))
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
-  check_supported(values)
+  check_method(values)
   return FAMILIES[name], Settings(values)
 
 

@@ -182,15 +182,3 @@ class Settings:
         encoder=encoder,
         dtype=self.dtype(),
     )
-
-
-def check_supported(values: Mapping[str, Any]) -> None:
-  """Raises ValueError for what no family supports: quantized weights."""
-  quantization = values.get('quantization_config')
-  if quantization:
-    method = quantization.get('quant_method', quantization)
-    raise ValueError(
-        f'Quantization method {method!r} is not supported; supported: none, '
-        'plain float32, float16 or bfloat16 weights. Use a dequantized '
-        'checkpoint.'
-    )

@@ -11,9 +11,10 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 INDEX = 'model.safetensors.index.json'
@@ -26,6 +27,22 @@ DTYPES: dict[str, Any] = {
     'F16': np.float16,
     'BF16': jnp.bfloat16,
 }
+CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
+
+
+class Stored(Protocol):
+  """What a param is read from: a stored tensor, or one dequantized."""
+
+  @property
+  def name(self) -> str: ...
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+  @property
+  def dtype(self) -> str: ...
+  @property
+  def size(self) -> int: ...
+  def check_dtype(self) -> None: ...
+  def read(self) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +70,12 @@ class Tensor:
     if self.dtype not in DTYPES:
       raise ValueError(
           f'Tensor {self.name} is stored as {self.dtype}, which is no plain '
-          f'weight; supported: {", ".join(sorted(DTYPES))}. Quantized '
-          'checkpoints must be dequantized first.'
+          f'weight; supported: {", ".join(sorted(DTYPES))}.'
       )
 
   def read(self) -> np.ndarray:
     """Returns a read-only view of the tensor, mapped from its file."""
-    dtype = np.dtype(DTYPES[self.dtype])
+    dtype = np.dtype((DTYPES | CODES)[self.dtype])
     if not self.size:
       return np.empty(self.shape, dtype)
     mapped = np.memmap(

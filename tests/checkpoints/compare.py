@@ -1,6 +1,12 @@
-"""Differences of a checkpoint's logits from its reference, way by way."""
+"""Differences of a checkpoint's logits from its reference, way by way.
+
+    python -m tests.checkpoints.compare [folder ...]
+
+prints a line a folder, by default every fixture: the figures of docs/models.md.
+"""
 
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -105,4 +111,15 @@ Way = Callable[[Any, Any, np.ndarray, Any], np.ndarray]
 WAYS: dict[str, Way] = {
     'uncached': uncached, 'ragged': ragged, 'steps': steps, 'paged': paged
 }
-jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def main(folders: list[str]) -> None:
+  jax.config.update('jax_platforms', 'cpu')
+  golden = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
+  for path in map(pathlib.Path, folders or sorted(golden.iterdir())):
+    found = differences(path, WAYS)
+    print(path.name, *(f'{x:.1e}' for x in found.values()), flush=True)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

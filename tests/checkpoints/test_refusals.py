@@ -35,7 +35,7 @@ LLAMA = {
         ({'hidden_act': 'quick_gelu'}, "hidden_act='quick_gelu'.*silu"),
         (
             {'quantization_config': {'quant_method': 'awq'}},
-            "method 'awq' is not supported; supported: none",
+            "method 'awq' is not supported; supported: fp8, mxfp4",
         ),
         ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
         ({'torch_dtype': 'float8_e4m3fn'}, "dtype='float8_e4m3fn'"),

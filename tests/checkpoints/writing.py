@@ -12,7 +12,7 @@ import numpy as np
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
 DTYPES = {
     'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
-    'U8': np.uint8, 'I64': np.int64,
+    'U8': np.uint8, 'I64': np.int64, 'F8_E4M3': ml_dtypes.float8_e4m3fn,
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
