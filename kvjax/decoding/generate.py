@@ -1,7 +1,6 @@
 """The token loop, on the device, in blocks with a known trip count."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from kvjax.decoding.algebra import fork
 from kvjax.decoding.cache import Cache, check_alive, check_sizes, is_traced
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
 from kvjax.decoding.steps import check_room, decode_step
@@ -98,36 +98,55 @@ def generate(
   """
   check_alive(cache)
   check_sizes(num_tokens=num_tokens, block=block)
-  batch = cache.batch_size
-  chex.assert_shape(logits, (batch, config.vocab_size))
+  chex.assert_shape(logits, (cache.batch_size, config.vocab_size))
   rules = Rules(Sampling(temperature, top_k, top_p, min_p), tuple(stop_tokens))
-  limit = _limit(batch, num_tokens, stop_lengths)
-  traced = is_traced(cache.length, logits)
-  if not traced:
-    check_room(cache, np.maximum(np.asarray(limit) - 1, 0))
-  run = Run(
-      token=jnp.full((batch,), NO_TOKEN, jnp.int32),
-      count=jnp.zeros((batch,), jnp.int32),
-      alive=jnp.asarray(limit) > 0,
-      keys=row_keys(seed, batch),
-      limit=jnp.asarray(limit, jnp.int32),
-  )
-  start, steps = (_start, _steps) if traced else (_start_jit, None)
-  run, first = start(logits, run, rules)
-  parts, done = [first], 1
-  stops = bool(rules.stop_tokens) or stop_lengths is not None
-  while done < num_tokens:
-    _report(progress, done, num_tokens, traced)
-    if stops and not traced and not bool(np.asarray(run.alive).any()):
-      break
-    count = num_tokens - done if traced else min(block, num_tokens - done)
-    step = steps or _steps_jit(donate or done > 1)
-    cache, run, part = step(config, params, cache, run, rules, count)
-    parts.append(part)
-    done += count
-  _report(progress, num_tokens, num_tokens, traced)
+  limit = _limit(cache.batch_size, num_tokens, stop_lengths)
+  run = _new_run(limit, seed)
+  if is_traced(cache.length, logits):
+    run, first = _start(logits, run, rules)
+    steps = num_tokens - 1
+    cache, _, rest = _steps(config, params, cache, run, rules, steps)
+    parts = [first, rest]
+  else:
+    check_room(cache, np.maximum(limit - 1, 0))
+    # Later blocks are given what earlier ones return, never the caller's own.
+    cache = cache if donate else fork(cache)
+    run, first = _start_jit(logits, run, rules)
+    stops = bool(rules.stop_tokens) or stop_lengths is not None
+    cache, rest = _blocks(
+        config, params, cache, run, rules, num_tokens, block, stops, progress
+    )
+    parts = [first, *rest]
   tokens, scores = _join(parts, num_tokens)
   return (tokens, cache, scores) if log_probs else (tokens, cache)
+
+
+def _blocks(
+    config, params, cache, run, rules, num_tokens, block, stops, progress
+):
+  """Runs blocks until no row goes on; returns the cache and their tokens."""
+  done, parts = 1, []
+  while done < num_tokens and not (stops and not np.asarray(run.alive).any()):
+    if progress is not None:
+      progress(done, num_tokens)
+    count = min(block, num_tokens - done)
+    cache, run, part = _steps_jit(config, params, cache, run, rules, count)
+    parts.append(part)
+    done += count
+  if progress is not None:
+    progress(num_tokens, num_tokens)
+  return cache, parts
+
+
+def _new_run(limit: np.ndarray, seed: Any) -> Run:
+  batch = len(limit)
+  return Run(
+      token=jnp.full((batch,), NO_TOKEN, jnp.int32),
+      count=jnp.zeros((batch,), jnp.int32),
+      alive=jnp.asarray(limit > 0),
+      keys=row_keys(seed, batch),
+      limit=jnp.asarray(limit),
+  )
 
 
 def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> np.ndarray:
@@ -140,11 +159,6 @@ def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> np.ndarray:
         'none negative.'
     )
   return np.minimum(limit, num_tokens).astype(np.int32)
-
-
-def _report(progress, done, total, traced):
-  if progress is not None and not traced:
-    progress(done, total)
 
 
 def _draw(logits, run, rules):
@@ -183,13 +197,11 @@ def _steps(config, params, cache, run, rules, count):
   return cache, run, drawn
 
 
-@functools.cache
-def _steps_jit(donate: bool) -> Any:
-  return jax.jit(
-      _steps,
-      static_argnames=('config', 'rules', 'count'),
-      donate_argnames=('cache',) if donate else (),
-  )
+_steps_jit = jax.jit(
+    _steps,
+    static_argnames=('config', 'rules', 'count'),
+    donate_argnames=('cache',),
+)
 
 
 def _join(parts, num_tokens):
