@@ -19,7 +19,7 @@ from kvjax.attention.rotary import Rotary
 from kvjax.caches.codecs import Codec
 from kvjax.caches.kind import Kind
 from kvjax.caches.spec import Stream
-from kvjax.caches.view import Streams, View
+from kvjax.caches.view import Stored, Streams, View
 
 Table = tuple[jax.Array, jax.Array] | None
 
@@ -44,6 +44,7 @@ class Variant(Protocol):
   def leave(
       self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams: ...
+  def reads_stored(self, absorb: bool) -> bool: ...
   def unfold(
       self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams: ...
@@ -75,6 +76,9 @@ class Memory:
   def decode(self, streams: Streams) -> Streams:
     return {n: c.decode(streams[n]) for n, c in self.codecs}
 
+  def stored(self, streams: Streams) -> dict[str, Stored | None]:
+    return {n: c.stored(streams[n]) for n, c in self.codecs}
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -86,7 +90,8 @@ class Step:
     after: int32 `[B]`, and after it.
     table: rotary table of a rotary, at positions of at most a limit.
     absorb: which form of latent attention; None for the cheaper one.
-    block: slots read at once; None for the backend's choice.
+    block: slots read at once; None for the kernel's choice.
+    kernel: that must attend; None for the fastest.
   """
 
   positions: jax.Array
@@ -95,6 +100,7 @@ class Step:
   table: Callable[[Rotary | None, int | None], Table]
   absorb: bool | None = None
   block: int | None = None
+  kernel: str | None = None
 
   @property
   def tokens(self) -> int:
@@ -135,7 +141,7 @@ def remember(
       views = kind.views(old, store, step.before)
       views += kind.fresh_views(new, step.positions)
       store = kind.write(store, new, slots)
-  return store, tuple(view.map(memory.decode) for view in views)
+  return store, tuple(view.map(memory.decode, memory.stored) for view in views)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +202,9 @@ def read(
   for limit in limits:
     table = step.table(variant.rotary, limit)
     chosen = tuple(
-        view.map(lambda s: variant.unfold(params, s, absorb))
+        view
+        if variant.reads_stored(absorb)
+        else view.map(lambda s: variant.unfold(params, s, absorb))
         for view in views
         if view.query_limit == limit
     )
@@ -204,7 +212,14 @@ def read(
   bare = dataclasses.replace(scoring, sinks=None)
   with jax.named_scope('attend'):
     found = [
-        attend(queries, step.positions, chosen, bare, block=step.block)
+        attend(
+            queries,
+            step.positions,
+            chosen,
+            bare,
+            block=step.block,
+            kernel=step.kernel,
+        )
         for queries, chosen in parts
     ]
     out, lse = found[0] if len(found) == 1 else merge(found)

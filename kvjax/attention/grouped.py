@@ -159,6 +159,10 @@ class Grouped:
         'value': checkpoint_name(value, 'value'),
     }
 
+  def reads_stored(self, absorb: bool) -> bool:
+    """Returns whether `unfold` changes nothing."""
+    return True
+
   def unfold(
       self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams:

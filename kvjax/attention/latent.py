@@ -174,6 +174,10 @@ class Latent:
         'rotary': checkpoint_name(turned, 'rotary'),
     }
 
+  def reads_stored(self, absorb: bool) -> bool:
+    """Returns whether `unfold` changes nothing."""
+    return absorb
+
   def unfold(
       self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams:

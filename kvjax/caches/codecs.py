@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from kvjax.caches.view import Stored
+
 
 class Codec(Protocol):
   """Encodes `[..., H]` into a pytree of leaves `[..., *trailing]`.
@@ -24,6 +26,13 @@ class Codec(Protocol):
 
   def decode(self, encoded: Any) -> jax.Array:
     """Returns `[..., H]`."""
+    ...
+
+  def stored(self, encoded: Any) -> Stored | None:
+    """Says how a whole encoded stream lies in memory, without array work.
+
+    None where it is no product of codes and one scale a token and head.
+    """
     ...
 
 
@@ -48,6 +57,9 @@ class Plain:
 
   def decode(self, encoded):
     return encoded
+
+  def stored(self, encoded):
+    return Stored(encoded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +88,6 @@ class Int8:
   def decode(self, encoded):
     codes, scale = encoded['codes'], encoded['scale']
     return codes.astype(jnp.float32) * scale[..., None]
+
+  def stored(self, encoded):
+    return Stored(encoded['codes'], encoded['scale'])

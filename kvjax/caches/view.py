@@ -6,8 +6,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 Streams = dict[str, Any]
+
+
+@struct.dataclass
+class Stored:
+  """A whole stream as it lies in memory, for kernels that read it there.
+
+  Attributes:
+    codes: `[B, K, S, H]`, floats or integers.
+    scale: float32 `[B, K, S]` that multiplies them; None for 1.
+  """
+
+  codes: jax.Array
+  scale: jax.Array | None = None
+
+  def decode(self) -> jax.Array:
+    """Returns the stream `[B, K, S, H]`."""
+    if self.scale is None:
+      return self.codes
+    return self.codes.astype(jnp.float32) * self.scale[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +44,9 @@ class View:
       no slot beyond p.
     query_limit: keys of this view are scored by the query rotated to at most
       this position (renumbered sinks); None for the query's own position.
+    leaves: what `fetch` slices, whole and encoded, where it only does that.
+    positions: of all slots, `[B, 1 | K, S]`, with `leaves`.
+    stored: the streams in place, where `map` was told how they lie.
   """
 
   fetch: Callable[[Any, int], tuple[Streams, jax.Array]]
@@ -32,15 +55,29 @@ class View:
   page: int = 1
   ordered: bool = False
   query_limit: int | None = None
+  leaves: Streams | None = None
+  positions: jax.Array | None = None
+  stored: dict[str, Stored | None] | None = None
 
-  def map(self, f: Callable[[Streams], Streams]) -> 'View':
-    """Returns this view with `f` applied to each fetched block of streams."""
+  def map(
+      self,
+      f: Callable[[Streams], Streams],
+      stored: Callable[[Streams], dict[str, Stored | None]] | None = None,
+  ) -> 'View':
+    """Returns this view with `f` applied to each fetched block of streams.
+
+    `stored` says of whole leaves what `f` makes of blocks; without it no
+    kernel can read the result in place.
+    """
 
     def fetch(start, size):
       streams, positions = self.fetch(start, size)
       return f(streams), positions
 
-    return dataclasses.replace(self, fetch=fetch)
+    known = None
+    if stored is not None and self.leaves is not None:
+      known = stored(self.leaves)
+    return dataclasses.replace(self, fetch=fetch, leaves=None, stored=known)
 
   def only(
       self, keep: Callable[[jax.Array], jax.Array], **more: Any
@@ -51,7 +88,8 @@ class View:
       streams, positions = self.fetch(start, size)
       return streams, keep(positions)
 
-    return dataclasses.replace(self, fetch=fetch, **more)
+    held = None if self.positions is None else keep(self.positions)
+    return dataclasses.replace(self, fetch=fetch, positions=held, **more)
 
 
 def fresh_view(streams: Streams, positions: jax.Array) -> View:
@@ -69,7 +107,14 @@ def contiguous_view(
     streams = jax.tree.map(lambda slice_: slice_(start, size), slices)
     return streams, _slice(positions, start, size)
 
-  return View(fetch, positions.shape[2], filled, **more)
+  return View(
+      fetch,
+      positions.shape[2],
+      filled,
+      leaves=store,
+      positions=positions,
+      **more,
+  )
 
 
 def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:

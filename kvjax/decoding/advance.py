@@ -22,12 +22,14 @@ class Options:
 
   Attributes:
     absorb: which form of latent attention; None for the cheaper one.
-    block: slots read at once; None for the backend's choice.
+    block: slots read at once; None for the kernel's choice.
+    kernel: that must attend; None for the fastest.
     attention_layers: layers whose attention weights are wanted.
   """
 
   absorb: bool | None = None
   block: int | None = None
+  kernel: str | None = None
   attention_layers: tuple[int, ...] = ()
 
 
@@ -111,7 +113,15 @@ def _place(config, cache, held, options):
       )
     return tables[rotary, limit]
 
-  step = Step(positions, before, after, table, options.absorb, options.block)
+  step = Step(
+      positions,
+      before,
+      after,
+      table,
+      options.absorb,
+      options.block,
+      options.kernel,
+  )
   old = cache.books
   cache = cache.replace(
       length=after,

@@ -35,6 +35,7 @@ def prefill(
     donate: bool = True,
     absorb: bool | None = None,
     block: int | None = None,
+    kernel: str | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Feeds tokens and returns the logits of each row's last one.
 
@@ -49,7 +50,8 @@ def prefill(
       here, once.
     donate: reuse the buffers of `cache`, which cannot be used again.
     absorb: form of latent attention; None for the cheaper one.
-    block: slots attention reads at once; None for the backend's choice.
+    block: slots attention reads at once; None for the kernel's choice.
+    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
 
   Returns:
     Float32 logits `[B, V]` (NaN in a row without tokens) and the new cache.
@@ -61,9 +63,8 @@ def prefill(
   _check(config, cache, tokens, lengths, encoded, wait=True)
   held = row_mask(tokens, lengths, padding)
   run = _choose(_prefill, cache, tokens, donate)
-  return run(
-      config, params, cache, tokens, held, encoded, Options(absorb, block)
-  )
+  options = Options(absorb, block, kernel)
+  return run(config, params, cache, tokens, held, encoded, options)
 
 
 def extend(
@@ -78,6 +79,7 @@ def extend(
     donate: bool = False,
     absorb: bool | None = None,
     block: int | None = None,
+    kernel: str | None = None,
     attention_layers: Sequence[int] = (),
 ) -> Any:
   """Feeds any number of tokens to a warm cache and returns all their logits.
@@ -86,7 +88,8 @@ def extend(
     config, params, cache, tokens, lengths, padding, encoded: as in `prefill`.
     donate: reuse the buffers of `cache`.
     absorb: form of latent attention; None for the cheaper one.
-    block: slots attention reads at once; None for the backend's choice.
+    block: slots attention reads at once; None for the kernel's choice.
+    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
     attention_layers: layers whose weights are returned as well.
 
   Returns:
@@ -99,7 +102,7 @@ def extend(
   """
   _check(config, cache, tokens, lengths, encoded, wait=True)
   held = row_mask(tokens, lengths, padding)
-  options = Options(absorb, block, tuple(attention_layers))
+  options = Options(absorb, block, kernel, tuple(attention_layers))
   run = _choose(_extend, cache, tokens, donate)
   logits, cache, weights = run(
       config, params, cache, tokens, held, encoded, options
@@ -117,6 +120,7 @@ def decode_step(
     donate: bool = True,
     absorb: bool | None = None,
     block: int | None = None,
+    kernel: str | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token a row; never waits for the device.
 
@@ -131,7 +135,8 @@ def decode_step(
     active: bool `[B]`, rows that take part; None for all.
     donate: reuse the buffers of `cache`, which cannot be used again.
     absorb: form of latent attention; None for the cheaper one.
-    block: slots attention reads at once; None for the backend's choice.
+    block: slots attention reads at once; None for the kernel's choice.
+    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
 
   Returns:
     Float32 logits `[B, V]` and the new cache.
@@ -142,7 +147,8 @@ def decode_step(
   check_alive(cache)
   chex.assert_shape(token, (cache.batch_size,))
   run = _choose(_decode_step, cache, token, donate)
-  return run(config, params, cache, token, active, Options(absorb, block))
+  options = Options(absorb, block, kernel)
+  return run(config, params, cache, token, active, options)
 
 
 def _check(config, cache, tokens, lengths, encoded, *, wait):

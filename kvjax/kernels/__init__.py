@@ -1,0 +1,16 @@
+"""Kernels: one signature, one file a backend, chosen in one place.
+
+`available()` says which ones this process can use, and why not the others.
+"""
+
+from kvjax.kernels.scoring import Bias, Scoring
+from kvjax.kernels.selection import KERNELS, attend_view, available, choose
+
+__all__ = (
+    'KERNELS',
+    'Bias',
+    'Scoring',
+    'attend_view',
+    'available',
+    'choose',
+)

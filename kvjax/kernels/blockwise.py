@@ -1,0 +1,255 @@
+"""Attention block by block in plain JAX: every platform, every view.
+
+Online softmax over blocks of slots (Milakov and Gimelshein 2018, arXiv
+1805.02867; FlashAttention, arXiv 2205.14135, algorithm 1). The trip count of
+the loop is that of the filled blocks, so time follows the filled length.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.caches.view import Streams, View
+from kvjax.kernels.scoring import Scoring
+
+BLOCK = 128  # slots a turn of the loop reads: a few rows' worth stays in L2
+SPLIT = 64  # slots a piece of the product of few weights with values
+QUERY_BLOCK = 256  # tokens of a long prefill that share one pass over the keys
+
+
+def attend(
+    queries: Streams,
+    positions: jax.Array,
+    view: View,
+    scoring: Scoring,
+    *,
+    block: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Attends to the slots of one view, block by block.
+
+  Args:
+    queries: for each key stream its queries `[B, K, G, T, H]`.
+    positions: `[B, T]`, -1 for a row that is no token and sees nothing.
+    view: the slots.
+    scoring: scale, mask and bias.
+    block: slots read at once; None for the platform's choice.
+
+  Returns:
+    Output `[B, K, G, T, E]` and log-sum-exp `[B, K, G, T]`, float32.
+  """
+  tokens = positions.shape[1]
+  if tokens <= QUERY_BLOCK:
+    return _attend_rows(queries, positions, view, scoring, block)
+  # A long prefill goes block of queries by block of queries: scores stay small
+  # and, where slots are ordered, a block stops at its own last position.
+  count = -(-tokens // QUERY_BLOCK)
+  pad = count * QUERY_BLOCK - tokens
+
+  def split(x, axis):
+    widths = [(0, pad if i == axis else 0) for i in range(x.ndim)]
+    x = jnp.pad(x, widths, constant_values=-1 if x is positions else 0)
+    shape = x.shape[:axis] + (count, QUERY_BLOCK) + x.shape[axis + 1 :]
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+  blocks = jax.tree.map(lambda q: split(q, 3), queries), split(positions, 1)
+  parts = jax.lax.map(
+      lambda b: _attend_rows(b[0], b[1], view, scoring, block), blocks
+  )
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 3)
+    x = x.reshape(x.shape[:3] + (count * QUERY_BLOCK,) + x.shape[5:])
+    return x[:, :, :, :tokens]
+
+  return jax.tree.map(join, parts)
+
+
+def _attend_rows(queries, positions, view, scoring, block):
+  rows, size = _rows(queries), _block_size(view, block)
+  groups, tokens = next(iter(queries.values())).shape[2:4]
+  lead = next(iter(rows.values())).shape[:3]  # [B, K, G T]
+  width = jax.eval_shape(lambda: view.fetch(0, size)[0])[scoring.value].shape
+
+  def body(i, carry):
+    top, total, out = carry
+    streams, keys, _ = _fetch(view, i, size)
+    scores, seen = _scores(rows, streams, positions, keys, scoring, groups)
+    new = jnp.maximum(top, jnp.max(scores, axis=-1))
+    shift = finite(new)
+    weights = jnp.where(seen, jnp.exp(scores - shift[..., None]), 0.0)
+    values = _wide(streams[scoring.value])
+    held = (keys >= 0)[..., None]
+    values = jnp.where(held, values, jnp.zeros_like(values))
+    keep = jnp.exp(top - shift)
+    out = out * keep[..., None] + _weigh(weights, values)
+    return new, total * keep + weights.sum(axis=-1), out
+
+  carry = (
+      jnp.full(lead, -jnp.inf, jnp.float32),
+      jnp.zeros(lead, jnp.float32),
+      jnp.zeros(lead + width[-1:], jnp.float32),
+  )
+  filled = view.filled
+  if view.ordered and tokens > 1:
+    filled = jnp.minimum(filled, jnp.max(positions) + 1)
+  out, lse = normalize(*_loop(view, size, filled, body, carry))
+  shape = lead[:2] + (groups, tokens)
+  return out.reshape(shape + out.shape[-1:]), lse.reshape(shape)
+
+
+def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
+  """Returns `weights [B, K, R, S] @ values [B, K, S, E]`, float32."""
+  weights = weights.astype(values.dtype)
+  formula, split = 'BKRS,BKSE->BKRE', weights.shape[-1] % SPLIT == 0
+  if split and weights.shape[2] <= 8 and weights.shape[-1] > SPLIT:
+    # Few rows over many slots: XLA:CPU is half as fast in one piece (0.10).
+    shape = weights.shape[:3] + (-1, SPLIT)
+    weights = jnp.moveaxis(weights.reshape(shape), 3, 2)
+    values = values.reshape(values.shape[:2] + (-1, SPLIT) + values.shape[3:])
+    formula = 'BKNRS,BKNSE->BKNRE'
+  out = jnp.einsum(
+      formula, weights, values, preferred_element_type=jnp.float32
+  )
+  return out.sum(axis=2) if formula.startswith('BKN') else out
+
+
+def received(
+    queries: Streams,
+    positions: jax.Array,
+    lse: jax.Array,
+    view: View,
+    scoring: Scoring,
+    *,
+    block: int | None = None,
+) -> jax.Array:
+  """Returns the weight each slot received, `[B, K, S]`, summed over queries.
+
+  A second pass over the keys alone, given the log-sum-exp of the first.
+  """
+  rows = _rows(queries)
+  size = _block_size(view, block)
+  groups = lse.shape[2]
+  flat = finite(lse).reshape(lse.shape[:2] + (-1, 1))
+
+  def body(i, total):
+    streams, keys, start = _fetch(view, i, size)
+    scores, seen = _scores(rows, streams, positions, keys, scoring, groups)
+    weights = jnp.where(seen, jnp.exp(scores - flat), 0.0).sum(axis=2)
+    old = jax.lax.dynamic_slice_in_dim(total, start, size, axis=2)
+    return jax.lax.dynamic_update_slice_in_dim(
+        total, old + weights, start, axis=2
+    )
+
+  shape = lse.shape[:2] + (view.slots,)
+  return _loop(view, size, view.filled, body, jnp.zeros(shape, jnp.float32))
+
+
+def attention_weights(
+    queries: Streams,
+    positions: jax.Array,
+    lse: jax.Array,
+    view: View,
+    scoring: Scoring,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns weights `[B, K, G, T, S]` and positions `[B, 1 | K, S]` of slots.
+
+  For looking at: it holds all of S at once.
+  """
+  groups, tokens = lse.shape[2:]
+  streams, keys = view.fetch(0, view.slots)
+  scores, seen = _scores(
+      _rows(queries), streams, positions, keys, scoring, groups
+  )
+  flat = finite(lse).reshape(lse.shape[:2] + (-1, 1))
+  weights = jnp.where(seen, jnp.exp(scores - flat), 0.0)
+  shape = weights.shape[:2] + (groups, tokens, view.slots)
+  return weights.reshape(shape), keys
+
+
+def _rows(queries: Streams) -> Streams:
+  """Folds `[B, K, G, T, H]` to `[B, K, G T, H]`: the queries of one key."""
+  return {
+      name: q.reshape(q.shape[:2] + (-1, q.shape[-1]))
+      for name, q in queries.items()
+  }
+
+
+def _scores(rows, streams, positions, keys, scoring, groups):
+  """Returns scores `[B, K, G T, S]`, -inf where unseen, and what is seen."""
+  scores = sum(_product(streams[name], q) for name, q in rows.items())
+  scores = scores * scoring.scale
+  if scoring.softcap is not None:
+    scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
+  tokens = positions.shape[1]
+  asked, held = positions[:, None, :, None], keys[:, :, None, :]
+  shape = scores.shape[:2] + (groups, tokens, scores.shape[-1])
+  if scoring.bias is not None:
+    bias = scoring.bias(asked, held, scores.shape[1])  # [B, K, G, T, S]
+    scores = (scores.reshape(shape) + bias).reshape(scores.shape)
+  seen = scoring.visibility.sees(asked, held) & (asked >= 0)
+  seen = jnp.broadcast_to(seen[:, :, None], shape).reshape(scores.shape)
+  return jnp.where(seen, scores, -jnp.inf), seen
+
+
+def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
+  """Returns `[B, K, R, S]` of `[B, K, S, H]` and `[B, K, R, H]`, float32.
+
+  Computed slots first, the order in which a CPU reads the stream at full
+  speed, and turned, since the softmax is fastest along the last axis. The
+  barrier keeps XLA from folding the turn into the product.
+  """
+  scores = jnp.einsum(
+      'BKSH,BKRH->BKSR',
+      _wide(stream),
+      _wide(queries.astype(stream.dtype)),
+      preferred_element_type=jnp.float32,
+  )
+  if jax.default_backend() == 'cpu':
+    scores = jax.lax.optimization_barrier(scores)
+  return jnp.swapaxes(scores, 2, 3)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+  # Accelerators multiply narrow types and accumulate wide; a CPU has no
+  # kernel for that and would upcast the operands in memory anyway.
+  return x.astype(jnp.float32) if jax.default_backend() == 'cpu' else x
+
+
+def _block_size(view: View, block: int | None) -> int:
+  if block is None:
+    # A loop of unknown length makes a GPU's host wait at every turn.
+    block = BLOCK if jax.default_backend() == 'cpu' else view.slots
+  block = max(block // view.page, 1) * view.page
+  return min(block, view.slots)
+
+
+def _fetch(view: View, i: Any, size: int):
+  """Returns block i; the last one overlaps, its repeated slots emptied."""
+  if size == view.slots:
+    return *view.fetch(0, size), 0
+  start = jnp.minimum(i * size, view.slots - size)
+  streams, keys = view.fetch(start, size)
+  repeated = start + jnp.arange(size, dtype=jnp.int32) < i * size
+  return streams, jnp.where(repeated[None, None, :], -1, keys), start
+
+
+def _loop(view: View, size: int, filled: Any, body, carry):
+  if size == view.slots:
+    return body(0, carry)
+  blocks = (jnp.minimum(filled, view.slots) + size - 1) // size
+  return jax.lax.fori_loop(0, blocks, body, carry)
+
+
+def finite(x: jax.Array) -> jax.Array:
+  """Returns x with 0 for -inf, so that differences are never NaN."""
+  return jnp.where(x == -jnp.inf, 0.0, x)
+
+
+def normalize(
+    top: jax.Array, total: jax.Array, out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns output and log-sum-exp of sums scaled by `exp(-top)`."""
+  empty = total == 0
+  safe = jnp.where(empty, 1.0, total)
+  return out / safe[..., None], jnp.where(empty, -jnp.inf, top + jnp.log(safe))

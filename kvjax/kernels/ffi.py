@@ -1,0 +1,120 @@
+"""Attention of few query rows on a CPU: `decode_cpu.cc` through `jax.ffi`.
+
+It reads a cache's leaves where they lie, codes and scales included, so nothing
+is sliced, widened or copied on the way, and a narrower cache is a faster one.
+"""
+
+import ctypes
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.caches.view import Streams, View, contiguous_view
+from kvjax.kernels import blockwise, library
+from kvjax.kernels.scoring import Scoring
+
+TARGET = 'kvjax_decode'
+MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
+CODES = ('float32', 'bfloat16', 'int8')
+
+
+@functools.cache
+def missing() -> str:
+  """Loads the library, once; returns why there is none, '' if there is."""
+  path = library.find()
+  if path is None:
+    return 'the kernel is not built: `make kernels` does, with a C++ compiler'
+  try:
+    handler = ctypes.cdll.LoadLibrary(str(path)).kvjax_decode
+    capsule = jax.ffi.pycapsule(handler)
+    jax.ffi.register_ffi_target(TARGET, capsule, platform='cpu')
+  except Exception as error:  # whatever it is, the fallback gives the answer
+    return f'{path} does not load: {error}'
+  return ''
+
+
+def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+  """Returns why this kernel cannot serve a view; '' if it can."""
+  rows = max(q.shape[2] * q.shape[3] for q in queries.values())
+  if rows > MAX_ROWS:
+    return f'{rows} query rows a kv head; it serves at most {MAX_ROWS}'
+  if scoring.bias is not None:
+    return 'scores have an additive bias'
+  if view.stored is None:
+    return 'the view does not read whole leaves as they are stored'
+  for name in [*queries, scoring.value]:
+    stream = view.stored[name]
+    if stream is None or stream.codes.dtype.name not in CODES:
+      return f'stream {name!r} is not stored as one of {", ".join(CODES)}'
+  return ''
+
+
+def attend(
+    queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+) -> tuple[jax.Array, jax.Array]:
+  """Attends to the slots of one view; see `blockwise.attend`."""
+  assert view.stored is not None and view.positions is not None
+  names = dict.fromkeys([*queries, scoring.value])
+  stored = {name: view.stored[name] for name in names}
+  queries = {name: q.astype(jnp.float32) for name, q in queries.items()}
+  filled = jnp.asarray(view.filled, jnp.int32)
+  rule = Scoring(
+      scoring.scale, scoring.value, scoring.softcap, scoring.visibility
+  )
+  return _attend(rule, queries, positions, stored, view.positions, filled)
+
+
+# Its derivative is that of the plain form: a kernel has none of its own.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend(rule, queries, positions, stored, held, filled):
+  first = next(iter(queries.values()))
+  lead = first.shape[:4]
+  value = stored[rule.value]
+  streams, shared = [], -1
+  for index, (name, query) in enumerate(queries.items()):
+    streams += [query, *_operands(stored[name])]
+    shared = index if name == rule.value else shared
+  if shared < 0:
+    streams += _operands(value)
+  call = jax.ffi.ffi_call(
+      TARGET,
+      (
+          jax.ShapeDtypeStruct(lead + value.codes.shape[-1:], jnp.float32),
+          jax.ShapeDtypeStruct(lead, jnp.float32),
+      ),
+      vmap_method='sequential',
+  )
+  return call(
+      positions, held, filled, *streams, shared=np.int32(shared), **_rule(rule)
+  )
+
+
+@_attend.defjvp
+def _attend_jvp(rule, primals, tangents):
+  def plain(queries, positions, stored, held, filled):
+    view = contiguous_view(stored, held, filled)
+    view = view.map(lambda s: {name: x.decode() for name, x in s.items()})
+    return blockwise.attend(queries, positions, view, rule)
+
+  return jax.jvp(plain, primals, tangents)
+
+
+def _operands(stream: Any) -> list[jax.Array]:
+  none = jnp.zeros((0,), jnp.float32)
+  return [stream.codes, none if stream.scale is None else stream.scale]
+
+
+def _rule(rule: Scoring) -> dict[str, Any]:
+  """Returns the attributes of the call; 0 stands for none."""
+  seen = rule.visibility
+  return {
+      'scale': np.float32(rule.scale),
+      'softcap': np.float32(rule.softcap or 0),
+      'causal': np.int32(seen.causal),
+      'window': np.int32(seen.window or 0),
+      'chunk': np.int32(seen.chunk or 0),
+      'sink_tokens': np.int32(seen.sink_tokens),
+  }

@@ -1,0 +1,107 @@
+"""Builds and finds the CPU kernel's shared library. Nothing but Python's own.
+
+`python kvjax/kernels/library.py` (or `make kernels`) compiles `decode_cpu.cc`
+for this very processor into the package, or where that is not writable into
+the user's cache directory. A library is named by all that it depends on, so one
+built from other sources, for another jaxlib or another processor is not found,
+and never loaded.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+SOURCE = pathlib.Path(__file__).with_name('decode_cpu.cc')
+FLAGS = ('-O3', '-march=native', '-std=c++17', '-fPIC', '-shared', '-w')
+
+
+class BuildError(RuntimeError):
+  """The kernel cannot be compiled here; the message says why."""
+
+
+def build(directory: pathlib.Path | None = None) -> pathlib.Path:
+  """Compiles the kernel and returns the library's path.
+
+  Args:
+    directory: where to put it; None for the package, or the cache directory.
+
+  Raises:
+    BuildError: no compiler, no headers of jaxlib, or an error of the compiler.
+  """
+  target = (directory or _places()[0]) / _name()
+  command = [_compiler(), *FLAGS, f'-I{_headers()}', str(SOURCE), '-o']
+  target.parent.mkdir(parents=True, exist_ok=True)
+  # Never a half-written library under the final name.
+  scratch = target.with_suffix(f'.{os.getpid()}')
+  command.append(str(scratch))
+  done = subprocess.run(command, capture_output=True, text=True)
+  if done.returncode:
+    raise BuildError(f'{" ".join(command)}: {done.stderr.strip()[-2000:]}')
+  os.replace(scratch, target)
+  return target
+
+
+def find() -> pathlib.Path | None:
+  """Returns the library built for this processor and jaxlib; None for none."""
+  for place in _places():
+    if (place / _name()).exists():
+      return place / _name()
+  return None
+
+
+def _places() -> list[pathlib.Path]:
+  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  cache, package = pathlib.Path(home) / 'kvjax', SOURCE.parent
+  places = [package, cache]
+  return places if os.access(package, os.W_OK) else places[::-1]
+
+
+def _name() -> str:
+  facts = (SOURCE.read_text(), *FLAGS, _jaxlib_version(), *_processor())
+  digest = hashlib.sha256('\n'.join(facts).encode()).hexdigest()
+  return f'decode_cpu-{digest[:16]}.so'
+
+
+def _processor() -> tuple[str, ...]:
+  """Returns what `-march=native` depends on."""
+  info = pathlib.Path('/proc/cpuinfo')
+  lines = info.read_text().splitlines() if info.exists() else []
+  keys = ('flags', 'Features', 'model name')
+  found = sorted({x for x in lines if x.startswith(keys)})
+  found = found or [platform.processor()]
+  return platform.system(), platform.machine(), *found
+
+
+def _compiler() -> str:
+  for name in (os.environ.get('CXX'), 'c++', 'g++', 'clang++'):
+    if name and shutil.which(name):
+      return name
+  raise BuildError('no C++ compiler: install one, or set CXX to its path.')
+
+
+def _headers() -> pathlib.Path:
+  for root in [sysconfig.get_path('purelib'), *sys.path]:
+    headers = pathlib.Path(root) / 'jaxlib' / 'include'
+    if headers.is_dir():
+      return headers
+  raise BuildError('no headers: install jaxlib in this environment first.')
+
+
+def _jaxlib_version() -> str:
+  # An isolated build sees the environment it builds for by this path alone.
+  path = [sysconfig.get_path('purelib'), *sys.path]
+  found = importlib.metadata.distributions(name='jaxlib', path=path)
+  return next((x.version for x in found), '')
+
+
+if __name__ == '__main__':
+  try:
+    print(build())
+  except BuildError as error:
+    print(f'kvjax runs without its CPU kernel: {error}')

@@ -1,0 +1,99 @@
+"""Which kernel attends: the one place where that is decided.
+
+By default the fastest one that is there and supports the view: `ffi` on a CPU
+where it is built, `blockwise` for everything else. An argument `kernel=` forces
+one and is refused where that one cannot serve; the environment variable
+KVJAX_KERNEL sets the default of a process: 'blockwise', or 'ffi' wherever it
+can serve, refused where it is not there at all.
+"""
+
+import os
+
+import jax
+
+from kvjax.caches.view import Streams, View
+from kvjax.kernels import blockwise, ffi
+from kvjax.kernels.scoring import Scoring
+
+KERNELS = ('ffi', 'blockwise')
+VARIABLE = 'KVJAX_KERNEL'
+
+
+def available() -> dict[str, str]:
+  """Returns, for each kernel, '' if this process can use it, or why not."""
+  reason = ffi.missing()
+  if not reason and jax.default_backend() != 'cpu':
+    reason = f'it runs on cpu, not on {jax.default_backend()}'
+  return {'ffi': reason, 'blockwise': ''}
+
+
+def choose(
+    queries: Streams,
+    view: View,
+    scoring: Scoring,
+    *,
+    block: int | None = None,
+    kernel: str | None = None,
+) -> str:
+  """Returns the name of the kernel that attends to a view.
+
+  Args:
+    queries, view, scoring, block: as `attend_view`.
+    kernel: the one that must; None for the fastest.
+
+  Raises:
+    ValueError: no kernel has that name, or it cannot serve this view.
+  """
+  wanted = kernel or os.environ.get(VARIABLE) or None
+  if wanted not in (None, *KERNELS):
+    raise ValueError(f'kernel={wanted!r} must be one of {", ".join(KERNELS)}.')
+  if wanted == 'blockwise':
+    return 'blockwise'
+  absent = available()['ffi']
+  reason = absent or ffi.refuses(queries, view, scoring)
+  if reason and (kernel or (wanted and absent)):
+    raise ValueError(
+        f"kernel='ffi' cannot serve: {reason}. Use kernel='blockwise', or None "
+        f'(and no {VARIABLE}) for the fastest that can.'
+    )
+  # A size of block is a choice of the block loop. On several devices a plain
+  # jit would gather the cache for a call that it cannot split.
+  other = block is not None or jax.device_count() > 1
+  return 'blockwise' if reason or (other and not wanted) else 'ffi'
+
+
+def attend_view(
+    queries: Streams,
+    positions: jax.Array,
+    view: View,
+    scoring: Scoring,
+    *,
+    block: int | None = None,
+    kernel: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Attends to one view by the chosen kernel.
+
+  Args:
+    queries: for each key stream its queries `[B, K, G, T, H]`.
+    positions: int32 `[B, T]`, -1 for a row that is no token.
+    view: the slots.
+    scoring: scale, mask and bias (its sinks are left to the caller).
+    block: slots read at once; None for the kernel's choice.
+    kernel: 'ffi' or 'blockwise'; None for the fastest that can serve.
+
+  Returns:
+    Output `[B, K, G, T, E]` and log-sum-exp `[B, K, G, T]`, float32.
+  """
+  def plain(queries, positions):
+    return blockwise.attend(queries, positions, view, scoring, block=block)
+
+  def native(queries, positions):
+    return ffi.attend(queries, positions, view, scoring)
+
+  name = choose(queries, view, scoring, block=block, kernel=kernel)
+  if name == 'blockwise':
+    return plain(queries, positions)
+  # One program may be lowered for another platform than the process runs on.
+  return jax.lax.platform_dependent(
+      queries, positions, cpu=native, default=plain
+  )
