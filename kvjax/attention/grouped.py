@@ -100,6 +100,28 @@ class Grouped:
         'value': Stream(self.num_kv_heads, self.value_width or self.key_width),
     }
 
+  def num_params(self, width: int) -> int:
+    """Returns elements of its parameters for activations of `width`."""
+    value = self.value_width or self.key_width
+    key_out, value_out = (
+        self.num_kv_heads * self.key_width,
+        self.num_kv_heads * value,
+    )
+    made = self.query_width
+    if self.shared_from is None:
+      made += key_out + value_out
+    count = made * (width + self.projection_bias)
+    count += width * (self.output_width + self.output_bias)
+    if self.sinks:
+      count += self.num_heads
+    if self.qk_norm is not None:
+      outs = [self.query_width]
+      outs += [key_out] if self.shared_from is None else []
+      whole = self.qk_norm_joint or self.qk_norm_each
+      sizes = outs if whole else [self.key_width] * len(outs)
+      count += sum(self.qk_norm.num_params(size) for size in sizes)
+    return count
+
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns parameters for activations of `width` features."""
     keys = jax.random.split(key, 4)

@@ -83,6 +83,19 @@ class Latent:
         'rotary': Stream(1, self.rotary.width, quantize=False),
     }
 
+  def num_params(self, width: int) -> int:
+    """Returns elements of its parameters for activations of `width`."""
+    down = self.latent_width + self.rotary.width
+    count = down * (width + self.projection_bias)
+    count += self.norm.num_params(self.latent_width)
+    if self.query_rank is not None:
+      count += self.query_rank * (width + self.projection_bias)
+      count += self.norm.num_params(self.query_rank)
+    count += self.query_width * (self.query_rank or width)
+    heads = self.num_heads * (self.key_width + self.value_width)
+    count += heads * self.latent_width
+    return count + width * (self.output_width + self.output_bias)
+
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns parameters for activations of `width` features."""
     keys = jax.random.split(key, 6)

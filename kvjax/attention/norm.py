@@ -30,6 +30,10 @@ class Norm:
         {'bias': jnp.zeros((width,), dtype)} if self.bias else {}
     )
 
+  def num_params(self, width: int) -> int:
+    """Returns elements of its parameters."""
+    return width * (2 if self.bias else 1)
+
   def __call__(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """Returns `x [..., D]` normalised over its last axis, in its dtype.
 

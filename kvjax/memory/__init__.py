@@ -1,4 +1,4 @@
-"""What inference occupies: what XLA and the device say of a compiled step."""
+"""What inference occupies: from a config, and from a compiled step."""
 
 from kvjax.memory.buffers import Buffer, EncodingError, buffers
 from kvjax.memory.devices import DEVICES, Device, device
@@ -10,6 +10,7 @@ from kvjax.memory.in_place import (
   in_place,
 )
 from kvjax.memory.measured import Measured, measure
+from kvjax.memory.plan import Line, MemoryPlan, plan
 
 __all__ = [
   'DEVICES',
@@ -18,11 +19,14 @@ __all__ = [
   'EncodingError',
   'Finding',
   'InPlaceError',
+  'Line',
   'Measured',
+  'MemoryPlan',
   'Verdict',
   'assert_in_place',
   'buffers',
   'device',
   'in_place',
   'measure',
+  'plan',
 ]

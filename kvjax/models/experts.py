@@ -80,6 +80,25 @@ class Experts:
           f'{", ".join(sorted(ACTIVATIONS))}.'
       )
 
+  def num_params(self, width: int) -> int:
+    """Returns elements of its parameters for activations of `width`."""
+    return self._count(width, self.num_experts)
+
+  def num_active(self, width: int) -> int:
+    """Returns elements that one token reads: its own experts'."""
+    return self._count(width, self.top)
+
+  def _count(self, width: int, visited: int) -> int:
+    one = 3 * width * self.hidden
+    router = self.num_experts * width
+    if self.bias:
+      one += 2 * self.hidden + width
+      router += self.num_experts
+    if self.correction:
+      router += self.num_experts
+    shared = 0 if self.shared is None else self.shared.num_params(width)
+    return router + visited * one + shared
+
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns parameters: router `[E, D]`, gate and up `[E, F, D]`, down."""
     keys = jax.random.split(key, 5)

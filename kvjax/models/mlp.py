@@ -41,6 +41,16 @@ class MLP:
           f'{", ".join(sorted(ACTIVATIONS))}.'
       )
 
+  def num_params(self, width: int) -> int:
+    """Returns elements of its parameters for activations of `width`."""
+    matrices = 3 if self.gated else 2
+    biases = width + (matrices - 1) * self.hidden if self.bias else 0
+    return matrices * width * self.hidden + biases
+
+  def num_active(self, width: int) -> int:
+    """Returns elements that one token reads: all of them."""
+    return self.num_params(width)
+
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns parameters for activations of `width` features."""
     keys = jax.random.split(key, 3)

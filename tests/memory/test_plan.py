@@ -1,0 +1,124 @@
+"""The plan of a config against its allocation and published figures."""
+
+import jax
+import pytest
+from absl.testing import absltest, parameterized
+
+import kvjax
+from kvjax.memory import plan
+
+ROTARY = kvjax.Rotary(4)
+
+
+def _model(attention, mlp=None, **more):
+  layer = kvjax.Layer(attention, mlp or kvjax.MLP(17))
+  return kvjax.ModelConfig(31, 12, (layer, layer), **more)
+
+
+MODELS = {
+    'mha': _model(kvjax.Grouped(3, 3, 4, rotary=ROTARY)),
+    'gqa_biases': _model(
+        kvjax.Grouped(
+            6, 2, 4, 5, projection_bias=True, output_bias=True, sinks=True
+        ),
+        kvjax.MLP(17, gated=False, bias=True),
+        tied=True,
+        head_bias=True,
+        positions=64,
+    ),
+    'qk_norm': _model(kvjax.Grouped(4, 2, 4, qk_norm=kvjax.Norm())),
+    'mla': _model(kvjax.Latent(3, 8, 4, 5, rotary=ROTARY, query_rank=7)),
+    'experts': _model(
+        kvjax.Grouped(4, 1, 4),
+        kvjax.Experts(5, 2, 7, shared=kvjax.MLP(6), correction=True),
+    ),
+    'shared': kvjax.ModelConfig(
+        31,
+        12,
+        (
+            kvjax.Layer(kvjax.Grouped(4, 2, 4), kvjax.MLP(17)),
+            kvjax.Layer(kvjax.Grouped(4, 2, 4, shared_from=0), kvjax.MLP(17)),
+        ),
+    ),
+}
+KINDS = {
+    'default': None,
+    'ring': kvjax.Ring(window=7, slack=2),
+    'sinks': kvjax.Sinks(sinks=2, window=7),
+    'paged': kvjax.Paged(page=8),
+    'bounded': kvjax.Bounded(budget=6),
+}
+
+
+def _nbytes(tree):
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+class PlanTest(parameterized.TestCase):
+
+  @parameterized.named_parameters((k, v) for k, v in MODELS.items())
+  def test_parameters_are_those_of_init_params(self, config):
+    params = kvjax.init_params(config, jax.random.key(0))
+    found = plan(config, batch_size=1, capacity=8)
+    self.assertEqual(found.params_bytes, _nbytes(params))
+
+  @parameterized.product(
+      model=tuple(MODELS), kind=tuple(KINDS), codec=(None, kvjax.Int8())
+  )
+  def test_cache_is_what_init_cache_allocates(self, model, kind, codec):
+    config, kinds = MODELS[model], KINDS[kind]
+    found = plan(config, batch_size=3, capacity=20, cache=kinds, codec=codec)
+    cache = kvjax.init_cache(config, 3, 20, kinds=kinds, codec=codec)
+    self.assertEqual(found.cache_bytes, _nbytes(cache))
+
+  def test_llama_3_8b(self):
+    attention = kvjax.Grouped(32, 8, 128, rotary=kvjax.Rotary(128))
+    layer = kvjax.Layer(attention, kvjax.MLP(14336))
+    config = kvjax.ModelConfig(128256, 4096, (layer,) * 32, dtype='bfloat16')
+    found = plan(config, batch_size=1, capacity=8192)
+    self.assertEqual(found.params_bytes, 2 * 8_030_261_248)
+    self.assertEqual(found.bytes_per_token, 131_072)  # 2 x 8 x 128 x 2 x 32
+    self.assertEqual(found.query_cache_bytes, 8192 * 32 * 32 * 128 * 2)
+
+  def test_deepseek_v3_keeps_latents(self):
+    attention = kvjax.Latent(
+        128, 512, 128, 128, rotary=kvjax.Rotary(64), query_rank=1536
+    )
+    layer = kvjax.Layer(attention, kvjax.MLP(18432))
+    config = kvjax.ModelConfig(129280, 7168, (layer,) * 61, dtype='bfloat16')
+    found = plan(config, batch_size=1, capacity=4096)
+    self.assertEqual(found.bytes_per_token, 70_272)  # (512 + 64) x 2 x 61
+
+  def test_window_layers_stop_growing(self):
+    def layer(window):
+      rule = kvjax.Visibility(window=window)
+      attention = kvjax.Grouped(64, 8, 64, visibility=rule)
+      return kvjax.Layer(attention, kvjax.MLP(2880))
+
+    layers = (layer(128), layer(None)) * 12  # gpt-oss-20b
+    config = kvjax.ModelConfig(201088, 2880, layers, dtype='bfloat16')
+    found = plan(config, batch_size=1, capacity=131072)
+    self.assertEqual(found.bytes_per_token, 49_152)
+    self.assertEqual(found.growing_bytes_per_token, 24_576)
+    self.assertEqual(found.cap_bytes, 3 * 2**20)
+
+  def test_absurd_sizes_do_not_overflow(self):
+    config = MODELS['mha']
+    found = plan(config, batch_size=10**9, capacity=10**9)
+    self.assertGreater(found.cache_bytes, 10**18)
+
+  def test_int8_counts_codes_and_scales(self):
+    config = MODELS['mha']
+    found = plan(config, batch_size=1, capacity=9, codec=kvjax.Int8())
+    self.assertEqual(found.bytes_per_token, 2 * 2 * 3 * (4 + 4))
+
+  def test_bad_sizes_are_named(self):
+    config = MODELS['mha']
+    with pytest.raises(ValueError, match='batch_size=0'):
+      plan(config, batch_size=0, capacity=8)
+    with pytest.raises(ValueError, match='prompt_length=9'):
+      plan(config, batch_size=1, capacity=8, prompt_length=9)
+
+
+if __name__ == '__main__':
+  absltest.main()
