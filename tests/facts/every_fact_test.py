@@ -1,0 +1,56 @@
+"""Every fact of the catalogue is some test of this folder."""
+
+import ast
+import pathlib
+import re
+
+from absl.testing import absltest
+
+CATALOGUE = {
+  'T': (
+    *range(1, 14),
+    *range(15, 24),
+    25,
+    26,
+    27,
+    29,
+    30,
+    31,
+    32,
+    34,
+    35,
+    36,
+    38,
+    39,
+    41,
+    *range(45, 50),
+    51,
+    52,
+    53,
+  ),
+  'A': (1, 2, 3, 4, 6, 7, 8),
+  'B': (*range(9, 20), 26, 29),
+  'C': (*range(30, 34), *range(36, 44)),
+}
+
+
+def ported() -> set[str]:
+  """Returns the ids that test docstrings of this folder name."""
+  found: set[str] = set()
+  for path in pathlib.Path(__file__).parent.glob('*_test.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.FunctionDef) and node.name.startswith('test_'):
+        said = ast.get_docstring(node) or ''
+        found |= set(re.findall(r'\b[TABC]-\d+\b', said.split(':')[0]))
+  return found
+
+
+class EveryFact(absltest.TestCase):
+  def test_every_fact_is_ported(self):
+    wanted = {f'{k}-{i}' for k, ids in CATALOGUE.items() for i in ids}
+    self.assertEqual(sorted(wanted - ported()), [])
+    self.assertEqual(sorted(ported() - wanted), [])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,268 @@
+"""Facts about masks and numbers: what a query sees, and what it cannot."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+from kvjax.caches.view import contiguous_view, fresh_view
+from kvjax.caches.visibility import Visibility
+from tests.facts import tape, tiny
+
+PLAIN = kvjax.Scoring(scale=0.3)
+
+
+def ints(*x: int) -> jax.Array:
+  """Returns int32 positions `[1, n]`."""
+  return jnp.asarray([x], jnp.int32)
+
+
+def draw(seed: int, *shape: int) -> jax.Array:
+  """Returns normal numbers."""
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+@functools.partial(jax.jit, static_argnames='scoring')
+def attend(q, positions, k, v, held, scoring=PLAIN):
+  """Attends over loose arrays; `held [B, S]` are the keys' positions."""
+  view = fresh_view({'key': k, 'value': v}, held)
+  return kvjax.attend({'key': q}, positions, (view,), scoring)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def read(kind, held, q, ask, scoring=PLAIN):
+  """Attends to a tape, whose values are the keys as well."""
+  views = [
+    view.map(lambda s: {'key': s['value']} | s)
+    for view in kind.views(held.book, held.store, held.length)
+  ]
+  return kvjax.attend({'key': q}, ask, views, scoring)
+
+
+class MaskFacts(parameterized.TestCase):
+  @parameterized.parameters(
+    (0, [1, 2, 3, 3, 3]), (1, [2, 3, 3, 3, 3]), (2, [3, 3, 3, 3, 3])
+  )
+  def test_window_row_sums(self, offset, want):
+    """T-19: 5 queries, window 3, at offsets 0, 1, 2."""
+    queries = jnp.arange(offset, offset + 5, dtype=jnp.int32)[:, None]
+    keys = jnp.arange(offset + 5, dtype=jnp.int32)[None]
+    seen = np.asarray(Visibility(window=3).sees(queries, keys))
+    self.assertEqual(seen.sum(1).tolist(), want)
+
+  def test_window_inside_a_ring(self):
+    """T-20: 8 slots, window 5, after 10 and one more: which slots are seen.
+
+    The peer fills its 8 slots from 0 again after a long prompt; here a slot
+    is the position modulo 8, so the same pattern stands two slots on.
+    """
+    kind = kvjax.Ring(window=5, slack=3).bind(99)
+    held = tape.feed(kind, tape.blank(kind), np.arange(10))
+    wants = ('TFFFTTTT', 'TTFFFTTT')
+    for query, want in zip((10, 11), wants, strict=True):
+      held = tape.feed(kind, held, [query])
+      rule = kind.narrow(Visibility())
+      seen = rule.sees(np.int32(query), held.book.positions[0, 0])
+      want = np.roll(np.asarray(list(want)) == 'T', 2)
+      self.assertEqual(np.asarray(seen).tolist(), want.tolist())
+
+  def test_causal_is_aligned_at_the_end(self):
+    """T-34, B-17: 2 queries on 5 keys and 5 on 2; rows before any key are 0."""
+    q, k, v = draw(0, 1, 1, 1, 2, 3), draw(1, 1, 1, 5, 3), draw(2, 1, 1, 5, 7)
+    out, lse = attend(q, ints(3, 4), k, v, ints(0, 1, 2, 3, 4))
+    scores = np.asarray(jnp.einsum('BKGTH,BKSH->BKGTS', q, k))[0, 0, 0] * 0.3
+    scores[0, 4] = -np.inf
+    weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    tiny.close(out[0, 0, 0], weights @ np.asarray(v)[0, 0], 1e-6)
+    q = draw(3, 1, 1, 1, 5, 3)
+    out, lse = attend(
+      q, ints(-3, -2, -1, 0, 1), k[:, :, :2], v[:, :, :2], ints(0, 1)
+    )
+    self.assertTrue((np.asarray(out)[..., :3, :] == 0).all())
+    self.assertTrue((np.asarray(lse)[..., :3] == -np.inf).all())
+    tiny.close(out[0, 0, 0, 3], v[0, 0, 0], 1e-6)
+
+  def test_two_large_scores(self):
+    """T-39, B-15: two keys that score -46000, V = 1: exactly 1, lse right.
+
+    A finite sentinel such as -5e4 would take part in that softmax.
+    """
+    q = jnp.ones((1, 1, 1, 1, 1))
+    k = jnp.full((1, 1, 3, 1), -524288.0)
+    v = jnp.asarray([1.0, 1.0, 5.0])[None, None, :, None]
+    scale = 46000 / 524288
+    out, lse = attend(q, ints(1), k, v, ints(0, 1, 2), kvjax.Scoring(scale))
+    self.assertEqual(float(out[0, 0, 0, 0, 0]), 1.0)
+    np.testing.assert_allclose(lse, -46000 + np.log(2), rtol=1e-5)
+
+  def test_a_row_without_keys(self):
+    """B-13: nothing seen gives 0 and -inf: not NaN, and not the mean of V."""
+    q, k = draw(0, 2, 1, 1, 1, 3), draw(1, 2, 1, 5, 3)
+    held = jnp.asarray([[-1] * 5, [0, -1, -1, -1, -1]], jnp.int32)
+    ask = jnp.asarray([[4], [4]], jnp.int32)
+    out, lse = attend(q, ask, k, jnp.ones((2, 1, 5, 2)), held)
+    self.assertTrue((np.asarray(out[0]) == 0).all())
+    self.assertTrue((np.asarray(lse[0]) == -np.inf).all())
+    tiny.close(out[1], jnp.ones_like(out[1]), 1e-6)
+
+  def test_masks_are_booleans(self):
+    """B-14: a key hidden by causality, window and chunk at once, in bfloat16.
+
+    Added as two finfo.min they would make -inf, and the softmax NaN.
+    """
+    rule = Visibility(window=2, chunk=3)
+    q = draw(0, 1, 1, 1, 1, 4).astype(jnp.bfloat16)
+    k, v = (draw(i, 1, 1, 7, 4).astype(jnp.bfloat16) for i in (1, 2))
+    held = ints(*range(7))
+    scoring = kvjax.Scoring(0.3, visibility=rule)
+    out, _ = attend(q, ints(3), k, v, held, scoring)
+    tiny.close(out[0, 0, 0, 0], v[0, 0, 3].astype(jnp.float32), 1e-6)
+
+  @parameterized.named_parameters(('mla', False), ('latent_as_value', True))
+  def test_poison_past_the_last_page(self, latent):
+    """T-38: NaN behind the last page's length reaches no result, MLA too."""
+    kind = kvjax.Paged(page=4).bind(8)
+    held = tape.feed(kind, tape.blank(kind, 2), np.arange(1, 7), [6, 3])
+    scoring = kvjax.Scoring(0.0, value='key' if latent else 'value')
+    q, ask = jnp.ones((2, 1, 1, 1, 1)), held.length[:, None] - 1
+    out, lse = read(kind, held, q, ask, scoring)
+    tiny.close(out.reshape(-1), [3.5, 2.0], 1e-6)
+    tiny.close(lse.reshape(-1), np.log([6, 3]), 1e-6)
+
+  @parameterized.named_parameters(*tiny.NAMED_KINDS)
+  def test_poison_in_every_unused_slot(self, kind):
+    """B-16: with NaN where no token is, each kind reads what it holds."""
+    kind, count = kind.bind(9), 0
+    held = tape.blank(kind, batch=2, heads=3)
+    for size in (2, 1, 1):
+      held = tape.feed(kind, held, np.arange(count, count + size), [size, 0])
+      count += size
+      q = jnp.zeros((2, 3, 1, 1, 1))
+      out, lse = read(kind, held, q, held.length[:, None] - 1)
+      # Masked scores of NaN keys would show in the log-sum-exp.
+      tiny.close(out[0].reshape(-1), [(count - 1) / 2] * 3, 1e-6)
+      self.assertTrue((np.asarray(lse)[1] == -np.inf).all())
+      self.assertTrue((np.asarray(out)[1] == 0).all())
+
+  @parameterized.parameters(
+    (1, 1, (1, 1)), (3, 1, (9, 3)), (3, 2, (8, 1)), (2, 4, (6, 2))
+  )
+  def test_ragged_pages(self, batch, tokens, heads):
+    """T-36: lengths from 0 on, NaN in unused slots, stale pages in the pool.
+
+    Pages that a row gave back keep their old positions and streams; a table
+    entry of none is -1, so nothing of them is read. An empty row is 0 with a
+    log-sum-exp of -inf (FlashMLA says +inf, FlashInfer -inf).
+    """
+    n, kv = heads
+    kind = kvjax.Paged(page=4).bind(20)
+    lengths = np.asarray([11, 0, 5][:batch], np.int32)
+    held = tape.feed(kind, tape.blank(kind, batch, kv), np.arange(12))
+    zeros = jnp.zeros(batch, jnp.int32)
+    book, _, _ = kind.rewind(held.book, held.length, zeros)
+    held = held.replace(length=zeros, book=book)
+    held = tape.feed(kind, held, np.arange(1, 13), lengths)
+    q = jnp.zeros((batch, kv, n // kv, tokens, 1))
+    steps = jnp.arange(tokens, dtype=jnp.int32)[None]
+    count = held.length[:, None]
+    ask = jnp.where(count > 0, count - tokens + steps, -1)
+    out, lse = read(kind, held, q, ask)
+    for row, length in enumerate(lengths):
+      for t in range(tokens):
+        seen = length - tokens + 1 + t if length else 0
+        mean, logs = ((seen + 1) / 2, np.log(seen)) if seen else (0, -np.inf)
+        np.testing.assert_allclose(out[row, :, :, t], mean, rtol=1e-6)
+        np.testing.assert_allclose(lse[row, :, :, t], logs, rtol=1e-6)
+
+  @parameterized.named_parameters(('all', 1.0), ('none', 0.0), ('some', 0.5))
+  def test_merge_states(self, share):
+    """T-41: where a second state is empty the first stays, else they merge."""
+    q = draw(0, 5, 1, 1, 1, 3)
+    k, v = draw(1, 5, 1, 7, 3), draw(2, 5, 1, 7, 2)
+    held = jnp.broadcast_to(jnp.arange(7, dtype=jnp.int32)[None], (5, 7))
+    rows = np.random.default_rng(0).random(5) < share
+    second = jnp.where(rows[:, None], held[:, 4:], -1)
+    ask = jnp.full((5, 1), 6, jnp.int32)
+    first = attend(q, ask, k[:, :, :4], v[:, :, :4], held[:, :4])
+    more = attend(q, ask, k[:, :, 4:], v[:, :, 4:], second)
+    out, lse = kvjax.merge([first, more])
+    whole = attend(q, ask, k, v, held)
+    for got, a, b in zip((out, lse), whole, first, strict=True):
+      shape = (5,) + (1,) * (a.ndim - 1)
+      tiny.close(got, np.where(rows.reshape(shape), a, b), 1e-6)
+
+  def test_single_token_decode_keeps_its_window(self):
+    """B-18: decode far past the window equals forward with the window mask."""
+    kind = tiny.KINDS['ring']
+    config = tiny.decoder()
+    ids = tiny.tokens(2, 19)
+    cache = kvjax.init_cache(config, 2, 19, kinds=kind)
+    got, _ = tiny.follow(config, cache, ids)
+    want = kvjax.forward(tiny.as_seen(config, kind), tiny.params(config), ids)
+    tiny.close(got, want)
+
+  def test_chunked_local_attention(self):
+    """T-29, B-11: chunks of 4, 12 tokens one at a time equal one pass.
+
+    The default cache of such a layer is smaller than the sequence and drops no
+    token that is still read.
+    """
+    variant = kvjax.Grouped(
+      6, 3, 10, 7, rotary=kvjax.Rotary(6), visibility=Visibility(chunk=4)
+    )
+    config = tiny.decoder(variant)
+    ids = tiny.tokens(2, 12)
+    cache = kvjax.init_cache(config, 2, 12)
+    self.assertEqual(cache.stores[0]['key'].shape[2], 4)
+    got, _ = tiny.follow(config, cache, ids)
+    tiny.close(got, kvjax.forward(config, tiny.params(config), ids))
+
+  def test_offsets_beyond_int32(self):
+    """B-19: 2^33 bytes and row 262144 of batch 4096: sizes are Python ints."""
+    config = tiny.decoder(kvjax.Grouped(8, 8, 128))
+    cache = jax.eval_shape(
+      lambda: kvjax.init_cache(config, 4096, 262144 + 1, 'bfloat16')
+    )
+    key = cache.stores[0]['key']
+    self.assertEqual(key.shape, (4096, 8, 262145, 128))
+    size = key.size * key.dtype.itemsize
+    self.assertEqual(size, 4096 * 8 * 262145 * 128 * 2)
+    self.assertGreater(size, 2**40)
+    token = jax.ShapeDtypeStruct((4096,), jnp.int32)
+    params = jax.eval_shape(
+      lambda: kvjax.init_params(config, jax.random.key(0))
+    )
+    logits, after = jax.eval_shape(
+      lambda p, c, t: kvjax.decode_step(config, p, c, t), params, cache, token
+    )
+    self.assertEqual(logits.shape, (4096, tiny.VOCAB))
+    kept = jax.tree.map(lambda a, b: a.shape == b.shape, cache, after)
+    self.assertTrue(all(jax.tree.leaves(kept)))
+
+
+class ViewFacts(absltest.TestCase):
+  def test_contiguous_view_hides_what_it_does_not_hold(self):
+    """B-16: keys and values of NaN in a slot that is empty change nothing."""
+    k, v = draw(0, 1, 2, 7, 3), draw(1, 1, 2, 7, 5)
+    held = jnp.asarray([[[0, 1, -1, 2, -1, 3, -1]]], jnp.int32)
+    empty = (held < 0)[..., None]
+    spoil = lambda x: jnp.where(empty, jnp.nan, x)
+    q, ask = draw(2, 1, 2, 3, 1, 3), ints(3)
+    found = [
+      kvjax.attend(
+        {'key': q},
+        ask,
+        (contiguous_view({'key': f(k), 'value': f(v)}, held, 7),),
+        PLAIN,
+        block=3,
+      )
+      for f in (lambda x: x, spoil)
+    ]
+    tiny.alike(*found)
+
+
+if __name__ == '__main__':
+  absltest.main()
