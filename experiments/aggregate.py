@@ -40,11 +40,13 @@ def tables(paths: list[str]) -> dict[str, str]:
     raise ValueError('No files: name the .jsonl files to aggregate.')
   for name in _FORMAT.value:
     if name not in summary.FORMATS:
-      raise ValueError(f'format={name!r} is unknown; known: '
-                       f'{", ".join(summary.FORMATS)}.')
+      raise ValueError(
+        f'format={name!r} is unknown; known: {", ".join(summary.FORMATS)}.'
+      )
   found: list[dict[str, Any]] = records.read(map(pathlib.Path, paths))
   columns, rows = summary.summarize(
-      found, _BY.value, _VALUE.value, conditions(_WHERE.value))
+    found, _BY.value, _VALUE.value, conditions(_WHERE.value)
+  )
   return {name: summary.FORMATS[name](columns, rows) for name in _FORMAT.value}
 
 

@@ -6,6 +6,7 @@ is compiled.
 """
 
 import contextlib
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,19 +19,19 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BAD = (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error)
 
 
-def define_config() -> flags.FlagHolder[config_dict.ConfigDict]:
+def define_config() -> flags.FlagHolder[Any]:
   """Returns the `--config` flag: `configs/x.py` or `configs/x.py:setting`."""
   return config_flags.DEFINE_config_file(
-      'config',
-      None,
-      'Config file, and after a colon its setting: configs/compare.py:tiny. '
-      '--config.field=value overrides a field of it.',
-      lock_config=True,
+    'config',
+    None,
+    'Config file, and after a colon its setting: configs/compare.py:tiny. '
+    '--config.field=value overrides a field of it.',
+    lock_config=True,
   )
 
 
 def run(main: Callable[[list[str]], None], default: str) -> None:
-  """Runs an experiment's main with `configs/<default>` unless told otherwise."""
+  """Runs an experiment's main, with `configs/<default>` if none is given."""
 
   def with_config(argv: list[str]) -> list[str]:
     given = [a.lstrip('-').split('=')[0] for a in argv[1:]]
@@ -38,6 +39,8 @@ def run(main: Callable[[list[str]], None], default: str) -> None:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
     return parse(argv)
 
+  # Which backends this machine lacks is no news to its owner.
+  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   app.run(main, flags_parser=with_config)
 
 
@@ -67,13 +70,11 @@ def refuse(message: str) -> NoReturn:
   raise SystemExit(2)
 
 
-def override(
-    config: config_dict.ConfigDict, given: Mapping[str, Any]
-) -> config_dict.ConfigDict:
+def override(config: Any, given: Mapping[str, Any]) -> Any:
   """Returns a copy with dotted fields set where the value is not None."""
   changed = config_dict.ConfigDict(config)
   changed.update_from_flattened_dict(
-      {name: value for name, value in given.items() if value is not None}
+    {name: value for name, value in given.items() if value is not None}
   )
   return changed
 

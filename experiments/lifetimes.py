@@ -29,8 +29,9 @@ def lives() -> dict[str, list[tuple[int, int]]]:
   """
   spans = {}
   for name, read in readers(TOKENS, Scoring(1.0)).items():
-    last = [max([t, *np.flatnonzero(np.asarray(read)[:, t])])
-            for t in range(TOKENS)]
+    last = [
+      max([t, *np.flatnonzero(np.asarray(read)[:, t])]) for t in range(TOKENS)
+    ]
     spans[name[0]] = [(t, int(end)) for t, end in enumerate(last)]
   return spans
 
@@ -38,11 +39,11 @@ def lives() -> dict[str, list[tuple[int, int]]]:
 def main(argv: list[str]) -> None:
   del argv
   picture = plots.lifetimes(
-      'A query dies with its token; its key and value are read by every later '
-      'one',
-      lives(),
-      llama_bytes(),
-      'bytes per token at the size of Llama-3-8B, bfloat16',
+    'A query dies with its token; its key and value are read by every later '
+    'one',
+    lives(),
+    llama_bytes(),
+    'bytes per token at the size of Llama-3-8B, bfloat16',
   )
   path = pathlib.Path(_OUT.value)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,20 +10,13 @@ not stop the others, and is tried again. A grid name is a field of the config,
 or with leading dashes a flag. Exit status 1 if any point failed.
 """
 
-import itertools
-import json
 import pathlib
-import re
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import app, flags
 
 from experiments import launch
-from kvjax.report import records
+from kvjax.report import grid, records
 
 _GRID = flags.DEFINE_multi_string('grid', [], 'name=value,value,...')
 _EXPERIMENT = flags.DEFINE_string('experiment', 'compare', 'Which to run.')
@@ -31,110 +24,39 @@ _WORKDIR = flags.DEFINE_string('workdir', 'out/sweep', 'Where points go.')
 _TIMEOUT = flags.DEFINE_float('timeout', None, 'Seconds a point may take.')
 
 
-def points(grid: Sequence[str]) -> list[dict[str, str]]:
-  """Returns the product of `name=value,value` axes; commas in () do not split.
-
-  Raises:
-    ValueError: an axis has no name or no value, or comes twice.
-  """
-  axes: dict[str, list[str]] = {}
-  for axis in grid:
-    name, equals, values = axis.partition('=')
-    found = re.findall(r'(?:[^,(]|\([^)]*\))+', values)
-    if not name or not equals or not found:
-      raise ValueError(
-          f'grid={axis!r} must be name=value,value: a name and its values.'
-      )
-    if name in axes:
-      raise ValueError(f'grid={name!r} is given twice. Put values in one axis.')
-    axes[name] = found
-  return [
-      dict(zip(axes, values, strict=True))
-      for values in itertools.product(*axes.values())
-  ]
-
-
-def command(
-    experiment: str, point: Mapping[str, str], workdir: pathlib.Path,
-    given: Sequence[str],
-) -> list[str]:
-  """Returns the command line of a point."""
-  overrides = [
-      f'{name}={value}' if name.startswith('-') else f'--config.{name}={value}'
-      for name, value in point.items()
-  ]
-  return [sys.executable, '-m', f'experiments.{experiment}', *given,
-          *overrides, f'--workdir={workdir}']
-
-
-def folder(point: Mapping[str, str]) -> str:
-  """Returns a file name for a point."""
-  name = ','.join(f'{k.lstrip("-")}={v}' for k, v in point.items()) or 'all'
-  return re.sub(r'[^\w.,=()+-]', '_', name)
-
-
-def run_point(
-    experiment: str, point: Mapping[str, str], workdir: pathlib.Path,
-    given: Sequence[str], timeout: float | None = None,
-) -> dict[str, Any]:
-  """Runs a point unless it is done; returns its record."""
-  place = workdir / folder(point)
-  status = place / 'point.json'
-  run = command(experiment, point, place, given)
-  if status.exists():
-    old = json.loads(status.read_text())
-    if old['status'] == 'done' and old['command'][1:] == run[1:]:
-      return old | {'skipped': True}
-  place.mkdir(parents=True, exist_ok=True)
-  start = time.perf_counter()
-  with (place / 'log.txt').open('w') as log:
-    try:
-      code = subprocess.run(
-          run, stdout=log, stderr=subprocess.STDOUT, cwd=launch.ROOT,
-          timeout=timeout,
-      ).returncode
-    except subprocess.TimeoutExpired:
-      code = f'longer than {timeout} s'
-  record = {
-      'record': 'point',
-      'point': dict(point),
-      'status': 'done' if code == 0 else 'failed',
-      'code': code,
-      'seconds': round(time.perf_counter() - start, 2),
-      'command': run,
-      'error': '' if code == 0 else _last_line(place / 'log.txt'),
-  }
-  status.write_text(json.dumps(record, indent=2))
-  return record
-
-
 def main(argv: list[str]) -> None:
   with launch.door():
-    grid = points(_GRID.value)
+    points = grid.points(_GRID.value)
     if not (launch.ROOT / 'experiments' / f'{_EXPERIMENT.value}.py').exists():
-      raise ValueError(f'experiment={_EXPERIMENT.value!r} is unknown: name a '
-                       'file of experiments/ without its ending.')
+      raise ValueError(
+        f'experiment={_EXPERIMENT.value!r} is unknown: name a file of '
+        'experiments/ without its ending.'
+      )
   workdir = pathlib.Path(_WORKDIR.value).resolve()
   workdir.mkdir(parents=True, exist_ok=True)
   lines = workdir / 'sweep.jsonl'
   lines.write_text('')
   failed = 0
-  for number, point in enumerate(grid, 1):
-    found = run_point(
-        _EXPERIMENT.value, point, workdir, argv[1:], _TIMEOUT.value)
+  program = [sys.executable, '-m', f'experiments.{_EXPERIMENT.value}']
+  for number, point in enumerate(points, 1):
+    place = workdir / grid.folder(point)
+    flags_ = [*argv[1:], *grid.overrides(point), f'--workdir={place}']
+    found = grid.run_point(
+      program + flags_, point, place, root=launch.ROOT, timeout=_TIMEOUT.value
+    )
     records.append(lines, found)
     failed += found['status'] == 'failed'
     state = 'skipped, done' if found.get('skipped') else found['status']
-    print(f'{number}/{len(grid)} {folder(point)}: {state} '
-          f'({found["seconds"]} s) {found["error"]}'.rstrip(), flush=True)
+    print(
+      f'{number}/{len(points)} {place.name}: {state} '
+      f'({found["seconds"]} s) {found["error"]}'.rstrip(),
+      flush=True,
+    )
   if failed:
-    raise SystemExit(f'{failed} of {len(grid)} points failed; see log.txt of '
-                     f'each in {workdir}.')
-
-
-def _last_line(path: pathlib.Path) -> str:
-  lines = path.read_text(errors='replace').strip().splitlines()
-  return lines[-1] if lines else ''
+    raise SystemExit(
+      f'{failed} of {len(points)} points failed; see log.txt of '
+      f'each in {workdir}.'
+    )
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -142,8 +64,9 @@ def _parse(argv: list[str]) -> list[str]:
   with launch.door():
     rest = flags.FLAGS(argv[:cut])
     if len(rest) > 1:
-      raise ValueError(f'{rest[1]!r} is no flag: the flags of the experiment '
-                       'come after --.')
+      raise ValueError(
+        f'{rest[1]!r} is no flag: the flags of the experiment come after --.'
+      )
   return [argv[0], *argv[cut + 1 :]]
 
 

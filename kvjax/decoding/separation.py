@@ -61,10 +61,10 @@ class Verdict:
 
 
 def separate(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: jax.Array,
-    key: jax.Array,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  key: jax.Array,
 ) -> Verdict:
   """Puts noise on the past, one part at a time, and watches the next logits.
 
@@ -94,13 +94,13 @@ def _separate(config, params, tokens, key):
     # One compiled body for all scenarios: equal bits then mean equal values.
     queries, stream, row, keep = scenario
     corrupt = Past(
-        tuple(
-            _choose(index < queries, new, old)
-            for index, (new, old) in enumerate(
-                zip(noise.queries, past.queries, strict=True)
-            )
-        ),
-        _with_row(past.streams, noise.streams, stream, row),
+      tuple(
+        _choose(index < queries, new, old)
+        for index, (new, old) in enumerate(
+          zip(noise.queries, past.queries, strict=True)
+        )
+      ),
+      _with_row(past.streams, noise.streams, stream, row),
     )
     logits, read = replay(config, params, tokens, corrupt, keep)
     return logits[0], _largest_change(read.streams[1:], past.streams[1:])
@@ -108,26 +108,26 @@ def _separate(config, params, tokens, key):
   nothing, layers = (0, -1, -1, True), len(config.layers)
   scenarios = [nothing, (layers, -1, -1, True), (1, -1, -1, False)]
   scenarios += [
-      (0, s, row, True) for s in range(leaves) for row in range(count)
+    (0, s, row, True) for s in range(leaves) for row in range(count)
   ]
   columns = tuple(jnp.asarray(x) for x in zip(*scenarios, strict=True))
   logits, travelled = jax.lax.map(run, columns)
   change = jnp.max(jnp.abs(logits - logits[:1]), axis=-1)  # [scenarios, T]
   return Verdict(
-      queries=change[1, -1],
-      past_rows=jnp.max(change[1, :-1]),
-      naive=change[2, -1],
-      naive_by=travelled[2],
-      kept=change[3:, -1].reshape(layers, -1, count),
+    queries=change[1, -1],
+    past_rows=jnp.max(change[1, :-1]),
+    naive=change[2, -1],
+    naive_by=travelled[2],
+    kept=change[3:, -1].reshape(layers, -1, count),
   )
 
 
 def replay(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: jax.Array,
-    past: Past | None = None,
-    keep: jax.Array | bool = True,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  past: Past | None = None,
+  keep: jax.Array | bool = True,
 ) -> tuple[jax.Array, Past]:
   """Runs the uncached decoder with the past of its attention replaced.
 
@@ -151,16 +151,16 @@ def replay(
   x = embed(config, params, tokens, positions)
   read = []
   for index, (layer, p) in enumerate(
-      zip(config.layers, params['layers'], strict=True)
+    zip(config.layers, params['layers'], strict=True)
   ):
 
     def attention(h, index=index, layer=layer, p=p):
       variant, q = layer.attention, p['attention']
       rotary = variant.rotary
       table = (
-          None
-          if rotary is None
-          else rotary_table(rotary, positions, tokens.shape[1])
+        None
+        if rotary is None
+        else rotary_table(rotary, positions, tokens.shape[1])
       )
       asked = variant.ask(q, h, table, False)
       left = variant.leave(q, h, table)
@@ -169,16 +169,16 @@ def replay(
         kept = jax.tree.map(_before_last, past.streams[index], left)
         left = _choose(keep, kept, left)
       out, _ = plain_attention(
-          asked,
-          variant.unfold(q, left, False),
-          positions,
-          positions,
-          variant.scoring(q, params.get('relative'), False),
+        asked,
+        variant.unfold(q, left, False),
+        positions,
+        positions,
+        variant.scoring(q, params.get('relative'), False),
       )
       return variant.output(q, out.astype(h.dtype), False), (asked, left)
 
     x, found = run_layer(
-        layer, config.norm, p, x, attention, None, config.residual_scale
+      layer, config.norm, p, x, attention, None, config.residual_scale
     )
     read.append(found)
   queries, streams = zip(*read, strict=True)
@@ -199,8 +199,8 @@ def readers(tokens: int, scoring: Scoring) -> dict[str, jax.Array]:
   """
   shape = (1, 1, tokens, 3)
   rows = {
-      name: jax.random.normal(jax.random.key(i), shape)
-      for i, name in enumerate(('query', 'key', 'value'))
+    name: jax.random.normal(jax.random.key(i), shape)
+    for i, name in enumerate(('query', 'key', 'value'))
   }
   positions = jnp.arange(tokens, dtype=jnp.int32)[None, :]
 
@@ -215,8 +215,8 @@ def readers(tokens: int, scoring: Scoring) -> dict[str, jax.Array]:
     return jnp.any(run(moved) != run(rows), axis=-1)
 
   return {
-      name: jnp.stack([changed(name, row) for row in range(tokens)], axis=1)
-      for name in rows
+    name: jnp.stack([changed(name, row) for row in range(tokens)], axis=1)
+    for name in rows
   }
 
 
@@ -228,10 +228,12 @@ def _noise(past: Past, key: jax.Array) -> Past:
   leaves, tree = jax.tree.flatten(past)
   ends = np.cumsum([leaf.size for leaf in leaves])
   draw = jax.random.normal(key, (ends[-1],))  # one draw: quick to compile
-  return tree.unflatten([
+  return tree.unflatten(
+    [
       (jnp.std(x) * part.reshape(x.shape)).astype(x.dtype)
       for x, part in zip(leaves, jnp.split(draw, ends[:-1]), strict=True)
-  ])
+    ]
+  )
 
 
 def _with_row(streams: Any, noise: Any, stream: jax.Array, row: jax.Array):
@@ -239,7 +241,7 @@ def _with_row(streams: Any, noise: Any, stream: jax.Array, row: jax.Array):
   leaves, tree = jax.tree.flatten(streams)
   moved = []
   for index, (old, new) in enumerate(
-      zip(leaves, jax.tree.leaves(noise), strict=True)
+    zip(leaves, jax.tree.leaves(noise), strict=True)
   ):
     here = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 2) == row
     moved.append(jnp.where(here & (stream == index), new, old))

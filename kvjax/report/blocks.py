@@ -97,12 +97,12 @@ class Table:
     from rich.table import Table as RichTable
 
     table = RichTable(
-        title=self.title,
-        title_justify='left',
-        title_style='bold',
-        caption=self.note or None,
-        caption_justify='left',
-        box=box.SIMPLE_HEAD,
+      title=self.title,
+      title_justify='left',
+      title_style='bold',
+      caption=self.note or None,
+      caption_justify='left',
+      box=box.SIMPLE_HEAD,
     )
     for index, name in enumerate(self.columns):
       table.add_column(name, justify='right' if self._number(index) else 'left')
@@ -112,23 +112,23 @@ class Table:
 
   def html(self):
     head = ''.join(
-        f'<th{self._align(i)}>{inline(name)}</th>'
-        for i, name in enumerate(self.columns)
+      f'<th{self._align(i)}>{inline(name)}</th>'
+      for i, name in enumerate(self.columns)
     )
     body = ''.join(
-        '<tr>'
-        + ''.join(
-            f'<td{self._align(i)}>{inline(cell(value))}</td>'
-            for i, value in enumerate(row)
-        )
-        + '</tr>'
-        for row in self.rows
+      '<tr>'
+      + ''.join(
+        f'<td{self._align(i)}>{inline(cell(value))}</td>'
+        for i, value in enumerate(row)
+      )
+      + '</tr>'
+      for row in self.rows
     )
     note = f'<p class="note">{inline(self.note)}</p>' if self.note else ''
     return (
-        f'<figure><figcaption>{inline(self.title)}</figcaption>'
-        f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f'{note}</figure>'
+      f'<figure><figcaption>{inline(self.title)}</figcaption>'
+      f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+      f'{note}</figure>'
     )
 
   def _number(self, index: int) -> bool:
@@ -159,8 +159,8 @@ class Picture:
     data = base64.b64encode(self.png).decode()
     text = html.escape(self.caption.replace('`', ''), quote=True)
     return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-        f'<p class="note">{inline(self.caption)}</p></figure>'
+      f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
+      f'<p class="note">{inline(self.caption)}</p></figure>'
     )
 
 
@@ -188,10 +188,10 @@ def page(title: str, blocks: Iterable[Block]) -> str:
   """Returns a whole HTML document, self-contained."""
   body = '\n'.join(block.html() for block in blocks)
   return (
-      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-      '<meta name="viewport" content="width=device-width">\n'
-      f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n'
-      f'<body><main><h1>{inline(title)}</h1>\n{body}\n</main></body></html>\n'
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width">\n'
+    f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n'
+    f'<body><main><h1>{inline(title)}</h1>\n{body}\n</main></body></html>\n'
   )
 
 

@@ -16,7 +16,7 @@ INK, FAINT = '#1d2733', '#d8dee6'
 
 
 def bars(
-    title: str, rows: Mapping[str, tuple[float, float]], unit: str
+  title: str, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> bytes:
   """Returns a bar a row: what is kept, and what a Q cache would add to it."""
   figure, (axes,) = _figure(1, 7.5, 0.55 * len(rows) + 1.5)
@@ -26,12 +26,12 @@ def bars(
 
 
 def lines(
-    title: str,
-    series: Mapping[str, Mapping[float, float]],
-    x: str,
-    y: str,
-    *,
-    dashed: Sequence[str] = (),
+  title: str,
+  series: Mapping[str, Mapping[float, float]],
+  x: str,
+  y: str,
+  *,
+  dashed: Sequence[str] = (),
 ) -> bytes:
   """Returns log-log lines through points, one a series, named at their ends.
 
@@ -44,12 +44,12 @@ def lines(
     order = dashed if name in dashed else solid
     index = list(order).index(name) % len(COLOURS)
     axes.plot(
-        list(points),
-        list(points.values()),
-        marker=MARKERS[index],
-        color=COLOURS[index],
-        linestyle='--' if name in dashed else '-',
-        label=name,
+      list(points),
+      list(points.values()),
+      marker=MARKERS[index],
+      color=COLOURS[index],
+      linestyle='--' if name in dashed else '-',
+      label=name,
     )
   axes.set_xscale('log', base=2)
   axes.set_yscale('log')
@@ -62,10 +62,10 @@ def lines(
 
 
 def scatter(
-    title: str,
-    points: Mapping[str, Mapping[str, tuple[float, float, float]]],
-    x: str,
-    y: str,
+  title: str,
+  points: Mapping[str, Mapping[str, tuple[float, float, float]]],
+  x: str,
+  y: str,
 ) -> bytes:
   """Returns points `(x, y, spread)`: colour by series, marker by name within.
 
@@ -73,17 +73,17 @@ def scatter(
   """
   figure, (axes,) = _figure(1, 7.5, 4.4)
   names = list(dict.fromkeys(n for group in points.values() for n in group))
-  for index, (series, group) in enumerate(points.items()):
+  for index, group in enumerate(points.values()):
     for name, (at, value, spread) in group.items():
       axes.errorbar(
-          at,
-          value,
-          yerr=spread or None,
-          color=COLOURS[index],
-          marker=MARKERS[names.index(name)],
-          markersize=7,
-          alpha=0.85,
-          capsize=2,
+        at,
+        value,
+        yerr=spread or None,
+        color=COLOURS[index],
+        marker=MARKERS[names.index(name)],
+        markersize=7,
+        alpha=0.85,
+        capsize=2,
       )
   for index, series in enumerate(points):
     axes.plot([], [], 's', color=COLOURS[index], label=series, markersize=8)
@@ -99,7 +99,7 @@ def scatter(
 
 
 def heat(
-    title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
+  title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> bytes:
   """Returns square matrices side by side, rows asking and columns asked.
 
@@ -123,10 +123,10 @@ def heat(
 
 
 def lifetimes(
-    title: str,
-    lives: Mapping[str, Sequence[tuple[int, int]]],
-    memory: Mapping[str, tuple[float, float]],
-    unit: str,
+  title: str,
+  lives: Mapping[str, Sequence[tuple[int, int]]],
+  memory: Mapping[str, tuple[float, float]],
+  unit: str,
 ) -> bytes:
   """Returns how long each token's tensors live, and bytes a token beside it.
 
@@ -143,12 +143,12 @@ def lifetimes(
     starts = np.asarray([first - 0.43 for first, _ in spans])
     ends = np.asarray([last + 0.43 for _, last in spans])
     left.barh(
-        np.arange(count) + (index - (len(lives) - 1) / 2) * height,
-        ends - starts,
-        left=starts,
-        height=0.82 * height,
-        color=COLOURS[(5, 0, 2)[index % 3]],
-        label=name,
+      np.arange(count) + (index - (len(lives) - 1) / 2) * height,
+      ends - starts,
+      left=starts,
+      height=0.82 * height,
+      color=COLOURS[(5, 0, 2)[index % 3]],
+      label=name,
     )
   left.set_xlim(-0.6, count - 0.4)
   left.set_xticks(range(count))
@@ -164,20 +164,20 @@ def lifetimes(
 
 
 def _memory_bars(
-    axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
+  axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> None:
   kept, more = np.asarray(list(rows.values()), float).T
   places = range(len(rows))
   axes.barh(places, kept, color=COLOURS[0], label='the cache')
   # What would be kept for nothing is hatched, not filled.
   axes.barh(
-      places,
-      more,
-      left=kept,
-      color='white',
-      edgecolor=COLOURS[5],
-      hatch='////',
-      label='a Q cache would add',
+    places,
+    more,
+    left=kept,
+    color='white',
+    edgecolor=COLOURS[5],
+    hatch='////',
+    label='a Q cache would add',
   )
   widest = max(kept + more)
   for y, (size, end) in enumerate(zip(kept, kept + more, strict=True)):
@@ -198,7 +198,7 @@ def _locator(count: int) -> Any:
 
 
 def _figure(
-    panels: int, width: float, height: float, ratio: Sequence[float] = ()
+  panels: int, width: float, height: float, ratio: Sequence[float] = ()
 ) -> tuple[Any, Any]:
   import matplotlib
 
@@ -207,7 +207,7 @@ def _figure(
 
   figure = Figure((width, height), layout='constrained')
   axes = figure.subplots(
-      1, panels, squeeze=False, width_ratios=list(ratio) or None
+    1, panels, squeeze=False, width_ratios=list(ratio) or None
   )[0]
   for panel in axes:
     panel.spines[['top', 'right']].set_visible(False)

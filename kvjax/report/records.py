@@ -35,7 +35,7 @@ def read(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
         record = json.loads(line)
       except json.JSONDecodeError as error:
         raise ValueError(
-            f'{path}:{number} is no JSON ({error.msg}). Give .jsonl files.'
+          f'{path}:{number} is no JSON ({error.msg}). Give .jsonl files.'
         ) from None
       if not isinstance(record, dict):
         raise ValueError(f'{path}:{number} is no JSON object.')
@@ -53,18 +53,18 @@ def environment() -> dict[str, Any]:
 
   device = jax.devices()[0]
   return {
-      'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-      'commit': commit(),
-      'kvjax': kvjax.__version__,
-      'python': platform.python_version(),
-      'jax': jax.__version__,
-      'flax': flax.__version__,
-      'numpy': np.__version__,
-      'platform': device.platform,
-      'device': device.device_kind,
-      'devices': jax.device_count(),
-      'processor': processor(),
-      'cores': os.cpu_count(),
+    'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+    'commit': commit(),
+    'kvjax': kvjax.__version__,
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'flax': flax.__version__,
+    'numpy': np.__version__,
+    'platform': device.platform,
+    'device': device.device_kind,
+    'devices': jax.device_count(),
+    'processor': processor(),
+    'cores': os.cpu_count(),
   }
 
 
@@ -73,11 +73,11 @@ def commit() -> str | None:
   root = pathlib.Path(__file__).parents[2]
   try:
     found = subprocess.run(
-        ['git', 'describe', '--always', '--dirty=+', '--abbrev=10'],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=10,
+      ['git', 'describe', '--always', '--dirty=+', '--abbrev=10'],
+      cwd=root,
+      capture_output=True,
+      text=True,
+      timeout=10,
     )
   except (OSError, subprocess.TimeoutExpired):
     return None

@@ -13,10 +13,10 @@ Row = list[Any]
 
 
 def summarize(
-    records: Sequence[Mapping[str, Any]],
-    by: Sequence[str],
-    values: Sequence[str],
-    where: Mapping[str, str] | None = None,
+  records: Sequence[Mapping[str, Any]],
+  by: Sequence[str],
+  values: Sequence[str],
+  where: Mapping[str, str] | None = None,
 ) -> tuple[list[str], list[Row]]:
   """Groups records and returns a table of medians and half ranges.
 
@@ -43,15 +43,15 @@ def summarize(
   if not groups:
     known = sorted({name for record in wanted for name in record})
     raise ValueError(
-        f'by={",".join(by)} value={",".join(values)} fit none of '
-        f'{len(wanted)} records; their fields: {", ".join(known) or "none"}.'
+      f'by={",".join(by)} value={",".join(values)} fit none of '
+      f'{len(wanted)} records; their fields: {", ".join(known) or "none"}.'
     )
   columns = [*by]
   for value in values:
     columns += [value, f'{value} ±']
   rows = [
-      [*key, *_statistics(group, values), len(group)]
-      for key, group in groups.items()
+    [*key, *_statistics(group, values), len(group)]
+    for key, group in groups.items()
   ]
   return [*columns, 'n'], rows
 
@@ -82,18 +82,16 @@ def comma_separated(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 FORMATS: dict[str, Callable[[Sequence[str], Sequence[Row]], str]] = {
-    'markdown': markdown,
-    'csv': comma_separated,
-    'latex': latex,
+  'markdown': markdown,
+  'csv': comma_separated,
+  'latex': latex,
 }
 
 
 def _statistics(group, values):
   found = []
   for value in values:
-    numbers = [
-        float(x) for r in group if (x := _get(r, value)) is not None
-    ]
+    numbers = [float(x) for r in group if (x := _get(r, value)) is not None]
     found += [float(np.median(numbers)), float(np.ptp(numbers)) / 2]
   return found
 

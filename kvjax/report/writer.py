@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from kvjax.report import records
 from kvjax.report.blocks import Block, Picture, page
+
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Writer:
 
 
 def start(
-    workdir: str | pathlib.Path, name: str, title: str, run: Mapping[str, Any]
+  workdir: str | pathlib.Path, name: str, title: str, run: Mapping[str, Any]
 ) -> Writer:
   """Returns a new report, its JSON lines emptied and the run recorded.
 
@@ -78,22 +80,35 @@ def start(
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
   """Shows a bar on stderr; yields a function of the work done so far."""
   from rich.console import Console
-  from rich.progress import BarColumn, MofNCompleteColumn, Progress
-  from rich.progress import TextColumn, TimeElapsedColumn
+  from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+  )
 
   columns: Sequence[Any] = (
-      TextColumn('{task.description}'),
-      BarColumn(),
-      MofNCompleteColumn(),
-      TimeElapsedColumn(),
+    TextColumn('{task.description}'),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
   )
   console = Console(stderr=True)
   quiet = not sys.stderr.isatty()
   with Progress(
-      *columns, console=console, disable=quiet, transient=True
+    *columns, console=console, disable=quiet, transient=True
   ) as bar:
     task = bar.add_task(label, total=total)
     yield lambda done: bar.update(task, completed=done)
+
+
+def follow(label: str, steps: Iterable[T], total: int) -> Iterator[T]:
+  """Yields what `steps` yields, with a bar on stderr."""
+  with progress(label, total) as advance:
+    for done, step in enumerate(steps, 1):
+      yield step
+      advance(done)
 
 
 def _print(renderable: Any) -> None:

@@ -18,12 +18,12 @@ from kvjax.training.loss import bits, next_token_loss
 
 @functools.partial(jax.jit, static_argnames=('config', 'kind', 'codec'))
 def logits_through_cache(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: jax.Array,
-    *,
-    kind: Kind | None = None,
-    codec: Codec | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  *,
+  kind: Kind | None = None,
+  codec: Codec | None = None,
 ) -> jax.Array:
   """Returns logits `[B, T, V]`, the tokens fed one by one through a cache.
 
@@ -57,7 +57,7 @@ def bits_per_byte(logits: jax.Array, tokens: jax.Array) -> float:
 
 
 def assert_equal_logits(
-    cached: jax.Array, uncached: jax.Array, relative: float
+  cached: jax.Array, uncached: jax.Array, relative: float
 ) -> float:
   """Returns the largest difference; raises beyond `relative` times the largest.
 
@@ -65,7 +65,5 @@ def assert_equal_logits(
     AssertionError: cached and uncached decoding part.
   """
   scale = float(jnp.max(jnp.abs(uncached)))
-  chex.assert_trees_all_close(
-      cached, uncached, rtol=0.0, atol=relative * scale
-  )
+  chex.assert_trees_all_close(cached, uncached, rtol=0.0, atol=relative * scale)
   return float(jnp.max(jnp.abs(cached - uncached)))

@@ -19,8 +19,8 @@ def bytes_per_token(config: ModelConfig, codec: Codec | None = None) -> int:
       stored = codec if codec is not None and stream.quantize else Plain()
       leaves = stored.leaves(stream.width, config.dtype)
       total += stream.heads * sum(
-          math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
-          for leaf in jax.tree.leaves(leaves)
+        math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(leaves)
       )
   return total
 

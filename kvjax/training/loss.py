@@ -26,12 +26,12 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   chex.assert_rank(logits, 3)
   chex.assert_shape(tokens, logits.shape[:2])
   return optax.softmax_cross_entropy_with_integer_labels(
-      logits[:, :-1], tokens[:, 1:]
+    logits[:, :-1], tokens[:, 1:]
   )
 
 
 def loss(
-    config: ModelConfig, params: Mapping[str, Any], tokens: jax.Array
+  config: ModelConfig, params: Mapping[str, Any], tokens: jax.Array
 ) -> jax.Array:
   """Returns the mean loss of `tokens [B, T]`, uncached, in nats a token."""
   return jnp.mean(next_token_loss(forward(config, params, tokens), tokens))

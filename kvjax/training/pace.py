@@ -15,31 +15,36 @@ from kvjax.models.forward import forward
 
 
 def measure(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    *,
-    contexts: Sequence[int],
-    steps: int,
-    repeats: int,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  *,
+  contexts: Sequence[int],
+  steps: int,
+  repeats: int,
 ) -> list[dict[str, Any]]:
   """Returns a record a context: seconds a token, cached and uncached."""
   cached = cached_seconds(
-      config, params, contexts, steps=steps, repeats=repeats
+    config, params, contexts, steps=steps, repeats=repeats
   )
   uncached = uncached_seconds(config, params, contexts, repeats=repeats)
   return [
-      {'context': c, 'cached': cached[c], 'uncached': uncached[c]}
-      for c in contexts
+    {
+      'record': 'pace',
+      'context': c,
+      'cached': cached[c],
+      'uncached': uncached[c],
+    }
+    for c in contexts
   ]
 
 
 def cached_seconds(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    contexts: Sequence[int],
-    *,
-    steps: int,
-    repeats: int,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  contexts: Sequence[int],
+  *,
+  steps: int,
+  repeats: int,
 ) -> dict[int, float]:
   """Returns median seconds of a greedy decode step after each context.
 
@@ -64,11 +69,11 @@ def cached_seconds(
 
 
 def uncached_seconds(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    contexts: Sequence[int],
-    *,
-    repeats: int,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  contexts: Sequence[int],
+  *,
+  repeats: int,
 ) -> dict[int, float]:
   """Returns median seconds of a forward pass, which is one token uncached."""
   found = {}
@@ -81,11 +86,11 @@ def uncached_seconds(
 
 def check_contexts(contexts: Sequence[int]) -> None:
   """Raises ValueError unless contexts are positive and increase."""
-  if not contexts or min(contexts) < 1 or list(contexts) != sorted(
-      set(contexts)
+  if (
+    not contexts or min(contexts) < 1 or list(contexts) != sorted(set(contexts))
   ):
     raise ValueError(
-        f'contexts={tuple(contexts)} must be positive and increase.'
+      f'contexts={tuple(contexts)} must be positive and increase.'
     )
 
 

@@ -41,9 +41,9 @@ class Sample:
     need = len(self.prompt.encode()) + self.tokens
     if need > self.capacity:
       raise ValueError(
-          f'A prompt of {need - self.tokens} bytes and {self.tokens} tokens '
-          f'exceed capacity={self.capacity}. Use capacity={need} or a shorter '
-          'prompt.'
+        f'A prompt of {need - self.tokens} bytes and {self.tokens} tokens '
+        f'exceed capacity={self.capacity}. Use capacity={need} or a shorter '
+        'prompt.'
       )
 
   def with_prompt(self, text: np.ndarray) -> 'Sample':
@@ -53,37 +53,37 @@ class Sample:
     room = min(60, self.capacity - self.tokens)
     if room < 1:
       raise ValueError(
-          f'tokens={self.tokens} leave no room for a prompt in capacity='
-          f'{self.capacity}. Use a larger capacity.'
+        f'tokens={self.tokens} leave no room for a prompt in capacity='
+        f'{self.capacity}. Use a larger capacity.'
       )
     prompt = bytes(text[:room].astype(np.uint8)).decode('utf-8', 'ignore')
     return dataclasses.replace(self, prompt=prompt)
 
 
 def continuation(
-    sample: Sample, config: ModelConfig, params: Mapping[str, Any], seed: int
+  sample: Sample, config: ModelConfig, params: Mapping[str, Any], seed: int
 ) -> str:
   """Returns text that the model writes after the prompt, through its cache."""
   tokens = _bytes(sample.prompt)
   cache = init_cache(config, 1, sample.capacity)
   logits, cache = prefill(config, params, cache, tokens)
   written, _ = generate(
-      config,
-      params,
-      cache,
-      logits,
-      sample.tokens,
-      temperature=sample.temperature,
-      top_p=sample.top_p,
-      seed=seed,
-      block=sample.tokens,
+    config,
+    params,
+    cache,
+    logits,
+    sample.tokens,
+    temperature=sample.temperature,
+    top_p=sample.top_p,
+    seed=seed,
+    block=sample.tokens,
   )
   data = bytes(np.asarray(written[0]).astype(np.uint8))
   return data.decode('utf-8', 'replace')
 
 
 def attention(
-    config: ModelConfig, params: Mapping[str, Any], prompt: str, heads: int = 2
+  config: ModelConfig, params: Mapping[str, Any], prompt: str, heads: int = 2
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns weights `[T, T]` of the first heads of each layer, and its bytes.
 
@@ -95,12 +95,12 @@ def attention(
   text = prompt[:40]
   layers = range(len(config.layers))
   _, weights = forward(
-      config, params, _bytes(text), attention_layers=tuple(layers)
+    config, params, _bytes(text), attention_layers=tuple(layers)
   )
   panels = {
-      f'layer {layer}, head {head}': np.asarray(weights[layer][0, head])
-      for layer in layers
-      for head in range(min(heads, weights[layer].shape[1]))
+    f'layer {layer}, head {head}': np.asarray(weights[layer][0, head])
+    for layer in layers
+    for head in range(min(heads, weights[layer].shape[1]))
   }
   labels = [chr(b) if 32 < b < 127 else '·' for b in text.encode()]
   return panels, labels

@@ -44,24 +44,24 @@ class Recipe:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
     if not self.learning_rate > 0:
       raise ValueError(
-          f'learning_rate={self.learning_rate} must be greater than 0.'
+        f'learning_rate={self.learning_rate} must be greater than 0.'
       )
 
   def optimizer(self) -> optax.GradientTransformation:
     """Returns clipped AdamW under this schedule."""
     rate = optax.warmup_cosine_decay_schedule(
-        0.0,
-        self.learning_rate,
-        min(self.warmup, self.steps // 2),
-        self.steps,
-        0.1 * self.learning_rate,
+      0.0,
+      self.learning_rate,
+      min(self.warmup, self.steps // 2),
+      self.steps,
+      0.1 * self.learning_rate,
     )
     # One flat vector: a kernel for all parameters, not several for each.
     return optax.flatten(
-        optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.adamw(rate, b2=0.98, weight_decay=self.weight_decay),
-        )
+      optax.chain(
+        optax.clip_by_global_norm(self.clip),
+        optax.adamw(rate, b2=0.98, weight_decay=self.weight_decay),
+      )
     )
 
 
@@ -74,7 +74,7 @@ class TrainState:
 
 
 def init_state(
-    config: ModelConfig, recipe: Recipe, key: jax.Array
+  config: ModelConfig, recipe: Recipe, key: jax.Array
 ) -> TrainState:
   """Returns the state before the first update."""
   params = init_params(config, key)
@@ -82,26 +82,26 @@ def init_state(
 
 
 @functools.partial(
-    jax.jit, static_argnames=('config', 'recipe'), donate_argnames='state'
+  jax.jit, static_argnames=('config', 'recipe'), donate_argnames='state'
 )
 def train_step(
-    config: ModelConfig, recipe: Recipe, state: TrainState, tokens: jax.Array
+  config: ModelConfig, recipe: Recipe, state: TrainState, tokens: jax.Array
 ) -> tuple[jax.Array, TrainState]:
   """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state."""
   value, gradient = jax.value_and_grad(loss, 1)(config, state.params, tokens)
   updates, moments = recipe.optimizer().update(
-      gradient, state.moments, state.params
+    gradient, state.moments, state.params
   )
   return value, TrainState(optax.apply_updates(state.params, updates), moments)
 
 
 def train(
-    config: ModelConfig,
-    recipe: Recipe,
-    corpus: Corpus,
-    *,
-    seed: int,
-    progress: Callable[[int], None] = lambda step: None,
+  config: ModelConfig,
+  recipe: Recipe,
+  corpus: Corpus,
+  *,
+  seed: int,
+  progress: Callable[[int], None] = lambda step: None,
 ) -> tuple[Any, np.ndarray]:
   """Trains a model from its seed; the same seed gives the same parameters.
 
@@ -119,7 +119,7 @@ def train(
   losses = []
   for step in range(recipe.steps):
     tokens = training_batch(
-        corpus, seed=seed, step=step, batch=recipe.batch, length=recipe.length
+      corpus, seed=seed, step=step, batch=recipe.batch, length=recipe.length
     )
     value, state = train_step(config, recipe, state, tokens)
     losses.append(float(value))

@@ -19,15 +19,16 @@ from kvjax.decoding.separation import separate
 from kvjax.models.config import ModelConfig
 from kvjax.models.forward import forward
 from kvjax.training.evaluate import (
-    assert_equal_logits,
-    bits_per_byte,
-    logits_through_cache,
+  assert_equal_logits,
+  bits_per_byte,
+  logits_through_cache,
 )
 from kvjax.training.footprint import (
-    bytes_per_token,
-    query_bytes_per_token,
-    stream_bytes,
+  bytes_per_token,
+  query_bytes_per_token,
+  stream_bytes,
 )
+from kvjax.training.variants import num_params
 
 Record = dict[str, Any]
 
@@ -53,11 +54,11 @@ class Study:
   def __post_init__(self):
     if not 0 < self.sinks < self.budget:
       raise ValueError(
-          f'sinks={self.sinks} must lie between 1 and budget={self.budget} - 1.'
+        f'sinks={self.sinks} must lie between 1 and budget={self.budget} - 1.'
       )
     if self.rows < 1 or self.past < 1:
       raise ValueError(
-          f'rows={self.rows} and past={self.past} must be at least 1.'
+        f'rows={self.rows} and past={self.past} must be at least 1.'
       )
 
   def caches(self) -> dict[str, tuple[Kind | None, Codec | None]]:
@@ -65,16 +66,30 @@ class Study:
     recent = Sinks(sinks=self.sinks, window=self.budget - self.sinks)
     score = HeavyHitters(recent=self.budget // 2)
     return {
-        'dense': (None, None),
-        'int8': (None, Int8()),
-        'ring': (Ring(window=self.budget), None),
-        'sinks': (recent, None),
-        'bounded': (Bounded(budget=self.budget, score=score), None),
+      'dense': (None, None),
+      'int8': (None, Int8()),
+      'ring': (Ring(window=self.budget), None),
+      'sinks': (recent, None),
+      'bounded': (Bounded(budget=self.budget, score=score), None),
+    }
+
+
+def sizes(models: Mapping[str, ModelConfig]) -> Iterator[Record]:
+  """Yields parameters of each model, and how far from the first it is."""
+  counts = {name: num_params(config) for name, config in models.items()}
+  first = next(iter(counts.values()))
+  for name, config in models.items():
+    yield {
+      'record': 'model',
+      'variant': name,
+      'parameters': counts[name],
+      'apart': counts[name] / first - 1,
+      'hidden': getattr(config.layers[0].mlp, 'hidden', None),
     }
 
 
 def quality(
-    study: Study, config: ModelConfig, params: Mapping[str, Any], tokens: Any
+  study: Study, config: ModelConfig, params: Mapping[str, Any], tokens: Any
 ) -> Iterator[Record]:
   """Yields held-out bits per byte through each cache beside its bytes.
 
@@ -93,25 +108,29 @@ def quality(
   bits = bits_per_byte(uncached, tokens)
   for name, (kind, codec) in study.caches().items():
     logits = logits_through_cache(
-        config, params, tokens, kind=kind, codec=codec
+      config, params, tokens, kind=kind, codec=codec
     )
-    found = {'cache': name, 'bits': bits_per_byte(logits, tokens)}
+    found = {
+      'record': 'quality',
+      'cache': name,
+      'bits': bits_per_byte(logits, tokens),
+    }
     if name == 'dense':
       found['difference'] = assert_equal_logits(
-          logits, uncached, study.tolerance
+        logits, uncached, study.tolerance
       )
       found['largest_logit'] = float(jnp.max(jnp.abs(uncached)))
     yield found | {
-        'uncached_bits': bits,
-        **footprint(config, tokens.shape, kind, codec),
+      'uncached_bits': bits,
+      **footprint(config, tokens.shape, kind, codec),
     }
 
 
 def footprint(
-    config: ModelConfig,
-    shape: tuple[int, int],
-    kind: Kind | None,
-    codec: Codec | None,
+  config: ModelConfig,
+  shape: tuple[int, int],
+  kind: Kind | None,
+  codec: Codec | None,
 ) -> Record:
   """Returns bytes of a cache of `shape` rows and tokens, really allocated.
 
@@ -125,25 +144,24 @@ def footprint(
   predicted = promised * rows * slots // len(config.layers)
   if allocated != predicted:
     raise AssertionError(
-        f'The cache occupies {allocated} bytes; its config promised '
-        f'{predicted}.'
+      f'The cache occupies {allocated} bytes; its config promised {predicted}.'
     )
   return {
-      'context': tokens,
-      'bytes_per_token': promised,
-      'held_per_token': allocated / rows / tokens,
-      'predicted_bytes': predicted,
-      'allocated_bytes': allocated,
-      'query_bytes': query_bytes_per_token(config) * rows * tokens,
+    'context': tokens,
+    'bytes_per_token': promised,
+    'held_per_token': allocated / rows / tokens,
+    'predicted_bytes': predicted,
+    'allocated_bytes': allocated,
+    'query_bytes': query_bytes_per_token(config) * rows * tokens,
   }
 
 
 def separation(
-    study: Study,
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: np.ndarray,
-    seed: int,
+  study: Study,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: np.ndarray,
+  seed: int,
 ) -> Record:
   """Returns what noise on each part of the past does to the next logits.
 
@@ -156,13 +174,14 @@ def separation(
   text = jnp.asarray(tokens[:1, : study.past + 1])
   verdict = separate(config, params, text, jax.random.key(seed))
   return {
-      'past': text.shape[1] - 1,
-      'queries': float(verdict.queries),
-      'past_rows': float(verdict.past_rows),
-      'naive': float(verdict.naive),
-      'naive_by': float(verdict.naive_by),
-      'kept_rows': verdict.kept.size,
-      'kept_changed': int(jnp.sum(verdict.kept > 0)),
-      'kept_least': float(jnp.min(verdict.kept)),
-      'kept_most': float(jnp.max(verdict.kept)),
+    'record': 'separation',
+    'past': text.shape[1] - 1,
+    'queries': float(verdict.queries),
+    'past_rows': float(verdict.past_rows),
+    'naive': float(verdict.naive),
+    'naive_by': float(verdict.naive_by),
+    'kept_rows': verdict.kept.size,
+    'kept_changed': int(jnp.sum(verdict.kept > 0)),
+    'kept_least': float(jnp.min(verdict.kept)),
+    'kept_most': float(jnp.max(verdict.kept)),
   }

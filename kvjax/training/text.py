@@ -44,10 +44,10 @@ class Corpus:
   def facts(self) -> dict[str, object]:
     """Returns what a result file says of its text."""
     return {
-        'source': self.source,
-        'bytes': self.size,
-        'held_out_bytes': self.held_out.size,
-        'sha256': self.digest,
+      'source': self.source,
+      'bytes': self.size,
+      'held_out_bytes': self.held_out.size,
+      'sha256': self.digest,
     }
 
 
@@ -64,7 +64,7 @@ def load_corpus(path: str | None = None) -> Corpus:
     data = pathlib.Path(path).read_bytes()
   except OSError as error:
     raise ValueError(
-        f'text={path!r} cannot be read ({error.strerror}). Name a file.'
+      f'text={path!r} cannot be read ({error.strerror}). Name a file.'
     ) from error
   return split(data, path)
 
@@ -78,8 +78,8 @@ def split(data: bytes, source: str) -> Corpus:
   """
   if len(data) < 2 * BLOCK:
     raise ValueError(
-        f'text={source!r} has {len(data)} bytes: at least {2 * BLOCK} are '
-        'needed, a block to learn from and a block held out. Use a longer file.'
+      f'text={source!r} has {len(data)} bytes: at least {2 * BLOCK} are '
+      'needed, a block to learn from and a block held out. Use a longer file.'
     )
   text = np.frombuffer(data, np.uint8)
   blocks = text[: len(text) // BLOCK * BLOCK].reshape(-1, BLOCK)
@@ -87,10 +87,10 @@ def split(data: bytes, source: str) -> Corpus:
   held = np.zeros(len(blocks), bool)
   held[first::HELD_OUT_EVERY] = True
   return Corpus(
-      source,
-      blocks[~held].reshape(-1),
-      blocks[held],
-      hashlib.sha256(data).hexdigest()[:12],
+    source,
+    blocks[~held].reshape(-1),
+    blocks[held],
+    hashlib.sha256(data).hexdigest()[:12],
   )
 
 
@@ -101,9 +101,9 @@ def standard_library() -> bytes:
   """
   root = pathlib.Path(sysconfig.get_paths()['stdlib'])
   files = sorted(
-      path
-      for path in root.rglob('*.py')
-      if not _SKIPPED & set(path.relative_to(root).parts)
+    path
+    for path in root.rglob('*.py')
+    if not _SKIPPED & set(path.relative_to(root).parts)
   )
   data = b'\n'.join(path.read_bytes() for path in files)
   if len(data) >= 100 * BLOCK:
@@ -113,7 +113,7 @@ def standard_library() -> bytes:
 
 
 def training_batch(
-    corpus: Corpus, *, seed: int, step: int, batch: int, length: int
+  corpus: Corpus, *, seed: int, step: int, batch: int, length: int
 ) -> np.ndarray:
   """Returns int32 `[batch, length + 1]` of random training windows.
 
@@ -146,5 +146,5 @@ def _windows(text: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 def _check_length(length: int, limit: int) -> None:
   if not 2 <= length <= limit:
     raise ValueError(
-        f'length={length} must lie between 2 and the {limit} bytes there are.'
+      f'length={length} must lie between 2 and the {limit} bytes there are.'
     )

@@ -59,15 +59,15 @@ def model(variant: str, shape: Shape, hidden: int | None = None) -> ModelConfig:
   attention = _attention(variant, shape)
   layer = Layer(attention, MLP(shape.hidden if hidden is None else hidden))
   return ModelConfig(
-      vocab_size=shape.vocab_size,
-      width=shape.width,
-      layers=(layer,) * shape.layers,
-      dtype=shape.dtype,
+    vocab_size=shape.vocab_size,
+    width=shape.width,
+    layers=(layer,) * shape.layers,
+    dtype=shape.dtype,
   )
 
 
 def equal_models(
-    variants: tuple[str, ...], shape: Shape, tolerance: float = 0.02
+  variants: tuple[str, ...], shape: Shape, tolerance: float = 0.02
 ) -> dict[str, ModelConfig]:
   """Returns a model a variant, of equal parameters: only `hidden` differs.
 
@@ -83,8 +83,8 @@ def equal_models(
     count = num_params(models[variant])
     if abs(count / target - 1) > tolerance:
       raise ValueError(
-          f'{variant} has {count} parameters where mha has {target}: more than '
-          f'{tolerance:.0%} apart whatever its MLP. Use a larger hidden.'
+        f'{variant} has {count} parameters where mha has {target}: more than '
+        f'{tolerance:.0%} apart whatever its MLP. Use a larger hidden.'
       )
   return models
 
@@ -98,15 +98,15 @@ def num_params(config: ModelConfig) -> int:
 def _attention(variant: str, shape: Shape) -> Grouped | Latent:
   if variant not in VARIANTS:
     raise ValueError(
-        f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
+      f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
   if variant == 'mla':
     return Latent(
-        num_heads=shape.num_heads,
-        latent_width=shape.latent_width,
-        key_width=shape.key_width,
-        value_width=shape.key_width,
-        rotary=Rotary(shape.latent_rotary_width),
+      num_heads=shape.num_heads,
+      latent_width=shape.latent_width,
+      key_width=shape.key_width,
+      value_width=shape.key_width,
+      rotary=Rotary(shape.latent_rotary_width),
     )
   kv = {'mha': shape.num_heads, 'gqa': shape.num_kv_heads, 'mqa': 1}[variant]
   rotary = Rotary(shape.rotary_width)

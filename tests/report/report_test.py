@@ -82,12 +82,14 @@ def test_plots_are_pictures_and_repeat_themselves():
   memory = {'MHA': (512.0, 256.0), 'MQA': (64.0, 256.0)}
   made = lambda: [
     plots.bars('t', memory, 'bytes'),
-    plots.lines('t', {'a': {1: 2.0, 4: 3.0}, 'b': {1: 9.0}}, 'x', 'y',
-                dashed=['b']),
+    plots.lines(
+      't', {'a': {1: 2.0, 4: 3.0}, 'b': {1: 9.0}}, 'x', 'y', dashed=['b']
+    ),
     plots.scatter('t', {'a': {'dense': (8.0, 1.0, 0.1)}}, 'x', 'y'),
     plots.heat('t', {'h': np.eye(3)}, 'abc'),
-    plots.lifetimes('t', {'q': [(0, 0), (1, 1)], 'k': [(0, 1), (1, 1)]},
-                    memory, 'bytes'),
+    plots.lifetimes(
+      't', {'q': [(0, 0), (1, 1)], 'k': [(0, 1), (1, 1)]}, memory, 'bytes'
+    ),
   ]
   first = made()
   assert all(png.startswith(PNG) for png in first)

@@ -38,8 +38,9 @@ def test_replaying_the_past_as_it_was_is_the_uncached_model():
 
 
 def test_a_first_layer_alone_has_no_path_for_an_early_query():
-  config = variants.model('mha', variants.Shape(
-    1, 20, 4, 2, 6, 4, 10, 2, 30, vocab_size=23))
+  config = variants.model(
+    'mha', variants.Shape(1, 20, 4, 2, 6, 4, 10, 2, 30, vocab_size=23)
+  )
   params = kvjax.init_params(config, jax.random.key(0))
   tokens = jnp.arange(5, dtype=jnp.int32)[None, :]
   verdict = separate(config, params, tokens, jax.random.key(2))

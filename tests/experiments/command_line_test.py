@@ -1,0 +1,127 @@
+"""Bad command lines end in one line and status 2, before any compilation."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import aggregate
+from kvjax.report import grid
+
+ROOT = pathlib.Path(__file__).parents[2]
+BAD = {
+  'unknown_variant': (['--variant=mxa'], "variant='mxa' is unknown"),
+  'missing_text': (['--text=no/such.txt'], "text='no/such.txt' cannot be read"),
+  'empty_text': (['--text={empty}'], 'has 0 bytes'),
+  'mistyped_override': (['--config.model.widht=3'], 'no field'),
+  'mistyped_value': (['--config.training.steps=abc'], "'abc'"),
+  'unknown_setting': (['--config=configs/compare.py:big'], "setting='big'"),
+  'missing_config': (['--config=configs/no.py'], 'cannot be read'),
+  'unknown_flag': (['--varaint=mha'], 'varaint'),
+  'no_flag': (['mha'], "'mha' is no flag"),
+  'no_variant': (['--variant='], 'at least one'),
+  'long_prompt': (['--prompt=' + 'a' * 400], 'exceed capacity=512'),
+  'indivisible_heads': (['--config.model.num_kv_heads=3'], 'not a multiple'),
+  'odd_rotary': (['--config.model.rotary_width=7'], 'Rotary width=7'),
+  'negative_temperature': (['--temperature=-1'], 'temperature=-1.0'),
+  'top_p_of_0': (['--top_p=0'], 'top_p=0.0'),
+}
+
+
+def _run(module, *flags):
+  return subprocess.Popen(
+    [sys.executable, '-m', f'experiments.{module}', *flags],
+    cwd=ROOT,
+    env=os.environ | {'JAX_LOG_COMPILES': '1', 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_compare_refuses(name, tmp_path):
+  flags, words = BAD[name]
+  (tmp_path / 'empty').write_text('')
+  flags = [flag.format(empty=tmp_path / 'empty') for flag in flags]
+  run = _run('compare', *flags, f'--workdir={tmp_path / "out"}')
+  out, err = run.communicate(timeout=120)
+  assert run.returncode == 2
+  assert out == ''
+  assert len(err.strip().splitlines()) == 1, err  # so nothing was compiled
+  assert err.startswith('compare: ') and words in err
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  ('module', 'flags', 'words'),
+  [
+    ('sweep', ['--grid=a'], "grid='a' must be name=value"),
+    ('sweep', ['--experiment=nope'], "experiment='nope' is unknown"),
+    ('aggregate', [], 'No files'),
+    ('aggregate', ['--format=pdf', 'x.jsonl'], "format='pdf' is unknown"),
+    ('aggregate', ['no.jsonl'], 'no.jsonl cannot be read'),
+  ],
+)
+def test_the_others_refuse(module, flags, words, tmp_path):
+  run = _run(module, *flags)
+  _, err = run.communicate(timeout=120)
+  assert run.returncode == 2
+  assert len(err.strip().splitlines()) == 1 and words in err
+
+
+def test_a_grid_is_a_product_and_keeps_tuples_whole():
+  found = grid.points(['a=1,2', 'b=(1,2),x'])
+  assert found == [
+    {'a': '1', 'b': '(1,2)'},
+    {'a': '1', 'b': 'x'},
+    {'a': '2', 'b': '(1,2)'},
+    {'a': '2', 'b': 'x'},
+  ]
+  assert grid.points([]) == [{}]
+
+
+@pytest.mark.parametrize('axes', [['a=1', 'a=2'], ['=1'], ['a='], ['a']])
+def test_a_bad_grid_is_refused(axes):
+  with pytest.raises(ValueError, match='grid='):
+    grid.points(axes)
+
+
+def test_a_sweep_records_failures_and_resumes(tmp_path):
+  def run(value, code):
+    return grid.run_point(
+      [sys.executable, '-c', code], {'a': value}, tmp_path / value, root=ROOT
+    )
+
+  bad, good = run('1', 'raise SystemExit("bad point")'), run('2', 'pass')
+  assert (bad['status'], bad['code'], bad['error']) == (
+    'failed',
+    1,
+    'bad point',
+  )
+  assert good['status'] == 'done' and 'skipped' not in good
+  assert run('2', 'pass')['skipped']
+  assert 'skipped' not in run('2', 'print()')  # another command
+  assert 'skipped' not in run('1', 'pass')  # what failed is tried again
+
+
+def test_a_point_that_takes_too_long_has_failed(tmp_path):
+  code = 'import time; time.sleep(60)'
+  found = grid.run_point(
+    [sys.executable, '-c', code], {}, tmp_path, root=ROOT, timeout=0.2
+  )
+  assert found['status'] == 'failed' and '0.2 s' in found['code']
+
+
+def test_a_point_is_flags_and_a_folder():
+  point = {'model.width': '32', '--text': 'a/b.txt'}
+  assert grid.overrides(point) == ['--config.model.width=32', '--text=a/b.txt']
+  assert grid.folder(point) == 'model.width=32,text=a_b.txt'
+
+
+def test_conditions_are_field_and_value():
+  assert aggregate.conditions(['a=b', 'c=d=e']) == {'a': 'b', 'c': 'd=e'}
+  with pytest.raises(ValueError, match="where='a' must be field=value"):
+    aggregate.conditions(['a'])

@@ -1,0 +1,71 @@
+"""The README says what is true: its code runs and prints what it shows."""
+
+import contextlib
+import io
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'```(\w+)\n(.*?)```', README, re.DOTALL)
+
+
+def test_it_starts_fast():
+  lines = README.splitlines()
+  at = lambda text: next(i for i, x in enumerate(lines, 1) if text in x)
+  assert at('docs/images/') <= 10
+  assert at('pip install') <= 20
+  assert at('```python') <= 35
+  first = next(code for language, code in BLOCKS if language == 'python')
+  assert len(first.splitlines()) <= 12
+
+
+def test_every_python_block_prints_what_follows_it():
+  scope: dict[str, object] = {}
+  for index, (language, code) in enumerate(BLOCKS):
+    if language != 'python':
+      continue
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      exec(compile(code, f'README block {index}', 'exec'), scope)
+    shown, text = BLOCKS[index + 1]
+    assert shown == 'text', f'block {index} shows no output'
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines == [line.rstrip() for line in text.splitlines()]
+
+
+def test_local_links_exist():
+  for target in re.findall(r'\]\(([^)#]+)\)', README):
+    if not target.startswith('http'):
+      assert (ROOT / target).exists(), target
+
+
+def test_make_targets_exist():
+  makefile = (ROOT / 'Makefile').read_text()
+  for target in set(re.findall(r'`make ([\w-]+)', README)):
+    assert re.search(rf'^{target}:', makefile, re.MULTILINE), target
+
+
+def test_the_table_of_bytes_is_what_the_configs_say():
+  import kvjax
+  from kvjax.report.answer import LLAMA, llama_bytes
+  from kvjax.training.footprint import bytes_per_token
+  from kvjax.training.variants import model
+
+  for name, (kept, query) in llama_bytes().items():
+    int8 = bytes_per_token(model(name.lower(), LLAMA), kvjax.Int8())
+    row = next(x for x in README.splitlines() if x.startswith(f'| {name}, '))
+    cells = [cell.strip() for cell in row.strip('|').split('|')]
+    assert cells[2:] == [f'{x:,}' for x in (kept, int8, query)]
+
+
+@pytest.mark.parametrize('module', ['sweep', 'aggregate'])
+def test_flags_of_the_commands_exist(module):
+  source = (ROOT / 'experiments' / f'{module}.py').read_text()
+  commands = ' '.join(code for language, code in BLOCKS if language == 'sh')
+  line = commands.replace('\\\n', ' ').split(f'experiments.{module}')[1]
+  line = line.split('\n')[0].split(' -- ')[0]
+  for flag in re.findall(r'--(\w+)', line):
+    assert f"'{flag}'" in source
