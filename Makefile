@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint picture clean
+.PHONY: run run-full test lint picture kernels bench clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -32,6 +32,12 @@ lint: $(READY)
 picture: $(READY)
 	$(RUN) -m experiments.lifetimes
 
+kernels: $(READY)
+	$(RUN) kvjax/kernels/library.py
+
+bench: kernels
+	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py
+
 clean:
 	rm -rf $(VENV) build *.egg-info out
 
@@ -39,4 +45,5 @@ $(VENV)/.ok$(addprefix -,$(EXTRAS)): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: kvjax needs 3.11 or newer. Use make PYTHON=python3.11." % v[:2])'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e ".[test,report$(addprefix $(COMMA),$(EXTRAS))]"
+	$(VENV)/bin/python kvjax/kernels/library.py
 	touch $@
