@@ -1,7 +1,22 @@
-"""Derives from an uncached program what must be remembered to go on."""
+"""Derives from an uncached program what must be remembered to go on.
+
+`analyze` says it, `derive` runs it; `docs/liveness.md` explains both.
+"""
 
 from kvjax.liveness.analysis import analyze
+from kvjax.liveness.derivation import DerivedCache, derive
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.report import LivenessReport, Point
+from kvjax.liveness.reach import reach
+from kvjax.liveness.report import Dataflow, LivenessReport, Point, Row
 
-__all__ = ['AnalysisError', 'LivenessReport', 'Point', 'analyze']
+__all__ = [
+  'AnalysisError',
+  'Dataflow',
+  'DerivedCache',
+  'LivenessReport',
+  'Point',
+  'Row',
+  'analyze',
+  'derive',
+  'reach',
+]

@@ -42,6 +42,8 @@ class Verdict:
     """What must not depend on the length."""
     nodes = [self.graph.nodes[i] for i in self.cut.kept]
     held = sorted((n.width, n.carry, n.unbounded) for n in nodes)
+    if math.isinf(self.delay):
+      return (self.delay,)
     return held, self.live_for, self.delay, self.usual
 
 
@@ -75,9 +77,11 @@ def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:
       return now, witness.stable(before.trace, now.trace, sample)
     before = now
   if before is None or _generic(program, x, axis):
+    kept = [] if before is None else labelling.places(before)
     raise AnalysisError(
-      'what must be remembered differs from one length to the next; the '
-      f'longest analysed has {LONGEST} positions.'
+      'what must be remembered grows with the length other than by rows and '
+      f'states: {"; ".join(kept[:4])}. Write sums over the past as '
+      'jnp.cumsum or lax.scan.'
     )
   return before, True
 
@@ -137,8 +141,8 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
   delay: float = most
   if delay >= trace.length - 1:
     delay = math.inf
-  position = trace.length - 3
-  boundary = passes.split(trace, position)
+  boundary = fullest(trace)
+  position = boundary.position
   whole = cutting.build(trace, boundary)
   absorbed = absorb.find(trace, boundary, whole)
   graph, cut = latest(trace, position, whole)
@@ -154,6 +158,13 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
   return Verdict(trace, whole, absorbed, graph, cut, names, live, delay, usual)
 
 
+def fullest(trace: tracing.Trace) -> passes.Boundary:
+  """The boundary, of a few, across which most is read: chunks end at some."""
+  last = trace.length - 3
+  every = [passes.split(trace, p) for p in range(max(1, last - 3), last + 1)]
+  return max(every, key=lambda b: (b.frontier.sum(), b.position))
+
+
 def latest(
   trace: tracing.Trace, position: int, whole: cutting.Graph
 ) -> tuple[cutting.Graph, cutting.Cut]:
@@ -167,6 +178,10 @@ def latest(
     if whole.nodes[i].unbounded:
       kept[whole.nodes[i].ids] = True
   graph = cutting.build(trace, passes.split(trace, position, kept))
+  nodes = [
+    dataclasses.replace(n, held=bool(kept[n.ids].all())) for n in graph.nodes
+  ]
+  graph = dataclasses.replace(graph, nodes=tuple(nodes))
   return graph, cutting.cheapest(graph, None)
 
 

@@ -102,7 +102,8 @@ def _costs(
     up, down = 1, 1 << 60
   else:
     up, down = LENGTH * price.numerator << 20, price.denominator << 20
-  redo = maxflow.INFINITE if node.maker < 0 else flops * up * _TIE
+  given = node.maker < 0 or node.held
+  redo = maxflow.INFINITE if given else flops * up * _TIE
   return _keep(graph, i, size * down), redo
 
 
@@ -112,7 +113,9 @@ def _keep(graph: Graph, i: int, size: int) -> int:
   if node.band:
     return maxflow.INFINITE
   late = (len(graph.nodes) - i) * _TIE // (1 << 14) // max(len(graph.nodes), 1)
-  return size * _TIE + late + (0 if node.names or node.maker < 0 else _TIE >> 12)
+  return (
+    size * _TIE + late + (0 if node.names or node.maker < 0 else _TIE >> 12)
+  )
 
 
 def _cut(

@@ -85,11 +85,6 @@ class _Folding:
     self.const[where] = np.broadcast_to(value, self.const.shape)[where]
     self.open &= ~where
 
-  def copy_all(self, where: Array, source: Tensor) -> None:
-    """Copies where every scalar left can be: x + 0, x * 1."""
-    if np.all(where | ~self.open):
-      self.copy(where, source)
-
   def copy(self, where: Array, source: Tensor) -> None:
     where = where & self.open
     self.ids[where] = source.ids[where]
@@ -116,25 +111,19 @@ def _sign(left: int, value: bool) -> Callable[[_Folding], None]:
 def _mul(state: _Folding) -> None:
   for a in (0, 1):
     state.settle(state.equals(a, 0), 0)
-  for a in (0, 1):
-    state.copy_all(state.equals(a, 1), state.ins[1 - a])
 
 
 def _div(state: _Folding) -> None:
   if jax.numpy.issubdtype(state.const.dtype, np.inexact):
     state.settle(state.equals(0, 0) & ~state.ins[1].is_const, 0)
-  state.copy_all(state.equals(1, 1), state.ins[0])
 
 
 def _add(state: _Folding) -> None:
   _infinite(state, 1)
-  for a in (0, 1):
-    state.copy_all(state.equals(a, 0), state.ins[1 - a])
 
 
 def _sub(state: _Folding) -> None:
   _infinite(state, -1)
-  state.copy_all(state.equals(1, 0), state.ins[0])
 
 
 def _infinite(state: _Folding, sign: int) -> None:
@@ -147,16 +136,10 @@ def _infinite(state: _Folding, sign: int) -> None:
 
 def _max(state: _Folding) -> None:
   for a in (0, 1):
-    state.copy(state.equals(a, -np.inf), state.ins[1 - a])
     far = state.ins[1 - a].offset
     if far is not None:
       near = np.asarray(state.ins[a].const) > -FAR / 2
       state.copy(state.ins[a].is_const & near & (far < -FAR), state.ins[a])
-
-
-def _min(state: _Folding) -> None:
-  for a in (0, 1):
-    state.copy(state.equals(a, np.inf), state.ins[1 - a])
 
 
 def _and(state: _Folding) -> None:
@@ -177,10 +160,13 @@ def _select(state: _Folding) -> None:
   which, *cases = state.ins
   for a, case in enumerate(cases):
     state.copy(state.equals(0, a), case)
-  for other in cases[1:]:  # Whichever is chosen, it is the same scalar.
-    if len(cases) == 2:
-      same = (cases[0].ids == other.ids) & ~other.is_const
-      state.copy(same & ~which.is_const, other)
+  if len(cases) != 2:
+    return
+  # Whichever is chosen, it is the same scalar, or the same constant.
+  one, two = cases
+  state.copy((one.ids == two.ids) & ~one.is_const, two)
+  alike = np.asarray(one.const) == np.asarray(two.const)
+  state.copy(one.is_const & two.is_const & alike & ~which.is_const, two)
 
 
 def _convert(state: _Folding) -> None:
@@ -195,7 +181,6 @@ _PATTERNS = {
   'add_any': (_add,),
   'sub': (_sub,),
   'max': (_max,),
-  'min': (_min,),
   'and': (_and,),
   'or': (_or,),
   'select_n': (_select,),

@@ -45,6 +45,19 @@ def label(
   return tuple(out)
 
 
+def places(verdict: 'analysis.Verdict') -> list[str]:
+  """What is kept, and the equations that make it."""
+  out = {}
+  for i in verdict.cut.kept:
+    maker = verdict.graph.nodes[i].maker
+    source = 'the input'
+    if maker >= 0:
+      op = verdict.trace.ops[maker]
+      source = f'{op.name} at {op.origin.source}'
+    out[verdict.names[i]] = source
+  return [f'{name} ({source})' for name, source in out.items()]
+
+
 def _together(
   trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
 ) -> dict[int, int]:

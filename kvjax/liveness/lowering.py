@@ -91,7 +91,7 @@ def _recurrence(
     for i in range(operand.shape[axis])
   ]
   rows = rows[::-1] if reverse else rows
-  out = [rows[0]]
+  out = [_first(recorder, primitive, rows[0], origin)]
   for row in rows[1:]:
     pair = _join([out[-1], row], axis)
     aval = core.ShapedArray(pair.shape, np.asarray(pair.const).dtype)
@@ -102,11 +102,29 @@ def _recurrence(
 
 
 _PAIRWISE = {
-  'cumsum': 'add_p',
-  'cummax': 'max_p',
-  'cummin': 'min_p',
-  'cumprod': 'mul_p',
+  'cumsum': ('add_p', 0),
+  'cummax': ('max_p', -(2.0**31)),
+  'cummin': ('min_p', 2.0**31 - 1),
+  'cumprod': ('mul_p', 1),
 }
+
+
+def _first(
+  recorder: 'trace.Recorder',
+  primitive: Any,
+  row: Tensor,
+  origin: 'trace.Origin',
+) -> Tensor:
+  """The first row, made like the others: all rows are of one tensor."""
+  if primitive.name not in _PAIRWISE:
+    return row
+  name, neutral = _PAIRWISE[primitive.name]
+  dtype = np.asarray(row.const).dtype
+  blank = elements.constant(np.full(row.shape, neutral).astype(dtype))
+  aval = core.ShapedArray(row.shape, dtype)
+  simple = getattr(jax.lax, name)
+  (out,) = recorder.apply(simple, {}, [blank, row], [aval], origin)
+  return out
 
 
 def _combine(
@@ -121,7 +139,7 @@ def _combine(
   half = [pair.moved(lambda a, i=i: np.take(a, [i], axis)) for i in (0, 1)]
   small = aval.update(shape=half[0].shape)
   if primitive.name in _PAIRWISE:
-    simple = getattr(jax.lax, _PAIRWISE[primitive.name])
+    simple = getattr(jax.lax, _PAIRWISE[primitive.name][0])
     (out,) = recorder.apply(simple, {}, half, [small], origin)
     return out
   # log(exp(a) + exp(b)) is a reduction in its own right.

@@ -105,10 +105,10 @@ def plan(verdict: analysis.Verdict) -> dict[Place, list[Stream]]:
 
 
 def sums(verdict: analysis.Verdict) -> frozenset[Place]:
-  """Places of the cumulative sums whose last row is a state that is kept."""
+  """Places of equations that make what is kept, cumulative sums among them."""
   nodes = [verdict.graph.nodes[i] for i in verdict.cut.kept]
   return frozenset(
-    verdict.trace.ops[n.maker].origin.place for n in nodes if n.recurrent
+    verdict.trace.ops[n.maker].origin.place for n in nodes if n.maker >= 0
   )
 
 

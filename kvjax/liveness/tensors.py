@@ -36,6 +36,7 @@ class Node:
   band: bool  # several rows that grow: no fixed row or state holds it
   itemsize: int
   flops: float  # to redo it, a past token
+  held: bool = False  # decided: it is kept
 
   @property
   def bytes_per_token(self) -> int:
@@ -154,7 +155,7 @@ def _node(
     carry, unbounded, width = False, True, int(sizes[0] - before[-1])
   flops = trace.ops[maker].flops if maker >= 0 else 0.0
   free = _free(trace, maker)
-  if not (unbounded or carry or band):
+  if not (unbounded or band):
     free |= maker < 0 or trace.ops[maker].name in folding.POINTWISE
   return Node(
     ids=ids,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvjax.liveness import cut as cutting
-from kvjax.liveness import passes, replay
+from kvjax.liveness import elements, passes, replay, rules
 from kvjax.liveness import trace as tracing
 from kvjax.liveness.errors import AnalysisError
 
@@ -53,8 +53,14 @@ def _same(a: Array, b: Array) -> Array:
 
 
 def check(trace: tracing.Trace, x: Any) -> None:
-  """Raises where perturbation sees a dependence that the relations miss."""
-  wrong = seen(trace, x) > trace.table.available
+  """Raises where perturbation and the relations part.
+
+  A dependence that only perturbation sees is a mistake. Old rows that only
+  the relations move are refused: they are wider than the truth where an index
+  depends on data, and only values know whether it keeps to the past.
+  """
+  moved = seen(trace, x)
+  wrong = moved > trace.table.available
   if np.any(wrong):
     maker = int(trace.table.maker[np.flatnonzero(wrong)[0]])
     origin = trace.ops[maker].origin
@@ -62,6 +68,26 @@ def check(trace: tracing.Trace, x: Any) -> None:
       f'the positions read by {origin.text} at {origin.source} are more than '
       f'its rule says; please report it.'
     )
+  if lag(trace)[0] and not lag(trace, moved)[0]:
+    moved = np.maximum(moved, seen(trace, noise(1, x), draws=3))
+    if not lag(trace, moved)[0]:
+      origin = _widest(trace, moved).origin
+      raise AnalysisError(
+        'no perturbation moves an old row, yet nothing but values keeps '
+        f'{origin.text} at {origin.source} from the future. Mask by position '
+        'instead of indexing by data.'
+      )
+
+
+def _widest(trace: tracing.Trace, moved: Array) -> tracing.Op:
+  """The first operation whose rule is wider than what was seen."""
+  for loose in (True, False):
+    for op in trace.ops:
+      outs = np.concatenate([o[o >= 0] for o in op.outs])
+      wide = np.any(trace.table.available[outs] > moved[outs])
+      if wide and (op.name in rules.LOOSE or not loose):
+        return op
+  return trace.ops[0]
 
 
 def stable(short: tracing.Trace, long: tracing.Trace, x: Any) -> bool:
@@ -101,30 +127,34 @@ def row_axis(
   return axes[0] if axes else None
 
 
-def _ready(trace: tracing.Trace, tensor: Any, axis: int) -> Array:
-  ready = np.where(
-    tensor.is_const, -1, trace.table.available[np.maximum(tensor.ids, 0)]
-  )
+def _ready(
+  trace: tracing.Trace, tensor: Any, axis: int, known: Array | None = None
+) -> Array:
+  known = trace.table.available if known is None else known
+  ready = elements.lookup(known, tensor.ids)
   return np.moveaxis(ready, axis, 0).reshape(tensor.shape[axis], -1).max(1)
 
 
-def lag(trace: tracing.Trace) -> tuple[int, int]:
+def lag(trace: tracing.Trace, known: Array | None = None) -> tuple[int, int]:
   """Positions an output row waits for after its own: the most, and usually.
 
-  Rows of a prefix that all see each other wait, those after it do not.
+  `known` takes the place of when every scalar is available. Rows of a prefix
+  that all see each other wait, those after it do not.
   """
   most = usual = 0
   for tensor in trace.outputs:
     axis = row_axis(trace, tensor)
     if axis is not None:
-      waits = _waits(trace, tensor, axis)
+      waits = _waits(trace, tensor, axis, known)
       most = max(most, int(waits.max(initial=0)))
       usual = max(usual, int(waits[len(waits) // 2]))
   return most, usual
 
 
-def _waits(trace: tracing.Trace, tensor: Any, axis: int) -> Array:
-  ready = _ready(trace, tensor, axis)
+def _waits(
+  trace: tracing.Trace, tensor: Any, axis: int, known: Array | None = None
+) -> Array:
+  ready = _ready(trace, tensor, axis, known)
   return np.maximum(ready - np.arange(len(ready)), 0)
 
 
@@ -136,6 +166,12 @@ def _close(a: Array, b: Array) -> bool:
   scale = np.abs(np.nan_to_num(a, posinf=0, neginf=0)).max() + 1e-30
   gap = np.where(both | (a == b), 0, np.abs(a - b))
   return bool(np.max(gap) <= 1e-3 * scale)
+
+
+def _as(values: Array, like: Array) -> Array:
+  if np.iscomplexobj(values) and not np.iscomplexobj(like):
+    values = np.real(values)
+  return values.astype(like.dtype)
 
 
 def poisoned(
@@ -172,9 +208,9 @@ def poisoned(
   def change(ids: Array, made: Array) -> Array:
     ruined = past[ids] & ~free[ids]
     # Around the true value, for 0 * inf would notice what nobody reads.
-    true = np.nan_to_num(base[ids], posinf=1.0, neginf=-1.0).astype(made.dtype)
+    true = _as(np.nan_to_num(base[ids], posinf=1.0, neginf=-1.0), made)
     out = np.where(ruined, noise(len(ids), true), made)
-    return np.where(kept[ids], base[ids].astype(made.dtype), out)
+    return np.where(kept[ids], _as(base[ids], made), out)
 
   values = replay.replay(trace, x, change)
   future = passes.outputs_from(trace, position) >= 0

@@ -1,29 +1,38 @@
 """Decoding with the derived cache equals the uncached program."""
 
+import importlib.util
+import pathlib
+import tempfile
+
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kvjax.liveness.derive import derive
-from tests.liveness import zoo, zoo_mixers, zoo_variants
+from kvjax.liveness import AnalysisError, derive
+from tests.liveness import zoo, zoo_mixers, zoo_recent, zoo_variants
 
-ENTRIES = zoo.ENTRIES | zoo_variants.ENTRIES | zoo_mixers.ENTRIES
-LENGTHS = (7, 21, 26)  # Never traced by the analysis.
-# No exact cache; two outputs; a loop over positions in Python.
-WITHOUT = frozenset(
-  """bidirectional one_mask_missing training length_dependent
-  heavy_hitters""".split()
+ENTRIES = (
+  zoo.ENTRIES | zoo_variants.ENTRIES | zoo_mixers.ENTRIES | zoo_recent.ENTRIES
 )
+LENGTHS = (7, 21, 26)  # Never traced by the analysis.
+CASES = """
+  single/named mha_rope/named gqa_rope/named gqa_rope/repeated
+  gqa_rope/scanned gqa_rope/folded window/named window/repeated window/folded
+  mla_expanded/named mla_absorbed/joined gta/plain tpa/named cross/named
+  shared/scanned learned_positions/named tied/plain stack/named mta/named
+  mta/convolved short_conv/named short_conv/joined short_conv/primitive
+  look_ahead/named prefix/named linear/named linear/scan linear/decayed
+  prefix_mean/cumsum fixed_queries/scan rwkv/plain gated_delta/plain
+  forgetting/plain sinks/plain chunked/plain token_choice/plain
+"""
 
 
 def cases() -> list[tuple[str, zoo.Entry, str]]:
-  return [
-    (f'{program}_{spelling}', entry, spelling)
-    for program, entry in ENTRIES.items()
-    if program not in WITHOUT
-    for spelling in entry.spellings
-    if spelling != 'loop'
-  ]
+  out = []
+  for case in CASES.split():
+    program, spelling = case.split('/')
+    out.append((case.replace('/', '_'), ENTRIES[program], spelling))
+  return out
 
 
 class DeriveTest(parameterized.TestCase):
@@ -44,6 +53,63 @@ class DeriveTest(parameterized.TestCase):
       want = jax.jit(program)(x[:length])[start : length - delay]
       got = y[delay:length][start:]
       np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5)
+
+  def test_rings_hold_the_live_range_and_the_cache_is_donated(self) -> None:
+    program = zoo.grouped(zoo.K, window=4)
+    init, extend = derive(program, zoo.weight(8, zoo.D))
+    cache = init(64)
+    for stream in cache.streams.values():
+      self.assertEqual(stream.shape[0], 3)
+    x = zoo.weight(1, zoo.D)
+    step = jax.jit(extend, donate_argnums=0).lower(cache, x).compile()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+    self.assertEqual(step.memory_analysis().alias_size_in_bytes, held)
+
+  def test_beyond_the_capacity_nothing_is_written(self) -> None:
+    init, extend = derive(zoo.grouped(zoo.K), zoo.weight(8, zoo.D))
+    x = zoo.weight(6, zoo.D)
+    _, full = extend(init(5), x[:5])
+    y, after = extend(full, x[5:])
+    self.assertTrue(np.isnan(y).all())
+    for a, b in zip(jax.tree.leaves(full), jax.tree.leaves(after), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+  def test_refuses_what_has_no_exact_cache(self) -> None:
+    for program in (
+      zoo_mixers.masked(zoo_mixers.everyone),
+      zoo_mixers.length_dependent,
+    ):
+      with self.assertRaisesRegex(AnalysisError, 'no exact cache'):
+        derive(program, zoo.weight(8, zoo.D))
+
+  def test_refuses_python_loops_over_positions(self) -> None:
+    with self.assertRaisesRegex(AnalysisError, 'lax.scan'):
+      derive(zoo_mixers.linear_loop, zoo.weight(8, zoo.D))
+
+  def test_a_program_from_a_file(self) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder) / 'attention.py'
+      path.write_text(ELSEWHERE)
+      spec = importlib.util.spec_from_file_location('elsewhere', path)
+      module = importlib.util.module_from_spec(spec)
+      spec.loader.exec_module(module)
+    x = zoo.weight(21, zoo.D)
+    init, extend = derive(module.attention, x[:8])
+    y, _ = jax.jit(extend)(init(21), x)
+    np.testing.assert_allclose(y, module.attention(x), rtol=2e-4, atol=2e-5)
+
+
+ELSEWHERE = """
+import jax
+import numpy as np
+
+W = np.random.default_rng(0).normal(size=(3, 10, 6)).astype(np.float32)
+
+def attention(x):
+  q, k, v = (x @ w for w in W)
+  past = np.tril(np.ones((len(x), len(x)), bool))
+  return jax.nn.softmax(jax.numpy.where(past, q @ k.T, -1e30)) @ v
+"""
 
 
 if __name__ == '__main__':

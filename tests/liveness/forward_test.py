@@ -9,7 +9,6 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import liveness
-from kvjax.liveness.derive import derive
 
 N, D = 4, 14
 ROTARY = kvjax.Rotary(4)
@@ -99,7 +98,7 @@ class ForwardTest(parameterized.TestCase):
     params = kvjax.init_params(config, jax.random.key(0))
     program = lambda tokens: kvjax.forward(config, params, tokens)
     tokens = np.random.default_rng(0).integers(0, 17, (1, 19)).astype(np.int32)
-    init, extend = derive(program, tokens[:, :8], axis=1)
+    init, extend = liveness.derive(program, tokens[:, :8], axis=1)
     logits, cache = jax.jit(extend)(init(19), jnp.asarray(tokens))
     np.testing.assert_allclose(logits, program(tokens), rtol=1e-4, atol=1e-5)
     held = sum(leaf.nbytes for leaf in cache.streams.values())

@@ -10,7 +10,6 @@ from absl.testing import absltest
 from flax import nnx
 
 from kvjax import liveness
-from kvjax.liveness.derive import derive
 from tests.liveness import zoo
 
 D, N, H = 12, 3, 4
@@ -75,7 +74,7 @@ class LibrariesTest(absltest.TestCase):
     report = liveness.analyze(program, x, axis=1)
     self.assertTrue(report.causal)
     self.assertEqual(kept(report), [(D * 4, math.inf)] * 2)
-    init, extend = derive(program, x, axis=1)
+    init, extend = liveness.derive(program, x, axis=1)
     y, _ = jax.jit(extend)(init(11), zoo.weight(1, 11, D))
     np.testing.assert_allclose(
       y, program(zoo.weight(1, 11, D)), rtol=1e-4, atol=1e-5

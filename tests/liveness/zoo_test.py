@@ -4,9 +4,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kvjax import liveness
-from tests.liveness import zoo, zoo_mixers, zoo_variants
+from tests.liveness import zoo, zoo_mixers, zoo_recent, zoo_variants
 
-ENTRIES = zoo.ENTRIES | zoo_variants.ENTRIES | zoo_mixers.ENTRIES
+ENTRIES = (
+  zoo.ENTRIES | zoo_variants.ENTRIES | zoo_mixers.ENTRIES | zoo_recent.ENTRIES
+)
 
 
 def cases() -> list[tuple[str, zoo.Entry, str]]:

@@ -222,7 +222,8 @@ class _Run:
       body, consts = control.body_of(params)
       args = ins[len(ins) - len(body.invars) :]
       return self.program(body, _values(consts), args, place)
-    if place in self.decoder.sums and self.runs_on(params, ins[0]):
+    kept_sum = name in control.CUMULATIVE and place in self.decoder.sums
+    if kept_sum and self.runs_on(params, ins[0]):
       return [self.cumulative(eqn, ins[0], place)]
     admitted = self.decoder.admissible.get(place)
     admits = lambda axis: admitted is None or axis in admitted
