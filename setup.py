@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import runpy
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 
@@ -21,6 +23,19 @@ def version() -> str:
   return found.group(1)
 
 
+class BuildWithKernels(build_py):
+  """Compiles the CPU kernel for this machine, where a compiler can."""
+
+  def run(self):
+    super().run()
+    home = ROOT if self.editable_mode else pathlib.Path(self.build_lib)
+    library = runpy.run_path(str(ROOT / 'kvjax' / 'kernels' / 'library.py'))
+    try:
+      library['build'](home / 'kvjax' / 'kernels')
+    except (library['BuildError'], OSError) as error:
+      print(f'kvjax goes without its CPU kernel: {error}')
+
+
 setup(
   name='kvjax',
   version=version(),
@@ -29,6 +44,7 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   license_files=['LICENSE'],
+  cmdclass={'build_py': BuildWithKernels},
   packages=find_packages(include=['kvjax', 'kvjax.*']),
   package_data={'kvjax': ['**/*.json', '**/*.cc', '**/*.txtpb']},
   python_requires='>=3.11',
