@@ -1,0 +1,71 @@
+"""Norms and projections against NumPy."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+from kvjax.attention.linear import init_linear, linear
+
+
+class NormTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.product(centered=(True, False), offset=(0.0, 1.0))
+  def test_formula(self, centered, offset):
+    norm = kvjax.Norm(1e-3, centered=centered, bias=centered, offset=offset)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 7))
+    params = {'weight': jnp.arange(7.0), 'bias': jnp.arange(7.0) / 9}
+    got = self.variant(lambda p, x: norm(p, x))(params, x)
+    y = np.asarray(x, np.float64)
+    y = y - y.mean(-1, keepdims=True) * centered
+    y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-3)
+    y = y * (np.arange(7.0) + offset) + np.arange(7.0) / 9 * centered
+    np.testing.assert_allclose(got, y, rtol=1e-5, atol=1e-6)
+
+  def test_identity_and_golden(self):
+    norm = kvjax.Norm(0.0, offset=1.0)
+    x = jnp.asarray([[3.0, -4.0]])
+    got = norm(norm.init(2, jnp.float32), x)
+    np.testing.assert_allclose(
+      got, [[3 / math.sqrt(12.5), -4 / math.sqrt(12.5)]]
+    )
+
+  def test_narrow_input_is_normalised_wide(self):
+    """bfloat16 squares of 300 and 1 would lose the 1 altogether."""
+    norm = kvjax.Norm()
+    x = jnp.asarray([[300.0] + [1.0] * 512], jnp.bfloat16)
+    got = norm(norm.init(513, jnp.bfloat16), x)
+    self.assertEqual(got.dtype, jnp.bfloat16)
+    rms = math.sqrt((300**2 + 512) / 513)
+    np.testing.assert_allclose(float(got[0, 1]), 1 / rms, rtol=2**-8)
+
+  def test_a_weight_a_head(self):
+    norm = kvjax.Norm()
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 7))
+    weight = jax.random.normal(jax.random.key(1), (3, 1, 7))
+    got = norm({'weight': weight}, x)
+    want = norm(norm.init(7, jnp.float32), x) * weight[None]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+class LinearTest(chex.TestCase):
+  @parameterized.product(batch=(1, 2), dtype=('float32', 'bfloat16'))
+  def test_weights_are_out_by_in(self, batch, dtype):
+    params = init_linear(jax.random.key(0), 'up', 5, 7, bias=True, dtype=dtype)
+    chex.assert_shape(params['up'], (7, 5))
+    params['up_bias'] = jnp.arange(7).astype(dtype)
+    x = jax.random.normal(jax.random.key(1), (batch, 1, 5)).astype(dtype)
+    got = jax.jit(lambda p, x: linear(p, 'up', x))(params, x)
+    self.assertEqual(got.dtype, x.dtype)
+    wide = lambda a: np.asarray(a, np.float64)
+    want = wide(x) @ wide(params['up']).T + np.arange(7)
+    limit = 1e-5 if dtype == 'float32' else 2e-2
+    np.testing.assert_allclose(wide(got), want, rtol=limit, atol=limit)
+
+
+if __name__ == '__main__':
+  absltest.main()
