@@ -90,10 +90,9 @@ class Bounded(Kind):
     )
 
   def place(self, book, length, positions):
-    empty = book.positions == EMPTY
-    order = jnp.arange(self.size, 0, -1, dtype=jnp.int32)[None, None, :]
-    tokens = positions.shape[1]
-    _, slots = jax.lax.top_k(jnp.where(empty, order, 0), tokens)
+    index = jnp.arange(self.size, dtype=jnp.int32)[None, None, :]
+    empty = jnp.where(book.positions == EMPTY, index, self.size)
+    slots = _lowest(empty, positions.shape[1])
     outside = self.outside(positions)[:, None, :]
     slots = jnp.where(positions[:, None, :] >= 0, slots, outside)
     spread = jnp.broadcast_to(positions[:, None, :], slots.shape)
@@ -102,19 +101,24 @@ class Bounded(Kind):
     return BoundedBook(held, total), slots
 
   def views(self, book, store, length):
-    index = jnp.arange(1, self.size + 1, dtype=jnp.int32)[None, None, :]
-    filled = jnp.max(jnp.where(book.positions != EMPTY, index, 0))
+    # Tokens take the first empty slots, so none lies beyond that many tokens.
+    filled = jnp.max(length)
     return (contiguous_view(store, book.positions, filled),)
 
   def evict(self, book, weights, length):
-    if weights is not None and not self.per_head:
-      weights = jnp.sum(weights, axis=1, keepdims=True)
-    total = self.score.accumulate(book.total, weights)
+    if weights is not None:
+      # Expanded latent attention has more heads than it stores.
+      batch, heads, slots = book.total.shape
+      weights = weights.reshape(batch, heads, -1, slots).sum(axis=2)
     live = book.positions != EMPTY
+    # Reading the old statistic, even where the score starts anew, is what lets
+    # a donated leaf be written where it lies.
+    total = self.score.accumulate(book.total, weights)
+    total = jnp.where(live, total, book.total)
     age = (length - 1)[:, None, None] - book.positions
     priority = jnp.where(live, self.score.priority(total, age), jnp.inf)
     count = jnp.sum(live, axis=-1, keepdims=True, dtype=jnp.int32)
-    _, lowest = jax.lax.top_k(-priority, min(self.chunk, self.size))
+    lowest = _lowest(priority, min(self.chunk, self.size))
     rank = jnp.arange(lowest.shape[-1], dtype=jnp.int32)[None, None, :]
     surplus = count - (self.budget - 1)
     slots = jnp.where(rank < surplus, lowest, self.size + rank)
@@ -124,3 +128,10 @@ class Bounded(Kind):
   def earliest(self, book, length):
     # What was forgotten cannot be told from here, nor the scores undone.
     return length
+
+
+def _lowest(x: jax.Array, count: int) -> jax.Array:
+  """Returns int32 `[B, K, count]`: slots of the lowest of `x [B, K, S]`."""
+  if count == 1:  # a sort would hold all slots, and take its time
+    return jnp.argmin(x, axis=-1, keepdims=True).astype(jnp.int32)
+  return jax.lax.top_k(-x, count)[1]
