@@ -1,0 +1,80 @@
+"""Codecs: what is stored, to the bit, and how far from it one reads."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+import kvjax
+from tests.facts import tiny
+
+
+class Int8Test(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_golden(self):
+    x = jnp.asarray([[127.0, -127.0, 63.6, 0.4], [0.0, 0.0, 0.0, 0.0]])
+    encode = self.variant(lambda x: kvjax.Int8().encode(x, jnp.bfloat16))
+    got = encode(x)
+    codes = np.asarray([[127, -127, 64, 0], [0, 0, 0, 0]], np.int8)
+    np.testing.assert_array_equal(got['codes'], codes)
+    np.testing.assert_array_equal(got['scale'], [1.0, 1.0])
+    self.assertEqual(got['scale'].dtype, jnp.float32)
+    np.testing.assert_array_equal(kvjax.Int8().decode(got), codes)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_within_half_a_scale(self):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 17)) * 40
+    codec = kvjax.Int8()
+    encoded = self.variant(lambda x: codec.encode(x, x.dtype))(x)
+    scale = np.abs(x).max(-1) / 127
+    np.testing.assert_allclose(encoded['scale'], scale, rtol=1e-6)
+    wrong = np.abs(np.asarray(codec.decode(encoded)) - x)
+    self.assertTrue((wrong <= scale[..., None] * 0.5001).all())
+
+  def test_each_token_of_each_head_by_itself(self):
+    """A large token beside a small one costs the small one nothing."""
+    x = jnp.ones((1, 2, 3, 5)).at[0, 0, 1].set(1e4).at[0, 1].multiply(7)
+    got = kvjax.Int8().decode(kvjax.Int8().encode(x, jnp.float32))
+    np.testing.assert_allclose(got, x, rtol=1e-6)
+
+  def test_bytes(self):
+    """H + 4 bytes a token and head; MLA's rotary part stays as it is."""
+    for variant, dtype, want in (
+      (tiny.GQA, 'float32', 3 * (10 + 4 + 7 + 4)),
+      (tiny.MLA, 'bfloat16', 11 + 4 + 4 * 2),
+    ):
+      sizes = [
+        sum(
+          x.nbytes
+          for x in jax.tree.leaves(
+            kvjax.init_cache(
+              tiny.decoder(variant), 1, n, dtype, codec=kvjax.Int8()
+            ).stores
+          )
+        )
+        for n in (5, 6)
+      ]
+      self.assertEqual(sizes[1] - sizes[0], want)
+
+  def test_old_codes_never_change(self):
+    config = tiny.decoder()
+    ids = tiny.tokens(2, 8)
+    cache = kvjax.init_cache(config, 2, 11, codec=kvjax.Int8())
+    _, some = tiny.feed(config, cache, ids, (3,))
+    _, more = tiny.feed(config, some, ids * 0, (4, 4))
+    early = lambda c: jax.tree.map(lambda x: x[:, :, :3], c.stores)
+    tiny.alike(early(some), early(more))
+
+
+class PlainTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_casts_and_no_more(self):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    got = self.variant(lambda x: kvjax.Plain().encode(x, jnp.bfloat16))(x)
+    np.testing.assert_array_equal(got, x.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(kvjax.Plain().decode(got), got)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,197 @@
+"""What each kind binds, limits, forgets and takes back."""
+
+import dataclasses
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+from kvjax.caches.kind import write_rows
+from tests.facts import tape
+
+BOUND = {
+  # kind, capacity -> slots, limit in tokens, chunk
+  'dense': (kvjax.Dense(), 7, 7, 7, None),
+  'ring': (kvjax.Ring(window=5), 99, 5, None, 1),
+  'ring_slack': (kvjax.Ring(window=5, slack=2), 99, 7, None, 3),
+  'ring_short': (kvjax.Ring(window=5, slack=2), 3, 5, 3, None),
+  'ring_exact': (kvjax.Ring(window=5), 5, 5, None, 1),
+  'sinks': (kvjax.Sinks(sinks=2, window=5), 99, 7, None, 1),
+  'sinks_slack': (kvjax.Sinks(sinks=2, window=5, slack=3), 99, 10, None, 4),
+  'sinks_short': (kvjax.Sinks(sinks=2, window=5, slack=1), 4, 5, 4, None),
+  'bounded': (kvjax.Bounded(budget=5, slack=2), 3, 7, None, 3),
+}
+
+
+def held(book):
+  """Returns the positions of row 0."""
+  return np.asarray(book.positions)[0].tolist()
+
+
+def evict(kind, total, positions, weights, length):
+  """Returns positions and totals of one row and head after one eviction."""
+  book = tape.blank(kind).book
+  book = book.replace(
+    positions=jnp.asarray([[positions]], jnp.int32),
+    total=jnp.asarray([[total]], jnp.float32),
+  )
+  weights = None if weights is None else jnp.asarray([[weights]])
+  after = kind.evict(book, weights, jnp.asarray([length], jnp.int32))
+  return held(after)[0], np.asarray(after.total)[0, 0].tolist()
+
+
+class KindTest(chex.TestCase):
+  @parameterized.named_parameters((n, *case) for n, case in BOUND.items())
+  def test_bind(self, kind, capacity, slots, limit, chunk):
+    bound = kind.bind(capacity)
+    self.assertEqual(
+      (bound.size, bound.limit, bound.chunk), (slots, limit, chunk)
+    )
+    self.assertEqual(bound.bind(capacity + 50), bound)
+    self.assertEqual(hash(bound), hash(dataclasses.replace(bound)))
+    with self.assertRaisesRegex(ValueError, r'call bind\(capacity\) first'):
+      _ = kind.size
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_write_rows(self):
+    """Rows of slots shared by heads, a slot a head, and outside: dropped."""
+    leaf = jnp.full((2, 3, 5, 1), -1.0)
+    new = jnp.arange(12.0).reshape(2, 3, 2, 1)
+    shared = jnp.asarray([[[4, 0]], [[5, 2]]], jnp.int32)
+    got = np.asarray(self.variant(write_rows)(leaf, new, shared))[..., 0]
+    np.testing.assert_array_equal(got[0, 1], [3, -1, -1, -1, 2])
+    np.testing.assert_array_equal(got[1, 2], [-1, -1, 11, -1, -1])
+    own = jnp.asarray([[[0, 1], [2, 3], [4, 9]]] * 2, jnp.int32)
+    got = np.asarray(self.variant(write_rows)(leaf, new, own))[..., 0]
+    np.testing.assert_array_equal(
+      got[1],
+      [
+        [6, 7, -1, -1, -1],
+        [-1, -1, 8, 9, -1],
+        [-1, -1, -1, -1, 10],
+      ],
+    )
+
+  @parameterized.parameters(
+    (kvjax.Ring(window=5), 3, 0),
+    (kvjax.Ring(window=5), 8, 7),
+    (kvjax.Ring(window=5, slack=3), 8, 0),
+    (kvjax.Ring(window=5, slack=3), 12, 8),
+    (kvjax.Sinks(sinks=2, window=5), 7, 0),
+    (kvjax.Sinks(sinks=2, window=5), 11, 10),
+    (kvjax.Sinks(sinks=2, window=5, slack=3), 11, 7),
+    (kvjax.Dense(), 11, 0),
+    (kvjax.Paged(page=4), 11, 0),
+    (kvjax.Bounded(budget=5), 4, 4),
+  )
+  def test_earliest(self, kind, count, want):
+    """All that a query at that length sees is there, and at no lower one."""
+    kind = kind.bind(16)
+    row = tape.feed(kind, tape.blank(kind), np.arange(count))
+    self.assertEqual(kind.earliest(row.book, row.length).tolist(), [want])
+    if kind.name not in ('ring', 'sinks'):
+      return
+    positions = np.asarray(row.book.positions)
+    rule = kind.narrow(kvjax.Visibility())
+    for length in range(max(want - 1, 0), count):
+      need = [s for s in range(length) if rule.sees(length, jnp.int32(s))]
+      whole = set(need) <= set(positions.ravel().tolist())
+      self.assertEqual(whole, length >= want, length)
+
+  @parameterized.named_parameters(
+    ('ring', kvjax.Ring(window=5, slack=3)),
+    ('sinks', kvjax.Sinks(sinks=2, window=5, slack=3)),
+    ('dense', kvjax.Dense()),
+  )
+  def test_rewind_forgets_by_position(self, kind):
+    kind = kind.bind(16)
+    row = tape.feed(kind, tape.blank(kind), np.arange(11))
+    after = jnp.asarray([9], jnp.int32)
+    book, fits, moves = kind.rewind(row.book, row.length, after)
+    before = held(row.book)[0]
+    self.assertEqual(held(book)[0], [p if p < 9 else -1 for p in before])
+    self.assertEqual((fits.tolist(), moves), ([True], None))
+
+  @parameterized.parameters(
+    (lambda: kvjax.Ring(window=0), 'Ring window=0 must be at least 1'),
+    (lambda: kvjax.Ring(window=1, slack=-1), 'slack=-1 must not be negative'),
+    (lambda: kvjax.Sinks(sinks=0, window=3), 'sinks=0.*at least 1.*use Ring'),
+    (lambda: kvjax.Sinks(sinks=1), 'window=0: both must be at least 1'),
+    (lambda: kvjax.Sinks(window=3, slack=-2), 'slack=-2 must not be negative'),
+    (lambda: kvjax.Bounded(budget=1), 'budget=1 must be at least 2'),
+    (lambda: kvjax.Bounded(budget=3, slack=-1), 'slack=-1 must not be'),
+    (
+      lambda: kvjax.Bounded(budget=3, score=kvjax.HeavyHitters(3)),
+      'budget=3 must exceed the recent=3',
+    ),
+    (lambda: kvjax.Paged(page=0), 'page=0 must be at least 1'),
+    (lambda: kvjax.Paged(pages=0), 'pages=0 must be at least 1'),
+  )
+  def test_refusals(self, make, message):
+    with self.assertRaisesRegex(ValueError, message):
+      make()
+
+
+class ScoreTest(chex.TestCase):
+  @parameterized.named_parameters(
+      # 5 slots, budget 4: of four tokens one goes, whatever their order.
+      ('heavy', kvjax.HeavyHitters(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3],
+       [1, 0.5, 9, 0.1, 0.2], 3),
+      ('heavy_recent', kvjax.HeavyHitters(recent=2), [3, 0, -1, 2, 1],
+       [2, 5, 0, 1, 3], [1, 0.5, 9, 0.1, 0.2], 4),
+      ('last', kvjax.LastQuery(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3],
+       [0.1, 0.3, 9, 0.2, 0.4], 3),
+      ('recency', kvjax.Recency(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3], None, 1),
+  )  # fmt: skip
+  def test_what_goes_first(self, score, positions, total, weights, gone):
+    kind = kvjax.Bounded(budget=4, score=score, slack=1).bind(9)
+    found, after = evict(kind, total, positions, weights, 4)
+    want = list(positions)
+    want[gone] = -1
+    self.assertEqual(found, want)
+    if score.observes:
+      old = total if isinstance(score, kvjax.HeavyHitters) else [0] * 5
+      np.testing.assert_allclose(after, np.add(old, weights), rtol=1e-6)
+
+  def test_nothing_goes_below_the_budget(self):
+    kind = kvjax.Bounded(budget=5).bind(9)
+    positions = [0, 1, 2, 3, -1]
+    found, _ = evict(kind, [0] * 5, positions, [1.0] * 5, 4)
+    self.assertEqual(found, positions)
+
+  def test_rows_and_heads_choose_for_themselves(self):
+    """Scores are never summed over the batch; over heads only if asked."""
+    weights = jnp.asarray(
+      [
+        [[9, 1, 9, 9], [9, 9, 1, 9]],
+        [[1, 9, 9, 9], [9, 9, 9, 8]],
+      ],
+      jnp.float32,
+    )
+    for per_head, want in (
+      (True, [[1, 2], [0, 3]]),
+      (False, [[1], [0]]),
+    ):
+      kind = kvjax.Bounded(budget=4, per_head=per_head).bind(9)
+      book = tape.blank(kind, 2, 2).book
+      held = jnp.broadcast_to(jnp.arange(4, dtype=jnp.int32), book.total.shape)
+      book = book.replace(positions=held)
+      book = kind.evict(book, weights, jnp.asarray([4, 4], jnp.int32))
+      gone = np.argmin(np.asarray(book.positions), axis=-1)
+      self.assertEqual(gone.tolist(), want)
+
+  def test_a_reused_slot_starts_from_nothing(self):
+    """What the slot's last token had received is not the next one's."""
+    kind = kvjax.Bounded(budget=3).bind(9)
+    row = tape.feed(kind, tape.blank(kind), [7])
+    book = row.book.replace(total=jnp.full((1, 1, 3), 50.0))
+    book, slots = kind.place(book, row.length, jnp.asarray([[1]], jnp.int32))
+    slot = int(slots[0, 0, 0])
+    self.assertEqual(slot, 1)
+    self.assertEqual(np.asarray(book.total)[0, 0].tolist(), [50, 0, 50])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,158 @@
+"""The allocator of pages: who owns what, and that nothing is lost."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+import kvjax
+from kvjax.caches.paged import allocate, release
+from tests.facts import tape, tiny
+
+KIND = kvjax.Paged(page=3, pages=5).bind(9)
+CONFIG = tiny.decoder(kvjax.Grouped(2, 1, 5))
+
+
+def ints(*x):
+  """Returns int32 `[B]`."""
+  return jnp.asarray(x, jnp.int32)
+
+
+def fill(lengths, pages=9):
+  """Returns a cache of rows of those lengths, and their tokens."""
+  ids = tiny.tokens(len(lengths), 8)
+  cache = kvjax.init_cache(
+    CONFIG, len(lengths), 9, kinds=kvjax.Paged(page=3, pages=pages)
+  )
+  _, cache = kvjax.extend(CONFIG, tiny.params(CONFIG), cache, ids, lengths)
+  return cache, ids
+
+
+def audit(cache):
+  """Asserts that references are counted, and partial pages not shared."""
+  book = jax.tree.map(np.asarray, cache.books[0])
+  held = book.table[book.table >= 0]
+  count = np.bincount(held, minlength=len(book.references))
+  np.testing.assert_array_equal(book.references, count)
+  for row, length in enumerate(np.asarray(cache.length)):
+    pages = book.table[row]
+    assert (pages >= 0).sum() == -(-length // 3)
+    found = book.positions[0][pages[pages >= 0]].ravel()
+    np.testing.assert_array_equal(found[:length], np.arange(length))
+    if length % 3:
+      assert count[pages[length // 3]] == 1
+      assert (found[length:] == -1).all()
+
+
+class AllocatorTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_allocate_and_release(self):
+    book = tape.blank(KIND, batch=2).book
+    book = self.variant(allocate)(book, ints(0, 0), ints(2, 1))
+    self.assertEqual(book.table.tolist(), [[0, 1, -1], [2, -1, -1]])
+    self.assertEqual(book.references.tolist(), [1, 1, 1, 0, 0])
+    book = self.variant(release)(book, ints(1, 1), ints(2, 1))
+    self.assertEqual(book.table.tolist(), [[0, -1, -1], [2, -1, -1]])
+    self.assertEqual(book.references.tolist(), [1, 0, 1, 0, 0])
+    book = self.variant(allocate)(book, ints(1, 1), ints(2, 3))
+    self.assertEqual(book.table.tolist(), [[0, 1, -1], [2, 3, 4]])
+
+  def test_a_page_forgets_when_it_is_given_anew(self):
+    row = tape.feed(KIND, tape.blank(KIND), np.arange(6))
+    book = release(row.book, ints(0), ints(2))
+    row = row.replace(book=book, length=ints(0))
+    row = tape.feed(KIND, row, [10.0])
+    self.assertEqual(tape.stored(KIND, row), {0: 10.0})
+    self.assertEqual(np.asarray(row.book.positions)[0, 0].tolist(), [0, -1, -1])
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_who_is_admitted(self):
+    """Free pages go to rows in order; a row that needs none always fits."""
+    row = tape.feed(KIND, tape.blank(KIND, 3), np.arange(5), [5, 2, 0])
+    admits = self.variant(KIND.admits)
+    for count, want in (
+      ((1, 1, 3), [True, True, True]),
+      ((2, 2, 3), [True, True, False]),
+      ((5, 1, 0), [False, True, True]),
+      ((0, 7, 4), [True, True, False]),
+    ):
+      got = admits(row.book, row.length, ints(*count))
+      self.assertEqual(got.tolist(), want, count)
+
+  def test_out_of_pages_loses_nothing(self):
+    cache, ids = fill([5, 4], pages=5)
+    before = jax.tree.map(np.array, cache)
+    params = tiny.params(CONFIG)
+    with self.assertRaisesRegex(
+      ValueError, 'Row 1: out of pages for 3.*after 4'
+    ):
+      kvjax.extend(CONFIG, params, cache, ids[:, :3], [3, 3])
+    tiny.alike(before, cache)
+    _, cache = kvjax.extend(CONFIG, params, cache, ids[:, :2], [1, 2])
+    audit(cache)
+    token = ids[:, 0]
+    logits, after = kvjax.decode_step(
+      CONFIG, params, cache, token, donate=False
+    )
+    self.assertEqual(np.isnan(logits).all(-1).tolist(), [False, True])
+    self.assertEqual(after.overflow.tolist(), [False, True])
+    audit(after)
+
+
+class SharingTest(chex.TestCase):
+  def test_repeat_shares_full_pages_and_copies_the_partial(self):
+    cache, _ = fill([5, 3])
+    both = kvjax.repeat(cache, 2)
+    audit(both)
+    table = np.asarray(both.books[0].table)
+    self.assertEqual(table[0, 0], table[1, 0])
+    self.assertNotEqual(table[0, 1], table[1, 1])
+    self.assertEqual(table[2, 0], table[3, 0])
+
+  def test_copies_go_their_own_ways(self):
+    """The tokens of one are never seen by the other, nor lost to it."""
+    cache, ids = fill([4, 2])
+    params = tiny.params(CONFIG)
+    both = kvjax.repeat(cache, 2)
+    more = tiny.tokens(4, 2, seed=3)
+    got, both = kvjax.extend(CONFIG, params, both, more)
+    audit(both)
+    for row in range(4):
+      start = int(cache.length[row // 2])
+      whole = jnp.concatenate([ids[row // 2, :start], more[row]])
+      want = kvjax.forward(CONFIG, params, whole[None])[0, start:]
+      tiny.close(got[row], want)
+
+  def test_no_pages_for_the_copy(self):
+    cache, _ = fill([5, 5], pages=4)
+    with self.assertRaisesRegex(ValueError, 'Row 1: out of pages.*take needs'):
+      kvjax.take(cache, [0, 0, 1])
+
+  def test_rewind_into_a_shared_page_copies_it(self):
+    cache, ids = fill([6, 2])
+    both = kvjax.take(cache, [0, 0, 1])
+    self.assertEqual(int(both.books[0].references.max()), 2)
+    back = kvjax.rewind(both, [4, 6, 2])
+    audit(back)
+    got, after = tiny.follow(CONFIG, back, ids[jnp.asarray([1, 0, 1]), :1])
+    audit(after)
+    params = tiny.params(CONFIG)
+    whole = jnp.concatenate([ids[0, :6], ids[0, :1]])[None]
+    tiny.close(got[1, 0], kvjax.forward(CONFIG, params, whole)[0, -1])
+    whole = jnp.concatenate([ids[0, :4], ids[1, :1]])[None]
+    tiny.close(got[0, 0], kvjax.forward(CONFIG, params, whole)[0, -1])
+
+  def test_rows_that_leave_give_their_pages_back(self):
+    cache, _ = fill([5, 4])
+    one = kvjax.take(cache, [1])
+    audit(one)
+    self.assertEqual(int((one.books[0].references > 0).sum()), 2)
+    audit(kvjax.concat([one, cache]))
+    self.assertEqual(
+      int((kvjax.rewind(cache, 0).books[0].references > 0).sum()), 0
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,60 @@
+"""Which keys a query sees: rules against one sentence each."""
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from kvjax.caches.visibility import Visibility
+
+RULES = {
+  'causal': (Visibility(), lambda p, s: s <= p),
+  'all': (Visibility(causal=False), lambda p, s: True),
+  'window': (Visibility(window=3), lambda p, s: s in (p - 2, p - 1, p)),
+  'window_one': (Visibility(window=1), lambda p, s: s == p),
+  'chunk': (Visibility(chunk=4), lambda p, s: s <= p and s >= p - p % 4),
+  'sinks': (
+    Visibility(window=3, sink_tokens=2),
+    lambda p, s: s <= p and (s >= p - 2 or s in (0, 1)),
+  ),
+  'sinks_alone': (Visibility(sink_tokens=2), lambda p, s: s <= p),
+  'window_in_chunk': (
+    Visibility(window=3, chunk=4),
+    lambda p, s: p - 2 <= s <= p and s >= p - p % 4,
+  ),
+}
+
+
+class VisibilityTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.named_parameters((n, *rule) for n, rule in RULES.items())
+  def test_rule(self, rule, sentence):
+    queries = jnp.arange(11, dtype=jnp.int32)[:, None]
+    keys = jnp.asarray([[-1, *range(11), -1]], jnp.int32)
+    got = self.variant(rule.sees)(queries, keys)
+    want = [
+      [s >= 0 and sentence(p, s) for s in keys[0].tolist()] for p in range(11)
+    ]
+    np.testing.assert_array_equal(np.broadcast_to(got, (11, 13)), want)
+
+  def test_narrow_takes_the_smaller_window(self):
+    self.assertEqual(Visibility().narrow(5), Visibility(window=5))
+    self.assertEqual(Visibility(window=9).narrow(5), Visibility(window=5))
+    self.assertEqual(Visibility(window=3).narrow(5), Visibility(window=3))
+    self.assertEqual(
+      Visibility(chunk=7).narrow(5, 2),
+      Visibility(window=5, chunk=7, sink_tokens=2),
+    )
+
+  @parameterized.parameters(
+    ({'window': 0}, 'window=0 must be at least 1, or None'),
+    ({'chunk': -3}, 'chunk=-3 must be at least 1, or None'),
+    ({'sink_tokens': -1}, 'sink_tokens=-1 must not be negative'),
+  )
+  def test_refusals(self, rule, message):
+    with self.assertRaisesRegex(ValueError, message):
+      Visibility(**rule)
+
+
+if __name__ == '__main__':
+  absltest.main()
