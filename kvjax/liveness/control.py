@@ -65,7 +65,7 @@ def _scan(
   origin: 'trace.Origin',
 ) -> list[Tensor]:
   body, consts = open_jaxpr(params['jaxpr'])
-  fixed, carried = params['num_consts'], params['num_carry']
+  fixed, carried = scan_counts(params)
   shared, carry = ins[:fixed], ins[fixed : fixed + carried]
   columns = ins[fixed + carried :]
   steps = range(params['length'])
@@ -77,6 +77,14 @@ def _scan(
     carry, ys[i] = out[:carried], out[carried:]
   stacked = [stack([ys[i][j] for i in steps]) for j in range(len(ys[0]))]
   return [*carry, *stacked]
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+  """How many operands of a scan are shared by all steps, and carried."""
+  if 'num_carry' in params:
+    return params['num_consts'], params['num_carry']
+  shared, carry, _ = params['ft_in'].unpack()  # Since JAX 0.12.
+  return len(list(shared)), len(list(carry))
 
 
 def stack(parts: Sequence[Tensor]) -> Tensor:

@@ -270,8 +270,8 @@ class _Run:
 
   def scan(self, params: Any, ins: list[Value], place: Place) -> list[Value]:
     body, consts = control.open_jaxpr(params['jaxpr'])
-    a = params['num_consts']
-    b = a + params['num_carry']
+    a, carried = control.scan_counts(params)
+    b = a + carried
     run = lambda args, at: self.program(body, _values(consts), args, at)
     over_time = params['length'] == self.capacity and any(
       v.row is not None and v.axis == 0 for v in ins[b:]
