@@ -1,0 +1,203 @@
+"""The compiled decode step: in place, at any capacity, once."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kvjax
+from kvjax import memory
+from tests.contract.table import CODECS
+
+BLOCK, WIDTH, KEY, HIDDEN = 128, 192, 64, 768
+
+
+def grouped(kv_heads: int) -> kvjax.Grouped:
+  return kvjax.Grouped(6, kv_heads, KEY, rotary=kvjax.Rotary(KEY))
+
+
+LATENT = kvjax.Latent(3, 96, 64, 64, rotary=kvjax.Rotary(32))
+KINDS = {
+    'dense': lambda size: kvjax.Dense(),
+    'ring': lambda size: kvjax.Ring(window=size),
+    'sinks': lambda size: kvjax.Sinks(sinks=4, window=size - 4),
+    'sinks_renumbered': lambda size: kvjax.Sinks(
+        sinks=4, window=size - 4, renumber=True
+    ),
+    'paged': lambda size: kvjax.Paged(page=64),
+    'heavy_hitters': lambda size: kvjax.Bounded(
+        budget=size, score=kvjax.HeavyHitters(), per_head=False
+    ),
+    'heavy_hitters_by_head': lambda size: kvjax.Bounded(
+        budget=size, score=kvjax.HeavyHitters(recent=8)
+    ),
+    'last_query': lambda size: kvjax.Bounded(
+        budget=size, score=kvjax.LastQuery()
+    ),
+    'recency': lambda size: kvjax.Bounded(
+        budget=size, score=kvjax.Recency(), per_head=False
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """A decode step to compile."""
+
+  name: str
+  kind: str
+  codec: kvjax.Codec | None
+  batch: int
+  attention: kvjax.Grouped | kvjax.Latent
+
+  @functools.cached_property
+  def config(self) -> kvjax.ModelConfig:
+    layer = kvjax.Layer(self.attention, kvjax.MLP(HIDDEN))
+    return kvjax.ModelConfig(31, WIDTH, (layer,))
+
+  def init(self, capacity: int) -> kvjax.Cache:
+    return kvjax.init_cache(
+        self.config,
+        self.batch,
+        capacity,
+        kinds=KINDS[self.kind](capacity),
+        codec=self.codec,
+    )
+
+  def compile(self, capacity: int) -> jax.stages.Compiled:
+    def step(params, cache, token):
+      return kvjax.decode_step(self.config, params, cache, token)
+
+    cache = jax.eval_shape(lambda: self.init(capacity))
+    params = jax.eval_shape(
+        lambda: kvjax.init_params(self.config, jax.random.key(0))
+    )
+    token = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
+    jitted = jax.jit(step, donate_argnames='cache')
+    return jitted.lower(params, cache, token).compile()
+
+  @property
+  def bound(self) -> int:
+    """Bytes of the largest weight matrix plus two decoded blocks."""
+    streams = self.attention.streams().values()
+    block = self.batch * BLOCK * 4 * sum(s.heads * s.width for s in streams)
+    return 4 * WIDTH * HIDDEN + 2 * block
+
+  @property
+  def numbers(self) -> int:
+    """Four-byte numbers that a step may hold for a slot of a row.
+
+    A weight for each head where a kind observes them. Positions, twice, where
+    sinks and recent tokens are scored apart, and where eviction does not wait
+    for attention: never a stream.
+    """
+    if KINDS[self.kind](9).observes:
+      return next(iter(self.attention.streams().values())).heads
+    return 2 * (self.kind in ('sinks_renumbered', 'recency'))
+
+
+STEPS = [
+    Step(
+        f'{kind}{suffix}_B{batch}_K{heads}',
+        kind,
+        codec,
+        batch,
+        grouped(heads),
+    )
+    for kind in KINDS
+    for suffix, codec in CODECS
+    for batch, heads in ((1, 1), (1, 3), (2, 1), (2, 3))
+] + [
+    Step(f'mla_{kind}{suffix}_B2', kind, codec, 2, LATENT)
+    for kind in KINDS
+    for suffix, codec in CODECS
+]
+
+
+def nbytes(tree) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('step', STEPS, ids=lambda step: step.name)
+def test_a_step_is_in_place_and_reads_no_more_at_a_larger_capacity(step):
+  temporaries = {}
+  for capacity in (1024, 8192):
+    compiled = step.compile(capacity)
+    memory.assert_in_place(
+        compiled, 'cache.stores' if step.numbers else 'cache'
+    )
+    measured = memory.measure(compiled)
+    cache = jax.eval_shape(functools.partial(step.init, capacity))
+    assert measured.alias == nbytes(cache)
+    more = 4 * step.numbers * step.batch * capacity
+    assert measured.temporaries <= step.bound + more
+    temporaries[capacity] = measured.temporaries
+  assert temporaries[8192] <= 1.01 * temporaries[1024] + more
+
+
+def test_a_scan_with_the_cache_as_xs_and_ys_is_caught():
+  """The negative control: every byte aliases, and every byte is copied."""
+
+  def step(cache, token):
+    def layer(x, leaf):
+      leaf = leaf.at[:, :, 7].set(x)
+      return leaf.sum(axis=2), leaf
+
+    return jax.lax.scan(layer, token, cache)
+
+  cache = jax.ShapeDtypeStruct((4, 2, 3, 1024, 64), jnp.float32)
+  token = jax.ShapeDtypeStruct((2, 3, 64), jnp.float32)
+  compiled = jax.jit(step, donate_argnames='cache').lower(cache, token)
+  compiled = compiled.compile()
+  assert memory.measure(compiled).alias == nbytes(cache)
+  with pytest.raises(memory.InPlaceError):
+    memory.assert_in_place(compiled, 'cache')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_eight_steps_are_one_trace_and_the_old_cache_is_gone(kind):
+  step = Step(kind, kind, None, 2, grouped(3))
+  params = kvjax.init_params(step.config, jax.random.key(0))
+
+  @functools.partial(jax.jit, donate_argnums=1)
+  @chex.assert_max_traces(n=1)
+  def traced(params, cache, token):
+    return kvjax.decode_step(step.config, params, cache, token)
+
+  cache = step.init(64)
+  for position in range(8):
+    token = jnp.full(2, position, jnp.int32)
+    logits, new = traced(params, cache, token)
+    assert all(x.is_deleted() for x in jax.tree.leaves(cache))
+    with pytest.raises(kvjax.DonatedCacheError, match='donate=False'):
+      kvjax.decode_step(step.config, params, cache, token)
+    cache = new
+  assert np.isfinite(logits).all()
+  assert (np.asarray(cache.length) == 8).all()
+
+
+def test_the_public_step_traces_once_for_eight_positions():
+  count = []
+
+  class Counted(kvjax.MLP):
+
+    def __call__(self, params, x):
+      count.append(x.shape)
+      return super().__call__(params, x)
+
+  layer = kvjax.Layer(grouped(1), Counted(7))
+  config = kvjax.ModelConfig(31, 13, (layer,))
+  params = kvjax.init_params(config, jax.random.key(0))
+  cache = kvjax.init_cache(config, 2, 64)
+  for position in range(8):
+    token = jnp.full(2, position, jnp.int32)
+    active = jnp.asarray([True, position % 2 == 0])
+    old = cache
+    _, cache = kvjax.decode_step(config, params, cache, token, active)
+    assert all(x.is_deleted() for x in jax.tree.leaves(old))
+  assert count == [(2, 1, 13)]
+  np.testing.assert_array_equal(cache.length, [8, 4])
