@@ -29,6 +29,9 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
 
+mutants: $(READY)
+	$(RUN) -m tests.mutants.run $(ARGS)
+
 picture: $(READY)
 	$(RUN) -m experiments.lifetimes
 

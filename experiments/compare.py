@@ -18,7 +18,6 @@ from experiments import launch
 from kvjax.models.config import ModelConfig
 from kvjax.report import findings
 from kvjax.report.answer import answer
-from kvjax.report.blocks import Text
 from kvjax.report.writer import follow, progress, start
 from kvjax.training import pace, study
 from kvjax.training.sample import Sample, attention, continuation
@@ -132,16 +131,17 @@ def main(argv: list[str]) -> None:
       for record in examine(setup, variant, seed, params):
         records.append(writer.record(record | who))
   name, params = next(iter(kept.items()))
+  claims = findings.claims(records, config.expected_bits)
   seen = attention(setup.models[name], params, setup.sample.prompt)
   writer = writer.show(
-    Text(
-      f'Text: {facts["source"]}, {facts["bytes"]:,} bytes, of which '
-      f'{facts["held_out_bytes"]:,} are held out. Seeds: {setup.seeds}.'
-    ),
+    findings.source(facts, setup.seeds),
     *findings.attention(name, *seen),
-    *findings.everything(records, config.expected_bits),
+    *findings.everything(records),
+    claims,
   )
   print(f'Report: {writer.save()}')
+  if not all(holds for _, holds in claims.rows):
+    raise SystemExit('A claim does not hold: see the last table.')
 
 
 if __name__ == '__main__':

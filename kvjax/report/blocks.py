@@ -76,6 +76,9 @@ class Code:
     return f'<pre><b>{prompt}</b>{text}</pre>'
 
 
+_NUMBER = re.compile(r'(x |[+-])?[\d.,]+|-$')
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
   """Rows of cells under named columns.
@@ -100,7 +103,7 @@ class Table:
       title=self.title,
       title_justify='left',
       title_style='bold',
-      caption=self.note or None,
+      caption=re.sub(r'[*`]', '', self.note) or None,
       caption_justify='left',
       box=box.SIMPLE_HEAD,
     )
@@ -132,7 +135,7 @@ class Table:
     )
 
   def _number(self, index: int) -> bool:
-    return any(isinstance(row[index], int | float) for row in self.rows)
+    return all(_NUMBER.match(cell(row[index])) for row in self.rows)
 
   def _align(self, index: int) -> str:
     return ' class="number"' if self._number(index) else ''
@@ -178,9 +181,10 @@ def cell(value: Any) -> str:
 
 
 def inline(text: str) -> str:
-  """Returns text as HTML, with `code` and **bold** marked up."""
+  """Returns text as HTML, with `code`, **bold** and *italic* marked up."""
   text = html.escape(text)
   text = re.sub(r'\*\*(.+?)\*\*', r'<b>\1</b>', text)
+  text = re.sub(r'\*(\S.*?)\*', r'<i>\1</i>', text)
   return re.sub(r'`(.+?)`', r'<code>\1</code>', text)
 
 
@@ -216,6 +220,6 @@ img { max-width: 100%; height: auto; }
 code { font: .92em ui-monospace, Menlo, Consolas, monospace;
   background: #f0f3f7; padding: .05em .3em; border-radius: 3px; }
 pre { background: #f5f7fa; border: 1px solid #d8dee6; border-radius: 6px;
-  padding: .8rem 1rem; overflow-x: auto;
+  padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .88rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
 """

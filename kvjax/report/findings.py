@@ -5,6 +5,7 @@ JSON lines. A number from several seeds is shown as median and half range.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from kvjax.report.blocks import Block, Code, Heading, Picture, Table, Text
 from kvjax.report.costs import Records, grouped
 
 
-def everything(records: Records, expected_bits: float) -> tuple[Block, ...]:
-  """Returns all that records say, what would have refuted it last."""
+def everything(records: Records) -> tuple[Block, ...]:
+  """Returns all that records say."""
   return (
     *models(records),
     *parity(records),
@@ -23,8 +24,15 @@ def everything(records: Records, expected_bits: float) -> tuple[Block, ...]:
     *costs.quality(records),
     *costs.pace(records),
     *samples(records),
-    Heading('Claims'),
-    claims(records, expected_bits),
+  )
+
+
+def source(text: Mapping[str, Any], seeds: Sequence[int]) -> Text:
+  """Returns what was read, and with which seeds."""
+  return Text(
+    f'Text: {text["source"]}, {text["bytes"]:,} bytes, of which '
+    f'{text["held_out_bytes"]:,} are held out. Seeds: '
+    f'{", ".join(map(str, seeds))}.'
   )
 
 
