@@ -19,6 +19,7 @@ SETTINGS = {
   'full': {
     'seeds': 3,
     'training.steps': 250,
+    'training.learning_rate': 5e-3,
     'training.batch': 8,
     'evaluation.rows': 128,
     'expected_bits': 3.0,
@@ -70,10 +71,10 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'hidden': 352,  # of MHA; the others' follows from equal size
       },
       'training': {
-        'steps': 110,
+        'steps': 140,
         'batch': 4,
         'length': 128,
-        'learning_rate': 5e-3,
+        'learning_rate': 7e-3,
         'warmup': 20,
       },
       'evaluation': {
