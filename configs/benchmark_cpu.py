@@ -1,0 +1,82 @@
+"""How close to the speed of memory does kvjax decode on this CPU?
+
+  make bench                                     under 15 minutes, 2 cores
+  python -m experiments.benchmark --config=configs/benchmark_cpu.py:step
+  python -m experiments.benchmark --config=configs/benchmark_cpu.py:tiny
+  python -m experiments.benchmark --compare=old.jsonl,new.jsonl
+
+Expected, on 2 cores: attention alone at 0.80 of the read bandwidth; the 107M
+model 2.2 times as fast as transformers on torch at 8 rows of 2048 tokens, and
+1.5 times at one row of 128. docs/performance.md says what was found and what
+is missed, and why.
+
+Would be refuted by: a ratio below these in a run on an idle machine.
+"""
+
+from ml_collections import ConfigDict
+
+SETTINGS = {
+  'default': {},
+  'tiny': {
+    'repeats': 2,
+    'rotate': 0,
+    'bandwidth': 1,
+    'attention.shapes': ((2, 4, 16),),
+    'attention.batches': (1,),
+    'attention.slots': 64,
+    'attention.filled': (64, 24),
+    'model.layers': 2,
+    'model.width': 32,
+    'model.num_heads': 4,
+    'model.num_kv_heads': 2,
+    'model.key_width': 8,
+    'model.hidden': 48,
+    'model.vocab_size': 64,
+    'steps': ((1, 8), (2, 24)),
+    'prompts': (16,),
+    'generate': ((1, 8, 4),),
+  },
+  'step': {
+    'attention.shapes': (),
+    'steps': ((1, 128), (8, 2048)),
+    'prompts': (),
+    'generate': (),
+  },
+}
+
+
+def get_config(setting: str = 'default') -> ConfigDict:
+  """Returns the setting 'default', 'step' (only that) or 'tiny'."""
+  config = ConfigDict(
+    {
+      'repeats': 9,
+      'rotate': 200_000_000,  # bytes of buffers that a race passes through
+      'bandwidth': 256,  # MiB read to find what the machine can read
+      'attention': {
+        'shapes': ((8, 1, 64), (8, 4, 64), (8, 4, 128), (8, 8, 128)),
+        'batches': (1, 8),
+        'slots': 8192,
+        'filled': (8192, 1024),
+        'dtypes': ('float32', 'bfloat16', 'int8'),
+        'largest': 600_000_000,  # bytes of a float32 cache; larger is left out
+      },
+      'model': {
+        'layers': 8,
+        'width': 1024,
+        'num_heads': 16,
+        'num_kv_heads': 4,
+        'key_width': 64,
+        'hidden': 2816,
+        'vocab_size': 8192,
+      },
+      'steps': ((1, 128), (1, 2048), (8, 2048)),  # batch, context
+      'prompts': (1024,),
+      'generate': ((1, 128, 32),),  # batch, context, tokens
+    }
+  )
+  if setting not in SETTINGS:
+    raise ValueError(
+      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
+    )
+  config.update_from_flattened_dict(SETTINGS[setting])
+  return config

@@ -1,0 +1,1 @@
+"""Decoding against the machine's own limit, and beside the peers."""

@@ -1,0 +1,115 @@
+"""Seconds and bytes: interleaved repeats, and what the machine can read."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Call = Callable[[], Any]  # starts work; `wait` on its result ends it
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """Who takes part in a race.
+
+  Attributes:
+    call: does the work once and returns when it is done.
+    bytes: that the work must read from memory.
+    kernel: what of kvjax ran; '' for a peer.
+    error: largest difference from the reference, relative to its largest.
+    tolerance: most that it may be.
+  """
+
+  call: Call
+  bytes: int
+  kernel: str = ''
+  error: float = 0.0
+  tolerance: float = 1e-4
+
+
+def race(
+  runners: Mapping[str, Runner], repeats: int
+) -> dict[str, dict[str, Any]]:
+  """Returns seconds of each runner, measured in turns after one warm turn.
+
+  Turns spread whatever else the machine does over all runners alike.
+
+  Raises:
+    ValueError: a runner's error exceeds its tolerance: nothing was timed.
+  """
+  for name, runner in runners.items():
+    if not runner.error <= runner.tolerance:
+      raise ValueError(
+        f'{name} differs from the reference by {runner.error:.1e}, more than '
+        f'{runner.tolerance:.0e}: it computes something else, so its time '
+        'would mean nothing.'
+      )
+    runner.call()
+  times: dict[str, list[float]] = {name: [] for name in runners}
+  for _ in range(repeats):
+    for name, runner in runners.items():
+      start = time.perf_counter()
+      runner.call()
+      times[name].append(time.perf_counter() - start)
+  return {
+    name: {
+      'seconds': float(np.median(times[name])),
+      'fastest': min(times[name]),
+      'bytes': runner.bytes,
+      'kernel': runner.kernel,
+      'error': runner.error,
+    }
+    for name, runner in runners.items()
+  }
+
+
+def bandwidth(mebibytes: int, repeats: int) -> dict[str, float]:
+  """Returns bytes a second of reading (a sum) and of copying (x + 1).
+
+  The best of the repeats: it is a limit. Copied bytes count twice.
+  """
+  x = jnp.ones((mebibytes * 2**18,), jnp.float32)
+  limits = {}
+  for name, program, factor in (
+    ('read', jax.jit(jnp.sum), 1),
+    ('copy', jax.jit(lambda x: x + 1), 2),
+  ):
+    call = lambda program=program: jax.block_until_ready(program(x))
+    found = race({name: Runner(call, x.nbytes)}, repeats)[name]
+    limits[name] = factor * x.nbytes / found['fastest']
+  return limits
+
+
+def rate(
+  results: Mapping[str, Mapping[str, Any]], read: float
+) -> list[dict[str, Any]]:
+  """Returns rows: bandwidth, fraction of the floor, ratios to the peers.
+
+  The floor of a row is its bytes over the read bandwidth; a ratio above 1
+  says that kvjax needs less time than the peer.
+  """
+  peers = {n: r for n, r in results.items() if not r['kernel']}
+  return [
+    {
+      'name': name,
+      **result,
+      'bandwidth': result['bytes'] / result['seconds'],
+      'of_floor': result['bytes'] / result['seconds'] / read,
+      'ratios': {
+        peer: other['seconds'] / result['seconds']
+        for peer, other in peers.items()
+        if peer != name
+      },
+    }
+    for name, result in results.items()
+  ]
+
+
+def difference(found: Any, want: Any) -> float:
+  """Returns the largest difference relative to the largest of `want`."""
+  found, want = np.asarray(found, np.float64), np.asarray(want, np.float64)
+  return float(np.max(np.abs(found - want)) / np.max(np.abs(want)))

@@ -1,0 +1,205 @@
+"""A whole model: a decode step, a prefill, the generation of N tokens."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.rotary import Rotary
+from kvjax.benchmark import clock, peers
+from kvjax.benchmark.clock import Runner
+from kvjax.caches.codecs import Int8
+from kvjax.decoding.cache import Cache, init_cache
+from kvjax.decoding.generate import generate
+from kvjax.decoding.steps import decode_step, prefill
+from kvjax.kernels import available
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.decoder import init_params
+from kvjax.models.forward import forward
+from kvjax.models.mlp import MLP
+
+ROOM = 256  # slots beyond the context, for the tokens that are timed
+TOLERANCE = {'float32': 1e-4, 'int8': 5e-2}
+
+
+def build(shape: Mapping[str, int]) -> tuple[ModelConfig, dict[str, Any]]:
+  """Returns a GQA decoder and random parameters."""
+  width = shape['key_width']
+  attention = Grouped(
+    shape['num_heads'], shape['num_kv_heads'], width, rotary=Rotary(width)
+  )
+  layer = Layer(attention, MLP(shape['hidden']))
+  layers = (layer,) * shape['layers']
+  config = ModelConfig(shape['vocab_size'], shape['width'], layers)
+  return config, init_params(config, jax.random.key(0))
+
+
+def step(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  batch: int,
+  context: int,
+  repeats: int,
+) -> dict[str, Any]:
+  """Returns results of one decode step after a context of random streams."""
+  streams = [_streams(config, batch, context, i) for i in _layers(config)]
+  token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
+  runners, want = {}, None
+  for name, kernel, codec in _ours():
+    cache = _filled(config, batch, context, streams, codec)
+    size = _weights(params) + _read(cache, context)
+    dtype = 'int8' if codec else 'float32'
+    call = _step_calls(config, params, cache, token, kernel)
+    found = call()
+    want = found if want is None else want
+    error = clock.difference(found, want)
+    runners[name] = Runner(call, size, kernel, error, TOLERANCE[dtype])
+  if not peers.absent():
+    model = peers.torch_model(config, params)
+    size = next(iter(runners.values())).bytes
+    for kind in ('static', 'dynamic'):
+      call = peers.torch_decode(model, kind, streams, token, context + ROOM)
+      error = clock.difference(call(), want)
+      runners[f'transformers {kind}'] = Runner(call, size, '', error)
+  return clock.race(runners, repeats)
+
+
+def prompt(
+  config: ModelConfig, params: Mapping[str, Any], tokens: int, repeats: int
+) -> dict[str, Any]:
+  """Returns results of a prefill of one row, and of the uncached forward."""
+  ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens))
+  given = jnp.asarray(ids, jnp.int32)
+  plain = jax.jit(lambda p, t: forward(config, p, t)[:, -1])
+  make = functools.partial(init_cache, config, 1, tokens)
+
+  def ours():
+    logits, _ = prefill(config, params, make(), given)
+    return jax.block_until_ready(logits)
+
+  calls = {
+    'kvjax': ours,
+    'kvjax uncached': lambda: np.asarray(plain(params, given)),
+  }
+  if not peers.absent():
+    import torch
+
+    model = peers.torch_model(config, params)
+
+    def theirs():
+      with torch.inference_mode():
+        out = model(torch.from_numpy(ids), use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1].numpy()
+
+    calls['transformers'] = theirs
+  want = np.asarray(calls['kvjax uncached']())
+  size = _weights(params)
+  runners = {
+    name: Runner(
+      call,
+      size,
+      'blockwise' if 'kvjax' in name else '',
+      clock.difference(call(), want),
+      1e-3,
+    )
+    for name, call in calls.items()
+  }
+  return clock.race(runners, repeats)
+
+
+def tokens(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  batch: int,
+  context: int,
+  count: int,
+  repeats: int,
+) -> dict[str, Any]:
+  """Returns results of generating N tokens, and of N times one step."""
+  streams = [_streams(config, batch, context, i) for i in _layers(config)]
+  logits = jnp.zeros((batch, config.vocab_size)).at[:, 1].set(1.0)
+  kernel = 'blockwise' if available()['ffi'] else 'ffi'
+  cache = _filled(config, batch, context, streams, None, count)
+  size = count * (_weights(params) + _read(cache, context))
+
+  def whole():
+    out, _ = generate(
+      config, params, cache, logits, count, donate=False, block=count
+    )
+    return jax.block_until_ready(out)
+
+  token = jnp.ones((batch,), jnp.int32)
+  again = _filled(config, batch, context, streams, None, count * (repeats + 2))
+  one = _step_calls(config, params, again, token, None)
+  runners = {
+    'generate': Runner(whole, size, kernel),
+    'steps': Runner(lambda: [one() for _ in range(count)], size, kernel),
+  }
+  return clock.race(runners, repeats)
+
+
+def _layers(config: ModelConfig) -> range:
+  return range(len(config.layers))
+
+
+def _ours() -> Iterator[tuple[str, str, Any]]:
+  for kernel, reason in available().items():
+    if not reason:
+      yield f'kvjax {kernel}', kernel, None
+      yield f'kvjax {kernel} int8', kernel, Int8()
+
+
+def _streams(config, batch, context, index):
+  rng = np.random.default_rng(index)
+  attention: Any = config.layers[index].attention
+  shape = (batch, attention.num_kv_heads, context, attention.key_width)
+  names = ('key', 'value')
+  return {n: rng.standard_normal(shape, dtype=np.float32) for n in names}
+
+
+def _filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
+  """Returns a cache whose slots hold the given streams."""
+  cache = init_cache(config, batch, context + room, codec=codec)
+  slots = jnp.arange(context, dtype=jnp.int32)[None, :]
+  slots = jnp.broadcast_to(slots, (batch, context))
+  book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)
+  stores = []
+  for store, memory, layer in zip(
+    cache.stores, cache.layout.memories, streams, strict=True
+  ):
+    assert memory is not None
+    new = memory.encode({n: jnp.asarray(x) for n, x in layer.items()})
+    stores.append(memory.kind.write(store, new, slots[:, None]))
+  return cache.replace(
+    length=jnp.full((batch,), context, jnp.int32),
+    books=(book[0],),
+    stores=tuple(stores),
+  )
+
+
+def _step_calls(config, params, cache, token, kernel) -> Callable[[], Any]:
+  """Returns a function that decodes one more token at each call."""
+  held = [cache]
+
+  def call():
+    logits, held[0] = decode_step(config, params, held[0], token, kernel=kernel)
+    return np.asarray(logits)
+
+  return call
+
+
+def _weights(params: Mapping[str, Any]) -> int:
+  """Returns bytes that a step reads: not an embedding that is no head."""
+  skip = params['embedding'].nbytes if 'head' in params else 0
+  return sum(x.nbytes for x in jax.tree.leaves(params)) - skip
+
+
+def _read(cache: Cache, context: int) -> int:
+  """Returns bytes of the filled slots."""
+  slots = cache.books[0].positions.shape[2]
+  size = sum(x.nbytes for x in jax.tree.leaves(cache.stores))
+  return size * context // slots

@@ -1,0 +1,133 @@
+"""What else one could use. Each is optional, and named where it is absent."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.models.config import ModelConfig
+
+MODULES = {'torch': 'torch', 'transformers': 'transformers'}
+
+
+def absent() -> list[str]:
+  """Returns the peers that are not installed."""
+  find = importlib.util.find_spec
+  return [name for name, module in MODULES.items() if find(module) is None]
+
+
+def torch_attention(q: Any, k: Any, v: Any, dtype: str) -> Callable[[], Any]:
+  """Returns torch's SDPA of `[B, K, G, 1, H]` over `[B, K, S, H]`."""
+  import torch
+
+  def tensor(x):
+    return torch.from_numpy(np.array(x, np.float32)).to(getattr(torch, dtype))
+
+  batch, heads, groups, _, width = q.shape
+  query = tensor(q).reshape(batch, heads * groups, 1, width)
+  key, value = tensor(k), tensor(v)
+  attend = torch.nn.functional.scaled_dot_product_attention
+
+  def call():
+    with torch.inference_mode():
+      out = attend(query, key, value, enable_gqa=groups > 1)
+      return out.float().reshape(q.shape).numpy()
+
+  return call
+
+
+def jax_nn_attention(q: Any, k: Any, v: Any) -> Callable[[], Any]:
+  """Returns `jax.nn.dot_product_attention` in the layout it asks for."""
+  batch, heads, groups, _, width = q.shape
+  query = q.reshape(batch, 1, heads * groups, width)
+  key, value = (jnp.array(jnp.swapaxes(x, 1, 2)) for x in (k, v))
+  attend = jax.jit(jax.nn.dot_product_attention)
+
+  def call():
+    out = attend(query.astype(key.dtype), key, value)
+    return jax.block_until_ready(out).reshape(q.shape)
+
+  return call
+
+
+def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
+  """Returns the same model, with the same weights, of transformers."""
+  import torch
+  import transformers
+
+  layer = config.layers[0]
+  attention: Any = layer.attention
+  settings = transformers.LlamaConfig(
+    vocab_size=config.vocab_size,
+    hidden_size=config.width,
+    intermediate_size=layer.mlp.hidden,
+    num_hidden_layers=len(config.layers),
+    num_attention_heads=attention.num_heads,
+    num_key_value_heads=attention.num_kv_heads,
+    head_dim=attention.key_width,
+    rms_norm_eps=config.norm.eps,
+    max_position_embeddings=1 << 16,
+    tie_word_embeddings=config.tied,
+    attn_implementation='sdpa',
+  )
+  model = transformers.LlamaForCausalLM(settings).eval()
+  state = {
+    name: torch.from_numpy(np.array(x, np.float32))
+    for name, x in _llama_names(params).items()
+  }
+  model.load_state_dict(state, strict=not config.tied)
+  return model
+
+
+def _llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
+  names = {
+    'model.embed_tokens.weight': params['embedding'],
+    'model.norm.weight': params['norm']['weight'],
+  }
+  if 'head' in params:
+    names['lm_head.weight'] = params['head']
+  for index, layer in enumerate(params['layers']):
+    at = f'model.layers.{index}.'
+    for ours, theirs in (('query', 'q'), ('key', 'k'), ('value', 'v')):
+      names[f'{at}self_attn.{theirs}_proj.weight'] = layer['attention'][ours]
+    names[f'{at}self_attn.o_proj.weight'] = layer['attention']['output']
+    for name in ('gate', 'up', 'down'):
+      names[f'{at}mlp.{name}_proj.weight'] = layer['mlp'][name]
+    names[f'{at}input_layernorm.weight'] = layer['attention_norm']['weight']
+    names[f'{at}post_attention_layernorm.weight'] = layer['mlp_norm']['weight']
+  return names
+
+
+def torch_decode(
+  model: Any, kind: str, streams: Any, token: Any, room: int
+) -> Callable[[], Any]:
+  """Returns a step of transformers after a context whose K and V are given.
+
+  Args:
+    model: of `torch_model`.
+    kind: 'static' or 'dynamic' cache.
+    streams: `{'key', 'value'}` `[B, K, S, H]`, of each layer.
+    token: int `[B]`.
+    room: slots of a static cache.
+  """
+  import torch
+  import transformers
+
+  if kind == 'static':
+    cache = transformers.StaticCache(config=model.config, max_cache_len=room)
+  else:
+    cache = transformers.DynamicCache(config=model.config)
+  for index, layer in enumerate(streams):
+    pair = (torch.from_numpy(np.array(layer[n])) for n in ('key', 'value'))
+    cache.update(*pair, index)
+  ids = torch.from_numpy(np.array(token, np.int64))[:, None]
+
+  def call():
+    with torch.inference_mode():
+      out = model(ids, past_key_values=cache, use_cache=True)
+      return out.logits[:, -1].numpy()
+
+  return call
