@@ -8,6 +8,7 @@ rotation by position between W and the reader stands in the way: there is no
 one weight to move.
 """
 
+import collections
 import dataclasses
 from typing import Any
 
@@ -34,11 +35,12 @@ def find(
   """Prices the nodes that may be absorbed."""
   price: dict[int, float] = {}
   refused: dict[int, str] = {}
+  readers_of = _readers(trace, boundary, graph)
   for i, node in enumerate(graph.nodes):
     side = _weighted(trace, node.maker)
     if side is None:
       continue
-    readers = _readers(trace, boundary, node)
+    readers = readers_of[i]
     reason = _reason(trace, readers) or _check(trace, node.maker, side)
     if reason:
       refused[i] = reason
@@ -59,16 +61,18 @@ def _weighted(trace: tracing.Trace, maker: int) -> int | None:
 
 
 def _readers(
-  trace: tracing.Trace, boundary: passes.Boundary, node: Any
-) -> list[tuple[int, int]]:
-  """Operations and operands that read a node."""
-  out = []
+  trace: tracing.Trace, boundary: passes.Boundary, graph: cutting.Graph
+) -> dict[int, list[tuple[int, int]]]:
+  """Operations and operands that read each node."""
+  owner = np.full(trace.table.size, -1, np.int64)
+  for i, node in enumerate(graph.nodes):
+    owner[node.ids] = i
+  out: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
   for index, op in enumerate(trace.ops):
     for a in range(len(op.ins)):
-      for ids in (boundary.within[index][a], boundary.across[index][a]):
-        if ids.size and np.isin(ids, node.ids).any():
-          out.append((index, a))
-          break
+      reads = boundary.within[index][a], boundary.across[index][a]
+      for i in np.unique(owner[np.concatenate(reads)]).tolist():
+        out[i].append((index, a))
   return out
 
 

@@ -92,21 +92,25 @@ def _stems(trace: tracing.Trace, graph: cutting.Graph) -> list[frozenset[Any]]:
   made_of = collections.defaultdict(set)
   for a, b in graph.edges:
     made_of[b].add(a)
-  out: list[frozenset[Any]] = []
+  memo: dict[int, frozenset[Any]] = {}
 
-  def stem(i: int, seen: frozenset[int]) -> frozenset[Any]:
-    node = graph.nodes[i]
-    if node.maker < 0:
-      return frozenset([-1])
-    op = trace.ops[node.maker]
-    if op.name == 'dot_general':
-      return frozenset([op.origin.equation])
-    before = made_of[i] - seen
-    return frozenset().union(*(stem(j, seen | {i}) for j in before))
+  def stem(i: int) -> frozenset[Any]:
+    if i not in memo:
+      memo[i] = frozenset()  # A state made from itself ends here.
+      memo[i] = _own_stem(trace, graph.nodes[i]) or frozenset().union(
+        *(stem(j) for j in made_of[i])
+      )
+    return memo[i]
 
-  for i in range(len(graph.nodes)):
-    out.append(stem(i, frozenset()))
-  return out
+  return [stem(i) for i in range(len(graph.nodes))]
+
+
+def _own_stem(trace: tracing.Trace, node: Any) -> frozenset[Any]:
+  if node.maker < 0:
+    return frozenset([-1])
+  op = trace.ops[node.maker]
+  mixes = op.name == 'dot_general'
+  return frozenset([op.origin.equation] if mixes else [])
 
 
 def describe(

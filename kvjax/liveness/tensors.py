@@ -65,17 +65,20 @@ def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
     one = int(ids[0])
     kind = _kind(trace, int(maker[one])), names[one], cut.frontier[one]
     groups[kind].append(ids)
+  parts = [
+    ids for members in groups.values() for ids in _join_rows(trace, members)
+  ]
+  firsts = np.array([ids[0] for ids in parts], np.int64)
   return [
     _node(
       trace,
       cut,
       ids,
       labels[int(names[ids[0]])],
-      readers.of(ids[0]),
+      keys,
       int(maker[ids[0]]) in pairwise,
     )
-    for members in groups.values()
-    for ids in _join_rows(trace, members)
+    for ids, keys in zip(parts, readers.of(firsts), strict=True)
   ]
 
 
@@ -252,10 +255,11 @@ class _Readers:
       digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
       self.code[ids] += int.from_bytes(digest, 'big') >> 8
 
-  def of(self, scalar: int) -> frozenset[Any]:
-    at = {k: np.searchsorted(ids, scalar) for k, ids in self.found.items()}
-    return frozenset(
-      k
-      for k, ids in self.found.items()
-      if at[k] < len(ids) and ids[at[k]] == scalar
-    )
+  def of(self, scalars: Array) -> list[frozenset[Any]]:
+    """The equations that read each of `scalars`."""
+    out: list[set[Any]] = [set() for _ in scalars]
+    for key, ids in self.found.items():
+      at = np.minimum(np.searchsorted(ids, scalars), len(ids) - 1)
+      for i in np.flatnonzero(ids[at] == scalars).tolist():
+        out[i].add(key)
+    return [frozenset(keys) for keys in out]
