@@ -251,7 +251,8 @@ def _check_rewind(cache: Cache, lengths: np.ndarray) -> None:
         f'({cache.batch_size}).'
     )
   lengths = np.broadcast_to(lengths, (cache.batch_size,))
-  have, low = np.asarray(cache.length), np.asarray(earliest(cache))
+  with jax.ensure_compile_time_eval():  # a caller's jit may close over it
+    have, low = np.asarray(cache.length), np.asarray(earliest(cache))
   for row in np.flatnonzero((lengths > have) | (lengths < 0)):
     raise ValueError(
         f'Row {row}: cannot rewind to {lengths[row]}; it has seen {have[row]} '

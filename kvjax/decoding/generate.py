@@ -102,7 +102,7 @@ def generate(
   rules = Rules(Sampling(temperature, top_k, top_p, min_p), tuple(stop_tokens))
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
   run = _new_run(limit, seed)
-  if is_traced(cache.length, logits):
+  if is_traced(cache.length, logits, run.alive):
     run, first = _start(logits, run, rules)
     steps = num_tokens - 1
     cache, _, rest = _steps(config, params, cache, run, rules, steps)

@@ -1,0 +1,147 @@
+"""rewind, take, repeat, concat: exact or refused; and how a cache prints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+from tests.facts import tiny
+
+CONFIG = tiny.decoder()
+PARAMS = tiny.params(CONFIG)
+RING = kvjax.Ring(window=5, slack=3)
+
+
+def fed(count=8, kind=None, batch=2, **more):
+  """Returns a cache of rows of that many tokens."""
+  cache = kvjax.init_cache(CONFIG, batch, 17, kinds=kind, **more)
+  return tiny.feed(CONFIG, cache, tiny.tokens(batch, count), (count,))[1]
+
+
+class RewindTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('dense', kvjax.Dense()), ('ring', RING), ('paged', kvjax.Paged(page=3))
+  )
+  def test_equals_never_having_seen(self, kind):
+    """Bit for bit in every counter and live slot, row by row."""
+    ids = tiny.tokens(2, 8)
+    empty = kvjax.init_cache(CONFIG, 2, 17, kinds=kind)
+    _, want = kvjax.extend(CONFIG, PARAMS, empty, ids, [7, 5])
+    _, cache = tiny.feed(CONFIG, want, tiny.tokens(2, 3, 5), (3,))
+    back = kvjax.rewind(cache, [7, 5])
+    self.assertEqual(back.length.tolist(), [7, 5])
+    more = tiny.tokens(2, 8, 6)
+    got, a = tiny.feed(CONFIG, back, more, (8,))
+    same, b = tiny.feed(CONFIG, want, more, (8,))
+    tiny.alike(got, same)
+    if kind.name == 'dense':
+      tiny.alike(tiny.counters(a), tiny.counters(b))
+
+  def test_refusals(self):
+    cache, ring = fed(), fed(kind=kvjax.Ring(window=5))
+    for lengths, message in (
+      (9, 'Row 0: cannot rewind to 9; it has seen 8'),
+      ([8, -1], 'Row 1: cannot rewind to -1.*between 0 and'),
+      ([1, 2, 3], r'lengths=\[1, 2, 3\] must be one integer, or one a row'),
+      (2.5, 'must be one integer'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        kvjax.rewind(cache, lengths)
+    with self.assertRaisesRegex(ValueError, 'from 8 to 6.*back to 7.*slack'):
+      kvjax.rewind(ring, [8, 6])
+    self.assertEqual(kvjax.earliest(ring).tolist(), [7, 7])
+
+  def test_inside_a_trace_the_row_keeps_its_tokens(self):
+    ring = fed(kind=kvjax.Ring(window=5))
+    after = jax.jit(kvjax.rewind)(ring, jnp.asarray([7, 2]))
+    self.assertEqual(after.length.tolist(), [7, 8])
+    self.assertEqual(after.overflow.tolist(), [False, True])
+
+  def test_it_clears_the_flag(self):
+    cache = fed()
+    cache = cache.replace(overflow=jnp.asarray([True, False]))
+    with self.assertRaisesRegex(ValueError, r'Rows \[0\]'):
+      kvjax.check(cache)
+    kvjax.check(kvjax.rewind(cache, 8))
+
+  def test_every_layer_of_a_mixture(self):
+    config = tiny.decoder(tiny.GQA, tiny.GQA)
+    kinds = kvjax.Dense(), RING
+    cache = kvjax.init_cache(config, 1, 17, kinds=kinds)
+    _, cache = tiny.feed(config, cache, tiny.tokens(1, 9), (8, 1))
+    self.assertEqual(kvjax.earliest(cache).tolist(), [5])
+    for book in kvjax.rewind(cache, 5).books:
+      self.assertEqual(int(book.positions.max()), 4)
+
+
+class RowsTest(parameterized.TestCase):
+  @parameterized.named_parameters(*tiny.NAMED_KINDS)
+  def test_rows_go_on_as_they_would_have(self, kind):
+    """Taken twice, out of order, with int8 codes, for every kind."""
+    cache = fed(kind=kind, codec=kvjax.Int8())
+    more = tiny.tokens(2, 2, 5)
+    rows = np.asarray([1, 0, 1])
+    want, _ = tiny.feed(CONFIG, cache, more, (2,))
+    got, _ = tiny.feed(CONFIG, kvjax.take(cache, rows), more[rows], (2,))
+    tiny.close(got, want[rows], 1e-6)
+
+  def test_repeat_is_jnp_repeat(self):
+    cache = fed()
+    tiny.alike(
+      kvjax.repeat(cache, 3),
+      jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), cache),
+    )
+
+  @parameterized.parameters(
+    ([2], r'rows=\[2\] must lie in \[0, 2\)'),
+    ([-1], r'rows=\[-1\] must lie in'),
+    ([], r'rows=\[\] must be a non-empty list of integers'),
+    ([0.5], 'must be a non-empty list of integers'),
+    ([[0]], 'must be a non-empty list of integers'),
+  )
+  def test_take_refuses(self, rows, message):
+    with self.assertRaisesRegex(ValueError, message):
+      kvjax.take(fed(), rows)
+
+  def test_repeat_and_concat_refuse(self):
+    for count in (0, 1.5):
+      with self.assertRaisesRegex(ValueError, f'count={count} must be a pos'):
+        kvjax.repeat(fed(), count)
+    with self.assertRaisesRegex(ValueError, 'at least one cache'):
+      kvjax.concat([])
+    with self.assertRaisesRegex(ValueError, 'same kinds.*same init_cache'):
+      kvjax.concat([fed(), fed(kind=RING)])
+
+
+class InspectTest(parameterized.TestCase):
+  def test_a_table_and_no_array(self):
+    config = tiny.decoder(tiny.GQA, tiny.GQA)
+    cache = kvjax.init_cache(config, 2, 17, kinds=(None, RING))
+    _, cache = kvjax.extend(
+      config, tiny.params(config), cache, tiny.tokens(2, 8), [8, 3]
+    )
+    text = repr(cache)
+    self.assertEqual(text, str(kvjax.inspect(cache)))
+    self.assertNotIn('Array', text)
+    head, _, dense, ring = text.splitlines()
+    self.assertIn('2 rows, capacity 17, tokens 3..8', head)
+    for row, kind, slots, filled, span in (
+      (dense, 'dense', '17', '3..8', '0..7'),
+      (ring, 'ring', '8', '3..8', '0..7'),
+    ):
+      cells = row.split()
+      self.assertEqual(cells[1:6], [kind, 'float32', slots, filled, span])
+    found = kvjax.inspect(cache)
+    want = sum(x.nbytes for x in jax.tree.leaves(cache))
+    self.assertEqual(found.total_bytes, want)
+    self.assertEqual(found.rows[0].bytes, 2 * 3 * 17 * (10 + 7) * 4)
+
+  def test_inside_a_trace_what_is_not_known(self):
+    seen = []
+    jax.jit(lambda c: seen.append(repr(c)))(fed())
+    self.assertIn('?', seen[0])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,114 @@
+"""Who may use a cache again: donated buffers, shared leaves, jit."""
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+from tests.facts import tiny
+
+CONFIG = tiny.decoder()
+KINDS = {
+  'dense': kvjax.Dense(),
+  'paged': kvjax.Paged(page=4),
+  'bounded': kvjax.Bounded(budget=6, slack=3),
+}
+
+
+def fresh(kind=None):
+  """Returns a cache with 4 tokens in each of 2 rows."""
+  cache = kvjax.init_cache(CONFIG, 2, 13, kinds=kind)
+  return tiny.feed(CONFIG, cache, tiny.tokens(2, 4), (4,))[1]
+
+
+def logits():
+  """Returns anything that can be sampled from."""
+  return np.zeros((2, tiny.VOCAB), np.float32)
+
+
+MODEL = CONFIG, tiny.params(CONFIG)
+CALLS = {
+  'prefill': lambda c, **d: kvjax.prefill(*MODEL, c, tiny.tokens(2, 3), **d),
+  'extend': lambda c, **d: kvjax.extend(*MODEL, c, tiny.tokens(2, 3), **d),
+  'decode_step': lambda c, **d: kvjax.decode_step(
+    *MODEL, c, tiny.tokens(2, 1)[:, 0], **d
+  ),
+  'generate': lambda c, **d: kvjax.generate(*MODEL, c, logits(), 3, **d),
+  'rewind': lambda c, **d: (None, kvjax.rewind(c, c.length, **d)),
+  'fork': lambda c, **d: (None, kvjax.fork(c, **d)),
+  'take': lambda c, **d: (None, kvjax.take(c, [0, 1], **d)),
+  'repeat': lambda c, **d: (None, kvjax.repeat(c, 1, **d)),
+}
+DONATES = 'prefill', 'decode_step', 'generate'
+
+
+def pointers(tree):
+  """Returns the address of every buffer."""
+  return {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
+
+
+class DonationTest(parameterized.TestCase):
+  @parameterized.named_parameters(*((n, n) for n in CALLS))
+  def test_default(self, name):
+    """Three calls take their cache; the others leave it as it was."""
+    cache = fresh()
+    CALLS[name](cache)
+    gone = [x.is_deleted() for x in jax.tree.leaves(cache.stores)]
+    self.assertEqual(all(gone), name in DONATES)
+    self.assertEqual(any(gone), name in DONATES)
+
+  @parameterized.named_parameters(*((n, n) for n in CALLS))
+  def test_a_donated_cache_says_so(self, name):
+    cache = fresh()
+    CALLS['decode_step'](cache)
+    with self.assertRaisesRegex(
+      kvjax.DonatedCacheError, 'donated to an earlier prefill.*donate=False'
+    ):
+      CALLS[name](cache)
+
+  def test_the_rest_says_so_too(self):
+    cache = fresh()
+    CALLS['decode_step'](cache)
+    self.assertTrue(issubclass(kvjax.DonatedCacheError, RuntimeError))
+    for call in (
+      kvjax.check,
+      kvjax.inspect,
+      lambda c: kvjax.concat([c, c]),
+    ):
+      with self.assertRaises(kvjax.DonatedCacheError):
+        call(cache)
+
+  @parameterized.product(name=tuple(CALLS), kind=tuple(KINDS))
+  def test_undonated_results_share_no_leaf(self, name, kind):
+    if kind == 'bounded' and name == 'rewind':
+      self.skipTest('a bounded cache does not go back')
+    cache = fresh(KINDS[kind])
+    _, after = CALLS[name](cache, donate=False)
+    self.assertFalse(pointers(cache) & pointers(after))
+
+  def test_concat_shares_no_leaf(self):
+    a, b = fresh(), fresh()
+    both = kvjax.concat([a, b])
+    one = kvjax.concat([a])
+    self.assertFalse(pointers((a, b)) & pointers((both, one)))
+    CALLS['decode_step'](one)
+    kvjax.check(a)
+
+  def test_inside_a_jit_donation_is_ignored(self):
+    cache = fresh()
+    for name in ('prefill', 'decode_step', 'extend', 'take'):
+      run = lambda c, name=name: CALLS[name](c, donate=True)[1]
+      after = jax.jit(run)(cache)
+      self.assertFalse(any(x.is_deleted() for x in jax.tree.leaves(cache)))
+      self.assertEqual(after.batch_size, 2)
+
+  def test_generate_undonated_goes_on_from_its_own_copy(self):
+    """Later blocks may take the loop's own cache; never the caller's."""
+    cache = fresh()
+    first, _ = kvjax.generate(*MODEL, cache, logits(), 7, block=2, donate=False)
+    again, _ = kvjax.generate(*MODEL, cache, logits(), 7, block=3, donate=False)
+    np.testing.assert_array_equal(first, again)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,181 @@
+"""The token loop against a loop in Python, in every way it can stop."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+from tests.facts import tiny
+
+CONFIG = tiny.decoder()
+NUM = 7
+
+
+@functools.cache
+def prompt():
+  """Returns logits and the cache after two prompts of 5 and 3 tokens."""
+  cache = kvjax.init_cache(CONFIG, 2, 16)
+  return kvjax.prefill(
+    CONFIG, tiny.params(CONFIG), cache, tiny.tokens(2, 5), [5, 3]
+  )
+
+
+def run(num=NUM, cache=None, **more):
+  """Generates from the prompt, which stays usable."""
+  logits, held = prompt()
+  return kvjax.generate(
+    CONFIG,
+    tiny.params(CONFIG),
+    cache or held,
+    logits,
+    num,
+    **({'donate': False} | more),
+  )
+
+
+@functools.cache
+def uncached(num=NUM):
+  """Returns greedy tokens and their log-probs by forward alone."""
+  ids, lengths = np.zeros((2, 16), np.int32), np.asarray([5, 3])
+  ids[:, :5] = tiny.tokens(2, 5)
+  tokens, scores = [], []
+  for _ in range(num):
+    logits = kvjax.forward(
+      CONFIG, tiny.params(CONFIG), jnp.asarray(ids), lengths=lengths
+    )
+    last = np.asarray(logits)[[0, 1], lengths - 1]
+    tokens.append(last.argmax(-1))
+    scores.append(np.asarray(jax.nn.log_softmax(last)).max(-1))
+    ids[[0, 1], lengths] = tokens[-1]
+    lengths = lengths + 1
+  return np.stack(tokens, 1), np.stack(scores, 1)
+
+
+class GreedyTest(chex.TestCase):
+  @parameterized.parameters(1, 3, 32)
+  def test_equals_an_uncached_loop(self, block):
+    """Whatever the block of tokens a device program makes."""
+    tokens, cache, scores = run(block=block, log_probs=True)
+    want, logs = uncached()
+    np.testing.assert_array_equal(tokens, want)
+    np.testing.assert_allclose(scores, logs, atol=1e-5)
+    self.assertEqual(cache.length.tolist(), [5 + NUM - 1, 3 + NUM - 1])
+
+  def test_decode_step_on_the_last_token_continues(self):
+    tokens, cache = run(num=NUM - 1)
+    logits, _ = kvjax.decode_step(
+      CONFIG, tiny.params(CONFIG), cache, tokens[:, -1]
+    )
+    np.testing.assert_array_equal(logits.argmax(-1), uncached()[0][:, -1])
+
+  def test_inside_a_jit(self):
+    tokens, _ = jax.jit(lambda: run())()
+    np.testing.assert_array_equal(tokens, uncached()[0])
+
+  def test_progress(self):
+    calls = []
+    run(block=3, progress=lambda done, total: calls.append((done, total)))
+    self.assertEqual(calls, [(1, 7), (4, 7), (7, 7)])
+
+
+class StopTest(chex.TestCase):
+  def test_stop_tokens(self):
+    """A row returns the id it stops at, then -1, and feeds nothing more."""
+    want, _ = uncached()
+    stop = int(want[0, 2])
+    first = [row.tolist().index(stop) if stop in row else NUM for row in want]
+    tokens, cache, scores = run(
+      stop_tokens=[stop, 999], block=2, log_probs=True
+    )
+    for row in range(2):
+      n = min(first[row] + 1, NUM)
+      np.testing.assert_array_equal(tokens[row, :n], want[row, :n])
+      self.assertTrue((np.asarray(tokens)[row, n:] == -1).all())
+      self.assertTrue(np.isnan(np.asarray(scores)[row, n:]).all())
+      self.assertEqual(int(cache.length[row]), (5, 3)[row] + n - 1)
+
+  def test_stop_lengths(self):
+    tokens, cache = run(stop_lengths=[2, 5], block=3)
+    want = np.array(uncached()[0])
+    want[0, 2:], want[1, 5:] = -1, -1
+    np.testing.assert_array_equal(tokens, want)
+    self.assertEqual(cache.length.tolist(), [5 + 1, 3 + 4])
+
+  def test_a_row_that_stops_at_once(self):
+    tokens, cache = run(stop_lengths=[0, 3])
+    self.assertTrue((np.asarray(tokens)[0] == -1).all())
+    self.assertEqual(cache.length.tolist(), [5, 3 + 2])
+
+  def test_all_stopped_early_returns_early(self):
+    calls = []
+    tokens, _ = run(
+      stop_lengths=[1, 2], block=1, progress=lambda *x: calls.append(x[0])
+    )
+    self.assertEqual(tokens.shape, (2, NUM))
+    self.assertEqual(calls, [1, NUM])
+
+
+class RoomTest(chex.TestCase):
+  def test_room_is_asked_for_first(self):
+    """11 + 1 tokens fit behind 5 of 16: the last is never fed. 13 do not."""
+    run(num=12)
+    with self.assertRaisesRegex(ValueError, 'Row 0: 12 tokens do not fit.*5'):
+      run(num=13)
+    run(num=13, stop_lengths=[4, 4])
+
+  @parameterized.parameters(
+    ({'num': 0}, 'num_tokens=0 must be a positive integer'),
+    ({'block': 0}, 'block=0 must be a positive integer'),
+    ({'temperature': -1.0}, 'temperature=-1.0 must not be negative'),
+    ({'top_p': 0.0}, 'top_p=0.0 must be in'),
+    ({'stop_lengths': [1]}, r'stop_lengths=\[1\] must be 2 integers'),
+    ({'stop_lengths': [1, -2]}, 'none negative'),
+  )
+  def test_refusals(self, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      run(**options)
+
+
+class SeedTest(chex.TestCase):
+  def test_rows_draw_by_their_own_seed(self):
+    """A row of a batch draws what it draws alone, whatever the block."""
+    options = {'temperature': 3.0, 'num': NUM}
+    both, _ = run(seed=np.asarray([5, 9]), block=2, **options)
+    logits, cache = prompt()
+    for row, seed in enumerate((5, 9)):
+      alone, _ = kvjax.generate(
+        CONFIG,
+        tiny.params(CONFIG),
+        kvjax.take(cache, [row]),
+        logits[row : row + 1],
+        NUM,
+        temperature=3.0,
+        seed=np.asarray([seed]),
+        block=4,
+      )
+      np.testing.assert_array_equal(alone[0], both[row])
+    other, _ = run(seed=np.asarray([5, 10]), block=2, **options)
+    np.testing.assert_array_equal(other[0], both[0])
+    self.assertFalse((np.asarray(other)[1] == np.asarray(both)[1]).all())
+
+  def test_a_row_of_nan_draws_nothing(self):
+    logits, cache = prompt()
+    tokens, after = kvjax.generate(
+      CONFIG,
+      tiny.params(CONFIG),
+      cache,
+      logits.at[1].set(jnp.nan),
+      NUM,
+      donate=False,
+    )
+    np.testing.assert_array_equal(tokens[0], uncached()[0][0])
+    self.assertTrue((np.asarray(tokens)[1] == -1).all())
+    self.assertEqual(after.length.tolist(), [5 + NUM - 1, 3])
+
+
+if __name__ == '__main__':
+  absltest.main()
