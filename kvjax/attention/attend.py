@@ -11,6 +11,7 @@ merged by their log-sum-exp (Flash-Decoding). What every kernel promises:
 - a row that sees no key returns 0, with log-sum-exp -inf.
 """
 
+import functools
 from collections.abc import Sequence
 
 import chex
@@ -105,6 +106,6 @@ def merge(
   outs, lses = zip(*parts, strict=True)
   top = finite(jnp.max(jnp.stack(lses), axis=0))
   weights = [jnp.exp(lse - top) for lse in lses]
-  total = sum(weights)
-  out = sum(w[..., None] * out for w, out in zip(weights, outs, strict=True))
-  return normalize(top, total, out)
+  total = functools.reduce(jnp.add, weights)
+  shares = [w[..., None] * out for w, out in zip(weights, outs, strict=True)]
+  return normalize(top, total, functools.reduce(jnp.add, shares))

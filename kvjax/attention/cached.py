@@ -172,8 +172,9 @@ class Reading:
     ]
     weights = jnp.concatenate([w for w, _ in found], axis=-1)
     held = jnp.concatenate([p for _, p in found], axis=-1)
-    heads = weights.shape[1] * weights.shape[2]
-    return weights.reshape(weights.shape[:1] + (heads,) + weights.shape[3:]), held
+    batch, heads, groups = weights.shape[:3]
+    shape = (batch, heads * groups) + weights.shape[3:]
+    return weights.reshape(shape), held
 
 
 def read(
@@ -197,32 +198,43 @@ def read(
   if kind is not None:
     seen = kind.narrow(scoring.visibility)
     scoring = dataclasses.replace(scoring, visibility=seen)
-  limits = dict.fromkeys(view.query_limit for view in views)
-  parts = []
-  for limit in limits:
-    table = step.table(variant.rotary, limit)
-    chosen = tuple(
-        view
-        if variant.reads_stored(absorb)
-        else view.map(lambda s: variant.unfold(params, s, absorb))
-        for view in views
-        if view.query_limit == limit
-    )
-    parts.append((variant.ask(params, x, table, absorb), chosen))
-  bare = dataclasses.replace(scoring, sinks=None)
+  parts = _parts(variant, params, x, views, step, absorb)
   with jax.named_scope('attend'):
-    found = [
-        attend(
-            queries,
-            step.positions,
-            chosen,
-            bare,
-            block=step.block,
-            kernel=step.kernel,
-        )
-        for queries, chosen in parts
-    ]
-    out, lse = found[0] if len(found) == 1 else merge(found)
-    out, lse = add_sinks(out, lse, scoring.sinks)
+    out, lse = _attend_parts(parts, scoring, step)
   y = variant.output(params, out.astype(x.dtype), absorb)
-  return y, Reading(out, lse, scoring, tuple(parts), step.positions)
+  return y, Reading(out, lse, scoring, parts, step.positions)
+
+
+def _parts(variant, params, x, views, step, absorb: bool):
+  """Pairs views with the queries that score them, one pair a rotation."""
+
+  def shown(view):
+    if variant.reads_stored(absorb):
+      return view
+    return view.map(lambda streams: variant.unfold(params, streams, absorb))
+
+  parts = []
+  for limit in dict.fromkeys(view.query_limit for view in views):
+    queries = variant.ask(
+        params, x, step.table(variant.rotary, limit), absorb
+    )
+    chosen = [shown(view) for view in views if view.query_limit == limit]
+    parts.append((queries, tuple(chosen)))
+  return tuple(parts)
+
+
+def _attend_parts(parts, scoring: Scoring, step: Step):
+  bare = dataclasses.replace(scoring, sinks=None)
+  found = [
+      attend(
+          queries,
+          step.positions,
+          chosen,
+          bare,
+          block=step.block,
+          kernel=step.kernel,
+      )
+      for queries, chosen in parts
+  ]
+  out, lse = found[0] if len(found) == 1 else merge(found)
+  return add_sinks(out, lse, scoring.sinks)

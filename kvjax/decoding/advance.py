@@ -50,7 +50,7 @@ def advance(
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
     return _by_chunks(config, params, cache, tokens, held, options, chunk)
-  cache, books, slots, step = _place(config, cache, held, options)
+  cache, books, slots, step = _place(cache, held, options)
   x = embed(config, params, tokens, step.positions)
   x, cache, weights = _layers(
       config, params, cache, books, slots, step, x, options
@@ -83,16 +83,11 @@ def _by_chunks(config, params, cache, tokens, held, options, chunk):
   return x[:, : tokens.shape[1]], cache, ()
 
 
-def _place(config, cache, held, options):
+def _place(cache, held, options):
   """Decides where tokens go, once for all layers."""
+  kinds, before = cache.layout.kinds(), cache.length
   with jax.named_scope('place'):
-    count = jnp.sum(held, axis=1, dtype=jnp.int32)
-    kinds, before = cache.layout.kinds(), cache.length
-    fits = jnp.ones_like(cache.overflow)
-    if cache.layout.positions:
-      fits = (before + count <= cache.layout.positions) | (count == 0)
-    for kind, book in zip(kinds, cache.books, strict=True):
-      fits &= kind.admits(book, before, count)
+    fits = _admitted(cache, held)
     held &= fits[:, None]
     order = jnp.cumsum(held.astype(jnp.int32), axis=1) - 1
     positions = jnp.where(held, before[:, None] + order, -1)
@@ -101,27 +96,9 @@ def _place(config, cache, held, options):
         kind.place(book, before, positions)
         for kind, book in zip(kinds, cache.books, strict=True)
     ]
-  tables: dict[Any, Any] = {}
-
-  def table(rotary, limit):
-    if rotary is None:
-      return None
-    if (rotary, limit) not in tables:
-      at = positions if limit is None else jnp.minimum(positions, limit)
-      tables[rotary, limit] = rotary_table(
-          rotary, at, cache.layout.rotary_length
-      )
-    return tables[rotary, limit]
-
-  step = Step(
-      positions,
-      before,
-      after,
-      table,
-      options.absorb,
-      options.block,
-      options.kernel,
-  )
+  table = _tables(positions, cache.layout.rotary_length)
+  choices = options.absorb, options.block, options.kernel
+  step = Step(positions, before, after, table, *choices)
   old = cache.books
   cache = cache.replace(
       length=after,
@@ -131,32 +108,43 @@ def _place(config, cache, held, options):
   return cache, old, tuple(slots for _, slots in placed), step
 
 
+def _admitted(cache, held):
+  """Returns bool `[B]`: every kind has room for all of the row's tokens."""
+  count = jnp.sum(held, axis=1, dtype=jnp.int32)
+  fits = jnp.ones_like(cache.overflow)
+  if cache.layout.positions:
+    fits = (cache.length + count <= cache.layout.positions) | (count == 0)
+  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
+    fits &= kind.admits(book, cache.length, count)
+  return fits
+
+
+def _tables(positions, rotary_length):
+  """Returns a function that makes each rotary table once a step."""
+  tables: dict[Any, Any] = {}
+
+  def table(rotary, limit):
+    if rotary is None:
+      return None
+    if (rotary, limit) not in tables:
+      at = positions if limit is None else jnp.minimum(positions, limit)
+      tables[rotary, limit] = rotary_table(rotary, at, rotary_length)
+    return tables[rotary, limit]
+
+  return table
+
+
 def _layers(config, params, cache, old, slots, step, x, options):
-  layout = cache.layout
-  books, stores = list(cache.books), []
+  layout, books, stores = cache.layout, list(cache.books), []
   views: dict[int, Any] = {}
   weights: dict[int, Any] = {}
   for index, layer in enumerate(config.layers):
     p, owner = params['layers'][index], config.owner(index)
     memory, at = layout.memories[owner], layout.books[owner]
 
-    def attention(h, index=index, layer=layer, p=p, memory=memory, at=at):
-      variant, q = layer.attention, p['attention']
-      store, seen = cache.stores[index], views.get(config.owner(index))
-      if seen is None:
-        table = step.table(variant.rotary, None)
-        store, seen = remember(
-            memory,
-            (old[at], books[at]),
-            slots[at],
-            store,
-            variant.leave(q, h, table),
-            step,
-        )
-      y, reading = read(
-          variant, q, h, seen, memory.kind, params.get('relative'), step
-      )
-      return y, (store, seen, reading)
+    def keep(streams, index=index, memory=memory, at=at):
+      place = (old[at], books[at]), slots[at], cache.stores[index]
+      return remember(memory, *place, streams, step)
 
     with jax.named_scope(f'layer_{index}'):
       x, (store, views[index], reading) = run_layer(
@@ -164,21 +152,35 @@ def _layers(config, params, cache, old, slots, step, x, options):
           config.norm,
           p,
           x,
-          attention,
+          _attention(layer, p, params, memory, step, keep, views.get(owner)),
           _cross(cache, layer, p, index),
           config.residual_scale,
       )
-    stores.append(store)
-    if index == owner:
-      with jax.named_scope('evict'):
-        received = (
-            reading.received(step.block) if memory.kind.observes else None
-        )
-        books[at] = memory.kind.evict(books[at], received, step.after)
-    if index in options.attention_layers:
-      weights[index] = reading.weights()
+      stores.append({} if store is None else store)
+      if index == owner:
+        seen = reading.received(step.block) if memory.kind.observes else None
+        books[at] = memory.kind.evict(books[at], seen, step.after)
+      if index in options.attention_layers:
+        weights[index] = reading.weights()
   cache = cache.replace(books=tuple(books), stores=tuple(stores))
   return x, cache, tuple(weights[i] for i in options.attention_layers)
+
+
+def _attention(layer, params, model, memory, step, keep, shared):
+  """Returns a layer's attention through its own store, or a shared one."""
+  variant, q = layer.attention, params['attention']
+
+  def attention(h):
+    store, views = None, shared
+    if views is None:
+      table = step.table(variant.rotary, None)
+      store, views = keep(variant.leave(q, h, table))
+    y, reading = read(
+        variant, q, h, views, memory.kind, model.get('relative'), step
+    )
+    return y, (store, views, reading)
+
+  return attention
 
 
 def _cross(cache, layer, params, index):
