@@ -1,0 +1,69 @@
+"""Configs: hashed once, compared by value, refused with a reason."""
+
+import dataclasses
+
+from absl.testing import absltest, parameterized
+
+import kvjax
+from tests.facts import tiny
+
+GQA, MLA = tiny.GQA, tiny.MLA
+
+
+def reader(source, **more):
+  """Returns an attention that reads the keys and values of a layer."""
+  return dataclasses.replace(GQA, shared_from=source, **more)
+
+
+REFUSED = {
+  'vocab': (lambda: kvjax.ModelConfig(0, 3, ()), 'vocab_size=0 must be at'),
+  'width': (lambda: kvjax.ModelConfig(3, -1, ()), 'width=-1 must be at'),
+  'layers': (lambda: kvjax.ModelConfig(3, 3, ()), r'layers=\(\) is empty'),
+  'later': (lambda: tiny.decoder(reader(1), GQA), 'shared_from=1.*earlier'),
+  'itself': (lambda: tiny.decoder(reader(0)), 'shared_from=0.*earlier'),
+  'chain': (
+    lambda: tiny.decoder(GQA, reader(0), reader(1)),
+    'owns none itself: name its owner, 0',
+  ),
+  'kind': (lambda: tiny.decoder(MLA, reader(0)), 'of another kind or has'),
+  'heads': (
+    lambda: tiny.decoder(GQA, reader(0, num_kv_heads=2)),
+    'Layer 1 shares .* of layer 0.*other kv heads',
+  ),
+  'norms': (
+    lambda: kvjax.Layer(GQA, kvjax.MLP(3), norms='mid'),
+    "norms='mid' must be one of 'pre', 'post', 'both'",
+  ),
+  'parallel': (
+    lambda: kvjax.Layer(GQA, kvjax.MLP(3), parallel='yes'),
+    "parallel='yes' must be None, 'shared' or 'separate'",
+  ),
+  'hidden': (lambda: kvjax.MLP(0), 'hidden=0 must be at least 1'),
+  'act': (lambda: kvjax.MLP(3, 'sin'), "activation='sin'; known: gelu, "),
+}
+
+
+class ConfigTest(parameterized.TestCase):
+  @parameterized.named_parameters((n, *case) for n, case in REFUSED.items())
+  def test_refusals(self, make, message):
+    with self.assertRaisesRegex(ValueError, message):
+      make()
+
+  def test_equal_configs_are_one_key(self):
+    one, two = tiny.decoder(GQA, MLA), tiny.decoder(GQA, MLA)
+    self.assertEqual((one, hash(one)), (two, hash(two)))
+    self.assertNotEqual(one, tiny.decoder(MLA, GQA))
+    self.assertEqual(one, dataclasses.replace(one, layers=list(one.layers)))
+
+  def test_owner(self):
+    config = tiny.decoder(GQA, GQA, reader(0))
+    self.assertEqual([config.owner(i) for i in range(3)], [0, 1, 0])
+
+  def test_learned_positions_bound_a_model(self):
+    config = tiny.decoder(positions=5)
+    with self.assertRaisesRegex(ValueError, '6 tokens exceed the 5 learned'):
+      kvjax.forward(config, tiny.params(config), tiny.tokens(1, 6))
+
+
+if __name__ == '__main__':
+  absltest.main()

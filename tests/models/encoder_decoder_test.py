@@ -1,0 +1,103 @@
+"""Encoder-decoders: a source read once, and an encoder written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+from tests.facts import tiny
+
+EVERYWHERE = kvjax.Visibility(causal=False)
+CROSS = kvjax.Grouped(4, 2, 5, visibility=EVERYWHERE)
+BUCKETS = kvjax.RelativeBias(8, 11)
+
+
+def model(features=None, bias=None):
+  """Returns a model of one encoder layer and two decoder layers."""
+  both = None if bias is None else kvjax.RelativeBias(8, 11, True)
+  reader = kvjax.Grouped(2, 2, 5, visibility=EVERYWHERE, bias=both)
+  encoder = kvjax.Encoder(
+    (kvjax.Layer(reader, kvjax.MLP(11)),),
+    features=features,
+    positions=0 if features is None else 9,
+  )
+  writer = kvjax.Grouped(2, 2, 5, bias=bias)
+  layer = kvjax.Layer(writer, kvjax.MLP(11), cross=CROSS)
+  return kvjax.ModelConfig(tiny.VOCAB, 13, (layer, layer), encoder=encoder)
+
+
+MODELS = {'ids': model(), 'relative': model(bias=BUCKETS)}
+
+
+class EncoderDecoderTest(parameterized.TestCase):
+  @parameterized.named_parameters(*MODELS.items())
+  def test_cached_equals_uncached(self, config):
+    """Ragged sources, prompt and then token by token."""
+    params, ids = tiny.params(config), tiny.tokens(2, 7)
+    source = tiny.tokens(2, 9, seed=4)
+    encoded = kvjax.encode(config, params, source, [9, 5])
+    want = kvjax.forward(config, params, ids, encoded=encoded)
+    cache = kvjax.init_cache(config, 2, 11)
+    logits, cache = kvjax.prefill(
+      config, params, cache, ids[:, :4], encoded=encoded
+    )
+    tiny.close(logits, want[:, 3])
+    got, _ = tiny.follow(config, cache, ids[:, 4:])
+    tiny.close(got, want[:, 4:])
+    alone = kvjax.encode(config, params, source[1:, :5])
+    same = kvjax.forward(config, params, ids[1:], encoded=alone)
+    tiny.close(want[1:], same)
+
+  def test_the_source_matters_and_is_written_once(self):
+    config = MODELS['ids']
+    params, ids = tiny.params(config), tiny.tokens(2, 4)
+    encoded = kvjax.encode(config, params, tiny.tokens(2, 9, seed=4))
+    empty = kvjax.init_cache(config, 2, 11, source_length=9)
+    a, cache = kvjax.prefill(
+      config, params, empty, ids, encoded=encoded, donate=False
+    )
+    for index, layer in enumerate(config.layers):
+      q = params['layers'][index]['cross']
+      for name, x in layer.cross.leave(q, encoded.hidden, None).items():
+        tiny.close(cache.cross[index][name], x, 1e-6)
+    other = kvjax.encode(config, params, tiny.tokens(2, 9, seed=5))
+    b, _ = kvjax.prefill(
+      config, params, empty, ids, encoded=other, donate=False
+    )
+    self.assertGreater(float(jnp.abs(a - b).max()), 1e-2)
+    _, after = tiny.follow(config, cache, ids)
+    tiny.alike(after.cross, cache.cross)
+    where = lambda c: {x.unsafe_buffer_pointer() for x in jax.tree.leaves(c)}
+    self.assertFalse(where(after) & where(cache))
+    tiny.alike(
+      kvjax.take(after, [1]).cross[0]['key'], cache.cross[0]['key'][1:]
+    )
+
+  def test_frames_are_halved(self):
+    """Two convolutions, the second of stride 2, then positions: in NumPy."""
+    config = model(features=3)
+    params = tiny.params(config)
+    frames = jax.random.normal(jax.random.key(0), (2, 7, 3))
+    encoded = kvjax.encode(config, params, frames, [4, 2])
+    self.assertEqual(encoded.hidden.shape, (2, 4, 13))
+    self.assertEqual(encoded.positions.tolist(), [[0, 1, 2, 3], [0, 1, -1, -1]])
+    moved = kvjax.encode(config, params, frames.at[0, 6].add(5.0))
+    self.assertFalse(np.allclose(moved.hidden[0], encoded.hidden[0]))
+
+  def test_refusals(self):
+    config, ids = MODELS['ids'], tiny.tokens(2, 4)
+    params = tiny.params(config)
+    cache = kvjax.init_cache(config, 2, 11)
+    with self.assertRaisesRegex(ValueError, 'has an encoder: pass encoded='):
+      kvjax.prefill(config, params, cache, ids)
+    with self.assertRaisesRegex(ValueError, 'has an encoder: pass encoded='):
+      kvjax.forward(config, params, ids)
+    with self.assertRaisesRegex(ValueError, r'shape \(2, 4, 1\).*\[B, S\] ids'):
+      kvjax.encode(config, params, ids[..., None])
+    with self.assertRaisesRegex(ValueError, r'must be \[B, frames, 3\]'):
+      kvjax.encode(model(features=3), params, jnp.zeros((2, 7, 5)))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,112 @@
+"""Experts: the sparse visit is the dense sweep; routers in NumPy."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import kvjax
+
+WIDTH = 7
+BASE = kvjax.Experts(num_experts=8, top=2, hidden=5)
+ROUTERS = {
+    'mixtral': BASE,
+    'qwen': dataclasses.replace(BASE, renormalize=False),
+    'gpt_oss': dataclasses.replace(
+        BASE, score='top_softmax', bias=True, clamp=0.9
+    ),
+    'deepseek_v2': dataclasses.replace(
+        BASE, renormalize=False, scale=2.5, groups=4, top_groups=2,
+        shared=kvjax.MLP(3),
+    ),
+    'deepseek_v3': dataclasses.replace(
+        BASE, score='sigmoid', correction=True, groups=4, top_groups=2,
+        group_score='top2', scale=1.7,
+    ),
+}  # fmt: skip
+
+
+def make(experts):
+  """Returns parameters, none of which is zero."""
+  params = experts.init(jax.random.key(0), WIDTH, jnp.float32)
+  keys = jax.random.split(jax.random.key(5), len(jax.tree.leaves(params)))
+  leaves, tree = jax.tree.flatten(params)
+  noisy = [
+    x + 0.3 * jax.random.normal(k, x.shape)
+    for x, k in zip(leaves, keys, strict=True)
+  ]
+  return jax.tree.unflatten(tree, noisy)
+
+
+def sigmoid(x):
+  """Returns the logistic function."""
+  return 1 / (1 + np.exp(-x))
+
+
+def route(e, p, row):
+  """Returns `{expert: weight}` of one token, by the published rules."""
+  logits = p['router'] @ row + (p['router_bias'] if e.bias else 0)
+  probs = np.exp(logits - logits.max())
+  scores = sigmoid(logits) if e.score == 'sigmoid' else probs / probs.sum()
+  choice = scores + (p['correction'] if e.correction else 0)
+  if e.groups > 1:
+    groups = np.split(choice, e.groups)
+    best = 2 if e.group_score == 'top2' else 1
+    worth = [np.sort(g)[-best:].sum() for g in groups]
+    for g in np.argsort(worth)[: e.groups - e.top_groups]:
+      groups[g][:] = -np.inf
+  picked = np.argsort(-choice)[: e.top]
+  weights = scores[picked]
+  if e.renormalize or e.score == 'top_softmax':
+    weights = weights / weights.sum()
+  return dict(zip(picked.tolist(), weights * e.scale, strict=True))
+
+
+def expert(e, p, i, row):
+  """Returns one expert of one token."""
+  to = lambda n, x: p[n][i] @ x + (p[f'{n}_bias'][i] if e.bias else 0)
+  gate, up = to('gate', row), to('up', row)
+  if e.clamp is None:
+    return to('down', gate * sigmoid(gate) * up)
+  gate, up = np.minimum(gate, e.clamp), np.clip(up, -e.clamp, e.clamp)
+  return to('down', gate * sigmoid(1.702 * gate) * (up + 1))
+
+
+class ExpertsTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.named_parameters(*ROUTERS.items())
+  def test_equals_loops(self, e):
+    """Two tokens are visited one by one, eleven in a sweep: same numbers."""
+    params = make(e)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    x = jax.random.normal(jax.random.key(1), (1, 11, WIDTH))
+    want = []
+    for row in np.asarray(x[0], np.float64):
+      y = sum(w * expert(e, p, i, row) for i, w in route(e, p, row).items())
+      if e.shared is not None:
+        q = p['shared']
+        gate = q['gate'] @ row
+        y = y + q['down'] @ (gate * sigmoid(gate) * (q['up'] @ row))
+      want.append(y)
+    run = self.variant(lambda p, x: e(p, x))
+    for count in (2, 11):
+      got = run(params, x[:, :count])[0]
+      np.testing.assert_allclose(got, want[:count], rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters(
+    ({'top': 0}, 'top=0 of num_experts=8'),
+    ({'top': 9}, 'top=9 of num_experts=8: a token visits'),
+    ({'groups': 3}, 'num_experts=8 is not a multiple of groups=3'),
+    ({'score': 'hard'}, "Unknown score='hard'; known: 'softmax'"),
+    ({'activation': 'sin'}, "Unknown activation='sin'; known: gelu"),
+  )
+  def test_refusals(self, change, message):
+    with self.assertRaisesRegex(ValueError, message):
+      dataclasses.replace(BASE, **change)
+
+
+if __name__ == '__main__':
+  absltest.main()
