@@ -106,15 +106,17 @@ class Bounded(Kind):
     return (contiguous_view(store, book.positions, filled),)
 
   def evict(self, book, weights, length):
+    asked = jnp.ones(book.total.shape[:2] + (1,), bool)
     if weights is not None:
       # Expanded latent attention has more heads than it stores.
       batch, heads, slots = book.total.shape
       weights = weights.reshape(batch, heads, -1, slots).sum(axis=2)
+      asked = jnp.sum(weights, axis=-1, keepdims=True) > 0
     live = book.positions != EMPTY
-    # Reading the old statistic, even where the score starts anew, is what lets
-    # a donated leaf be written where it lies.
+    # A row that asked nothing learns nothing. And reading the old statistic,
+    # even where a score starts anew, lets a donated leaf stay where it lies.
     total = self.score.accumulate(book.total, weights)
-    total = jnp.where(live, total, book.total)
+    total = jnp.where(live & asked, total, book.total)
     age = (length - 1)[:, None, None] - book.positions
     priority = jnp.where(live, self.score.priority(total, age), jnp.inf)
     count = jnp.sum(live, axis=-1, keepdims=True, dtype=jnp.int32)

@@ -161,11 +161,9 @@ def _assert_close(verdicts: Sequence[Verdict], rtol: float) -> None:
   message = str(worst)
   if others:
     message += '\nAlso different: ' + '; '.join(v.short for v in others)
-  chex.assert_trees_all_close(
-      worst.got,
-      worst.want,
-      rtol=0.0,
-      atol=rtol * worst.scale,
-      custom_message='{}',
-      custom_message_format_vars=[message],
-  )
+  try:
+    chex.assert_trees_all_close(
+        worst.got, worst.want, rtol=0.0, atol=rtol * worst.scale
+    )
+  except AssertionError as error:
+    raise AssertionError(message) from error

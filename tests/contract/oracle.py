@@ -54,6 +54,7 @@ class Evicts:
   Attributes:
     budget: tokens a query sees, itself included.
     score: 'mass' received so far, of the 'last' piece, or 'recency'.
+    fade: of 'mass' before a piece, what remains after it.
     recent: newest tokens that are never forgotten.
     piece: tokens between two evictions.
     call: tokens of a call; pieces start anew at each.
@@ -63,6 +64,7 @@ class Evicts:
   budget: int
   score: str
   recent: int = 0
+  fade: float = 1.0
   piece: int = 1
   call: int | None = None
   apart: bool = True
@@ -84,7 +86,7 @@ class Evicts:
         seen[:, t, start : t + 1] = True
       part = softmax(scores[:, :, start:stop], seen[:, None, start:stop])
       received = part.sum(axis=(1, 2)).reshape(groups, -1, length).sum(axis=1)
-      total = received + (total if self.score == 'mass' else 0)
+      total = received + (self.fade * total if self.score == 'mass' else 0)
       kept = [
           self._survivors(np.append(old, np.arange(start, stop)), row, stop - 1)
           for old, row in zip(kept, total, strict=True)
@@ -136,6 +138,7 @@ class Oracle:
     int8: streams pass through eight bits once.
     absorb: form of latent attention (it decides where bfloat16 rounds).
     cast: where a computation of few bits rounds.
+    clear: refuse numbers that a code could round either way.
   """
 
   config: Any
@@ -144,6 +147,7 @@ class Oracle:
   int8: bool = False
   absorb: bool = False
   cast: Cast = exact
+  clear: bool = True
 
   def __call__(self, tokens: np.ndarray) -> np.ndarray:
     """Returns logits `[B, T, V]` of tokens `[B, T]`."""
@@ -172,7 +176,7 @@ class Oracle:
     if self.int8:
       plain = ('rotary',) if latent else ()
       streams = {
-          name: s if name in plain else eight_bits(s)
+          name: s if name in plain else eight_bits(s, self.clear)
           for name, s in streams.items()
       }
     ask = self._ask_latent if latent else self._ask_grouped
@@ -251,12 +255,12 @@ def turn(rotary, x, at, cast):
   return cast(y)
 
 
-def eight_bits(x):
+def eight_bits(x, clear):
   """Returns `x [K, T, H]` after a round trip through codes and a scale."""
   scale = np.abs(x).max(axis=-1, keepdims=True) / 127
   codes = x / scale
   distance = np.abs(codes - np.floor(codes) - 0.5).min()
-  if distance < TIE:
+  if clear and distance < TIE:
     raise NearTie(f'code {distance} from a tie')
   return np.rint(codes) * scale
 

@@ -136,6 +136,8 @@ def test_a_step_is_in_place_and_reads_no_more_at_a_larger_capacity(step):
     more = 4 * step.numbers * step.batch * capacity
     assert measured.temporaries <= step.bound + more
     temporaries[capacity] = measured.temporaries
+  # Of weights by head, a kind that keeps one set for all holds the sum too.
+  more += 8 * step.batch * capacity * (step.numbers > 2)
   assert temporaries[8192] <= 1.01 * temporaries[1024] + more
 
 

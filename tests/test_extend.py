@@ -1,0 +1,103 @@
+"""docs/extend.md as it stands, and more of what it claims."""
+
+import functools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kvjax
+from kvjax.testing import assert_cached_matches_uncached
+from tests.contract.oracle import Evicts, NearTie
+from tests.contract.table import VARIANTS, Cell, Row, draw, text
+
+PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'extend.md'
+
+
+@functools.cache
+def page():
+  """Runs the page's blocks in order; returns the names they define."""
+  blocks = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL)
+  names = {'__name__': 'extend'}
+  for block in blocks:
+    exec(compile(block, str(PAGE), 'exec'), names)
+  return names
+
+
+def test_the_page_runs_and_its_proofs_hold():
+  assert {'Chapters', 'Tied', 'Fading', 'prove'} <= page().keys()
+
+
+def test_each_extension_is_about_thirty_lines():
+  for block in re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL):
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert len(lines) <= 38
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_wrong_kind_is_caught_by_the_proof():
+  """One slot short: the first token of a chapter is overwritten."""
+  names = page()
+
+  class Short(names['Chapters']):
+
+    def slot_of(self, positions):
+      slots = super().slot_of(positions)
+      return jnp.where(slots == self.span - 1, 0, slots)
+
+  rule = kvjax.Visibility(chunk=5)
+  with pytest.raises(AssertionError, match='scenario .* row .* position'):
+    names['prove'](names['grouped'], Short(span=5), rule)
+
+
+def test_chapters_keep_what_they_say():
+  names = page()
+  config = kvjax.ModelConfig(
+      17, 12, (kvjax.Layer(names['grouped'], kvjax.MLP(11)),)
+  )
+  params = kvjax.init_params(config, jax.random.key(0))
+  cache = kvjax.init_cache(config, 1, 9, kinds=names['Chapters'](span=5))
+  _, cache = kvjax.extend(config, params, cache, jnp.ones((1, 13), jnp.int32))
+  held = np.asarray(cache.books[0].positions)
+  np.testing.assert_array_equal(held, [[[10, 11, 12, -1, -1]]])
+  assert 'chapters' in repr(cache)
+
+
+def test_a_tied_vector_is_half_of_multi_query_attention():
+  names = page()
+
+  def stream_bytes(attention):
+    config = kvjax.ModelConfig(
+        17, 12, (kvjax.Layer(attention, kvjax.MLP(11)),)
+    )
+    stores = kvjax.init_cache(config, 2, 16).stores
+    return sum(x.nbytes for x in jax.tree.leaves(stores))
+
+  tied = names['Tied'](num_heads=5, width=7)
+  assert 2 * stream_bytes(tied) == stream_bytes(kvjax.Grouped(5, 1, 7))
+
+
+@pytest.mark.parametrize('fade', [0.0, 0.7])
+def test_a_fading_score_keeps_the_survivors_of_its_formula(fade):
+  kind = kvjax.Bounded(budget=5, score=page()['Fading'](fade=fade))
+  rule = Evicts(5, 'mass', recent=1, fade=fade)
+  cell = Cell(VARIANTS[2], Row('fading', kind, rule, 0, True), None, 'fading')
+  for seed in range(20):
+    params = draw(cell.config, seed)
+    try:
+      assert_cached_matches_uncached(
+          cell.oracle(params),
+          cell.init,
+          functools.partial(cell.extend, params),
+          take=kvjax.take,
+          tokens=text(seed),
+          widths=(1, 15),
+          rtol=1e-6,
+      )
+      return
+    except NearTie:
+      continue
+  raise AssertionError('no seed without near ties')
