@@ -46,7 +46,7 @@ setup(
   license_files=['LICENSE'],
   cmdclass={'build_py': BuildWithKernels},
   packages=find_packages(include=['kvjax', 'kvjax.*']),
-  package_data={'kvjax': ['**/*.json', '**/*.cc', '**/*.txtpb']},
+  package_data={'kvjax': ['**/*.json', '**/*.cc', '**/*.h', '**/*.txtpb']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',

@@ -35,7 +35,10 @@ def attention_rows(config: Any, read: float) -> Iterator[Record]:
   for shape, batch, filled, dtype in itertools.product(
     chosen.shapes, chosen.batches, chosen.filled, chosen.dtypes
   ):
-    case = attention.Case(batch, *shape, chosen.slots, filled, dtype)
+    heads, groups, width = shape
+    case = attention.Case(
+      batch, heads, groups, width, chosen.slots, filled, dtype
+    )
     whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
     if whole.bytes > chosen.get('largest', whole.bytes):
       continue

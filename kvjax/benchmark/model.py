@@ -163,7 +163,7 @@ def _streams(config, batch, context, index):
 
 def _filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
   """Returns a cache whose slots hold the given streams."""
-  cache = init_cache(config, batch, context + room, codec=codec)
+  cache: Any = init_cache(config, batch, context + room, codec=codec)
   slots = jnp.arange(context, dtype=jnp.int32)[None, :]
   slots = jnp.broadcast_to(slots, (batch, context))
   book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)

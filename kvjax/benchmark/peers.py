@@ -60,7 +60,8 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
 
   layer = config.layers[0]
   attention: Any = layer.attention
-  settings = transformers.LlamaConfig(
+  make: Any = transformers.LlamaConfig
+  settings = make(
     vocab_size=config.vocab_size,
     hidden_size=config.width,
     intermediate_size=layer.mlp.hidden,
@@ -121,8 +122,10 @@ def torch_decode(
   else:
     cache = transformers.DynamicCache(config=model.config)
   for index, layer in enumerate(streams):
-    pair = (torch.from_numpy(np.array(layer[n])) for n in ('key', 'value'))
-    cache.update(*pair, index)
+    key, value = (
+      torch.from_numpy(np.array(layer[name])) for name in ('key', 'value')
+    )
+    cache.update(key, value, index)
   ids = torch.from_numpy(np.array(token, np.int64))[:, None]
 
   def call():

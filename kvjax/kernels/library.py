@@ -18,6 +18,7 @@ import sys
 import sysconfig
 
 SOURCE = pathlib.Path(__file__).with_name('decode_cpu.cc')
+HEADERS = ('attend.h', 'tiles.h')
 FLAGS = ('-O3', '-march=native', '-std=c++17', '-fPIC', '-shared', '-w')
 
 
@@ -63,7 +64,9 @@ def _places() -> list[pathlib.Path]:
 
 
 def _name() -> str:
-  facts = (SOURCE.read_text(), *FLAGS, _jaxlib_version(), *_processor())
+  files = SOURCE, *(SOURCE.with_name(name) for name in HEADERS)
+  sources = (file.read_text() for file in files)
+  facts = (*sources, *FLAGS, _jaxlib_version(), *_processor())
   digest = hashlib.sha256('\n'.join(facts).encode()).hexdigest()
   return f'decode_cpu-{digest[:16]}.so'
 

@@ -1,0 +1,372 @@
+// Attention of a few query rows over a cache, on a CPU.
+//
+// One kv head of one batch row has R = G T query rows that all read the same
+// slots. Slots are read in blocks that fit the first-level cache, for all R
+// rows at once; narrow codes are widened in registers. The softmax runs block
+// by block (FlashAttention, arXiv 2205.14135); stretches of blocks are shared
+// out to the threads of XLA's own pool and merged by their sums
+// (Flash-Decoding).
+//
+// A block in which no row may see a token is never read. In a block that is
+// seen in part, a slot without a token counts as zeros, whatever is stored.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "tiles.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int64_t kLine = 64;           // bytes of a cache line
+constexpr int64_t kBlockBytes = 8192;   // of the keys in a block, about
+constexpr int64_t kAlone = 1 << 18;     // bytes not worth waking a thread for
+
+int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
+
+// What every token left behind: codes [B, K, S, width], scales [B, K, S].
+struct Stream {
+  ffi::DataType type;
+  const char* codes;
+  const float* scales;  // nullptr: none
+  int64_t width, size;  // elements of a slot, bytes of an element
+
+  int64_t bytes() const { return width * size; }
+
+  // Calls f with a null pointer to the type of the codes.
+  template <class F>
+  void typed(F f) const {
+    if (type == ffi::F32) f((const float*)nullptr);
+    if (type == ffi::BF16) f((const uint16_t*)nullptr);
+    if (type == ffi::S8) f((const int8_t*)nullptr);
+  }
+};
+
+// Positions that a row sees: [low, high], and sinks [sink_low, sink_high].
+struct Range {
+  int32_t low, high, sink_low, sink_high;
+
+  bool sees(int32_t key) const {
+    return ((key >= low) & (key <= high)) |
+           ((key >= sink_low) & (key <= sink_high));
+  }
+};
+
+struct Rule {
+  float scale, softcap;
+  int32_t causal, window, chunk, sink_tokens;
+
+  Range range(int32_t p) const {
+    if (p < 0) return {1, 0, 1, 0};
+    const int32_t low = chunk > 0 ? p / chunk * chunk : 0;
+    int32_t high = chunk > 0 ? low + chunk - 1 : INT32_MAX;
+    if (causal) high = std::min(high, p);
+    const int32_t near = window > 0 ? std::max(low, p - window + 1) : low;
+    return {near, high, low, std::min(high, sink_tokens - 1)};
+  }
+};
+
+struct Block {
+  int64_t first, slots;
+  bool whole;  // a full block of which every row sees every slot
+};
+
+struct Item {  // a stretch of the blocks of one head, for one thread
+  int64_t head, first, last;
+};
+
+struct Problem {
+  int64_t B, K, T, S, E, rows, block, filled, held_heads;
+  Rule rule;
+  std::vector<Stream> keys;
+  std::vector<const float*> queries;  // [B, K, G, T, H] of each key stream
+  Stream value;
+  int shared;  // the key stream that is the value as well, or -1
+  const int32_t *positions, *held;
+  float *out, *lse;
+
+  std::vector<std::vector<Block>> seen;  // [B, held_heads]
+  std::vector<Item> items;
+  std::vector<int64_t> start;                // first item of each head
+  std::unique_ptr<float[]> partial;          // [items, part_size()]
+  std::unique_ptr<std::atomic<int>[]> left;  // items of a head still to do
+  std::atomic<int64_t> next{0}, done{0};
+
+  int64_t list(int64_t head) const { return held_heads == 1 ? head / K : head; }
+  int64_t part_size() const { return rows * (2 + padded(E)); }
+  float* part(int64_t item) const { return &partial[item * part_size()]; }
+
+  void find(int64_t list);
+  void plan(int64_t threads);
+  void work();
+  void merge(int64_t head) const;
+};
+
+// Lists the blocks in which some row of the batch row may see a slot.
+void Problem::find(int64_t list) {
+  Range some = {1, 0, 1, 0}, all = {0, INT32_MAX, 0, 0};
+  for (int64_t t = 0; t < T; ++t) {
+    const Range r = rule.range(positions[list / held_heads * T + t]);
+    all.low = std::max(all.low, r.low), all.high = std::min(all.high, r.high);
+    if (r.high < r.low) continue;
+    if (some.high < some.low) some = r;
+    some.low = std::min(some.low, r.low);
+    some.high = std::max(some.high, r.high);
+    some.sink_low = std::min(some.sink_low, r.sink_low);
+    some.sink_high = std::max(some.sink_high, r.sink_high);
+  }
+  const int32_t* key = held + list * S;
+  for (int64_t first = 0; first < filled; first += block) {
+    const int64_t slots = std::min(block, filled - first);
+    int32_t least = INT32_MAX, most = -1, any = 0;
+    for (int64_t s = first; s < first + slots; ++s) {
+      least = std::min(least, key[s]), most = std::max(most, key[s]);
+      any |= some.sees(key[s]);
+    }
+    const bool whole = least >= all.low && most <= all.high && slots == block;
+    if (any) seen[list].push_back({first, slots, whole});
+  }
+}
+
+// Shares the listed blocks out in stretches of about equal length.
+void Problem::plan(int64_t threads) {
+  int64_t total = 0, bytes = shared < 0 ? value.bytes() : 0;
+  for (int64_t i = 0; i < B * K; ++i) total += seen[list(i)].size();
+  for (const Stream& key : keys) bytes += key.bytes();
+  const bool alone = threads == 1 || total * block * bytes <= kAlone;
+  const int64_t count = alone ? 1 : 6 * threads;
+  const int64_t each = std::max<int64_t>((total + count - 1) / count, 1);
+  left.reset(new std::atomic<int>[B * K]);
+  for (int64_t i = 0; i < B * K; ++i) {
+    start.push_back(items.size());
+    const int64_t n = seen[list(i)].size();
+    const int64_t parts = alone ? n > 0 : (n + each - 1) / each;
+    for (int64_t j = 0; j < parts; ++j)
+      items.push_back({i, n * j / parts, n * (j + 1) / parts});
+    left[i] = int(parts);
+  }
+  start.push_back(items.size());
+  partial.reset(new float[items.size() * part_size()]);
+  for (int64_t i = 0; i < B * K; ++i)
+    if (left[i] == 0) merge(i);  // sees nothing: 0, and -inf
+}
+
+// The online softmax of one head over one stretch of its blocks.
+class Stretch {
+ public:
+  Stretch(const Problem& p, const Item& item, float* part)
+      : p(p), item(item), top(part), total(part + p.rows),
+        acc(part + 2 * p.rows), held(p.held + p.list(item.head) * p.S) {
+    int64_t widest = padded(p.E), query = 0;
+    for (const Stream& key : p.keys) {
+      widest = std::max(widest, padded(key.width));
+      query += p.rows * padded(key.width);
+    }
+    thread_local std::vector<float> memory;
+    memory.resize(query + kMostSlots + p.block * widest +
+                  2 * p.rows * kMostSlots);
+    float* q = memory.data();
+    scores = q + query;
+    products = scores + p.rows * kMostSlots;
+    scales = products + p.rows * kMostSlots;
+    copy = scales + kMostSlots;
+    for (size_t j = 0; j < p.keys.size(); ++j) {
+      const int64_t width = p.keys[j].width, wide = padded(width);
+      queries.push_back(q);
+      for (int64_t r = 0; r < p.rows; ++r, q += wide) {
+        std::fill_n(q, wide, 0.f);
+        std::copy_n(p.queries[j] + (item.head * p.rows + r) * width, width, q);
+      }
+    }
+    std::fill_n(top, p.rows, -INFINITY);
+    std::fill_n(total, p.part_size() - p.rows, 0.f);
+  }
+
+  void run() {
+    const std::vector<Block>& blocks = p.seen[p.list(item.head)];
+    for (int64_t i = item.first; i < item.last; ++i) {
+      then = i + 1 < item.last ? &blocks[i + 1] : nullptr;
+      score(blocks[i]);
+      softmax(blocks[i]);
+      weigh_values(blocks[i]);
+    }
+  }
+
+ private:
+  const Problem& p;
+  const Item& item;
+  float *top, *total, *acc;  // of the part: [R], [R], [R, padded(E)]
+  const int32_t* held;       // [S], of this head
+  std::vector<const float*> queries;
+  float *scores, *products, *scales, *copy;
+  const Block* then = nullptr;  // the block after this one
+
+  // Returns the codes of a block, rows padded; where it is not whole a copy in
+  // which slots without a token are zeros.
+  template <class T>
+  const T* read(const Stream& x, const Block& b) const {
+    const int64_t width = padded(x.width);
+    const T* from = (const T*)x.codes + (item.head * p.S + b.first) * x.width;
+    if (b.whole && width == x.width) return from;
+    T* to = reinterpret_cast<T*>(copy);
+    memset(to, 0, p.block * width * sizeof(T));
+    for (int64_t s = 0; s < b.slots; ++s)
+      if (held[b.first + s] >= 0)
+        memcpy(to + s * width, from + s * x.width, x.width * sizeof(T));
+    return to;
+  }
+
+  // Asks for slots of the next block, while this one is worked on.
+  void prefetch(const Stream& x, int64_t slot, int64_t slots) const {
+    if (then == nullptr) return;
+    const char* first =
+        x.codes + (item.head * p.S + then->first + slot) * x.bytes();
+    for (int64_t i = 0; i < slots * x.bytes(); i += kLine)
+      __builtin_prefetch(first + i, 0, 3);
+  }
+
+  // Multiplies [R, block] by the scales of the slots.
+  void rescale(const Stream& x, const Block& b, float* to) const {
+    if (x.scales == nullptr) return;
+    std::fill_n(scales, p.block, 0.f);
+    for (int64_t s = 0; s < b.slots; ++s)
+      if (b.whole || held[b.first + s] >= 0)
+        scales[s] = x.scales[item.head * p.S + b.first + s];
+    for (int64_t r = 0; r < p.rows; ++r, to += kMostSlots)
+      for (int64_t s = 0; s < p.block; s += kLanes)
+        at(to + s) *= at(scales + s);
+  }
+
+  void score(const Block& b) {
+    for (size_t j = 0; j < p.keys.size(); ++j) {
+      const Stream& key = p.keys[j];
+      float* to = j == 0 ? scores : products;
+      key.typed([&](auto* type) { multiply(key, b, queries[j], to, type); });
+      rescale(key, b, to);
+      if (j > 0)
+        for (int64_t i = 0; i < p.rows * kMostSlots; ++i) scores[i] += to[i];
+    }
+  }
+
+  template <class T>
+  void multiply(const Stream& key, const Block& b, const float* q, float* to,
+                const T*) {
+    const T* k = read<T>(key, b);
+    const int64_t width = padded(key.width);
+    by_rows(p.rows, [&](auto R, int64_t r) {
+      constexpr int S = 8 / R;
+      for (int64_t s = 0; s < p.block; s += S) {
+        if (r == 0) prefetch(key, s, S);
+        dot_tile<R>(q + r * width, k + s * width, width,
+                    to + r * kMostSlots + s);
+      }
+    });
+  }
+
+  // Turns scores into weights, and what was added up into the same scale.
+  void softmax(const Block& b) {
+    const auto more = [](auto x, auto y) { return x > y ? x : y; };
+    const auto plus = [](auto x, auto y) { return x + y; };
+    for (int64_t r = 0; r < p.rows; ++r) {
+      float* score = scores + r * kMostSlots;
+      bound(score);
+      if (!b.whole) mask(b, r, score);
+      Vec best = Vec{} + top[r], sum = {};
+      for (int64_t s = 0; s < p.block; s += kLanes)
+        best = more(at(score + s), best);
+      const float now = reduce(best, more);
+      const float shift = now == -INFINITY ? 0.f : now;
+      for (int64_t s = 0; s < p.block; s += kLanes)
+        sum += at(score + s) = exponential(at(score + s) - shift);
+      if (now != top[r]) {
+        const float keep = exponential(top[r] - shift);
+        total[r] *= keep;
+        for (int64_t e = 0; e < padded(p.E); e += kLanes)
+          at(acc + r * padded(p.E) + e) *= keep;
+      }
+      total[r] += reduce(sum, plus);
+      top[r] = now;
+    }
+  }
+
+  void bound(float* score) const {
+    const float cap = p.rule.softcap;
+    for (int64_t s = 0; s < p.block; s += kLanes) {
+      const Vec x = at(score + s) * p.rule.scale;
+      at(score + s) = cap > 0 ? cap * hyperbolic_tangent(x / cap) : x;
+    }
+  }
+
+  void mask(const Block& b, int64_t row, float* score) const {
+    const int64_t t = item.head / p.K * p.T + row % p.T;
+    const Range range = p.rule.range(p.positions[t]);
+    for (int64_t s = 0; s < b.slots; ++s)
+      score[s] = range.sees(held[b.first + s]) ? score[s] : -INFINITY;
+    std::fill_n(score + b.slots, p.block - b.slots, -INFINITY);
+  }
+
+  void weigh_values(const Block& b) {
+    const Stream& value = p.value;
+    rescale(value, b, scores);
+    value.typed([&](auto* type) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+      const T* v = read<T>(value, b);
+      by_rows(p.rows, [&](auto R, int64_t r) { weigh<R>(v, r); });
+    });
+  }
+
+  template <int R, class T>
+  void weigh(const T* v, int64_t r) {
+    constexpr int64_t N = 8 / R, kWidth = N * kLanes;
+    const int64_t width = padded(p.E), slots = p.block * kWidth / width;
+    const float* weights = scores + r * kMostSlots;
+    float* to = acc + r * width;
+    int64_t e = 0;
+    for (; e + kWidth <= width; e += kWidth) {
+      // Each strip of features asks for its share of the next block's slots.
+      if (r == 0 && p.shared < 0) prefetch(p.value, e / kWidth * slots, slots);
+      weigh_tile<R, N>(weights, v + e, width, p.block, to + e);
+    }
+    for (; e < width; e += kLanes)
+      weigh_tile<R, 1>(weights, v + e, width, p.block, to + e);
+  }
+};
+
+void Problem::work() {
+  const int64_t count = items.size();
+  for (int64_t i; (i = next++) < count; ++done) {
+    Stretch(*this, items[i], part(i)).run();
+    if (--left[items[i].head] == 0) merge(items[i].head);
+  }
+}
+
+// Writes the output and log-sum-exp of one head from its stretches.
+void Problem::merge(int64_t head) const {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t first = start[head], last = start[head + 1];
+    float top = -INFINITY, total = 0.f, *to = out + (head * rows + r) * E;
+    for (int64_t i = first; i < last; ++i) top = std::max(top, part(i)[r]);
+    const float shift = top == -INFINITY ? 0.f : top;
+    std::fill_n(to, E, 0.f);
+    for (int64_t i = first; i < last; ++i) {
+      const float keep = exponential(part(i)[r] - shift);
+      const float* acc = part(i) + 2 * rows + r * padded(E);
+      total += keep * part(i)[rows + r];
+      for (int64_t e = 0; e < E; ++e) to[e] += keep * acc[e];
+    }
+    if (total != 0.f)
+      for (int64_t e = 0; e < E; ++e) to[e] /= total;
+    lse[head * rows + r] = total == 0.f ? -INFINITY : shift + std::log(total);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,172 @@
+// Vectors of floats, and the two products that attention is made of.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+constexpr int64_t kMostSlots = 64;  // of a block: the stride of weights
+
+// A vector type of `bytes`, at any address that suits its elements.
+#define VECTOR(bytes, align) \
+  __attribute__((vector_size(bytes), aligned(align), may_alias))
+
+typedef float Vec VECTOR(kLanes * 4, 4);
+typedef int32_t Ints VECTOR(kLanes * 4, 4);
+typedef float Oct VECTOR(32, 32);
+
+// Holds a vector in a register where GCC would load it again for every use.
+#if defined(__x86_64__)
+#define KEEP(x) asm("" : "+v"(x))
+#else
+#define KEEP(x) ((void)0)
+#endif
+
+inline Vec& at(float* p) { return *reinterpret_cast<Vec*>(p); }
+inline Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+
+// Loads kLanes codes as floats.
+inline Vec wide(const float* p) { return at(p); }
+inline Vec wide(const uint16_t* p) {  // bfloat16
+  typedef uint16_t Codes VECTOR(kLanes * 2, 2);
+  typedef uint32_t Bits VECTOR(kLanes * 4, 4);
+  const Codes codes = *reinterpret_cast<const Codes*>(p);
+  return (Vec)(__builtin_convertvector(codes, Bits) << 16);
+}
+inline Vec wide(const int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+#elif defined(__AVX2__)  // GCC 12 makes 20 instructions of the generic form
+  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+#else
+  typedef int8_t Codes VECTOR(kLanes, 1);
+  const Codes codes = *reinterpret_cast<const Codes*>(p);
+  return __builtin_convertvector(__builtin_convertvector(codes, Ints), Vec);
+#endif
+}
+
+// e^x for x <= 0, relative error 2e-7; exactly 0 below -87 (Cephes expf).
+inline Vec exponential(Vec x) {
+  const Vec magic = Vec{} + 12582912.f;
+  const Vec shifted = x * 1.44269504f + magic;
+  const Vec n = shifted - magic;
+  const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec y = Vec{} + 1.9875691500e-4f;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                  1.6666665459e-1f, 5.0000001201e-1f})
+    y = y * r + c;
+  y = y * (r * r) + r + 1.f;
+  const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
+  return x < -87.f ? Vec{} : y * (Vec)power;
+}
+
+inline float exponential(float x) { return exponential(Vec{} + x)[0]; }
+
+inline Vec hyperbolic_tangent(Vec x) {  // Cephes tanhf
+  const Vec size = x < 0.f ? -x : x, square = x * x;
+  Vec y = Vec{} - 5.70498872745e-3f;
+  for (float c : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f,
+                  -3.33332819422e-1f})
+    y = y * square + c;
+  const Vec decay = exponential(-2.f * size);
+  const Vec far = (1.f - decay) / (1.f + decay);
+  return size < 0.625f ? x + x * square * y : (x < 0.f ? -far : far);
+}
+
+template <class F>
+inline Oct fold(Vec v, F f) {
+  Oct half[2];
+  memcpy(half, &v, sizeof v);
+  return kLanes == 8 ? half[0] : f(half[0], half[1]);
+}
+
+// Sums of eight vectors at once: [sum(v[0]), ..., sum(v[7])].
+inline Oct sums(const Vec (&v)[8]) {
+  Oct a[8];
+  for (int i = 0; i < 8; ++i)
+    a[i] = fold(v[i], [](Oct x, Oct y) { return x + y; });
+  for (int step : {4, 2}) {
+    for (int i = 0; i < step; ++i) {
+      const Oct x = a[2 * i], y = a[2 * i + 1];
+      a[i] = __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) +
+             __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
+    }
+  }
+  return __builtin_shufflevector(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+// Combines all lanes of v by f, a function of two vectors.
+template <class F>
+inline float reduce(Vec v, F f) {
+  Oct a = fold(v, f);
+  a = f(a, __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3));
+  a = f(a, __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5));
+  return f(a, __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6))[0];
+}
+
+// ------------------------------------------------------------------ tiles
+
+// out[r][s] = q[r] . k[s] for R rows and 8 / R slots: 8 sums in registers.
+template <int R, class T>
+inline void dot_tile(const float* q, const T* k, int64_t width, float* out) {
+  constexpr int S = 8 / R;
+  Vec sum[8] = {};
+  for (int64_t h = 0; h < width; h += kLanes) {
+    Vec key[S];
+    for (int s = 0; s < S; ++s) key[s] = wide(k + s * width + h);
+    for (int r = 0; r < R; ++r) {
+      Vec x = at(q + r * width + h);
+      KEEP(x);
+      for (int s = 0; s < S; ++s) sum[r * S + s] += x * key[s];
+    }
+  }
+  const Oct total = sums(sum);
+  for (int r = 0; r < R; ++r)
+    memcpy(out + r * kMostSlots, (const float*)&total + r * S, S * 4);
+}
+
+// acc[r] += sum over slots of p[r][s] v[s]: N vectors of R rows in registers.
+template <int R, int N, class T>
+inline void weigh_tile(const float* p, const T* v, int64_t width,
+                       int64_t slots, float* acc) {
+  Vec sum[R][N];
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
+  for (int64_t s = 0; s < slots; ++s) {
+    Vec x[N];
+    for (int n = 0; n < N; ++n) {
+      x[n] = wide(v + s * width + n * kLanes);
+      KEEP(x[n]);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) sum[r][n] += x[n] * p[r * kMostSlots + s];
+  }
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) at(acc + r * width + n * kLanes) = sum[r][n];
+}
+
+// Calls f with 4, 2 or 1, a compile-time constant, and a tile's first row.
+template <class F>
+inline void by_rows(int64_t rows, F f) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) f(std::integral_constant<int, 4>(), r);
+  if (r + 2 <= rows) f(std::integral_constant<int, 2>(), r), r += 2;
+  if (r < rows) f(std::integral_constant<int, 1>(), r);
+}
+
+}  // namespace
