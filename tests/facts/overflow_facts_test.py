@@ -75,6 +75,11 @@ class OverflowFacts(parameterized.TestCase):
       self.assertEqual(np.isnan(logits).all(-1).tolist(), [True, False])
       self.assertEqual(cache.overflow.tolist(), [True, False])
       tiny.alike(cache.replace(overflow=before.overflow), before)
+    logits, cache = kvjax.decode_step(
+      CONFIG, tiny.params(CONFIG), cache, jnp.asarray([-1, -1], jnp.int32)
+    )
+    self.assertEqual(cache.overflow.tolist(), [True, False])
+    self.assertEqual(np.isnan(logits).all(-1).tolist(), [True, False])
     with self.assertRaisesRegex(ValueError, r'Rows \[0\].*capacity of 8'):
       kvjax.check(cache)
 
@@ -126,6 +131,28 @@ class OverflowFacts(parameterized.TestCase):
     self.assertEqual(slots(asked), [3, 3])
     with self.assertRaisesRegex(ValueError, '1 kinds for 2 layers'):
       kvjax.init_cache(config, 1, 40, kinds=[kvjax.Ring(window=3)])
+
+  def test_offsets_beyond_int32(self):
+    """B-19: 2^33 bytes and row 262144 of batch 4096: sizes are Python ints."""
+    config = tiny.decoder(kvjax.Grouped(8, 8, 128))
+    cache = jax.eval_shape(
+      lambda: kvjax.init_cache(config, 4096, 262144 + 1, 'bfloat16')
+    )
+    key = cache.stores[0]['key']
+    self.assertEqual(key.shape, (4096, 8, 262145, 128))
+    size = key.size * key.dtype.itemsize
+    self.assertEqual(size, 4096 * 8 * 262145 * 128 * 2)
+    self.assertGreater(size, 2**40)
+    token = jax.ShapeDtypeStruct((4096,), jnp.int32)
+    params = jax.eval_shape(
+      lambda: kvjax.init_params(config, jax.random.key(0))
+    )
+    logits, after = jax.eval_shape(
+      lambda p, c, t: kvjax.decode_step(config, p, c, t), params, cache, token
+    )
+    self.assertEqual(logits.shape, (4096, tiny.VOCAB))
+    kept = jax.tree.map(lambda a, b: a.shape == b.shape, cache, after)
+    self.assertTrue(all(jax.tree.leaves(kept)))
 
 
 if __name__ == '__main__':

@@ -175,6 +175,32 @@ class PositionFacts(parameterized.TestCase):
       np.einsum('kgh,ksh->kgs', q[:, :, 6], k[:, held]),
     )
 
+  def test_single_token_decode_keeps_its_window(self):
+    """B-18: decode far past the window equals forward with the window mask."""
+    kind = tiny.KINDS['ring']
+    config = tiny.decoder()
+    ids = tiny.tokens(2, 19)
+    cache = kvjax.init_cache(config, 2, 19, kinds=kind)
+    got, _ = tiny.follow(config, cache, ids)
+    want = kvjax.forward(tiny.as_seen(config, kind), tiny.params(config), ids)
+    tiny.close(got, want)
+
+  def test_chunked_local_attention(self):
+    """T-29, B-11: chunks of 4, 12 tokens one at a time equal one pass.
+
+    The default cache of such a layer is smaller than the sequence and drops no
+    token that is still read.
+    """
+    variant = kvjax.Grouped(
+      6, 3, 10, 7, rotary=kvjax.Rotary(6), visibility=kvjax.Visibility(chunk=4)
+    )
+    config = tiny.decoder(variant)
+    ids = tiny.tokens(2, 12)
+    cache = kvjax.init_cache(config, 2, 12)
+    self.assertEqual(cache.stores[0]['key'].shape[2], 4)
+    got, _ = tiny.follow(config, cache, ids)
+    tiny.close(got, kvjax.forward(config, tiny.params(config), ids))
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -1,0 +1,17 @@
+"""Faults that the suite must notice, in the order in which they are tried."""
+
+from tests.mutants import reading, remembering
+from tests.mutants.fault import Mutant
+
+MUTANTS: tuple[Mutant, ...] = (
+  remembering.MASKS
+  + remembering.KINDS
+  + remembering.BOUNDED
+  + remembering.CODECS
+  + remembering.PAGES
+  + remembering.ALGEBRA
+  + reading.CORE
+  + reading.POSITIONS
+  + reading.STEPS
+  + reading.SAMPLING
+)
