@@ -6,6 +6,7 @@ oracle; and features that the oracle lacks, against `kvjax.forward`.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -192,26 +193,26 @@ def test_a_row_of_a_ragged_batch_equals_the_row_alone(model):
 
 def test_the_oracle_is_kvjax_forward_where_both_apply():
   """Two formulas, written apart: the oracle itself is under test."""
-  for name in OF:
+  rules = itertools.cycle((Sees(), Sees(5), Sees(5, 2)))
+  for name, rule in zip(OF, rules, strict=False):
     model = Model(name, (name, name), ('dense', 'dense'))
     params, tokens = draw(model.config, 3), text(3)
-    for rule in (Sees(), Sees(5), Sees(5, 2)):
-      config = dataclasses.replace(
-          model.config,
-          layers=tuple(
-              dataclasses.replace(
-                  layer,
-                  attention=dataclasses.replace(
-                      layer.attention,
-                      visibility=kvjax.Visibility(
-                          window=rule.window, sink_tokens=rule.sinks
-                      ),
-                  ),
-              )
-              for layer in model.config.layers
-          ),
-      )
-      want = Oracle(config, params, (rule, rule))(tokens)
-      got = kvjax.forward(config, params, jnp.asarray(tokens))
-      limit = 2e-6 * np.abs(want).max()
-      np.testing.assert_allclose(got, want, rtol=0, atol=limit)
+    config = dataclasses.replace(
+        model.config,
+        layers=tuple(
+            dataclasses.replace(
+                layer,
+                attention=dataclasses.replace(
+                    layer.attention,
+                    visibility=kvjax.Visibility(
+                        window=rule.window, sink_tokens=rule.sinks
+                    ),
+                ),
+            )
+            for layer in model.config.layers
+        ),
+    )
+    want = Oracle(config, params, (rule, rule))(tokens)
+    got = kvjax.forward(config, params, jnp.asarray(tokens))
+    limit = 2e-6 * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=limit)

@@ -35,9 +35,10 @@ SHORT = (
 CELLS = [
     Cell(variant, row, codec, f'{variant.name}_{row.name}{suffix}')
     for variant in VARIANTS
-    if variant.name in ('gqa', 'mla_absorbed')
     for row in SHORT
     for suffix, codec in CODECS
+    if variant.name == 'gqa' and (codec is None or row in SHORT[:2])
+    or variant.name == 'mla_absorbed' and codec is None and row in SHORT[:2]
 ]
 by_cell = pytest.mark.parametrize('cell', CELLS, ids=lambda cell: cell.name)
 
@@ -91,17 +92,16 @@ def live(cache, row):
 
 
 @by_cell
-@pytest.mark.parametrize('excess', [1, 5, 90])
-def test_what_the_host_knows_raises_and_leaves_the_cache(cell, excess):
+def test_what_the_host_knows_raises_and_leaves_the_cache(cell):
   params, tokens = draw(cell.config, 0), text(length=CAPACITY)
   lengths = np.array([9, 11, 6])
   cache = filled(cell, params, tokens, lengths)
   before = [np.array(x) for x in jax.tree.leaves(cache)]
-  with pytest.raises(ValueError, match='do not fit|capacity') as caught:
+  for excess in (1, 5, 90):
     count = np.array([1, excess, 1], np.int32)
     chunk = np.zeros((3, max(WIDTH, excess)), np.int32)
-    cell.extend(params, cache, chunk, count)
-  assert str(min(excess, 90)) in str(caught.value)
+    with pytest.raises(ValueError, match=f'{excess} tokens do not fit'):
+      cell.extend(params, cache, chunk, count)
   with pytest.raises(ValueError, match='do not fit'):
     prompt = jnp.zeros((3, 1), jnp.int32)
     kvjax.prefill(cell.config, params, cache, prompt, donate=True)

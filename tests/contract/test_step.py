@@ -11,7 +11,7 @@ import pytest
 
 import kvjax
 from kvjax import memory
-from tests.contract.table import CODECS
+from tests.contract.table import CODECS, draw
 
 BLOCK, WIDTH, KEY, HIDDEN = 128, 192, 64, 768
 
@@ -100,20 +100,15 @@ class Step:
     return 2 * (self.kind in ('sinks_renumbered', 'recency'))
 
 
+SHAPES = ((1, 1), (1, 3), (2, 1), (2, 3))
 STEPS = [
-    Step(
-        f'{kind}{suffix}_B{batch}_K{heads}',
-        kind,
-        codec,
-        batch,
-        grouped(heads),
-    )
+    Step(f'{kind}{suffix}_B{b}_K{k}', kind, codec, b, grouped(k))
     for kind in KINDS
     for suffix, codec in CODECS
-    for batch, heads in ((1, 1), (1, 3), (2, 1), (2, 3))
+    for b, k in (SHAPES if codec is None else (SHAPES[0], SHAPES[3]))
 ] + [
     Step(f'mla_{kind}{suffix}_B2', kind, codec, 2, LATENT)
-    for kind in KINDS
+    for kind in ('dense', 'paged', 'heavy_hitters_by_head')
     for suffix, codec in CODECS
 ]
 
@@ -163,7 +158,8 @@ def test_a_scan_with_the_cache_as_xs_and_ys_is_caught():
 @pytest.mark.parametrize('kind', KINDS)
 def test_eight_steps_are_one_trace_and_the_old_cache_is_gone(kind):
   step = Step(kind, kind, None, 2, grouped(3))
-  params = kvjax.init_params(step.config, jax.random.key(0))
+  params = draw(step.config, 0)
+  chex.clear_trace_counter()
 
   @functools.partial(jax.jit, donate_argnums=1)
   @chex.assert_max_traces(n=1)
@@ -193,7 +189,7 @@ def test_the_public_step_traces_once_for_eight_positions():
 
   layer = kvjax.Layer(grouped(1), Counted(7))
   config = kvjax.ModelConfig(31, 13, (layer,))
-  params = kvjax.init_params(config, jax.random.key(0))
+  params = draw(config, 0)
   cache = kvjax.init_cache(config, 2, 64)
   for position in range(8):
     token = jnp.full(2, position, jnp.int32)
