@@ -1,6 +1,7 @@
 """A whole model: a decode step, a prefill, the generation of N tokens."""
 
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -86,7 +87,7 @@ def prompt(
     'kvjax uncached': lambda: np.asarray(plain(params, given)),
   }
   if not peers.absent():
-    import torch
+    torch: Any = importlib.import_module('torch')
 
     model = peers.torch_model(config, params)
 

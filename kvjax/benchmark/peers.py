@@ -1,5 +1,6 @@
 """What else one could use. Each is optional, and named where it is absent."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ def absent() -> list[str]:
 
 def torch_attention(q: Any, k: Any, v: Any, dtype: str) -> Callable[[], Any]:
   """Returns torch's SDPA of `[B, K, G, 1, H]` over `[B, K, S, H]`."""
-  import torch
+  torch: Any = importlib.import_module('torch')
 
   def tensor(x):
     return torch.from_numpy(np.array(x, np.float32)).to(getattr(torch, dtype))
@@ -55,8 +56,8 @@ def jax_nn_attention(q: Any, k: Any, v: Any) -> Callable[[], Any]:
 
 def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
   """Returns the same model, with the same weights, of transformers."""
-  import torch
-  import transformers
+  torch: Any = importlib.import_module('torch')
+  transformers: Any = importlib.import_module('transformers')
 
   layer = config.layers[0]
   attention: Any = layer.attention
@@ -114,8 +115,8 @@ def torch_decode(
     token: int `[B]`.
     room: slots of a static cache.
   """
-  import torch
-  import transformers
+  torch: Any = importlib.import_module('torch')
+  transformers: Any = importlib.import_module('transformers')
 
   if kind == 'static':
     cache = transformers.StaticCache(config=model.config, max_cache_len=room)
