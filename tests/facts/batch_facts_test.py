@@ -16,13 +16,12 @@ PROMPTS = (7, 4)
 
 def refill(cache, seed=0):
   """Returns a cache with every leaf random: for moves, not for attention."""
-  leaves, tree = jax.tree.flatten(cache)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  filled = [
-    jax.random.randint(k, x.shape, 0, 100).astype(x.dtype)
-    for k, x in zip(keys, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(tree, filled)
+  rng = np.random.default_rng(seed)
+
+  def draw(x):
+    return jnp.asarray(rng.integers(0, 100, x.shape).astype(x.dtype))
+
+  return jax.tree.map(draw, cache)
 
 
 @functools.cache

@@ -40,7 +40,8 @@ def decoder(*attention: Any, **more: Any) -> kvjax.ModelConfig:
 @functools.cache
 def params(config: kvjax.ModelConfig) -> Any:
   """Returns the parameters of a model: always the same."""
-  return kvjax.init_params(config, jax.random.key(0))
+  with jax.ensure_compile_time_eval():  # whoever asks first may be tracing
+    return kvjax.init_params(config, jax.random.key(0))
 
 
 def tokens(batch: int, length: int, seed: int = 1) -> jax.Array:
