@@ -162,6 +162,12 @@ class SeedTest(chex.TestCase):
     np.testing.assert_array_equal(other[0], both[0])
     self.assertFalse((np.asarray(other)[1] == np.asarray(both)[1]).all())
 
+  def test_every_token_is_drawn_anew(self):
+    """Nearly even odds of 31: one key for all would draw one token for all."""
+    tokens, _ = run(temperature=1e4, num=12)
+    for row in np.asarray(tokens).tolist():
+      self.assertGreater(len(set(row)), 4)
+
   def test_a_row_of_nan_draws_nothing(self):
     logits, cache = prompt()
     tokens, after = kvjax.generate(

@@ -41,16 +41,21 @@ def kept_by_min_p(row, p):
   return set(np.flatnonzero(np.exp(row - row.max()) >= p).tolist())
 
 
+VALUES = {
+  'top_k': (1, 4, 99),
+  'top_p': (0.01, 0.5, 0.9, 1.0),
+  'min_p': (0.05, 0.4, 1.0),
+}
 RULES = {'top_k': kept_by_top_k, 'top_p': kept_by_top_p, 'min_p': kept_by_min_p}
 
 
 class FilterTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(
-      ('top_k', 1), ('top_k', 4), ('top_k', 99), ('top_p', 0.01),
-      ('top_p', 0.5), ('top_p', 0.9), ('top_p', 1.0), ('min_p', 0.05),
-      ('min_p', 0.4), ('min_p', 1.0),
-  )  # fmt: skip
+  @parameterized.named_parameters(
+    (f'{name}_{value}', name, value)
+    for name, values in VALUES.items()
+    for value in values
+  )
   def test_equals_numpy(self, name, value):
     x = logits()
     sampling = kvjax.Sampling(1.0, **{name: value})

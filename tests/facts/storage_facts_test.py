@@ -166,7 +166,11 @@ class StorageFacts(parameterized.TestCase):
     self.assertEqual(changed.tolist(), [0, 1, 13, 14, 15])
     self.assertEqual(after[0, 0, changed, 0].tolist(), [16, 17, 13, 14, 15])
 
-  @parameterized.product(size=(1, 2, 3, 4, 5, 7), slack=(0, 2))
+  @parameterized.named_parameters(
+    (f'{size}_slack_{slack}', size, slack)
+    for size in (1, 2, 3, 4, 5, 7)
+    for slack in (0, 2)
+  )
   def test_bursts_lose_no_key(self, size, slack):
     """C-31: in bursts of any size every query reads its whole window.
 

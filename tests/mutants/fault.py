@@ -15,14 +15,14 @@ class Mutant:
     path: file, from the root of the repository.
     old: text of the line that is replaced.
     new: what replaces it.
-    tests: pytest ids of the tests most likely to notice.
+    test: pytest id of the test (or class) that must notice.
   """
 
   name: str
   path: str
   old: str
   new: str
-  tests: tuple[str, ...]
+  test: str
 
   def apply(self, text: str) -> str:
     """Returns the file with the fault.
@@ -39,15 +39,6 @@ class Mutant:
     return text.replace(self.old, self.new)
 
 
-def faults(path: str, tests: str, *rows: tuple[str, ...]) -> tuple:
-  """Returns faults of one file; a row may name other tests, fourth."""
-  return tuple(
-    Mutant(
-      row[0],
-      f'kvjax/{path}.py',
-      row[1],
-      row[2],
-      tuple(f'tests/{t}' for t in (row[3:] or (tests,))),
-    )
-    for row in rows
-  )
+def fault(name: str, module: str, old: str, new: str, test: str) -> Mutant:
+  """Returns a fault of `kvjax/{module}.py` for `tests/{test}` to notice."""
+  return Mutant(name, f'kvjax/{module}.py', old, new, f'tests/{test}')

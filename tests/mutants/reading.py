@@ -1,238 +1,297 @@
 """Faults in what is read: scores, positions, steps and draws."""
 
-from tests.mutants.fault import faults
+from tests.mutants.fault import Mutant, fault
 
-CORE = (
-  faults(
+CORE: tuple[Mutant, ...] = (
+  fault(
+    'merge_without_the_maximum',
     'attention/attend',
+    'finite(jnp.max(jnp.stack(lses), axis=0))',
+    'jnp.zeros_like(lses[0])',
     'attention/merge_test.py::MergeTest',
-    (
-      'merge_without_the_maximum',
-      'finite(jnp.max(jnp.stack(lses), axis=0))',
-      'jnp.zeros_like(lses[0])',
-    ),
-    (
-      'sink_logit_ignored',
-      'out * jax.nn.sigmoid(lse - sinks)[..., None]',
-      'out',
-      'attention/merge_test.py::SinkLogitTest',
-    ),
-    (
-      'sink_logit_not_in_lse',
-      'jnp.logaddexp(lse, sinks)',
-      'lse',
-      'attention/merge_test.py::SinkLogitTest',
-    ),
-  )
-  + faults(
+  ),
+  fault(
+    'sink_logit_ignored',
+    'attention/attend',
+    'out * jax.nn.sigmoid(lse - sinks)[..., None]',
+    'out',
+    'attention/merge_test.py::SinkLogitTest',
+  ),
+  fault(
+    'sink_logit_not_in_lse',
+    'attention/attend',
+    'jnp.logaddexp(lse, sinks)',
+    'lse',
+    'attention/merge_test.py::SinkLogitTest',
+  ),
+  fault(
+    'blocks_not_rescaled',
     'kernels/blockwise',
+    'out * keep[..., None] + _weigh',
+    'out + _weigh',
     'attention/attend_test.py::AttendTest',
-    (
-      'blocks_not_rescaled',
-      'out * keep[..., None] + _weigh',
-      'out + _weigh',
-    ),
-    (
-      'values_not_zeroed_in_empty_slots',
-      'jnp.where(held, values, jnp.zeros_like(values))',
-      'values',
-    ),
-    ('empty_row_divides_by_zero', 'jnp.where(empty, 1.0, total)', 'total'),
-    (
-      'softcap_after_bias',
-      'scores = (scores.reshape(shape) + bias).reshape(scores.shape)',
-      'scores = (scores.reshape(shape) + bias).reshape(scores.shape) if '
-      'scoring.softcap is None else scoring.softcap * jnp.tanh((scores'
-      '.reshape(shape) + bias).reshape(scores.shape) / scoring.softcap)',
-    ),
-    (
-      'last_block_read_twice',
-      'jnp.where(repeated[None, None, :], -1, keys)',
-      'keys',
-    ),
-    (
-      'last_block_not_read',
-      '(jnp.minimum(filled, view.slots) + size - 1) // size',
-      'jnp.minimum(filled, view.slots) // size',
-    ),
-    (
-      'ordered_slots_stop_too_early',
-      'jnp.max(positions) + 1)',
-      'jnp.max(positions))',
-    ),
-    (
-      'received_forgets_other_blocks',
-      'total, old + weights, start',
-      'total, weights, start',
-      'attention/passes_test.py::WeightsTest',
-    ),
-  )
-  + faults(
+  ),
+  fault(
+    'values_not_zeroed_in_empty_slots',
+    'kernels/blockwise',
+    'jnp.where(held, values, jnp.zeros_like(values))',
+    'values',
+    'attention/attend_test.py::AttendTest',
+  ),
+  fault(
+    'empty_row_divides_by_zero',
+    'kernels/blockwise',
+    'jnp.where(empty, 1.0, total)',
+    'total',
+    'attention/attend_test.py::AttendTest',
+  ),
+  fault(
+    'softcap_after_bias',
+    'kernels/blockwise',
+    'scores = (scores.reshape(shape) + bias).reshape(scores.shape)',
+    'scores = (scores.reshape(shape) + bias).reshape(scores.shape); c = '
+    'scoring.softcap; '
+    'scores = scores if c is None else c * jnp.tanh(scores / c)',
+    'attention/attend_test.py::AttendTest',
+  ),
+  fault(
+    'last_block_read_twice',
+    'kernels/blockwise',
+    'jnp.where(repeated[None, None, :], -1, keys)',
+    'keys',
+    'attention/attend_test.py::AttendTest',
+  ),
+  fault(
+    'last_block_not_read',
+    'kernels/blockwise',
+    '(jnp.minimum(filled, view.slots) + size - 1) // size',
+    'jnp.minimum(filled, view.slots) // size',
+    'attention/attend_test.py::AttendTest',
+  ),
+  fault(
+    'ordered_slots_stop_too_early',
+    'kernels/blockwise',
+    'jnp.max(positions) + 1)',
+    'jnp.max(positions))',
+    'attention/attend_test.py::AttendTest',
+  ),
+  fault(
+    'received_forgets_other_blocks',
+    'kernels/blockwise',
+    'total, old + weights, start',
+    'total, weights, start',
+    'attention/passes_test.py::WeightsTest',
+  ),
+  fault(
+    'written_before_it_is_read',
     'attention/cached',
-    'facts/storage_facts_test.py',
-    (
-      'written_before_it_is_read',
-      'views = kind.views(old, store, step.before)',
-      'views = kind.views(book, store, step.before)',
-    ),
-    (
-      'kind_does_not_narrow_the_mask',
-      'seen = kind.narrow(scoring.visibility)',
-      'seen = scoring.visibility',
-      'facts/latent_facts_test.py',
-    ),
-  )
+    'views = kind.views(old, store, step.before)',
+    'views = kind.views(book, store, step.before)',
+    'facts/storage_facts_test.py::StorageFacts::test_hybrid_offers_more_than_it_stores',
+  ),
+  fault(
+    'kind_does_not_narrow_the_mask',
+    'attention/cached',
+    'seen = kind.narrow(scoring.visibility)',
+    'seen = scoring.visibility',
+    'facts/latent_facts_test.py::LatentFacts::test_chunks_that_straddle_the_wrap_chunk',
+  ),
 )
 
-
-POSITIONS = (
-  faults(
+POSITIONS: tuple[Mutant, ...] = (
+  fault(
+    'rotated_the_wrong_way',
     'attention/rotary',
-    'attention/rotary_test.py',
-    (
-      'rotated_the_wrong_way',
-      '(a * cos - b * sin, a * sin + b * cos)',
-      '(a * cos + b * sin, b * cos - a * sin)',
-    ),
-    ('yarn_ramp_reversed', 'plain * (1 - ramp)', 'plain * ramp'),
-    (
-      'longrope_off_by_one',
-      'length > self.original',
-      'length >= self.original',
-    ),
-  )
-  + faults(
+    '(a * cos - b * sin, a * sin + b * cos)',
+    '(a * cos + b * sin, b * cos - a * sin)',
+    'attention/rotary_test.py::RotaryTest::test_golden',
+  ),
+  fault(
+    'yarn_ramp_reversed',
+    'attention/rotary',
+    'plain * (1 - ramp)',
+    'plain * ramp',
+    'attention/rotary_test.py::RotaryTest::test_table_yarn__with_jit',
+  ),
+  fault(
+    'longrope_off_by_one',
+    'attention/rotary',
+    'length > self.original',
+    'length >= self.original',
+    'attention/rotary_test.py::RotaryTest::test_table_longrope_short__with_jit',
+  ),
+  fault(
+    'alibi_backwards',
     'attention/bias',
+    '(keys - queries).astype',
+    '(queries - keys).astype',
     'attention/bias_test.py',
-    (
-      'alibi_backwards',
-      '(keys - queries).astype',
-      '(queries - keys).astype',
-    ),
-    ('buckets_off_by_one', 'past < exact, past', 'past <= exact, past'),
-  )
-  + faults(
+  ),
+  fault(
+    'buckets_off_by_one',
+    'attention/bias',
+    'past < exact, past',
+    'past <= exact, past',
+    'attention/bias_test.py',
+  ),
+  fault(
+    'latent_wrong_scale',
     'attention/latent',
-    'attention/variants_test.py::LatentTest',
-    (
-      'latent_wrong_scale',
-      'width = self.key_width + self.rotary.width',
-      'width = self.latent_width + self.rotary.width',
-    ),
-    (
-      'absorbed_reads_no_rotary',
-      "'rotary': checkpoint_name(turned, 'query_rotary')[:, None],",
-      "'rotary': 0 * checkpoint_name(turned, 'query_rotary')[:, None],",
-    ),
-    (
-      'latent_not_normalised',
-      "latent = self.norm(params['latent_norm'], latent)[:, None]",
-      'latent = latent[:, None]',
-    ),
-  )
+    'width = self.key_width + self.rotary.width',
+    'width = self.latent_width + self.rotary.width',
+    'attention/variants_test.py::LatentTest::test_expanded_is_the_paper',
+  ),
+  fault(
+    'absorbed_reads_no_rotary',
+    'attention/latent',
+    "'rotary': checkpoint_name(turned, 'query_rotary')[:, None],",
+    "'rotary': 0 * checkpoint_name(turned, 'query_rotary')[:, None],",
+    'attention/variants_test.py::LatentTest::test_absorbed_equals_expanded_plain__with_jit',
+  ),
+  fault(
+    'latent_not_normalised',
+    'attention/latent',
+    "latent = self.norm(params['latent_norm'], latent)[:, None]",
+    'latent = latent[:, None]',
+    'attention/variants_test.py::LatentTest::test_expanded_is_the_paper',
+  ),
 )
 
-
-STEPS = (
-  faults(
+STEPS: tuple[Mutant, ...] = (
+  fault(
+    'rotary_at_the_retained_count',
     'decoding/advance',
-    'facts/overflow_facts_test.py',
-    (
-      'rotary_at_the_retained_count',
-      'at = positions if limit is None',
-      'at = jnp.minimum(positions, 5) if limit is None',
-      'facts/position_facts_test.py',
-    ),
-    (
-      'overflow_not_sticky',
-      'overflow=cache.overflow | ~fits',
-      'overflow=~fits',
-    ),
-    ('too_long_a_chunk_written', 'held &= fits[:, None]', 'held &= True'),
-    (
-      'nan_row_not_marked',
-      'jnp.where(lost, jnp.nan, x)',
-      'x',
-    ),
-  )
-  + faults(
+    'at = positions if limit is None',
+    'at = jnp.minimum(positions, 5) if limit is None',
+    'facts/position_facts_test.py::PositionFacts::test_evicted_cache_equals_attention_to_survivors',
+  ),
+  fault(
+    'overflow_not_sticky',
+    'decoding/advance',
+    'overflow=cache.overflow | ~fits',
+    'overflow=~fits',
+    'facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
+  ),
+  fault(
+    'too_long_a_chunk_written',
+    'decoding/advance',
+    'held &= fits[:, None]',
+    'held &= True',
+    'facts/overflow_facts_test.py::OverflowFacts::test_a_chunk_that_does_not_fit_is_dropped_whole1',
+  ),
+  fault(
+    'nan_row_not_marked',
+    'decoding/advance',
+    'jnp.where(lost, jnp.nan, x)',
+    'x',
+    'facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
+  ),
+  fault(
+    'lengths_ignored',
     'models/forward',
-    'decoding/steps_test.py::StepsTest',
-    (
-      'lengths_ignored',
-      'return held & (steps < lengths[:, None])',
-      'return held',
-    ),
-    (
-      'left_padding_as_right',
-      'steps = tokens.shape[1] - 1 - steps',
-      'steps = steps + 0',
-    ),
-  )
-  + faults(
+    'return held & (steps < lengths[:, None])',
+    'return held',
+    'decoding/steps_test.py::StepsTest::test_prefill_is_the_last_row_of_extend',
+  ),
+  fault(
+    'left_padding_as_right',
+    'models/forward',
+    'steps = tokens.shape[1] - 1 - steps',
+    'steps = steps + 0',
+    'decoding/steps_test.py::StepsTest::test_left_and_right_padding_agree',
+  ),
+  fault(
+    'inactive_rows_advance',
     'decoding/steps',
-    'decoding/steps_test.py::StepsTest',
-    ('inactive_rows_advance', 'held &= active', 'held |= active'),
-    (
-      'undonated_leaf_shared',
-      'jax.tree.map(jnp.copy, cache)',
-      'cache',
-      'models/encoder_decoder_test.py',
-    ),
-  )
-  + faults(
+    'held &= active',
+    'held |= active',
+    'decoding/steps_test.py::StepsTest::test_inactive_rows_stand_still',
+  ),
+  fault(
+    'undonated_leaf_shared',
+    'decoding/steps',
+    'jax.tree.map(jnp.copy, cache)',
+    'cache',
+    'models/encoder_decoder_test.py::EncoderDecoderTest::test_the_source_matters_and_is_written_once',
+  ),
+  fault(
+    'correction_joins_the_weights',
     'models/experts',
-    'models/experts_test.py',
-    (
-      'correction_joins_the_weights',
-      'jnp.take_along_axis(scores, picked',
-      'jnp.take_along_axis(choice, picked',
-    ),
-  )
+    'jnp.take_along_axis(scores, picked',
+    'jnp.take_along_axis(choice, picked',
+    'models/experts_test.py::ExpertsTest::test_equals_loops_deepseek_v3__with_jit',
+  ),
 )
 
-
-SAMPLING = faults(
-  'decoding/sampling',
-  'decoding/sampling_test.py',
-  (
+SAMPLING: tuple[Mutant, ...] = (
+  fault(
     'top_p_off',
+    'decoding/sampling',
     'before < sampling.top_p',
     'before + probs < sampling.top_p',
+    'decoding/sampling_test.py::FilterTest::test_golden_nucleus',
   ),
-  ('top_k_off', 'top_k)[0][:, -1:]', 'top_k)[0][:, :1]'),
-  (
+  fault(
+    'top_k_off',
+    'decoding/sampling',
+    'top_k)[0][:, -1:]',
+    'top_k)[0][:, :1]',
+    'decoding/sampling_test.py::FilterTest::test_equals_numpy_top_k_4__with_jit',
+  ),
+  fault(
     'min_p_not_a_logarithm',
+    'decoding/sampling',
     'jnp.log(jnp.float32(sampling.min_p))',
     'jnp.float32(sampling.min_p)',
+    'decoding/sampling_test.py::FilterTest::test_equals_numpy_min_p_0.05__with_jit',
   ),
-  ('temperature_ignored', 'logits / sampling.temperature', 'logits'),
-  (
+  fault(
+    'temperature_ignored',
+    'decoding/sampling',
+    'logits / sampling.temperature',
+    'logits',
+    'decoding/sampling_test.py::SampleTest::test_temperature_and_counts0',
+  ),
+  fault(
     'nan_row_gives_a_token',
+    'decoding/sampling',
     'jnp.where(lost, NO_TOKEN, tokens)',
     'tokens',
+    'decoding/sampling_test.py::SampleTest::test_a_row_of_nan_gives_no_token',
   ),
-  (
+  fault(
     'row_seed_ignored',
+    'decoding/sampling',
     'jax.vmap(jax.random.key)(seeds)',
     'jax.vmap(jax.random.key)(0 * seeds)',
-    'decoding/generate_test.py::SeedTest',
+    'decoding/generate_test.py::SeedTest::test_rows_draw_by_their_own_seed',
   ),
-) + faults(
-  'decoding/generate',
-  'decoding/generate_test.py::StopTest',
-  ('stop_token_ignored', 'alive &= token != stop', 'alive &= alive'),
-  ('stop_length_off_by_one', 'count < run.limit', 'count <= run.limit'),
-  (
+  fault(
+    'stop_token_ignored',
+    'decoding/generate',
+    'alive &= token != stop',
+    'alive &= alive',
+    'decoding/generate_test.py::StopTest::test_stop_tokens',
+  ),
+  fault(
+    'stop_length_off_by_one',
+    'decoding/generate',
+    'count < run.limit',
+    'count <= run.limit',
+    'decoding/generate_test.py::StopTest::test_stop_lengths',
+  ),
+  fault(
     'room_off_by_one',
+    'decoding/generate',
     'np.maximum(limit - 1, 0)',
     'limit',
-    'decoding/generate_test.py::RoomTest',
+    'decoding/generate_test.py::RoomTest::test_room_is_asked_for_first',
   ),
-  (
+  fault(
     'every_token_draws_with_one_key',
+    'decoding/generate',
     'jax.vmap(jax.random.fold_in)(run.keys, run.count)',
     'run.keys',
-    'decoding/generate_test.py::SeedTest',
+    'decoding/generate_test.py::SeedTest::test_every_token_is_drawn_anew',
   ),
 )

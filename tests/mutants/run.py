@@ -73,7 +73,7 @@ def try_all(
   for i in range(PROCESSES.value):
     trees.put(copy(scratch / f'tree_{i}'))
 
-  def attempt(mutant: Mutant | None, tests: tuple[str, ...]):
+  def attempt(mutant: Mutant | None, tests: Sequence[str]):
     tree, start = trees.get(), time.time()
     try:
       return judge(mutant, tests, tree), time.time() - start
@@ -81,16 +81,30 @@ def try_all(
       trees.put(tree)
 
   with concurrent.futures.ThreadPoolExecutor(PROCESSES.value) as pool:
-    wanted = dict.fromkeys(test for m in mutants for test in m.tests)
-    sound = pool.map(lambda test: attempt(None, (test,)), wanted)
-    for test, (verdict, seconds) in zip(wanted, sound, strict=True):
-      print(f'{test:52} {seconds:4.0f} s', flush=True)
+    files = by_file(mutants)
+    sound = pool.map(lambda tests: attempt(None, tests), files.values())
+    for file, (verdict, seconds) in zip(files, sound, strict=True):
+      report(f'({file})', 'passes' if verdict == 'ALIVE' else verdict, seconds)
       if verdict != 'ALIVE':
-        raise SystemExit(f'{test}: {verdict} on the package as it is.')
-    found = pool.map(lambda m: attempt(m, m.tests), mutants)
+        pool.shutdown(cancel_futures=True)
+        raise SystemExit(f'{file} does not pass on the package as it is.')
+    found = pool.map(lambda m: attempt(m, [m.test]), mutants)
     for mutant, (verdict, seconds) in zip(mutants, found, strict=True):
-      print(f'{mutant.name:34} {verdict:8} {seconds:4.0f} s', flush=True)
+      report(mutant.name, verdict, seconds)
       yield mutant.name, verdict
+
+
+def by_file(mutants: Sequence[Mutant]) -> dict[str, list[str]]:
+  """Returns the tests that faults name, each once, by file."""
+  files: dict[str, list[str]] = {}
+  for test in dict.fromkeys(mutant.test for mutant in mutants):
+    files.setdefault(test.partition('::')[0], []).append(test)
+  return files
+
+
+def report(what: str, verdict: str, seconds: float) -> None:
+  """Prints one line of the table."""
+  print(f'{what:44} {verdict:8} {seconds:4.0f} s', flush=True)
 
 
 def copy(tree: pathlib.Path) -> pathlib.Path:
