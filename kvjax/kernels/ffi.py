@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.view import Streams, View, contiguous_view
+from kvjax.caches.visibility import Visibility
 from kvjax.kernels import blockwise, library
 from kvjax.kernels.scoring import Scoring
 
@@ -43,6 +44,9 @@ def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
     return f'{rows} query rows a kv head; it serves at most {MAX_ROWS}'
   if scoring.bias is not None:
     return 'scores have an additive bias'
+  if type(scoring.visibility) is not Visibility:
+    # The C++ knows the rule's fields; it cannot know another rule's `sees`.
+    return f'{type(scoring.visibility).__name__} is a rule of its own'
   if view.stored is None:
     return 'the view does not read whole leaves as they are stored'
   for name in [*queries, scoring.value]:

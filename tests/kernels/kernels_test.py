@@ -252,6 +252,18 @@ class SelectionTest(parameterized.TestCase):
       self.choose(queries, view, 'cuda')
     self.assertEqual(self.choose(*self.view(), 'blockwise'), 'blockwise')
 
+  def test_a_rule_of_its_own_is_left_to_the_plain_form(self):
+    class Strided(kvjax.Visibility):
+
+      def sees(self, queries, keys):
+        return super().sees(queries, keys) & (keys % 2 == 0)
+
+    queries, view = self.view()
+    rule = kvjax.Scoring(0.25, visibility=Strided())
+    self.assertEqual(kernels.choose(queries, view, rule), 'blockwise')
+    with self.assertRaisesRegex(ValueError, 'Strided'):
+      kernels.choose(queries, view, rule, kernel='ffi')
+
   def test_the_environment_sets_the_default(self):
     with mock.patch.dict(os.environ, KVJAX_KERNEL='blockwise'):
       self.assertEqual(self.choose(*self.view()), 'blockwise')
