@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.checkpoints.bind import Leaf, bind, stored_dtype
+from kvjax.checkpoints.described import DESCRIBED, described
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.published import nearest_names, published_values
 from kvjax.checkpoints.quantized import check_method, dequantize
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.tensors import open_tensors
@@ -64,25 +66,42 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
   """Returns the config of a published model, reading no weights.
 
   Args:
-    name_or_path: a config.json, or a directory that has one.
+    name_or_path: a config.json, a directory that has one, or the name of a
+      published model whose config ships with kvjax ('llama-3-8b', or
+      'meta-llama/Meta-Llama-3-8B'). A file wins over a name.
 
   Raises:
-    FileNotFoundError: there is none.
-    ValueError: it asks for something that is not supported.
+    FileNotFoundError: a path has no such file.
+    ValueError: an unknown name (the nearest are listed), or something that is
+      not supported.
   """
-  # A published model by its name: look its config.json up in package data
-  # here, first, and hand the values to `parse_config`.
-  family, settings = _read_settings(pathlib.Path(name_or_path))
-  return family.config(settings)
+  path = pathlib.Path(name_or_path)
+  if path.exists():
+    return parse_config(_read_values(path))
+  values = published_values(str(name_or_path))
+  if values is not None:
+    return parse_config(values)
+  if path.name == str(name_or_path) and path.suffix != '.json':
+    raise ValueError(
+        f'Unknown model {str(name_or_path)!r}; the nearest known: '
+        f'{nearest_names(path.name)}. Or give the path of a config.json.'
+    )
+  return parse_config(_read_values(path))
 
 
 def parse_config(values: dict[str, Any]) -> ModelConfig:
   """Returns the config that the values of a config.json describe."""
+  if values.get('model_type') == DESCRIBED:
+    return described(Settings(values))
   family, settings = _dispatch(values)
   return family.config(settings)
 
 
 def _read_settings(path: pathlib.Path) -> tuple[Family, Settings]:
+  return _dispatch(_read_values(path))
+
+
+def _read_values(path: pathlib.Path) -> dict[str, Any]:
   file = path / CONFIG if path.is_dir() else path
   if not file.is_file():
     raise FileNotFoundError(
@@ -94,7 +113,7 @@ def _read_settings(path: pathlib.Path) -> tuple[Family, Settings]:
     raise ValueError(f'{file} is no JSON: {error}.') from None
   if not isinstance(values, dict):
     raise ValueError(f'{file} holds no JSON object.')
-  return _dispatch(values)
+  return values
 
 
 def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:

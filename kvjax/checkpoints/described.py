@@ -1,0 +1,89 @@
+"""A model known from a paper's table: a config.json of kvjax's own.
+
+Some published models have no checkpoint, or one of a family not read here.
+What a table says of them suffices to plan their memory. `model_type` is
+'described', keys are spelled as elsewhere, and these are added:
+
+- `norm`: 'rms' (the default), 'layer', or 'layer without bias';
+- `gated`: of the MLP, true by default; `bias`: on every projection;
+- `learned_positions`: rows of a table; without it positions are rotary;
+- `parallel`: attention and MLP read the same input;
+- `keys_and_values_of`: for each layer the earlier layer whose keys and values
+  it reads, null for its own (arXiv 2405.12981);
+- `dense_layers`: with `num_experts`, which layers have none.
+"""
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.norm import Norm
+from kvjax.attention.rotary import Rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.experts import Experts
+from kvjax.models.mlp import MLP
+
+DESCRIBED = 'described'
+NORMS = {
+    'rms': Norm(1e-5),
+    'layer': Norm(1e-5, centered=True, bias=True),
+    'layer without bias': Norm(1e-5, centered=True),
+}
+
+
+def described(settings: Settings) -> ModelConfig:
+  """Returns the config of a described model.
+
+  Raises:
+    ValueError: a size is missing or makes no sense.
+  """
+  count = settings.need('num_hidden_layers')
+  norm = settings.get('norm', 'rms')
+  settings.only('norm', *NORMS)
+  sources = settings.get('keys_and_values_of', [None] * count)
+  if len(sources) != count:
+    raise ValueError(
+        f'keys_and_values_of names {len(sources)} layers; '
+        f'num_hidden_layers={count}.'
+    )
+  layers = [_layer(settings, i, source) for i, source in enumerate(sources)]
+  return settings.model(
+      layers,
+      tied=False,
+      norm=NORMS[norm],
+      positions=settings.get('learned_positions', 0),
+  )
+
+
+def _layer(settings: Settings, index: int, source: int | None) -> Layer:
+  width, bias = settings.head_width(), settings.get('bias', False)
+  learned = settings.get('learned_positions', 0)
+  attention = Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(),
+      width,
+      rotary=None if learned else Rotary(width),
+      projection_bias=bias,
+      output_bias=bias,
+      shared_from=source,
+  )
+  parallel = 'shared' if settings.get('parallel', False) else None
+  return Layer(attention, _mlp(settings, index), parallel=parallel)
+
+
+def _mlp(settings: Settings, index: int) -> MLP | Experts:
+  activation = settings.activation('hidden_act')
+  experts = settings.get('num_experts', 0)
+  if experts and index not in settings.get('dense_layers', []):
+    shared = settings.get('shared_expert_size', 0)
+    return Experts(
+        experts,
+        settings.need('num_experts_per_tok'),
+        settings.need('moe_intermediate_size'),
+        activation,
+        shared=MLP(shared, activation) if shared else None,
+    )
+  return MLP(
+      settings.need('intermediate_size'),
+      activation,
+      gated=settings.get('gated', True),
+      bias=settings.get('bias', False),
+  )

@@ -1,0 +1,128 @@
+"""Plans of published models against figures that nobody here computed.
+
+`figures.csv` has a row a model: the arithmetic of one token's bytes, bytes
+per token in bfloat16 while no window is full, bytes that go on growing, what
+window layers hold of one row at most, parameters, and, for 38 rows, the figure
+somebody printed with half a unit of its last digit.
+"""
+
+import csv
+import json
+import math
+import pathlib
+
+import pytest
+
+import kvjax
+from kvjax.checkpoints import published_names
+from kvjax.memory import MemoryPlan, plan
+
+TABLE = pathlib.Path(__file__).parent / 'figures.csv'
+ROWS = {
+    row['name']: row
+    for row in csv.DictReader(TABLE.read_text(encoding='utf-8').splitlines())
+}
+PRINTED = [name for name, row in ROWS.items() if row['published']]
+
+
+def planned(name: str, capacity: int | None = None) -> MemoryPlan:
+  config = kvjax.load_config(name)
+  return plan(
+      config,
+      batch_size=1,
+      capacity=capacity or config.positions or 200_000,
+      param_dtype='bfloat16',
+      cache_dtype='bfloat16',
+  )
+
+
+def product(text: str) -> int:
+  """Returns '2*8*128' or '512+64', worked out."""
+  if '+' in text:
+    return sum(int(part) for part in text.split('+'))
+  return math.prod(int(part) for part in text.split('*'))
+
+
+def test_every_published_config_has_a_row():
+  assert set(published_names()) == set(ROWS)
+  assert len(PRINTED) == 38
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_a_plan_is_the_arithmetic_of_its_row(name):
+  row, found = ROWS[name], planned(name)
+  layers, windows = int(row['layers']), int(row['window_layers'])
+  one = 2 * product(row['elements'])
+  assert found.bytes_per_token == int(row['bytes_per_token']) == layers * one
+  growing = int(row['growing'])
+  assert found.growing_bytes_per_token == growing == (layers - windows) * one
+  cap = int(row['cap'])
+  assert found.cap_bytes == cap == windows * one * int(row['window'])
+  if row['parameters']:
+    assert found.params_bytes == 2 * int(row['parameters'])
+
+
+@pytest.mark.parametrize('name', PRINTED)
+def test_a_plan_agrees_with_the_printed_figure_to_its_last_digit(name):
+  row, found = ROWS[name], planned(name)
+  printed, precision = float(row['published']), float(row['precision'])
+  ours = {
+      'total': found.bytes_per_token,
+      'growing': found.growing_bytes_per_token,
+  }[row['basis']]
+  assert abs(ours - printed) <= precision * printed
+
+
+def test_every_config_names_its_source():
+  home = pathlib.Path(kvjax.__file__).parent / 'models' / 'published'
+  for name in published_names():
+    values = json.loads((home / f'{name}.json').read_text())
+    assert values['_source'] and values['_name_or_path'], name
+
+
+# Printed totals: (model, tokens in all rows, printed bytes, half of its last
+# digit). GB is 10^9 and GiB 2^30, as the source meant it.
+GB, GIB = 10**9, 2**30
+TOTALS = {
+    # A blog says about 5 GB at 10,000 tokens: 524,288 x 10,000 = 5.243e9.
+    'llama_2_7b_10000': ('llama-2-7b', 10_000, 5 * GB, 0.5 * GB),
+    'llama_2_7b_kivi': ('llama-2-7b', 4_196, 2.05 * GIB, 0.005 * GIB),
+    'llama_2_13b_vllm': ('llama-2-13b', 2_048, 1.7 * GB, 0.05 * GB),
+    'llama_2_13b_scaling_book': ('llama-2-13b', 8_192, 6.7 * GB, 0.05 * GB),
+    'llama_3_70b_kvpress': ('llama-3-70b', 10**6, 330 * GB, 5 * GB),
+    'llama_3_70b_rocketkv': ('llama-3-70b', 2**20, 320 * GIB, 0.5 * GIB),
+    'llama_3_8b_kvpress': ('llama-3-8b', 128_000, 15.6 * GIB, 0.05 * GIB),
+    'opt_13b_vllm': ('opt-13b', 2_048, 1.6 * GB, 0.1 * GB),
+}
+
+
+@pytest.mark.parametrize('case', TOTALS)
+def test_printed_totals(case):
+  name, tokens, printed, half = TOTALS[case]
+  found = planned(name, min(tokens, 2_048))
+  assert abs(found.bytes_per_token * tokens - printed) <= half
+
+
+def test_deepseek_v3_with_its_prediction_layer_is_flashmla_s_figure():
+  found = planned('deepseek-v3')
+  one = found.bytes_per_token // 61  # 576 x 2
+  assert one == 1_152
+  assert f'{62 * one * 131_072 / GIB:.2f}' == '8.72'
+
+
+def test_windows_of_gemma_3_27b_leave_a_sixth_at_its_longest_context():
+  full = planned('gemma-3-27b').bytes_per_token * 131_072
+  found = planned('gemma-3-27b')
+  kept = found.growing_bytes_per_token * 131_072 + found.cap_bytes
+  assert f'{100 * kept / full:.1f}' == '16.8'
+
+
+def test_the_published_rolling_buffer_holds_an_eighth():
+  found = planned('mistral-7b-v0.1', 32_768)
+  assert 8 * found.cap_bytes == 32_768 * found.bytes_per_token
+
+
+def test_slim_attention_counts_elements():
+  assert planned('gpt-2-xl').bytes_per_token // 2 * 1_024 == 157_286_400
+  phi = planned('phi-3-mini-128k').bytes_per_token // 2 * 131_072
+  assert f'{phi / 1e9:.1f}' == '25.8'
