@@ -56,6 +56,7 @@ setup(
     'ml_collections>=1.0',
     'numpy>=2.0',
     'optax>=0.2.5',
+    'safetensors>=0.8',
   ],
   extras_require={
     'test': [
@@ -64,10 +65,9 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.6',
       'ruff==0.17.6',
-      'safetensors>=0.5',
     ],
     'report': ['matplotlib>=3.9', 'rich>=13'],
-    'hf': ['safetensors>=0.5', 'tokenizers>=0.20'],
+    'hf': ['jinja2>=3.1', 'tokenizers>=0.20'],
     'cuda': ['jax[cuda13]'],
   },
   classifiers=[

@@ -23,6 +23,7 @@ from kvjax.caches.sinks import Sinks
 from kvjax.caches.view import View
 from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.load import load_checkpoint, load_config
+from kvjax.checkpoints.saved_cache import load_cache, save_cache
 from kvjax.decoding.algebra import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.cache import Cache, DonatedCacheError, init_cache
 from kvjax.decoding.generate import generate
@@ -83,6 +84,7 @@ __all__ = (
     'init_params',
     'inspect',
     'liveness',
+    'load_cache',
     'load_checkpoint',
     'load_config',
     'memory',
@@ -91,6 +93,7 @@ __all__ = (
     'repeat',
     'rewind',
     'sample',
+    'save_cache',
     'take',
     'testing',
 )

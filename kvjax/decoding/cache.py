@@ -178,6 +178,20 @@ def cache_spec(
       slack,
       rotary_length,
   )
+  return arrange(config, layout, batch_size, source_length, dtype)
+
+
+def arrange(
+    config: ModelConfig,
+    layout: Layout,
+    batch_size: int,
+    source_length: int | None = None,
+    dtype: Any = None,
+) -> Cache:
+  """Returns the cache of a layout, with `Leaf`s for arrays.
+
+  `dtype` is that of the source's streams alone; None for the model's.
+  """
   heads = _heads_by_book(config, layout)
   books = tuple(
       kind.book(batch_size, heads[i]) for i, kind in enumerate(layout.kinds())

@@ -40,10 +40,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """Static choices of a generation: how to draw and where to stop."""
+  """Static choices of a generation: how to draw, where to stop, who attends."""
 
   sampling: Sampling
   stop_tokens: tuple[int, ...]
+  kernel: str | None = None
 
 
 def generate(
@@ -64,6 +65,7 @@ def generate(
     block: int = 32,
     progress: Progress | None = None,
     donate: bool = True,
+    kernel: str | None = None,
 ) -> Any:
   """Samples tokens, each from the logits after the one before.
 
@@ -87,6 +89,7 @@ def generate(
       `progress` is called, between blocks.
     progress: called with tokens done and `num_tokens`.
     donate: reuse the buffers of `cache`, which cannot be used again.
+    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
 
   Returns:
     Tokens int32 `[B, num_tokens]` and the cache; with `log_probs`, also
@@ -99,7 +102,8 @@ def generate(
   check_alive(cache)
   check_sizes(num_tokens=num_tokens, block=block)
   chex.assert_shape(logits, (cache.batch_size, config.vocab_size))
-  rules = Rules(Sampling(temperature, top_k, top_p, min_p), tuple(stop_tokens))
+  sampling = Sampling(temperature, top_k, top_p, min_p)
+  rules = Rules(sampling, tuple(stop_tokens), kernel)
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
   run = _new_run(limit, seed)
   if is_traced(cache.length, logits, run.alive):
@@ -189,7 +193,9 @@ def _steps(config, params, cache, run, rules, count):
   def step(carry, _):
     cache, run = carry
     fed = jnp.where(run.alive, run.token, NO_TOKEN)
-    logits, cache = decode_step(config, params, cache, fed)
+    logits, cache = decode_step(
+        config, params, cache, fed, kernel=rules.kernel
+    )
     run, drawn = _draw(logits, run, rules)
     return (cache, run), drawn
 

@@ -9,6 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
+from kvjax.kernels import available
 from tests.facts import tiny
 
 CONFIG = tiny.decoder()
@@ -71,6 +72,17 @@ class GreedyTest(chex.TestCase):
       CONFIG, tiny.params(CONFIG), cache, tokens[:, -1]
     )
     np.testing.assert_array_equal(logits.argmax(-1), uncached()[0][:, -1])
+
+  @parameterized.parameters('blockwise', 'ffi')
+  def test_the_kernel_that_is_asked_for(self, kernel):
+    if reason := available()[kernel]:
+      self.skipTest(reason)
+    tokens, _ = run(kernel=kernel)
+    np.testing.assert_array_equal(tokens, uncached()[0])
+
+  def test_an_unknown_kernel_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "kernel='best' must be one of"):
+      run(kernel='best')
 
   def test_inside_a_jit(self):
     tokens, _ = jax.jit(lambda: run())()

@@ -9,10 +9,7 @@ from absl.testing import absltest
 CATALOGUE = {
   'T': (
     *range(1, 14),
-    *range(15, 24),
-    25,
-    26,
-    27,
+    *range(15, 28),
     29,
     30,
     31,
@@ -30,7 +27,7 @@ CATALOGUE = {
   ),
   'A': (1, 2, 3, 4, 6, 7, 8),
   'B': (*range(9, 20), 26, 29),
-  'C': (*range(30, 34), *range(36, 44)),
+  'C': tuple(range(30, 44)),
 }
 
 
