@@ -20,15 +20,9 @@ import safetensors
 from safetensors.numpy import save_file
 
 from kvjax.attention.cached import Memory
-from kvjax.caches.bounded import Bounded
-from kvjax.caches.codecs import Int8, Plain
-from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
-from kvjax.caches.paged import Paged
-from kvjax.caches.ring import Ring
-from kvjax.caches.scores import HeavyHitters, LastQuery, Recency
-from kvjax.caches.sinks import Sinks
 from kvjax.caches.spec import Leaf
+from kvjax.caches.spelling import CODECS, KINDS, SCORES
 from kvjax.checkpoints import record
 from kvjax.checkpoints.fingerprint import fingerprint
 from kvjax.decoding.cache import (
@@ -43,10 +37,8 @@ from kvjax.models.config import ModelConfig
 
 KEY = 'kvjax_cache'
 FORMAT = 1
-_TYPES = (
-    Layout, Memory, Kind, Dense, Ring, Sinks, Paged, Bounded, Plain, Int8,
-    HeavyHitters, LastQuery, Recency,
-)  # fmt: skip
+_NAMED = (KINDS, CODECS, SCORES)
+_TYPES = (Layout, Memory, Kind, *(t for x in _NAMED for t in x.values()))
 
 
 def save_cache(

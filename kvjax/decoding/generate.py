@@ -17,6 +17,7 @@ from kvjax.decoding.steps import check_room, decode_step
 from kvjax.models.config import ModelConfig
 
 Progress = Callable[[int, int], None]
+Stream = Callable[[np.ndarray], bool | None]
 
 
 @struct.dataclass
@@ -64,6 +65,7 @@ def generate(
     log_probs: bool = False,
     block: int = 32,
     progress: Progress | None = None,
+    stream: Stream | None = None,
     donate: bool = True,
     kernel: str | None = None,
 ) -> Any:
@@ -88,6 +90,9 @@ def generate(
     block: tokens of one device program; rows that stop are looked at, and
       `progress` is called, between blocks.
     progress: called with tokens done and `num_tokens`.
+    stream: called with new tokens int32 `[B, n]` as soon as they are there,
+      the first at once, then a block each time. If it returns True nothing
+      more is sampled, and what was is returned as if the rows had stopped.
     donate: reuse the buffers of `cache`, which cannot be used again.
     kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
 
@@ -107,6 +112,8 @@ def generate(
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
   run = _new_run(limit, seed)
   if is_traced(cache.length, logits, run.alive):
+    if stream is not None:
+      raise ValueError('stream= reads tokens: call generate outside jit.')
     run, first = _start(logits, run, rules)
     steps = num_tokens - 1
     cache, _, rest = _steps(config, params, cache, run, rules, steps)
@@ -117,28 +124,40 @@ def generate(
     cache = cache if donate else fork(cache)
     run, first = _start_jit(logits, run, rules)
     stops = bool(rules.stop_tokens) or stop_lengths is not None
-    cache, rest = _blocks(
-        config, params, cache, run, rules, num_tokens, block, stops, progress
+    told = _Told(num_tokens, stops, progress, stream)
+    cache, parts = _blocks(
+        config, params, cache, run, rules, first, block, told
     )
-    parts = [first, *rest]
   tokens, scores = _join(parts, num_tokens)
   return (tokens, cache, scores) if log_probs else (tokens, cache)
 
 
-def _blocks(
-    config, params, cache, run, rules, num_tokens, block, stops, progress
-):
-  """Runs blocks until no row goes on; returns the cache and their tokens."""
-  done, parts = 1, []
-  while done < num_tokens and not (stops and not np.asarray(run.alive).any()):
-    if progress is not None:
-      progress(done, num_tokens)
-    count = min(block, num_tokens - done)
+@dataclasses.dataclass(frozen=True)
+class _Told:
+  """What happens between blocks: who is told, and whether another follows."""
+
+  num_tokens: int
+  stops: bool
+  progress: Progress | None
+  stream: Stream | None
+
+  def goes_on(self, done: int, run: Run, part: Any) -> bool:
+    ends = self.stream is not None and self.stream(np.asarray(part[0]).T)
+    ends = ends or done == self.num_tokens
+    ends = ends or (self.stops and not np.asarray(run.alive).any())
+    if self.progress is not None:
+      self.progress(self.num_tokens if ends else done, self.num_tokens)
+    return not ends
+
+
+def _blocks(config, params, cache, run, rules, first, block, told):
+  """Runs blocks until no row goes on; returns the cache and all tokens."""
+  done, parts = 1, [first]
+  while told.goes_on(done, run, parts[-1]):
+    count = min(block, told.num_tokens - done)
     cache, run, part = _steps_jit(config, params, cache, run, rules, count)
     parts.append(part)
     done += count
-  if progress is not None:
-    progress(num_tokens, num_tokens)
   return cache, parts
 
 
@@ -193,9 +212,7 @@ def _steps(config, params, cache, run, rules, count):
   def step(carry, _):
     cache, run = carry
     fed = jnp.where(run.alive, run.token, NO_TOKEN)
-    logits, cache = decode_step(
-        config, params, cache, fed, kernel=rules.kernel
-    )
+    logits, cache = decode_step(config, params, cache, fed, kernel=rules.kernel)
     run, drawn = _draw(logits, run, rules)
     return (cache, run), drawn
 

@@ -73,6 +73,34 @@ class GreedyTest(chex.TestCase):
     )
     np.testing.assert_array_equal(logits.argmax(-1), uncached()[0][:, -1])
 
+  def test_stream(self):
+    parts = []
+    tokens, _ = run(block=3, stream=lambda new: parts.append(new))
+    self.assertEqual([p.shape for p in parts], [(2, 1), (2, 3), (2, 3)])
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), tokens)
+
+  def test_stream_ends_early(self):
+    """As if the rows had stopped; decode_step on the last token continues."""
+    parts, calls = [], []
+
+    def stream(new):
+      parts.append(new)
+      return len(parts) == 2
+
+    progress = lambda done, total: calls.append((done, total))
+    tokens, cache = run(block=3, stream=stream, progress=progress)
+    want = uncached()[0]
+    np.testing.assert_array_equal(tokens[:, :4], want[:, :4])
+    self.assertTrue((np.asarray(tokens)[:, 4:] == -1).all())
+    self.assertEqual(cache.length.tolist(), [5 + 3, 3 + 3])
+    self.assertEqual(calls, [(1, 7), (7, 7)])
+    logits, _ = kvjax.decode_step(
+      CONFIG, tiny.params(CONFIG), cache, tokens[:, 3]
+    )
+    np.testing.assert_array_equal(logits.argmax(-1), want[:, 4])
+    with self.assertRaisesRegex(ValueError, 'stream= .* outside jit'):
+      jax.eval_shape(lambda: run(stream=stream))
+
   @parameterized.parameters('blockwise', 'ffi')
   def test_the_kernel_that_is_asked_for(self, kernel):
     if reason := available()[kernel]:

@@ -1,0 +1,92 @@
+"""Caches by name: how a command line says which kind and which codec.
+
+  dense      int8      ring:window=64      sinks:sinks=4,window=60+int8
+  paged:page=16      bounded:budget=64,score=recency
+
+A kind, its fields after a colon, and a codec behind a plus. A codec alone
+leaves every layer its own kind.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from kvjax.caches.bounded import Bounded
+from kvjax.caches.codecs import Codec, Int8, Plain
+from kvjax.caches.dense import Dense
+from kvjax.caches.kind import Kind
+from kvjax.caches.paged import Paged
+from kvjax.caches.ring import Ring
+from kvjax.caches.scores import HeavyHitters, LastQuery, Recency
+from kvjax.caches.sinks import Sinks
+
+KINDS: dict[str, type[Kind]] = {
+    'dense': Dense,
+    'ring': Ring,
+    'sinks': Sinks,
+    'paged': Paged,
+    'bounded': Bounded,
+}
+CODECS: dict[str, Any] = {'plain': Plain, 'int8': Int8}
+SCORES: dict[str, Any] = {
+    'heavy_hitters': HeavyHitters,
+    'last_query': LastQuery,
+    'recency': Recency,
+}
+DEFAULT = 'default'
+
+
+def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
+  """Returns the kind and the codec that a text names; None for the default.
+
+  Raises:
+    ValueError: a name or a field is unknown, or a value makes no sense; the
+      message lists what is known.
+  """
+  kind, codec = None, None
+  for part in text.split('+'):
+    name, _, fields = part.strip().partition(':')
+    if name in KINDS and kind is None:
+      kind = _make(KINDS[name], name, fields)
+    elif name in CODECS and codec is None:
+      codec = _make(CODECS[name], name, fields)
+    elif name != DEFAULT or fields:
+      raise ValueError(
+          f'cache={text!r}: {name!r} is no name of one kind and one codec; '
+          f'kinds: {", ".join(KINDS)}; codecs: {", ".join(CODECS)}. Write '
+          'kind:field=value,...+codec, or default.'
+      )
+  return kind, codec
+
+
+def _make(made: Any, name: str, text: str) -> Any:
+  hints = typing.get_type_hints(made)
+  known = {f.name: hints[f.name] for f in dataclasses.fields(made) if f.init}
+  known.pop('slots', None)  # the capacity decides
+  given = {}
+  for pair in filter(None, text.split(',')):
+    field, _, value = pair.partition('=')
+    if field not in known:
+      raise ValueError(
+          f'cache={name}:{pair}: {name} has no field {field!r}; its fields: '
+          f'{", ".join(known) or "none"}.'
+      )
+    given[field] = _read(f'cache={name}:{pair}', known[field], value)
+  return made(**given)
+
+
+def _read(place: str, hint: Any, text: str) -> Any:
+  if isinstance(hint, types.UnionType):
+    hint = typing.get_args(hint)[0]
+  if hint is bool:
+    if text in ('true', 'false'):
+      return text == 'true'
+    raise ValueError(f'{place}: {text!r} must be true or false.')
+  if hint is int:
+    if text.removeprefix('-').isdecimal():
+      return int(text)
+    raise ValueError(f'{place}: {text!r} must be an integer.')
+  if text not in SCORES:
+    raise ValueError(f'{place}: {text!r} is none of {", ".join(SCORES)}.')
+  return SCORES[text]()
