@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint picture kernels bench clean
+.PHONY: run run-full test lint mutants why picture kernels bench clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -31,6 +31,9 @@ lint: $(READY)
 
 mutants: $(READY)
 	$(RUN) -m tests.mutants.run $(ARGS)
+
+why: $(READY)
+	$(RUN) -m experiments.why_no_q_cache $(ARGS)
 
 picture: $(READY)
 	$(RUN) -m experiments.lifetimes

@@ -35,6 +35,7 @@ class Verdict:
   cut: cutting.Cut
   names: tuple[str, ...]  # label of each graph node
   live_for: dict[str, float]
+  spans: dict[str, report.Spans]
   delay: float  # the most an output row waits for after its own position
   usual: int  # and what a row far from the beginning waits for
 
@@ -79,9 +80,9 @@ def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:
   if before is None or _generic(program, x, axis):
     kept = [] if before is None else labelling.places(before)
     raise AnalysisError(
-      'what must be remembered grows with the length other than by rows and '
-      f'states: {"; ".join(kept[:4])}. Write sums over the past as '
-      'jnp.cumsum or lax.scan.'
+        'what must be remembered grows with the length other than by rows and '
+        f'states: {"; ".join(kept[:4])}. Write sums over the past as '
+        'jnp.cumsum or lax.scan.'
     )
   return before, True
 
@@ -97,8 +98,8 @@ def _lengths(program: Program, x: Any, axis: int) -> Iterator[int]:
   reach = max(_compared(jaxpr), default=0)
   if reach >= LONGEST // 2:
     raise AnalysisError(
-      f'positions are compared with {reach}: a window longer than the '
-      f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
+        f'positions are compared with {reach}: a window longer than the '
+        f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
     )
   start = max(start, 2 * reach)
   yield from (start, start + 3, 2 * start, 2 * start + 3)
@@ -150,12 +151,23 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
     cut = cutting.Cut((), (), 0, 0, 0.0)
   elif witness.poisoned(trace, x, position, graph, cut) != 0:
     raise AnalysisError(
-      'noise in place of the past outside the cut moves the future; please '
-      'report it.'
+        'noise in place of the past outside the cut moves the future; please '
+        'report it.'
     )
   names = labelling.label(trace, graph, cut)
-  live = live_ranges(trace, graph, cut, names)
-  return Verdict(trace, whole, absorbed, graph, cut, names, live, delay, usual)
+  groups, last = lifetimes(trace, graph, cut, names)
+  return Verdict(
+      trace,
+      whole,
+      absorbed,
+      graph,
+      cut,
+      names,
+      {n: _range(trace, ids, last) for n, ids in groups.items()},
+      {n: _spans(trace, ids, last) for n, ids in groups.items()},
+      delay,
+      usual,
+  )
 
 
 def fullest(trace: tracing.Trace) -> passes.Boundary:
@@ -166,7 +178,7 @@ def fullest(trace: tracing.Trace) -> passes.Boundary:
 
 
 def latest(
-  trace: tracing.Trace, position: int, whole: cutting.Graph
+    trace: tracing.Trace, position: int, whole: cutting.Graph
 ) -> tuple[cutting.Graph, cutting.Cut]:
   """The cut at zero recomputation, and what of the past it leaves.
 
@@ -179,31 +191,31 @@ def latest(
       kept[whole.nodes[i].ids] = True
   graph = cutting.build(trace, passes.split(trace, position, kept))
   nodes = [
-    dataclasses.replace(n, held=bool(kept[n.ids].all())) for n in graph.nodes
+      dataclasses.replace(n, held=bool(kept[n.ids].all())) for n in graph.nodes
   ]
   graph = dataclasses.replace(graph, nodes=tuple(nodes))
   return graph, cutting.cheapest(graph, None)
 
 
-def live_ranges(
-  trace: tracing.Trace,
-  graph: cutting.Graph,
-  cut: cutting.Cut,
-  names: tuple[str, ...],
-) -> dict[str, float]:
-  """Tokens that each named or kept tensor outlives its own by."""
+def lifetimes(
+    trace: tracing.Trace,
+    graph: cutting.Graph,
+    cut: cutting.Cut,
+    names: tuple[str, ...],
+) -> tuple[dict[str, Array], Array]:
+  """Scalars of each named or kept tensor, and who reads each one last."""
   makers = {graph.nodes[i].maker for i in cut.redone}
   redone = np.isin(trace.table.maker, list(makers - {-1}))
   last = passes.last_read(trace, passes.needed(trace), redone)
   groups = {
-    name: np.unique(np.concatenate([t.ids[~t.is_const] for t in ts]))
-    for name, ts in trace.names.items()
+      name: np.unique(np.concatenate([t.ids[~t.is_const] for t in ts]))
+      for name, ts in trace.names.items()
   }
   for i in cut.kept:
     if names[i] not in groups:
       same = [graph.nodes[j].ids for j in cut.kept if names[j] == names[i]]
       groups[names[i]] = np.concatenate(same)
-  return {n: _range(trace, ids, last) for n, ids in groups.items()}
+  return groups, last
 
 
 def _range(trace: tracing.Trace, ids: Array, last: Array) -> float:
@@ -213,3 +225,9 @@ def _range(trace: tracing.Trace, ids: Array, last: Array) -> float:
   beyond = np.maximum(last[ids] - ready, 0)
   early = (ready <= 2) & (last[ids] >= trace.length - 1)
   return math.inf if np.any(early) else int(beyond.max())
+
+
+def _spans(trace: tracing.Trace, ids: Array, last: Array) -> report.Spans:
+  ready = trace.table.available[ids]
+  end = np.maximum(last[ids], ready)
+  return tuple((int(t), int(end[ready == t].max())) for t in np.unique(ready))

@@ -18,15 +18,15 @@ Array = np.ndarray
 
 
 def label(
-  trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
+    trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
 ) -> tuple[str, ...]:
   """A name for every tensor: its most special own, or that of its equation.
 
   Tensors kept together for one reader (the halves of a rotated key) share one.
   """
   size = {
-    name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
-    for name, ts in trace.names.items()
+      name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
+      for name, ts in trace.names.items()
   }
   together = _together(trace, graph, cut)
   count: collections.Counter[str] = collections.Counter()
@@ -59,7 +59,7 @@ def places(verdict: 'analysis.Verdict') -> list[str]:
 
 
 def _together(
-  trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
+    trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
 ) -> dict[int, int]:
   """For kept nodes, the first of those that are one tensor to a reader."""
   stems = _stems(trace, graph)
@@ -98,7 +98,7 @@ def _stems(trace: tracing.Trace, graph: cutting.Graph) -> list[frozenset[Any]]:
     if i not in memo:
       memo[i] = frozenset()  # A state made from itself ends here.
       memo[i] = _own_stem(trace, graph.nodes[i]) or frozenset().union(
-        *(stem(j) for j in made_of[i])
+          *(stem(j) for j in made_of[i])
       )
     return memo[i]
 
@@ -114,21 +114,21 @@ def _own_stem(trace: tracing.Trace, node: Any) -> frozenset[Any]:
 
 
 def describe(
-  verdict: 'analysis.Verdict', stable: bool
+    verdict: 'analysis.Verdict', stable: bool
 ) -> report.LivenessReport:
   """The public report of a verdict."""
   causal = verdict.delay == 0 and stable
   finite = not math.isinf(verdict.delay) and stable
   return report.LivenessReport(
-    causal=causal,
-    live_for=verdict.live_for,
-    keep=_names(verdict, verdict.cut) if finite else (),
-    frontier=_frontier(verdict) if finite else (),
-    delay=verdict.delay if stable else math.inf,
-    static=_static(verdict.trace),
-    tensors=_rows(verdict, finite),
-    graph=_dataflow(verdict),
-    notes=_notes(verdict, stable),
+      causal=causal,
+      live_for=verdict.live_for,
+      keep=_names(verdict, verdict.cut) if finite else (),
+      frontier=_frontier(verdict) if finite else (),
+      delay=verdict.delay if stable else math.inf,
+      static=_static(verdict.trace),
+      tensors=_rows(verdict, finite),
+      graph=_dataflow(verdict),
+      notes=_notes(verdict, stable),
   )
 
 
@@ -141,21 +141,21 @@ def _frontier(verdict: 'analysis.Verdict') -> tuple[report.Point, ...]:
     names = label(verdict.trace, whole, cut)
     used = dict.fromkeys(names[i] for i in cut.redone if i in price)
     point = dataclasses.replace(
-      _point(verdict, cut, names),
-      rewrites=tuple(f'absorption of {name}' for name in used),
+        _point(verdict, cut, names),
+        rewrites=tuple(f'absorption of {name}' for name in used),
     )
     if (point.bytes_per_token, point.state_bytes) < (
-      last.bytes_per_token,
-      last.state_bytes,
+        last.bytes_per_token,
+        last.state_bytes,
     ):
       points.append(point)
   return (*points, last)
 
 
 def _names(
-  verdict: 'analysis.Verdict',
-  cut: cutting.Cut,
-  labels: tuple[str, ...] | None = None,
+    verdict: 'analysis.Verdict',
+    cut: cutting.Cut,
+    labels: tuple[str, ...] | None = None,
 ) -> tuple[str, ...]:
   labels = labels or verdict.names
   names = dict.fromkeys(labels[i] for i in cut.kept)
@@ -165,38 +165,40 @@ def _names(
 
 
 def _point(
-  verdict: 'analysis.Verdict',
-  cut: cutting.Cut,
-  labels: tuple[str, ...] | None = None,
+    verdict: 'analysis.Verdict',
+    cut: cutting.Cut,
+    labels: tuple[str, ...] | None = None,
 ) -> report.Point:
   return report.Point(
-    _names(verdict, cut, labels),
-    cut.bytes_per_token,
-    cut.flops_per_token,
-    cut.state_bytes,
+      _names(verdict, cut, labels),
+      cut.bytes_per_token,
+      cut.flops_per_token,
+      cut.state_bytes,
   )
 
 
 def _static(trace: tracing.Trace) -> tuple[str, ...]:
   return tuple(
-    name for name, ts in trace.names.items() if all(t.fixed for t in ts)
+      name for name, ts in trace.names.items() if all(t.fixed for t in ts)
   )
 
 
 def _rows(verdict: 'analysis.Verdict', finite: bool) -> tuple[report.Row, ...]:
   kept = _names(verdict, verdict.cut) if finite else ()
   return tuple(
-    _row(verdict, name, live, name in kept)
-    for name, live in verdict.live_for.items()
+      _row(verdict, name, live, name in kept)
+      for name, live in verdict.live_for.items()
   )
 
 
 def _row(
-  verdict: 'analysis.Verdict', name: str, live: float, kept: bool
+    verdict: 'analysis.Verdict', name: str, live: float, kept: bool
 ) -> report.Row:
   trace = verdict.trace
   nodes = [
-    verdict.graph.nodes[i] for i in verdict.cut.kept if verdict.names[i] == name
+      verdict.graph.nodes[i]
+      for i in verdict.cut.kept
+      if verdict.names[i] == name
   ]
   tensors = trace.names.get(name, ())
   shape: tuple[int, ...] = (sum(n.width for n in nodes),)
@@ -207,7 +209,14 @@ def _row(
     one = math.prod(shape) * np.asarray(tensors[0].const).dtype.itemsize
     size = size if kept else len(tensors) * one
   return report.Row(
-    name, shape, _available(trace, tensors), live, size, kept, _why(live, kept)
+      name,
+      shape,
+      _available(trace, tensors),
+      live,
+      size,
+      kept,
+      _why(live, kept),
+      verdict.spans[name],
   )
 
 
@@ -234,29 +243,29 @@ def _dataflow(verdict: 'analysis.Verdict') -> report.Dataflow:
   sides = dict.fromkeys(verdict.cut.kept, 'kept')
   sides |= dict.fromkeys(verdict.cut.redone, 'redone')
   nodes = tuple(
-    (name, sides.get(i, 'past')) for i, name in enumerate(verdict.names)
+      (name, sides.get(i, 'past')) for i, name in enumerate(verdict.names)
   )
   sink = len(nodes)
   future = tuple((i, sink) for i in sorted(verdict.graph.future))
   return report.Dataflow(
-    (*nodes, ('future', 'future')), (*verdict.graph.edges, *future)
+      (*nodes, ('future', 'future')), (*verdict.graph.edges, *future)
   )
 
 
 def _notes(verdict: 'analysis.Verdict', stable: bool) -> tuple[str, ...]:
   notes = [
-    f'{verdict.trace.ops[verdict.whole.nodes[i].maker].origin.source}: '
-    f'not absorbed, {reason}.'
-    for i, reason in verdict.absorption.refused.items()
-    if reason.startswith('a table')
+      f'{verdict.trace.ops[verdict.whole.nodes[i].maker].origin.source}: '
+      f'not absorbed, {reason}.'
+      for i, reason in verdict.absorption.refused.items()
+      if reason.startswith('a table')
   ]
   notes = list(dict.fromkeys(notes))
   if not stable:
     notes.append('old rows change with the length: no exact cache.')
   if math.isinf(verdict.delay):
     notes.append(
-      f'old rows change with every token, from {_first(verdict.trace)} on: '
-      'no finite cache.'
+        f'old rows change with every token, from {_first(verdict.trace)} on: '
+        'no finite cache.'
     )
   elif verdict.delay:
     notes.append(f'a row is final {int(verdict.delay)} tokens after its own.')

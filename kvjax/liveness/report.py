@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+Spans = tuple[tuple[int, int], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -26,6 +28,7 @@ class Row:
   bytes_per_token: int
   kept: bool
   why: str
+  spans: Spans = ()  # of each row: the position it is made at, and last read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +70,24 @@ class LivenessReport:
       flop_rate: FLOPs a second.
     """
     return min(
-      self.frontier,
-      key=lambda p: (
-        p.bytes_per_token / bandwidth + p.flops_per_token / flop_rate
-      ),
+        self.frontier,
+        key=lambda p: (
+            p.bytes_per_token / bandwidth + p.flops_per_token / flop_rate
+        ),
     )
 
   def __str__(self) -> str:
     head = f'{"tensor":16} {"a token":>14} {"live for":>9} {"bytes":>7}  why\n'
     body = ''.join(
-      f'{r.name:16} {str(r.shape):>14} {_tokens(r.live_for):>9} '
-      f'{r.bytes_per_token:>7}  {"KEPT: " if r.kept else ""}{r.why}\n'
-      for r in self.tensors
+        f'{r.name:16} {str(r.shape):>14} {_tokens(r.live_for):>9} '
+        f'{r.bytes_per_token:>7}  {"KEPT: " if r.kept else ""}{r.why}\n'
+        for r in self.tensors
     )
     points = ''.join(
-      f'keep {" + ".join(p.names) or "nothing"}: {p.bytes_per_token:,} B and '
-      f'{p.flops_per_token:,.0f} FLOP a token'
-      f'{" by " + ", ".join(p.rewrites) if p.rewrites else ""}\n'
-      for p in self.frontier
+        f'keep {" + ".join(p.names) or "nothing"}: {p.bytes_per_token:,} B and '
+        f'{p.flops_per_token:,.0f} FLOP a token'
+        f'{" by " + ", ".join(p.rewrites) if p.rewrites else ""}\n'
+        for p in self.frontier
     )
     return head + body + points + ''.join(f'{n}\n' for n in self.notes)
 

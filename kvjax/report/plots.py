@@ -16,40 +16,40 @@ INK, FAINT = '#1d2733', '#d8dee6'
 
 
 def bars(
-  title: str, rows: Mapping[str, tuple[float, float]], unit: str
+    title: str, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> bytes:
   """Returns a bar a row: what is kept, and what a Q cache would add to it."""
-  figure, (axes,) = _figure(1, 7.5, 0.55 * len(rows) + 1.5)
+  canvas, (axes,) = figure(1, 7.5, 0.55 * len(rows) + 1.5)
   _memory_bars(axes, rows, unit)
   axes.set_title(title, loc='left')
-  return _png(figure)
+  return png(canvas)
 
 
 def lines(
-  title: str,
-  series: Mapping[str, Mapping[float, float]],
-  x: str,
-  y: str,
-  *,
-  dashed: Sequence[str] = (),
+    title: str,
+    series: Mapping[str, Mapping[float, float]],
+    x: str,
+    y: str,
+    *,
+    dashed: Sequence[str] = (),
 ) -> bytes:
   """Returns log-log lines through points, one a series, named at their ends.
 
   Series named in `dashed` take the colours of the others, in order.
   """
-  figure, (axes,) = _figure(1, 7.5, 4.4)
+  canvas, (axes,) = figure(1, 7.5, 4.4)
   solid = [name for name in series if name not in dashed]
   ticks = sorted({at for points in series.values() for at in points})
   for name, points in series.items():
     order = dashed if name in dashed else solid
     index = list(order).index(name) % len(COLOURS)
     axes.plot(
-      list(points),
-      list(points.values()),
-      marker=MARKERS[index],
-      color=COLOURS[index],
-      linestyle='--' if name in dashed else '-',
-      label=name,
+        list(points),
+        list(points.values()),
+        marker=MARKERS[index],
+        color=COLOURS[index],
+        linestyle='--' if name in dashed else '-',
+        label=name,
     )
   axes.set_xscale('log', base=2)
   axes.set_yscale('log')
@@ -58,32 +58,32 @@ def lines(
   axes.set_ylabel(y)
   axes.set_title(title, loc='left')
   axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
-  return _png(figure)
+  return png(canvas)
 
 
 def scatter(
-  title: str,
-  points: Mapping[str, Mapping[str, tuple[float, float, float]]],
-  x: str,
-  y: str,
+    title: str,
+    points: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    x: str,
+    y: str,
 ) -> bytes:
   """Returns points `(x, y, spread)`: colour by series, marker by name within.
 
   x is logarithmic; a spread is drawn as a bar up and down.
   """
-  figure, (axes,) = _figure(1, 7.5, 4.4)
+  canvas, (axes,) = figure(1, 7.5, 4.4)
   names = list(dict.fromkeys(n for group in points.values() for n in group))
   for index, group in enumerate(points.values()):
     for name, (at, value, spread) in group.items():
       axes.errorbar(
-        at,
-        value,
-        yerr=spread or None,
-        color=COLOURS[index],
-        marker=MARKERS[names.index(name)],
-        markersize=7,
-        alpha=0.85,
-        capsize=2,
+          at,
+          value,
+          yerr=spread or None,
+          color=COLOURS[index],
+          marker=MARKERS[names.index(name)],
+          markersize=7,
+          alpha=0.85,
+          capsize=2,
       )
   for index, series in enumerate(points):
     axes.plot([], [], 's', color=COLOURS[index], label=series, markersize=8)
@@ -95,11 +95,11 @@ def scatter(
   axes.set_ylabel(y)
   axes.set_title(title, loc='left')
   axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
-  return _png(figure)
+  return png(canvas)
 
 
 def heat(
-  title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
+    title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> bytes:
   """Returns square matrices side by side, rows asking and columns asked.
 
@@ -108,7 +108,7 @@ def heat(
     panels: a matrix `[T, T]` of weights from 0 to 1 each.
     labels: one a row and column.
   """
-  figure, axes = _figure(len(panels), 3.4 * len(panels) + 0.4, 4.0)
+  canvas, axes = figure(len(panels), 3.4 * len(panels) + 0.4, 4.0)
   for panel, (name, matrix) in zip(axes, panels.items(), strict=True):
     panel.imshow(np.sqrt(matrix), cmap='Blues', vmin=0, vmax=1)
     panel.set_title(name, loc='left', fontsize=10)
@@ -118,15 +118,15 @@ def heat(
     panel.grid(False)
   axes[0].set_ylabel('after reading ...')
   axes[0].set_xlabel('... weight on')
-  figure.suptitle(title, x=0.01, ha='left', fontsize=12)
-  return _png(figure)
+  canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
+  return png(canvas)
 
 
 def lifetimes(
-  title: str,
-  lives: Mapping[str, Sequence[tuple[int, int]]],
-  memory: Mapping[str, tuple[float, float]],
-  unit: str,
+    title: str,
+    lives: Mapping[str, Sequence[tuple[int, int]]],
+    memory: Mapping[str, tuple[float, float]],
+    unit: str,
 ) -> bytes:
   """Returns how long each token's tensors live, and bytes a token beside it.
 
@@ -136,19 +136,19 @@ def lifetimes(
     memory: as the rows of `bars`.
     unit: of those.
   """
-  figure, (left, right) = _figure(2, 11, 4.3, ratio=(1.25, 1))
+  canvas, (left, right) = figure(2, 11, 4.3, ratio=(1.25, 1))
   count = len(next(iter(lives.values())))
   height = 0.8 / len(lives)
   for index, (name, spans) in enumerate(lives.items()):
     starts = np.asarray([first - 0.43 for first, _ in spans])
     ends = np.asarray([last + 0.43 for _, last in spans])
     left.barh(
-      np.arange(count) + (index - (len(lives) - 1) / 2) * height,
-      ends - starts,
-      left=starts,
-      height=0.82 * height,
-      color=COLOURS[(5, 0, 2)[index % 3]],
-      label=name,
+        np.arange(count) + (index - (len(lives) - 1) / 2) * height,
+        ends - starts,
+        left=starts,
+        height=0.82 * height,
+        color=COLOURS[(5, 0, 2)[index % 3]],
+        label=name,
     )
   left.set_xlim(-0.6, count - 0.4)
   left.set_xticks(range(count))
@@ -159,25 +159,25 @@ def lifetimes(
   left.legend(frameon=False, loc='lower left')
   _memory_bars(right, memory, unit)
   right.set_title('what a token leaves behind', loc='left', fontsize=10)
-  figure.suptitle(title, x=0.01, ha='left', fontsize=13)
-  return _png(figure)
+  canvas.suptitle(title, x=0.01, ha='left', fontsize=13)
+  return png(canvas)
 
 
 def _memory_bars(
-  axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
+    axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> None:
   kept, more = np.asarray(list(rows.values()), float).T
   places = range(len(rows))
   axes.barh(places, kept, color=COLOURS[0], label='the cache')
   # What would be kept for nothing is hatched, not filled.
   axes.barh(
-    places,
-    more,
-    left=kept,
-    color='white',
-    edgecolor=COLOURS[5],
-    hatch='////',
-    label='a Q cache would add',
+      places,
+      more,
+      left=kept,
+      color='white',
+      edgecolor=COLOURS[5],
+      hatch='////',
+      label='a Q cache would add',
   )
   widest = max(kept + more)
   for y, (size, end) in enumerate(zip(kept, kept + more, strict=True)):
@@ -197,27 +197,29 @@ def _locator(count: int) -> Any:
   return MaxNLocator(count)
 
 
-def _figure(
-  panels: int, width: float, height: float, ratio: Sequence[float] = ()
+def figure(
+    panels: int, width: float, height: float, ratio: Sequence[float] = ()
 ) -> tuple[Any, Any]:
+  """Returns a matplotlib figure and its panels, side by side."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib.figure import Figure
 
-  figure = Figure((width, height), layout='constrained')
-  axes = figure.subplots(
-    1, panels, squeeze=False, width_ratios=list(ratio) or None
+  canvas = Figure((width, height), layout='constrained')
+  axes = canvas.subplots(
+      1, panels, squeeze=False, width_ratios=list(ratio) or None
   )[0]
   for panel in axes:
     panel.spines[['top', 'right']].set_visible(False)
     panel.spines[['left', 'bottom']].set_color(INK)
     panel.grid(color=FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
-  return figure, axes
+  return canvas, axes
 
 
-def _png(figure: Any) -> bytes:
+def png(canvas: Any) -> bytes:
+  """Returns a figure as the bytes of a PNG."""
   data = io.BytesIO()
-  figure.savefig(data, format='png', dpi=150, metadata={'Software': None})
+  canvas.savefig(data, format='png', dpi=150, metadata={'Software': None})
   return data.getvalue()

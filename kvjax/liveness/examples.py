@@ -1,0 +1,216 @@
+"""Uncached attention, one layer of `x [T, D] -> y [T, D]` a variant.
+
+Written as their authors would write them on a blackboard, tensors named where
+they are made. With `causal=False` each is the encoder of its kind.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name as name
+
+Program = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Of a layer; see the letters in `kvjax`.
+
+  Attributes:
+    width: D.
+    heads: N.
+    kv_heads: K of gqa.
+    key_width: H of queries, keys and values, even.
+    latent: R of mla.
+    rotary: P of mla's shared key, even.
+    window: positions a query of window sees, itself included.
+  """
+
+  width: int = 24
+  heads: int = 4
+  kv_heads: int = 2
+  key_width: int = 6
+  latent: int = 8
+  rotary: int = 4
+  window: int = 4
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value < 1:
+        raise ValueError(f'{field.name}={value} must be at least 1.')
+    if self.heads % self.kv_heads:
+      raise ValueError(
+          f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}. '
+          'Change one of the two.'
+      )
+    for field in ('key_width', 'rotary'):
+      if getattr(self, field) % 2:
+        raise ValueError(
+            f'{field}={getattr(self, field)} must be even: rotations '
+            'turn pairs.'
+        )
+
+
+def example(variant: str, sizes: Sizes, causal: bool = True) -> Program:
+  """Returns the program of a variant.
+
+  Raises:
+    ValueError: the variant is unknown.
+  """
+  if variant not in VARIANTS:
+    raise ValueError(
+        f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
+    )
+  return VARIANTS[variant](sizes, causal)
+
+
+def _grouped(sizes: Sizes, kv_heads: int, causal: bool, window: int) -> Program:
+  K, G = kv_heads, sizes.heads // kv_heads
+  D, H = sizes.width, sizes.key_width
+  wq, wk = _weight(0, D, K, G, H), _weight(1, D, K, H)
+  wv, wo = _weight(2, D, K, H), _weight(3, K, G, H, D)
+
+  def program(x: jax.Array) -> jax.Array:
+    q = name(_rotate(jnp.einsum('TD,DKGH->TKGH', x, wq)), 'q')
+    k = name(_rotate(jnp.einsum('TD,DKH->TKH', x, wk)), 'k')
+    v = name(jnp.einsum('TD,DKE->TKE', x, wv), 'v')
+    scores = name(jnp.einsum('TKGH,SKH->KGTS', q, k), 'scores')
+    p = name(_softmax(scores, _mask(len(x), causal, window)), 'weights')
+    out = name(jnp.einsum('KGTS,SKE->TKGE', p, v), 'out')
+    return jnp.einsum('TKGE,KGED->TD', out, wo)
+
+  return program
+
+
+def _mla(sizes: Sizes, causal: bool) -> Program:
+  """DeepSeek-V2 (arXiv 2405.04434), expanded: keys and values are formed."""
+  D, N, H = sizes.width, sizes.heads, sizes.key_width
+  R, P = sizes.latent, sizes.rotary
+  wq, wc, wr = _weight(0, D, N, H + P), _weight(1, D, R), _weight(2, D, P)
+  wk, wv = _weight(3, R, N, H), _weight(4, R, N, H)
+  wo = _weight(5, N, H, D)
+
+  def program(x: jax.Array) -> jax.Array:
+    q = jnp.einsum('TD,DNH->TNH', x, wq)
+    q = name(jnp.concatenate([q[..., :H], _rotate(q[..., H:])], -1), 'q')
+    c, r = name(x @ wc, 'c'), name(_rotate(x @ wr), 'k_rotary')
+    k = name(jnp.einsum('TR,RNH->TNH', c, wk), 'k')
+    v = name(jnp.einsum('TR,RNE->TNE', c, wv), 'v')
+    scores = jnp.einsum('TNH,SNH->NTS', q[..., :H], k)
+    scores += jnp.einsum('TNP,SP->NTS', q[..., H:], r)
+    p = _softmax(name(scores, 'scores'), _mask(len(x), causal, 0))
+    out = name(jnp.einsum('NTS,SNE->TNE', name(p, 'weights'), v), 'out')
+    return jnp.einsum('TNE,NED->TD', out, wo)
+
+  return program
+
+
+def _linear(sizes: Sizes, causal: bool) -> Program:
+  """Linear attention (arXiv 2006.16236), equation 12; an encoder sums all."""
+  D, H = sizes.width, sizes.key_width
+  wq, wk, wv = (_weight(i, D, H) for i in range(3))
+  wo = _weight(3, H, D)
+
+  def program(x: jax.Array) -> jax.Array:
+    q = name(jax.nn.elu(x @ wq) + 1, 'q')
+    k = name(jax.nn.elu(x @ wk) + 1, 'k')
+    v = name(x @ wv, 'v')
+    summands = jnp.einsum('TH,TE->THE', k, v)
+    total = jnp.broadcast_to(summands.sum(0), summands.shape)
+    state = name(jnp.cumsum(summands, 0) if causal else total, 'state')
+    return name(jnp.einsum('TH,THE->TE', q, state), 'out') @ wo
+
+  return program
+
+
+def _mta(sizes: Sizes, causal: bool) -> Program:
+  """Multi-token attention (arXiv 2504.00927): logits mixed over six queries."""
+  D, H = sizes.width, sizes.key_width
+  wq, wk, wv = (_weight(i, D, H) for i in range(3))
+  wo = _weight(3, H, D)
+
+  def program(x: jax.Array) -> jax.Array:
+    q, k, v = (name(x @ w, n) for w, n in ((wq, 'q'), (wk, 'k'), (wv, 'v')))
+    mask = _mask(len(x), causal, 0)
+    scores = name(jnp.where(mask, q @ k.T, 0.0), 'scores')
+    rows = jnp.pad(scores, ((5, 0), (0, 0)))
+    rows = jnp.stack([rows[i : i + len(x)] for i in range(6)])
+    mixed = jnp.einsum('ITS,I->TS', rows, 0.5 ** jnp.arange(5.0, -1.0, -1.0))
+    return name(name(_softmax(mixed, mask), 'weights') @ v, 'out') @ wo
+
+  return program
+
+
+def _shorten(sizes: Sizes, causal: bool) -> Program:
+  """Short convolutions of 4 before attention, as in Qwen3-Next's q, k, v."""
+  D, H = sizes.width, sizes.key_width
+  weights = [_weight(i, D, H) for i in range(3)]
+  kernel, wo = _weight(3, 4, H), _weight(4, H, D)
+
+  def convolve(x: jax.Array) -> jax.Array:
+    rows = jnp.pad(x, ((3, 0), (0, 0)))
+    rows = jnp.stack([rows[i : i + len(x)] for i in range(4)])
+    return jnp.einsum('ITH,IH->TH', rows, kernel)
+
+  def program(x: jax.Array) -> jax.Array:
+    q, k, v = (name(x @ w, n) for w, n in zip(weights, 'qkv', strict=True))
+    q, k, v = (
+        name(convolve(a), f'conv_{n}')
+        for a, n in zip((q, k, v), 'qkv', strict=True)
+    )
+    scores = name(q @ k.T, 'scores')
+    p = name(_softmax(scores, _mask(len(x), causal, 0)), 'weights')
+    return name(p @ v, 'out') @ wo
+
+  return program
+
+
+def _weight(seed: int, *shape: int) -> jax.Array:
+  draw = np.random.default_rng((seed, *shape)).normal(size=shape)
+  return jnp.asarray(draw / shape[0] ** 0.5, jnp.float32)
+
+
+def _mask(length: int, causal: bool, window: int) -> jax.Array:
+  """[T, T] which column each row sees; a window of 0 is none."""
+  i = jnp.arange(length)
+  back = i[:, None] - i[None, :]
+  seen = back >= 0 if causal else jnp.ones((length, length), bool)
+  return seen & (jnp.abs(back) < window) if window else seen
+
+
+def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+  mask = jnp.broadcast_to(mask, scores.shape)
+  return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+
+
+def _rotate(x: jax.Array) -> jax.Array:
+  """Turns pairs of features by angles that grow with position, `[T, ..., H]`.
+
+  RoFormer (arXiv 2104.09864), equation 34, halves paired.
+  """
+  half = x.shape[-1] // 2
+  rate = 10.0 ** -(jnp.arange(half, dtype=jnp.float32) / half)
+  angle = jnp.arange(len(x), dtype=jnp.float32)[:, None] * rate[None, :]
+  angle = angle.reshape(len(x), *(1,) * (x.ndim - 2), half)
+  c, s = (
+      jnp.broadcast_to(f(angle), (*x.shape[:-1], half))
+      for f in (jnp.cos, jnp.sin)
+  )
+  a, b = x[..., :half], x[..., half:]
+  return jnp.concatenate([a * c - b * s, b * c + a * s], -1)
+
+
+VARIANTS: dict[str, Callable[[Sizes, bool], Program]] = {
+    'mha': lambda s, causal: _grouped(s, s.heads, causal, 0),
+    'gqa': lambda s, causal: _grouped(s, s.kv_heads, causal, 0),
+    'mqa': lambda s, causal: _grouped(s, 1, causal, 0),
+    'mla': _mla,
+    'window': lambda s, causal: _grouped(s, s.kv_heads, causal, s.window),
+    'mta': _mta,
+    'convolution': _shorten,
+    'linear': _linear,
+}
