@@ -1,0 +1,19 @@
+"""The numbers of docs/why_no_q.md.
+
+python -m experiments.origin_note
+"""
+
+from absl import app
+
+from experiments import launch
+from kvjax.report import note
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  for heading, text in note.sections().items():
+    print(f'# {heading}\n{text}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=launch.parse)
