@@ -10,7 +10,6 @@ from kvjax.attention.attend import Scoring, attend, merge
 from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
-from kvjax.attention.norm import Norm
 from kvjax.attention.rotary import Rotary
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.codecs import Codec, Int8, Plain
@@ -30,6 +29,7 @@ from kvjax.decoding.generate import generate
 from kvjax.decoding.inspect import check, inspect
 from kvjax.decoding.sampling import Sampling, sample
 from kvjax.decoding.steps import decode_step, extend, prefill
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.encoder import encode

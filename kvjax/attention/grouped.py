@@ -15,12 +15,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kvjax.attention.attend import Scoring
 from kvjax.attention.bias import Alibi, PositionBias, RelativeBias
-from kvjax.attention.linear import init_linear, join_heads, linear, split_heads
-from kvjax.attention.norm import Norm
 from kvjax.attention.rotary import Rotary, rotate
 from kvjax.caches.spec import Stream
 from kvjax.caches.view import Streams
 from kvjax.caches.visibility import Visibility
+from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
+from kvjax.layers.norm import Norm
 
 Table = tuple[jax.Array, jax.Array] | None
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from kvjax.attention.norm import Norm
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 
 # The spelling of checkpoints against that of `kvjax.models.mlp.ACTIVATIONS`.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
-from kvjax.attention.norm import Norm
+from kvjax.layers.norm import Norm
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kvjax.attention.linear import matmul
-from kvjax.attention.norm import Norm
+from kvjax.layers.linear import matmul
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig, relative_bias
 
 Half = Callable[[jax.Array], jax.Array]

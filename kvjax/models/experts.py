@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.attention.linear import init_linear, matmul
+from kvjax.layers.linear import init_linear, matmul
 from kvjax.models.mlp import ACTIVATIONS, MLP
 
 

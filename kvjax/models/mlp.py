@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from kvjax.attention.linear import init_linear, linear
+from kvjax.layers.linear import init_linear, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'silu': jax.nn.silu,

@@ -3,18 +3,18 @@
 Lite has no rank for queries. Picked weights are not renormalised.
 """
 
-from kvjax.attention.norm import Norm
 from kvjax.checkpoints.blocks import (
-    ENDS,
-    EXPERTS,
-    GATED,
-    LATENT,
-    NORMS,
-    SHARED,
+  ENDS,
+  EXPERTS,
+  GATED,
+  LATENT,
+  NORMS,
+  SHARED,
 )
 from kvjax.checkpoints.families.deepseek_v3 import latent
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP

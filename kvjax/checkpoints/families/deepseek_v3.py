@@ -7,18 +7,18 @@ Layers beyond `num_hidden_layers` (multi-token prediction) are left out.
 """
 
 from kvjax.attention.latent import Latent
-from kvjax.attention.norm import Norm
 from kvjax.checkpoints.blocks import (
-    ENDS,
-    EXPERTS,
-    GATED,
-    LATENT,
-    NORMS,
-    SHARED,
+  ENDS,
+  EXPERTS,
+  GATED,
+  LATENT,
+  NORMS,
+  SHARED,
 )
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary, score_scale
 from kvjax.checkpoints.settings import Settings
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP

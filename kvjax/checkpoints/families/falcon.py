@@ -10,11 +10,11 @@ import math
 
 from kvjax.attention.bias import Alibi
 from kvjax.attention.grouped import Grouped
-from kvjax.attention.norm import Norm
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.table import Row, table
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 

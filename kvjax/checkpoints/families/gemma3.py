@@ -6,19 +6,19 @@ with a vision tower the decoder is read, and the tower left out.
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.attention.norm import Norm
 from kvjax.attention.rotary import Rotary
 from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import (
-    ENDS,
-    FOUR_NORMS,
-    GATED,
-    GROUPED,
-    HEAD_NORMS,
+  ENDS,
+  FOUR_NORMS,
+  GATED,
+  GROUPED,
+  HEAD_NORMS,
 )
 from kvjax.checkpoints.family import Family, renamed
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 

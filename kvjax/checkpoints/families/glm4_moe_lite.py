@@ -4,11 +4,11 @@ Which layers have experts is listed in `mlp_layer_types`: by default all but
 the first.
 """
 
-from kvjax.attention.norm import Norm
 from kvjax.checkpoints.families import deepseek_v3
 from kvjax.checkpoints.families.deepseek_v3 import experts, latent, mlp
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 
 

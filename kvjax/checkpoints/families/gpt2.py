@@ -4,10 +4,10 @@
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.attention.norm import Norm
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.table import Row, table
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 

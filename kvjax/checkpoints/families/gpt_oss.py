@@ -5,7 +5,6 @@ tensor, columns alternating, clamped at `swiglu_limit`.
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.attention.norm import Norm
 from kvjax.attention.rotary import Rotary, Yarn
 from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import ENDS, GROUPED, NORMS
@@ -13,6 +12,7 @@ from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.table import table
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
 

@@ -1,10 +1,10 @@
 """Qwen3-MoE (arXiv 2505.09388): Qwen3 with experts, in some layers or all."""
 
-from kvjax.attention.norm import Norm
 from kvjax.checkpoints.blocks import EXPERTS, HEAD_NORMS, LLAMA
 from kvjax.checkpoints.families.qwen3 import attention
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP

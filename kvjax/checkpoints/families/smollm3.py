@@ -4,12 +4,12 @@
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.attention.norm import Norm
 from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import LLAMA
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
+from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 

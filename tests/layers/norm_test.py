@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.attention.linear import init_linear, linear
+from kvjax.layers.linear import init_linear, linear
 
 
 class NormTest(chex.TestCase):

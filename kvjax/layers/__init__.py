@@ -1,0 +1,1 @@
+"""What attention and models stand on alike: projections and norms."""
