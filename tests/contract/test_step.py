@@ -199,3 +199,23 @@ def test_the_public_step_traces_once_for_eight_positions():
     assert all(x.is_deleted() for x in jax.tree.leaves(old))
   assert count == [(2, 1, 13)]
   np.testing.assert_array_equal(cache.length, [8, 4])
+
+
+def test_the_public_step_never_waits_for_the_device():
+  """It returns before the token it is given has been computed."""
+  step = Step('dense', 'dense', None, 2, grouped(1))
+  params, token = draw(step.config, 0), jnp.zeros(2, jnp.int32)
+  _, cache = kvjax.decode_step(step.config, params, step.init(64), token)
+
+  @jax.jit
+  def slow(token):  # far longer than a step takes to dispatch
+    x = jnp.eye(300) + token[0].astype(jnp.float32)
+    x = jax.lax.fori_loop(0, 300, lambda _, x: jnp.tanh(x @ x), x)
+    return token + (x[0, 0] > 9).astype(jnp.int32)
+
+  late = slow.lower(token).compile()(token)
+  logits, cache = kvjax.decode_step(step.config, params, cache, late)
+  assert not late.is_ready()
+  assert not logits.is_ready()
+  assert np.isfinite(logits).all()
+  np.testing.assert_array_equal(cache.length, [2, 2])
