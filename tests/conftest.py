@@ -1,22 +1,18 @@
-"""Strictness for every test: warnings, ranks and dtypes are errors.
-
-Programs are compiled without LLVM's optimisations, which halves the time of
-the suite; XLA's own passes, and so buffers and fusions, are as ever. Set
-XLA_FLAGS, if only to a space, to test what users run.
-"""
+"""Strictness for every test: warnings, ranks and dtypes are errors."""
 
 import os
 from collections.abc import Iterator
 
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+import jax
+import pytest
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+from tests.compiler import quick_flags
 
-# Linux grants a process 65,530 memory maps, and some of them stay with each
-# compiled program: a worker that reaches the limit dies.
+# Linux grants a process 65,530 memory maps, and every compiled program keeps
+# some: a worker that reaches the limit dies.
 MAPS = 30_000
 
+os.environ.setdefault('XLA_FLAGS', quick_flags())  # read with the first device
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -28,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope='module')
 def forget_programs() -> Iterator[None]:
-  """Drops compiled programs between files once there are too many."""
+  """Drops compiled programs between files once there are many."""
   yield
   if _maps() > MAPS:
     jax.clear_caches()

@@ -14,7 +14,7 @@ What a table says of them suffices to plan their memory. `model_type` is
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.attention.norm import Norm
+from kvjax.layers.norm import Norm
 from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.settings import Settings
 from kvjax.models.config import Layer, ModelConfig

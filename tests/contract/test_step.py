@@ -11,6 +11,7 @@ import pytest
 
 import kvjax
 from kvjax import memory
+from tests.compiler import as_users_do
 from tests.contract.table import CODECS, draw
 
 BLOCK, WIDTH, KEY, HIDDEN = 128, 192, 64, 768
@@ -78,7 +79,7 @@ class Step:
     )
     token = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
     jitted = jax.jit(step, donate_argnames='cache')
-    return jitted.lower(params, cache, token).compile()
+    return as_users_do(jitted.lower(params, cache, token))
 
   @property
   def bound(self) -> int:
@@ -148,8 +149,8 @@ def test_a_scan_with_the_cache_as_xs_and_ys_is_caught():
 
   cache = jax.ShapeDtypeStruct((4, 2, 3, 1024, 64), jnp.float32)
   token = jax.ShapeDtypeStruct((2, 3, 64), jnp.float32)
-  compiled = jax.jit(step, donate_argnames='cache').lower(cache, token)
-  compiled = compiled.compile()
+  lowered = jax.jit(step, donate_argnames='cache').lower(cache, token)
+  compiled = as_users_do(lowered)
   assert memory.measure(compiled).alias == nbytes(cache)
   with pytest.raises(memory.InPlaceError):
     memory.assert_in_place(compiled, 'cache')

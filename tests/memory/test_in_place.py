@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 from kvjax import memory
+from tests.compiler import as_users_do
 
 # The package's `in_place` is the function; this is its module.
 IN_PLACE = importlib.import_module('kvjax.memory.in_place')
@@ -26,7 +27,7 @@ def compiled(step, *args, donate='cache'):
   names = [
     name for name in inspect.signature(step).parameters if name == donate
   ]
-  return jax.jit(step, donate_argnames=names).lower(*args).compile()
+  return as_users_do(jax.jit(step, donate_argnames=names).lower(*args))
 
 
 def arguments(B=2, K=2, S=2048, H=64, L=2, dtype=jnp.float32):

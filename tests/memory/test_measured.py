@@ -10,6 +10,7 @@ import pytest
 from absl.testing import parameterized
 
 from kvjax import memory
+from tests.compiler import as_users_do
 
 BUFFERS = importlib.import_module('kvjax.memory.buffers')
 CACHE = jax.ShapeDtypeStruct((3, 5, 128, 64), jnp.float32)  # 491,520 bytes
@@ -28,7 +29,7 @@ def program(donate=True):
   donated = ['cache'] if donate else []
   position = jax.ShapeDtypeStruct((), jnp.int32)
   jitted = jax.jit(step, donate_argnames=donated)
-  return jitted.lower(CACHE, TOKEN, position).compile()
+  return as_users_do(jitted.lower(CACHE, TOKEN, position))
 
 
 class Measured(parameterized.TestCase):
