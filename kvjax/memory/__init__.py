@@ -2,6 +2,7 @@
 
 from kvjax.memory.buffers import Buffer, EncodingError, buffers
 from kvjax.memory.devices import DEVICES, Device, device
+from kvjax.memory.fit import Fit, Remedy, fit
 from kvjax.memory.in_place import (
   Finding,
   InPlaceError,
@@ -9,8 +10,12 @@ from kvjax.memory.in_place import (
   assert_in_place,
   in_place,
 )
+from kvjax.memory.lines import Line
 from kvjax.memory.measured import Measured, measure
-from kvjax.memory.plan import Line, MemoryPlan, plan
+from kvjax.memory.parameters import param_specs
+from kvjax.memory.plan import MemoryPlan, plan
+from kvjax.memory.shards import Shards, shards
+from kvjax.memory.step_time import StepTime, step_time
 
 __all__ = [
   'DEVICES',
@@ -18,15 +23,23 @@ __all__ = [
   'Device',
   'EncodingError',
   'Finding',
+  'Fit',
   'InPlaceError',
   'Line',
   'Measured',
   'MemoryPlan',
+  'Remedy',
+  'Shards',
+  'StepTime',
   'Verdict',
   'assert_in_place',
   'buffers',
   'device',
+  'fit',
   'in_place',
   'measure',
+  'param_specs',
   'plan',
+  'shards',
+  'step_time',
 ]

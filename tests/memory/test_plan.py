@@ -1,10 +1,12 @@
 """The plan of a config against its allocation and published figures."""
 
 import jax
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 import kvjax
+from kvjax.decoding import generate
 from kvjax.memory import plan
 
 ROTARY = kvjax.Rotary(4)
@@ -111,6 +113,51 @@ class PlanTest(parameterized.TestCase):
     config = MODELS['mha']
     found = plan(config, batch_size=1, capacity=9, codec=kvjax.Int8())
     self.assertEqual(found.bytes_per_token, 2 * 2 * 3 * (4 + 4))
+
+  def test_the_query_has_a_line_that_knows_no_context(self):
+    config = MODELS['mha']
+    lines = []
+    for capacity in (64, 64_000):
+      found = plan(config, batch_size=2, capacity=capacity)
+      (line,) = [x for x in found.lines if x.name.startswith('query')]
+      lines.append(line)
+      (never,) = found.lines_of('never')
+      # B S, layers of 3 heads of 4, float32.
+      self.assertEqual(never.bytes, 2 * capacity * 2 * 12 * 4)
+      self.assertEqual(never.bytes, found.query_cache_bytes)
+    self.assertEqual(lines[0], lines[1])
+    self.assertEqual(lines[0].bytes, 2 * 12 * 4)
+    self.assertEqual(lines[0].numbers, '2 x 1 x 3 x 4 x 4')
+
+  def test_a_cache_that_is_not_donated_is_there_twice(self):
+    config = MODELS['mha']
+    one = plan(config, batch_size=2, capacity=64)
+    two = plan(config, batch_size=2, capacity=64, donate=False)
+    self.assertEqual(two.step_bytes, one.step_bytes + one.cache_bytes)
+    self.assertEqual(two.temporaries_bytes, one.temporaries_bytes)
+
+  def test_sampling_state_is_what_generate_carries(self):
+    run = generate._new_run(np.full(5, 7), 0)
+    found = plan(MODELS['mha'], batch_size=5, capacity=8)
+    self.assertEqual(found.sampling_bytes, _nbytes(run))
+
+  @parameterized.parameters('float32', 'bfloat16')
+  def test_corrections_of_routing_stay_float32(self, dtype):
+    experts = kvjax.Experts(5, 2, 7, correction=True)
+    config = _model(kvjax.Grouped(4, 1, 4), experts, dtype=dtype)
+    shapes = jax.eval_shape(
+        lambda: kvjax.init_params(config, jax.random.key(0))
+    )
+    found = plan(config, batch_size=1, capacity=8)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    self.assertEqual(found.params_bytes, size)
+
+  def test_parts_add_up(self):
+    found = plan(MODELS['qk_norm'], batch_size=3, capacity=40)
+    for part in ('params', 'cache', 'step'):
+      total = sum(line.bytes for line in found.lines_of(part))
+      self.assertEqual(total, getattr(found, f'{part}_bytes'))
+    self.assertIn(f'{found.total_bytes:,}', str(found))
 
   def test_bad_sizes_are_named(self):
     config = MODELS['mha']

@@ -1,0 +1,60 @@
+"""The least time of a decode step: bytes over bandwidth, or arithmetic.
+
+A step of few rows reads every active parameter and every cached token once,
+and waits for memory; with many rows the projections wait for arithmetic
+instead (jax-ml.github.io/scaling-book, "All About Transformer Inference"):
+
+    B kv / bandwidth + max(2 B N / flops, weights / bandwidth)
+"""
+
+import dataclasses
+
+from kvjax.memory.devices import Device
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+  """A lower bound of one decode step, in seconds.
+
+  Attributes:
+    weights: reading the parameters.
+    cache: reading the cache.
+    arithmetic: the projections' multiplications and additions.
+  """
+
+  weights: float
+  cache: float
+  arithmetic: float
+
+  @property
+  def seconds(self) -> float:
+    return self.cache + max(self.weights, self.arithmetic)
+
+
+def step_time(
+    *,
+    batch_size: int,
+    cache_bytes_per_row: float,
+    weight_bytes: float,
+    params: float,
+    device: Device,
+    num_devices: int = 1,
+) -> StepTime:
+  """Returns the bound for weights and cache spread evenly over devices.
+
+  Args:
+    batch_size: B rows.
+    cache_bytes_per_row: bytes that one row's context occupies and a step
+      reads, summed over layers.
+    weight_bytes: of the active parameters.
+    params: N active parameters, each multiplied once a row.
+    device: whose bandwidth and rate count.
+    num_devices: that share the bytes and the arithmetic.
+  """
+  bandwidth = device.bandwidth * num_devices
+  flops = device.flops * num_devices
+  return StepTime(
+      weights=weight_bytes / bandwidth,
+      cache=batch_size * cache_bytes_per_row / bandwidth,
+      arithmetic=2 * batch_size * params / flops,
+  )
