@@ -3,15 +3,18 @@
 Most of the suite's time would be XLA's. At LLVM's level 0, with the emitters
 that JAX 0.10 still has beside the newer ones, programs compile in a fifth of
 the time (JAX 0.12: half); what they compute is as true. Buffers and fusions
-differ a little, so tests that read those ask for `as_users_do`. To run all
-tests on what users run: XLA_FLAGS=' ' make test.
+differ a little, so tests that read those call `as_users_do`, or ask for the
+fixture of that name where the package compiles. To run all tests on what users
+run: XLA_FLAGS=' ' make test.
 """
 
 import importlib.metadata
+from typing import Any
 
 import jax
 
 _EMITTERS = 'xla_cpu_use_fusion_emitters'
+_COMPILE = jax.stages.Lowered.compile
 
 
 def _has_choice_of_emitters() -> bool:
@@ -27,7 +30,10 @@ def quick_flags() -> str:
   return ' '.join(f'--{flag}' for flag in flags)
 
 
-def as_users_do(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def as_users_do(
+    lowered: jax.stages.Lowered, compiler_options: dict[str, Any] | None = None
+) -> jax.stages.Compiled:
   """Compiles by XLA's own defaults, whatever the flags."""
   options = {_EMITTERS: True} if _has_choice_of_emitters() else {}
-  return lowered.compile(options | {'xla_backend_optimization_level': 3})
+  options |= {'xla_backend_optimization_level': 3} | (compiler_options or {})
+  return _COMPILE(lowered, options)

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from tests.compiler import quick_flags
+from tests import compiler
 
 # Linux grants a process 65,530 memory maps, and every compiled program keeps
 # some: a worker that reaches the limit dies.
 MAPS = 30_000
 
-os.environ.setdefault('XLA_FLAGS', quick_flags())  # read with the first device
+os.environ.setdefault(
+    'XLA_FLAGS', compiler.quick_flags()
+)  # read with the first device
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -28,6 +30,12 @@ def forget_programs() -> Iterator[None]:
   yield
   if _maps() > MAPS:
     jax.clear_caches()
+
+
+@pytest.fixture
+def as_users_do(monkeypatch: pytest.MonkeyPatch) -> None:
+  """What is compiled explicitly is compiled by XLA's own defaults."""
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', compiler.as_users_do)
 
 
 def _maps() -> int:

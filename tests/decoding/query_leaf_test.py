@@ -9,6 +9,7 @@ import kvjax
 from kvjax.decoding import query_leaf
 from kvjax.memory.readers import readers
 from kvjax.report import derived
+from tests.compiler import as_users_do
 
 
 def model(attention):
@@ -19,6 +20,7 @@ def model(attention):
 GQA = kvjax.Grouped(4, 2, 6)
 
 
+@pytest.mark.usefixtures('as_users_do')
 def test_the_three_forms():
   forms = query_leaf.forms(model(GQA), batch_size=2, capacity=128)
   leaf = 2 * 4 * 128 * 6 * 4
@@ -64,7 +66,7 @@ def test_a_model_without_grouped_attention_is_refused():
 def compiled(function):
   # Donated, so that no copy of the leaf is made first.
   leaf, row = jnp.zeros((64, 8)), jnp.zeros((1, 8))
-  return jax.jit(function, donate_argnums=0).lower(leaf, row).compile()
+  return as_users_do(jax.jit(function, donate_argnums=0).lower(leaf, row))
 
 
 def test_a_write_is_no_read_but_a_sum_is():

@@ -37,7 +37,8 @@ def run(*flags, folder):
           *flags,
       ],
       cwd=ROOT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': paths},
+      env=os.environ
+      | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': paths, 'XLA_FLAGS': ''},
       capture_output=True,
       text=True,
       timeout=600,
