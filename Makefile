@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint mutants why picture kernels bench clean
+.PHONY: run run-full test lint memory mutants why picture kernels bench clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -34,6 +34,9 @@ mutants: $(READY)
 
 why: $(READY)
 	$(RUN) -m experiments.why_no_q_cache $(ARGS)
+
+memory: $(READY)
+	$(RUN) -m experiments.memory $(ARGS)
 
 picture: $(READY)
 	$(RUN) -m experiments.lifetimes

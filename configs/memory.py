@@ -1,0 +1,43 @@
+"""What does inference with a model occupy, what fits, and where is Q?
+
+  make memory                                                          seconds
+  python -m experiments.memory --model=deepseek-v3 --device=H200 --devices=16
+  python -m experiments.memory --checkpoint=DIR --batch=4 --cache=int8 --measure
+
+Expected, of Llama-3-8B in bfloat16, 8 rows of 8,192 tokens: 131,072 bytes a
+token and row, 24.7 GB in all, of which the queries of a step are 65,536 bytes.
+
+Would be refuted by: `--measure`, which compiles the step for this machine and
+holds the plan's lines against what XLA assigned.
+"""
+
+from ml_collections import ConfigDict
+
+SETTINGS = {
+    'default': {},
+    'tiny': {'contexts': (16, 64), 'batch': 2, 'context': 64, 'measure': True},
+}
+
+
+def get_config(setting: str = 'default') -> ConfigDict:
+  """Returns the setting 'default' or 'tiny'."""
+  config = ConfigDict(
+      {
+          'model': 'llama-3-8b',  # a published name, or a config.json
+          'checkpoint': '',  # a directory with a config.json, before `model`
+          'batch': 8,
+          'context': 8_192,
+          'device': 'H100-80',
+          'devices': 1,  # that share the heads
+          'cache': 'plain',  # or int8
+          'compare': ('mha', 'gqa', 'mqa', 'mla'),
+          'contexts': (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576),
+          'measure': False,
+      }
+  )
+  if setting not in SETTINGS:
+    raise ValueError(
+        f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
+    )
+  config.update_from_flattened_dict(SETTINGS[setting])
+  return config

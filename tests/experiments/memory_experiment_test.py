@@ -1,0 +1,86 @@
+"""`experiments.memory` as a user runs it, on a tiny checkpoint."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs.memory import get_config
+from experiments import launch, memory
+from kvjax.report import records
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(*flags):
+  return subprocess.run(
+      [sys.executable, '-m', 'experiments.memory', *flags],
+      cwd=ROOT,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      text=True,
+      timeout=900,
+  )
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('memory')
+  done = start(
+      '--config=configs/memory.py:tiny',
+      '--checkpoint=tests/golden/checkpoints/llama',
+      '--device=RTX 4090',
+      '--compare=mha,mqa',
+      f'--workdir={workdir}',
+  )
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def test_tables_pictures_and_page_are_there(run):
+  workdir, done = run
+  for text in ('It fits', 'a cache of past queries', 'unaccounted', '4090'):
+    assert text in done.stdout, text
+  for name in ('breakdown', 'growth', 'frontier', 'lives'):
+    assert (workdir / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+  page = (workdir / 'memory.html').read_text()
+  assert page.count('data:image/png;base64,') == 4
+  assert 'http://' not in page and 'https://' not in page
+
+
+def test_the_plan_is_what_xla_was_given(run):
+  workdir, _ = run
+  found = records.read([workdir / 'memory.jsonl'])
+  plans = {r['model']: r['plan'] for r in found if r['record'] == 'plan'}
+  assert len(plans) == 3
+  own = plans['tests/golden/checkpoints/llama']
+  (measured,) = (r for r in found if r['record'] == 'measured')
+  # Two rows' tokens, int32, are arguments too.
+  held = own['params_bytes'] + own['cache_bytes']
+  assert measured['arguments'] == held + 2 * 4
+  assert measured['alias'] == own['cache_bytes']
+  assert abs(measured['peak'] / own['total_bytes'] - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'words'),
+    (
+        ('model', 'llama-3-9b', "'llama-3-9b'; the nearest known: llama-3-8b"),
+        ('device', 'H20', "unknown device 'H20'; the nearest known: H200"),
+        ('batch', -1, 'batch_size=-1 must be a positive integer'),
+        ('context', 0, 'capacity=0 must be a positive integer'),
+        ('devices', 0, 'mesh axis heads=0 must be a positive integer'),
+        ('cache', 'int9', "cache='int9' must be one of plain, int8"),
+        ('compare', ('mxa',), "variant='mxa' is unknown; known: mha"),
+        ('checkpoint', 'no/such', 'no/such is neither a directory'),
+    ),
+)
+def test_nonsense_ends_in_one_line_and_status_2(field, value, words, capsys):
+  config = launch.override(get_config(), {field: value})
+  with pytest.raises(SystemExit) as stop, launch.door():
+    memory.check(config)
+  assert stop.value.code == 2
+  error = capsys.readouterr().err
+  assert words in error and error.count('\n') == 1
