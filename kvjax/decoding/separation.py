@@ -51,6 +51,8 @@ class Verdict:
     naive_by: the tensors through which that noise travelled: the largest
       change of any stream of a higher layer.
     kept: `[layers, streams, T - 1]`, each kept row of each stream alone.
+    faint: bool, likewise: rows weighed so little that only louder noise on
+      them shows in float32.
   """
 
   queries: jax.Array
@@ -58,6 +60,12 @@ class Verdict:
   naive: jax.Array
   naive_by: jax.Array
   kept: jax.Array
+  faint: jax.Array
+
+
+# Of the noise on a kept row. A key that is hardly looked at is noticed when its
+# score rises; of two opposite noises one raises it.
+_GAINS = (1.0, 1e4, -1e4)
 
 
 def separate(
@@ -68,8 +76,9 @@ def separate(
 ) -> Verdict:
   """Puts noise on the past, one part at a time, and watches the next logits.
 
-  The noise has the standard deviation of what it replaces. The last token of
-  `tokens` is the new one, all before it are the past.
+  The noise has the standard deviation of what it replaces; on a kept row that
+  attention all but ignores, more. The last token of `tokens` is the new one,
+  all before it are the past.
 
   Args:
     config: a decoder whose layers own their streams.
@@ -81,11 +90,19 @@ def separate(
     The verdict, for the row after the last token.
   """
   chex.assert_shape(tokens, (1, None))
-  return _separate(config, params, tokens, key)
+  verdict = _separate(config, params, tokens, key, _GAINS[0])
+  faint = verdict.kept == 0
+  for gain in _GAINS[1:]:
+    if (verdict.kept > 0).all():
+      break
+    louder = _separate(config, params, tokens, key, gain).kept
+    kept = jnp.where(verdict.kept > 0, verdict.kept, louder)
+    verdict = verdict.replace(kept=kept)
+  return verdict.replace(faint=faint)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _separate(config, params, tokens, key):
+def _separate(config, params, tokens, key, gain):
   _, past = replay(config, params, tokens)
   noise, count = _noise(past, key), tokens.shape[1] - 1
   leaves = len(jax.tree.leaves(past.streams))
@@ -100,7 +117,7 @@ def _separate(config, params, tokens, key):
           zip(noise.queries, past.queries, strict=True)
         )
       ),
-      _with_row(past.streams, noise.streams, stream, row),
+      _with_row(past.streams, noise.streams, stream, row, gain),
     )
     logits, read = replay(config, params, tokens, corrupt, keep)
     return logits[0], _largest_change(read.streams[1:], past.streams[1:])
@@ -118,7 +135,8 @@ def _separate(config, params, tokens, key):
     past_rows=jnp.max(change[1, :-1]),
     naive=change[2, -1],
     naive_by=travelled[2],
-    kept=change[3:, -1].reshape(layers, -1, count),
+    kept=(kept := change[3:, -1].reshape(layers, -1, count)),
+    faint=kept == 0,
   )
 
 
@@ -236,7 +254,7 @@ def _noise(past: Past, key: jax.Array) -> Past:
   )
 
 
-def _with_row(streams: Any, noise: Any, stream: jax.Array, row: jax.Array):
+def _with_row(streams, noise, stream, row, gain):
   """Returns streams with one row of the `stream`th leaf taken from noise."""
   leaves, tree = jax.tree.flatten(streams)
   moved = []
@@ -244,6 +262,7 @@ def _with_row(streams: Any, noise: Any, stream: jax.Array, row: jax.Array):
     zip(leaves, jax.tree.leaves(noise), strict=True)
   ):
     here = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 2) == row
+    new = (gain * new).astype(old.dtype)
     moved.append(jnp.where(here & (stream == index), new, old))
   return tree.unflatten(moved)
 

@@ -63,6 +63,7 @@ def separation(records: Records) -> tuple[Block, ...]:
       r['queries'],
       r['past_rows'],
       f'{r["kept_changed"]} of {r["kept_rows"]}',
+      r['kept_faint'],
       r['kept_least'],
       r['kept_most'],
       r['naive'],
@@ -72,18 +73,7 @@ def separation(records: Records) -> tuple[Block, ...]:
   ]
   return (
     Heading('No step reads a past query'),
-    Text(
-      'At a token boundary of the trained models, the past is replaced by '
-      'noise, one part at a time, in an uncached program that computes '
-      '*every* row. Past queries of **all** layers, once K and V of all '
-      'layers are kept: the next logits are the same bit for bit, though '
-      'the logits of the past rows (which nobody asks for again) change. '
-      'Noise on any single kept row of any stream changes them. The naive '
-      'corruption replaces q of the first layer *before* K and V of the '
-      'layer above exist: that q does reach the future, through the K and V '
-      'that are made from its rows and kept. "Never" is a statement about '
-      'a cut, not about influence.'
-    ),
+    _SEPARATION,
     Table(
       'Largest change of the next logits',
       (
@@ -91,6 +81,7 @@ def separation(records: Records) -> tuple[Block, ...]:
         'all past q',
         '(past rows)',
         'kept rows that matter',
+        'faint',
         'least',
         'most',
         'naive: early q',
@@ -98,6 +89,21 @@ def separation(records: Records) -> tuple[Block, ...]:
       rows,
     ),
   )
+
+
+_SEPARATION = Text(
+  'At a token boundary of the trained models, the past is replaced by '
+  'noise, one part at a time, in an uncached program that computes '
+  '*every* row. Past queries of **all** layers, once K and V of all '
+  'layers are kept: the next logits are the same bit for bit, though '
+  'the logits of the past rows (which nobody asks for again) change. '
+  'Noise on any single kept row of any stream changes them; a faint row '
+  'has so little weight that only louder noise shows in float32. The naive '
+  'corruption replaces q of the first layer *before* K and V of the '
+  'layer above exist: that q does reach the future, through the K and V '
+  'that are made from its rows and kept. "Never" is a statement about '
+  'a cut, not about influence.'
+)
 
 
 def parity(records: Records) -> tuple[Block, ...]:

@@ -182,6 +182,7 @@ def separation(
     'naive_by': float(verdict.naive_by),
     'kept_rows': verdict.kept.size,
     'kept_changed': int(jnp.sum(verdict.kept > 0)),
+    'kept_faint': int(jnp.sum(verdict.faint)),
     'kept_least': float(jnp.min(verdict.kept)),
     'kept_most': float(jnp.max(verdict.kept)),
   }

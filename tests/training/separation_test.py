@@ -26,6 +26,19 @@ def test_past_queries_are_separated_by_what_is_kept(variant):
   assert (verdict.kept > 0).all()
 
 
+def test_a_row_that_is_all_but_ignored_is_still_read():
+  config = variants.model('mqa', SHAPE)
+  params = kvjax.init_params(config, jax.random.key(0))
+  for layer in params['layers']:  # attention picks one row and forgets the rest
+    layer['attention']['query'] *= 300.0
+  tokens = jax.random.randint(jax.random.key(1), (1, 7), 0, 23)
+  verdict = separate(config, params, tokens, jax.random.key(2))
+  assert verdict.faint.any()
+  assert not verdict.faint.all()
+  assert (verdict.kept > 0).sum() > (~verdict.faint).sum()
+  assert verdict.queries == 0
+
+
 def test_replaying_the_past_as_it_was_is_the_uncached_model():
   config = variants.model('mla', SHAPE)
   params = kvjax.init_params(config, jax.random.key(0))
