@@ -60,6 +60,7 @@ def separation(records: Records) -> tuple[Block, ...]:
   rows = [
     [
       r['variant'],
+      r['seed'],
       r['queries'],
       r['past_rows'],
       f'{r["kept_changed"]} of {r["kept_rows"]}',
@@ -78,6 +79,7 @@ def separation(records: Records) -> tuple[Block, ...]:
       'Largest change of the next logits',
       (
         'variant',
+        'seed',
         'all past q',
         '(past rows)',
         'kept rows that matter',
