@@ -123,13 +123,9 @@ class Latent:
         bias=False,
         dtype=dtype,
     )
+    out, bias = self.output_width, self.output_bias
     params |= init_linear(
-        keys[3],
-        'output',
-        self.output_width,
-        width,
-        bias=self.output_bias,
-        dtype=dtype,
+        keys[3], 'output', out, width, bias=bias, dtype=dtype
     )
     return params | {
         'up_key': _init_up(

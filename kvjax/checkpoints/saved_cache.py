@@ -22,17 +22,17 @@ from safetensors.numpy import save_file
 from kvjax.attention.cached import Memory
 from kvjax.caches.kind import Kind
 from kvjax.caches.spec import Leaf
-from kvjax.caches.spelling import CODECS, KINDS, SCORES
 from kvjax.checkpoints import record
 from kvjax.checkpoints.fingerprint import fingerprint
 from kvjax.decoding.cache import (
-    Cache,
-    Layout,
-    arrange,
-    check_alive,
-    check_sizes,
-    is_traced,
+  Cache,
+  Layout,
+  arrange,
+  check_alive,
+  check_sizes,
+  is_traced,
 )
+from kvjax.decoding.spelling import CODECS, KINDS, SCORES
 from kvjax.models.config import ModelConfig
 
 KEY = 'kvjax_cache'

@@ -175,8 +175,7 @@ def _convolution(
   groups = params['feature_group_count']
   lhs = ins[0].moved(lambda a: np.transpose(a, numbers.lhs_spec))
   rhs = ins[1].moved(lambda a: np.transpose(a, numbers.rhs_spec))
-  outer, depth, *kernel = rhs.shape
-  batch, _, *_ = lhs.shape
+  batch, (outer, depth, *kernel) = lhs.shape[0], rhs.shape
   index = _windows(lhs.shape, kernel, params)  # [places, taps], -1 outside
   places, taps = index.shape
 
@@ -184,8 +183,8 @@ def _convolution(
     flat = array.reshape(batch, groups, depth, -1)
     blank = elements.CONST if array.dtype == np.int64 else 0
     flat = np.concatenate([flat, np.full_like(flat[..., :1], blank)], -1)
-    out = flat[..., index].transpose(1, 0, 3, 2, 4)
-    return out.reshape(groups, batch * places, depth * taps)
+    flat = flat[..., index].transpose(1, 0, 3, 2, 4)
+    return flat.reshape(groups, batch * places, depth * taps)
 
   kernels = rhs.moved(lambda a: a.reshape(groups, outer // groups, -1))
   shape = (groups, batch * places, outer // groups)

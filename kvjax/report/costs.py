@@ -14,6 +14,16 @@ from kvjax.report.blocks import Block, Heading, Picture, Table
 Records = Sequence[dict[str, Any]]
 
 
+_MEMORY_COLUMNS = (
+  'variant',
+  'bytes per token',
+  'promised',
+  'allocated',
+  'a Q cache',
+  'of the cache',
+)
+
+
 def memory(records: Records) -> tuple[Block, ...]:
   """Returns bytes promised, allocated, and what a Q cache would have held."""
   found = [
@@ -42,14 +52,7 @@ def memory(records: Records) -> tuple[Block, ...]:
     Heading('Bytes: promised, allocated, and not needed'),
     Table(
       'The dense cache of these models',
-      (
-        'variant',
-        'bytes per token',
-        'promised',
-        'allocated',
-        'a Q cache',
-        'of the cache',
-      ),
+      _MEMORY_COLUMNS,
       rows,
       note='Promised from the config alone; allocated by `init_cache`; a Q '
       'cache of the same rows and length, which nothing would read.',
