@@ -109,7 +109,7 @@ def report(what: str, verdict: str, seconds: float) -> None:
 
 def copy(tree: pathlib.Path) -> pathlib.Path:
   """Returns a copy of the package and its tests."""
-  ignore = shutil.ignore_patterns('__pycache__', '*.so', '*.npz', 'golden')
+  ignore = shutil.ignore_patterns('__pycache__', '*.so')
   tree.mkdir()
   for part in PARTS:
     if (ROOT / part).is_dir():

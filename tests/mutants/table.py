@@ -1,6 +1,6 @@
 """Faults that the suite must notice, in the order in which they are tried."""
 
-from tests.mutants import reading, remembering
+from tests.mutants import accounting, reading, remembering
 from tests.mutants.fault import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -14,4 +14,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.POSITIONS
   + reading.STEPS
   + reading.SAMPLING
+  + accounting.LIVENESS
+  + accounting.MEMORY
+  + accounting.CHECKPOINTS
 )

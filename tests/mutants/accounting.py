@@ -1,0 +1,75 @@
+"""Faults in what is derived, counted, watched and loaded."""
+
+from tests.mutants.fault import Mutant, fault
+
+LIVENESS: tuple[Mutant, ...] = (
+  fault(
+    'the_future_reads_nothing',
+    'liveness/cut',
+    "(('out', a), 'future', maxflow.INFINITE)",
+    "(('out', a), 'future', 0)",
+    'liveness/analysis_test.py',
+  ),
+  fault(
+    'recomputation_is_free',
+    'liveness/cut',
+    'return _keep(graph, i, size * down), redo',
+    'return _keep(graph, i, size * down), 0',
+    'liveness/analysis_test.py',
+  ),
+)
+
+MEMORY: tuple[Mutant, ...] = (
+  fault(
+    'codes_counted_as_floats',
+    'memory/cached',
+    'count = np.dtype(leaf.dtype).itemsize',
+    'count = 4',
+    'memory/test_plan.py',
+  ),
+  fault(
+    'windows_grow_for_ever',
+    'memory/cached',
+    'if memory.kind.limit is None:',
+    'if False:',
+    'memory/test_plan.py',
+  ),
+  fault(
+    'a_copied_output_passes',
+    'memory/in_place',
+    "if row.kind not in ('temporary', 'output')",
+    "if row.kind not in ('temporary',)",
+    'memory/test_in_place.py',
+  ),
+  fault(
+    'a_sliced_layer_passes',
+    'memory/in_place',
+    "return 'slice' if layer or 2 * held > size else None",
+    "return 'slice' if 2 * held > size else None",
+    'memory/test_in_place.py',
+  ),
+)
+
+CHECKPOINTS: tuple[Mutant, ...] = (
+  fault(
+    'four_bits_without_a_sign',
+    'checkpoints/quantized',
+    'np.concatenate([FP4, -FP4])',
+    'np.concatenate([FP4, FP4])',
+    'checkpoints/test_quantized.py',
+  ),
+  fault(
+    'older_rope_style_loses',
+    'checkpoints/rope',
+    "settings.raw('rope_scaling') or settings.get('rope_parameters', {})",
+    "settings.get('rope_parameters', {})",
+    'checkpoints/test_parity.py::test_uncached[llama3_old]',
+  ),
+  fault(
+    'a_cache_of_other_params',
+    'checkpoints/saved_cache',
+    "_same(path, 'params', marks, fingerprint(params))",
+    "_same(path, 'params', marks, marks)",
+    'facts/saved_facts_test.py',
+  ),
+)
