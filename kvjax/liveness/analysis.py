@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from kvjax.liveness import absorb, passes, report, witness
+from kvjax.liveness import absorb, description, passes, report, witness
 from kvjax.liveness import cut as cutting
 from kvjax.liveness import labels as labelling
 from kvjax.liveness import trace as tracing
@@ -65,7 +65,7 @@ def analyze(program: Program, x: Any, axis: int = 0) -> report.LivenessReport:
   if not 0 <= axis < np.ndim(x):
     raise AnalysisError(f'axis={axis} is not an axis of x {np.shape(x)}.')
   verdict, stable = settle(program, x, axis)
-  return labelling.describe(verdict, stable)
+  return description.describe(verdict, stable)
 
 
 def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:

@@ -10,7 +10,7 @@ exact and polynomial; prices from 0 to infinity give the frontier.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -67,13 +67,25 @@ def build(trace: tracing.Trace, boundary: passes.Boundary) -> Graph:
 
 
 def cheapest(
-  graph: Graph, price: Fraction | None, absorbed: dict[int, float] | None = None
+    graph: Graph,
+    price: Fraction | None,
+    absorbed: dict[int, float] | None = None,
+    held: Collection[int] = (),
+    lost: Collection[int] = (),
 ) -> Cut:
-  """The best cut at `price` bytes a FLOP; None: never redo what costs."""
+  """The best cut at `price` bytes a FLOP; None: never redo what costs.
+
+  Nodes `held` are kept whatever they cost, nodes `lost` are not. Where that
+  cannot be, the cut breaks it.
+  """
   edges: list[tuple[object, object, int]] = []
   for i in range(len(graph.nodes)):
     keep, redo = _costs(graph, i, price, absorbed or {})
+    keep = maxflow.INFINITE if i in lost else keep
     edges.append((('in', i), ('out', i), keep))
+    if i in held:
+      edges.append(('past', ('in', i), maxflow.INFINITE))
+      edges.append((('out', i), 'future', maxflow.INFINITE))
     edges.append(('past', ('in', i), redo))
   for a, b in graph.edges:
     edges.append((('out', a), ('in', b), maxflow.INFINITE))
@@ -90,7 +102,7 @@ def cheapest(
 
 
 def _costs(
-  graph: Graph, i: int, price: Fraction | None, absorbed: dict[int, float]
+    graph: Graph, i: int, price: Fraction | None, absorbed: dict[int, float]
 ) -> tuple[int, int]:
   """Whole numbers: bytes and FLOPs at the price, then ties."""
   node = graph.nodes[i]
@@ -114,51 +126,53 @@ def _keep(graph: Graph, i: int, size: int) -> int:
     return maxflow.INFINITE
   late = (len(graph.nodes) - i) * _TIE // (1 << 14) // max(len(graph.nodes), 1)
   return (
-    size * _TIE + late + (0 if node.names or node.maker < 0 else _TIE >> 12)
+      size * _TIE + late + (0 if node.names or node.maker < 0 else _TIE >> 12)
   )
 
 
 def _cut(
-  graph: Graph,
-  kept: Sequence[int],
-  redone: Sequence[int],
-  absorbed: dict[int, float],
+    graph: Graph,
+    kept: Sequence[int],
+    redone: Sequence[int],
+    absorbed: dict[int, float],
 ) -> Cut:
   nodes = graph.nodes
   return Cut(
-    tuple(kept),
-    tuple(redone),
-    sum(nodes[i].bytes_per_token for i in kept),
-    sum(nodes[i].state_bytes for i in kept),
-    sum(absorbed.get(i, nodes[i].flops) for i in redone),
+      tuple(kept),
+      tuple(redone),
+      sum(nodes[i].bytes_per_token for i in kept),
+      sum(nodes[i].state_bytes for i in kept),
+      sum(absorbed.get(i, nodes[i].flops) for i in redone),
   )
 
 
 def frontier(
-  graph: Graph, absorbed: dict[int, float] | None = None
+    graph: Graph,
+    absorbed: dict[int, float] | None = None,
+    lost: Collection[int] = (),
 ) -> list[Cut]:
   """Every optimum as the price goes from 0 to infinity.
 
   Where one gives way to the next the price is the bytes between them over the
-  FLOPs between them, exactly.
+  FLOPs between them, exactly. Nodes `lost` are not kept.
   """
-  least = cheapest(graph, Fraction(0), absorbed)
-  most = cheapest(graph, None, absorbed)
+  solve = lambda price: cheapest(graph, price, absorbed, (), lost)
+  least, most = solve(Fraction(0)), solve(None)
 
   def between(a: Cut, b: Cut) -> list[Cut]:
     gap = a.flops_per_token - b.flops_per_token
     if gap <= 0 or _size(b) <= _size(a):
       return []
     price = Fraction(_size(b) - _size(a)) / Fraction(gap) / LENGTH
-    middle = cheapest(graph, price, absorbed)
+    middle = solve(price)
     cost = lambda c: _size(c) + LENGTH * price * Fraction(c.flops_per_token)
     if cost(middle) >= cost(a):
       return []
     return [*between(a, middle), middle, *between(middle, b)]
 
   if (
-    _size(most) == _size(least)
-    and most.flops_per_token == least.flops_per_token
+      _size(most) == _size(least)
+      and most.flops_per_token == least.flops_per_token
   ):
     return [most]
   return [least, *between(least, most), most]

@@ -51,6 +51,7 @@ class LivenessReport:
   live_for: dict[str, float]
   keep: tuple[str, ...]
   frontier: tuple[Point, ...]
+  equals: tuple[Point, ...] = ()  # as small as the last, and redoing more
   delay: float = 0  # tokens a row waits for after its own; inf: never final
   static: tuple[str, ...] = ()  # named tensors that read no token
   tensors: tuple[Row, ...] = ()
@@ -61,6 +62,31 @@ class LivenessReport:
   def bytes_per_token(self) -> int:
     """Bytes that one more token adds at zero recomputation."""
     return self.frontier[-1].bytes_per_token if self.frontier else 0
+
+  def within(self, flops: float) -> tuple[Point, ...]:
+    """Returns the points that redo at most so much, least bytes first.
+
+    At 0 they keep what the future reads; a rotation's worth admits keys before
+    their rotation, a projection's worth the activations where those are
+    smaller, and `math.inf` the input itself: token ids.
+
+    Args:
+      flops: a past token and step, at the length analysed.
+
+    Raises:
+      ValueError: no point redoes so little.
+    """
+    found = [p for p in self._points() if p.flops_per_token <= flops]
+    if not found:
+      least = min((p.flops_per_token for p in self._points()), default=None)
+      raise ValueError(
+          f'flops={flops} is too small a budget: the least is {least}.'
+      )
+    key = lambda p: (p.bytes_per_token, p.state_bytes, p.flops_per_token)
+    return tuple(sorted(found, key=key))
+
+  def _points(self) -> tuple[Point, ...]:
+    return self.frontier + self.equals
 
   def fastest(self, bandwidth: float, flop_rate: float) -> Point:
     """The point that costs least time a past token and step on a device.
