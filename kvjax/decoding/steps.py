@@ -229,22 +229,10 @@ def _choose(run: Any, cache: Cache, tokens: Any, donate: bool) -> Any:
 @functools.cache
 def _jitted(run: Any, donate: bool) -> Any:
   return jax.jit(
-      run if donate else _fresh(run),
+      run,
       static_argnames=('config', 'options'),
       donate_argnames=('cache',) if donate else (),
   )
-
-
-def _fresh(run: Any) -> Any:
-  """Returns `run` with a cache that shares no buffer with its argument."""
-
-  @functools.wraps(run)
-  def fresh(*args, **kwargs):
-    logits, cache, *more = run(*args, **kwargs)
-    # A leaf that passes through unchanged would be the very same buffer.
-    return logits, jax.tree.map(jnp.copy, cache), *more
-
-  return fresh
 
 
 def _prefill(config, params, cache, tokens, held, encoded, options):

@@ -229,13 +229,6 @@ ALGEBRA: tuple[Mutant, ...] = (
     'decoding/algebra_test.py::RewindTest::test_every_layer_of_a_mixture',
   ),
   fault(
-    'fork_shares_its_leaves',
-    'decoding/algebra',
-    'jax.tree.map(jnp.copy, run(cache, *args))',
-    'run(cache, *args)',
-    'decoding/donation_test.py::DonationTest::test_concat_shares_no_leaf',
-  ),
-  fault(
     'donated_check_missing',
     'decoding/cache',
     'if length.is_deleted():',
