@@ -47,7 +47,6 @@ def test_two_runs_are_compared_row_by_row():
     findings.compare([row], [row | {'batch': 2}])
 
 
-@pytest.mark.slow
 def test_tiny_runs_end_to_end(tmp_path):
   command = [sys.executable, '-m', 'experiments.benchmark']
   config = f'--config={launch.ROOT}/configs/benchmark_cpu.py:tiny'

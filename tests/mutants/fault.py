@@ -24,6 +24,13 @@ class Mutant:
   new: str
   test: str
 
+  @property
+  def row(self) -> str:
+    """A row of the table in docs/testing.md."""
+    path = self.path.removeprefix('kvjax/')
+    old, new = (text.replace('|', '\\|') for text in (self.old, self.new))
+    return f'| {self.name} | {path} | `{old}` | `{new}` |'
+
   def apply(self, text: str) -> str:
     """Returns the file with the fault.
 

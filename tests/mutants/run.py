@@ -27,7 +27,7 @@ from tests.mutants.table import MUTANTS
 ROOT = pathlib.Path(__file__).parents[2]
 PARTS = ('kvjax', 'tests', 'pyproject.toml')
 
-LIST = flags.DEFINE_bool('list', False, 'Print the table and run nothing.')
+LIST = flags.DEFINE_bool('list', False, 'Print a Markdown table, run nothing.')
 ONLY = flags.DEFINE_multi_string('only', [], 'Names of faults to apply.')
 PROCESSES = flags.DEFINE_integer('processes', 2, 'Faults tried at a time.')
 TIMEOUT = flags.DEFINE_integer('timeout', 600, 'Seconds for one fault.')
@@ -39,10 +39,8 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Unknown argument {argv[1]!r}; use --only NAME.')
   mutants = choose(ONLY.value)
   if LIST.value:
-    for mutant in mutants:
-      print(
-        f'{mutant.name:34} {mutant.path}\n  - {mutant.old}\n  + {mutant.new}'
-      )
+    print('| fault | file | stands | becomes |\n| --- | --- | --- | --- |')
+    print('\n'.join(mutant.row for mutant in mutants))
     return
   start = time.time()
   with tempfile.TemporaryDirectory(prefix='mutants-') as scratch:

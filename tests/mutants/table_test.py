@@ -21,6 +21,11 @@ class TableTest(parameterized.TestCase):
       found = re.findall(r'def (test_\w+)', tests)
       self.assertTrue(any(name.startswith(test) for test in found), name)
 
+  def test_the_table_in_the_docs_is_this_one(self):
+    page = (ROOT / 'docs' / 'testing.md').read_text().splitlines()
+    rows = [line for line in page if line in {m.row for m in MUTANTS}]
+    self.assertEqual(rows, [m.row for m in MUTANTS])
+
   def test_names_differ_and_suffice(self):
     self.assertLen({m.name for m in MUTANTS}, len(MUTANTS))
     self.assertGreater(len(MUTANTS), 30)
