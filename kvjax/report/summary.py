@@ -40,11 +40,12 @@ def summarize(
     key = tuple(_get(record, name) for name in by)
     if None not in key and any(_get(record, v) is not None for v in values):
       groups.setdefault(key, []).append(record)
-  if not groups:
+  kept = [record for group in groups.values() for record in group]
+  if not all(any(_get(r, v) is not None for r in kept) for v in values):
     known = sorted({name for record in wanted for name in record})
     raise ValueError(
-      f'by={",".join(by)} value={",".join(values)} fit none of '
-      f'{len(wanted)} records; their fields: {", ".join(known) or "none"}.'
+      f'by={",".join(by)} value={",".join(values)}: not all are fields of the '
+      f'{len(wanted)} selected records; theirs: {", ".join(known) or "none"}.'
     )
   columns = [*by]
   for value in values:
@@ -92,7 +93,11 @@ def _statistics(group, values):
   found = []
   for value in values:
     numbers = [float(x) for r in group if (x := _get(r, value)) is not None]
-    found += [float(np.median(numbers)), float(np.ptp(numbers)) / 2]
+    found += (
+      [float(np.median(numbers)), float(np.ptp(numbers)) / 2]
+      if numbers
+      else [float('nan'), 0.0]
+    )
   return found
 
 

@@ -139,8 +139,10 @@ def test_every_format_holds_the_numbers():
 
 
 def test_fields_that_fit_nothing_are_refused_with_those_that_are():
-  with pytest.raises(ValueError, match='fields: bits, config, kind, record'):
+  with pytest.raises(ValueError, match='theirs: bits, config, kind, record'):
     summary.summarize(ROWS, ['nope'], ['bits'])
+  with pytest.raises(ValueError, match='value=bits,nope: not all are fields'):
+    summary.summarize(ROWS, ['kind'], ['bits', 'nope'])
 
 
 def test_records_survive_json():
