@@ -29,7 +29,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
           'context': 8_192,
           'device': 'H100-80',
           'devices': 1,  # that share the heads
-          'cache': 'plain',  # or int8
+          'cache': 'default',  # int8, ring:window=64+int8, paged:page=16, ...
           'compare': ('mha', 'gqa', 'mqa', 'mla'),
           'contexts': (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576),
           'measure': False,

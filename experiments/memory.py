@@ -14,7 +14,7 @@ from absl import flags
 
 import kvjax
 from experiments import launch
-from kvjax.caches.codecs import Codec
+from kvjax.decoding.spelling import parse_cache
 from kvjax.memory import (
     Device,
     Fit,
@@ -30,7 +30,6 @@ from kvjax.memory.variants import with_attention
 from kvjax.report import memory as show
 from kvjax.report.writer import Writer, follow, start
 
-CODECS = {'plain': None, 'int8': kvjax.Int8()}
 _TITLE = 'What inference occupies'
 
 _CONFIG = launch.define_config()
@@ -42,7 +41,7 @@ _FLAGS = {
     'context': flags.DEFINE_integer('context', None, 'Tokens a row.'),
     'device': flags.DEFINE_string('device', None, 'H200, L4, TPU v5e, ...'),
     'devices': flags.DEFINE_integer('devices', None, 'That share the heads.'),
-    'cache': flags.DEFINE_string('cache', None, 'plain or int8.'),
+    'cache': flags.DEFINE_string('cache', None, 'int8, ring:window=64, ...'),
     'compare': flags.DEFINE_list('compare', None, 'Of mha, gqa, mqa, mla.'),
     'measure': flags.DEFINE_bool('measure', None, 'Compile the step here.'),
 }
@@ -80,7 +79,8 @@ def check(config: Any) -> Setup:
   name = config.checkpoint or config.model
   model = kvjax.load_config(name)
   mesh = {'heads': config.devices} if config.devices != 1 else None
-  options = {'codec': _codec(config.cache), 'mesh': mesh}
+  kind, codec = parse_cache(config.cache)
+  options = {'cache': kind, 'codec': codec, 'mesh': mesh}
   longest = model.positions or max(*config.contexts, config.context)
   variants = {name: model}
   for variant in config.compare:
@@ -101,12 +101,6 @@ def check(config: Any) -> Setup:
   return setup
 
 
-def _codec(name: str) -> Codec | None:
-  if name not in CODECS:
-    raise ValueError(f'cache={name!r} must be one of {", ".join(CODECS)}.')
-  return CODECS[name]
-
-
 def least_time(setup: Setup, found: MemoryPlan) -> StepTime:
   """Returns the bound of a step of the whole batch at the whole context."""
   size = jnp.dtype(setup.model.dtype).itemsize
@@ -121,12 +115,18 @@ def least_time(setup: Setup, found: MemoryPlan) -> StepTime:
 
 def compiled(setup: Setup) -> Any:
   """Compiles the decode step for this machine, from shapes alone."""
-  model, codec = setup.model, setup.options['codec']
+  model, batch, options = setup.model, setup.batch, setup.options
   cache = jax.eval_shape(
-      lambda: kvjax.init_cache(model, setup.batch, setup.context, codec=codec)
+      lambda: kvjax.init_cache(
+          model,
+          batch,
+          setup.context,
+          kinds=options['cache'],
+          codec=options['codec'],
+      )
   )
   params = jax.eval_shape(lambda: kvjax.init_params(model, jax.random.key(0)))
-  token = jax.ShapeDtypeStruct((setup.batch,), jnp.int32)
+  token = jax.ShapeDtypeStruct((batch,), jnp.int32)
 
   def step(params, cache, token):
     return kvjax.decode_step(model, params, cache, token, kernel='blockwise')
