@@ -14,7 +14,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint memory mutants why picture kernels bench clean
+.PHONY: run run-full test lint memory mutants fuzz-parity why picture kernels \
+	bench clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -37,6 +38,13 @@ why: $(READY)
 
 memory: $(READY)
 	$(RUN) -m experiments.memory $(ARGS)
+
+# Needs torch and transformers, which no extra installs: give PY an interpreter
+# that has them.
+FAMILY ?= llama
+SEED ?= 0
+fuzz-parity: $(READY)
+	$(RUN) tests/checkpoints/fuzz_parity.py --family=$(FAMILY) --seed=$(SEED) $(ARGS)
 
 picture: $(READY)
 	$(RUN) -m experiments.lifetimes

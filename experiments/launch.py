@@ -44,6 +44,16 @@ def run(main: Callable[[list[str]], None], default: str) -> None:
   app.run(main, flags_parser=with_config)
 
 
+def run_flags(
+  main: Callable[[list[str]], None], values: flags.FlagValues
+) -> None:
+  """Runs a main that has no config file, with flags of its own."""
+  flags.FLAGS.append_flag_values(values)
+  values.mark_as_parsed()
+  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
+  app.run(main, flags_parser=parse)
+
+
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; ends the program in one line where they are wrong."""
   with door():
@@ -83,7 +93,7 @@ def _message(error: Exception) -> str:
   text = str(error.args[0] if error.args else error)
   if 'Traceback' in text:  # of a config file, quoted whole by its flag
     text = text.rsplit('Error: ', 1)[-1]
-  if isinstance(error, OSError):
+  if isinstance(error, OSError) and (error.filename or _given('config')):
     reason = error.strerror or text.rsplit('] ', 1)[-1].split(':')[0]
     name = error.filename or f'config={_given("config")!r}'
     return f'{name} cannot be read: {reason}. Name a file.'

@@ -105,6 +105,7 @@ def load_cache(
       config or other params; the message says what differs.
   """
   path = pathlib.Path(path)
+  path.open('rb').close()  # raises, naming the file
   try:
     with safetensors.safe_open(path, 'np') as file:
       spec = _read_spec(path, file.metadata(), config, params, types)

@@ -122,9 +122,8 @@ def test_a_kind_from_outside_is_named(model, saved):
     kvjax.save_cache(saved, other, *model)
 
 
-@pytest.mark.parametrize('name', ['t5', 'whisper'])
-def test_the_source_of_an_encoder_decoder(name, tmp_path):
-  config, params = kvjax.load_checkpoint(GOLDEN / name)
+def test_the_source_of_an_encoder_decoder(tmp_path):
+  config, params = kvjax.load_checkpoint(GOLDEN / 't5')
   cache = kvjax.init_cache(config, 2, 8, 'bfloat16', source_length=5)
   draw = np.random.default_rng(0)
   filled = jax.tree.map(

@@ -1,0 +1,31 @@
+"""Bytes that decoding must read: the floor that its speed is held against."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.decoding.cache import Cache
+from kvjax.memory.cached import tree_bytes
+from kvjax.memory.plan import plan
+from kvjax.models.config import ModelConfig
+
+
+def step_bytes(
+    config: ModelConfig, params: Mapping[str, Any], cache: Cache
+) -> int:
+  """Returns bytes that one decode step must read from memory, at least.
+
+  Params that a token reads (of experts, those of one row: other rows may ask
+  for others), and the slots that hold a token. Waits for the cache's books.
+  """
+  active = plan(config, batch_size=1, capacity=1).active_params_bytes
+  stored = jax.tree.leaves(params)[0].dtype.itemsize
+  active = active // jnp.dtype(config.dtype).itemsize * stored
+  live = 0.0
+  for index, store in zip(cache.layout.books, cache.stores, strict=True):
+    if index >= 0:
+      held = cache.books[index].positions >= 0
+      live += float(jnp.mean(held)) * tree_bytes(store)
+  return active + round(live) + tree_bytes(cache.cross or ())

@@ -1,0 +1,1 @@
+"""Text in, text out: tokenizers, chats, ragged prompts, streamed answers."""

@@ -1,0 +1,57 @@
+"""A cache to write into: an empty one with room, or a saved prompt's."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kvjax.checkpoints.saved_cache import load_cache
+from kvjax.decoding.algebra import repeat
+from kvjax.decoding.cache import Cache
+from kvjax.models.config import ModelConfig
+
+
+def check_fits(cache: Cache, lengths: Any, tokens: int) -> None:
+  """Raises ValueError if prompts of `lengths [B]` leave no room for `tokens`.
+
+  A cache of `Leaf`s, of which nothing is allocated, will do.
+  """
+  limit = cache.layout.limit
+  # The last token is returned and not fed.
+  need = int(np.max(np.asarray(lengths))) + tokens - 1
+  if limit is not None and need > limit:
+    raise ValueError(
+        f'capacity={limit} is less than the {need} tokens of prompt and '
+        f'answer (tokens={tokens}). Use capacity={need}, or fewer tokens.'
+    )
+
+
+def open_saved(
+    path: str | pathlib.Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    lengths: np.ndarray,
+    tokens: int,
+) -> Cache:
+  """Returns a saved cache with as many rows as there are prompts to go on.
+
+  Args:
+    path: of a file that `save_cache` wrote.
+    config, params: the model.
+    lengths: int `[B]`, tokens of each prompt.
+    tokens: that will be written.
+
+  Raises:
+    ValueError: it is of another model, has neither one row nor B, or no room.
+  """
+  cache = load_cache(path, config, params)
+  if cache.batch_size == 1:
+    cache = repeat(cache, len(lengths))
+  if cache.batch_size != len(lengths):
+    raise ValueError(
+        f'{path} has {cache.batch_size} rows for {len(lengths)} prompts: give '
+        'a prompt for each row.'
+    )
+  check_fits(cache, np.asarray(cache.length) + lengths, tokens)
+  return cache

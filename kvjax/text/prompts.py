@@ -1,0 +1,121 @@
+"""Prompts as a model takes them: text, perhaps as a chat, to a ragged batch."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.models.config import ModelConfig
+from kvjax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+  """Rows of ids, padded on the right.
+
+  Attributes:
+    tokens: int32 `[B, T]`.
+    lengths: int32 `[B]`, tokens of each row.
+  """
+
+  tokens: np.ndarray
+  lengths: np.ndarray
+
+  @property
+  def ids(self) -> jnp.ndarray:
+    return jnp.asarray(self.tokens)
+
+
+def read_prompts(path: str | pathlib.Path) -> list[str]:
+  """Returns a prompt a line; of a `.jsonl` file, a JSON string a line.
+
+  Raises:
+    ValueError: a line is no JSON string, or there is no prompt.
+  """
+  path, found = pathlib.Path(path), []
+  for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+    if not line.strip():
+      continue
+    if path.suffix == '.jsonl':
+      try:
+        line = json.loads(line)
+      except json.JSONDecodeError:
+        line = None
+      if not isinstance(line, str):
+        raise ValueError(
+            f'{path}:{number} is no JSON string: write "a prompt".'
+        )
+    found.append(line)
+  if not found:
+    raise ValueError(f'{path} holds no prompt: write one a line.')
+  return found
+
+
+def encode_prompts(
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    chat: bool | None = None,
+    system: str | None = None,
+) -> list[list[int]]:
+  """Returns the ids of each prompt.
+
+  Args:
+    tokenizer: of the checkpoint.
+    prompts: at least one.
+    chat: written through the chat template; None where there is one.
+    system: instruction that a chat begins with; None for none.
+
+  Raises:
+    ValueError: a prompt has no token, or there is no template to chat with.
+  """
+  template = tokenizer.template
+  if chat is None:
+    chat = template is not None
+  if (chat or system) and template is None:
+    raise ValueError(
+        'The checkpoint has no chat template (chat_template.jinja, or '
+        'chat_template in tokenizer_config.json). Prompt without chat.'
+    )
+  found = []
+  for text in prompts:
+    if chat and template is not None:
+      lead = [{'role': 'system', 'content': system}] if system else []
+      text = template([*lead, {'role': 'user', 'content': text}])
+    ids = tokenizer.encode(text, special=not chat)
+    if not ids:
+      raise ValueError(f'The prompt {text!r} has no token. Write something.')
+    found.append(ids)
+  return found
+
+
+def make_batch(config: ModelConfig, rows: Sequence[Sequence[int]]) -> Batch:
+  """Returns rows of ids as a batch.
+
+  Raises:
+    ValueError: an id lies outside the vocabulary.
+  """
+  lengths = np.asarray([len(row) for row in rows], np.int32)
+  tokens = np.zeros((len(rows), lengths.max()), np.int32)
+  for index, row in enumerate(rows):
+    tokens[index, : len(row)] = row
+  if tokens.max() >= config.vocab_size:
+    raise ValueError(
+        f'The prompt has the token {tokens.max()}, but the model knows '
+        f'{config.vocab_size}: 0 to {config.vocab_size - 1}. The checkpoint '
+        'needs its own tokenizer.json, or other text.'
+    )
+  return Batch(tokens, lengths)
+
+
+def check_reads_text(config: ModelConfig) -> None:
+  """Raises ValueError for an encoder that reads frames of sound."""
+  encoder = config.encoder
+  if encoder is not None and encoder.features is not None:
+    raise ValueError(
+        f'The encoder reads frames of {encoder.features} features, and no '
+        'text: call kvjax.encode with features.'
+    )

@@ -1,0 +1,133 @@
+"""`experiments.generate` as its flags run it, against the uncached model."""
+
+import functools
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kvjax
+from experiments import generate
+from kvjax.text.streaming import Streaming
+from tests.checkpoints.writing import GOLDEN, altered
+from tests.experiments.flags import given_flags
+
+
+@functools.cache
+def uncached(name, prompt, count=12):
+  """Returns greedy tokens after a prompt, by forward alone."""
+  config, params = kvjax.load_checkpoint(GOLDEN / name)
+  ids = np.zeros((1, len(prompt) + count), np.int32)
+  ids[0, : len(prompt)] = list(prompt.encode())
+  for at in range(len(prompt), ids.shape[1]):
+    logits = kvjax.forward(config, params, jnp.asarray(ids))
+    ids[0, at] = np.asarray(logits)[0, at - 1].argmax()
+  return ids[0, len(prompt) :].tolist()
+
+
+def test_a_prompt_and_one_that_goes_on_from_it(tmp_path, capsys):
+  file = str(tmp_path / 'prompt.safetensors')
+  found = run(
+    tmp_path, 'llama', prompt='A KV ', tokens=6, capacity=16,
+    save_prompt_cache=file,
+  )  # fmt: skip
+  tokens = uncached('llama', 'A KV ')[:6]
+  (record,) = found['text']
+  assert record['tokens'] == tokens
+  said = capsys.readouterr()
+  assert said.out == record['text'] + '\n'
+  for line in ('first token', 'tokens/s', 'bytes', 'GB/s'):
+    assert line in said.err
+  found = run(
+    tmp_path, 'llama', prompt='CACHE', tokens=4, prompt_cache=file
+  )
+  assert found['text'][0]['tokens'] == uncached('llama', 'A KV CACHE', 7)[:4]
+
+
+def test_a_ragged_file_of_prompts_through_int8(tmp_path):
+  """The bytes at the end are the plan's, and MLA's are its latents."""
+  texts = ['ONE', 'TWO AND MORE']
+  (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
+  found = run(
+    tmp_path, 'deepseek_v3', prompts=str(tmp_path / 'prompts.txt'),
+    tokens=6, cache='int8', temperature=0.7, top_k=9, seed=3,
+  )  # fmt: skip
+  assert [r['prompt'] for r in found['text']] == texts
+  assert [len(r['tokens']) for r in found['text']] == [6, 6]
+  speed = found['speed'][0]
+  config = kvjax.load_config(GOLDEN / 'deepseek_v3')
+  plan = kvjax.memory.plan(
+    config, batch_size=2, capacity=17, codec=kvjax.Int8()
+  )
+  assert speed['cache_bytes'] == plan.cache_bytes
+  # A latent of 10 codes and a scale, a rotary key of 4 floats; two layers.
+  assert plan.bytes_per_token == 2 * (10 + 4 + 4 * 4)
+  assert (speed['rows'], speed['steps']) == (2, 5)
+
+
+def test_an_encoder_decoder_answers_its_source(tmp_path):
+  found = run(tmp_path, 't5', prompt='A SOURCE', tokens=3)
+  config, params = kvjax.load_checkpoint(GOLDEN / 't5')
+  source = jnp.asarray([list(b'A SOURCE')])
+  encoded = kvjax.encode(config, params, source)
+  ids = np.zeros((1, 4), np.int32)
+  for at in range(1, 4):
+    logits = kvjax.forward(config, params, jnp.asarray(ids), encoded=encoded)
+    ids[0, at] = np.asarray(logits)[0, at - 1].argmax()
+  assert found['text'][0]['tokens'] == ids[0, 1:].tolist()
+
+
+def test_interrupting_keeps_what_was_generated(tmp_path, monkeypatch):
+  feed = Streaming.feed
+
+  def interrupted(self, new):
+    feed(self, new)
+    if new.shape[1] > 1:
+      signal.raise_signal(signal.SIGINT)
+
+  monkeypatch.setattr(Streaming, 'feed', interrupted)
+  found = run(tmp_path, 'llama', prompt='A KV ', tokens=12)
+  (record,) = found['text']
+  assert record['interrupted'] and not record['stopped']
+  assert record['tokens'] == uncached('llama', 'A KV ')[:5]
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_text_ends_where_the_checkpoint_says(tmp_path):
+  end = uncached('llama', 'A KV ')[2]
+  path = altered(tmp_path, 'llama', lambda c: c | {'eos_token_id': [end]})
+  given = {'checkpoint': str(path), 'prompt': 'A KV ', 'tokens': 12}
+  found = run(tmp_path, 'llama', **given)['text'][0]
+  first = found['tokens'].index(end)
+  assert found['stopped'] and first == len(found['tokens']) - 1
+
+
+@pytest.mark.parametrize('given, message', [
+    ({'checkpoint': ''}, 'No model is named: give --checkpoint=DIR'),
+    ({'checkpoint': '/nowhere'}, ': /nowhere is neither a directory'),
+    ({'prompt': ''}, 'Give one of --prompt=TEXT and --prompts=FILE'),
+    ({'prompts': 'x'}, 'Give one of --prompt=TEXT and --prompts=FILE'),
+    ({'prompt': '', 'prompts': 'x'}, 'x cannot be read: No such file'),
+    ({'prompt': 'lower'}, 'token 119, but the model knows 97'),
+    ({'tokens': 0}, 'tokens=0 must be at least 1'),
+    ({'block': 0}, 'block=0 must be at least 1'),
+    ({'top_p': 2.0}, 'top_p=2.0 must be in (0, 1]'),
+    ({'kernel': 'best'}, "kernel='best' must be one of ffi, blockwise"),
+    ({'cache': 'rnig'}, "'rnig' is no name of one kind and one codec"),
+    ({'capacity': 9}, 'capacity=9 is less than the 10 tokens'),
+    ({'chat': True}, 'has no chat template'),
+    ({'prompt_cache': 'x', 'cache': 'int8'}, 'its own kind and capacity'),
+    ({'prompt_cache': '/absent'}, 'absent cannot be read: No such file'),
+    ({'checkpoint': str(GOLDEN / 'whisper')}, 'reads frames of 5 features'),
+    ({'dtype': 'flaot32'}, 'flaot32'),
+])  # fmt: skip
+def test_refusals_are_one_line(given, message, capsys):
+  given = {
+    'checkpoint': str(GOLDEN / 'llama'), 'prompt': 'ABC', 'tokens': 8
+  } | given  # fmt: skip
+  with given_flags(generate.FLAGS, **given), pytest.raises(SystemExit) as end:
+    generate.main([])
+  assert end.value.code == 2
+  said = capsys.readouterr().err
+  assert message in said and said.count('\n') == 1

@@ -1,0 +1,94 @@
+"""`experiments.perplexity` against losses computed apart from it."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kvjax
+from experiments import perplexity
+from kvjax.text import held_out, tokenizer
+from tests.checkpoints.writing import GOLDEN
+from tests.experiments.flags import given_flags
+
+TEXT = 'WHAT A TRANSFORMER MUST REMEMBER. ' * 9
+
+
+@pytest.fixture
+def text(tmp_path):
+  path = tmp_path / 'text.txt'
+  path.write_text(TEXT)
+  return str(path)
+
+
+def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
+  """Window 7 is another model: its own uncached form says what it loses."""
+  name = str(GOLDEN / 'deepseek_v3')
+  caches = ['default', 'ring:window=7', 'paged:page=4+int8']
+  with given_flags(
+    perplexity.FLAGS, checkpoint=name, text=text, cache=caches, rows=2,
+    length=23, workdir=str(tmp_path),
+  ):  # fmt: skip
+    perplexity.main([])
+  assert 'bits per byte' in capsys.readouterr().out
+  lines = (tmp_path / 'perplexity.jsonl').read_text().splitlines()
+  run, plain, exact, ring, int8 = map(json.loads, lines)
+  assert run['flags']['length'] == 23
+
+  config, params = kvjax.load_checkpoint(name)
+  starts = [0, len(TEXT) - 23]
+  ids = np.array([list(TEXT[s : s + 23].encode()) for s in starts], np.int32)
+  logits = jax.nn.log_softmax(kvjax.forward(config, params, jnp.asarray(ids)))
+  losses = [
+    -float(logits[b, t, ids[b, t + 1]]) for b in range(2) for t in range(22)
+  ]
+  want = sum(losses) / len(losses)
+  assert plain['bits_per_byte'] == pytest.approx(want / math.log(2), rel=1e-5)
+  assert plain['perplexity'] == pytest.approx(math.exp(want), rel=1e-5)
+  assert abs(exact['more_bits']) < 1e-5 < abs(ring['more_bits'])
+  assert 1e-6 < abs(int8['more_bits']) < 0.1
+  assert exact['bytes_per_token'] == 2 * (10 + 4) * 4
+  assert ring['cache_bytes'] < exact['cache_bytes']
+  assert int8['cache_bytes'] == int8['planned_bytes']
+
+
+def test_windows_begin_as_the_tokenizer_does(monkeypatch):
+  """What it puts before a text is given and not asked for; what ends it not."""
+
+  class Marked(tokenizer.Bytes):
+    def encode(self, text, *, special=True):
+      ids = super().encode(text)
+      return [1, 2, *ids, 3] if special else ids
+
+  config = kvjax.load_config(GOLDEN / 'llama')
+  found = held_out.hold_out(config, Marked(), 'ABCDEFGH', rows=3, length=5)
+  np.testing.assert_array_equal(
+    found.tokens, [[1, 2, *b'ABC'], [1, 2, *b'FGH']]
+  )
+  assert (found.first, found.tokens_per_byte) == (2, 1.0)
+  losses = np.array([[9.0, 1, 2, 3], [9, 4, 5, 6]])
+  assert found.scores(losses)['perplexity'] == pytest.approx(math.exp(3.5))
+
+
+@pytest.mark.parametrize('given, message', [
+    ({'checkpoint': ''}, 'give --checkpoint=PATH'),
+    ({'text': ''}, 'give --text=PATH'),
+    ({'text': '/absent'}, '/absent cannot be read'),
+    ({'rows': 0}, 'rows=0 must be a positive integer'),
+    ({'length': 1}, 'length=1 tokens a window'),
+    ({'length': 400}, 'length=400 tokens a window, 0 of them before any'),
+    ({'cache': ['int8', 'rnig']}, "'rnig' is no name"),
+    ({'checkpoint': str(GOLDEN / 't5')}, 'reads a source beside the text'),
+    ({'checkpoint': str(GOLDEN / 'whisper')}, 'reads a source'),
+])  # fmt: skip
+def test_refusals_are_one_line(given, message, text, capsys):
+  asked = {'checkpoint': str(GOLDEN / 'llama'), 'text': text, 'length': 9}
+  with given_flags(perplexity.FLAGS, **asked | given):
+    with pytest.raises(SystemExit) as end:
+      perplexity.main([])
+  assert end.value.code == 2
+  said = capsys.readouterr().err
+  assert message in said and said.count('\n') == 1
