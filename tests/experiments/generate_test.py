@@ -1,6 +1,7 @@
 """`experiments.generate` as its flags run it, against the uncached model."""
 
 import functools
+import json
 import signal
 
 import jax.numpy as jnp
@@ -12,6 +13,23 @@ from experiments import generate
 from kvjax.text.streaming import Streaming
 from tests.checkpoints.writing import GOLDEN, altered
 from tests.experiments.flags import given_flags
+
+
+def run(tmp_path, name, **given):
+  """Returns records of a run, by their kind."""
+  out = tmp_path / 'out.jsonl'
+  out.unlink(missing_ok=True)
+  own = {'checkpoint': str(GOLDEN / name), 'out': str(out), 'block': 4}
+  with given_flags(generate.FLAGS, **own | given):
+    try:
+      generate.main([])
+    except SystemExit as end:
+      assert end.code == 130
+  found = {}
+  for line in out.read_text().splitlines():
+    record = json.loads(line)
+    found.setdefault(record['record'], []).append(record)
+  return found
 
 
 @functools.cache
