@@ -5,7 +5,7 @@ K kv heads, G queries a kv head, H key width, E value width, D model, R latent,
 P rotary, L layers, F hidden, V vocabulary.
 """
 
-from kvjax import liveness, memory, testing
+from kvjax import interop, liveness, memory, testing
 from kvjax.attention.attend import Scoring, attend, merge
 from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.grouped import Grouped
@@ -83,6 +83,7 @@ __all__ = (
     'init_cache',
     'init_params',
     'inspect',
+    'interop',
     'liveness',
     'load_cache',
     'load_checkpoint',

@@ -50,7 +50,7 @@ def advance(
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
     return _by_chunks(config, params, cache, tokens, held, options, chunk)
-  cache, books, slots, step = _place(cache, held, options)
+  cache, books, slots, step = place(cache, held, options)
   x = embed(config, params, tokens, step.positions)
   x, cache, weights = _layers(
       config, params, cache, books, slots, step, x, options
@@ -83,8 +83,15 @@ def _by_chunks(config, params, cache, tokens, held, options, chunk):
   return x[:, : tokens.shape[1]], cache, ()
 
 
-def _place(cache, held, options):
-  """Decides where tokens go, once for all layers."""
+def place(
+    cache: Cache, held: jax.Array, options: Options
+) -> tuple[Cache, tuple[Any, ...], tuple[Any, ...], Step]:
+  """Decides where tokens `held [B, T]` go, once for all layers.
+
+  Returns:
+    The cache with its books after, the books before, slots of each book, and
+    what the layers of this call share.
+  """
   kinds, before = cache.layout.kinds(), cache.length
   with jax.named_scope('place'):
     fits = _admitted(cache, held)

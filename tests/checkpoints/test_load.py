@@ -223,3 +223,25 @@ def test_host_memory_stays_within_a_fifth_of_the_model(tmp_path):
       capture_output=True, text=True, cwd=ROOT, check=True,
   )  # fmt: skip
   assert 0.9 * model < int(run.stdout) <= 1.2 * model
+
+
+def test_a_snapshot_of_the_hub(tmp_path):
+  """What `snapshot_download` returns offline: links into a folder of blobs."""
+  hub = pytest.importorskip('huggingface_hub')
+  commit = 'ab' * 20
+  folder = tmp_path / 'models--someone--tiny'
+  snapshot = folder / 'snapshots' / commit
+  for part in (snapshot, folder / 'blobs', folder / 'refs'):
+    part.mkdir(parents=True)
+  (folder / 'refs' / 'main').write_text(commit)
+  for index, file in enumerate(sorted((GOLDEN / 'llama').iterdir())):
+    blob = folder / 'blobs' / f'{index:040x}'
+    blob.write_bytes(file.read_bytes())
+    (snapshot / file.name).symlink_to(f'../../blobs/{blob.name}')
+  path = hub.snapshot_download(
+      'someone/tiny', cache_dir=tmp_path, local_files_only=True
+  )
+  config, params = kvjax.load_checkpoint(path)
+  want_config, want = kvjax.load_checkpoint(GOLDEN / 'llama')
+  assert config == want_config
+  jax.tree.map(np.testing.assert_array_equal, params, want)

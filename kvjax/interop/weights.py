@@ -1,0 +1,169 @@
+"""Weights of Flax's attention modules as kvjax params, and back, exactly.
+
+Flax keeps `[D, N, H]` for the projections of `MultiHeadDotProductAttention`
+(linen) and `MultiHeadAttention` (nnx), and `[N, H, D]` for the output; kvjax
+keeps `[out, in]`. Nothing is computed: the way there and back is the identity.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kvjax.attention.grouped import Grouped
+from kvjax.layers.norm import Norm
+
+# Flax normalises queries and keys with a LayerNorm without bias.
+NORM = Norm(eps=1e-6, centered=True)
+PROJECTIONS = ('query', 'key', 'value')
+
+
+def from_linen(params: Mapping[str, Any]) -> tuple[Grouped, dict[str, Any]]:
+  """Returns the attention and its params of linen's `params` collection.
+
+  Causal, without rotary positions or a window: `dataclasses.replace` the
+  attention for others.
+
+  Args:
+    params: of one `MultiHeadDotProductAttention`: `query`, `key`, `value`,
+      `out`, each with `kernel` (and `bias`), and perhaps `query_ln`, `key_ln`.
+
+  Raises:
+    ValueError: something is missing or unknown, or keys are read from other
+      activations than queries are (cross attention of another width).
+  """
+  norms = {'query_ln', 'key_ln'}
+  names = {*PROJECTIONS, 'out'}
+  if not names <= params.keys() <= names | norms:
+    raise ValueError(
+        f'params have {sorted(params)}; an attention of Flax has '
+        f'{sorted(names)}, and perhaps {sorted(norms)}.'
+    )
+  kernels = {name: params[name]['kernel'] for name in PROJECTIONS}
+  width, heads, key_width = kernels['query'].shape
+  for name in ('key', 'value'):
+    if kernels[name].shape[0] != width:
+      raise ValueError(
+          f'{name} reads {kernels[name].shape[0]} features and query {width}: '
+          'only attention of a sequence to itself leaves a cache.'
+      )
+  if params['out']['kernel'].shape[-1] != width:
+    raise ValueError(
+        f'out makes {params["out"]["kernel"].shape[-1]} features of {width}: '
+        'in a stack of layers they are as many.'
+    )
+  biased = 'bias' in params['query']
+  attention = Grouped(
+      heads,
+      kernels['key'].shape[1],
+      key_width,
+      projection_bias=biased,
+      output_bias=biased,
+      qk_norm=NORM if 'query_ln' in params else None,
+  )
+  return attention, _to_kvjax(params)
+
+
+def to_linen(
+    attention: Grouped, params: Mapping[str, Any]
+) -> dict[str, dict[str, jax.Array]]:
+  """Returns linen's `params` collection of one attention.
+
+  Raises:
+    ValueError: the attention has what Flax's has not.
+  """
+  _check(attention)
+  heads = {
+      'query': attention.num_heads,
+      'key': attention.num_kv_heads,
+      'value': attention.num_kv_heads,
+  }
+  found: dict[str, dict[str, jax.Array]] = {}
+  for name, count in heads.items():
+    weight = params[name]
+    found[name] = {'kernel': weight.T.reshape(weight.shape[1], count, -1)}
+    if attention.projection_bias:
+      found[name]['bias'] = params[f'{name}_bias'].reshape(count, -1)
+  output = params['output']
+  shape = attention.num_heads, -1, output.shape[0]
+  found['out'] = {'kernel': output.T.reshape(shape)}
+  if attention.output_bias:
+    found['out']['bias'] = params['output_bias']
+  if attention.qk_norm is not None:
+    for name in ('query', 'key'):
+      found[f'{name}_ln'] = {'scale': params[f'{name}_norm']['weight']}
+  return found
+
+
+def from_nnx(
+    module: nnx.MultiHeadAttention,
+) -> tuple[Grouped, dict[str, Any]]:
+  """Returns the attention and its params of an nnx module; see `from_linen`."""
+  params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+  return from_linen(jax.tree.map(jnp.asarray, params))
+
+
+def to_nnx(
+    attention: Grouped,
+    params: Mapping[str, Any],
+    module: nnx.MultiHeadAttention,
+) -> nnx.MultiHeadAttention:
+  """Sets the weights of an nnx module, as nnx does, and returns the module.
+
+  Raises:
+    ValueError: the attention has what Flax's has not, or the module has other
+      shapes.
+  """
+  state = nnx.state(module, nnx.Param)
+  new = to_linen(attention, params)
+  old = nnx.to_pure_dict(state)
+  shapes = [jax.tree.map(jnp.shape, tree) for tree in (old, new)]
+  if shapes[0] != shapes[1]:
+    raise ValueError(
+        f'The module has weights {shapes[0]}; the params are {shapes[1]}.'
+    )
+  nnx.replace_by_pure_dict(state, new)
+  nnx.update(module, state)
+  return module
+
+
+def _to_kvjax(params: Mapping[str, Any]) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for name in PROJECTIONS:
+    kernel = params[name]['kernel']
+    found[name] = kernel.reshape(kernel.shape[0], -1).T
+    if 'bias' in params[name]:
+      found[f'{name}_bias'] = params[name]['bias'].reshape(-1)
+  kernel = params['out']['kernel']
+  found['output'] = kernel.reshape(-1, kernel.shape[-1]).T
+  if 'bias' in params['out']:
+    found['output_bias'] = params['out']['bias']
+  for name in ('query', 'key'):
+    if f'{name}_ln' in params:
+      found[f'{name}_norm'] = {'weight': params[f'{name}_ln']['scale']}
+  return found
+
+
+def _check(attention: Grouped) -> None:
+  width = attention.key_width
+  wrong = {
+      'value_width': attention.value_width not in (None, width),
+      'rotary': attention.rotary is not None,
+      'scale': attention.scale not in (None, width**-0.5),
+      'softcap': attention.softcap is not None,
+      'bias': attention.bias is not None,
+      'sinks': attention.sinks,
+      'output_bias': attention.output_bias != attention.projection_bias,
+      'qk_norm': attention.qk_norm not in (None, NORM),
+      'qk_norm_joint': attention.qk_norm_joint,
+      'qk_norm_each': attention.qk_norm_each,
+      'shared_from': attention.shared_from is not None,
+  }
+  for name, is_wrong in wrong.items():
+    if is_wrong:
+      raise ValueError(
+          f'{name}={getattr(attention, name)!r}: attention of Flax has no '
+          'such thing. Keep this one in kvjax.'
+      )
