@@ -17,10 +17,9 @@ from absl import flags
 import kvjax
 from experiments import launch
 from kvjax.benchmark.clock import bandwidth
-from kvjax.benchmark.traffic import step_bytes
+from kvjax.benchmark.traffic import held_bytes, step_bytes
 from kvjax.caches.spelling import DEFAULT, parse_cache
 from kvjax.decoding.cache import cache_spec
-from kvjax.memory.cached import tree_bytes
 from kvjax.report import records
 from kvjax.text import answer, prompts, tokenizer
 from kvjax.text.opening import check_fits, open_saved
@@ -91,9 +90,10 @@ def check() -> Setup:
     prompts.check_reads_text(config)
     start = [[tokenizer.start_token(path)]] * len(rows)
     batch, source = prompts.make_batch(config, start), batch
-  cache = dict(zip(('kinds', 'codec'), parse_cache(_CACHE.value), strict=True))
-  need = int(batch.lengths.max()) + how.tokens - 1
-  cache['capacity'] = _CAPACITY.value or need
+  kind, codec = parse_cache(_CACHE.value)
+  capacity = _CAPACITY.value or int(batch.lengths.max()) + how.tokens - 1
+  cache: dict[str, Any] = {'kinds': kind, 'codec': codec}
+  cache['capacity'] = capacity
   if not _LOAD.value:
     spec = cache_spec(config, len(rows), **cache)
     check_fits(spec, batch.lengths, how.tokens)
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> None:
       rows=len(rows),
       step_bytes=step_bytes(*model, cache),
       bandwidth=bandwidth(64, 3)['read'],
-      cache_bytes=tree_bytes(cache),
+      cache_bytes=held_bytes(cache),
   )
   print(speed, file=sys.stderr)
   if _OUT.value:

@@ -19,9 +19,9 @@ from absl import flags
 
 import kvjax
 from experiments import launch
+from kvjax.benchmark.traffic import held_bytes
 from kvjax.caches.spelling import DEFAULT, parse_cache
 from kvjax.decoding.cache import cache_spec, check_sizes
-from kvjax.memory.cached import tree_bytes
 from kvjax.memory.plan import plan
 from kvjax.models.config import ModelConfig
 from kvjax.report.blocks import Table
@@ -104,7 +104,7 @@ def measure(setup: Setup, config: ModelConfig, params: Any) -> Iterator[Record]:
         **found,
         'more_bits': found['bits_per_byte'] - want['bits_per_byte'],
         'bytes_per_token': promised.bytes_per_token,
-        'cache_bytes': tree_bytes(cache),
+        'cache_bytes': held_bytes(cache),
         'planned_bytes': promised.cache_bytes,
     }
 

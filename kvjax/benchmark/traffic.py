@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.decoding.cache import Cache
-from kvjax.memory.cached import tree_bytes
 from kvjax.memory.plan import plan
 from kvjax.models.config import ModelConfig
 
@@ -27,5 +26,10 @@ def step_bytes(
   for index, store in zip(cache.layout.books, cache.stores, strict=True):
     if index >= 0:
       held = cache.books[index].positions >= 0
-      live += float(jnp.mean(held)) * tree_bytes(store)
-  return active + round(live) + tree_bytes(cache.cross or ())
+      live += float(jnp.mean(held)) * held_bytes(store)
+  return active + round(live) + held_bytes(cache.cross or ())
+
+
+def held_bytes(tree: Any) -> int:
+  """Returns the bytes of all arrays of a tree."""
+  return sum(x.nbytes for x in jax.tree.leaves(tree))

@@ -107,7 +107,8 @@ def place(
   choices = options.absorb, options.block, options.kernel
   step = Step(positions, before, after, table, *choices)
   old = cache.books
-  cache = cache.replace(
+  cache = dataclasses.replace(
+      cache,
       length=after,
       overflow=cache.overflow | ~fits,
       books=tuple(book for book, _ in placed),

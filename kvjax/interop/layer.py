@@ -1,5 +1,6 @@
 """One layer's attention through a cache, for a module that is not kvjax's."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,5 +93,5 @@ def attend(
   y, reading = read(variant, params, x, views, memory.kind, None, step)
   seen = reading.received(step.block) if memory.kind.observes else None
   book = memory.kind.evict(book, seen, step.after)
-  cache = cache.replace(books=(book,), stores=(store,))
+  cache = dataclasses.replace(cache, books=(book,), stores=(store,))
   return jnp.where(cache.overflow[:, None, None], jnp.nan, y), cache
