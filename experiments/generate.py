@@ -18,8 +18,8 @@ import kvjax
 from experiments import launch
 from kvjax.benchmark.clock import bandwidth
 from kvjax.benchmark.traffic import held_bytes, step_bytes
-from kvjax.caches.spelling import DEFAULT, parse_cache
 from kvjax.decoding.cache import cache_spec
+from kvjax.decoding.spelling import DEFAULT, parse_cache
 from kvjax.report import records
 from kvjax.text import answer, prompts, tokenizer
 from kvjax.text.opening import check_fits, open_saved

@@ -20,8 +20,8 @@ from absl import flags
 import kvjax
 from experiments import launch
 from kvjax.benchmark.traffic import held_bytes
-from kvjax.caches.spelling import DEFAULT, parse_cache
 from kvjax.decoding.cache import cache_spec, check_sizes
+from kvjax.decoding.spelling import DEFAULT, parse_cache
 from kvjax.memory.plan import plan
 from kvjax.models.config import ModelConfig
 from kvjax.report.blocks import Table
