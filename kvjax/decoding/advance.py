@@ -167,11 +167,26 @@ def _layers(config, params, cache, old, slots, step, x, options):
       stores.append({} if store is None else store)
       if index == owner:
         seen = reading.received(step.block) if memory.kind.observes else None
-        books[at] = memory.kind.evict(books[at], seen, step.after)
+        length = _length_to_evict(memory.kind, reading, step)
+        books[at] = memory.kind.evict(books[at], seen, length)
       if index in options.attention_layers:
         weights[index] = reading.weights()
   cache = cache.replace(books=tuple(books), stores=tuple(stores))
   return x, cache, tuple(weights[i] for i in options.attention_layers)
+
+
+def _length_to_evict(kind, reading, step):
+  """Returns tokens seen `[B]`, in a way that lets eviction wait.
+
+  Run before attention, it would copy the positions that attention reads. What
+  was observed makes it wait; for kinds that observe nothing, a row that asked
+  nothing has length 0, which forgets nothing, since only new tokens can be too
+  many.
+  """
+  if kind.observes or not kind.book_per_layer:
+    return step.after
+  asked = jnp.any(reading.lse != -jnp.inf, axis=(1, 2, 3))
+  return jnp.where(asked, step.after, 0)
 
 
 def _attention(layer, params, model, memory, step, keep, shared):
