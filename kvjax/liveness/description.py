@@ -12,6 +12,9 @@ if TYPE_CHECKING:
   from kvjax.liveness import analysis
 
 
+_ONCE = 'made once, the same for every token'
+
+
 def describe(
     verdict: 'analysis.Verdict', stable: bool
 ) -> report.LivenessReport:
@@ -34,7 +37,9 @@ def describe(
 
 
 def _kept(verdict: 'analysis.Verdict') -> tuple[str, ...]:
-  return points.kept_names(verdict, verdict.cut, verdict.names)
+  """What tokens leave behind, and what was there before any."""
+  names = points.kept_names(verdict, verdict.cut, verdict.names)
+  return (*names, *_static(verdict.trace))
 
 
 def _static(trace: tracing.Trace) -> tuple[str, ...]:
@@ -61,6 +66,9 @@ def _row(
       if verdict.names[i] == name
   ]
   tensors = trace.names.get(name, ())
+  if name in _static(trace):
+    first = 'before any token'
+    return report.Row(name, tensors[0].shape, first, live, 0, kept, _ONCE)
   shape: tuple[int, ...] = (sum(n.width for n in nodes),)
   size = sum(n.width * n.itemsize for n in nodes)
   if tensors:
@@ -83,7 +91,7 @@ def _row(
 def _available(trace: tracing.Trace, tensors: Any) -> str:
   for tensor in tensors:
     if tensor.fixed:
-      return 'before any token'
+      continue
     ready = trace.table.available[tensor.ids[~tensor.is_const]]
     if ready.min() == trace.length - 1:
       return 'with the last token'

@@ -242,7 +242,7 @@ ENTRIES: dict[str, Entry] = {
   'cross': Entry(
     {'named': cross, 'plain': cross_plain},
     (),
-    frozenset(),
+    frozenset('kv'),  # static: no token adds to them
     (('q', 0), ('k', INF), ('v', INF)),
   ),
   'shared': Entry(
