@@ -13,7 +13,14 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from kvjax.liveness import absorb, description, passes, report, witness
+from kvjax.liveness import (
+    absorb,
+    description,
+    masked,
+    passes,
+    report,
+    witness,
+)
 from kvjax.liveness import cut as cutting
 from kvjax.liveness import labels as labelling
 from kvjax.liveness import trace as tracing
@@ -64,8 +71,10 @@ def analyze(program: Program, x: Any, axis: int = 0) -> report.LivenessReport:
   """
   if not 0 <= axis < np.ndim(x):
     raise AnalysisError(f'axis={axis} is not an axis of x {np.shape(x)}.')
+  program, rewrites = masked.recurrent(program, x, axis)
   verdict, stable = settle(program, x, axis)
-  return description.describe(verdict, stable)
+  found = description.describe(verdict, stable)
+  return dataclasses.replace(found, notes=rewrites + found.notes)
 
 
 def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:

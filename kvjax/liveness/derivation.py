@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from jax.extend import core
 
-from kvjax.liveness import analysis, control, rows, streams
+from kvjax.liveness import analysis, control, masked, rows, streams
 from kvjax.liveness.errors import AnalysisError
 from kvjax.liveness.rows import Value
 
@@ -52,6 +52,7 @@ def derive(
   Raises:
     AnalysisError: there is no exact cache, or none that rows and states hold.
   """
+  program, _ = masked.recurrent(program, x, axis)
   verdict, stable = analysis.settle(program, x, axis)
   if not stable or np.isinf(verdict.delay):
     raise AnalysisError('old rows change with new tokens: no exact cache.')

@@ -165,7 +165,7 @@ def admissible(verdict: analysis.Verdict) -> dict[Place, frozenset[int]]:
     if op.name != 'dot_general':
       continue
     tensor = trace.results.get(op.origin.place, (None,))[0]
-    if tensor is None:
+    if tensor is None or not tensor.shape:
       continue
     live = ~tensor.is_const
     live[live] = need[tensor.ids[live]]

@@ -4,10 +4,20 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kvjax import liveness
-from tests.liveness import zoo, zoo_mixers, zoo_recent, zoo_variants
+from tests.liveness import (
+  zoo,
+  zoo_mixers,
+  zoo_recent,
+  zoo_unseen,
+  zoo_variants,
+)
 
 ENTRIES = (
-  zoo.ENTRIES | zoo_variants.ENTRIES | zoo_mixers.ENTRIES | zoo_recent.ENTRIES
+  zoo.ENTRIES
+  | zoo_variants.ENTRIES
+  | zoo_mixers.ENTRIES
+  | zoo_recent.ENTRIES
+  | zoo_unseen.ENTRIES
 )
 
 
