@@ -24,7 +24,6 @@ from kvjax.liveness import control, native
 
 Array = np.ndarray
 Program = Callable[..., Any]
-_CLOSE = {'rtol': 1e-3, 'atol': 1e-5}
 
 
 class _Product(NamedTuple):
@@ -303,7 +302,7 @@ def _ratios(
   for i in range(length):
     made[i] = made[i - 1] * ratio[i] if i else 0
     made[i, i] = own[i]
-  return (ratio, own) if np.allclose(made, table, **_CLOSE) else None
+  return (ratio, own) if np.allclose(made, table, 1e-3, 1e-5) else None
 
 
 def _loop(
