@@ -43,6 +43,23 @@ def from_ids(tokens: jax.Array) -> jax.Array:
   return rotated(N)(jnp.take(zoo.weight(11, D), tokens, axis=0))
 
 
+def tensor_product(x: jax.Array) -> jax.Array:
+  """TPA (arXiv 2501.06425) with its keys and values formed from factors."""
+  factor = lambda w, seed: (x @ zoo.weight(60, 2 * w, seed=seed)).reshape(
+      -1, 2, w
+  )
+  a_k, a_v = name(factor(N, 0), 'a_k'), name(factor(N, 2), 'a_v')
+  b_k = name(zoo.rotate(factor(H, 1)), 'b_k')
+  b_v = name(factor(H, 3), 'b_v')
+  k = name(jnp.einsum('SCN,SCH->SNH', a_k, b_k), 'k')
+  v = name(jnp.einsum('SCN,SCH->SNH', a_v, b_v), 'v')
+  q = zoo.rotate(jnp.einsum('TD,DNH->TNH', x, zoo.weight(60, N, H)))
+  scores = jnp.einsum('TNH,SNH->NTS', q, k)
+  mask = jnp.broadcast_to(zoo.causal(len(x)), scores.shape)
+  p = zoo.softmax_rows(scores, mask)
+  return jnp.einsum('NTS,SNE->TNE', p, v).reshape(len(x), -1)
+
+
 class BudgetTest(parameterized.TestCase):
 
   @parameterized.parameters(N, 2, 1)
@@ -72,6 +89,15 @@ class BudgetTest(parameterized.TestCase):
     least = report.within(math.inf)[0]
     self.assertEqual((least.names, least.bytes_per_token), (('x',), 4))
     self.assertEqual(report.within(0)[0].names, ('k', 'v'))
+
+  def test_the_factors_of_formed_keys_are_on_the_frontier(self) -> None:
+    report = liveness.analyze(tensor_product, zoo.weight(8, 60) * 3)
+    self.assertEqual(report.within(0)[0].names, ('k', 'v'))
+    least = report.frontier[0]
+    self.assertEqual(set(least.names), {'a_k', 'b_k', 'a_v', 'b_v'})
+    self.assertEqual(least.bytes_per_token, 4 * 2 * 2 * (N + H))
+    # Two outer products of each, formed anew: 2 * 2 * N * H for k and v.
+    self.assertEqual(least.flops_per_token, 2 * 2 * 2 * N * H)
 
   def test_too_small_a_budget_is_refused(self) -> None:
     report = liveness.analyze(rotated(1), zoo.weight(8, D) * 3)
