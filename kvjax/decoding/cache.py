@@ -125,7 +125,8 @@ def init_cache(
     capacity: most tokens a row may hold where a kind has a limit.
     dtype: of the streams; None for the model's.
     kinds: a kind for every layer, or one a layer; None for each layer's
-      default: a ring for a layer with a window, dense otherwise.
+      default: a ring where the layer, and every other that reads its keys
+      and values, has a window (the widest of them), dense otherwise.
     codec: how streams are stored; None for as they are.
     slack: slots beyond the window of default rings, for writing or taking
       back several tokens at once.
@@ -234,8 +235,13 @@ def make_layout(
         'for all, or one a layer (None for its default).'
     )
   memories, books, found = [], [], {}
-  for index, (layer, kind) in enumerate(zip(config.layers, kinds, strict=True)):
-    memory = _memory(layer.attention, kind, codec, capacity, dtype, slack)
+  for index, kind in enumerate(kinds):
+    served = [
+        layer.attention
+        for i, layer in enumerate(config.layers)
+        if config.owner(i) == index
+    ]
+    memory = _memory(served, kind, codec, capacity, dtype, slack)
     memories.append(memory)
     if memory is None:
       books.append(-1)
@@ -253,14 +259,15 @@ def make_layout(
   )
 
 
-def default_kind(variant: Any, slack: int = 0) -> Kind:
-  """Returns the kind that holds just what the layer can see."""
-  rule = variant.visibility
-  span = min(x for x in (rule.window, rule.chunk, 1 << 62) if x is not None)
-  if span == 1 << 62:
+def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
+  """Returns the kind that holds just what any of the layers can see."""
+  rules = [variant.visibility for variant in variants]
+  spans = [[x for x in (r.window, r.chunk) if x is not None] for r in rules]
+  if not all(spans):
     return Dense()
-  if rule.sink_tokens:
-    return Sinks(sinks=rule.sink_tokens, window=span, slack=slack)
+  span = max(min(sizes) for sizes in spans)
+  if sinks := max(rule.sink_tokens for rule in rules):
+    return Sinks(sinks=sinks, window=span, slack=slack)
   return Ring(window=span, slack=slack)
 
 
@@ -289,17 +296,18 @@ def check_alive(cache: Cache) -> None:
     )
 
 
-def _memory(variant, kind, codec, capacity, dtype, slack) -> Memory | None:
-  if variant.shared_from is not None:
+def _memory(served, kind, codec, capacity, dtype, slack) -> Memory | None:
+  """Returns how the first of the layers is cached for all that it serves."""
+  if not served:
     return None
-  if not variant.visibility.causal:
+  if not all(variant.visibility.causal for variant in served):
     raise ValueError(
         'A layer with visibility.causal=False has no exact cache: old rows '
         'change with every new token. Use forward.'
     )
-  kind = (kind or default_kind(variant, slack)).bind(capacity)
-  if getattr(kind, 'renumber', False) and (
-      variant.rotary is None or variant.bias is not None
+  kind = (kind or default_kind(served, slack)).bind(capacity)
+  if getattr(kind, 'renumber', False) and any(
+      variant.rotary is None or variant.bias is not None for variant in served
   ):
     raise ValueError(
         'Sinks(renumber=True) rotates queries: the layer needs rotary '
@@ -307,7 +315,7 @@ def _memory(variant, kind, codec, capacity, dtype, slack) -> Memory | None:
     )
   codecs = tuple(
       (name, codec if codec is not None and stream.quantize else Plain())
-      for name, stream in variant.streams().items()
+      for name, stream in served[0].streams().items()
   )
   return Memory(kind, codecs, dtype)
 

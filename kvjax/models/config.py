@@ -129,13 +129,20 @@ class ModelConfig:
           f'Layer {index} has shared_from={source}, which owns none itself: '
           f'name its owner, {owner.shared_from}.'
       )
-    if not isinstance(owner, Grouped) or (
-        owner.num_kv_heads != getattr(reader, 'num_kv_heads', None)
-    ):
+    if not isinstance(owner, Grouped) or not isinstance(reader, Grouped):
       raise ValueError(
-          f'Layer {index} shares keys and values of layer {source}, whose '
-          'attention is of another kind or has other kv heads.'
+          f'Layer {index} shares keys and values of layer {source}, and one '
+          'of the two is of another kind. Both must be Grouped.'
       )
+    own = dataclasses.replace(reader, shared_from=None).streams()
+    for name, found in owner.streams().items():
+      if own[name] != found:
+        raise ValueError(
+            f'Layer {index} shares keys and values of layer {source}, but '
+            f'its {name} has {own[name].heads} heads of width '
+            f'{own[name].width}, not {found.heads} of width {found.width}. '
+            'Give both layers the same.'
+        )
 
   def owner(self, index: int) -> int:
     """Returns the layer whose streams layer `index` reads."""

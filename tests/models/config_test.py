@@ -25,10 +25,18 @@ REFUSED = {
     lambda: tiny.decoder(GQA, reader(0), reader(1)),
     'owns none itself: name its owner, 0',
   ),
-  'kind': (lambda: tiny.decoder(MLA, reader(0)), 'of another kind or has'),
+  'kind': (lambda: tiny.decoder(MLA, reader(0)), 'of another kind'),
   'heads': (
     lambda: tiny.decoder(GQA, reader(0, num_kv_heads=2)),
-    'Layer 1 shares .* of layer 0.*other kv heads',
+    'Layer 1 shares .* of layer 0, but its key has 2 heads of width 10, not 3',
+  ),
+  'key_width': (
+    lambda: tiny.decoder(GQA, reader(0, key_width=8)),
+    'its key has 3 heads of width 8, not 3 of width 10',
+  ),
+  'value_width': (
+    lambda: tiny.decoder(GQA, reader(0, value_width=None)),
+    'its value has 3 heads of width 10, not 3 of width 7',
   ),
   'norms': (
     lambda: kvjax.Layer(GQA, kvjax.MLP(3), norms='mid'),
