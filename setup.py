@@ -4,7 +4,7 @@ import pathlib
 import re
 import runpy
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
@@ -36,6 +36,13 @@ class BuildWithKernels(build_py):
       print(f'kvjax goes without its CPU kernel: {error}')
 
 
+class Native(Distribution):
+  """A wheel holds the kernel of the machine that made it, and says so."""
+
+  def has_ext_modules(self):
+    return True
+
+
 setup(
   name='kvjax',
   version=version(),
@@ -45,6 +52,7 @@ setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   cmdclass={'build_py': BuildWithKernels},
+  distclass=Native,
   packages=find_packages(include=['kvjax', 'kvjax.*']),
   package_data={'kvjax': ['**/*.json', '**/*.cc', '**/*.h', '**/*.txtpb']},
   python_requires='>=3.11',

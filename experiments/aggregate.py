@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     if _OUT.value is None:
       print(text)
     else:
-      path = pathlib.Path(_OUT.value).with_suffix(_ENDINGS[name])
+      path = pathlib.Path(_OUT.value + _ENDINGS[name])
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_text(text)
       print(path)

@@ -59,7 +59,7 @@ def check(config: Any) -> Setup:
   """Returns the setup; raises ValueError for what makes no sense."""
   corpus = load_corpus(config.text or None)
   recipe = Recipe(**config.training)
-  pace.check_contexts(config.pace.contexts)
+  pace.check(**config.pace)
   if config.seeds < 1:
     raise ValueError(f'seeds={config.seeds} must be at least 1.')
   examined = study.Study(tolerance=config.tolerance, **config.evaluation)

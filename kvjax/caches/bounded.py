@@ -30,7 +30,8 @@ class Bounded(Kind):
   """Keeps at most `budget` tokens a row, chosen by a score function.
 
   A query sees at most `budget` tokens, itself included, as with a window of
-  that size: each call leaves at most `budget - 1` survivors. Calls of more
+  that size: each call leaves at most `budget - 1` survivors (the tokens of one
+  call, up to `slack + 1`, see each other as well). Calls of more
   than `chunk` tokens are split, so survivors depend on the chunk, not on how a
   caller cuts the text into calls of whole chunks. Positions stay absolute:
   later queries are rotated where they are, not where the survivors end.

@@ -53,13 +53,19 @@ class Plain:
     return Trailing((width,), dtype, ('width',))
 
   def encode(self, x, dtype):
+    if jnp.dtype(dtype).itemsize == 1:
+      # Casts to eight bits do not saturate: beyond the largest they give NaN.
+      most = float(jnp.finfo(dtype).max)
+      x = jnp.clip(x, -most, most)
     return x.astype(dtype)
 
   def decode(self, encoded):
-    return encoded
+    # A query or a weight of a softmax is not cut to eight bits.
+    narrow = encoded.dtype.itemsize == 1
+    return encoded.astype(jnp.bfloat16) if narrow else encoded
 
   def stored(self, encoded):
-    return Stored(encoded)
+    return Stored(encoded) if encoded.dtype.itemsize > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Kind:
     slots: slots a row; None until `bind` sets it from the capacity.
   """
 
-  slots: int | None = None
+  slots: int | None = dataclasses.field(default=None, kw_only=True)
 
   @property
   def observes(self) -> bool:

@@ -19,6 +19,8 @@ from kvjax.caches.view import View, contiguous_view, fresh_view
 class Sinks(Kind):
   """Keeps the first `sinks` tokens and a window of recent ones.
 
+  A layer's own window stays, where it is shorter; the sinks are seen beyond it.
+
   Attributes:
     sinks: first tokens that are never forgotten.
     window: recent tokens a query sees, itself included.
@@ -43,8 +45,10 @@ class Sinks(Kind):
   def bind(self, capacity):
     if self.slots:
       return self
-    recent = min(self.window, max(capacity - self.sinks, 1))
-    return dataclasses.replace(self, slots=self.sinks + recent + self.slack)
+    sinks = max(min(self.sinks, capacity - 1), 1)
+    recent = min(self.window, max(capacity - sinks, 1))
+    slots = sinks + recent + self.slack
+    return dataclasses.replace(self, sinks=sinks, slots=slots)
 
   @property
   def ring(self) -> int:

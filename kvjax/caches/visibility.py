@@ -44,7 +44,8 @@ class Visibility:
     return seen
 
   def narrow(self, window: int, sink_tokens: int = 0) -> 'Visibility':
-    """Returns this rule with at most that window (and those sinks)."""
+    """Returns this rule with at most that window, and sinks beyond it."""
     if self.window is not None and self.window <= window:
-      return self
+      window = self.window
+      sink_tokens = sink_tokens or self.sink_tokens
     return dataclasses.replace(self, window=window, sink_tokens=sink_tokens)

@@ -159,5 +159,11 @@ def relative_bias(layers: tuple[Layer, ...]) -> tuple[int, int] | None:
 
 
 def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
-  """Returns `dtype`, or the config's for None."""
-  return jnp.dtype(config.dtype if dtype is None else dtype)
+  """Returns `dtype`, or the config's for None; ValueError for integers."""
+  found = jnp.dtype(config.dtype if dtype is None else dtype)
+  if not jnp.issubdtype(found, jnp.floating):
+    raise ValueError(
+        f'dtype={found} is no floating type. For eight-bit codes with scales '
+        'give codec=kvjax.Int8().'
+    )
+  return found

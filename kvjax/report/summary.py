@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,14 +60,14 @@ def summarize(
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a Markdown table, spreads joined to their medians."""
-  head, body = _joined(columns, rows, ' ± ')
+  head, body = _joined(columns, rows)
   lines = [head, ['---'] * len(head), *body]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
 def latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a LaTeX tabular (booktabs), spreads joined to their medians."""
-  head, body = _joined(columns, rows, r' $\pm$ ')
+  head, body = _joined(columns, rows)
   lines = [_latex_row(head), r'\midrule', *map(_latex_row, body)]
   inside = '\n'.join([r'\toprule', *lines, r'\bottomrule'])
   align = 'l' * (len(head) - 1) + 'r'
@@ -101,14 +102,14 @@ def _statistics(group, values):
   return found
 
 
-def _joined(columns, rows, between):
+def _joined(columns, rows):
   spreads = {i for i, name in enumerate(columns) if name.endswith(' ±')}
   keep = [i for i in range(len(columns)) if i not in spreads]
 
   def show(row, index):
     spread = row[index + 1] if index + 1 in spreads else 0.0
     text = cell(row[index])
-    return text + (between + cell(spread) if spread else '')
+    return text + (' ± ' + cell(spread) if spread else '')
 
   head = [columns[i] for i in keep]
   return head, [[show(row, i) for i in keep] for row in rows]
@@ -126,5 +127,5 @@ def _matches(record, where):
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-  text = ' & '.join(c.replace('&', r'\&') for c in cells)
-  return text.replace('%', r'\%').replace('_', r'\_') + r' \\'
+  text = (re.sub(r'[&%_#$]', r'\\\g<0>', c) for c in cells)
+  return ' & '.join(text).replace('±', r'$\pm$') + r' \\'

@@ -84,14 +84,17 @@ def uncached_seconds(
   return found
 
 
-def check_contexts(contexts: Sequence[int]) -> None:
-  """Raises ValueError unless contexts are positive and increase."""
+def check(contexts: Sequence[int], steps: int, repeats: int) -> None:
+  """Raises ValueError for what cannot be measured."""
   if (
     not contexts or min(contexts) < 1 or list(contexts) != sorted(set(contexts))
   ):
     raise ValueError(
       f'contexts={tuple(contexts)} must be positive and increase.'
     )
+  for name, value in (('steps', steps), ('repeats', repeats)):
+    if value < 1:
+      raise ValueError(f'pace.{name}={value} must be at least 1.')
 
 
 def _timed_steps(config, params, cache, steps):

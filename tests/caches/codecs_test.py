@@ -10,6 +10,25 @@ import kvjax
 from tests.facts import tiny
 
 
+class NarrowTest(chex.TestCase):
+  def test_eight_bits_saturate_and_answer(self):
+    """A cast alone gives NaN from 465 up; queries stay as they are."""
+    x = jnp.asarray([1.0, 448.0, 465.0, -1e6])
+    got = kvjax.Plain().encode(x, jnp.float8_e4m3fn)
+    np.testing.assert_array_equal(
+      got.astype(jnp.float32), [1.0, 448.0, 448.0, -448.0]
+    )
+    config, tokens = tiny.decoder(), tiny.tokens(2, 6)
+    cache = kvjax.init_cache(config, 2, 8, dtype=jnp.float8_e4m3fn)
+    logits, _ = kvjax.extend(config, tiny.params(config), cache, tokens)
+    want = kvjax.forward(config, tiny.params(config), tokens)
+    self.assertLess(np.abs(logits - want).max(), 0.1 * np.abs(want).max())
+
+  def test_integers_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'dtype=int8.*codec=kvjax.Int8'):
+      kvjax.init_cache(tiny.decoder(), 1, 8, dtype=jnp.int8)
+
+
 class Int8Test(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_golden(self):

@@ -54,6 +54,16 @@ class KindTest(chex.TestCase):
     with self.assertRaisesRegex(ValueError, r'call bind\(capacity\) first'):
       _ = kind.size
 
+  def test_a_kind_is_made_of_its_own_sizes(self):
+    self.assertEqual(kvjax.Ring(16).window, 16)
+    self.assertEqual(kvjax.Sinks(4, 16), kvjax.Sinks(sinks=4, window=16))
+    self.assertEqual(kvjax.Paged(16).page, 16)
+    self.assertEqual(kvjax.Bounded(16, kvjax.Recency()).budget, 16)
+
+  def test_a_capacity_below_the_sinks_is_still_the_limit(self):
+    kind = kvjax.Sinks(sinks=4, window=8).bind(3)
+    self.assertEqual((kind.size, kind.limit), (3, 3))
+
   @chex.variants(with_jit=True, without_jit=True)
   def test_write_rows(self):
     """Rows of slots shared by heads, a slot a head, and outside: dropped."""

@@ -37,6 +37,11 @@ class VisibilityTest(chex.TestCase):
     ]
     np.testing.assert_array_equal(np.broadcast_to(got, (11, 13)), want)
 
+  @parameterized.parameters(4, 5, 6, 7)
+  def test_sinks_are_seen_beyond_a_window_of_the_layer(self, window):
+    rule = Visibility(window=6).narrow(window, 2)
+    self.assertEqual(rule, Visibility(window=min(window, 6), sink_tokens=2))
+
   def test_narrow_takes_the_smaller_window(self):
     self.assertEqual(Visibility().narrow(5), Visibility(window=5))
     self.assertEqual(Visibility(window=9).narrow(5), Visibility(window=5))

@@ -24,6 +24,7 @@ BAD = {
   'no_variant': (['--variant='], 'at least one'),
   'long_prompt': (['--prompt=' + 'a' * 400], 'exceed capacity=512'),
   'indivisible_heads': (['--config.model.num_kv_heads=3'], 'not a multiple'),
+  'no_steps_to_time': (['--config.pace.steps=0'], 'pace.steps=0'),
   'odd_rotary': (['--config.model.rotary_width=7'], 'Rotary width=7'),
   'negative_temperature': (['--temperature=-1'], 'temperature=-1.0'),
   'top_p_of_0': (['--top_p=0'], 'top_p=0.0'),

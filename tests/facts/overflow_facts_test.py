@@ -115,7 +115,7 @@ class OverflowFacts(parameterized.TestCase):
 
   def test_no_token_before_the_start(self):
     """B-9: a position below 0 is no token: it is written nowhere."""
-    kind = kvjax.Dense(4)
+    kind = kvjax.Dense(slots=4)
     held = tape.feed(kind, tape.blank(kind), [1, 2, 3, 4], lengths=[0])
     self.assertEqual(tape.slots(held), [-1] * 4)
     self.assertTrue(np.isnan(held.store['value']).all())

@@ -22,7 +22,7 @@ class StorageFacts(parameterized.TestCase):
 
     Where the peer keeps zeros in what is unused, a slot holds no position.
     """
-    kind = kvjax.Dense(4)
+    kind = kvjax.Dense(slots=4)
     held = tape.feed(kind, tape.blank(kind), [1, 2, 0, 0], lengths=[2])
     self.assertEqual(tape.slots(held), [0, 1, -1, -1])
     held = tape.feed(kind, held, [3])
@@ -46,7 +46,7 @@ class StorageFacts(parameterized.TestCase):
 
   def test_hybrid_offers_more_than_it_stores(self):
     """T-5: full of 4 beside a window of 2: [20, 30] stored, 10 still read."""
-    full, ring = kvjax.Dense(4), kvjax.Ring(window=2).bind(9)
+    full, ring = kvjax.Dense(slots=4), kvjax.Ring(window=2).bind(9)
     a = tape.feed(full, tape.blank(full), [1, 2, 3])
     b = tape.feed(ring, tape.blank(ring), [10, 20, 30])
     self.assertEqual(values(tape.stored(ring, b)), [20, 30])
@@ -93,7 +93,7 @@ class StorageFacts(parameterized.TestCase):
 
   def test_growth_boundary(self):
     """T-15: 1 token, then 256: all exact, and 257 seen."""
-    kind = kvjax.Dense(260)
+    kind = kvjax.Dense(slots=260)
     held = tape.feed(kind, tape.blank(kind), [7])
     held = tape.feed(kind, held, np.arange(256))
     self.assertEqual(values(tape.stored(kind, held)), [7, *range(256)])

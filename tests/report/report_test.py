@@ -129,6 +129,12 @@ def test_a_dotted_field_reaches_into_a_record():
   assert [row[0] for row in rows] == [0, 1, 2]
 
 
+def test_latex_is_escaped():
+  rows = [{'kind': 'b#1$', 'bits': 1.0}, {'kind': 'b#1$', 'bits': 2.0}]
+  text = summary.latex(*summary.summarize(rows, ['kind'], ['bits']))
+  assert r'b\#1\$ & 1.5 $\pm$ 0.5 & 2 \\' in text
+
+
 def test_every_format_holds_the_numbers():
   columns, rows = summary.summarize(ROWS, ['kind'], ['bits'])
   made = {name: f(columns, rows) for name, f in summary.FORMATS.items()}
