@@ -83,10 +83,12 @@ class Paged(Kind):
     )
 
   def admits(self, book, length, count):
+    within = super().admits(book, length, count)
+    # A row beyond its capacity takes no page from the rows after it.
     need = self._pages(length + count) - self._pages(length)
+    need = jnp.where(within, need, 0)
     free = jnp.sum(book.references == 0, dtype=jnp.int32)
-    fits = (jnp.cumsum(need) <= free) | (need == 0)
-    return super().admits(book, length, count) & fits
+    return within & ((jnp.cumsum(need) <= free) | (need == 0))
 
   def place(self, book, length, positions):
     count = jnp.sum(positions >= 0, axis=-1, dtype=jnp.int32)

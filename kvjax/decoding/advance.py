@@ -67,6 +67,8 @@ def _by_chunks(config, params, cache, tokens, held, options, chunk):
         f'tokens at once: this cache evicts every {chunk}. Feed at most '
         f'{chunk} tokens a call.'
     )
+  # Of a row that does not fit, no piece is written.
+  cache, held = _admit(cache, held)
   batch, count = tokens.shape[0], -(-tokens.shape[1] // chunk)
   pad = ((0, 0), (0, count * chunk - tokens.shape[1]))
 
@@ -94,8 +96,7 @@ def place(
   """
   kinds, before = cache.layout.kinds(), cache.length
   with jax.named_scope('place'):
-    fits = _admitted(cache, held)
-    held &= fits[:, None]
+    cache, held = _admit(cache, held)
     order = jnp.cumsum(held.astype(jnp.int32), axis=1) - 1
     positions = jnp.where(held, before[:, None] + order, -1)
     after = before + jnp.sum(held, axis=1, dtype=jnp.int32)
@@ -110,21 +111,25 @@ def place(
   cache = dataclasses.replace(
       cache,
       length=after,
-      overflow=cache.overflow | ~fits,
       books=tuple(book for book, _ in placed),
   )
   return cache, old, tuple(slots for _, slots in placed), step
 
 
-def _admitted(cache, held):
-  """Returns bool `[B]`: every kind has room for all of the row's tokens."""
+def _admit(cache, held):
+  """Returns the cache and `held [B, T]` without rows that do not fit whole.
+
+  A row fits if every kind has room for all of its tokens; the others are
+  flagged.
+  """
   count = jnp.sum(held, axis=1, dtype=jnp.int32)
   fits = jnp.ones_like(cache.overflow)
   if cache.layout.positions:
     fits = (cache.length + count <= cache.layout.positions) | (count == 0)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
     fits &= kind.admits(book, cache.length, count)
-  return fits
+  cache = dataclasses.replace(cache, overflow=cache.overflow | ~fits)
+  return cache, held & fits[:, None]
 
 
 def _tables(positions, rotary_length):

@@ -141,6 +141,33 @@ def test_a_traced_row_is_dropped_whole_flagged_and_nan(cell):
       kvjax.check(kvjax.rewind(new, new.length))
 
 
+@pytest.mark.parametrize(
+  'kind', (kvjax.Dense(), kvjax.Paged(page=4)), ids=lambda kind: kind.name
+)
+def test_pieces_beside_a_bounded_layer_are_dropped_whole(kind):
+  """No piece of a chunk that does not fit is written, the first included."""
+  layer = kvjax.Layer(kvjax.Grouped(4, 2, 5), kvjax.MLP(7))
+  config = kvjax.ModelConfig(19, 13, (layer, layer))
+  params, tokens = draw(config, 0), jnp.asarray(text(length=CAPACITY))[:2]
+  kinds = kind, kvjax.Bounded(budget=8, slack=1)
+  cache = kvjax.init_cache(config, 2, 8, kinds=kinds)
+  extend = jax.jit(functools.partial(kvjax.extend, config))
+  _, cache = extend(params, cache, tokens[:, :6], np.array([6, 4]))
+  logits, new = extend(params, cache, tokens[:, 6:10])
+  np.testing.assert_array_equal(new.overflow, [True, False])
+  np.testing.assert_array_equal(new.length, [6, 8])
+  assert np.isnan(logits[0]).all() and np.isfinite(logits[1]).all()
+  for a, b in zip(cache.books, new.books, strict=True):
+    where = 'table' if hasattr(a, 'table') else 'positions'
+    np.testing.assert_array_equal(getattr(a, where)[0], getattr(b, where)[0])
+  again = kvjax.rewind(new, new.length)
+  count = np.array([2, 0])
+  want, _ = extend(params, cache, tokens[:, 6:8], count)
+  got, _ = extend(params, again, tokens[:, 6:8], count)
+  np.testing.assert_array_equal(got[0], want[0])
+
+
+
 @by_cell
 def test_under_vmap_each_cache_overflows_by_itself(cell):
   params, tokens = draw(cell.config, 0), text(length=CAPACITY)
