@@ -83,12 +83,14 @@ class Paged(Kind):
     )
 
   def admits(self, book, length, count):
-    within = super().admits(book, length, count)
-    # A row beyond its capacity takes no page from the rows after it.
+    room = super().admits(book, length, count)
     need = self._pages(length + count) - self._pages(length)
-    need = jnp.where(within, need, 0)
+    need = jnp.where(room, need, 0)
+    # Fewest pages first, so that no row that is refused counts for another.
+    order = jnp.argsort(need, stable=True)
     free = jnp.sum(book.references == 0, dtype=jnp.int32)
-    return within & ((jnp.cumsum(need) <= free) | (need == 0))
+    fits = jnp.cumsum(need[order]) <= free
+    return room & jnp.zeros_like(room).at[order].set(fits)
 
   def place(self, book, length, positions):
     count = jnp.sum(positions >= 0, axis=-1, dtype=jnp.int32)

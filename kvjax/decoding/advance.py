@@ -124,10 +124,11 @@ def _admit(cache, held):
   """
   count = jnp.sum(held, axis=1, dtype=jnp.int32)
   fits = jnp.ones_like(cache.overflow)
-  if cache.layout.positions:
-    fits = (cache.length + count <= cache.layout.positions) | (count == 0)
+  if cache.layout.limit is not None:
+    fits = (cache.length + count <= cache.layout.limit) | (count == 0)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    fits &= kind.admits(book, cache.length, count)
+    # A row that is refused asks for no pages.
+    fits &= kind.admits(book, cache.length, jnp.where(fits, count, 0))
   cache = dataclasses.replace(cache, overflow=cache.overflow | ~fits)
   return cache, held & fits[:, None]
 

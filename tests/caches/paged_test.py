@@ -1,5 +1,7 @@
 """The allocator of pages: who owns what, and that nothing is lost."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -68,7 +70,7 @@ class AllocatorTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_who_is_admitted(self):
-    """Free pages go to rows in order; a row that needs none always fits."""
+    """Rows that need fewest pages first, then in order; none always fits."""
     row = tape.feed(KIND, tape.blank(KIND, 3), np.arange(5), [5, 2, 0])
     admits = self.variant(KIND.admits)
     for count, want in (
@@ -79,6 +81,27 @@ class AllocatorTest(chex.TestCase):
     ):
       got = admits(row.book, row.length, ints(*count))
       self.assertEqual(got.tolist(), want, count)
+
+  def test_who_is_refused_takes_no_page_from_another(self):
+    """Whatever refuses a row: the pool, its capacity or another kind's."""
+    row = tape.feed(KIND, tape.blank(KIND, 3), np.arange(9), [9, 3, 0])
+    self.assertEqual(int((row.book.references == 0).sum()), 1)
+    for count, want in (
+      ((1, 3, 0), [False, True, True]),
+      ((0, 6, 3), [True, False, True]),
+      ((0, 3, 6), [True, True, False]),
+      ((9, 6, 6), [False, False, False]),
+    ):
+      got = KIND.admits(row.book, row.length, ints(*count))
+      self.assertEqual(got.tolist(), want, count)
+    config = tiny.decoder(tiny.GQA, tiny.GQA)
+    kinds = kvjax.Paged(page=3, pages=3, slots=12), kvjax.Dense(slots=4)
+    cache = kvjax.init_cache(config, 2, 12, kinds=kinds)
+    params, ids = tiny.params(config), tiny.tokens(2, 8)
+    _, cache = kvjax.extend(config, params, cache, ids, [3, 0])
+    run = functools.partial(kvjax.extend, config)
+    _, cache = jax.jit(run)(params, cache, ids, ints(2, 4))
+    self.assertEqual(cache.overflow.tolist(), [True, False])
 
   def test_out_of_pages_loses_nothing(self):
     cache, ids = fill([5, 4], pages=5)

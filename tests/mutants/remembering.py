@@ -193,8 +193,8 @@ PAGES: tuple[Mutant, ...] = (
   fault(
     'free_pages_promised_twice',
     'caches/paged',
-    '(jnp.cumsum(need) <= free)',
-    '(need <= free)',
+    'jnp.cumsum(need[order]) <= free',
+    'need[order] <= free',
     'caches/paged_test.py',
   ),
 )
