@@ -117,14 +117,18 @@ def concat(caches: Sequence[Cache]) -> Cache:
     raise ValueError('concat needs at least one cache.')
   for cache in caches:
     check_alive(cache)
-    if cache.layout != caches[0].layout or (
-        (cache.cross is None) != (caches[0].cross is None)
-    ):
+    if cache.layout != caches[0].layout or _source(cache) != _source(caches[0]):
       raise ValueError(
           'Caches to concatenate must have the same kinds, codecs, capacity, '
           'rotary length and source. Allocate them with the same init_cache.'
       )
   return _run(_concat, False, tuple(caches))
+
+
+def _source(cache: Cache) -> list[Any]:
+  """Returns row shapes and dtypes of what the cache holds of a source."""
+  leaves = jax.tree.leaves((cache.cross, cache.source))
+  return [(x.shape[1:], x.dtype) for x in leaves]
 
 
 def _same(cache: Cache) -> Cache:

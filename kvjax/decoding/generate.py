@@ -13,7 +13,7 @@ from flax import struct
 from kvjax.decoding.algebra import fork
 from kvjax.decoding.cache import Cache, check_alive, check_sizes, is_traced
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
-from kvjax.decoding.steps import check_room, decode_step
+from kvjax.decoding.steps import check_room, check_source, decode_step
 from kvjax.models.config import ModelConfig
 
 Progress = Callable[[int, int], None]
@@ -111,7 +111,8 @@ def generate(
   rules = Rules(sampling, tuple(stop_tokens), kernel)
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
   run = _new_run(limit, seed)
-  if is_traced(cache.length, logits, run.alive):
+  check_source(config, cache)
+  if is_traced(params, cache, logits, run):
     if stream is not None:
       raise ValueError('stream= reads tokens: call generate outside jit.')
     run, first = _start(logits, run, rules)

@@ -62,7 +62,7 @@ def prefill(
   """
   _check(config, cache, tokens, lengths, encoded, wait=True)
   held = row_mask(tokens, lengths, padding)
-  run = _choose(_prefill, cache, tokens, donate)
+  run = _choose(_prefill, (params, cache, held, encoded), donate)
   options = Options(absorb, block, kernel)
   return run(config, params, cache, tokens, held, encoded, options)
 
@@ -103,7 +103,7 @@ def extend(
   _check(config, cache, tokens, lengths, encoded, wait=True)
   held = row_mask(tokens, lengths, padding)
   options = Options(absorb, block, kernel, tuple(attention_layers))
-  run = _choose(_extend, cache, tokens, donate)
+  run = _choose(_extend, (params, cache, held, encoded), donate)
   logits, cache, weights = run(
       config, params, cache, tokens, held, encoded, options
   )
@@ -142,11 +142,14 @@ def decode_step(
     Float32 logits `[B, V]` and the new cache.
 
   Raises:
+    ValueError: the model has an encoder, and the cache no room for its source.
     DonatedCacheError: the cache was given to an earlier call.
   """
   check_alive(cache)
   chex.assert_shape(token, (cache.batch_size,))
-  run = _choose(_decode_step, cache, token, donate)
+  if cache.cross is None:
+    check_source(config, cache)
+  run = _choose(_decode_step, (params, cache, token, active), donate)
   options = Options(absorb, block, kernel)
   return run(config, params, cache, token, active, options)
 
@@ -157,6 +160,7 @@ def _check(config, cache, tokens, lengths, encoded, *, wait):
   chex.assert_shape(tokens, (cache.batch_size, None))
   if config.encoder is None or encoded is not None or cache.cross is None:
     check_tokens(config, tokens, encoded)
+  check_source(config, cache, encoded)
   count = _host_counts(tokens, lengths)
   if count is None:
     return
@@ -165,6 +169,27 @@ def _check(config, cache, tokens, lengths, encoded, *, wait):
     raise ValueError(_room(int(count.max()), 0, limit))
   if wait and not is_traced(cache.length):
     check_room(cache, np.asarray(count, np.int32))
+
+
+def check_source(
+    config: ModelConfig, cache: Cache, encoded: Encoded | None = None
+) -> None:
+  """Raises ValueError if a model with an encoder has no source to read.
+
+  Waits for the positions of the source where `encoded` brings none.
+  """
+  if config.encoder is None:
+    return
+  fix = 'Call prefill with encoded=kvjax.encode(config, params, source).'
+  if encoded is None:
+    known = cache.source is None or not is_traced(cache.source)
+    if known and (cache.source is None or (np.asarray(cache.source) < 0).all()):
+      raise ValueError(f'The cache holds no source yet. {fix}')
+  elif encoded.positions.shape[0] != cache.batch_size:
+    raise ValueError(
+        f'encoded has {encoded.positions.shape[0]} rows and the cache '
+        f'{cache.batch_size}: encode one source a row.'
+    )
 
 
 def _host_counts(tokens, lengths) -> np.ndarray | None:
@@ -219,9 +244,9 @@ def _room(count: int, have: int, limit: int) -> str:
   )
 
 
-def _choose(run: Any, cache: Cache, tokens: Any, donate: bool) -> Any:
+def _choose(run: Any, given: Any, donate: bool) -> Any:
   """Returns plain code inside a trace, and a jitted function outside."""
-  if is_traced(cache.length, tokens):
+  if is_traced(given):
     return run
   return _jitted(run, donate)
 

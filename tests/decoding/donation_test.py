@@ -1,6 +1,7 @@
 """Who may use a cache again: donated buffers, shared leaves, jit."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -101,6 +102,22 @@ class DonationTest(parameterized.TestCase):
       after = jax.jit(run)(cache)
       self.assertFalse(any(x.is_deleted() for x in jax.tree.leaves(cache)))
       self.assertEqual(after.batch_size, 2)
+
+  @parameterized.parameters('prefill', 'extend', 'decode_step', 'generate')
+  def test_under_a_transform_of_params_alone_donation_is_ignored(self, name):
+    """Its rows would all be given the one cache."""
+    config, params = MODEL
+    cache, ids = fresh(), tiny.tokens(2, 1)
+    fed = {'decode_step': (ids[:, 0],), 'generate': (logits(), 2)}
+    args = fed.get(name, (ids,))
+
+    def run(p):
+      return getattr(kvjax, name)(config, p, cache, *args, donate=True)[0]
+
+    many = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    got = jax.vmap(run)(many)
+    self.assertFalse(any(x.is_deleted() for x in jax.tree.leaves(cache)))
+    np.testing.assert_allclose(got[0], run(params), rtol=1e-4, atol=1e-5)
 
   def test_generate_undonated_goes_on_from_its_own_copy(self):
     """Later blocks may take the loop's own cache; never the caller's."""

@@ -98,6 +98,29 @@ class EncoderDecoderTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'must be \[B, frames, 3\]'):
       kvjax.encode(model(features=3), params, jnp.zeros((2, 7, 5)))
 
+  def test_a_source_that_is_missing_or_of_other_rows(self):
+    """Also where the cache has room for one that nobody wrote."""
+    config, ids = MODELS['ids'], tiny.tokens(2, 4)
+    params = tiny.params(config)
+    bare = kvjax.init_cache(config, 2, 11)
+    with self.assertRaisesRegex(ValueError, 'holds no source yet'):
+      kvjax.decode_step(config, params, bare, ids[:, 0])
+    logits = jnp.zeros((2, tiny.VOCAB))
+    room = kvjax.init_cache(config, 2, 11, source_length=7)
+    for call in (
+      lambda: kvjax.prefill(config, params, room, ids),
+      lambda: kvjax.extend(config, params, room, ids),
+      lambda: kvjax.generate(config, params, room, logits, 3),
+    ):
+      with self.assertRaisesRegex(ValueError, 'holds no source yet'):
+        call()
+    alone = kvjax.encode(config, params, ids[:1])
+    with self.assertRaisesRegex(ValueError, 'encoded has 1 rows .* cache 2'):
+      kvjax.prefill(config, params, room, ids, encoded=alone)
+    other = kvjax.init_cache(config, 2, 11, source_length=5)
+    with self.assertRaisesRegex(ValueError, 'the same kinds, .* and source'):
+      kvjax.concat([room, other])
+
 
 if __name__ == '__main__':
   absltest.main()
