@@ -10,166 +10,18 @@ ten and writes every case as a JSON line.
 Expected: at most one case in twenty outside a factor of 1.25 either way.
 """
 
-import dataclasses
-import random
 import sys
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import app, flags
 
-import kvjax
 from experiments import launch
-from kvjax.memory import MemoryPlan, measure, plan
+from kvjax.benchmark.transients import FACTOR, compare, distance
 from kvjax.report.blocks import Table, Text
 from kvjax.report.writer import follow, start
 
-FACTOR = 1.25
 _SEED = flags.DEFINE_integer('seed', 0, 'First seed.')
 _COUNT = flags.DEFINE_integer('count', 200, 'Cases.', lower_bound=1)
 _WORKDIR = flags.DEFINE_string('workdir', 'out/transients', 'Where files go.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One program to compile: a model, its cache and the tokens of a call."""
-
-  config: kvjax.ModelConfig
-  batch: int
-  capacity: int
-  tokens: int
-  kind: kvjax.Kind | None
-  codec: kvjax.Codec | None
-  kernel: str
-
-  def compile(self) -> jax.stages.Compiled:
-    """Compiles a decode step, or a prefill of several tokens, donated."""
-
-    def call(params, cache, tokens):
-      run = kvjax.decode_step if self.tokens == 1 else kvjax.prefill
-      return run(self.config, params, cache, tokens, kernel=self.kernel)
-
-    cache = jax.eval_shape(
-        lambda: kvjax.init_cache(
-            self.config,
-            self.batch,
-            self.capacity,
-            kinds=self.kind,
-            codec=self.codec,
-        )
-    )
-    params = jax.eval_shape(
-        lambda: kvjax.init_params(self.config, jax.random.key(0))
-    )
-    shape = (self.batch,) if self.tokens == 1 else (self.batch, self.tokens)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    jitted = jax.jit(call, donate_argnames='cache')
-    return jitted.lower(params, cache, tokens).compile()
-
-  def plan(self) -> MemoryPlan:
-    """Returns the plan of the same call."""
-    return plan(
-        self.config,
-        batch_size=self.batch,
-        capacity=self.capacity,
-        new_tokens_per_step=self.tokens,
-        cache=self.kind,
-        codec=self.codec,
-        backend='cpu',
-    )
-
-  def __str__(self) -> str:
-    attention = self.config.layers[0].attention
-    kind = 'default' if self.kind is None else self.kind.name
-    codec = '' if self.codec is None else ' int8'
-    return (
-        f'{type(attention).__name__} {attention.num_heads} heads, '
-        f'{kind}{codec}, B={self.batch} T={self.tokens} S={self.capacity}'
-    )
-
-
-def compare(seed: int) -> dict[str, Any]:
-  """Returns what was planned and what XLA assigned for the case of a seed."""
-  case = draw(seed)
-  planned, found = case.plan(), measure(case.compile())
-  return {
-      'record': 'case',
-      'seed': seed,
-      'case': str(case),
-      'planned': planned.temporaries_bytes,
-      'temporaries': found.temporaries,
-      'ratio': found.temporaries / planned.temporaries_bytes,
-      'planned_total': planned.total_bytes,
-      'peak': found.peak,
-      'cache': planned.cache_bytes,
-  }
-
-
-def distance(record: dict[str, Any]) -> float:
-  """Returns by what factor a prediction is wrong, either way."""
-  return max(record['ratio'], 1 / record['ratio'])
-
-
-def draw(seed: int) -> Case:
-  """Returns the case of a seed."""
-  rng = random.Random(seed)
-  layers = (_layer(rng),) * rng.randint(1, 3)
-  config = kvjax.ModelConfig(
-      vocab_size=rng.choice((257, 1_009, 4_001, 16_001)),
-      width=rng.choice((96, 160, 256, 384)),
-      layers=layers,
-      tied=rng.random() < 0.5,
-  )
-  tokens = 1 if rng.random() < 0.6 else rng.choice((7, 32, 100, 256, 300, 600))
-  capacity = rng.choice((64, 512, 1_024, 2_048, 4_096))
-  return Case(
-      config,
-      batch=rng.choice((1, 2, 3, 4, 8)),
-      capacity=max(capacity, tokens),
-      tokens=tokens,
-      kind=_kind(rng, tokens),
-      codec=kvjax.Int8() if rng.random() < 0.25 else None,
-      kernel='blockwise',
-  )
-
-
-def _layer(rng: random.Random) -> kvjax.Layer:
-  hidden = rng.choice((128, 352, 768, 1_536))
-  return kvjax.Layer(
-      _attention(rng), kvjax.MLP(hidden, gated=rng.random() < 0.7)
-  )
-
-
-def _attention(rng: random.Random) -> Any:
-  width = rng.choice((16, 32, 64))
-  kv_heads = rng.choice((1, 2, 3, 4))
-  groups = rng.choice((1, 2, 4, 6))
-  if rng.random() < 0.25:
-    return kvjax.Latent(
-        kv_heads * groups,
-        rng.choice((48, 96)),
-        width,
-        width,
-        kvjax.Rotary(rng.choice((8, 16))),
-        query_rank=rng.choice((None, 64)),
-    )
-  return kvjax.Grouped(
-      kv_heads * groups, kv_heads, width, rotary=kvjax.Rotary(width)
-  )
-
-
-def _kind(rng: random.Random, tokens: int) -> kvjax.Kind | None:
-  window = rng.choice((48, 128, 300))
-  return rng.choice(
-      (
-          None,
-          None,
-          kvjax.Paged(page=16),
-          kvjax.Ring(window=window),
-          kvjax.Sinks(sinks=4, window=window),
-      )
-  )
 
 
 def main(argv: list[str]) -> None:

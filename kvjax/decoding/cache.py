@@ -263,11 +263,13 @@ def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
   """Returns the kind that holds just what any of the layers can see."""
   rules = [variant.visibility for variant in variants]
   spans = [[x for x in (r.window, r.chunk) if x is not None] for r in rules]
-  if not all(spans):
+  first, *others = {rule.sink_tokens for rule in rules}
+  # A kind's sinks are seen by all its readers.
+  if others or not all(spans):
     return Dense()
   span = max(min(sizes) for sizes in spans)
-  if sinks := max(rule.sink_tokens for rule in rules):
-    return Sinks(sinks=sinks, window=span, slack=slack)
+  if first:
+    return Sinks(sinks=first, window=span, slack=slack)
   return Ring(window=span, slack=slack)
 
 

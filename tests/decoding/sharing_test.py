@@ -18,7 +18,11 @@ KEPT = {
   'full_owner': ((FULL, NEAR), kvjax.Dense()),
   'wider_reader': ((NEAR, WIDE), kvjax.Ring(window=7)),
   'chunked_reader': ((NEAR, CHUNK), kvjax.Ring(window=5)),
-  'sinks_reader': ((WIDE, SINKS), kvjax.Sinks(sinks=2, window=7)),
+  'sinks_reader': ((WIDE, SINKS), kvjax.Dense()),
+  'sinks_alike': (
+    (dataclasses.replace(SINKS, window=7), SINKS),
+    kvjax.Sinks(sinks=2, window=7),
+  ),
 }
 
 
@@ -43,7 +47,9 @@ class SharingTest(parameterized.TestCase):
       cache.layout.memories[1:], (None,) * (len(config.layers) - 1)
     )
 
-  @parameterized.parameters('full_reader', 'wider_reader', 'sinks_reader')
+  @parameterized.parameters(
+    'full_reader', 'wider_reader', 'sinks_reader', 'sinks_alike'
+  )
   def test_cached_equals_uncached(self, name):
     config, ids = model(KEPT[name][0]), tiny.tokens(1, 12)
     want = kvjax.forward(config, tiny.params(config), ids)

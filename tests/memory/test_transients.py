@@ -7,7 +7,7 @@ have caches of more than 64 MiB; nothing is allocated, only compiled.
 import pytest
 
 import kvjax
-from experiments.transients import FACTOR, Case, compare, distance
+from kvjax.benchmark.transients import FACTOR, Case, compare, distance
 from kvjax.memory import measure
 
 pytestmark = pytest.mark.usefixtures('as_users_do')
