@@ -107,5 +107,9 @@ def merge(
   top = finite(jnp.max(jnp.stack(lses), axis=0))
   weights = [jnp.exp(lse - top) for lse in lses]
   total = functools.reduce(jnp.add, weights)
-  shares = [w[..., None] * out for w, out in zip(weights, outs, strict=True)]
+  # A part that saw nothing adds nothing, whatever its output holds.
+  shares = [
+      jnp.where(lse[..., None] == -jnp.inf, 0, w[..., None] * out)
+      for w, lse, out in zip(weights, lses, outs, strict=True)
+  ]
   return normalize(top, total, functools.reduce(jnp.add, shares))

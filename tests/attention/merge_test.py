@@ -61,6 +61,12 @@ class MergeTest(chex.TestCase):
     self.assertTrue((np.asarray(out) == 0).all())
     self.assertTrue((np.asarray(lse) == -np.inf).all())
 
+  def test_what_a_part_that_saw_nothing_holds_is_not_read(self):
+    none = jnp.full((3, 2), jnp.nan), jnp.full(3, -jnp.inf)
+    some = jnp.ones((3, 2)), jnp.zeros(3)
+    out, lse = kvjax.merge([none, some])
+    self.assertEqual((out.tolist(), lse.tolist()), ([[1.0] * 2] * 3, [0.0] * 3))
+
 
 class SinkLogitTest(chex.TestCase):
   def test_equals_one_more_key_without_value(self):
