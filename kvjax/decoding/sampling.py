@@ -59,13 +59,20 @@ def sample(
   if sampling.temperature == 0:
     tokens = jnp.argmax(logits, axis=-1)
   else:
-    kept = filter_logits(logits / sampling.temperature, sampling)
+    kept = filter_logits(_divide(logits, sampling.temperature), sampling)
     tokens = jax.vmap(jax.random.categorical)(keys, kept)
   tokens = tokens.astype(jnp.int32)
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   picked = jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0]
   lost = jnp.isnan(logits).any(axis=-1)
   return jnp.where(lost, NO_TOKEN, tokens), picked
+
+
+def _divide(logits: jax.Array, temperature: float) -> jax.Array:
+  """Returns logits over a temperature, however small: the best stay at 0."""
+  best = jnp.max(logits, axis=-1, keepdims=True)
+  below = logits - jnp.where(jnp.isfinite(best), best, 0)
+  return jnp.where(below < 0, below / temperature, below)
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:

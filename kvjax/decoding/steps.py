@@ -102,6 +102,12 @@ def extend(
   """
   _check(config, cache, tokens, lengths, encoded, wait=True)
   held = row_mask(tokens, lengths, padding)
+  layers = len(config.layers)
+  if not all(0 <= index < layers for index in attention_layers):
+    raise ValueError(
+        f'attention_layers={tuple(attention_layers)} must lie in [0, {layers}),'
+        ' the layers of the model.'
+    )
   options = Options(absorb, block, kernel, tuple(attention_layers))
   run = _choose(_extend, (params, cache, held, encoded), donate)
   logits, cache, weights = run(
@@ -161,6 +167,11 @@ def _check(config, cache, tokens, lengths, encoded, *, wait):
   if config.encoder is None or encoded is not None or cache.cross is None:
     check_tokens(config, tokens, encoded)
   check_source(config, cache, encoded)
+  if not tokens.shape[1]:
+    raise ValueError(
+        f'tokens have shape {tokens.shape}: feed at least one a row (-1 where '
+        'a row has none).'
+    )
   count = _host_counts(tokens, lengths)
   if count is None:
     return

@@ -114,6 +114,12 @@ class SampleTest(chex.TestCase):
     kept = kept_by_top_k(np.asarray(x[0]), 3)
     self.assertEqual(set(np.asarray(tokens).tolist()), kept)
 
+  @parameterized.parameters(1e-38, 1e-60)
+  def test_the_smallest_temperature_takes_the_likeliest(self, temperature):
+    x = jnp.asarray([[0.0, 1.0, 2.0, 3.0], [-3.0, -jnp.inf, -4.0, -5.0]])
+    tokens, _ = kvjax.sample(x, row_keys(0, 2), kvjax.Sampling(temperature))
+    self.assertEqual(tokens.tolist(), [3, 0])
+
   def test_a_row_of_nan_gives_no_token(self):
     for t in (0.0, 1.0):
       x = logits(3).at[1, 4].set(jnp.nan)

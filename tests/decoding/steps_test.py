@@ -145,6 +145,14 @@ class RefusalTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'has no encoder; nothing'):
       kvjax.encode(CONFIG, PARAMS, tiny.tokens(2, 3))
 
+  def test_no_tokens_and_layers_that_are_not_there(self):
+    for name in ('prefill', 'extend'):
+      with self.assertRaisesRegex(ValueError, r'shape \(2, 0\): feed at least'):
+        call(name, ids=jnp.zeros((2, 0), jnp.int32))
+    for layers in ((-1,), (0, 5)):
+      with self.assertRaisesRegex(ValueError, r'must lie in \[0, 1\)'):
+        call('extend', attention_layers=layers)
+
   def test_decode_step_shape(self):
     with self.assertRaises(AssertionError):
       call('decode_step', ids=tiny.tokens(2, 1))
