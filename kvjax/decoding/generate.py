@@ -162,7 +162,7 @@ def _blocks(config, params, cache, run, rules, first, block, told):
   return cache, parts
 
 
-def _new_run(limit: np.ndarray, seed: Any) -> Run:
+def _new_run(limit: Any, seed: Any) -> Run:
   batch = len(limit)
   return Run(
       token=jnp.full((batch,), NO_TOKEN, jnp.int32),
@@ -173,11 +173,15 @@ def _new_run(limit: np.ndarray, seed: Any) -> Run:
   )
 
 
-def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> np.ndarray:
+def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> Any:
   if stop_lengths is None:
     return np.full((batch,), num_tokens, np.int32)
+  if is_traced(stop_lengths):
+    chex.assert_shape(stop_lengths, (batch,))
+    return jnp.minimum(stop_lengths, num_tokens).astype(jnp.int32)
   limit = np.asarray(stop_lengths)
-  if limit.shape != (batch,) or limit.min() < 0:
+  whole = np.issubdtype(limit.dtype, np.integer)
+  if limit.shape != (batch,) or not whole or limit.min() < 0:
     raise ValueError(
         f'stop_lengths={limit.tolist()} must be {batch} integers, one a row, '
         'none negative.'

@@ -1,11 +1,15 @@
 """From logits to a token: a frozen choice and a pure function."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from kvjax.decoding.cache import is_traced
 
 NO_TOKEN = -1
 
@@ -96,8 +100,10 @@ def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def row_keys(seed: Any, batch: int) -> jax.Array:
-  """Returns a key a row of an int seed, or of seeds `[B]`."""
-  if isinstance(seed, int):
+  """Returns a key a row of one integer seed, or of seeds `[B]`."""
+  if np.ndim(seed) == 0:
+    if not is_traced(seed):
+      seed = operator.index(seed)
     rows = jnp.arange(batch, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
   seeds = jnp.asarray(seed)

@@ -139,6 +139,11 @@ class StopTest(chex.TestCase):
     np.testing.assert_array_equal(tokens, want)
     self.assertEqual(cache.length.tolist(), [5 + 1, 3 + 4])
 
+  def test_traced_stop_lengths(self):
+    want, _ = run(num=3, stop_lengths=[2, 1])
+    got = jax.jit(lambda x: run(num=3, stop_lengths=x)[0])(jnp.asarray([2, 1]))
+    np.testing.assert_array_equal(got, want)
+
   def test_a_row_that_stops_at_once(self):
     tokens, cache = run(stop_lengths=[0, 3])
     self.assertTrue((np.asarray(tokens)[0] == -1).all())
@@ -168,6 +173,7 @@ class RoomTest(chex.TestCase):
     ({'top_p': 0.0}, 'top_p=0.0 must be in'),
     ({'stop_lengths': [1]}, r'stop_lengths=\[1\] must be 2 integers'),
     ({'stop_lengths': [1, -2]}, 'none negative'),
+    ({'stop_lengths': [1.9, 2.0]}, 'must be 2 integers'),
   )
   def test_refusals(self, options, message):
     with self.assertRaisesRegex(ValueError, message):

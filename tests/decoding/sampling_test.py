@@ -158,6 +158,12 @@ class SeedTest(chex.TestCase):
     again = jax.random.key_data(row_keys(3, 2))
     np.testing.assert_array_equal(keys[:2], again)
 
+  def test_any_integer_is_a_seed(self):
+    data = lambda seed: jax.random.key_data(row_keys(seed, 2))
+    for seed in (np.int64(3), jnp.int32(3)):
+      np.testing.assert_array_equal(data(seed), data(3))
+    np.testing.assert_array_equal(jax.jit(data)(jnp.int32(3)), data(3))
+
   def test_seeds_have_the_rows_shape(self):
     with self.assertRaises(AssertionError):
       row_keys(jnp.asarray([1, 2, 3]), 2)
