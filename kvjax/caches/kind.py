@@ -186,9 +186,14 @@ class Kind:
     fits = jnp.ones_like(before, bool)
     return book.replace(positions=kept), fits, None
 
+  def alone(self, book: Any, length: jax.Array) -> jax.Array:
+    """Returns bool `[B]`: rows that `rewind` takes to `length` with no page."""
+    del book
+    return jnp.ones_like(length, bool)
+
   def settle(self, book: Any, length: jax.Array) -> tuple[Any, jax.Array, Any]:
-    """Returns the same, after the rows of the book were gathered."""
-    return book, jnp.ones_like(length, bool), None
+    """Returns the same, after rows were gathered and some emptied."""
+    return self.rewind(book, length, length)
 
   def apply(self, store: Streams, moves: Any) -> Streams:
     """Returns the store after the moves that `rewind` or `settle` asked for."""

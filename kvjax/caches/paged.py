@@ -84,8 +84,7 @@ class Paged(Kind):
 
   def admits(self, book, length, count):
     room = super().admits(book, length, count)
-    need = self._pages(length + count) - self._pages(length)
-    need = jnp.where(room, need, 0)
+    need = jnp.where(room, self._pages(length + count) - self._pages(length), 0)
     # Fewest pages first, so that no row that is refused counts for another.
     order = jnp.argsort(need, stable=True)
     free = jnp.sum(book.references == 0, dtype=jnp.int32)
@@ -125,8 +124,7 @@ class Paged(Kind):
   def rewind(self, book, before, after):
     book = release(book, self._pages(after), self._pages(before))
     book, fits, moves = self._separate(book, after)
-    # Positions are shared by all rows of a page: only what no row holds any
-    # more is forgotten, so a row clears the page that it now owns alone.
+    # Rows share a page's positions: a row clears only a page of its own.
     page, valid = self._partial(book, after)
     own = jnp.where(valid & fits, page, book.references.shape[0])
     held = book.positions[:, jnp.maximum(page, 0)]
@@ -134,14 +132,19 @@ class Paged(Kind):
     positions = book.positions.at[:, own].set(held, mode='drop')
     return dataclasses.replace(book, positions=positions), fits, moves
 
+  def alone(self, book, length):
+    page, valid = self._partial(book, length)
+    return ~valid | (book.references[page] == 1)
+
   def settle(self, book, length):
     extra = max(self.pool(len(length)) - book.references.shape[0], 0)
     positions = jnp.pad(
         book.positions, ((0, 0), (0, extra), (0, 0)), constant_values=EMPTY
     )
-    pages = positions.shape[1]
-    references = _count(book.table, pages)
-    book = PagedBook(positions, book.table, references)
+    columns = jnp.arange(self.columns, dtype=jnp.int32)[None, :]
+    kept = columns < self._pages(length)[:, None]
+    table = jnp.where(kept, book.table, EMPTY)
+    book = PagedBook(positions, table, _count(table, positions.shape[1]))
     book, fits, (_, source, target) = self._separate(book, length)
     return book, fits, (extra, source, target)
 
@@ -188,11 +191,9 @@ class Paged(Kind):
     rows = jnp.arange(len(length), dtype=jnp.int32)
     table = book.table.at[rows, column].set(target, mode='drop')
     source = jnp.maximum(page, 0)
-    positions = book.positions.at[:, target].set(
-        book.positions[:, source], mode='drop'
-    )
-    references = _count(table, len(order))
-    book = PagedBook(positions, table, references)
+    held = book.positions[:, source]
+    positions = book.positions.at[:, target].set(held, mode='drop')
+    book = PagedBook(positions, table, _count(table, len(order)))
     return book, fits, (0, source, target)
 
 

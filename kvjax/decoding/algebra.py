@@ -25,7 +25,8 @@ def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
 
   Exact, or refused. It clears the overflow flag of every row. Inside a trace,
   where nothing can be refused, a row that cannot go back that far keeps its
-  tokens and has its overflow flag set.
+  tokens and has its overflow flag set; where pages are too few for the copies
+  of shared ones, so does every row that needs a copy.
 
   Args:
     cache: the cache.
@@ -66,6 +67,9 @@ def fork(cache: Cache, *, donate: bool = False) -> Cache:
 
 def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
   """Returns the cache with the given rows, in that order.
+
+  Inside a trace, where nothing can be refused, a row without a page for the
+  copy of a shared one comes back empty, with its overflow flag set.
 
   Args:
     cache: B rows.
@@ -181,13 +185,26 @@ def _rewind(cache, lengths):
   able = (lengths >= earliest(cache)) & (lengths <= cache.length)
   lengths = jnp.where(able, lengths, cache.length)
 
-  def change(kind, book):
-    return kind.rewind(book, cache.length, lengths)
+  def change(lengths):
+    return _change_books(
+        cache, lambda kind, book: kind.rewind(book, cache.length, lengths)
+    )
 
-  result, fits = _change_books(cache, change)
+  # A row that stays keeps pages that others counted on: if any has to, all do
+  # but those that need no copy.
+  fits = jnp.all(change(lengths)[1]) | _alone(cache, lengths)
+  lengths = jnp.where(fits, lengths, cache.length)
+  result, _ = change(lengths)
   lost = ~(able & fits)
   result = dataclasses.replace(result, length=lengths, overflow=lost)
   return result, fits
+
+
+def _alone(cache, lengths):
+  found = jnp.ones_like(cache.overflow)
+  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
+    found &= kind.alone(book, lengths)
+  return found
 
 
 def _take(cache, rows):
@@ -197,9 +214,15 @@ def _take(cache, rows):
     return jnp.take(x, rows, axis=axes.index('batch'))
 
   cache = map_rows(gather, cache)
-  return _change_books(
-      cache, lambda kind, book: kind.settle(book, cache.length)
-  )
+
+  def settle(lengths):
+    return _change_books(cache, lambda kind, book: kind.settle(book, lengths))
+
+  _, fits = settle(cache.length)
+  # Of all kinds, only an empty row is sure to be exact without its last page.
+  lengths = jnp.where(fits, cache.length, 0)
+  result, _ = settle(lengths)
+  return result.replace(length=lengths, overflow=cache.overflow | ~fits), fits
 
 
 def _change_books(cache, change):
@@ -220,8 +243,7 @@ def _change_books(cache, change):
       )
   )
   books = tuple(book for book, _, _ in changed)
-  result = cache.replace(books=books, stores=stores)
-  return result.replace(overflow=cache.overflow | ~fits), fits
+  return cache.replace(books=books, stores=stores), fits
 
 
 def _concat(caches):

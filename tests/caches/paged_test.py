@@ -166,6 +166,36 @@ class SharingTest(chex.TestCase):
     whole = jnp.concatenate([ids[0, :4], ids[1, :1]])[None]
     tiny.close(got[0, 0], kvjax.forward(CONFIG, params, whole)[0, -1])
 
+  def test_no_page_for_the_copy_inside_a_trace(self):
+    """The row comes back empty and flagged; its neighbour goes on unharmed."""
+    cache, ids = fill([5, 0], pages=2)
+    both = jax.jit(kvjax.take)(cache, ints(0, 0))
+    self.assertEqual(both.length.tolist(), [5, 0])
+    self.assertEqual(both.overflow.tolist(), [False, True])
+    audit(both)
+    more = jnp.stack([ids[1, :1], ids[1, 1:2]])
+    got, after = tiny.follow(CONFIG, both, more)
+    audit(after)
+    whole = jnp.concatenate([ids[0, :5], more[0]])[None]
+    tiny.close(
+      got[0, 0], kvjax.forward(CONFIG, tiny.params(CONFIG), whole)[0, -1]
+    )
+
+  def test_no_page_to_rewind_inside_a_trace(self):
+    """Rows that need a copy stay as they were; what is alone goes back."""
+    cache, ids = fill([6, 6], pages=5)
+    both = kvjax.take(cache, [0, 0, 1])
+    _, both = tiny.follow(CONFIG, both, jnp.asarray([[1], [-1], [-1]]))
+    back = jax.jit(kvjax.rewind)(both, ints(7, 5, 5))
+    self.assertEqual(back.length.tolist(), [7, 6, 5])
+    self.assertEqual(back.overflow.tolist(), [False, True, False])
+    audit(back)
+    got, _ = tiny.follow(CONFIG, back, jnp.asarray([[-1], [-1], [3]]))
+    whole = jnp.concatenate([ids[1, :5], ints(3)])[None]
+    tiny.close(
+      got[2, 0], kvjax.forward(CONFIG, tiny.params(CONFIG), whole)[0, -1]
+    )
+
   def test_rows_that_leave_give_their_pages_back(self):
     cache, _ = fill([5, 4])
     one = kvjax.take(cache, [1])
