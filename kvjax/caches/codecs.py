@@ -54,14 +54,12 @@ class Plain:
 
   def encode(self, x, dtype):
     if jnp.dtype(dtype).itemsize == 1:
-      # Casts to eight bits do not saturate: beyond the largest they give NaN.
-      most = float(jnp.finfo(dtype).max)
+      most = float(jnp.finfo(dtype).max)  # beyond it a cast gives NaN
       x = jnp.clip(x, -most, most)
     return x.astype(dtype)
 
   def decode(self, encoded):
-    # A query or a weight of a softmax is not cut to eight bits.
-    narrow = encoded.dtype.itemsize == 1
+    narrow = encoded.dtype.itemsize == 1  # queries are not cut to eight bits
     return encoded.astype(jnp.bfloat16) if narrow else encoded
 
   def stored(self, encoded):

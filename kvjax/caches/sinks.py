@@ -19,10 +19,8 @@ from kvjax.caches.view import View, contiguous_view, fresh_view
 class Sinks(Kind):
   """Keeps the first `sinks` tokens and a window of recent ones.
 
-  A layer's own window stays, where it is shorter; the sinks are seen beyond it.
-
   Attributes:
-    sinks: first tokens that are never forgotten.
+    sinks: first tokens, never forgotten, seen beyond a layer's own window.
     window: recent tokens a query sees, itself included.
     slack: ring slots beyond the window, as in `Ring`.
     renumber: distances to the sinks are those inside the cache.

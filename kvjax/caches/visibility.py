@@ -46,6 +46,5 @@ class Visibility:
   def narrow(self, window: int, sink_tokens: int = 0) -> 'Visibility':
     """Returns this rule with at most that window, and sinks beyond it."""
     if self.window is not None and self.window <= window:
-      window = self.window
-      sink_tokens = sink_tokens or self.sink_tokens
+      window, sink_tokens = self.window, sink_tokens or self.sink_tokens
     return dataclasses.replace(self, window=window, sink_tokens=sink_tokens)

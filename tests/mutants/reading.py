@@ -175,8 +175,8 @@ STEPS: tuple[Mutant, ...] = (
   fault(
     'too_long_a_chunk_written',
     'decoding/advance',
-    'held &= fits[:, None]',
-    'held &= True',
+    'return cache, held & fits[:, None]',
+    'return cache, held',
     'facts/overflow_facts_test.py::OverflowFacts::test_a_chunk_that_does_not_fit_is_dropped_whole1',
   ),
   fault(
@@ -241,8 +241,8 @@ SAMPLING: tuple[Mutant, ...] = (
   fault(
     'temperature_ignored',
     'decoding/sampling',
-    'logits / sampling.temperature',
-    'logits',
+    'below / temperature, below',
+    'below, below',
     'decoding/sampling_test.py::SampleTest::test_temperature_and_counts0',
   ),
   fault(
