@@ -193,7 +193,8 @@ class Kind:
 
   def settle(self, book: Any, length: jax.Array) -> tuple[Any, jax.Array, Any]:
     """Returns the same, after rows were gathered and some emptied."""
-    return self.rewind(book, length, length)
+    held = jnp.where(length[:, None, None] > 0, book.positions, EMPTY)
+    return book.replace(positions=held), jnp.ones_like(length, bool), None
 
   def apply(self, store: Streams, moves: Any) -> Streams:
     """Returns the store after the moves that `rewind` or `settle` asked for."""
