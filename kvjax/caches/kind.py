@@ -186,8 +186,8 @@ class Kind:
     fits = jnp.ones_like(before, bool)
     return book.replace(positions=kept), fits, None
 
-  def alone(self, book: Any, length: jax.Array) -> jax.Array:
-    """Returns bool `[B]`: rows that `rewind` takes to `length` with no page."""
+  def needs_no_copy(self, book: Any, length: jax.Array) -> jax.Array:
+    """Returns bool `[B]`: rows that go back to `length` and share no store."""
     del book
     return jnp.ones_like(length, bool)
 

@@ -132,7 +132,7 @@ class Paged(Kind):
     positions = book.positions.at[:, own].set(held, mode='drop')
     return dataclasses.replace(book, positions=positions), fits, moves
 
-  def alone(self, book, length):
+  def needs_no_copy(self, book, length):
     page, valid = self._partial(book, length)
     return ~valid | (book.references[page] == 1)
 
@@ -144,7 +144,7 @@ class Paged(Kind):
     columns = jnp.arange(self.columns, dtype=jnp.int32)[None, :]
     kept = columns < self._pages(length)[:, None]
     table = jnp.where(kept, book.table, EMPTY)
-    book = PagedBook(positions, table, _count(table, positions.shape[1]))
+    book = _owned(positions, table)
     book, fits, (_, source, target) = self._separate(book, length)
     return book, fits, (extra, source, target)
 
@@ -193,8 +193,7 @@ class Paged(Kind):
     source = jnp.maximum(page, 0)
     held = book.positions[:, source]
     positions = book.positions.at[:, target].set(held, mode='drop')
-    book = PagedBook(positions, table, _count(table, len(order)))
-    return book, fits, (0, source, target)
+    return _owned(positions, table), fits, (0, source, target)
 
 
 def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:
@@ -211,7 +210,7 @@ def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:
   fresh = order[jnp.clip(rank, 0, len(order) - 1)]
   target = jnp.where(given, fresh, len(order)).reshape(-1)
   return PagedBook(
-      book.positions.at[:, target].set(EMPTY, mode='drop'),
+      book.positions,
       jnp.where(given, fresh, book.table),
       book.references.at[target].add(1, mode='drop'),
   )
@@ -221,12 +220,7 @@ def release(book: PagedBook, keep: jax.Array, have: jax.Array) -> PagedBook:
   """Returns the book without columns `[keep, have)` of each row."""
   columns = jnp.arange(book.table.shape[1], dtype=jnp.int32)[None, :]
   dropped = (columns >= keep[:, None]) & (columns < have[:, None])
-  pages = jnp.where(dropped, book.table, book.references.shape[0])
-  return dataclasses.replace(
-      book,
-      table=jnp.where(dropped, EMPTY, book.table),
-      references=book.references.at[pages.reshape(-1)].add(-1, mode='drop'),
-  )
+  return _owned(book.positions, jnp.where(dropped, EMPTY, book.table))
 
 
 def _free_pages(book: PagedBook) -> tuple[jax.Array, jax.Array]:
@@ -236,9 +230,13 @@ def _free_pages(book: PagedBook) -> tuple[jax.Array, jax.Array]:
   return order, jnp.sum(taken == 0, dtype=jnp.int32)
 
 
-def _count(table: jax.Array, pages: int) -> jax.Array:
+def _owned(positions: jax.Array, table: jax.Array) -> PagedBook:
+  """Returns the book of a table; a page that no row holds is free and empty."""
+  pages = positions.shape[1]
   where = jnp.where(table >= 0, table, pages).reshape(-1)
-  return jnp.zeros(pages, jnp.int32).at[where].add(1, mode='drop')
+  references = jnp.zeros(pages, jnp.int32).at[where].add(1, mode='drop')
+  held = jnp.where((references > 0)[None, :, None], positions, EMPTY)
+  return PagedBook(held, table, references)
 
 
 def _put(pool: jax.Array, new: jax.Array, slots: Any) -> jax.Array:

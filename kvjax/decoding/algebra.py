@@ -192,7 +192,7 @@ def _rewind(cache, lengths):
 
   # A row that stays keeps pages that others counted on: if any has to, all do
   # but those that need no copy.
-  fits = jnp.all(change(lengths)[1]) | _alone(cache, lengths)
+  fits = jnp.all(change(lengths)[1]) | _need_no_copy(cache, lengths)
   lengths = jnp.where(fits, lengths, cache.length)
   result, _ = change(lengths)
   lost = ~(able & fits)
@@ -200,10 +200,10 @@ def _rewind(cache, lengths):
   return result, fits
 
 
-def _alone(cache, lengths):
+def _need_no_copy(cache, lengths):
   found = jnp.ones_like(cache.overflow)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    found &= kind.alone(book, lengths)
+    found &= kind.needs_no_copy(book, lengths)
   return found
 
 

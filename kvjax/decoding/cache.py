@@ -1,6 +1,7 @@
 """The cache of a model: arrays in a pytree, choices in its static layout."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,7 +103,10 @@ class Cache:
   def __repr__(self) -> str:
     from kvjax.decoding.inspect import inspect  # a table needs this class
 
-    return str(inspect(self))
+    try:
+      return str(inspect(self))
+    except DonatedCacheError:
+      return f'Cache of {self.batch_size} rows, donated to an earlier call'
 
 
 def init_cache(
@@ -276,7 +280,7 @@ def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
 def check_sizes(**sizes: int) -> None:
   """Raises ValueError for a size that is no positive integer."""
   for name, size in sizes.items():
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, numbers.Integral) or size < 1:
       raise ValueError(f'{name}={size!r} must be a positive integer.')
 
 

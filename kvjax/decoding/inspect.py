@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache, check_alive, is_traced
 
 
@@ -67,7 +68,7 @@ def inspect(cache: Cache) -> Inspection:
       rows.append(LayerFacts(index, 'shared', '-', 0, '-', '-', 0))
       continue
     book = cache.books[layout.books[index]]
-    filled, span = _filled(book)
+    filled, span = _filled(memory.kind, book, cache.length)
     codec = {type(c).__name__.lower() for _, c in memory.codecs} - {'plain'}
     rows.append(
         LayerFacts(
@@ -104,10 +105,12 @@ def check(cache: Cache) -> None:
     )
 
 
-def _filled(book: Any) -> tuple[str, str]:
-  held = _known(book.positions)
-  if held is None:
+def _filled(kind: Kind, book: Any, length: jax.Array) -> tuple[str, str]:
+  if _known(length) is None:
     return '?', '?'
+  views = kind.views(book, {}, length)
+  rows = [np.asarray(view.fetch(0, view.slots)[1]) for view in views]
+  held = np.concatenate(rows, axis=-1)
   live = held[held >= 0]
   count = (held >= 0).sum(axis=-1)
   span = f'{live.min()}..{live.max()}' if live.size else '-'
@@ -120,7 +123,8 @@ def _range(x: np.ndarray) -> str:
 
 
 def _known(x: Any) -> np.ndarray | None:
-  return None if is_traced(x) else np.asarray(x)
+  concrete = isinstance(x, jax.Array | np.ndarray) and not is_traced(x)
+  return np.asarray(x) if concrete else None
 
 
 def _nbytes(tree: Any) -> int:

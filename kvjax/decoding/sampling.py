@@ -83,20 +83,25 @@ def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
   """Returns logits `[B, V]` with -inf for tokens that filters exclude."""
   if sampling.top_k is not None:
     top_k = min(sampling.top_k, logits.shape[-1])
-    least = jax.lax.top_k(logits, top_k)[0][:, -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    ids = jax.lax.top_k(logits, top_k)[1]
+    logits = _only(logits, ids, jnp.ones(ids.shape, bool))
   if sampling.top_p is not None:
-    order = jnp.sort(logits, axis=-1, descending=True)
-    probs = jax.nn.softmax(order, axis=-1)
+    ids = jnp.argsort(logits, axis=-1, descending=True)
+    probs = jax.nn.softmax(jnp.take_along_axis(logits, ids, axis=-1), axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
-    inside = jnp.where(before < sampling.top_p, order, jnp.inf)
-    least = jnp.min(inside, axis=-1, keepdims=True)
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    logits = _only(logits, ids, before < sampling.top_p)
   if sampling.min_p is not None:
     best = jnp.max(logits, axis=-1, keepdims=True)
     floor = best + jnp.log(jnp.float32(sampling.min_p))
     logits = jnp.where(logits < floor, -jnp.inf, logits)
   return logits
+
+
+def _only(logits: jax.Array, ids: jax.Array, keep: jax.Array) -> jax.Array:
+  """Returns logits with -inf but at `ids [B, n]` where `keep`: ties differ."""
+  put = jax.vmap(lambda row, ids, keep: row.at[ids].set(keep))
+  kept = put(jnp.zeros(logits.shape, bool), ids, keep)
+  return jnp.where(kept, logits, -jnp.inf)
 
 
 def row_keys(seed: Any, batch: int) -> jax.Array:

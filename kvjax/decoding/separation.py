@@ -91,14 +91,13 @@ def separate(
   """
   chex.assert_shape(tokens, (1, None))
   verdict = _separate(config, params, tokens, key, _GAINS[0])
-  faint = verdict.kept == 0
   for gain in _GAINS[1:]:
     if (verdict.kept > 0).all():
       break
     louder = _separate(config, params, tokens, key, gain).kept
     kept = jnp.where(verdict.kept > 0, verdict.kept, louder)
     verdict = verdict.replace(kept=kept)
-  return verdict.replace(faint=faint)
+  return verdict
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,12 +129,13 @@ def _separate(config, params, tokens, key, gain):
   columns = tuple(jnp.asarray(x) for x in zip(*scenarios, strict=True))
   logits, travelled = jax.lax.map(run, columns)
   change = jnp.max(jnp.abs(logits - logits[:1]), axis=-1)  # [scenarios, T]
+  kept = change[3:, -1].reshape(layers, -1, count)
   return Verdict(
     queries=change[1, -1],
     past_rows=jnp.max(change[1, :-1]),
     naive=change[2, -1],
     naive_by=travelled[2],
-    kept=(kept := change[3:, -1].reshape(layers, -1, count)),
+    kept=kept,
     faint=kept == 0,
   )
 

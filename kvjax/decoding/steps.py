@@ -60,8 +60,7 @@ def prefill(
     ValueError: the tokens do not fit, before anything is computed.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  _check(config, cache, tokens, lengths, encoded, wait=True)
-  held = row_mask(tokens, lengths, padding)
+  held = _check(config, cache, tokens, lengths, padding, encoded)
   run = _choose(_prefill, (params, cache, held, encoded), donate)
   options = Options(absorb, block, kernel)
   return run(config, params, cache, tokens, held, encoded, options)
@@ -100,8 +99,7 @@ def extend(
     ValueError: the tokens do not fit, before anything is computed.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  _check(config, cache, tokens, lengths, encoded, wait=True)
-  held = row_mask(tokens, lengths, padding)
+  held = _check(config, cache, tokens, lengths, padding, encoded)
   layers = len(config.layers)
   if not all(0 <= index < layers for index in attention_layers):
     raise ValueError(
@@ -160,8 +158,8 @@ def decode_step(
   return run(config, params, cache, token, active, options)
 
 
-def _check(config, cache, tokens, lengths, encoded, *, wait):
-  """Raises on what the host knows, and with `wait` on what the device does."""
+def _check(config, cache, tokens, lengths, padding, encoded):
+  """Returns bool `[B, T]`: which are tokens. Raises on what can be known."""
   check_alive(cache)
   chex.assert_shape(tokens, (cache.batch_size, None))
   if config.encoder is None or encoded is not None or cache.cross is None:
@@ -173,13 +171,17 @@ def _check(config, cache, tokens, lengths, encoded, *, wait):
         'a row has none).'
     )
   count = _host_counts(tokens, lengths)
+  held = row_mask(tokens, lengths, padding)
+  if not is_traced(held):
+    count = np.asarray(held).sum(axis=1)
   if count is None:
-    return
+    return held
   limit = cache.layout.limit
   if limit is not None and count.max(initial=0) > limit:
     raise ValueError(_room(int(count.max()), 0, limit))
-  if wait and not is_traced(cache.length):
-    check_room(cache, np.asarray(count, np.int32))
+  if not is_traced(cache.length):
+    check_room(cache, count)
+  return held
 
 
 def check_source(

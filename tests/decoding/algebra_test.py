@@ -137,6 +137,27 @@ class InspectTest(parameterized.TestCase):
     self.assertEqual(found.total_bytes, want)
     self.assertEqual(found.rows[0].bytes, 2 * 3 * 17 * (10 + 7) * 4)
 
+  def test_pages_are_counted_by_row_and_freed_ones_are_empty(self):
+    cache = kvjax.init_cache(CONFIG, 2, 12, kinds=kvjax.Paged(page=4))
+    _, cache = kvjax.extend(
+      CONFIG, PARAMS, cache, tiny.tokens(2, 10), [10, 6]
+    )
+    (row,) = kvjax.inspect(cache).rows
+    self.assertEqual((row.filled, row.positions), ('6..10', '0..9'))
+    cache = kvjax.rewind(cache, 0)
+    (row,) = kvjax.inspect(cache).rows
+    self.assertEqual((row.filled, row.positions), ('0', '-'))
+    self.assertTrue((np.asarray(cache.books[0].positions) == -1).all())
+    for leaf in jax.tree.leaves(kvjax.testing.poison(cache).stores):
+      self.assertTrue(np.isnan(leaf).all())
+
+  def test_what_has_no_values_is_shown_all_the_same(self):
+    shapes = jax.eval_shape(lambda: kvjax.init_cache(CONFIG, 2, 12))
+    self.assertIn('?', repr(shapes))
+    cache = kvjax.init_cache(CONFIG, 2, 12)
+    kvjax.fork(cache, donate=True)
+    self.assertIn('2 rows, donated', repr(cache))
+
   def test_inside_a_trace_what_is_not_known(self):
     seen = []
     jax.jit(lambda c: seen.append(repr(c)))(fed())

@@ -79,6 +79,15 @@ class FilterTest(chex.TestCase):
     self.assertEqual(np.flatnonzero(np.isfinite(got[0])).tolist(), [0])
 
 
+class TiesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({'top_k': 2}, 2), ({'top_p': 1e-9}, 1), ({'top_p': 0.3}, 3)
+  )
+  def test_no_more_than_asked_for(self, rule, count):
+    kept = filter_logits(jnp.zeros((3, 8)), kvjax.Sampling(1.0, **rule))
+    np.testing.assert_array_equal(np.isfinite(kept).sum(axis=1), [count] * 3)
+
+
 class SampleTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_greedy_and_log_probs(self):

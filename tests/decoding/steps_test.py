@@ -26,6 +26,11 @@ class StepsTest(parameterized.TestCase):
     tiny.close(last, np.asarray(whole)[[0, 1], [4, 2]], 1e-6)
     tiny.alike(tiny.counters(a), tiny.counters(b))
 
+  def test_negative_ids_take_no_room(self):
+    ids = jnp.pad(tiny.tokens(2, 3), ((0, 0), (0, 12)), constant_values=-1)
+    _, cache = kvjax.extend(CONFIG, PARAMS, empty(capacity=np.int64(4)), ids)
+    self.assertEqual(cache.length.tolist(), [3, 3])
+
   def test_negative_ids_are_no_tokens(self):
     """In the middle, too: positions count tokens, wherever they stand."""
     ids = tiny.tokens(1, 5)

@@ -227,8 +227,8 @@ SAMPLING: tuple[Mutant, ...] = (
   fault(
     'top_k_off',
     'decoding/sampling',
-    'top_k)[0][:, -1:]',
-    'top_k)[0][:, :1]',
+    'jax.lax.top_k(logits, top_k)[1]',
+    'jax.lax.top_k(logits, 1)[1]',
     'decoding/sampling_test.py::FilterTest::test_equals_numpy_top_k_4__with_jit',
   ),
   fault(

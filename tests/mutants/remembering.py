@@ -170,10 +170,10 @@ CODECS: tuple[Mutant, ...] = (
 
 PAGES: tuple[Mutant, ...] = (
   fault(
-    'page_not_cleared_on_reuse',
+    'freed_page_not_cleared',
     'caches/paged',
-    "book.positions.at[:, target].set(EMPTY, mode='drop'),",
-    'book.positions,',
+    'held = jnp.where((references > 0)[None, :, None], positions, EMPTY)',
+    'held = positions',
     'caches/paged_test.py',
   ),
   fault(
@@ -186,8 +186,8 @@ PAGES: tuple[Mutant, ...] = (
   fault(
     'reference_not_released',
     'caches/paged',
-    "book.references.at[pages.reshape(-1)].add(-1, mode='drop')",
-    'book.references',
+    'jnp.where(dropped, EMPTY, book.table)',
+    'book.table',
     'caches/paged_test.py',
   ),
   fault(
