@@ -71,15 +71,21 @@ class _Question:
     return self.plan(batch, capacity).total_bytes <= self.limit
 
   def largest_batch(self, capacity: int) -> int | None:
-    # A mesh splits rows only where they come out even: count in its steps.
-    rows = dict(shards(self.options['mesh']).sizes).get('batch', 1)
+    rows = self.step('batch')
     count = _largest(lambda n: self.fits(n * rows, capacity), MOST)
     return None if count is None else rows * count
 
   def largest_capacity(self, batch: int) -> int | None:
-    most = self.config.positions or MOST
-    found = _largest(lambda n: self.fits(batch, n), most)
-    return self.config.positions or None if found is None else found
+    slots = self.step('slots')
+    most = (self.config.positions or MOST) // slots
+    count = _largest(lambda n: self.fits(batch, n * slots), most)
+    if count is None:
+      count = most if self.config.positions else None
+    return None if count is None else slots * count
+
+  def step(self, axis: str) -> int:
+    # A mesh splits what comes out even: only its multiples grow steadily.
+    return dict(shards(self.options['mesh']).sizes).get(axis, 1)
 
   def but(self, **options: Any) -> '_Question':
     return dataclasses.replace(self, options={**self.options, **options})
@@ -133,7 +139,8 @@ def fit(
       backend=backend,
   )
   asked = _Question(config, limit, options)
-  rows, tokens = batch_size or 1, capacity or new_tokens_per_step
+  rows = 1 if batch_size is None else batch_size
+  tokens = new_tokens_per_step if capacity is None else capacity
   found = asked.plan(rows, tokens)
   short = max(found.total_bytes - limit, 0)
   if short:
@@ -193,8 +200,7 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
 
 def _remedies(asked: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
   """Yields what would fit: each change alone, then a smaller request."""
-  changes = dict(_changes(asked, rows, tokens))
-  for change, other in changes.items():
+  for change, other in _changes(asked, rows, tokens):
     total = other.plan(rows, tokens).total_bytes
     if total <= asked.limit:
       yield Remedy(change, total)
@@ -206,10 +212,12 @@ def _remedies(asked: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
   if shorter:
     total = asked.plan(rows, shorter).total_bytes
     yield Remedy(f'capacity={shorter} tokens', total)
+  if shards(asked.options['mesh']).sizes:
+    return
   for count in (2, 4, 8, 16, 32, 64):
     other = asked.but(mesh={'heads': count})
     total = other.plan(rows, tokens).total_bytes
-    if not shards(asked.options['mesh']).sizes and total <= asked.limit:
+    if total <= asked.limit:
       yield Remedy(f'{count} devices that share the heads', total)
       return
 
