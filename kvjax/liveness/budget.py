@@ -34,7 +34,7 @@ def front(
   """
   corners = cutting.frontier(graph, absorbed, lost)
   found = []
-  left = itertools.repeat(None, solves)
+  left = iter(range(solves))
   for pair in itertools.pairwise(corners):
     found += _between(graph, absorbed, *pair, left, lost)
   parts = _parts(graph)
@@ -45,7 +45,7 @@ def front(
 def pareto(cuts: Iterable[Cut]) -> list[Cut]:
   """Those that none beats in bytes and FLOPs, least bytes first."""
   out: list[Cut] = []
-  for cut in sorted(cuts, key=lambda c: (_size(c), c.flops_per_token)):
+  for cut in sorted(cuts, key=lambda c: (cutting.size(c), c.flops_per_token)):
     if not out or cut.flops_per_token < out[-1].flops_per_token:
       out.append(cut)
   return out
@@ -65,30 +65,25 @@ def _splits(cut: Cut, parts: Sequence[set[int]]) -> bool:
   return any(part & kept and part & redone for part in parts)
 
 
-def _size(cut: Cut) -> int:
-  return cutting.LENGTH * cut.bytes_per_token + cut.state_bytes
-
-
 def _between(
     graph: cutting.Graph,
     absorbed: Prices,
     small: Cut,
     quick: Cut,
-    left: itertools.repeat,
+    left: Iterator[int],
     gone: frozenset[int],
 ) -> list[Cut]:
   """Cuts smaller than `quick` that redo less than `small`."""
-  saved = Fraction(small.flops_per_token) - Fraction(quick.flops_per_token)
-  price = Fraction(_size(quick) - _size(small)) / saved / cutting.LENGTH
+  price = cutting.price_between(small, quick)
   cost = lambda size, flops: size + cutting.LENGTH * price * Fraction(flops)
-  bound = cost(_size(quick), small.flops_per_token)
+  bound = cost(cutting.size(quick), small.flops_per_token)
   number = itertools.count()
   queue: list[tuple] = []
 
   def push(held: frozenset[int], lost: frozenset[int]) -> None:
     cut = _solve(graph, price, absorbed, held, lost)
     if cut is not None:
-      value = cost(_size(cut), cut.flops_per_token)
+      value = cost(cutting.size(cut), cut.flops_per_token)
       if value < bound:
         heapq.heappush(queue, (value, next(number), cut, held, lost))
 
@@ -98,7 +93,7 @@ def _between(
     _, _, cut, held, lost = heapq.heappop(queue)
     found.append(cut)
     for held_, lost_ in _others(cut, held, lost):
-      if next(left, 0) is not None:
+      if next(left, None) is None:
         return found
       push(held_, lost_)
   return found
@@ -118,7 +113,7 @@ def _others(
 
 def _solve(
     graph: cutting.Graph,
-    price: Fraction | None,
+    price: Fraction,
     absorbed: Prices,
     held: frozenset[int],
     lost: frozenset[int],

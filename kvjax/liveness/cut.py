@@ -20,7 +20,6 @@ from kvjax.liveness import tensors as grouping
 from kvjax.liveness import trace as tracing
 
 Node = grouping.Node
-Edge = tuple[object, object]
 # A state costs its bytes once; shared among this many tokens it is cheap, but
 # not so cheap that two states beat one.
 LENGTH = 4096
@@ -160,23 +159,29 @@ def frontier(
   least, most = solve(Fraction(0)), solve(None)
 
   def between(a: Cut, b: Cut) -> list[Cut]:
-    gap = a.flops_per_token - b.flops_per_token
-    if gap <= 0 or _size(b) <= _size(a):
+    if a.flops_per_token <= b.flops_per_token or size(b) <= size(a):
       return []
-    price = Fraction(_size(b) - _size(a)) / Fraction(gap) / LENGTH
+    price = price_between(a, b)
     middle = solve(price)
-    cost = lambda c: _size(c) + LENGTH * price * Fraction(c.flops_per_token)
+    cost = lambda c: size(c) + LENGTH * price * Fraction(c.flops_per_token)
     if cost(middle) >= cost(a):
       return []
     return [*between(a, middle), middle, *between(middle, b)]
 
   if (
-      _size(most) == _size(least)
+      size(most) == size(least)
       and most.flops_per_token == least.flops_per_token
   ):
     return [most]
   return [least, *between(least, most), most]
 
 
-def _size(cut: Cut) -> int:
+def price_between(small: Cut, quick: Cut) -> Fraction:
+  """The price, in bytes a FLOP, at which two cuts cost the same."""
+  saved = Fraction(small.flops_per_token) - Fraction(quick.flops_per_token)
+  return Fraction(size(quick) - size(small)) / saved / LENGTH
+
+
+def size(cut: Cut) -> int:
+  """Bytes of a cache of `LENGTH` tokens."""
   return LENGTH * cut.bytes_per_token + cut.state_bytes

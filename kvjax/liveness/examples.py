@@ -111,9 +111,7 @@ def _mla(sizes: Sizes, causal: bool) -> Program:
 
 def _linear(sizes: Sizes, causal: bool) -> Program:
   """Linear attention (arXiv 2006.16236), equation 12; an encoder sums all."""
-  D, H = sizes.width, sizes.key_width
-  wq, wk, wv = (_weight(i, D, H) for i in range(3))
-  wo = _weight(3, H, D)
+  (wq, wk, wv), wo = _one_head(sizes)
 
   def program(x: jax.Array) -> jax.Array:
     q = name(jax.nn.elu(x @ wq) + 1, 'q')
@@ -129,12 +127,10 @@ def _linear(sizes: Sizes, causal: bool) -> Program:
 
 def _mta(sizes: Sizes, causal: bool) -> Program:
   """Multi-token attention (arXiv 2504.00927): logits mixed over six queries."""
-  D, H = sizes.width, sizes.key_width
-  wq, wk, wv = (_weight(i, D, H) for i in range(3))
-  wo = _weight(3, H, D)
+  weights, wo = _one_head(sizes)
 
   def program(x: jax.Array) -> jax.Array:
-    q, k, v = (name(x @ w, n) for w, n in ((wq, 'q'), (wk, 'k'), (wv, 'v')))
+    q, k, v = (name(x @ w, n) for w, n in zip(weights, 'qkv', strict=True))
     mask = _mask(len(x), causal, 0)
     scores = name(jnp.where(mask, q @ k.T, 0.0), 'scores')
     rows = jnp.pad(scores, ((5, 0), (0, 0)))
@@ -167,6 +163,12 @@ def _shorten(sizes: Sizes, causal: bool) -> Program:
     return name(p @ v, 'out') @ wo
 
   return program
+
+
+def _one_head(sizes: Sizes) -> tuple[list[jax.Array], jax.Array]:
+  """Weights of q, k and v, and of the output."""
+  D, H = sizes.width, sizes.key_width
+  return [_weight(i, D, H) for i in range(3)], _weight(3, H, D)
 
 
 def _weight(seed: int, *shape: int) -> jax.Array:

@@ -50,16 +50,15 @@ def recurrent(
 
   It is the program itself where there are none, or where the two differ.
   """
+  if not _promising(jax.make_jaxpr(program)(x).jaxpr, x.shape[axis]):
+    return program, ()
   found: list[str] = []
   rewritten = _rewriting(program, axis, found)
-  closed = jax.make_jaxpr(program)(x)
-  if not _promising(closed.jaxpr, x.shape[axis]):
-    return program, ()
   jax.eval_shape(rewritten, x)
   notes = tuple(dict.fromkeys(found))
   if not notes or not _alike(program, rewritten, x):
     return program, ()
-  return _rewriting(program, axis, []), notes
+  return rewritten, notes
 
 
 def _rewriting(program: Program, axis: int, found: list[str]) -> Program:
@@ -133,7 +132,7 @@ class _Reader:
       body, consts = control.body_of(params)
       inner = [_Value(c.const, _plain(c.const)) for c in consts]
       return self.run(body, inner, ins[len(ins) - len(body.invars) :])
-    if all(v.known is not None for v in ins) and eqn.primitive.name != 'name':
+    if all(v.known is not None for v in ins) and name != 'name':
       with jax.ensure_compile_time_eval(), np.errstate(all='ignore'):
         made = native.evaluate(eqn.primitive, params, [v.known for v in ins])
       return [_Value(m, _plain(m)) for m in made]

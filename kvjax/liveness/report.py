@@ -76,17 +76,15 @@ class LivenessReport:
     Raises:
       ValueError: no point redoes so little.
     """
-    found = [p for p in self._points() if p.flops_per_token <= flops]
+    points = self.frontier + self.equals
+    found = [p for p in points if p.flops_per_token <= flops]
     if not found:
-      least = min((p.flops_per_token for p in self._points()), default=None)
+      least = min((p.flops_per_token for p in points), default=None)
       raise ValueError(
           f'flops={flops} is too small a budget: the least is {least}.'
       )
     key = lambda p: (p.bytes_per_token, p.state_bytes, p.flops_per_token)
     return tuple(sorted(found, key=key))
-
-  def _points(self) -> tuple[Point, ...]:
-    return self.frontier + self.equals
 
   def fastest(self, bandwidth: float, flop_rate: float) -> Point:
     """The point that costs least time a past token and step on a device.

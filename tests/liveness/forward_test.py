@@ -87,16 +87,14 @@ class ForwardTest(parameterized.TestCase):
     tokens = np.arange(8, dtype=np.int32)[None] * 5 % 17
     report = liveness.analyze(program, tokens, axis=1)
     self.assertTrue(report.causal, report)
-    derived = {r.name: r.bytes_per_token for r in report.tensors if r.kept}
-    self.assertEqual(derived, shipped(config))
-    self.assertEqual(derived, aliased(config, batch=3, capacity=16))
-    rows = {r.name: r for r in report.tensors}
+    rows = {r.name: r for r in report.tensors if r.kept}
+    self.assertEqual(set(report.keep), set(rows), report)
+    derived = {name: row.bytes_per_token for name, row in rows.items()}
     expected = shipped(config)
-    self.assertEqual(set(report.keep), set(expected), report)
-    for name, size in expected.items():
-      self.assertEqual(rows[name].bytes_per_token, size, report)
-      live = 3 if kind == 'window' else math.inf
-      self.assertEqual(rows[name].live_for, live, report)
+    self.assertEqual(derived, expected)
+    self.assertEqual(derived, aliased(config, batch=3, capacity=16))
+    live = 3 if kind == 'window' else math.inf
+    self.assertEqual({row.live_for for row in rows.values()}, {live}, report)
     self.assertEqual(report.bytes_per_token, sum(expected.values()))
     self.assertEqual(report.live_for['query'], 0)
     cache = kvjax.init_cache(config, 1, 16)
