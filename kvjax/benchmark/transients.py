@@ -27,14 +27,13 @@ class Case:
   tokens: int
   kind: kvjax.Kind | None
   codec: kvjax.Codec | None
-  kernel: str
 
   def compile(self) -> jax.stages.Compiled:
     """Compiles a decode step, or a prefill of several tokens, donated."""
 
     def call(params, cache, tokens):
       run = kvjax.decode_step if self.tokens == 1 else kvjax.prefill
-      return run(self.config, params, cache, tokens, kernel=self.kernel)
+      return run(self.config, params, cache, tokens, kernel='blockwise')
 
     cache = jax.eval_shape(
         lambda: kvjax.init_cache(
@@ -114,9 +113,8 @@ def draw(seed: int) -> Case:
       batch=rng.choice((1, 2, 3, 4, 8)),
       capacity=max(capacity, tokens),
       tokens=tokens,
-      kind=_kind(rng, tokens),
+      kind=_kind(rng),
       codec=kvjax.Int8() if rng.random() < 0.25 else None,
-      kernel='blockwise',
   )
 
 
@@ -145,7 +143,7 @@ def _attention(rng: random.Random) -> Any:
   )
 
 
-def _kind(rng: random.Random, tokens: int) -> kvjax.Kind | None:
+def _kind(rng: random.Random) -> kvjax.Kind | None:
   window = rng.choice((48, 128, 300))
   return rng.choice(
       (

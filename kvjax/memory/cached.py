@@ -1,6 +1,7 @@
 """Bytes of a cache, from the very specification that is allocated."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from kvjax.models.config import ModelConfig
 
 def tree_bytes(tree: Any, shards: Shards = WHOLE) -> int:
   """Returns the bytes of a tree of `Leaf`s, on one device."""
-  return sum(_leaf_bytes(leaf, shards) for leaf in _leaves(tree))
+  return sum(_leaf_bytes(leaf, shards) for leaf in leaves(tree))
 
 
 def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
@@ -44,7 +45,7 @@ def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
       'lengths, positions, tables',
       tree_bytes(books, shards),
       'sum(leaves)',
-      ' + '.join(str(_leaf_bytes(x, shards)) for x in _leaves(books)),
+      ' + '.join(str(_leaf_bytes(x, shards)) for x in leaves(books)),
   )
   if spec.cross is not None:
     yield Line(
@@ -89,9 +90,9 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
     heads = [name for _, name in lead].index('kv_heads')
     one = sum(
         shards.shape(leaf)[heads]
-        * int(np.prod(leaf.shape[len(lead) :], dtype=object))
+        * math.prod(map(int, leaf.shape[len(lead) :]))
         * np.dtype(leaf.dtype).itemsize
-        for leaf in _leaves(store)
+        for leaf in leaves(store)
     )
     if memory.kind.limit is None:
       capped += one
@@ -103,19 +104,18 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
 
 def _numbers(store: Any, shards: Shards) -> str:
   terms = []
-  for leaf in _leaves(store):
+  for leaf in leaves(store):
     sizes = map(str, shards.shape(leaf))
     terms.append(f'{" x ".join(sizes)} x {np.dtype(leaf.dtype).itemsize}')
   return ' + '.join(terms) or '0'
 
 
-def _leaves(tree: Any) -> list[Any]:
+def leaves(tree: Any) -> list[Leaf]:
+  """Returns the `Leaf`s of a tree of them."""
   return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
 
 
 def _leaf_bytes(leaf: Leaf, shards: Shards) -> int:
   # In Python's integers: a plan of 10^15 bytes is a plan like any other.
   count = np.dtype(leaf.dtype).itemsize
-  for size in shards.shape(leaf):
-    count *= int(size)
-  return count
+  return count * math.prod(map(int, shards.shape(leaf)))

@@ -192,11 +192,5 @@ def _summed(
 
 
 def _copies(held: list[Line]) -> Line:
-  bytes_ = sum(line.bytes for line in held if line.part == 'cache')
-  return Line(
-      'step',
-      COPIES,
-      bytes_,
-      'the cache again',
-      f'{bytes_}',
-  )
+  size = sum(line.bytes for line in held if line.part == 'cache')
+  return Line('step', COPIES, size, 'the cache again', str(size))

@@ -23,6 +23,7 @@ from kvjax.caches.codecs import Plain
 from kvjax.caches.spec import Leaf
 from kvjax.decoding.cache import Cache
 from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
+from kvjax.memory.cached import leaves
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import Layer, ModelConfig
@@ -155,6 +156,10 @@ def _project(layer: Layer, call: _Call) -> Iterator[Term]:
   heads = Dim('N', variant.num_heads, 'heads')
   width = Dim('H', variant.query_width // variant.num_heads)
   yield Term(QUERY, (*call.lead, heads, width), call.size)
+  yield from _new(variant, call)
+
+
+def _new(variant: Any, call: _Call) -> Iterator[Term]:
   for name, stream in variant.streams().items():
     of = Dim('K', stream.heads, 'kv_heads'), Dim('H', stream.width)
     yield Term(f'new {name}', (*call.lead, *of), call.size)
@@ -180,9 +185,7 @@ def _attend(layer: Layer, memory: Any, call: _Call) -> Iterator[Term]:
     yield Term('output so far', (*asked, *out), FLOAT)
   if fresh:
     yield Term('output of old slots', (*call.lead, *out), FLOAT, 2)
-    for name, stream in variant.streams().items():
-      of = Dim('K', stream.heads, 'kv_heads'), Dim('H', stream.width)
-      yield Term(f'new {name}', (*call.lead, *of), call.size)
+    yield from _new(variant, call)
   scores = *asked, heads, Dim('block', block)
   yield Term('scores of one block', scores, FLOAT, 1 + (call.tokens > 1))
   yield from _blocks(variant, absorb, memory, slots > block, block, call)
@@ -228,14 +231,13 @@ def _copies(spec: Cache, call: _Call) -> Iterator[Term]:
     elif (
         call.backend == 'cpu'
         and call.batch == 1
-        and (memory.kind.row_slots <= BLOCK)
+        and memory.kind.row_slots <= BLOCK
     ):
       # Written by rows and read by one dot, both without the unit axis: XLA
       # turns the same update into two.
       reason = 'copy: one row, in a store of one block (XLA:CPU)'
     if reason:
-      leaves = jax.tree.leaves(store, is_leaf=lambda x: isinstance(x, Leaf))
-      yield from (_copy(leaf, reason) for leaf in leaves)
+      yield from (_copy(leaf, reason) for leaf in leaves(store))
 
 
 def _copy(leaf: Leaf, reason: str) -> Term:
