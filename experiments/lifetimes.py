@@ -8,32 +8,15 @@ and looking which output rows change; bytes come from the models' configs.
 
 import pathlib
 
-import numpy as np
 from absl import app, flags
 
 from experiments import launch
-from kvjax.attention.attend import Scoring
-from kvjax.decoding.separation import readers
 from kvjax.report import plots
 from kvjax.report.answer import llama_bytes
+from kvjax.report.memory import lives
 
 _OUT = flags.DEFINE_string('out', 'docs/images/lifetimes.png', 'PNG to write.')
 TOKENS = 6
-
-
-def lives() -> dict[str, list[tuple[int, int]]]:
-  """Returns by tensor, for each token the first and last step that reads it.
-
-  A token's own step counts, though the first q and k are read by none: the
-  softmax over a single key is 1 whatever they are.
-  """
-  spans = {}
-  for name, read in readers(TOKENS, Scoring(1.0)).items():
-    last = [
-      max([t, *np.flatnonzero(np.asarray(read)[:, t])]) for t in range(TOKENS)
-    ]
-    spans[name[0]] = [(t, int(end)) for t, end in enumerate(last)]
-  return spans
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +24,7 @@ def main(argv: list[str]) -> None:
   picture = plots.lifetimes(
     'A query dies with its token; its key and value are read by every later '
     'one',
-    lives(),
+    lives(TOKENS),
     llama_bytes(),
     'bytes per token at the size of Llama-3-8B, bfloat16',
   )

@@ -75,18 +75,20 @@ class Stopwatch:
   def __init__(self, compiled: Compilation):
     self._compiled = compiled
     self._begin = time.perf_counter(), compiled.seconds
-    self._marks: list[tuple[float, float]] = []
+    self._first = self._last = self._begin
     self.tokens, self.columns = 0, 0
 
   def feed(self, new: np.ndarray) -> None:
     """Takes int32 `[B, n]` as it comes; -1 is no token."""
-    self._marks.append((time.perf_counter(), self._compiled.seconds))
+    self._last = time.perf_counter(), self._compiled.seconds
+    if not self.columns:
+      self._first = self._last
     self.tokens += int((new >= 0).sum())
     self.columns += new.shape[1]
 
   def speed(self, **more: Any) -> Speed:
     """Returns the figures; `more` are the fields that no clock tells."""
-    (begin, before), first, last = self._begin, self._marks[0], self._marks[-1]
+    (begin, before), first, last = self._begin, self._first, self._last
     return Speed(
         tokens=self.tokens,
         steps=self.columns - 1,
