@@ -11,20 +11,17 @@ row of attention weights that happens to have the leaf's shape is no copy.
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
 
 import jax
 
 from kvjax.memory.buffers import (
   Buffer,
   EncodingError,
-  Instruction,
-  Module,
-  Shape,
   argument_leaves,
   read,
 )
+from kvjax.memory.flow import Trace, Value, flat, follow, part
 from kvjax.memory.measured import measure
 
 KINDS = ('copy', 'relayout', 'upcast', 'slice')
@@ -148,7 +145,7 @@ def in_place(
       f'every leaf of {argument!r} is smaller than min_bytes={min_bytes}, so'
       ' no copy could be found; compile a larger cache or lower min_bytes.'
     )
-  values = _follow(module, rows, leaves)
+  values = follow(module, rows, leaves)
   found = {}
   for row in rows:
     if finding := _finding(row, values, leaves, min_bytes):
@@ -162,7 +159,7 @@ def in_place(
 
 def _finding(
   row: Buffer,
-  values: Mapping[int, '_Value'],
+  values: Mapping[int, Value],
   leaves: Mapping[int, Buffer],
   min_bytes: int,
 ) -> Finding | None:
@@ -170,7 +167,7 @@ def _finding(
     return None
   if not row.shape or row.instruction not in values:
     return None
-  trace = _flat(_part(values[row.instruction], row.index))
+  trace = flat(part(values[row.instruction], row.index))
   held = [key for key in trace.held if leaves[key].bytes >= min_bytes]
   # Codes and scales flow into one dequantized buffer: say the larger leaf.
   for key in sorted(held, key=lambda key: -leaves[key].bytes):
@@ -183,7 +180,7 @@ def _finding(
   return None
 
 
-def _kind(row: Buffer, trace: '_Trace', leaf: Buffer, held: int) -> str | None:
+def _kind(row: Buffer, trace: Trace, leaf: Buffer, held: int) -> str | None:
   size = math.prod(leaf.shape)
   if held < size:
     first = leaf.shape[0] if leaf.shape else 1
@@ -212,189 +209,3 @@ def _stable(compiled: jax.stages.Compiled, argument: str) -> Verdict:
     return Verdict(argument, leaves, aliased, ())
   copy = Finding('copy', largest, size, 'some', 'u8', (size,), 'operation', '')
   return Verdict(argument, leaves, aliased, (copy,))
-
-
-# The data flow. A value that shows a leaf, moved or not, holds some of its
-# elements; what is computed from several of them (a dot, a sum) is a result.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Trace:
-  held: Mapping[int, int]  # leaf (by allocation) -> elements of it, at most
-  result: bool = False  # computed from a leaf's contents, holds none of them
-  input: bool = False  # depends on any argument: not a constant or a counter
-  indexed: bool = False  # one index of a first axis, chosen by no argument
-
-
-_Value: TypeAlias = '_Trace | tuple[_Value, ...]'  # of an array, or a tuple
-
-_MIXES = frozenset(
-  'dot convolution reduce reduce-window sort custom-call topk scaled-dot'
-  ' reduce-scatter select-and-scatter ragged-dot'.split()
-)
-_MOVES = frozenset(
-  'all-gather all-to-all async-done bitcast bitcast-convert broadcast'
-  ' collective-permute concatenate convert copy copy-done copy-start'
-  ' dynamic-slice dynamic-update-slice gather pad reshape reverse scatter'
-  ' select slice transpose'.split()
-)
-_ARITHMETIC = frozenset(
-  'add subtract multiply divide remainder maximum minimum negate clamp'.split()
-)
-
-
-class _Flow(NamedTuple):
-  module: Module
-  home: Mapping[tuple[int, tuple[int, ...]], _Trace]
-  values: dict[int, _Value]  # by instruction; grows as the flow is followed
-
-
-def _follow(
-  module: Module, rows: Iterable[Buffer], leaves: Mapping[int, Buffer]
-) -> dict[int, _Value]:
-  """Returns what every instruction of the module holds of the leaves."""
-  # Whatever fills a leaf's own memory is that leaf's new contents, by
-  # whatever arithmetic or kernel it was written.
-  home = {
-    (row.instruction, row.index): _Trace(
-      {row.allocation: math.prod(leaf.shape)}, input=True
-    )
-    for row in rows
-    if (leaf := leaves.get(row.allocation))
-    and (row.dtype, row.bytes) == (leaf.dtype, leaf.bytes)
-  }
-  flow = _Flow(module, home, {})
-  _run(flow, module.entry, [_Trace({}, input=True)] * len(module.instructions))
-  return flow.values
-
-
-def _run(flow: _Flow, computation: int, inputs: Sequence[_Value]) -> _Value:
-  local: dict[int, _Value] = {}
-  for i in flow.module.computations[computation]:
-    value = _apply(flow, i, [local[o] for o in i.operands], inputs)
-    if isinstance(value, tuple):
-      parts = enumerate(value)
-      value = tuple(flow.home.get((i.id, (n,)), x) for n, x in parts)
-    local[i.id] = value = flow.home.get((i.id, ()), value)
-    flow.values[i.id] = _join([flow.values.get(i.id, _Trace({})), value])
-  return local[flow.module.roots[computation]]
-
-
-def _apply(
-  flow: _Flow,
-  i: Instruction,
-  operands: Sequence[_Value],
-  inputs: Sequence[_Value],
-) -> _Value:
-  match i.opcode:
-    case 'parameter':
-      return inputs[i.parameter]
-    case 'tuple':
-      return tuple(operands)
-    case 'get-tuple-element':
-      return _part(operands[0], (i.index,))
-    case 'while':
-      return _loop(flow, i, operands[0])
-    case 'conditional':
-      branches = zip(i.called, operands[1:], strict=True)
-      return _join([_run(flow, branch, [x]) for branch, x in branches])
-    case 'call' | 'fusion':
-      return _run(flow, i.called[0], operands)
-    case 'async-start':  # its parts are inputs, result and context
-      return _flat(_run(flow, i.called[0], operands))
-    case 'optimization-barrier':
-      return operands[0]
-  value = _array(flow.module, i, [_flat(x) for x in operands])
-  return tuple(value for _ in i.shape.elements) or value
-
-
-def _loop(flow: _Flow, i: Instruction, carry: _Value) -> _Value:
-  while True:  # what a carry holds only grows, and it is bounded
-    after = _join([carry, _run(flow, i.called[0], [carry])])
-    if after == carry:
-      return carry
-    carry = after
-
-
-def _array(module: Module, i: Instruction, operands: list[_Trace]) -> _Trace:
-  found = _flat(tuple(operands))
-  if i.opcode == 'compare':  # a mask shows no contents
-    return _Trace({}, input=found.input)
-  if i.opcode in _MOVES:
-    return _move(module, i, operands, found.input)
-  # Positions and lengths are computed with, codes are only unpacked.
-  counted = i.shape.dtype in ('s32', 's64') and i.opcode in _ARITHMETIC
-  mixed = i.opcode in _MIXES or counted
-  # Weights times a scale leaf are weights; a leaf plus a result is that leaf.
-  added = i.opcode in ('add', 'subtract')
-  if mixed or any(x.result and not (x.held or added) for x in operands):
-    return _Trace({}, found.result or bool(found.held), found.input)
-  return found
-
-
-def _move(
-  module: Module, i: Instruction, operands: list[_Trace], inputs: bool
-) -> _Trace:
-  n = len(operands)
-  contents = {
-    'select': operands[1:],
-    'scatter': operands[: n // 2] + operands[n // 2 + 1 :],
-    'gather': operands[:1],
-    'dynamic-slice': operands[:1],
-    'dynamic-update-slice': operands[:2],
-  }.get(i.opcode, operands)
-  found = dataclasses.replace(_flat(tuple(contents)), input=inputs)
-  if i.opcode in ('slice', 'dynamic-slice', 'gather'):
-    return _read(i, module.instructions[i.operands[0]].shape, operands, found)
-  if i.opcode in ('dynamic-update-slice', 'scatter', 'concatenate'):
-    # Parts are put together here, in a loop perhaps until the leaf is whole.
-    held = {leaf: i.shape.size for leaf in found.held}
-    return dataclasses.replace(found, held=held, indexed=False)
-  return found
-
-
-def _read(
-  i: Instruction, whole: Shape, operands: Sequence[_Trace], found: _Trace
-) -> _Trace:
-  size = i.shape.size
-  first = whole.dims[0] if whole.dims else 1
-  if i.opcode == 'gather':
-    alone = first > 1 and size * first == whole.size
-  else:
-    alone = i.shape.dims[:1] < (first,) and i.shape.dims[1:] == whole.dims[1:]
-  chosen = any(x.input for x in operands[1:2])  # by a page table, say
-  held = {leaf: min(n, size) for leaf, n in found.held.items()}
-  layer = found.indexed or (alone and not chosen)
-  return dataclasses.replace(found, held=held, indexed=layer)
-
-
-def _join(values: Sequence[_Value]) -> _Value:
-  """What any of the values holds, part by part where they are tuples."""
-  sizes = [len(x) for x in values if isinstance(x, tuple)]
-  if not sizes:
-    return _flat(tuple(values))
-  parts = ([_part(x, (n,)) for x in values] for n in range(max(sizes)))
-  return tuple(_join(part) for part in parts)
-
-
-def _flat(value: _Value) -> _Trace:
-  """Everything that any part of a value holds."""
-  if isinstance(value, _Trace):
-    return value
-  parts = [_flat(x) for x in value]
-  held: dict[int, int] = {}
-  for part in parts:
-    for leaf, n in part.held.items():
-      held[leaf] = max(n, held.get(leaf, 0))
-  return _Trace(
-    held,
-    any(x.result for x in parts),
-    any(x.input for x in parts),
-    any(x.indexed for x in parts),
-  )
-
-
-def _part(value: _Value, index: Sequence[int]) -> _Value:
-  for n in index:
-    value = value[n] if isinstance(value, tuple) else value
-  return value
