@@ -8,7 +8,6 @@ configs/benchmark_cpu.py.
 import dataclasses
 import itertools
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,7 +96,7 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   run = {
     'config': config.to_dict(),
-    'command': sys.argv,
+    'command': launch.command(),
     'kernels': available(),
     'absent': peers.absent(),
   }

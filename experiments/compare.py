@@ -6,7 +6,6 @@ bytes and seconds. See configs/compare.py.
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,11 +113,10 @@ def examine(
 def main(argv: list[str]) -> None:
   del argv
   with launch.door():
-    given = {name: flag.value for name, flag in _FLAGS.items()}
-    config = launch.override(_CONFIG.value, given)
+    config = launch.settled(_CONFIG, _FLAGS)
     setup = check(config)
   facts = setup.corpus.facts()
-  run = {'config': config.to_dict(), 'command': sys.argv, 'text': facts}
+  run = {'config': config.to_dict(), 'command': launch.command(), 'text': facts}
   writer = start(_WORKDIR.value, 'compare', _TITLE, run).show(*answer())
   records = [writer.record(r) for r in study.sizes(setup.models)]
   kept = {}

@@ -91,13 +91,14 @@ def check() -> Setup:
     start = [[tokenizer.start_token(path)]] * len(rows)
     batch, source = prompts.make_batch(config, start), batch
   kind, codec = parse_cache(_CACHE.value)
-  capacity = _CAPACITY.value or int(batch.lengths.max()) + how.tokens - 1
-  cache: dict[str, Any] = {'kinds': kind, 'codec': codec}
-  cache['capacity'] = capacity
+  capacity = _CAPACITY.value
+  if capacity is None:
+    capacity = int(batch.lengths.max()) + how.tokens - 1
+  cache = {'capacity': capacity, 'kinds': kind, 'codec': codec}
   if not _LOAD.value:
     spec = cache_spec(config, len(rows), **cache)
     check_fits(spec, batch.lengths, how.tokens)
-  elif _CACHE.value != DEFAULT or _CAPACITY.value:
+  elif _CACHE.value != DEFAULT or _CAPACITY.value is not None:
     raise ValueError(
         f'prompt_cache={_LOAD.value} has its own kind and capacity: leave out '
         '--cache and --capacity.'
@@ -138,7 +139,7 @@ def main(argv: list[str]) -> None:
   )
   print(speed, file=sys.stderr)
   if _OUT.value:
-    run = {'command': sys.argv, 'environment': records.environment()}
+    run = {'command': launch.command(), 'environment': records.environment()}
     said = answer.records(setup.texts, text, interrupted)
     for record in ({'record': 'run'} | run, *said, speed.record()):
       records.append(pathlib.Path(_OUT.value), record)

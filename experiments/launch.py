@@ -39,8 +39,6 @@ def run(main: Callable[[list[str]], None], default: str) -> None:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
     return parse(argv)
 
-  # Which backends this machine lacks is no news to its owner.
-  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   app.run(main, flags_parser=with_config)
 
 
@@ -50,12 +48,13 @@ def run_flags(
   """Runs a main that has no config file, with flags of its own."""
   flags.FLAGS.append_flag_values(values)
   values.mark_as_parsed()
-  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   app.run(main, flags_parser=parse)
 
 
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; ends the program in one line where they are wrong."""
+  # Which backends this machine lacks is no news to its owner.
+  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   with door():
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
@@ -78,6 +77,21 @@ def refuse(message: str) -> NoReturn:
   line = ' '.join(message.split())
   print(f'{program}: {line}', file=sys.stderr)
   raise SystemExit(2)
+
+
+def command() -> list[str]:
+  """Returns the command line as another machine can run it."""
+  program = pathlib.Path(sys.argv[0]).stem
+  return ['python', '-m', f'experiments.{program}', *sys.argv[1:]]
+
+
+def settled(
+  config: flags.FlagHolder[Any], given: Mapping[str, flags.FlagHolder[Any]]
+) -> Any:
+  """Returns the config with the fields that flags of their own name."""
+  return override(
+    config.value, {name: flag.value for name, flag in given.items()}
+  )
 
 
 def override(config: Any, given: Mapping[str, Any]) -> Any:

@@ -5,7 +5,6 @@ caches; no weights are read and nothing is allocated. See configs/memory.py.
 """
 
 import dataclasses
-import sys
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from kvjax.memory import (
     plan,
     step_time,
 )
+from kvjax.memory.program import compile_call
 from kvjax.memory.variants import with_attention
 from kvjax.report import memory as show
 from kvjax.report.writer import Writer, follow, start
@@ -113,35 +113,23 @@ def least_time(setup: Setup, found: MemoryPlan) -> StepTime:
   )
 
 
-def compiled(setup: Setup) -> Any:
+def compiled(setup: Setup) -> jax.stages.Compiled:
   """Compiles the decode step for this machine, from shapes alone."""
-  model, batch, options = setup.model, setup.batch, setup.options
-  cache = jax.eval_shape(
-      lambda: kvjax.init_cache(
-          model,
-          batch,
-          setup.context,
-          kinds=options['cache'],
-          codec=options['codec'],
-      )
+  return compile_call(
+      setup.model,
+      batch_size=setup.batch,
+      capacity=setup.context,
+      cache=setup.options['cache'],
+      codec=setup.options['codec'],
   )
-  params = jax.eval_shape(lambda: kvjax.init_params(model, jax.random.key(0)))
-  token = jax.ShapeDtypeStruct((batch,), jnp.int32)
-
-  def step(params, cache, token):
-    return kvjax.decode_step(model, params, cache, token, kernel='blockwise')
-
-  jitted = jax.jit(step, donate_argnames='cache')
-  return jitted.lower(params, cache, token).compile()
 
 
 def main(argv: list[str]) -> None:
   del argv
   with launch.door():
-    given = {name: flag.value for name, flag in _FLAGS.items()}
-    config = launch.override(_CONFIG.value, given)
+    config = launch.settled(_CONFIG, _FLAGS)
     setup = check(config)
-  run = {'config': config.to_dict(), 'command': sys.argv}
+  run = {'config': config.to_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'memory', _TITLE, run)
   plans, fits, caches = {}, {}, {}
   every = setup.variants.items()

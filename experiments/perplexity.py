@@ -11,7 +11,6 @@ forgets nothing that the model sees, parting from the uncached figure.
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +114,7 @@ def main(argv: list[str]) -> None:
     setup = check()
     model = kvjax.load_checkpoint(_CHECKPOINT.value, _DTYPE.value)
   rows, length = setup.text.tokens.shape
-  run = {'flags': FLAGS.flag_values_dict(), 'command': sys.argv}
+  run = {'flags': FLAGS.flag_values_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'perplexity', 'What a cache costs', run)
   records = [writer.record(r) for r in measure(setup, *model)]
   columns = (

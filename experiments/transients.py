@@ -10,7 +10,6 @@ ten and writes every case as a JSON line.
 Expected: at most one case in twenty outside a factor of 1.25 either way.
 """
 
-import sys
 
 from absl import app, flags
 
@@ -26,7 +25,7 @@ _WORKDIR = flags.DEFINE_string('workdir', 'out/transients', 'Where files go.')
 
 def main(argv: list[str]) -> None:
   del argv
-  run = {'command': sys.argv, 'seed': _SEED.value}
+  run = {'command': launch.command(), 'seed': _SEED.value}
   writer = start(_WORKDIR.value, 'transients', 'Planned and assigned', run)
   seeds = range(_SEED.value, _SEED.value + _COUNT.value)
   cases = (writer.record(compare(seed)) for seed in seeds)

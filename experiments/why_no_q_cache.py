@@ -7,7 +7,6 @@ see what becomes of it. See configs/why_no_q_cache.py.
 
 import dataclasses
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +94,7 @@ def load(path: str) -> Program:
     found = getattr(importlib.import_module(module), name)
   except (ImportError, AttributeError) as error:
     raise ValueError(
-        f'program={path!r} cannot be imported: {error}. Run where it ' 'can be.'
+        f'program={path!r} cannot be imported: {error}. Run where it can be.'
     ) from None
   if not callable(found):
     raise ValueError(f'program={path!r} must name a function of one array.')
@@ -117,11 +116,10 @@ def _input(config: Any) -> np.ndarray:
 def main(argv: list[str]) -> None:
   del argv
   with launch.door():
-    given = {name: flag.value for name, flag in _FLAGS.items()}
-    config = launch.override(_CONFIG.value, given)
+    config = launch.settled(_CONFIG, _FLAGS)
     setup = check(config)
     report = liveness.analyze(setup.program, setup.x, setup.axis)
-  run = {'config': config.to_dict(), 'command': sys.argv}
+  run = {'config': config.to_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'why_no_q_cache', _TITLE, run)
   reads = liveness.reach(setup.program, setup.x, setup.axis)
   encoder = setup.encoder and liveness.reach(setup.encoder, setup.x)

@@ -9,10 +9,10 @@ import random
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import kvjax
 from kvjax.memory import MemoryPlan, measure, plan
+from kvjax.memory.program import compile_call
 
 FACTOR = 1.25  # within which a prediction is good, either way
 
@@ -30,27 +30,14 @@ class Case:
 
   def compile(self) -> jax.stages.Compiled:
     """Compiles a decode step, or a prefill of several tokens, donated."""
-
-    def call(params, cache, tokens):
-      run = kvjax.decode_step if self.tokens == 1 else kvjax.prefill
-      return run(self.config, params, cache, tokens, kernel='blockwise')
-
-    cache = jax.eval_shape(
-        lambda: kvjax.init_cache(
-            self.config,
-            self.batch,
-            self.capacity,
-            kinds=self.kind,
-            codec=self.codec,
-        )
+    return compile_call(
+        self.config,
+        batch_size=self.batch,
+        capacity=self.capacity,
+        new_tokens_per_step=self.tokens,
+        cache=self.kind,
+        codec=self.codec,
     )
-    params = jax.eval_shape(
-        lambda: kvjax.init_params(self.config, jax.random.key(0))
-    )
-    shape = (self.batch,) if self.tokens == 1 else (self.batch, self.tokens)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    jitted = jax.jit(call, donate_argnames='cache')
-    return jitted.lower(params, cache, tokens).compile()
 
   def plan(self) -> MemoryPlan:
     """Returns the plan of the same call."""

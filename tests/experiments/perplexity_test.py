@@ -55,7 +55,7 @@ def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
   assert int8['cache_bytes'] == int8['planned_bytes']
 
 
-def test_windows_begin_as_the_tokenizer_does(monkeypatch):
+def test_windows_begin_as_the_tokenizer_does():
   """What it puts before a text is given and not asked for; what ends it not."""
 
   class Marked(tokenizer.Bytes):
