@@ -53,7 +53,7 @@ def load_checkpoint(
       of the wrong shape; the message names it.
   """
   path = pathlib.Path(path)
-  family, settings = _read_settings(path)
+  family, settings = _dispatch(_read_config(path))
   tensors = dequantize(settings.values, open_tensors(path))
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(family.config(settings), dtype=name)
@@ -76,17 +76,16 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
       not supported.
   """
   path = pathlib.Path(name_or_path)
-  if path.exists():
-    return parse_config(_read_values(path))
-  values = published_values(str(name_or_path))
-  if values is not None:
-    return parse_config(values)
-  if path.name == str(name_or_path) and path.suffix != '.json':
-    raise ValueError(
-        f'Unknown model {str(name_or_path)!r}; the nearest known: '
-        f'{nearest_names(path.name)}. Or give the path of a config.json.'
-    )
-  return parse_config(_read_values(path))
+  if not path.exists():
+    values = published_values(str(name_or_path))
+    if values is not None:
+      return parse_config(values)
+    if path.name == str(name_or_path) and path.suffix != '.json':
+      raise ValueError(
+          f'Unknown model {str(name_or_path)!r}; the nearest known: '
+          f'{nearest_names(path.name)}. Or give the path of a config.json.'
+      )
+  return parse_config(_read_config(path))
 
 
 def parse_config(values: dict[str, Any]) -> ModelConfig:
@@ -97,16 +96,12 @@ def parse_config(values: dict[str, Any]) -> ModelConfig:
   return family.config(settings)
 
 
-def _read_settings(path: pathlib.Path) -> tuple[Family, Settings]:
-  return _dispatch(_read_values(path))
+def read_values(file: pathlib.Path) -> dict[str, Any]:
+  """Returns the keys and values of a JSON file of a checkpoint.
 
-
-def _read_values(path: pathlib.Path) -> dict[str, Any]:
-  file = path / CONFIG if path.is_dir() else path
-  if not file.is_file():
-    raise FileNotFoundError(
-        f'{path} is neither a directory with {CONFIG} nor such a file.'
-    )
+  Raises:
+    ValueError: it holds no JSON object.
+  """
   try:
     values = json.loads(file.read_text(encoding='utf-8'))
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -114,6 +109,15 @@ def _read_values(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(values, dict):
     raise ValueError(f'{file} holds no JSON object.')
   return values
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  file = path / CONFIG if path.is_dir() else path
+  if not file.is_file():
+    raise FileNotFoundError(
+        f'{path} is neither a directory with {CONFIG} nor such a file.'
+    )
+  return read_values(file)
 
 
 def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:

@@ -41,6 +41,7 @@ def nearest_names(name: str) -> str:
   names, folded = published_names(), name.lower().rsplit('/', 1)[-1]
   near = difflib.get_close_matches(folded, names, n=4, cutoff=0.5)
   near += [x for x in names if folded and folded in x and x not in near]
+  # Those of one paper's table would bury the others.
   return ', '.join(near[:6] or [x for x in names if not x.startswith('cla-')])
 
 

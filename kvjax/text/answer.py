@@ -9,7 +9,7 @@ import numpy as np
 
 from kvjax.benchmark.compilation import compilation
 from kvjax.benchmark.speed import Stopwatch
-from kvjax.decoding.cache import Cache
+from kvjax.decoding.cache import Cache, check_sizes
 from kvjax.decoding.generate import generate
 from kvjax.decoding.steps import prefill
 from kvjax.kernels import KERNELS
@@ -40,9 +40,7 @@ class Answer:
   sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    for name in ('tokens', 'block'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    check_sizes(tokens=self.tokens, block=self.block)
     if self.kernel not in (None, *KERNELS):
       raise ValueError(
           f'kernel={self.kernel!r} must be one of {", ".join(KERNELS)}.'

@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvjax.checkpoints.load import read_values
+
 FILE = 'chat_template.jinja'
 CONFIG = 'tokenizer_config.json'
 SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
@@ -63,9 +65,10 @@ def load_template(path: pathlib.Path) -> Template | None:
   """Returns the default template of a checkpoint directory, if it has one.
 
   Raises:
-    ValueError: `tokenizer_config.json` is no JSON.
+    ValueError: `tokenizer_config.json` is no JSON object.
   """
-  values = _values(path / CONFIG)
+  config = path / CONFIG
+  values = read_values(config) if config.is_file() else {}
   source = values.get('chat_template')
   if isinstance(source, list):  # several, by name
     named = {x['name']: x['template'] for x in source}
@@ -76,15 +79,6 @@ def load_template(path: pathlib.Path) -> Template | None:
     return None
   names = {k: _text(values[k]) for k in SPECIAL if values.get(k)}
   return Template(source, tuple(names.items()))
-
-
-def _values(file: pathlib.Path) -> dict[str, Any]:
-  if not file.is_file():
-    return {}
-  try:
-    return json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{file} is no JSON: {error}.') from None
 
 
 def _text(token: Any) -> str:

@@ -22,7 +22,7 @@ from kvjax.models.config import ModelConfig
 from kvjax.models.forward import forward
 from kvjax.text.prompts import make_batch
 from kvjax.text.tokenizer import Tokenizer
-from kvjax.training.loss import next_token_loss
+from kvjax.training.loss import bits, next_token_loss
 
 Progress = Callable[[int], None]
 
@@ -46,7 +46,7 @@ class HeldOut:
     """Returns bits per byte and perplexity of losses `[B, T - 1]` in nats."""
     mean = float(np.mean(losses[:, self.first - 1 :], dtype=np.float64))
     return {
-        'bits_per_byte': mean / math.log(2) * self.tokens_per_byte,
+        'bits_per_byte': bits(mean) * self.tokens_per_byte,
         'perplexity': math.exp(mean),
     }
 

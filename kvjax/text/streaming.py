@@ -8,7 +8,7 @@ from typing import TextIO
 
 import numpy as np
 
-Decode = Callable[[int], str]
+from kvjax.text.tokenizer import Decode
 
 
 class Streaming:

@@ -2,16 +2,15 @@
 
 import codecs
 import importlib
-import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from kvjax.checkpoints.load import CONFIG, read_values
 from kvjax.text.chat import Template, load_template
 
 FILE = 'tokenizer.json'
 GENERATION = 'generation_config.json'
-CONFIG = 'config.json'
 
 Decode = Callable[[int], str]
 
@@ -58,14 +57,14 @@ class Published:
 
   def __init__(self, path: pathlib.Path):
     try:
-      self._library: Any = importlib.import_module('tokenizers')
+      library: Any = importlib.import_module('tokenizers')
     except ImportError:
       raise ValueError(
           f'{path / FILE} is read by the library tokenizers, which is not '
           "installed. Install kvjax with its extra: pip install 'kvjax[hf]'."
       ) from None
     try:
-      self._tokenizer = self._library.Tokenizer.from_file(str(path / FILE))
+      self._tokenizer = library.Tokenizer.from_file(str(path / FILE))
     except Exception as error:  # the library raises no narrower one
       raise ValueError(f'{path / FILE} is no tokenizer: {error}.') from None
     self.template = load_template(path)
@@ -90,22 +89,19 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   return Published(path) if (path / FILE).is_file() else Bytes()
 
 
-def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-  """Returns the text of ids."""
-  return ''.join(map(tokenizer.stream(), tokens))
-
-
 def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
   """Returns the ids after which a checkpoint says that text ends.
 
   Those of `generation_config.json`, or else of config.json.
+
+  Raises:
+    ValueError: one of them is no JSON object.
   """
   for name in (GENERATION, CONFIG):
     file = pathlib.Path(path) / name
     if not file.is_file():
       continue
-    values = json.loads(file.read_text(encoding='utf-8'))
-    found = values.get('eos_token_id')
+    found = read_values(file).get('eos_token_id')
     if found is not None:
       return tuple(found) if isinstance(found, list) else (found,)
   return ()
@@ -118,7 +114,7 @@ def start_token(path: str | pathlib.Path) -> int:
     ValueError: config.json does not say.
   """
   file = pathlib.Path(path) / CONFIG
-  found = json.loads(file.read_text('utf-8')).get('decoder_start_token_id')
+  found = read_values(file).get('decoder_start_token_id')
   if found is None:
     raise ValueError(f'{file} has no decoder_start_token_id to begin with.')
   return found

@@ -52,7 +52,7 @@ def test_bytes_stream_across_tokens(tmp_path):
   stream = words.stream()
   parts = [stream(i) for i in ids]
   assert ''.join(parts) == 'a é €' and '' in parts
-  text = tokenizer.decode(words, [97, 256, 0xC3, 300, 98])
+  text = ''.join(map(words.stream(), [97, 256, 0xC3, 300, 98]))
   assert text == 'a\ufffd\ufffd\ufffdb'
 
 
@@ -61,7 +61,7 @@ def test_published_tokenizer(tmp_path):
   words = tokenizer.load_tokenizer(tmp_path)
   assert words.encode('AB') == [0, 35, 36]
   assert words.encode('AB', special=False) == [35, 36]
-  assert tokenizer.decode(words, [0, 35, 36, 1]) == 'AB'
+  assert ''.join(map(words.stream(), [0, 35, 36, 1])) == 'AB'
   (tmp_path / 'tokenizer.json').write_text('{}')
   with pytest.raises(ValueError, match='tokenizer.json is no tokenizer'):
     tokenizer.load_tokenizer(tmp_path)
