@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kvjax.attention.cached import Step, read, remember
 from kvjax.attention.rotary import rotary_table
+from kvjax.caches.kind import Kind
 from kvjax.caches.view import fresh_view
 from kvjax.decoding.cache import Cache
 from kvjax.models.config import ModelConfig
@@ -172,13 +173,17 @@ def _layers(config, params, cache, old, slots, step, x, options):
       )
       stores.append({} if store is None else store)
       if index == owner:
-        seen = reading.received(step.block) if memory.kind.observes else None
-        length = _length_to_evict(memory.kind, reading, step)
-        books[at] = memory.kind.evict(books[at], seen, length)
+        books[at] = evict(memory.kind, books[at], reading, step)
       if index in options.attention_layers:
         weights[index] = reading.weights()
   cache = cache.replace(books=tuple(books), stores=tuple(stores))
   return x, cache, tuple(weights[i] for i in options.attention_layers)
+
+
+def evict(kind: Kind, book: Any, reading: Any, step: Step) -> Any:
+  """Returns a layer's book without the slots that its kind gives up."""
+  seen = reading.received(step.block) if kind.observes else None
+  return kind.evict(book, seen, _length_to_evict(kind, reading, step))
 
 
 def _length_to_evict(kind, reading, step):

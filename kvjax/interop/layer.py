@@ -14,7 +14,7 @@ from kvjax.attention.latent import Latent
 from kvjax.caches.codecs import Codec
 from kvjax.caches.kind import Kind
 from kvjax.decoding import cache as caches
-from kvjax.decoding.advance import Options, place
+from kvjax.decoding.advance import Options, evict, place
 from kvjax.decoding.cache import Cache
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -77,21 +77,17 @@ def attend(
         f'{tokens} tokens at once: this cache evicts every {chunk}. Feed at '
         f'most {chunk} a call, or give the kind slack={tokens - 1}.'
     )
+  (memory,) = cache.layout.memories
+  if memory is None:
+    raise ValueError('The layer shares its keys and values: it has no cache.')
   held = jnp.ones(x.shape[:2], bool) if active is None else active
   cache, (old,), (slots,), step = place(
       cache, held, Options(absorb, kernel=kernel)
   )
-  (memory,), (book,), (store,) = (
-      cache.layout.memories,
-      cache.books,
-      cache.stores,
-  )
-  if memory is None:
-    raise ValueError('The layer shares its keys and values: it has no cache.')
+  (book,), (store,) = cache.books, cache.stores
   streams = variant.leave(params, x, step.table(variant.rotary, None))
   store, views = remember(memory, (old, book), slots, store, streams, step)
   y, reading = read(variant, params, x, views, memory.kind, None, step)
-  seen = reading.received(step.block) if memory.kind.observes else None
-  book = memory.kind.evict(book, seen, step.after)
+  book = evict(memory.kind, book, reading, step)
   cache = dataclasses.replace(cache, books=(book,), stores=(store,))
   return jnp.where(cache.overflow[:, None, None], jnp.nan, y), cache

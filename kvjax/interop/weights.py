@@ -6,14 +6,16 @@ keeps `[out, in]`. Nothing is computed: the way there and back is the identity.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from kvjax.attention.grouped import Grouped
 from kvjax.layers.norm import Norm
+
+if TYPE_CHECKING:
+  from flax import nnx
 
 # Flax normalises queries and keys with a LayerNorm without bias.
 NORM = Norm(eps=1e-6, centered=True)
@@ -98,9 +100,11 @@ def to_linen(
 
 
 def from_nnx(
-    module: nnx.MultiHeadAttention,
+    module: 'nnx.MultiHeadAttention',
 ) -> tuple[Grouped, dict[str, Any]]:
   """Returns the attention and its params of an nnx module; see `from_linen`."""
+  from flax import nnx  # slow to import, and who asks has it
+
   params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
   return from_linen(jax.tree.map(jnp.asarray, params))
 
@@ -108,14 +112,16 @@ def from_nnx(
 def to_nnx(
     attention: Grouped,
     params: Mapping[str, Any],
-    module: nnx.MultiHeadAttention,
-) -> nnx.MultiHeadAttention:
+    module: 'nnx.MultiHeadAttention',
+) -> 'nnx.MultiHeadAttention':
   """Sets the weights of an nnx module, as nnx does, and returns the module.
 
   Raises:
     ValueError: the attention has what Flax's has not, or the module has other
       shapes.
   """
+  from flax import nnx
+
   state = nnx.state(module, nnx.Param)
   new = to_linen(attention, params)
   old = nnx.to_pure_dict(state)
