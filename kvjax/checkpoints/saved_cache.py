@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 
 from kvjax.attention.cached import Memory
 from kvjax.caches.kind import Kind
-from kvjax.caches.spec import Leaf
 from kvjax.checkpoints import record
 from kvjax.checkpoints.fingerprint import fingerprint
 from kvjax.decoding.cache import (
@@ -30,6 +29,7 @@ from kvjax.decoding.cache import (
   arrange,
   check_alive,
   check_sizes,
+  is_leaf,
   is_traced,
 )
 from kvjax.decoding.spelling import CODECS, KINDS, SCORES
@@ -125,15 +125,11 @@ def _source(cache: Cache) -> list[Any] | None:
 
 
 def _named(cache: Any) -> dict[str, Any]:
-  leaves, _ = jax.tree.flatten_with_path(cache, is_leaf=_is_leaf)
+  leaves, _ = jax.tree.flatten_with_path(cache, is_leaf=is_leaf)
   return {
       jax.tree_util.keystr(path, simple=True, separator='.'): leaf
       for path, leaf in leaves
   }
-
-
-def _is_leaf(x: Any) -> bool:
-  return isinstance(x, Leaf)
 
 
 @contextlib.contextmanager
@@ -189,7 +185,7 @@ def _read_arrays(path, file, spec) -> Cache:
   if wrong := sorted(wanted.keys() ^ there):
     state = 'missing' if wrong[0] in wanted else 'unexpected'
     raise ValueError(f'{path} is no whole cache: {wrong[0]} is {state}.')
-  arrays = {}
+  arrays = []
   for name, leaf in wanted.items():
     x = file.get_tensor(name)
     if x.shape != leaf.shape or x.dtype != leaf.dtype:
@@ -197,7 +193,6 @@ def _read_arrays(path, file, spec) -> Cache:
           f'{path}: {name} is {x.dtype.name} {list(x.shape)}; its metadata '
           f'makes it {np.dtype(leaf.dtype).name} {list(leaf.shape)}.'
       )
-    arrays[name] = x
-  leaves = [jnp.array(x) for x in arrays.values()]
-  treedef = jax.tree.structure(spec, is_leaf=_is_leaf)
-  return jax.tree.unflatten(treedef, leaves)
+    arrays.append(x)
+  treedef = jax.tree.structure(spec, is_leaf=is_leaf)
+  return jax.tree.unflatten(treedef, map(jnp.array, arrays))

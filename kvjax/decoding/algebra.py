@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.caches.spec import Leaf
-from kvjax.decoding.cache import Cache, check_alive, is_traced
+from kvjax.decoding.cache import Cache, check_alive, is_leaf, is_traced
 
 OnLeaf = Callable[..., jax.Array]
 
@@ -148,7 +147,7 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
 
   def books(i, kind):
     spec = kind.book(1, 1)
-    names = jax.tree.map(lambda leaf: leaf.axes, spec, is_leaf=_is_leaf)
+    names = jax.tree.map(lambda leaf: leaf.axes, spec, is_leaf=is_leaf)
     return jax.tree.map(
         lambda axes, *x: f(*x, axes=axes),
         names,
@@ -175,10 +174,6 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
       cross=by_batch(*(c.cross for c in caches)),
       source=by_batch(*(c.source for c in caches)),
   )
-
-
-def _is_leaf(x: Any) -> bool:
-  return isinstance(x, Leaf)
 
 
 def _rewind(cache, lengths):

@@ -153,9 +153,7 @@ def init_cache(
       rotary_length=rotary_length,
       source_length=source_length,
   )
-  return jax.tree.map(
-      Leaf.allocate, spec, is_leaf=lambda x: isinstance(x, Leaf)
-  )
+  return jax.tree.map(Leaf.allocate, spec, is_leaf=is_leaf)
 
 
 def cache_spec(
@@ -214,6 +212,11 @@ def arrange(
       source=_source_spec(config, batch_size, source_length),
       layout=layout,
   )
+
+
+def is_leaf(x: Any) -> bool:
+  """Returns whether x is a `Leaf`, the array of a cache not yet allocated."""
+  return isinstance(x, Leaf)
 
 
 def make_layout(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from kvjax.caches.spec import Leaf
-from kvjax.decoding.cache import Cache
+from kvjax.decoding.cache import Cache, is_leaf
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import ModelConfig
@@ -112,7 +112,7 @@ def _numbers(store: Any, shards: Shards) -> str:
 
 def leaves(tree: Any) -> list[Leaf]:
   """Returns the `Leaf`s of a tree of them."""
-  return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
+  return jax.tree.leaves(tree, is_leaf=is_leaf)
 
 
 def _leaf_bytes(leaf: Leaf, shards: Shards) -> int:
