@@ -6,6 +6,7 @@ import numpy as np
 
 from kvjax.attention.attend import Scoring
 from kvjax.attention.plain import plain_attention
+from kvjax.caches.codecs import Int8
 from kvjax.decoding.separation import readers
 from kvjax.report.blocks import Block, Heading, Table, Text
 from kvjax.training.footprint import bytes_per_token, query_bytes_per_token
@@ -108,6 +109,7 @@ def _sizes() -> Table:
         name,
         kept,
         f'{gibibytes:.1f} GiB',
+        bytes_per_token(model(name.lower(), LLAMA), Int8()),
         query,
         f'x {(kept + query) / kept:.1f}',
       ]
@@ -118,6 +120,7 @@ def _sizes() -> Table:
       'attention',
       'kept per token',
       '128k tokens',
+      'with Int8()',
       'a Q cache would add',
       'and make it',
     ),
