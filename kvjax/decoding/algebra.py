@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.cache import Cache, check_alive, is_leaf, is_traced
+from kvjax.decoding.cache import (
+  Cache,
+  check_alive,
+  in_trace,
+  is_leaf,
+  is_traced,
+)
 
 OnLeaf = Callable[..., jax.Array]
 
@@ -298,7 +304,7 @@ def _refuse_lack_of_pages(result: Cache, fits: jax.Array, call: str) -> Cache:
 
 
 def _run(run: Any, donate: bool, cache: Any, *args: Any) -> Any:
-  if is_traced(cache, args):
+  if in_trace():
     return run(cache, *args)
   return _jitted(run, donate)(cache, *args)
 

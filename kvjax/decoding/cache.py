@@ -1,6 +1,8 @@
 """The cache of a model: arrays in a pytree, choices in its static layout."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 from kvjax.attention.cached import Memory
 from kvjax.attention.grouped import Grouped
@@ -292,6 +295,18 @@ def is_traced(*trees: Any) -> bool:
   # Thousands of leaves have a handful of types.
   types = set(map(type, jax.tree.leaves(trees)))
   return any(issubclass(x, Tracer) for x in types)
+
+
+def in_trace() -> bool:
+  """Returns whether the caller is inside a transform, whatever it traces."""
+  return get_opaque_trace_state() != _outside()
+
+
+@functools.cache
+def _outside() -> Any:
+  # A fresh thread is in no trace, whoever asks first.
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(get_opaque_trace_state).result()
 
 
 def check_alive(cache: Cache) -> None:

@@ -11,7 +11,13 @@ import numpy as np
 from flax import struct
 
 from kvjax.decoding.algebra import fork
-from kvjax.decoding.cache import Cache, check_alive, check_sizes, is_traced
+from kvjax.decoding.cache import (
+  Cache,
+  check_alive,
+  check_sizes,
+  in_trace,
+  is_traced,
+)
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
 from kvjax.decoding.steps import check_room, check_source, decode_step
 from kvjax.models.config import ModelConfig
@@ -112,7 +118,7 @@ def generate(
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
   run = _new_run(limit, seed)
   check_source(config, cache)
-  if is_traced(params, cache, logits, run):
+  if in_trace():
     if stream is not None:
       raise ValueError('stream= reads tokens: call generate outside jit.')
     run, first = _start(logits, run, rules)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.decoding.advance import Options, advance, write_source
-from kvjax.decoding.cache import Cache, check_alive, is_traced
+from kvjax.decoding.cache import Cache, check_alive, in_trace, is_traced
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded
@@ -61,7 +61,7 @@ def prefill(
     DonatedCacheError: the cache was given to an earlier call.
   """
   held = _check(config, cache, tokens, lengths, padding, encoded)
-  run = _choose(_prefill, (params, cache, held, encoded), donate)
+  run = _choose(_prefill, donate)
   options = Options(absorb, block, kernel)
   return run(config, params, cache, tokens, held, encoded, options)
 
@@ -107,7 +107,7 @@ def extend(
         ' the layers of the model.'
     )
   options = Options(absorb, block, kernel, tuple(attention_layers))
-  run = _choose(_extend, (params, cache, held, encoded), donate)
+  run = _choose(_extend, donate)
   logits, cache, weights = run(
       config, params, cache, tokens, held, encoded, options
   )
@@ -153,7 +153,7 @@ def decode_step(
   chex.assert_shape(token, (cache.batch_size,))
   if cache.cross is None:
     check_source(config, cache)
-  run = _choose(_decode_step, (params, cache, token, active), donate)
+  run = _choose(_decode_step, donate)
   options = Options(absorb, block, kernel)
   return run(config, params, cache, token, active, options)
 
@@ -257,9 +257,9 @@ def _room(count: int, have: int, limit: int) -> str:
   )
 
 
-def _choose(run: Any, given: Any, donate: bool) -> Any:
+def _choose(run: Any, donate: bool) -> Any:
   """Returns plain code inside a trace, and a jitted function outside."""
-  if is_traced(given):
+  if in_trace():
     return run
   return _jitted(run, donate)
 
