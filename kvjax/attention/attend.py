@@ -56,7 +56,7 @@ def attend(
     segments: views whose slots hold different tokens.
     scoring: scale, mask, bias and sinks.
     block: slots read at once; None for the kernel's choice.
-    kernel: 'ffi' or 'blockwise'; None for the fastest that serves each view.
+    kernel: one of `kernels.KERNELS`; None for the fastest for each view.
 
   Returns:
     Output `[B, K, G, T, E]` and log-sum-exp `[B, K, G, T]`, float32.
@@ -67,9 +67,7 @@ def attend(
   chex.assert_rank(list(queries.values()), 5)
   chex.assert_rank(positions, 2)
   parts = [
-      attend_view(
-          queries, positions, view, scoring, block=block, kernel=kernel
-      )
+      attend_view(queries, positions, view, scoring, block=block, kernel=kernel)
       for view in segments
   ]
   out, lse = parts[0] if len(parts) == 1 else merge(parts)

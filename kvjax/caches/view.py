@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kvjax.target import target
+
 Streams = dict[str, Any]
 
 
@@ -40,8 +42,8 @@ class View:
     slots: number of slots, static.
     filled: no slot from this index on holds a token (int32 scalar).
     page: blocks start and end at multiples of this.
-    ordered: slot and position are the same number, so that a query at p needs
-      no slot beyond p.
+    ordered: slot and position are the same number and no slot up to a query's
+      own position is empty, so that a query at p needs no slot beyond p.
     query_limit: keys of this view are scored by the query rotated to at most
       this position (renumbered sinks); None for the query's own position.
     leaves: what `fetch` slices, whole and encoded, where it only does that.
@@ -79,9 +81,7 @@ class View:
       known = stored(self.leaves)
     return dataclasses.replace(self, fetch=fetch, leaves=None, stored=known)
 
-  def only(
-      self, keep: Callable[[jax.Array], jax.Array], **more: Any
-  ) -> 'View':
+  def only(self, keep: Callable[[jax.Array], jax.Array], **more: Any) -> 'View':
     """Returns this view with slots emptied where `keep` says -1."""
 
     def fetch(start, size):
@@ -124,7 +124,7 @@ def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:
 
 
 def _slicer(leaf: jax.Array) -> Callable[[Any, int], jax.Array]:
-  if leaf.dtype != jnp.bfloat16 or jax.default_backend() != 'cpu':
+  if leaf.dtype != jnp.bfloat16 or target() != 'cpu':
     return lambda start, size: _slice(leaf, start, size)
   # XLA:CPU turns a bfloat16 slice into a float32 copy of the whole leaf, made
   # outside the loop; it leaves a slice of the same bits as integers alone.

@@ -100,7 +100,7 @@ def generate(
       the first at once, then a block each time. If it returns True nothing
       more is sampled, and what was is returned as if the rows had stopped.
     donate: reuse the buffers of `cache`, which cannot be used again.
-    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
+    kernel: that must attend, of `kernels.KERNELS`; None for the fastest.
 
   Returns:
     Tokens int32 `[B, num_tokens]` and the cache; with `log_probs`, also

@@ -51,7 +51,7 @@ def prefill(
     donate: reuse the buffers of `cache`, which cannot be used again.
     absorb: form of latent attention; None for the cheaper one.
     block: slots attention reads at once; None for the kernel's choice.
-    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
+    kernel: that must attend, of `kernels.KERNELS`; None for the fastest.
 
   Returns:
     Float32 logits `[B, V]` (NaN in a row without tokens) and the new cache.
@@ -88,7 +88,7 @@ def extend(
     donate: reuse the buffers of `cache`.
     absorb: form of latent attention; None for the cheaper one.
     block: slots attention reads at once; None for the kernel's choice.
-    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
+    kernel: that must attend, of `kernels.KERNELS`; None for the fastest.
     attention_layers: layers whose weights are returned as well.
 
   Returns:
@@ -140,7 +140,7 @@ def decode_step(
     donate: reuse the buffers of `cache`, which cannot be used again.
     absorb: form of latent attention; None for the cheaper one.
     block: slots attention reads at once; None for the kernel's choice.
-    kernel: that must attend, 'ffi' or 'blockwise'; None for the fastest.
+    kernel: that must attend, of `kernels.KERNELS`; None for the fastest.
 
   Returns:
     Float32 logits `[B, V]` and the new cache.

@@ -3,8 +3,10 @@
 `available()` says which ones this process can use, and why not the others.
 """
 
+from kvjax.kernels.interpreter import interpreted
 from kvjax.kernels.scoring import Bias, Scoring
 from kvjax.kernels.selection import KERNELS, attend_view, available, choose
+from kvjax.target import targeting
 
 __all__ = (
     'KERNELS',
@@ -13,4 +15,6 @@ __all__ = (
     'attend_view',
     'available',
     'choose',
+    'interpreted',
+    'targeting',
 )

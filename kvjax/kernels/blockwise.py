@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.view import Streams, View
+from kvjax.caches.view import Streams, View, contiguous_view
 from kvjax.kernels.scoring import Scoring
+from kvjax.target import target
 
 BLOCK = 128  # slots a turn of the loop reads: a few rows' worth stays in L2
 SPLIT = 64  # slots a piece of the product of few weights with values
@@ -108,10 +109,22 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
     weights = jnp.moveaxis(weights.reshape(shape), 3, 2)
     values = values.reshape(values.shape[:2] + (-1, SPLIT) + values.shape[3:])
     formula = 'BKNRS,BKNSE->BKNRE'
-  out = jnp.einsum(
-      formula, weights, values, preferred_element_type=jnp.float32
-  )
+  out = jnp.einsum(formula, weights, values, preferred_element_type=jnp.float32)
   return out.sum(axis=2) if formula.startswith('BKN') else out
+
+
+def attend_stored(
+    scoring: Scoring,
+    queries: Streams,
+    positions: jax.Array,
+    stored: Streams,
+    held: jax.Array,
+    filled: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Attends to whole `Stored` streams: what kernels that read them compute."""
+  view = contiguous_view(stored, held, filled)
+  view = view.map(lambda s: {name: x.decode() for name, x in s.items()})
+  return attend(queries, positions, view, scoring)
 
 
 def received(
@@ -205,7 +218,7 @@ def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
       _wide(queries.astype(stream.dtype)),
       preferred_element_type=jnp.float32,
   )
-  if jax.default_backend() == 'cpu':
+  if target() == 'cpu':
     scores = jax.lax.optimization_barrier(scores)
   return jnp.swapaxes(scores, 2, 3)
 
@@ -213,13 +226,13 @@ def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
 def _wide(x: jax.Array) -> jax.Array:
   # Accelerators multiply narrow types and accumulate wide; a CPU has no
   # kernel for that and would upcast the operands in memory anyway.
-  return x.astype(jnp.float32) if jax.default_backend() == 'cpu' else x
+  return x.astype(jnp.float32) if target() == 'cpu' else x
 
 
 def _block_size(view: View, block: int | None) -> int:
   if block is None:
     # A loop of unknown length makes a GPU's host wait at every turn.
-    block = BLOCK if jax.default_backend() == 'cpu' else view.slots
+    block = BLOCK if target() == 'cpu' else view.slots
   block = max(block // view.page, 1) * view.page
   return min(block, view.slots)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.caches.view import Streams, View, contiguous_view
+from kvjax.caches.view import Streams, View
 from kvjax.caches.visibility import Visibility
 from kvjax.kernels import blockwise, library
 from kvjax.kernels.scoring import Scoring
@@ -98,11 +98,7 @@ def _attend(rule, queries, positions, stored, held, filled):
 
 @_attend.defjvp
 def _attend_jvp(rule, primals, tangents):
-  def plain(queries, positions, stored, held, filled):
-    view = contiguous_view(stored, held, filled)
-    view = view.map(lambda s: {name: x.decode() for name, x in s.items()})
-    return blockwise.attend(queries, positions, view, rule)
-
+  plain = functools.partial(blockwise.attend_stored, rule)
   return jax.jvp(plain, primals, tangents)
 
 

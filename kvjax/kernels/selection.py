@@ -3,8 +3,9 @@
 By default the fastest one that is there and supports the view: `ffi` on a CPU
 where it is built, `blockwise` for everything else. An argument `kernel=` forces
 one and is refused where that one cannot serve; the environment variable
-KVJAX_KERNEL sets the default of a process: 'blockwise', or 'ffi' wherever it
-can serve, refused where it is not there at all.
+KVJAX_KERNEL sets the default of a process: 'blockwise', or another wherever it
+can serve, refused where it is not there at all. `mosaic_gpu` has never run on
+a GPU, so it is chosen in one of these two ways or not at all.
 """
 
 import os
@@ -12,19 +13,20 @@ import os
 import jax
 
 from kvjax.caches.view import Streams, View
-from kvjax.kernels import blockwise, ffi
+from kvjax.kernels import blockwise, ffi, mosaic_gpu
 from kvjax.kernels.scoring import Scoring
+from kvjax.target import target
 
-KERNELS = ('ffi', 'blockwise')
+KERNELS = ('ffi', 'blockwise', 'mosaic_gpu')
 VARIABLE = 'KVJAX_KERNEL'
 
 
 def available() -> dict[str, str]:
   """Returns, for each kernel, '' if this process can use it, or why not."""
   reason = ffi.missing()
-  if not reason and jax.default_backend() != 'cpu':
-    reason = f'it runs on cpu, not on {jax.default_backend()}'
-  return {'ffi': reason, 'blockwise': ''}
+  if not reason and target() != 'cpu':
+    reason = f'it runs on cpu, not on {target()}'
+  return {'ffi': reason, 'blockwise': '', 'mosaic_gpu': mosaic_gpu.missing()}
 
 
 def choose(
@@ -49,17 +51,19 @@ def choose(
     raise ValueError(f'kernel={wanted!r} must be one of {", ".join(KERNELS)}.')
   if wanted == 'blockwise':
     return 'blockwise'
-  absent = available()['ffi']
-  reason = absent or ffi.refuses(queries, view, scoring)
+  name = wanted or 'ffi'
+  absent = available()[name]
+  serving = mosaic_gpu if name == 'mosaic_gpu' else ffi
+  reason = absent or serving.refuses(queries, view, scoring)
   if reason and (kernel or (wanted and absent)):
     raise ValueError(
-        f"kernel='ffi' cannot serve: {reason}. Use kernel='blockwise', or None "
-        f'(and no {VARIABLE}) for the fastest that can.'
+        f"kernel={name!r} cannot serve: {reason}. Use kernel='blockwise', or "
+        f'None (and no {VARIABLE}) for the fastest that can.'
     )
   # A size of block is a choice of the block loop. On several devices a plain
   # jit would gather the cache for a call that it cannot split.
   other = block is not None or jax.device_count() > 1
-  return 'blockwise' if reason or (other and not wanted) else 'ffi'
+  return 'blockwise' if reason or (other and not wanted) else name
 
 
 def attend_view(
@@ -79,11 +83,12 @@ def attend_view(
     view: the slots.
     scoring: scale, mask and bias (its sinks are left to the caller).
     block: slots read at once; None for the kernel's choice.
-    kernel: 'ffi' or 'blockwise'; None for the fastest that can serve.
+    kernel: one of `KERNELS`; None for the fastest that can serve.
 
   Returns:
     Output `[B, K, G, T, E]` and log-sum-exp `[B, K, G, T]`, float32.
   """
+
   def plain(queries, positions):
     return blockwise.attend(queries, positions, view, scoring, block=block)
 
@@ -93,6 +98,8 @@ def attend_view(
   name = choose(queries, view, scoring, block=block, kernel=kernel)
   if name == 'blockwise':
     return plain(queries, positions)
+  if name == 'mosaic_gpu':
+    return mosaic_gpu.attend(queries, positions, view, scoring, block=block)
   # One program may be lowered for another platform than the process runs on.
   return jax.lax.platform_dependent(
       queries, positions, cpu=native, default=plain

@@ -16,7 +16,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from kvjax.caches.codecs import Plain
@@ -27,6 +26,7 @@ from kvjax.memory.cached import leaves
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import Layer, ModelConfig
+from kvjax.target import target
 
 FLOAT = 4  # bytes of what is accumulated in float32
 LOGITS = 'logits, the result'
@@ -79,7 +79,7 @@ def moments(
     backend: str | None = None,
 ) -> dict[str, list[Term]]:
   """Returns what is alive at each moment of a call, of its fullest layer."""
-  call = _Call(batch, tokens, size, backend or jax.default_backend())
+  call = _Call(batch, tokens, size, backend or target())
   hidden = Term('hidden', (*call.lead, Dim('D', config.width)), size, 2)
   found: dict[str, list[Term]] = {'logits': [_result(config, batch)]}
   copies = list(_copies(spec, call))

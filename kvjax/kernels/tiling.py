@@ -1,0 +1,70 @@
+"""How a launch of `flash_decode` is cut into programs and blocks of slots."""
+
+import dataclasses
+from typing import Any
+
+from kvjax.caches.visibility import Visibility
+
+ROWS = 64  # of a tile of queries: what one warpgroup multiplies at once
+LANES = 64  # elements of two bytes in a row of 128 swizzled bytes
+BLOCK = 64  # slots a turn reads
+STAGES = 4  # blocks in flight, at most
+CORES = 132  # of an H100 SXM or H200: programs that run at a time
+SHARED = 232_448 - 4_096  # bytes of a program, less barriers and scratch
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+  """Static choices of one launch.
+
+  Attributes:
+    rule: which keys a query sees.
+    scale: multiplies every product of query and key.
+    softcap: scores become `softcap * tanh(score / softcap)`; None for none.
+    splits: programs that share the slots of a row and kv head.
+    block: slots a turn reads.
+    stages: blocks in flight.
+    interpret: of `plgpu.kernel`; None to compile.
+  """
+
+  rule: Visibility
+  scale: float
+  softcap: float | None
+  splits: int
+  block: int
+  stages: int
+  interpret: Any = None
+
+
+def choose_stages(width: int, value_width: int, block: int = BLOCK) -> int:
+  """Returns how many blocks fit in shared memory beside query and output.
+
+  Fewer than 2 cannot serve: one is read while the other is filled.
+
+  Args:
+    width: H.
+    value_width: E.
+    block: slots of a block.
+  """
+  beside = ROWS * (2 * width + 4 * value_width + 4)
+  one = block * (2 * (width + value_width) + 4)
+  return min(STAGES, (SHARED - beside) // one)
+
+
+def choose_splits(work: int, blocks: int, cores: int = CORES) -> int:
+  """Returns by how many programs the slots of a row and head are shared.
+
+  The fewest whose last wave of programs leaves hardly more cores idle than the
+  best would: 0.85 of its share (FlashAttention-3, `hopper/heuristics.h`).
+
+  Args:
+    work: rows times kv heads.
+    blocks: of slots.
+    cores: programs that run at a time.
+  """
+  if 5 * work >= 4 * cores:
+    return 1
+  counts = range(1, max(min(blocks, cores), 1) + 1)
+  used = {n: work * n / (-(-work * n // cores) * cores) for n in counts}
+  best = max(used.values())
+  return next(n for n in counts if used[n] >= 0.85 * best)
