@@ -87,9 +87,7 @@ def _scratch(launch: Launch, queries, values) -> dict[str, Any]:
   ring = (launch.stages, launch.block)
   # As the tensor cores read it.
   swizzled = plgpu.TilingTransform((8, LANES)), plgpu.SwizzleTransform(128)
-  tile = functools.partial(
-      plgpu.SMEM, dtype=queries.dtype, transforms=swizzled
-  )
+  tile = functools.partial(plgpu.SMEM, dtype=queries.dtype, transforms=swizzled)
   return {
       'q_s': tile((ROWS, width)),
       'k_s': tile((*ring, width)),
@@ -233,7 +231,7 @@ def _product(launch: Launch, left, right, shape, turned: bool = False):
     plgpu.wgmma(accumulator, left, other)
     return accumulator[...]
 
-  return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
+  return pl.run_scoped(body, plgpu.WGMMAAccumulatorRef(shape, jnp.float32))
 
 
 def _scored(launch: Launch, products):

@@ -16,12 +16,12 @@ from kvjax.caches.visibility import Visibility
 from kvjax.kernels import blockwise, interpreter
 from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.tiling import (
-  BLOCK,
-  LANES,
-  ROWS,
-  Launch,
-  choose_splits,
-  choose_stages,
+    BLOCK,
+    LANES,
+    ROWS,
+    Launch,
+    choose_splits,
+    choose_stages,
 )
 from kvjax.target import target
 
@@ -91,9 +91,9 @@ def attend(
       many as fill an H200.
   """
   assert view.stored is not None and view.positions is not None
-  stored = {name: view.stored[name] for name in ('key', scoring.value)}
-  key = stored['key'].codes
-  widths = key.shape[3], stored[scoring.value].codes.shape[3]
+  stored: Streams = {n: view.stored[n] for n in ('key', scoring.value)}
+  key, value = stored['key'].codes, stored[scoring.value].codes
+  widths = key.shape[3], value.shape[3]
   block = block or BLOCK
   work, blocks = math.prod(key.shape[:2]), view.slots // block
   launch = Launch(
