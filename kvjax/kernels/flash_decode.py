@@ -227,7 +227,7 @@ def _product(launch: Launch, left, right, shape, turned: bool = False):
     return found
 
   def body(accumulator):
-    other = plgpu.transpose_ref(right, (1, 0)) if turned else right
+    other = right.transpose((1, 0)) if turned else right
     plgpu.wgmma(accumulator, left, other)
     return accumulator[...]
 
