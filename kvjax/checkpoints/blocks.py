@@ -80,6 +80,9 @@ SHARED = table('model.layers.{i}.mlp.', 'layers.{i}.experts.shared.', '''
   shared_experts.gate_proj.weight   M D   gate
   shared_experts.up_proj.weight     M D   up
   shared_experts.down_proj.weight   D M   down
+  shared_experts.gate_proj.bias     M     gate_bias
+  shared_experts.up_proj.bias       M     up_bias
+  shared_experts.down_proj.bias     D     down_bias
 ''')
 
 LLAMA = ENDS + NORMS + GROUPED + GATED

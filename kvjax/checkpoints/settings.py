@@ -104,8 +104,14 @@ class Settings:
       )
     return total // parts
 
-  def kv_heads(self) -> int:
-    return self.get('num_key_value_heads', self.need('num_attention_heads'))
+  def kv_heads(self, default: int | None = None) -> int:
+    """Returns `num_key_value_heads`; null means one a query head.
+
+    Args:
+      default: published default, where config.json has no such key.
+    """
+    found = self.raw('num_key_value_heads', default)
+    return self.need('num_attention_heads') if found is None else found
 
   def windows(self, default: list[str], window: int) -> list[int | None]:
     """Returns the window of each layer, None where it sees all, by layer_types.

@@ -20,22 +20,31 @@ from kvjax.checkpoints import load_checkpoint
 
 TOLERANCE = 1e-4
 CHUNK = 5  # tokens a call of the ragged way
+PROMPT = 13  # tokens before the greedy continuation
 
 
 def differences(
     path: pathlib.Path, ways: Iterable[str]
 ) -> dict[str, float]:
-  """Returns the largest difference from `reference.npz`, by way."""
+  """Returns the largest difference from `reference.npz`, by way.
+
+  With the way `steps` also `greedy`: how many tokens of the greedy continuation
+  are others.
+  """
   config, params = load_checkpoint(path)
   with np.load(path / 'reference.npz') as found:
     data = dict(found)
   encoded = source(config, params, data)
-  return {
+  found = {
       way: float(np.max(np.abs(
           WAYS[way](config, params, data['tokens'], encoded) - data['logits']
       )))
       for way in ways
   }  # fmt: skip
+  if 'steps' in found:
+    new = greedy(config, params, data['tokens'], encoded)
+    found['greedy'] = float((new != data['greedy']).sum())
+  return found
 
 
 def source(config: Any, params: Any, data: Mapping[str, np.ndarray]) -> Any:
@@ -64,6 +73,22 @@ def steps(config, params, tokens, encoded) -> np.ndarray:
     logits, cache = kvjax.decode_step(config, params, cache, tokens[:, t])
     found.append(logits)
   return np.stack(found, axis=1)
+
+
+def greedy(config, params, tokens, encoded) -> np.ndarray:
+  """Continues the first `PROMPT` tokens, by the programs of `steps`."""
+  cache = empty(config, tokens)
+  ids = np.array(tokens)
+  logits, cache = kvjax.prefill(
+      config, params, cache, jnp.asarray(ids[:, :1]), encoded=encoded
+  )
+  for t in range(1, ids.shape[1]):
+    if t >= PROMPT:
+      ids[:, t] = np.asarray(logits).argmax(-1)
+    logits, cache = kvjax.decode_step(
+        config, params, cache, jnp.asarray(ids[:, t])
+    )
+  return ids[:, PROMPT:]
 
 
 def ragged(config, params, tokens, encoded) -> np.ndarray:

@@ -8,59 +8,63 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.checkpoints.choices import Config, Draw
+from tests.checkpoints.choices import (
+    PLAIN_ROPES,
+    SPELLED,
+    Config,
+    Draw,
+    head_width,
+)
 
-SCALED = 'default', 'linear', 'dynamic', 'llama3', 'yarn'
+PUBLISHED_WINDOW = 4096
 
 
 def llama(d: Draw) -> Config:
-  config = d.decoder(ties=True)
-  config['head_dim'] = d.pick(6, 8, 12)
+  config = d.decoder() | {'head_dim': d.pick(None, 6, 8, 12)}
   return config | {
       'attention_bias': d.flag(),
       'mlp_bias': d.flag(),
-      'hidden_act': d.pick('silu', 'gelu'),
-      'rope_parameters': d.rope(*SCALED),
+      'rope_parameters': d.rope(head_width(config)),
   }
 
 
 def mistral(d: Draw) -> Config:
-  return d.decoder(ties=True) | {
-      'head_dim': d.pick(None, 6, 12),
-      'sliding_window': d.pick(None, 5, 9),
-      'rope_parameters': d.rope(*SCALED),
+  config = d.decoder() | {'head_dim': d.pick(None, 6, 12)}
+  return config | {
+      'sliding_window': d.pick(None, 5, 9, PUBLISHED_WINDOW),
+      'rope_parameters': d.rope(head_width(config)),
   }
 
 
 def mixtral(d: Draw) -> Config:
-  rope = d.rope('default', 'linear', 'yarn', base=1e6)
-  # transformers cannot build yarn for a head_dim that config.json leaves out.
-  width = d.pick(6, 12) if rope['rope_type'] == 'yarn' else d.pick(None, 6)
-  return d.decoder() | {
-      'head_dim': width,
-      'num_local_experts': d.pick(3, 4),
-      'num_experts_per_tok': d.pick(1, 2),
+  config = d.decoder() | {'head_dim': d.pick(None, 6, 12)}
+  kinds = PLAIN_ROPES if config['head_dim'] is None else ()
+  return config | {
+      'num_local_experts': d.pick(3, 4, 8),
+      'num_experts_per_tok': d.pick(1, 2, 3),
       'sliding_window': d.pick(None, 5),
-      'rope_parameters': rope,
+      'rope_parameters': d.rope(head_width(config), *kinds, base=1e6),
   }
 
 
 def qwen2(d: Draw) -> Config:
-  return d.decoder(ties=True) | {
+  config = d.decoder()
+  return config | {
       'use_sliding_window': d.flag(),
       'sliding_window': d.pick(5, 9),
       'max_window_layers': d.pick(0, 1, 2),
-      'rope_parameters': d.rope('default', 'dynamic', 'yarn', base=1e6),
+      'rope_parameters': d.rope(head_width(config)),
   }
 
 
 def qwen3(d: Draw) -> Config:
-  return qwen2(d) | {'head_dim': d.pick(6, 10), 'attention_bias': d.flag()}
+  config = qwen2(d) | {'head_dim': d.pick(6, 10), 'attention_bias': d.flag()}
+  return config | {'rope_parameters': d.rope(config['head_dim'])}
 
 
 def qwen3_moe(d: Draw) -> Config:
-  return d.decoder(ties=True) | {
-      'head_dim': d.pick(6, 10),
+  config = d.decoder() | {'head_dim': d.pick(6, 10)}
+  return config | {
       'attention_bias': d.flag(),
       'use_sliding_window': d.flag(),
       'sliding_window': 7,
@@ -70,51 +74,54 @@ def qwen3_moe(d: Draw) -> Config:
       'norm_topk_prob': d.flag(),
       'decoder_sparse_step': d.pick(1, 2),
       'mlp_only_layers': d.pick([], [1]),
-      'rope_parameters': d.rope('default', 'yarn', base=1e6),
+      'rope_parameters': d.rope(config['head_dim']),
   }
 
 
 def gemma(d: Draw) -> Config:
-  return d.decoder() | {
-      'tie_word_embeddings': True,
-      'head_dim': d.pick(6, 10),
-      'hidden_act': d.pick('gelu', 'gelu_pytorch_tanh'),
+  config = d.decoder() | {'head_dim': d.pick(6, 10)}
+  return config | {
       'attention_bias': d.flag(),
-      'rope_parameters': d.rope('default', 'linear'),
+      'rope_parameters': d.rope(config['head_dim']),
   }
 
 
 def gemma2(d: Draw) -> Config:
-  return d.decoder() | {
+  config = d.decoder() | {'head_dim': d.pick(6, 10)}
+  config['hidden_activation'] = config.pop('hidden_act')
+  kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(3)]
+  return config | {
       'num_hidden_layers': 3,
-      'tie_word_embeddings': True,
-      'head_dim': d.pick(6, 10),
-      'query_pre_attn_scalar': d.pick(8, 20),
-      'sliding_window': d.pick(5, 9),
+      'layer_types': d.pick(None, kinds),
+      'query_pre_attn_scalar': d.pick(8, 20, 256),
+      'sliding_window': d.pick(5, 9, PUBLISHED_WINDOW),
       'attn_logit_softcapping': d.pick(None, 5.0, 50.0),
-      'final_logit_softcapping': d.pick(None, 10.0),
+      'final_logit_softcapping': d.pick(None, 10.0, 30.0),
       'attention_bias': d.flag(),
-      'rope_parameters': d.rope('default', 'linear'),
+      'rope_parameters': d.rope(config['head_dim']),
   }
 
 
 def gemma3(d: Draw) -> Config:
+  config = d.decoder() | {'head_dim': d.pick(6, 10)}
+  config['hidden_activation'] = config.pop('hidden_act')
   kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(3)]
-  rope = d.rope('default', 'linear', 'yarn')
-  rope.pop('truncate', None)  # not read in nested rope parameters
-  return d.decoder() | {
-      'num_hidden_layers': 3,
-      'tie_word_embeddings': True,
-      'layer_types': kinds,
-      'head_dim': d.pick(6, 10),
-      'query_pre_attn_scalar': d.pick(8, 20),
-      'sliding_window': d.pick(5, 9),
-      'final_logit_softcapping': d.pick(None, 10.0),
-      'rope_parameters': {
-          'full_attention': rope,
-          'sliding_attention': d.rope('default'),
-      },
+  rope = {
+      'full_attention': d.rope(config['head_dim'], base=1e6),
+      'sliding_attention': d.rope(config['head_dim']),
   }
+  for part in rope.values():
+    part.pop('truncate', None)  # not read in nested rope parameters
+  return config | {
+      'num_hidden_layers': 3,
+      'query_pre_attn_scalar': d.pick(8, 20, 256),
+      'sliding_window': d.pick(5, 9, PUBLISHED_WINDOW),
+      'final_logit_softcapping': d.pick(None, 10.0),
+      'attention_bias': d.flag(),
+      'rope_parameters': rope,
+      **d.pick({'layer_types': kinds}, {'sliding_window_pattern': 2},
+               {'sliding_window_pattern': 3}),
+  }  # fmt: skip
 
 
 def phi3(d: Draw) -> Config:
@@ -122,7 +129,7 @@ def phi3(d: Draw) -> Config:
   width = d.pick(8, 12)
   share = d.pick(1.0, 0.5)
   config['hidden_size'] = width * config['num_attention_heads']
-  rope = d.rope('default', 'longrope', pairs=int(width * share) // 2)
+  rope = d.rope(width, 'default', 'longrope', share=share)
   original = rope.pop('original_max_position_embeddings', 16)
   return config | {
       'max_position_embeddings': d.pick(original, 64),
@@ -133,16 +140,20 @@ def phi3(d: Draw) -> Config:
 
 
 def gpt_oss(d: Draw) -> Config:
+  config = d.decoder() | {'head_dim': d.pick(6, 10)}
+  config.pop('hidden_act')  # fixed by the family
   kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(2)]
-  return d.decoder() | {
-      'head_dim': d.pick(6, 10),
-      'layer_types': kinds,
-      'sliding_window': d.pick(5, 9),
+  rope = d.rope(config['head_dim'], base=150000.0)
+  return config | {
+      'layer_types': d.pick(None, kinds),
+      'sliding_window': d.pick(5, 9, 128),
       'num_local_experts': d.pick(3, 4),
-      'num_experts_per_tok': 2,
+      'num_experts_per_tok': d.pick(1, 2, 3),
       'intermediate_size': 20,
       'swiglu_limit': d.pick(1.0, 7.0),
-      'rope_parameters': d.rope('default', 'yarn', base=150000.0),
+      'swiglu_alpha': d.pick(1.0, 1.702),
+      'attention_bias': d.flag(),
+      'rope_parameters': d.pick(None, rope, rope),
   }
 
 
@@ -150,12 +161,13 @@ def gpt2(d: Draw) -> Config:
   heads = d.pick(1, 3, 5)
   return {
       'vocab_size': 97,
-      'n_embd': heads * d.pick(6, 8),
+      'n_embd': heads * d.pick(6, 7, 8),
       'n_head': heads,
       'n_layer': 2,
-      'n_positions': 32,
+      'n_positions': d.pick(21, 32),
       'n_inner': d.pick(None, 44),
-      'activation_function': d.pick('gelu_new', 'gelu', 'relu'),
+      'activation_function': d.pick('gelu_new', *SPELLED),
+      'layer_norm_epsilon': d.pick(1e-5, 1e-3),
       'scale_attn_weights': d.pick(True, True, False),
       'scale_attn_by_inverse_layer_idx': d.flag(),
       'reorder_and_upcast_attn': d.flag(),
@@ -164,7 +176,11 @@ def gpt2(d: Draw) -> Config:
 
 
 def gpt_bigcode(d: Draw) -> Config:
-  config = gpt2(d) | {'multi_query': d.flag()}
+  config = gpt2(d) | {
+      'multi_query': d.flag(),
+      'attention_softmax_in_fp32': d.flag(),
+      'scale_attention_softmax_in_fp32': d.flag(),
+  }
   for key in ('scale_attn_by_inverse_layer_idx', 'reorder_and_upcast_attn'):
     config.pop(key)
   return config
@@ -174,69 +190,89 @@ def falcon(d: Draw) -> Config:
   kv, groups = d.pick(1, 2, 3), d.pick(1, 2, 3)
   heads = kv * groups
   grouped = d.flag()
-  return {
+  config = {
       'vocab_size': 97,
       'hidden_size': heads * d.pick(6, 8),
       'num_attention_heads': heads,
       'num_hidden_layers': 2,
-      'num_kv_heads': kv if grouped else None,
+      # Falcon-7B's says `heads`, and has one: read in the newer layout only.
+      'num_kv_heads': d.pick(None, kv if grouped else heads),
       'new_decoder_architecture': grouped,
       'num_ln_in_parallel_attn': d.pick(None, 1, 2) if grouped else None,
       'multi_query': d.flag(),
       'parallel_attn': True if grouped else d.flag(),
       'alibi': d.flag(),
       'bias': d.flag(),
-      'ffn_hidden_size': d.pick(28, 44),
-      'rope_parameters': d.rope('default', 'linear'),
+      'activation': d.pick('gelu', *SPELLED),
+      'layer_norm_epsilon': d.pick(1e-5, 1e-3),
+      'ffn_hidden_size': d.pick(None, 28, 44),
+      'max_position_embeddings': d.pick(16, 64),
+      'tie_word_embeddings': d.flag(),
   }
+  return config | {'rope_parameters': d.rope(head_width(config))}
 
 
 def deepseek_v2(d: Draw) -> Config:
   routing = d.routing()
-  method = d.pick('greedy', 'group_limited_greedy')
-  routing |= {'norm_topk_prob': False, 'topk_method': method}
-  return d.latent() | routing | {'rope_parameters': d.rope('default', 'yarn')}
+  grouped = d.flag()
+  routing |= {
+      'norm_topk_prob': False,
+      'topk_method': 'group_limited_greedy' if grouped else 'greedy',
+  }
+  if not grouped:
+    routing |= d.pick({}, {'n_group': None, 'topk_group': None})
+  return d.latent() | routing | {'mlp_bias': d.flag()}
 
 
 def deepseek_v3(d: Draw) -> Config:
-  return d.latent() | d.routing() | {
-      'rope_interleave': d.flag(),
-      'rope_parameters': d.rope('default', 'yarn'),
-      'num_nextn_predict_layers': 0,
-  }
+  return (
+      d.latent()
+      | d.routing()
+      | {
+          'rope_interleave': d.flag(),
+          'num_nextn_predict_layers': 0,
+      }
+  )
 
 
 def minicpm3(d: Draw) -> Config:
-  config = d.latent()
-  pairs = config['qk_rope_head_dim'] // 2
+  config = d.latent() | {'v_head_dim': d.pick(None, 6, 10)}
   return config | {
-      'tie_word_embeddings': d.flag(),
-      'scale_emb': d.pick(1, 12),
-      'scale_depth': d.pick(None, 1.4),
-      'dim_model_base': d.pick(None, 16),
-      'rope_parameters': d.rope('default', 'longrope', pairs=pairs),
+      'mlp_bias': d.flag(),
+      'scale_emb': d.pick(1, 1.5, 12),
+      'scale_depth': d.pick(None, 1.0, 1.4),
+      'dim_model_base': d.pick(None, 16, 256),
   }
 
 
 def glm4_moe(d: Draw) -> Config:
-  return d.decoder() | d.routing() | {
-      'head_dim': d.pick(8, 12),
-      'attention_bias': d.flag(),
-      'use_qk_norm': d.flag(),
-      'num_nextn_predict_layers': 0,
-      'rope_parameters': d.rope('default', 'yarn')
-      | {'partial_rotary_factor': d.pick(0.5, 1.0)},
-  }
+  config = d.decoder() | {'head_dim': d.pick(8, 12)}
+  share = d.pick(0.5, 1.0)
+  return (
+      config
+      | d.routing()
+      | {
+          'attention_bias': d.flag(),
+          'use_qk_norm': d.flag(),
+          'num_nextn_predict_layers': 0,
+          'rope_parameters': d.rope(config['head_dim'], share=share)
+          | {'partial_rotary_factor': share},
+      }
+  )
 
 
 def glm4_moe_lite(d: Draw) -> Config:
   routing = d.routing()
   routing.pop('first_k_dense_replace')
-  return d.latent() | routing | {
-      'mlp_layer_types': d.pick(None, ['sparse', 'dense'], ['sparse'] * 2),
-      'rope_parameters': d.rope('default', 'yarn'),
-      'num_nextn_predict_layers': 0,
-  }
+  return (
+      d.latent()
+      | routing
+      | {
+          'mlp_layer_types': d.pick(None, ['sparse', 'dense'], ['sparse'] * 2),
+          'rope_interleave': d.flag(),
+          'num_nextn_predict_layers': 0,
+      }
+  )
 
 
 def t5(d: Draw) -> Config:
@@ -250,7 +286,9 @@ def t5(d: Draw) -> Config:
       'num_heads': d.pick(1, 3),
       'relative_attention_num_buckets': d.pick(8, 32),
       'relative_attention_max_distance': d.pick(12, 128),
-      'feed_forward_proj': d.pick('relu', 'gated-gelu', 'gated-silu'),
+      'feed_forward_proj': d.pick(
+          'relu', 'gelu', 'gated-gelu', 'gated-silu', 'gated-relu'
+      ),
       'tie_word_embeddings': d.flag(),
       'decoder_start_token_id': 0,
   }
@@ -270,7 +308,7 @@ def whisper(d: Draw) -> Config:
       'max_source_positions': d.pick(9, 13),
       'max_target_positions': 24,
       'scale_embedding': d.flag(),
-      'activation_function': d.pick('gelu', 'relu'),
+      'activation_function': d.pick('gelu', *SPELLED),
       'decoder_start_token_id': 2,
       'pad_token_id': 0,
       'bos_token_id': 1,
@@ -279,33 +317,34 @@ def whisper(d: Draw) -> Config:
 
 
 def smollm3(d: Draw) -> Config:
-  return d.decoder(ties=True) | {
+  config = d.decoder()
+  return config | {
       'num_hidden_layers': 3,
       'no_rope_layer_interval': d.pick(2, 3),
       'use_sliding_window': d.flag(),
       'sliding_window': 7,
       'attention_bias': d.flag(),
       'mlp_bias': d.flag(),
-      'rope_parameters': d.rope('default', 'linear', 'yarn', base=2e6),
+      'rope_parameters': d.rope(head_width(config), base=2e6),
   }
 
 
 def olmo2(d: Draw) -> Config:
-  return d.decoder(ties=True) | {
+  config = d.decoder()
+  return config | {
       'attention_bias': d.flag(),
-      'rope_parameters': d.rope('default', 'linear', 'yarn'),
+      'rope_parameters': d.rope(head_width(config)),
   }
 
 
 def cohere(d: Draw) -> Config:
-  config = d.decoder(ties=True)
-  config.pop('rms_norm_eps')
+  config = d.decoder() | d.pick({}, {'head_dim': 6}, {'head_dim': 10})
+  config['layer_norm_eps'] = config.pop('rms_norm_eps')
   return config | {
-      'layer_norm_eps': 1e-5,
       'logit_scale': d.pick(0.0625, 0.8),
       'attention_bias': d.flag(),
       'use_qk_norm': d.flag(),
-      'rope_parameters': d.rope('default', 'linear', base=5e5),
+      'rope_parameters': d.rope(head_width(config), base=5e5),
   }
 
 

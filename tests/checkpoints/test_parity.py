@@ -92,6 +92,7 @@ class Case:
     self.config, self.params = load_checkpoint(GOLDEN / name)
     with np.load(GOLDEN / name / 'reference.npz') as found:
       self.tokens, self.logits = found['tokens'], found['logits']
+      self.greedy = found['greedy']
       self.encoded = None
       if 'source' in found:
         self.encoded = kvjax.encode(
@@ -114,16 +115,22 @@ class Case:
         source_length=self.encoded and self.encoded.hidden.shape[1], **options,
     )  # fmt: skip
 
-  def chunks(self, counts, cache):
-    """Feeds `counts [calls, B]` tokens a call, through calls of one shape."""
+  def chunks(self, counts, cache, prompt=None):
+    """Feeds `counts [calls, B]` tokens a call, through calls of one shape.
+
+    Tokens beyond `prompt`, one a call, are the likeliest instead.
+    """
     batch, length = self.tokens.shape
+    tokens = np.array(self.tokens)
     found = np.full(self.logits.shape, np.nan, np.float32)
     at = np.zeros(batch, np.int64)
     for count in counts:
       count = np.minimum(count, length - at)
       chunk = np.zeros((batch, CHUNK), np.int32)
+      if prompt is not None and at[0] >= prompt:
+        tokens[:, at[0]] = found[:, at[0] - 1].argmax(-1)
       for row, (start, size) in enumerate(zip(at, count, strict=True)):
-        chunk[row, :size] = self.tokens[row, start : start + size]
+        chunk[row, :size] = tokens[row, start : start + size]
       logits, cache = kvjax.extend(
           self.config, self.params, cache, jnp.asarray(chunk),
           count.astype(np.int32), encoded=self.encoded, donate=True,
@@ -132,7 +139,7 @@ class Case:
         found[row, start : start + size] = np.asarray(logits)[row, :size]
       at = at + count
     assert (at == length).all()
-    return found
+    return found if prompt is None else tokens[:, prompt:]
 
 
 @pytest.fixture(scope='module', params=CASES)
@@ -158,13 +165,20 @@ def test_one_by_one_and_ragged_chunks(case):
     np.testing.assert_allclose(found, case.logits, atol=TOLERANCE, rtol=0)
 
 
+def test_greedy_continuation(case):
+  prompt = case.tokens.shape[1] - case.greedy.shape[1]
+  counts = np.array([[CHUNK] * 2] * (prompt // CHUNK) + [[1, 1]] * 9)
+  found = case.chunks(counts, case.cache(), prompt)
+  np.testing.assert_array_equal(found, case.greedy)
+
+
 def test_pages_of_int8(case, request):
   """Paged and int8 at once: exactly the uncached form through the codec."""
   if name_of(request) in FURTHER:
     return
   kinds, codec = Paged(page=8), Int8()
-  even = np.full((6, 2), CHUNK)
-  found = case.chunks(even, case.cache(kinds=kinds, codec=codec))
+  ragged = np.array([[4, 1], [1, 3], [0, 4]] * 5)
+  found = case.chunks(ragged, case.cache(kinds=kinds, codec=codec))
   want = case.uncached(codec=codec)
   scale = np.abs(want).max()
   np.testing.assert_allclose(

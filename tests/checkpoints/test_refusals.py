@@ -47,6 +47,11 @@ LLAMA = {
             'use_bidirectional_attention=True',
         ),
         (
+            {'model_type': 'gemma3_text', 'rope_parameters':
+             {'rope_type': 'linear', 'factor': 8.0}},
+            'rope_type beside or inside the rope_parameters.*set each',
+        ),
+        (
             {'model_type': 'gpt_oss', 'layer_types': ['chunked_attention'] * 2},
             "layer type 'chunked_attention'",
         ),

@@ -255,6 +255,7 @@ CASES = {
         | {
             'model_type': 'deepseek_v2',
             'q_lora_rank': None,
+            'mlp_bias': True,
             'norm_topk_prob': False,
             'topk_method': 'group_limited_greedy',
             'rope_parameters': YARN,

@@ -4,18 +4,29 @@ Needs torch and transformers, which no test does: this makes the fixtures that
 tests read, and what `tests/checkpoints/fuzz_parity.py` compares against.
 """
 
+import copy
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 BATCH, LENGTH = 2, 21
+PROMPT = 13  # tokens before a greedy continuation up to LENGTH
 NESTED = 'full_attention', 'sliding_attention'
+Logits = Callable[[torch.Tensor], torch.Tensor]
+# What every published config.json says, whatever its family's defaults.
+SAID = {
+    'model_type', 'vocab_size', 'hidden_size', 'intermediate_size',
+    'moe_intermediate_size', 'num_hidden_layers', 'num_attention_heads',
+    'num_experts_per_tok', 'n_embd', 'n_head', 'n_layer', 'n_positions',
+    'd_model', 'd_kv', 'd_ff', 'tie_word_embeddings', 'scale_decoder_outputs',
+}  # fmt: skip
 
 
 def write_checkpoint(
@@ -24,6 +35,7 @@ def write_checkpoint(
     *,
     seed: int,
     old: bool = False,
+    bare: bool = False,
     shard: str | None = None,
 ) -> None:
   """Writes config.json, safetensors and reference.npz of one model.
@@ -33,6 +45,7 @@ def write_checkpoint(
     config: keys of its config.json, `model_type` among them.
     seed: of weights and tokens.
     old: rewrite config.json into the older key style.
+    bare: leave out of config.json what the family's defaults restore.
     shard: largest shard ('20KB'); None for a single file.
   """
   torch.manual_seed(seed)
@@ -48,6 +61,8 @@ def write_checkpoint(
   model.save_pretrained(path, **options)
   for extra in path.glob('generation_config.json'):
     extra.unlink()
+  if bare:
+    _bare(path / 'config.json')
   if old:
     _age(path / 'config.json', made)
   np.savez(path / 'reference.npz', **reference(path, seed))
@@ -65,9 +80,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
   """Draws every weight, bias, norm and sink; none is left at zero or one."""
   draw = torch.Generator().manual_seed(seed)
   named = list(model.named_parameters())
-  named += [
-      (n, b) for n, b in model.named_buffers() if 'correction_bias' in n
-  ]
+  named += [(n, b) for n, b in model.named_buffers() if 'correction_bias' in n]
   with torch.no_grad():
     for name, weight in named:
       noise = torch.randn(weight.shape, generator=draw)
@@ -84,6 +97,27 @@ def _drawn(name: str, weight: torch.Tensor, noise: torch.Tensor):
   whole = weight.ndim == 2 or 'conv' in name  # else one matrix an expert
   fan_in = math.prod(weight.shape[1:]) if whole else weight.shape[-1]
   return noise * fan_in**-0.5
+
+
+def _bare(file: pathlib.Path) -> None:
+  """Leaves out every key without which the config stays the same."""
+  values = json.loads(file.read_text())
+  full = _parsed(values)
+  for key in sorted(values.keys() - SAID):
+    rest = {k: v for k, v in values.items() if k != key}
+    if _parsed(rest) == full:
+      values = rest
+  file.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
+
+
+def _parsed(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns every key of a config.json as transformers understands it."""
+  values = copy.deepcopy(dict(values))
+  kind = values.pop('model_type')
+  try:
+    return transformers.AutoConfig.for_model(kind, **values).to_dict()
+  except StrictDataclassError:  # not without this key
+    return {}
 
 
 def _age(file: pathlib.Path, config: Any) -> None:
@@ -111,11 +145,18 @@ def _age(file: pathlib.Path, config: Any) -> None:
     for key in ('dense_act_fn', 'is_gated_act'):
       values.pop(key, None)
   values.pop('layer_types' if config.model_type != 'gpt_oss' else '', None)
+  pattern = values.pop('_sliding_window_pattern', None)
+  if pattern is not None:
+    values['sliding_window_pattern'] = pattern
   file.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
 
 
 def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
-  """Returns inputs, and uncached logits as transformers computes them."""
+  """Returns inputs, and what transformers computes of them without a cache.
+
+  `logits` of every position, and `greedy`: the continuation of the first
+  `PROMPT` tokens.
+  """
   config = transformers.AutoConfig.from_pretrained(path)
   # Falcon's plain path adds ALiBi twice; Gemma 2's fused one drops the softcap.
   plain = not getattr(config, 'alibi', False)
@@ -130,13 +171,23 @@ def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
   tokens = rng.integers(0, config.vocab_size, (BATCH, LENGTH))
   inputs, saved = _source(config, rng)
   name = 'decoder_input_ids' if inputs else 'input_ids'
-  inputs[name] = torch.tensor(tokens)
-  with torch.no_grad():
-    logits = model(**inputs, use_cache=False).logits
+
+  def logits(ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+      return model(**inputs, **{name: ids}, use_cache=False).logits
+
   return saved | {
       'tokens': tokens.astype(np.int32),
-      'logits': logits.numpy().astype(np.float32),
+      'logits': logits(torch.tensor(tokens)).numpy().astype(np.float32),
+      'greedy': _greedy(logits, torch.tensor(tokens)).astype(np.int32),
   }
+
+
+def _greedy(logits: Logits, ids: torch.Tensor) -> np.ndarray:
+  """Always of all LENGTH tokens, so that one rotary table serves them."""
+  for t in range(PROMPT, LENGTH):
+    ids[:, t] = logits(ids)[:, t - 1].argmax(-1)
+  return ids[:, PROMPT:].numpy()
 
 
 def _source(config: Any, rng: np.random.Generator):
@@ -145,7 +196,8 @@ def _source(config: Any, rng: np.random.Generator):
     lengths = np.array([11, 7])
     mask = (np.arange(11)[None] < lengths[:, None]).astype(np.int64)
     inputs = {
-        'input_ids': torch.tensor(source), 'attention_mask': torch.tensor(mask)
+        'input_ids': torch.tensor(source),
+        'attention_mask': torch.tensor(mask),
     }
     return inputs, {'source': source.astype(np.int32), 'lengths': lengths}
   if config.model_type == 'whisper':

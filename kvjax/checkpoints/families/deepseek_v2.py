@@ -30,26 +30,26 @@ def config(settings: Settings) -> ModelConfig:
   # The two published implementations disagree about what True means.
   settings.only('norm_topk_prob', False)
   attention = latent(settings, interleaved=True)
+  bias = settings.get('mlp_bias', False)
   dense = MLP(
       settings.need('intermediate_size'),
       settings.activation('hidden_act'),
-      bias=settings.get('mlp_bias', False),
+      bias=bias,
   )
   first = settings.get('first_k_dense_replace', 0)
   layers = [
-      Layer(attention, dense if i < first else _experts(settings))
+      Layer(attention, dense if i < first else _experts(settings, bias))
       for i in range(settings.need('num_hidden_layers'))
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=False, norm=norm)
 
 
-def _experts(settings: Settings) -> Experts:
+def _experts(settings: Settings, bias: bool) -> Experts:
   hidden = settings.need('moe_intermediate_size')
   activation = settings.activation('hidden_act')
-  shared = hidden * settings.get('n_shared_experts', 0)
+  shared = hidden * (settings.raw('n_shared_experts', 2) or 0)
   grouped = settings.get('topk_method', 'greedy') != 'greedy'
-  settings.only('mlp_bias', False)
   return Experts(
       settings.need('n_routed_experts'),
       settings.need('num_experts_per_tok'),
@@ -59,7 +59,7 @@ def _experts(settings: Settings) -> Experts:
       scale=settings.get('routed_scaling_factor', 1.0),
       groups=settings.need('n_group') if grouped else 1,
       top_groups=settings.need('topk_group') if grouped else 1,
-      shared=MLP(shared, activation) if shared else None,
+      shared=MLP(shared, activation, bias=bias) if shared else None,
   )
 
 

@@ -31,8 +31,9 @@ def config(settings: Settings) -> ModelConfig:
   settings.only('moe_layer_freq', 1)
   dense = settings.get('first_k_dense_replace', 3)
   attention = latent(settings, settings.get('rope_interleave', True))
+  sparse = experts(settings, scale=2.5, groups=8, top_groups=4)
   layers = [
-      Layer(attention, mlp(settings) if i < dense else experts(settings))
+      Layer(attention, mlp(settings) if i < dense else sparse)
       for i in range(settings.need('num_hidden_layers'))
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
@@ -73,11 +74,19 @@ def mlp(settings: Settings) -> MLP:
   )
 
 
-def experts(settings: Settings) -> Experts:
-  """Returns the experts of a sparse layer, with their shared one."""
+def experts(
+    settings: Settings, *, scale: float, groups: int = 1, top_groups: int = 1
+) -> Experts:
+  """Returns the experts of a sparse layer, with their shared one.
+
+  Args:
+    settings: of the checkpoint.
+    scale, groups, top_groups: published defaults of `routed_scaling_factor`,
+      `n_group` and `topk_group`.
+  """
   hidden = settings.need('moe_intermediate_size')
   activation = settings.activation('hidden_act')
-  shared = hidden * settings.get('n_shared_experts', 0)
+  shared = hidden * (settings.raw('n_shared_experts', 1) or 0)
   return Experts(
       settings.need('n_routed_experts'),
       settings.need('num_experts_per_tok'),
@@ -85,10 +94,10 @@ def experts(settings: Settings) -> Experts:
       activation,
       score='sigmoid',
       renormalize=settings.get('norm_topk_prob', True),
-      scale=settings.get('routed_scaling_factor', 1.0),
+      scale=settings.get('routed_scaling_factor', scale),
       correction=True,
-      groups=settings.get('n_group', 1),
-      top_groups=settings.get('topk_group', 1),
+      groups=settings.get('n_group', groups),
+      top_groups=settings.get('topk_group', top_groups),
       group_score='top2',
       shared=MLP(shared, activation) if shared else None,
   )

@@ -21,7 +21,7 @@ def config(settings: Settings) -> ModelConfig:
   layer = Layer(
       Grouped(
           settings.need('num_attention_heads'),
-          settings.kv_heads(),
+          settings.kv_heads(16),
           width,
           rotary=rotary(settings, width),
           projection_bias=bias,

@@ -41,7 +41,7 @@ def _attention(settings: Settings, window: int | None) -> Grouped:
   bias = settings.get('attention_bias', False)
   return Grouped(
       settings.need('num_attention_heads'),
-      settings.get('num_key_value_heads', 4),
+      settings.kv_heads(4),
       width,
       rotary=rotary(settings, width),
       visibility=Visibility(window=window),

@@ -5,6 +5,9 @@ base (`rope_local_base_freq`) and only the global ones are scaled. Of a model
 with a vision tower the decoder is read, and the tower left out.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.caches.visibility import Visibility
@@ -74,7 +77,7 @@ def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
   bias = settings.get('attention_bias', False)
   return Grouped(
       settings.get('num_attention_heads', 8),
-      settings.get('num_key_value_heads', 4),
+      settings.kv_heads(4),
       width,
       rotary=_rotary(settings, width, window),
       visibility=Visibility(window=window),
@@ -86,13 +89,25 @@ def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
 
 
 def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
-  if settings.raw('rope_parameters'):
+  nested = settings.raw('rope_parameters')
+  if nested:
+    _check_nested(settings, nested)
     kind = 'sliding_attention' if window else 'full_attention'
     base = LOCAL if window else GLOBAL
     return rotary(settings, width, base=base, layer_type=kind)
   if window:
     return Rotary(width, base=settings.get('rope_local_base_freq', LOCAL))
   return rotary(settings, width, base=GLOBAL)
+
+
+def _check_nested(settings: Settings, found: Mapping[str, Any]) -> None:
+  flat = [k for k, v in found.items() if not isinstance(v, Mapping)]
+  if flat or settings.raw('rope_scaling'):
+    raise ValueError(
+        f'{flat[0] if flat else "rope_scaling"} beside or inside the '
+        f'rope_parameters of model_type={settings.family!r} holds for no layer '
+        'type: give full_attention and sliding_attention a set each.'
+    )
 
 
 ROWS = ENDS + FOUR_NORMS + GROUPED + HEAD_NORMS + GATED

@@ -20,15 +20,16 @@ def config(settings: Settings) -> ModelConfig:
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   attention = Grouped(
       settings.need('num_attention_heads'),
-      settings.kv_heads(),
+      settings.kv_heads(8),
       width,
       rotary=rotary(settings, width, partial=0.5),
       projection_bias=settings.get('attention_bias', False),
       qk_norm=norm if settings.get('use_qk_norm', False) else None,
   )
   dense = settings.get('first_k_dense_replace', 1)
+  sparse = experts(settings, scale=1.0)
   layers = [
-      Layer(attention, mlp(settings) if i < dense else experts(settings))
+      Layer(attention, mlp(settings) if i < dense else sparse)
       for i in range(settings.need('num_hidden_layers'))
   ]
   return settings.model(layers, tied=False, norm=norm)

@@ -18,7 +18,10 @@ def config(settings: Settings) -> ModelConfig:
       settings, settings.get('rope_interleave', True), query_rank=768
   )
   layers = [
-      Layer(attention, experts(settings) if sparse else mlp(settings))
+      Layer(
+          attention,
+          experts(settings, scale=1.8) if sparse else mlp(settings),
+      )
       for sparse in _sparse(settings)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-5))

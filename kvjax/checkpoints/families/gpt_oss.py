@@ -49,7 +49,7 @@ def _attention(settings: Settings, window: int | None) -> Grouped:
   bias = settings.get('attention_bias', True)
   return Grouped(
       settings.need('num_attention_heads'),
-      settings.kv_heads(),
+      settings.kv_heads(8),
       width,
       rotary=_rotary(settings, width),
       visibility=Visibility(window=window),

@@ -22,7 +22,7 @@ def config(settings: Settings) -> ModelConfig:
   layer = Layer(
       Grouped(
           settings.need('num_attention_heads'),
-          settings.get('num_key_value_heads', 8),
+          settings.kv_heads(8),
           width,
           rotary=rotary(settings, width),
           visibility=Visibility(window=settings.raw('sliding_window', 4096)),

@@ -29,7 +29,7 @@ def config(settings: Settings) -> ModelConfig:
   width = settings.head_width()
   attention = Grouped(
       settings.need('num_attention_heads'),
-      settings.get('num_key_value_heads', 8),
+      settings.kv_heads(8),
       width,
       rotary=rotary(settings, width, base=1e6),
       visibility=Visibility(window=settings.raw('sliding_window')),

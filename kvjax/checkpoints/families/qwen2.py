@@ -24,7 +24,7 @@ def config(settings: Settings) -> ModelConfig:
       Layer(
           Grouped(
               settings.need('num_attention_heads'),
-              settings.kv_heads(),
+              settings.kv_heads(32),
               width,
               rotary=rotary(settings, width),
               visibility=Visibility(window=window),

@@ -18,19 +18,25 @@ def config(settings: Settings) -> ModelConfig:
       settings.need('intermediate_size'), settings.activation('hidden_act')
   )
   layers = [
-      Layer(attention(settings, window, settings.get('head_dim', 128)), mlp)
-      for window in windows(settings)
+      Layer(_attention(settings, window), mlp) for window in windows(settings)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=False, norm=norm)
 
 
-def attention(settings: Settings, window: int | None, width: int) -> Grouped:
+def _attention(settings: Settings, window: int | None) -> Grouped:
+  width, kv_heads = settings.get('head_dim', 128), settings.kv_heads(32)
+  return attention(settings, window, width, kv_heads)
+
+
+def attention(
+    settings: Settings, window: int | None, width: int, kv_heads: int
+) -> Grouped:
   """Returns the attention of a layer with heads of `width`."""
   bias = settings.get('attention_bias', False)
   return Grouped(
       settings.need('num_attention_heads'),
-      settings.kv_heads(),
+      kv_heads,
       width,
       rotary=rotary(settings, width),
       visibility=Visibility(window=window),

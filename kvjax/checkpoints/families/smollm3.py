@@ -54,7 +54,7 @@ def _attention(settings: Settings, window: int | None, turn: bool) -> Grouped:
   width, bias = settings.head_width(), settings.get('attention_bias', False)
   return Grouped(
       settings.need('num_attention_heads'),
-      settings.kv_heads(),
+      settings.kv_heads(4),
       width,
       rotary=rotary(settings, width, base=2e6) if turn else None,
       visibility=Visibility(window=window),
