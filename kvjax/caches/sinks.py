@@ -87,14 +87,8 @@ class Sinks(Kind):
     if not self.renumber:
       return (view,)
     limit = self.sinks + self.window - 1
-
-    def first(held):
-      return jnp.where(held < self.sinks, held, -1)
-
-    def recent(held):
-      return jnp.where(held < self.sinks, -1, held)
-
-    return view.only(first, query_limit=limit), view.only(recent)
+    sinks = view.only(last=self.sinks - 1, query_limit=limit)
+    return sinks, view.only(first=self.sinks)
 
   def earliest(self, book, length):
     held = book.positions

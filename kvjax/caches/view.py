@@ -12,6 +12,8 @@ from kvjax.target import target
 
 Streams = dict[str, Any]
 
+LAST = 2**31 - 1  # no position beyond it
+
 
 @struct.dataclass
 class Stored:
@@ -46,8 +48,9 @@ class View:
       own position is empty, so that a query at p needs no slot beyond p.
     query_limit: keys of this view are scored by the query rotated to at most
       this position (renumbered sinks); None for the query's own position.
+    first, last: it shows these positions and no others.
     leaves: what `fetch` slices, whole and encoded, where it only does that.
-    positions: of all slots, `[B, 1 | K, S]`, with `leaves`.
+    positions: of all slots, shown or not, `[B, 1 | K, S]`, with `leaves`.
     stored: the streams in place, where `map` was told how they lie.
   """
 
@@ -57,6 +60,8 @@ class View:
   page: int = 1
   ordered: bool = False
   query_limit: int | None = None
+  first: int = 0
+  last: int = LAST
   leaves: Streams | None = None
   positions: jax.Array | None = None
   stored: dict[str, Stored | None] | None = None
@@ -81,15 +86,23 @@ class View:
       known = stored(self.leaves)
     return dataclasses.replace(self, fetch=fetch, leaves=None, stored=known)
 
-  def only(self, keep: Callable[[jax.Array], jax.Array], **more: Any) -> 'View':
-    """Returns this view with slots emptied where `keep` says -1."""
+  def only(self, first: int = 0, last: int = LAST, **more: Any) -> 'View':
+    """Returns this view with only positions `first` to `last` in it."""
 
     def fetch(start, size):
       streams, positions = self.fetch(start, size)
-      return streams, keep(positions)
+      return streams, part.shown(positions)
 
-    held = None if self.positions is None else keep(self.positions)
-    return dataclasses.replace(self, fetch=fetch, positions=held, **more)
+    # `positions` stays, and with it one copy however many parts there are.
+    part = dataclasses.replace(self, fetch=fetch, first=first, last=last)
+    return dataclasses.replace(part, **more)
+
+  def shown(self, positions: jax.Array) -> jax.Array:
+    """Returns positions, -1 for those that this view does not show."""
+    if (self.first, self.last) == (0, LAST):
+      return positions
+    seen = (positions >= self.first) & (positions <= self.last)
+    return jnp.where(seen, positions, -1)
 
 
 def fresh_view(streams: Streams, positions: jax.Array) -> View:

@@ -64,14 +64,17 @@ struct Range {
 struct Rule {
   float scale, softcap;
   int32_t causal, window, chunk, sink_tokens;
+  int32_t first, last;  // positions that are shown at all
 
   Range range(int32_t p) const {
     if (p < 0) return {1, 0, 1, 0};
     const int32_t low = chunk > 0 ? p / chunk * chunk : 0;
     int32_t high = chunk > 0 ? low + chunk - 1 : INT32_MAX;
+    high = std::min(high, last);
     if (causal) high = std::min(high, p);
     const int32_t near = window > 0 ? std::max(low, p - window + 1) : low;
-    return {near, high, low, std::min(high, sink_tokens - 1)};
+    return {std::max(near, first), high, std::max(low, first),
+            std::min(high, sink_tokens - 1)};
   }
 };
 
@@ -113,16 +116,18 @@ struct Problem {
 
 // Lists the blocks in which some row of the batch row may see a slot.
 void Problem::find(int64_t list) {
-  Range some = {1, 0, 1, 0}, all = {0, INT32_MAX, 0, 0};
+  Range some = {INT32_MAX, -1, INT32_MAX, -1}, all = {0, INT32_MAX, 0, 0};
   for (int64_t t = 0; t < T; ++t) {
     const Range r = rule.range(positions[list / held_heads * T + t]);
     all.low = std::max(all.low, r.low), all.high = std::min(all.high, r.high);
-    if (r.high < r.low) continue;
-    if (some.high < some.low) some = r;
-    some.low = std::min(some.low, r.low);
-    some.high = std::max(some.high, r.high);
-    some.sink_low = std::min(some.sink_low, r.sink_low);
-    some.sink_high = std::max(some.sink_high, r.sink_high);
+    if (r.low <= r.high) {
+      some.low = std::min(some.low, r.low);
+      some.high = std::max(some.high, r.high);
+    }
+    if (r.sink_low <= r.sink_high) {
+      some.sink_low = std::min(some.sink_low, r.sink_low);
+      some.sink_high = std::max(some.sink_high, r.sink_high);
+    }
   }
   const int32_t* key = held + list * S;
   for (int64_t first = 0; first < filled; first += block) {

@@ -120,9 +120,10 @@ def attend_stored(
     stored: Streams,
     held: jax.Array,
     filled: Any,
+    **part: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to whole `Stored` streams: what kernels that read them compute."""
-  view = contiguous_view(stored, held, filled)
+  view = contiguous_view(stored, held, filled).only(**part)
   view = view.map(lambda s: {name: x.decode() for name, x in s.items()})
   return attend(queries, positions, view, scoring)
 

@@ -33,7 +33,8 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
                   ffi::RemainingArgs streams, ffi::ResultBuffer<ffi::F32> out,
                   ffi::ResultBuffer<ffi::F32> lse, float scale, float softcap,
                   int32_t causal, int32_t window, int32_t chunk,
-                  int32_t sink_tokens, int32_t shared) {
+                  int32_t sink_tokens, int32_t first, int32_t last,
+                  int32_t shared) {
   // Owned by every worker: one may wake when this call has long returned.
   const auto p = std::make_shared<Problem>();
   const auto shape = out->dimensions(), slots = held.dimensions();
@@ -41,7 +42,8 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
     return ffi::Error::InvalidArgument("kvjax_decode: wrong rank");
   p->B = shape[0], p->K = shape[1], p->T = shape[3], p->E = shape[4];
   p->S = slots[2], p->held_heads = slots[1], p->rows = shape[2] * shape[3];
-  p->rule = {scale, softcap, causal, window, chunk, sink_tokens};
+  p->rule = {scale, softcap, causal, window, chunk, sink_tokens,
+             first, last};
   p->shared = shared;
   p->positions = positions.typed_data(), p->held = held.typed_data();
   p->out = out->typed_data(), p->lse = lse->typed_data();
@@ -107,4 +109,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Attr<int32_t>("window")
         .Attr<int32_t>("chunk")
         .Attr<int32_t>("sink_tokens")
+        .Attr<int32_t>("first")
+        .Attr<int32_t>("last")
         .Attr<int32_t>("shared"));

@@ -68,12 +68,15 @@ def attend(
   rule = Scoring(
       scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
-  return _attend(rule, queries, positions, stored, view.positions, filled)
+  shown = view.first, view.last
+  return _attend(
+      rule, shown, queries, positions, stored, view.positions, filled
+  )
 
 
 # Its derivative is that of the plain form: a kernel has none of its own.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(rule, queries, positions, stored, held, filled):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _attend(rule, shown, queries, positions, stored, held, filled):
   first = next(iter(queries.values()))
   lead = first.shape[:4]
   value = stored[rule.value]
@@ -92,13 +95,21 @@ def _attend(rule, queries, positions, stored, held, filled):
       vmap_method='sequential',
   )
   return call(
-      positions, held, filled, *streams, shared=np.int32(shared), **_rule(rule)
+      positions,
+      held,
+      filled,
+      *streams,
+      shared=np.int32(shared),
+      **_rule(rule, *shown),
   )
 
 
 @_attend.defjvp
-def _attend_jvp(rule, primals, tangents):
-  plain = functools.partial(blockwise.attend_stored, rule)
+def _attend_jvp(rule, shown, primals, tangents):
+  first, last = shown
+  plain = functools.partial(
+      blockwise.attend_stored, rule, first=first, last=last
+  )
   return jax.jvp(plain, primals, tangents)
 
 
@@ -107,7 +118,7 @@ def _operands(stream: Any) -> list[jax.Array]:
   return [stream.codes, none if stream.scale is None else stream.scale]
 
 
-def _rule(rule: Scoring) -> dict[str, Any]:
+def _rule(rule: Scoring, first: int, last: int) -> dict[str, Any]:
   """Returns the attributes of the call; 0 stands for none."""
   seen = rule.visibility
   return {
@@ -117,4 +128,6 @@ def _rule(rule: Scoring) -> dict[str, Any]:
       'window': np.int32(seen.window or 0),
       'chunk': np.int32(seen.chunk or 0),
       'sink_tokens': np.int32(seen.sink_tokens),
+      'first': np.int32(first),
+      'last': np.int32(last),
   }

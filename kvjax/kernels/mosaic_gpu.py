@@ -110,7 +110,8 @@ def attend(
   )
   filled = jnp.asarray(view.filled, jnp.int32)
   static = rule, launch, view.ordered
-  return _attend(static, queries, positions, stored, view.positions, filled)
+  held = view.shown(view.positions)
+  return _attend(static, queries, positions, stored, held, filled)
 
 
 # Its derivative is that of the plain form: a kernel has none of its own.

@@ -76,18 +76,24 @@ def poison(x, held):
   return np.where(held[:, None, :, None] < 0, np.nan, x)
 
 
-@functools.partial(jax.jit, static_argnames=('kernel', 'rule', 'codecs'))
-def run(queries, streams, positions, held, *, kernel, rule, codecs):
+@functools.partial(
+  jax.jit, static_argnames=('kernel', 'rule', 'codecs', 'part')
+)
+def run(
+  queries, streams, positions, held, *, kernel, rule, codecs, part=(0, 999)
+):
   """Attends to streams encoded by their codecs."""
   view = contiguous_view(streams, held, jnp.int32(held.shape[2]))
-  view = view.map(
+  view = view.only(*part).map(
     lambda x: {n: c.decode(x[n]) for n, c in codecs},
     lambda x: {n: c.stored(x[n]) for n, c in codecs},
   )
   return kernels.attend_view(queries, positions, view, rule, kernel=kernel)
 
 
-def grouped(q, k, v, positions, held, kernel, codec=None, **rules):
+def grouped(
+  q, k, v, positions, held, kernel, codec=None, part=(0, 999), **rules
+):
   """Attends to keys and values; returns output and log-sum-exp."""
   codec = codec or kvjax.Plain()
   held = held[:, None] if held.ndim == 2 else held
@@ -104,6 +110,7 @@ def grouped(q, k, v, positions, held, kernel, codec=None, **rules):
     kernel=kernel,
     rule=kvjax.Scoring(q.shape[-1] ** -0.5, **rules),
     codecs=tuple((name, codec) for name in streams),
+    part=part,
   )
 
 
@@ -203,6 +210,28 @@ class KernelTest(parameterized.TestCase):
     )
     self.check(found, want)
 
+  @parameterized.named_parameters(
+    named(kernel=KERNELS, part=('sinks', 'recent', 'none'))
+  )
+  def test_a_part_of_the_positions(self, kernel, part):
+    first, last = {'sinks': (0, 3), 'recent': (4, 99), 'none': (50, 60)}[part]
+    q, k, v = draw((2, 3, 4, 16, 24))
+    positions, held = book(33, 4)
+    rules = {'visibility': kvjax.Visibility(window=6, sink_tokens=4)}
+    found = grouped(
+      q, k, v, positions, held, kernel, part=(first, last), **rules
+    )
+    want = oracle.attention(
+      q,
+      positions,
+      k,
+      v,
+      np.where((held < first) | (held > last), -1, held),
+      scale=0.25,
+      sees=lambda p, s: s <= p and (s > p - 6 or s < 4),
+    )
+    self.check(found, want)
+
   def test_derivative_is_that_of_the_plain_form(self):
     q, k, v = draw((2, 2, 1, 16, 16))
     positions, held = book(30, 1)
@@ -254,7 +283,6 @@ class SelectionTest(parameterized.TestCase):
 
   def test_a_rule_of_its_own_is_left_to_the_plain_form(self):
     class Strided(kvjax.Visibility):
-
       def sees(self, queries, keys):
         return super().sees(queries, keys) & (keys % 2 == 0)
 
@@ -291,8 +319,9 @@ class SelectionTest(parameterized.TestCase):
       streams = {'key': kvjax.Plain().stored(k[:, :1])}
       streams['value'] = kvjax.Plain().stored(v)
       rule = kvjax.Scoring(0.25)
+      held = held[:, None]
       out = ffi._attend(
-        rule, {'key': q}, positions, streams, held[:, None], jnp.int32(30)
+        rule, (0, 29), {'key': q}, positions, streams, held, jnp.int32(30)
       )
       jax.block_until_ready(out)
 
