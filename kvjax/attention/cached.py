@@ -154,12 +154,11 @@ class Reading:
   parts: tuple[tuple[Streams, tuple[View, ...]], ...]
   positions: jax.Array
 
-  def received(self, block: int | None) -> jax.Array:
-    """Returns the weight each slot of the only view received, `[B, K, S]`."""
+  def received(self, heads: int, block: int | None) -> jax.Array:
+    """Returns what each slot of the only view received, `[B, heads, S]`."""
     (queries, (view,)), = self.parts
-    return received(
-        queries, self.positions, self.lse, view, self.scoring, block=block
-    )
+    asked = queries, self.positions, self.lse
+    return received(*asked, view, self.scoring, heads=heads, block=block)
 
   def weights(self) -> tuple[jax.Array, jax.Array]:
     """Returns weights `[B, N, T, S]` and the slots' positions `[B, 1|K, S]`."""

@@ -98,32 +98,31 @@ class Bounded(Kind):
     slots = jnp.where(positions[:, None, :] >= 0, slots, outside)
     spread = jnp.broadcast_to(positions[:, None, :], slots.shape)
     held = write_rows(book.positions, spread, slots)
-    total = write_rows(book.total, jnp.zeros(slots.shape), slots)
-    return BoundedBook(held, total), slots
+    return book.replace(positions=held), slots
 
   def views(self, book, store, length):
     # Tokens take the first empty slots, so none lies beyond that many tokens.
     filled = jnp.max(length)
     return (contiguous_view(store, book.positions, filled),)
 
-  def evict(self, book, weights, length):
-    asked = jnp.ones(book.total.shape[:2] + (1,), bool)
-    if weights is not None:
-      # Expanded latent attention has more heads than it stores.
-      batch, heads, slots = book.total.shape
-      weights = weights.reshape(batch, heads, -1, slots).sum(axis=2)
-      asked = jnp.sum(weights, axis=-1, keepdims=True) > 0
+  def evict(self, book, weights, before, after):
+    before, after = before[:, None, None], after[:, None, None]
     live = book.positions != EMPTY
-    # A row that asked nothing learns nothing. And reading the old statistic,
-    # even where a score starts anew, lets a donated leaf stay where it lies.
-    total = self.score.accumulate(book.total, weights)
-    total = jnp.where(live & asked, total, book.total)
-    age = (length - 1)[:, None, None] - book.positions
+    total = book.total
+    if weights is not None:
+      # What the slot's last token received is not the new one's.
+      total = jnp.where(book.positions < before, total, 0.0)
+      # A row that asked nothing learns nothing. And reading the old statistic,
+      # even where a score starts anew, lets a donated leaf stay where it lies.
+      new = self.score.accumulate(total, weights)
+      total = jnp.where(live & (after > before), new, total)
+    age = after - 1 - book.positions
     priority = jnp.where(live, self.score.priority(total, age), jnp.inf)
-    count = jnp.sum(live, axis=-1, keepdims=True, dtype=jnp.int32)
     lowest = _lowest(priority, min(self.chunk, self.size))
     rank = jnp.arange(lowest.shape[-1], dtype=jnp.int32)[None, None, :]
-    surplus = count - (self.budget - 1)
+    # Not a count of live slots, which would hold a number for each.
+    survivors = self.budget - 1
+    surplus = jnp.minimum(before, survivors) + (after - before) - survivors
     slots = jnp.where(rank < surplus, lowest, self.size + rank)
     empty = jnp.full(slots.shape, EMPTY, jnp.int32)
     return BoundedBook(write_rows(book.positions, empty, slots), total)

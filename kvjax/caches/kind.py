@@ -153,14 +153,18 @@ class Kind:
     return (fresh_view(new, positions),)
 
   def evict(
-      self, book: Any, weights: jax.Array | None, length: jax.Array
+      self,
+      book: Any,
+      weights: jax.Array | None,
+      before: jax.Array,
+      after: jax.Array,
   ) -> Any:
-    """Returns the book after a step, `length [B]` tokens seen in all.
+    """Returns the book after a step from `before [B]` tokens to `after [B]`.
 
-    Slots received `weights [B, K, S]`, None unless `observes`. Eviction
-    forgets a position; no stream ever moves.
+    Slots received `weights`, shaped as the book's positions, None unless
+    `observes`. Eviction forgets a position; no stream ever moves.
     """
-    del weights, length
+    del weights, before, after
     return book
 
   def earliest(self, book: Any, length: jax.Array) -> jax.Array:

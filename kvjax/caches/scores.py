@@ -15,12 +15,10 @@ class Score(Protocol):
     """Whether `accumulate` wants weights."""
     ...
 
-  def accumulate(
-      self, total: jax.Array, weights: jax.Array | None
-  ) -> jax.Array:
+  def accumulate(self, total: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns the new statistic `[B, K, S]` after a step's weights.
 
-    `weights` is None unless `observes`.
+    Asked only of a score that `observes`; a new token's `total` is 0.
     """
     ...
 

@@ -182,22 +182,16 @@ def _layers(config, params, cache, old, slots, step, x, options):
 
 def evict(kind: Kind, book: Any, reading: Any, step: Step) -> Any:
   """Returns a layer's book without the slots that its kind gives up."""
-  seen = reading.received(step.block) if kind.observes else None
-  return kind.evict(book, seen, _length_to_evict(kind, reading, step))
-
-
-def _length_to_evict(kind, reading, step):
-  """Returns tokens seen `[B]`, in a way that lets eviction wait.
-
-  Run before attention, it would copy the positions that attention reads. What
-  was observed makes it wait; for kinds that observe nothing, a row that asked
-  nothing has length 0, which forgets nothing, since only new tokens can be too
-  many.
-  """
-  if kind.observes or not kind.book_per_layer:
-    return step.after
-  asked = jnp.any(reading.lse != -jnp.inf, axis=(1, 2, 3))
-  return jnp.where(asked, step.after, 0)
+  seen = None
+  if kind.observes:  # a number for every slot that holds a position
+    seen = reading.received(book.positions.shape[1], step.block)
+  after = step.after
+  if kind.book_per_layer and not kind.observes:
+    # Run before attention, eviction would copy the positions that attention
+    # reads. What was observed makes it wait; here, what was read does.
+    asked = jnp.any(reading.lse != -jnp.inf, axis=(1, 2, 3))
+    after = jnp.where(asked, after, step.before)
+  return kind.evict(book, seen, step.before, after)
 
 
 def _attention(layer, params, model, memory, step, keep, shared):

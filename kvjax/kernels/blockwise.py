@@ -135,28 +135,32 @@ def received(
     view: View,
     scoring: Scoring,
     *,
+    heads: int | None = None,
     block: int | None = None,
 ) -> jax.Array:
-  """Returns the weight each slot received, `[B, K, S]`, summed over queries.
+  """Returns the weight each slot received of all queries, `[B, heads, S]`.
 
-  A second pass over the keys alone, given the log-sum-exp of the first.
+  A second pass over the keys alone, given the log-sum-exp of the first. Fewer
+  `heads` than K are sums over as many neighbours.
   """
   rows = _rows(queries)
   size = _block_size(view, block)
-  groups = lse.shape[2]
+  groups, heads = lse.shape[2], heads or lse.shape[1]
   flat = finite(lse).reshape(lse.shape[:2] + (-1, 1))
 
   def body(i, total):
     streams, keys, start = _fetch(view, i, size)
     scores, seen = _scores(rows, streams, positions, keys, scoring, groups)
-    weights = jnp.where(seen, jnp.exp(scores - flat), 0.0).sum(axis=2)
+    weights = jnp.where(seen, jnp.exp(scores - flat), 0.0)
+    shape = (weights.shape[0], heads, -1, weights.shape[3])
+    weights = weights.reshape(shape).sum(axis=2)
     old = jax.lax.dynamic_slice_in_dim(total, start, size, axis=2)
     return jax.lax.dynamic_update_slice_in_dim(
         total, old + weights, start, axis=2
     )
 
-  shape = lse.shape[:2] + (view.slots,)
-  return _loop(view, size, view.filled, body, jnp.zeros(shape, jnp.float32))
+  none = jnp.zeros((lse.shape[0], heads, view.slots), jnp.float32)
+  return _loop(view, size, view.filled, body, none)
 
 
 def attention_weights(

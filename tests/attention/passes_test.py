@@ -55,8 +55,12 @@ class WeightsTest(chex.TestCase):
     scoring = kvjax.Scoring(SCALE)
     _, lse, weights = oracle.attention(q, POSITIONS, k, v, HELD, scale=SCALE)
     lse = jnp.asarray(lse, jnp.float32)
-    got = received({'key': q}, POSITIONS, lse, view, scoring, block=block)
+    ask = {'key': q}, POSITIONS, lse, view, scoring
+    got = received(*ask, block=block)
     np.testing.assert_allclose(got, weights.sum((2, 3)), rtol=1e-5, atol=1e-6)
+    got = received(*ask, heads=1, block=block)
+    want = weights.sum((1, 2, 3))[:, None]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     seen, held = attention_weights({'key': q}, POSITIONS, lse, view, scoring)
     np.testing.assert_allclose(seen, weights, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(held, HELD[:, None])

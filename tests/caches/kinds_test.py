@@ -30,7 +30,7 @@ def held(book):
   return np.asarray(book.positions)[0].tolist()
 
 
-def evict(kind, total, positions, weights, length):
+def evict(kind, total, positions, weights, before, after):
   """Returns positions and totals of one row and head after one eviction."""
   book = tape.blank(kind).book
   book = book.replace(
@@ -38,8 +38,9 @@ def evict(kind, total, positions, weights, length):
     total=jnp.asarray([[total]], jnp.float32),
   )
   weights = None if weights is None else jnp.asarray([[weights]])
-  after = kind.evict(book, weights, jnp.asarray([length], jnp.int32))
-  return held(after)[0], np.asarray(after.total)[0, 0].tolist()
+  lengths = (jnp.asarray([n], jnp.int32) for n in (before, after))
+  book = kind.evict(book, weights, *lengths)
+  return held(book)[0], np.asarray(book.total)[0, 0].tolist()
 
 
 class KindTest(chex.TestCase):
@@ -129,7 +130,10 @@ class KindTest(chex.TestCase):
     (lambda: kvjax.Ring(window=1, slack=-1), 'slack=-1 must not be negative'),
     (lambda: kvjax.Sinks(sinks=0, window=3), 'sinks=0.*at least 1.*use Ring'),
     (lambda: kvjax.Sinks(sinks=1), 'window=0: both must be at least 1'),
-    (lambda: kvjax.Sinks(window=3, slack=-2), 'slack=-2 must not be negative'),
+    (
+      lambda: kvjax.Sinks(window=3, slack=-2),
+      'slack=-2 must not be negative',
+    ),
     (lambda: kvjax.Bounded(budget=1), 'budget=1 must be at least 2'),
     (lambda: kvjax.Bounded(budget=3, slack=-1), 'slack=-1 must not be'),
     (
@@ -148,7 +152,7 @@ class ScoreTest(chex.TestCase):
   @parameterized.named_parameters(
       # 5 slots, budget 4: of four tokens one goes, whatever their order.
       ('heavy', kvjax.HeavyHitters(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3],
-       [1, 0.5, 9, 0.1, 0.2], 3),
+       [2, 0.5, 9, 0.1, 0.2], 3),
       ('heavy_recent', kvjax.HeavyHitters(recent=2), [3, 0, -1, 2, 1],
        [2, 5, 0, 1, 3], [1, 0.5, 9, 0.1, 0.2], 4),
       ('last', kvjax.LastQuery(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3],
@@ -157,19 +161,21 @@ class ScoreTest(chex.TestCase):
   )  # fmt: skip
   def test_what_goes_first(self, score, positions, total, weights, gone):
     kind = kvjax.Bounded(budget=4, score=score, slack=1).bind(9)
-    found, after = evict(kind, total, positions, weights, 4)
+    found, after = evict(kind, total, positions, weights, 3, 4)
     want = list(positions)
     want[gone] = -1
     self.assertEqual(found, want)
     if score.observes:
-      old = total if isinstance(score, kvjax.HeavyHitters) else [0] * 5
+      # Position 3 is new: what its slot's last token had received is gone.
+      old = np.where(np.asarray(positions) == 3, 0, total)
+      old = old if isinstance(score, kvjax.HeavyHitters) else [0] * 5
       want = np.where(np.asarray(positions) >= 0, np.add(old, weights), total)
       np.testing.assert_allclose(after, want, rtol=1e-6)
 
   def test_nothing_goes_below_the_budget(self):
     kind = kvjax.Bounded(budget=5).bind(9)
     positions = [0, 1, 2, 3, -1]
-    found, _ = evict(kind, [0] * 5, positions, [1.0] * 5, 4)
+    found, _ = evict(kind, [0] * 5, positions, [1.0] * 5, 3, 4)
     self.assertEqual(found, positions)
 
   def test_rows_and_heads_choose_for_themselves(self):
@@ -189,7 +195,9 @@ class ScoreTest(chex.TestCase):
       book = tape.blank(kind, 2, 2).book
       held = jnp.broadcast_to(jnp.arange(4, dtype=jnp.int32), book.total.shape)
       book = book.replace(positions=held)
-      book = kind.evict(book, weights, jnp.asarray([4, 4], jnp.int32))
+      lengths = (jnp.asarray([n, n], jnp.int32) for n in (3, 4))
+      mass = weights if per_head else weights.sum(axis=1, keepdims=True)
+      book = kind.evict(book, mass, *lengths)
       gone = np.argmin(np.asarray(book.positions), axis=-1)
       self.assertEqual(gone.tolist(), want)
 
@@ -197,11 +205,15 @@ class ScoreTest(chex.TestCase):
     """What the slot's last token had received is not the next one's."""
     kind = kvjax.Bounded(budget=3).bind(9)
     row = tape.feed(kind, tape.blank(kind), [7])
-    book = row.book.replace(total=jnp.full((1, 1, 3), 50.0))
-    book, slots = kind.place(book, row.length, jnp.asarray([[1]], jnp.int32))
-    slot = int(slots[0, 0, 0])
-    self.assertEqual(slot, 1)
-    self.assertEqual(np.asarray(book.total)[0, 0].tolist(), [50, 0, 50])
+    for stale in (50.0, np.nan):
+      book = row.book.replace(
+        total=jnp.full((1, 1, 3), 50.0).at[0, 0, 1].set(stale)
+      )
+      book, slots = kind.place(book, row.length, jnp.asarray([[1]], jnp.int32))
+      self.assertEqual(int(slots[0, 0, 0]), 1)
+      weights = jnp.asarray([[[1.0, 2.0, 0.0]]])
+      book = kind.evict(book, weights, row.length, row.length + 1)
+      self.assertEqual(np.asarray(book.total)[0, 0].tolist(), [51, 2, 50])
 
 
 if __name__ == '__main__':

@@ -92,13 +92,13 @@ class Step:
   def numbers(self) -> int:
     """Four-byte numbers that a step may hold for a slot of a row.
 
-    A weight for each head where a kind observes them. Priorities where it
-    evicts by age; positions, twice, where sinks and recent tokens are scored
-    apart: never a stream.
+    A weight for each head that observes for itself: never a stream.
     """
-    if KINDS[self.kind](9).observes:
-      return next(iter(self.attention.streams().values())).heads
-    return {'sinks_renumbered': 2, 'recency': 1}.get(self.kind, 0)
+    kind = KINDS[self.kind](9)
+    if not kind.observes:
+      return 0
+    heads = next(iter(self.attention.streams().values())).heads
+    return heads if kind.per_head else 1
 
 
 SHAPES = ((1, 1), (1, 3), (2, 1), (2, 3))
@@ -123,10 +123,7 @@ def test_a_step_is_in_place_and_reads_no_more_at_a_larger_capacity(step):
   temporaries = {}
   for capacity in (1024, 8192):
     compiled = step.compile(capacity)
-    # Positions are parted for two scores; a lone head's newest weights are
-    # written where its statistic is, in one fusion that reads it elsewhere.
-    apart = step.kind in ('sinks_renumbered', 'last_query')
-    memory.assert_in_place(compiled, 'cache.stores' if apart else 'cache')
+    memory.assert_in_place(compiled, 'cache')
     measured = memory.measure(compiled)
     cache = jax.eval_shape(functools.partial(step.init, capacity))
     assert measured.alias == nbytes(cache)

@@ -117,15 +117,15 @@ BOUNDED: tuple[Mutant, ...] = (
   fault(
     'budget_off_by_one',
     'caches/bounded',
-    'count - (self.budget - 1)',
-    'count - self.budget',
+    'survivors = self.budget - 1',
+    'survivors = self.budget',
     'caches/kinds_test.py::ScoreTest',
   ),
   fault(
     'reused_slot_keeps_its_score',
     'caches/bounded',
-    'write_rows(book.total, jnp.zeros(slots.shape), slots)',
-    'book.total',
+    'jnp.where(book.positions < before, total, 0.0)',
+    'total',
     'caches/kinds_test.py::ScoreTest',
   ),
   fault(
