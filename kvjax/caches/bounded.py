@@ -102,8 +102,7 @@ class Bounded(Kind):
 
   def views(self, book, store, length):
     # Tokens take the first empty slots, so none lies beyond that many tokens.
-    filled = jnp.max(length)
-    return (contiguous_view(store, book.positions, filled),)
+    return (contiguous_view(store, book.positions, jnp.max(length)),)
 
   def evict(self, book, weights, before, after):
     before, after = before[:, None, None], after[:, None, None]

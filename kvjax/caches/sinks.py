@@ -75,8 +75,7 @@ class Sinks(Kind):
     return jnp.where(kept, slots, self.outside(positions))
 
   def views(self, book, store, length):
-    filled = jnp.max(length)
-    view = contiguous_view(store, book.positions, filled)
+    view = contiguous_view(store, book.positions, jnp.max(length))
     return self._split(view)
 
   def fresh_views(self, new, positions):

@@ -99,10 +99,9 @@ class View:
 
   def shown(self, positions: jax.Array) -> jax.Array:
     """Returns positions, -1 for those that this view does not show."""
-    if (self.first, self.last) == (0, LAST):
-      return positions
     seen = (positions >= self.first) & (positions <= self.last)
-    return jnp.where(seen, positions, -1)
+    whole = (self.first, self.last) == (0, LAST)
+    return positions if whole else jnp.where(seen, positions, -1)
 
 
 def fresh_view(streams: Streams, positions: jax.Array) -> View:
