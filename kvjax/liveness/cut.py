@@ -106,7 +106,7 @@ def _costs(
   """Whole numbers: bytes and FLOPs at the price, then ties."""
   node = graph.nodes[i]
   flops = round(absorbed.get(i, node.flops))
-  size = LENGTH * node.bytes_per_token + node.state_bytes
+  size = bytes_of(node)
   if price is None:  # FLOPs first, then bytes.
     up, down = 1 << 60, 1
   elif price == 0:  # Bytes first, then FLOPs.
@@ -123,10 +123,32 @@ def _keep(graph: Graph, i: int, size: int) -> int:
   node = graph.nodes[i]
   if node.band:
     return maxflow.INFINITE
+  return size * _TIE + tie(graph, i)
+
+
+def tie(graph: Graph, i: int) -> int:
+  """What decides among keeps of equal bytes and FLOPs."""
+  node = graph.nodes[i]
   late = (len(graph.nodes) - i) * _TIE // (1 << 14) // max(len(graph.nodes), 1)
-  return (
-      size * _TIE + late + (0 if node.names or node.maker < 0 else _TIE >> 12)
-  )
+  return late + (0 if node.names or node.maker < 0 else _TIE >> 12)
+
+
+def closed(
+    graph: Graph, kept: Collection[int], absorbed: dict[int, float]
+) -> Cut:
+  """The cut that keeps what is needed of `kept`, and redoes all else."""
+  made_of: dict[int, list[int]] = {}
+  for a, b in graph.edges:
+    made_of.setdefault(b, []).append(a)
+  seen, todo = set(graph.future), list(graph.future)
+  while todo:
+    i = todo.pop()
+    if i not in kept:
+      new = set(made_of.get(i, ())) - seen
+      seen |= new
+      todo += new
+  held = sorted(seen & set(kept))
+  return _cut(graph, held, sorted(seen - set(kept)), absorbed)
 
 
 def _cut(
@@ -180,6 +202,11 @@ def price_between(small: Cut, quick: Cut) -> Fraction:
   """The price, in bytes a FLOP, at which two cuts cost the same."""
   saved = Fraction(small.flops_per_token) - Fraction(quick.flops_per_token)
   return Fraction(size(quick) - size(small)) / saved / LENGTH
+
+
+def bytes_of(node: Node) -> int:
+  """Bytes of one tensor in a cache of `LENGTH` tokens."""
+  return LENGTH * node.bytes_per_token + node.state_bytes
 
 
 def size(cut: Cut) -> int:

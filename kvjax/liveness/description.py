@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 _ONCE = 'made once, the same for every token'
+_CORNERS = 'the frontier has the corners of its hull only: too many ways.'
 
 
 def describe(
@@ -21,18 +22,19 @@ def describe(
   """The public report of a verdict."""
   causal = verdict.delay == 0 and stable
   finite = not math.isinf(verdict.delay) and stable
-  front = points.frontier(verdict) if finite else ()
+  front, complete = points.frontier(verdict) if finite else ((), True)
   return report.LivenessReport(
       causal=causal,
       live_for=verdict.live_for,
       keep=_kept(verdict) if finite else (),
       frontier=front,
+      frontier_complete=complete,
       equals=points.equals(verdict, front) if finite else (),
       delay=verdict.delay if stable else math.inf,
       static=_static(verdict.trace),
       tensors=_rows(verdict, finite),
       graph=_dataflow(verdict),
-      notes=_notes(verdict, stable),
+      notes=_notes(verdict, stable) + (() if complete else (_CORNERS,)),
   )
 
 

@@ -3,22 +3,26 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kvjax.liveness import budget, labels, report
 from kvjax.liveness import cut as cutting
 
 if TYPE_CHECKING:
   from kvjax.liveness import analysis
 
-_SOLVES = 2000  # Minimum cuts of one node that a frontier is worth.
 
+def frontier(
+    verdict: 'analysis.Verdict',
+) -> tuple[tuple[report.Point, ...], bool]:
+  """The optima over all of the past, and whether none is missing.
 
-def frontier(verdict: 'analysis.Verdict') -> tuple[report.Point, ...]:
-  """The optima over all of the past, up to the one that redoes nothing."""
-  whole, last = verdict.whole, _last(verdict)
-  solves = _SOLVES // max(len(whole.nodes), 1)
-  cuts = budget.front(whole, verdict.absorption.price, solves)
+  The last of them redoes nothing.
+  """
+  last = _last(verdict)
+  cuts, complete = budget.front(verdict.whole, verdict.absorption.price)
   points = [_point(verdict, cut) for cut in cuts]
-  return (*(p for p in points if _size(p) < _size(last)), last)
+  return (*(p for p in points if _size(p) < _size(last)), last), complete
 
 
 def equals(
@@ -33,12 +37,13 @@ def equals(
   whole, price = verdict.whole, verdict.absorption.price
   base = cutting.cheapest(whole, None, price)
   names = labels.label(verdict.trace, whole, base)
+  most = cutting.size(verdict.cut)
   out: dict[tuple[str, ...], report.Point] = {p.names: p for p in front}
   for name in dict.fromkeys(names[i] for i in base.kept):
     lost = frozenset(i for i in base.kept if names[i] == name)
-    cuts = budget.front(whole, price, _SOLVES // len(names), lost)
-    points = [_point(verdict, cut) for cut in cuts]
-    for point in [p for p in points if _size(p) <= _size(front[-1])][-1:]:
+    cut = budget.quickest(whole, price, lost, most)
+    if cut is not None:
+      point = _point(verdict, cut)
       out.setdefault(point.names, point)
   return tuple(out.values())[len({p.names for p in front}) :]
 
@@ -51,6 +56,32 @@ def kept_names(
   order = list(verdict.trace.names)
   rank = lambda n: order.index(n) if n in order else len(order)
   return tuple(sorted(found, key=rank))
+
+
+def _numbered(
+    verdict: 'analysis.Verdict', cut: cutting.Cut, names: Sequence[str]
+) -> tuple[str, ...]:
+  """The same, with numbers of the places where a name is kept in some only.
+
+  A name given in every layer is kept in the first and the third: k.0, k.2.
+  """
+  places: dict[str, dict[int, set[int]]] = {}
+  for i, name in enumerate(names):
+    place = _place(verdict, name, verdict.whole.nodes[i])
+    places.setdefault(name, {}).setdefault(place, set()).add(i)
+  out = []
+  for name in kept_names(verdict, cut, names):
+    held = [p for p, nodes in places[name].items() if nodes & set(cut.kept)]
+    some = len(held) < len(places[name])
+    out += [f'{name}.{p}' for p in sorted(held)] if some else [name]
+  return tuple(out)
+
+
+def _place(verdict: 'analysis.Verdict', name: str, node: cutting.Node) -> int:
+  """Which of the tensors of a name holds a node; 0 where it has none."""
+  tensors = verdict.trace.names.get(name, ())
+  holds = (i for i, t in enumerate(tensors) if np.isin(node.ids[0], t.ids))
+  return next(holds, 0)
 
 
 def _last(verdict: 'analysis.Verdict') -> report.Point:
@@ -69,7 +100,7 @@ def _point(verdict: 'analysis.Verdict', cut: cutting.Cut) -> report.Point:
   names = labels.label(verdict.trace, verdict.whole, cut)
   used = dict.fromkeys(names[i] for i in cut.redone if i in price)
   return report.Point(
-      kept_names(verdict, cut, names),
+      _numbered(verdict, cut, names),
       cut.bytes_per_token,
       cut.flops_per_token,
       cut.state_bytes,

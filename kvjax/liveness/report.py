@@ -56,6 +56,7 @@ class LivenessReport:
   static: tuple[str, ...] = ()  # named tensors that read no token
   tensors: tuple[Row, ...] = ()
   graph: Dataflow = Dataflow((), ())
+  frontier_complete: bool = True  # False: corners of its hull alone
   notes: tuple[str, ...] = ()
 
   @property

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name as name
 
 from kvjax import liveness
 from kvjax.liveness import budget, cut, tensors
-from tests.liveness import zoo
+from tests.liveness import zoo, zoo_variants
 
 N, H = 4, 6
 D = N * H
@@ -99,6 +100,27 @@ class BudgetTest(parameterized.TestCase):
     # Two outer products of each, formed anew: 2 * 2 * N * H for k and v.
     self.assertEqual(least.flops_per_token, 2 * 2 * 2 * N * H)
 
+  def test_layers_of_a_stack_may_each_keep_their_own(self) -> None:
+    layer, x = zoo.grouped(2), zoo.weight(8, zoo.D)
+    one = liveness.analyze(zoo_variants.stack(layer, layers=1), x)
+    two = liveness.analyze(zoo_variants.stack(layer, layers=2), x)
+    self.assertTrue(two.frontier_complete)
+    cost = lambda p: (p.bytes_per_token, p.flops_per_token)
+    front = [cost(p) for p in two.frontier]
+    for a, b in itertools.product(map(cost, one.frontier), repeat=2):
+      size, flops = a[0] + b[0], a[1] + b[1]
+      self.assertTrue(any(s <= size and f <= flops for s, f in front), (a, b))
+    quick = two.frontier[-2]  # the second layer's v is made anew
+    self.assertEqual(quick.names[:2], ('k', 'v.0'))
+    self.assertLess(quick.flops_per_token, one.frontier[-3].flops_per_token)
+
+  def test_a_front_of_too_many_ways_says_so(self) -> None:
+    with mock.patch.object(budget, 'LIMIT', 3):
+      report = liveness.analyze(rotated(N), zoo.weight(8, D) * 3)
+    self.assertFalse(report.frontier_complete)
+    self.assertContainsSubsequence(report.notes[-1], 'corners of its hull')
+    self.assertEqual(report.frontier[-1].names, ('k', 'v'))
+
   def test_too_small_a_budget_is_refused(self) -> None:
     report = liveness.analyze(rotated(1), zoo.weight(8, D) * 3)
     with self.assertRaisesRegex(ValueError, 'flops=-1 is too small'):
@@ -159,7 +181,8 @@ class FrontTest(absltest.TestCase):
           for p in points
           if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)
       )
-      found = budget.front(graph, {}, 999)
+      found, complete = budget.front(graph, {})
+      self.assertTrue(complete)
       self.assertEqual(
           [(c.bytes_per_token, c.flops_per_token) for c in found], best
       )
