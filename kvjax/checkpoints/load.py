@@ -121,12 +121,13 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
+  settings = Settings(values)
   name = values.get('model_type')
   if name not in FAMILIES:
     known = ', '.join(sorted(FAMILIES))
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
   check_method(values)
-  return FAMILIES[name], Settings(values)
+  return FAMILIES[name], settings
 
 
 def _place(leaves: list[Leaf], sharding: Sharding | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from kvjax.attention.rotary import (
     yarn_magnitude,
 )
 from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.values import check_values
 
 SHARED = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
 KNOWN = {
@@ -62,6 +63,7 @@ def rotary(
     ValueError: an unknown rope type, or an unknown key of a known one.
   """
   found = dict(parameters(settings, layer_type))
+  check_values(found)
   spelled = found.get('rope_type', found.get('type', 'default'))
   found['rope_type'] = (aliases or {}).get(spelled, spelled)
   key = 'partial_rotary_factor'
@@ -74,12 +76,15 @@ def rotary(
         'supported: 1.0.'
     )
   theta = found.get('rope_theta')
-  return Rotary(
+  made = Rotary(
       width,
       base=float(settings.get('rope_theta', base) if theta is None else theta),
       interleaved=interleaved,
       scaling=_scaling(settings, found),
   )
+  for length in (1, 1 << 30):  # tables that do not fit are refused here
+    made.frequencies(length)
+  return made
 
 
 def parameters(
@@ -143,6 +148,8 @@ def _scaling(settings: Settings, found: Mapping[str, Any]) -> Scaling | None:
 def _number(found: Mapping[str, Any], key: str) -> float:
   if found.get(key) is None:
     raise ValueError(f'Rope type {rope_type(found)!r} needs {key!r}.')
+  if found[key] <= 0:
+    raise ValueError(f'{key}={found[key]} of rope parameters must be positive.')
   return float(found[key])
 
 
@@ -155,7 +162,7 @@ def _original(settings: Settings, found: Mapping[str, Any]) -> int:
 
 def _factor(settings: Settings, found: Mapping[str, Any]) -> float:
   if found.get('factor') is not None:
-    return float(found['factor'])
+    return _number(found, 'factor')
   longest = settings.need('max_position_embeddings')
   return longest / _original(settings, found)
 

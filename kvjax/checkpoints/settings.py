@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from kvjax.checkpoints.values import check_values
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 
@@ -31,6 +32,9 @@ class Settings:
   """
 
   values: Mapping[str, Any]
+
+  def __post_init__(self):
+    check_values(self.values)
 
   @property
   def family(self) -> str:

@@ -40,6 +40,22 @@ LLAMA = {
         ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
         ({'torch_dtype': 'float8_e4m3fn'}, "dtype='float8_e4m3fn'"),
         ({'vocab_size': None}, "no 'vocab_size'"),
+        ({'hidden_size': '24'}, "hidden_size='24'.*must be a whole number"),
+        ({'num_hidden_layers': True}, 'layers=True.*must be a whole number'),
+        ({'rms_norm_eps': '1e-5'}, "rms_norm_eps='1e-5'.*must be a number"),
+        ({'attention_bias': 'no'}, "attention_bias='no'.*true or false"),
+        ({'rope_scaling': 'linear'}, "rope_scaling='linear'.*an object"),
+        (
+            {'rope_scaling': {'type': 'linear', 'factor': 0}},
+            'factor=0 of rope parameters must be positive',
+        ),
+        (
+            {'rope_scaling': {
+                'type': 'longrope', 'short_factor': [1], 'long_factor': [1],
+                'original_max_position_embeddings': 8, 'factor': 2,
+            }},
+            'longrope has 1 divisors for rotary width=4.*: 2',
+        ),
         ({'hidden_size': 25}, 'hidden_size=25 is not a multiple of the 6'),
         ({'num_key_value_heads': 4}, 'num_heads=6 is not a multiple'),
         (
