@@ -200,7 +200,8 @@ def read(
   parts = _parts(variant, params, x, views, step, absorb)
   with jax.named_scope('attend'):
     out, lse = _attend_parts(parts, scoring, step)
-  y = variant.output(params, out.astype(x.dtype), absorb)
+  with jax.named_scope('output'):
+    y = variant.output(params, out.astype(x.dtype), absorb)
   return y, Reading(out, lse, scoring, parts, step.positions)
 
 
@@ -214,9 +215,9 @@ def _parts(variant, params, x, views, step, absorb: bool):
 
   parts = []
   for limit in dict.fromkeys(view.query_limit for view in views):
-    queries = variant.ask(
-        params, x, step.table(variant.rotary, limit), absorb
-    )
+    with jax.named_scope('query'):
+      table = step.table(variant.rotary, limit)
+      queries = variant.ask(params, x, table, absorb)
     chosen = [shown(view) for view in views if view.query_limit == limit]
     parts.append((queries, tuple(chosen)))
   return tuple(parts)

@@ -201,8 +201,10 @@ def _attention(layer, params, model, memory, step, keep, shared):
   def attention(h):
     store, views = None, shared
     if views is None:
-      table = step.table(variant.rotary, None)
-      store, views = keep(variant.leave(q, h, table))
+      with jax.named_scope('leave'):
+        table = step.table(variant.rotary, None)
+        streams = variant.leave(q, h, table)
+      store, views = keep(streams)
     y, reading = read(
         variant, q, h, views, memory.kind, model.get('relative'), step
     )

@@ -8,11 +8,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from kvjax.attention.cached import Memory
 from kvjax.caches.spec import Leaf
 from kvjax.decoding.cache import Cache, is_leaf
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import ModelConfig
+
+# Axes of a cache by their letters, and fields of its books by their names.
+LETTERS = {'batch': 'B', 'kv_heads': 'K', 'slots': 'S', 'width': 'H'}
+BOOKS = {
+    'table': 'page tables',
+    'references': 'reference counts of pages',
+    'total': 'statistics of the score',
+}
 
 
 def tree_bytes(tree: Any, shards: Shards = WHOLE) -> int:
@@ -21,40 +30,102 @@ def tree_bytes(tree: Any, shards: Shards = WHOLE) -> int:
 
 
 def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
-  """Yields what each kind of cache occupies, and the books beside."""
-  groups: dict[str, list[int]] = {}
+  """Yields what each kind of cache occupies, and the books beside.
+
+  Lines of the part 'in cache' say what of those bytes no token can ever use
+  (padding), or only tokens beyond the window (slack).
+  """
+  groups: dict[Any, list[int]] = {}
   for index, memory in enumerate(spec.layout.memories):
     if memory is None:
-      groups.setdefault('layers that share', []).append(index)
-      continue
-    codec = {type(c).__name__.lower() for _, c in memory.codecs}
-    name = f'{memory.kind.name} {" and ".join(sorted(codec))}'
-    groups.setdefault(name, []).append(index)
-  for name, layers in groups.items():
-    stores = [spec.stores[i] for i in layers]
-    yield Line(
-        'cache',
-        f'{name}, {len(layers)} layers',
-        tree_bytes(stores, shards),
-        'layers sum(B K S H bytes)',
-        f'{len(layers)} x ({_numbers(stores[0], shards)})',
-    )
-  books = (spec.length, spec.overflow, spec.books)
-  yield Line(
-      'cache',
-      'lengths, positions, tables',
-      tree_bytes(books, shards),
-      'sum(leaves)',
-      ' + '.join(str(_leaf_bytes(x, shards)) for x in leaves(books)),
-  )
+      groups.setdefault(None, []).append(index)
+    else:
+      shapes = tuple(leaf.shape for leaf in leaves(spec.stores[index]))
+      groups.setdefault((memory, shapes), []).append(index)
+  for key, layers in groups.items():
+    if key is None:
+      name = f'layers that read what others keep, {len(layers)} layers'
+      yield Line('cache', name, 0, '0', '0')
+    else:
+      yield from _group_lines(key[0], spec.stores[layers[0]], layers, shards)
+  yield from _book_lines(spec, shards)
   if spec.cross is not None:
+    parts = [leaves(x)[0] for x in spec.cross if x]
     yield Line(
         'cache',
         'cross keys and values',
         tree_bytes((spec.cross, spec.source), shards),
         'layers 2 B K S H bytes + 4 B S',
-        f'{len(spec.cross)} layers',
+        f'{len(parts)} layers of S = {parts[0].shape[2]}',
     )
+
+
+def _group_lines(
+    memory: Memory, store: Any, layers: list[int], shards: Shards
+) -> Iterator[Line]:
+  """Yields the streams of layers alike, their scales, and slots beyond."""
+  codec = {type(c).__name__.lower() for _, c in memory.codecs}
+  kind, count = memory.kind, len(layers)
+  name = f'{kind.name} {" and ".join(sorted(codec))}, {count} layers'
+  found = jax.tree_util.tree_leaves_with_path(store, is_leaf=is_leaf)
+  scales = [x for path, x in found if _key(path) == 'scale']
+  yield _leaves_line(
+      name, [x for path, x in found if _key(path) != 'scale'], count, shards
+  )
+  if scales:
+    yield _leaves_line(f'{name}: scales', scales, count, shards)
+  slack = getattr(kind, 'slack', 0) if kind.limit is None else 0
+  pooled = getattr(kind, 'pages', None) is not None
+  padding = 0 if pooled else kind.row_slots - kind.size
+  for extra, why in (
+      (padding, 'padding: no token may lie there'),
+      (slack, 'slack: written before older tokens are read'),
+  ):
+    if extra:
+      size = count * tree_bytes(store, shards) * extra // kind.row_slots
+      numbers = f'{extra} of {kind.row_slots} slots a row'
+      yield Line('in cache', f'{name}, {why}', size, 'slots of a row', numbers)
+
+
+def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
+  """Yields lengths and flags, then the fields of all books by name."""
+  fields: dict[str, list[Leaf]] = {'lengths and flags': []}
+  fields['lengths and flags'] += leaves((spec.length, spec.overflow))
+  found = jax.tree_util.tree_leaves_with_path(spec.books, is_leaf=is_leaf)
+  for path, leaf in found:
+    name = _key(path)
+    fields.setdefault(BOOKS.get(name, name), []).append(leaf)
+  for name, held in fields.items():
+    alike = len(set(held)) == 1
+    one, times = (held[:1], len(held)) if alike else (held, 1)
+    yield _leaves_line(name, one, times, shards)
+
+
+def _leaves_line(
+    name: str, held: list[Leaf], layers: int, shards: Shards
+) -> Line:
+  symbols = ' + '.join(dict.fromkeys(map(_symbols, held)))
+  numbers = _numbers(held, shards)
+  if layers > 1 or len(held) > 1:
+    symbols = f'sum({symbols})' if layers == 1 else f'layers sum({symbols})'
+  if layers > 1:
+    numbers = f'{layers} x ({numbers})'
+  size = layers * tree_bytes(held, shards)
+  return Line('cache', name, size, symbols, numbers)
+
+
+def _symbols(leaf: Leaf) -> str:
+  named = zip(leaf.axes, leaf.shape, strict=True)
+  letters = [
+      LETTERS.get(axis, axis)
+      for axis, size in named
+      if (axis, size) != ('kv_heads', 1)
+  ]
+  return ' '.join([*letters, 'bytes'])
+
+
+def _key(path: Any) -> str:
+  return str(getattr(path[-1], 'key', getattr(path[-1], 'name', '')))
 
 
 def query_line(
@@ -102,12 +173,12 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
   return growing, capped, cap
 
 
-def _numbers(store: Any, shards: Shards) -> str:
+def _numbers(held: list[Leaf], shards: Shards) -> str:
   terms = []
-  for leaf in leaves(store):
+  for leaf in held:
     sizes = map(str, shards.shape(leaf))
     terms.append(f'{" x ".join(sizes)} x {np.dtype(leaf.dtype).itemsize}')
-  return ' + '.join(terms) or '0'
+  return ' + '.join(terms)
 
 
 def leaves(tree: Any) -> list[Leaf]:

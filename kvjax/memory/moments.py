@@ -1,0 +1,113 @@
+"""What is alive at each moment of a layer, in the order of the compiled call.
+
+Each moment is a list of terms that are alive together; what one leaves, the
+next overwrites. They were read off the buffers that XLA:CPU assigns
+(`kvjax.memory.buffers`), moment by moment.
+"""
+
+from collections.abc import Iterator
+
+from kvjax.kernels.blockwise import SPLIT
+from kvjax.memory.lines import Dim, Term
+from kvjax.memory.reading import FLOAT, QUERY, Call, Reading
+from kvjax.models.config import Layer
+
+FEW = 8  # rows of queries a kv head up to which values are read in pieces
+
+
+def layer_moments(
+    layer: Layer, reading: Reading, width: int
+) -> Iterator[tuple[str, list[Term]]]:
+  """Yields the moments of one layer: projections, attention, MLP.
+
+  Args:
+    layer: of the model.
+    reading: its attention.
+    width: D of the model.
+  """
+  call = reading.call
+  hidden = Term('hidden', (*call.lead, Dim('D', width)), call.size)
+  both = Term('hidden', hidden.dims, call.size, 2)
+  query = Term(QUERY, (*call.lead, *reading.query), call.size)
+  before = Term('query before it is turned', query.dims, call.size)
+  yield 'project', [hidden, query, before, *reading.new()]
+  # A parallel layer's MLP reads what its attention read.
+  kept = both if layer.parallel else hidden
+  for old, slots in enumerate(reading.segments):
+    for name, terms in _attend(reading, slots, stored=not old):
+      yield name, [kept, *terms]
+  for name, terms in _mlp(layer, call):
+    yield name, [both if name == 'mlp in' else hidden, *terms]
+
+
+def carried(reading: Reading) -> Iterator[Term]:
+  """Yields what the loops of a layer's attention carry from block to block."""
+  call, out = reading.call, reading.value
+  if call.blocks > 1:
+    times = len(reading.segments)
+    yield Term('outputs, by blocks', (*call.padded, *out), FLOAT, times)
+  else:
+    times = sum(map(reading.loops, reading.segments))
+    if times:
+      yield Term('output so far', (*call.asked, *out), FLOAT, times)
+
+
+def _attend(
+    reading: Reading, slots: int, stored: bool
+) -> Iterator[tuple[str, list[Term]]]:
+  """Yields the moments of one pass over one block of slots."""
+  call, loops = reading.call, reading.loops(slots)
+  block, rows = reading.block(slots), call.tokens * reading.heads.size
+  scored = *call.asked, reading.heads, Dim('block', block)
+  scores = Term('scores of one block', scored, FLOAT)
+  out = Term('output of one block', (*call.asked, *reading.value), FLOAT)
+  query = Term(QUERY, (*call.asked, *reading.query), call.size)
+  asked, beside = ([], [])
+  if call.blocks > 1:
+    asked.append(_stacked(reading))
+    if loops:
+      beside.append(Term('output so far', out.dims, FLOAT))
+  if reading.fresh:
+    beside += reading.new()
+    if call.blocks == 1 and not all(map(reading.loops, reading.segments)):
+      dims = *call.lead, *reading.value
+      beside.append(Term('output of old slots', dims, FLOAT))
+  keys, values = list(reading.keys(slots, stored)), reading.values(slots)
+  products = 2 if reading.absorb else 1
+  # Pages are gathered for the keys, and in a loop only then for the values.
+  late = loops and reading.paged and not reading.absorb
+  early = [] if late else [values]
+  asked.append(query)
+  yield (
+      'product',
+      [*asked, *beside, *keys, *early, _times(scores, products)],
+  )
+  if not loops:
+    asked.pop()
+  yield 'softmax', [*asked, *beside, values, _times(scores, products + 1)]
+  pieces = block // SPLIT if _in_pieces(reading, rows, block) else 1
+  weights = _times(scores, 3 if pieces > 1 else 1)
+  yield 'weigh', [*asked, *beside, values, weights, _times(out, pieces)]
+
+
+def _in_pieces(reading: Reading, rows: int, block: int) -> bool:
+  heads = reading.heads.size if reading.expands else 1
+  heads = getattr(reading.variant, 'num_kv_heads', heads)
+  return rows // heads <= FEW and block % SPLIT == 0 and block > SPLIT
+
+
+def _stacked(reading: Reading) -> Term:
+  dims = *reading.call.padded, *reading.query
+  return Term('queries, by blocks', dims, FLOAT)
+
+
+def _mlp(layer: Layer, call: Call) -> Iterator[tuple[str, list[Term]]]:
+  """Yields gate and up; then these and their product, or up and activation."""
+  gated = getattr(layer.mlp, 'gated', True)
+  dims = *call.lead, Dim('F', layer.mlp.hidden, 'hidden')
+  for name, times in (('mlp in', 1 + gated), ('mlp', 2 + gated)):
+    yield name, [Term('mlp', dims, call.size, times)]
+
+
+def _times(term: Term, times: int) -> Term:
+  return Term(term.name, term.dims, term.itemsize, times)

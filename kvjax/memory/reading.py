@@ -1,0 +1,156 @@
+"""How one layer's attention reads in one call: the form, segments and blocks.
+
+What `attend` decides from static facts, decided here from the same facts.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from kvjax.attention.cached import Memory
+from kvjax.caches.codecs import Plain
+from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
+from kvjax.memory.lines import Dim, Term
+
+FLOAT = 4  # bytes of what is accumulated in float32
+QUERY = 'query (one layer, then dead)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """The sizes of one call."""
+
+  batch: int
+  tokens: int
+  size: int  # bytes of an activation
+  backend: str
+
+  @property
+  def rows(self) -> Dim:
+    return Dim('B', self.batch, 'batch')
+
+  @property
+  def lead(self) -> tuple[Dim, Dim]:
+    return self.rows, Dim('T', self.tokens)
+
+  @property
+  def blocks(self) -> int:
+    """Passes over the keys: tokens of a long prefill share one by blocks."""
+    return -(-self.tokens // QUERY_BLOCK)
+
+  @property
+  def asked(self) -> tuple[Dim, Dim]:
+    """Rows, and tokens that share a pass."""
+    return self.rows, Dim('T', min(self.tokens, QUERY_BLOCK))
+
+  @property
+  def padded(self) -> tuple[Dim, Dim]:
+    """Rows, and tokens filled up to whole blocks."""
+    return self.rows, Dim('T', self.blocks * QUERY_BLOCK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """One layer's attention through its cache, in a call."""
+
+  variant: Any
+  memory: Memory
+  call: Call
+
+  @property
+  def absorb(self) -> bool:
+    """Whether queries read latents as they are stored."""
+    latent = 'latent' in self.variant.streams()
+    return latent and self.variant.absorbs(self.call.tokens)
+
+  @property
+  def expands(self) -> bool:
+    """Whether keys and values are made of latents."""
+    return 'latent' in self.variant.streams() and not self.absorb
+
+  @property
+  def fresh(self) -> bool:
+    """Whether the tokens are more than the kind may overwrite unread."""
+    kind = self.memory.kind
+    if kind.chunk is None or kind.book_per_layer:
+      return False
+    return self.call.tokens > kind.chunk
+
+  @property
+  def paged(self) -> bool:
+    return 'pages' in [name for _, name in self.memory.kind.lead(1, 1)]
+
+  @property
+  def segments(self) -> tuple[int, ...]:
+    """Slots that are attended apart: old ones, and tokens not yet written."""
+    slots = (self.memory.kind.row_slots,)
+    return slots + ((self.call.tokens,) if self.fresh else ())
+
+  def block(self, slots: int) -> int:
+    """Slots that are read at once."""
+    return min(BLOCK, slots) if self.call.backend == 'cpu' else slots
+
+  def loops(self, slots: int) -> bool:
+    return slots > self.block(slots)
+
+  @property
+  def heads(self) -> Dim:
+    return Dim('N', self.variant.num_heads, 'heads')
+
+  @property
+  def query(self) -> tuple[Dim, Dim]:
+    width = self.variant.query_width // self.variant.num_heads
+    if self.absorb:
+      width = self.variant.latent_width + self.variant.rotary.width
+    return self.heads, Dim('H', width)
+
+  @property
+  def value(self) -> tuple[Dim, Dim]:
+    width = self.variant.value_width or self.variant.key_width
+    if self.absorb:
+      width = self.variant.latent_width
+    return self.heads, Dim('E', width)
+
+  def new(self) -> Iterator[Term]:
+    """Yields what the tokens leave behind."""
+    for name, stream in self.variant.streams().items():
+      of = Dim('K', stream.heads, 'kv_heads'), Dim('H', stream.width)
+      yield Term(f'new {name}', (*self.call.lead, *of), self.call.size)
+
+  def keys(self, slots: int, stored: bool = True) -> Iterator[Term]:
+    """Yields keys of a block that cannot be read where they lie.
+
+    A whole plain store can; a block of it is sliced out, pages are gathered,
+    codes decoded and latents expanded first.
+    """
+    plain = {n: isinstance(c, Plain) for n, c in self.memory.codecs}
+    moved = self.loops(slots) or (self.paged and stored)
+    for name, kv, width in self._key_streams():
+      if self.expands or moved or not plain.get(name, True):
+        yield self._made(name, slots, kv, width)
+
+  def values(self, slots: int) -> Term:
+    """Returns the values of a block, those of empty slots as 0."""
+    if self.absorb:
+      width = self.variant.latent_width
+      return self._made('latent, as a value', slots, Dim('K', 1), width)
+    heads = self.heads if self.expands else self._kv
+    return self._made('value', slots, heads, self.value[1].size)
+
+  @property
+  def _kv(self) -> Dim:
+    return Dim('K', self.variant.num_kv_heads, 'kv_heads')
+
+  def _key_streams(self) -> Iterator[tuple[str, Dim, int]]:
+    if self.absorb:
+      yield 'latent', Dim('K', 1), self.variant.latent_width
+      yield 'rotary', Dim('K', 1), self.variant.rotary.width
+    elif self.expands:
+      yield 'key', self.heads, self.query[1].size
+    else:
+      yield 'key', self._kv, self.query[1].size
+
+  def _made(self, name: str, slots: int, kv: Dim, width: int) -> Term:
+    block = Dim('block', self.block(slots))
+    dims = self.call.rows, block, kv, Dim('H', width)
+    return Term(f'{name} of one block', dims, FLOAT)
