@@ -35,6 +35,14 @@ def waiting(reading: Reading, store: Any) -> Iterator[Term]:
       yield dataclasses.replace(term, name=name)
 
 
+def starting(reading: Reading) -> Iterator[Term]:
+  """Yields what the first of those values needs beside: the copy it is of."""
+  latent = reading.absorb or reading.expands
+  if _made_early(reading) and reading.plain and not latent:
+    term = reading.values(reading.segments[0])
+    yield dataclasses.replace(term, name=OLD)
+
+
 def held(reading: Reading, store: Any) -> Iterator[Term]:
   """Yields the same of the layer the call is in, without its block."""
   yield from carried(reading)

@@ -74,16 +74,20 @@ def _attend(
       beside.append(Term('output of old slots', dims, FLOAT))
   keys, values = list(reading.keys(slots, stored)), reading.values(slots)
   products = 2 if reading.absorb else 1
-  # Pages are gathered for the keys, and in a loop only then for the values.
-  late = loops and reading.paged and not reading.absorb
+  # Pages are gathered for the keys, and in a loop only then for the values,
+  # unless both are decoded of the same.
+  late = loops and reading.paged and reading.plain and not reading.absorb
   early = [] if late else [values]
+  # New streams lie there as they will be written, and as they are read until
+  # their own product is made.
+  read = list(reading.new()) if reading.fresh else []
+  first = [*read, *keys, *early, _times(scores, products)]
   asked.append(query)
-  yield (
-      'product',
-      [*asked, *beside, *keys, *early, _times(scores, products)],
-  )
+  yield 'product', [*asked, *beside, *first]
   if not loops:
     asked.pop()
+  if stored or loops:
+    beside += read
   yield 'softmax', [*asked, *beside, values, _times(scores, products + 1)]
   pieces = block // SPLIT if _in_pieces(reading, rows, block) else 1
   weights = _times(scores, 3 if pieces > 1 else 1)

@@ -81,6 +81,11 @@ class Reading:
     return 'pages' in [name for _, name in self.memory.kind.lead(1, 1)]
 
   @property
+  def plain(self) -> bool:
+    """Whether streams are stored as they are."""
+    return all(isinstance(codec, Plain) for _, codec in self.memory.codecs)
+
+  @property
   def segments(self) -> tuple[int, ...]:
     """Slots that are attended apart: old ones, and tokens not yet written."""
     slots = (self.memory.kind.row_slots,)

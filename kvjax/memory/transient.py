@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from kvjax.attention.cached import Memory
 from kvjax.decoding.cache import Cache
-from kvjax.memory.copies import held, waiting
+from kvjax.memory.copies import held, starting, waiting
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.moments import layer_moments
 from kvjax.memory.reading import FLOAT, Call, Reading
@@ -86,7 +86,7 @@ def moments(
   ahead = [list(waiting(*pair)) if pair[1] else [] for pair in stores]
   found = {
       'logits': [_result(config, batch), last],
-      'start': [hidden, *_sum(ahead)],
+      'start': [hidden, *_sum(ahead), *starting(readings[0])],
   }
   for index, layer in enumerate(config.layers):
     rest = _sum(ahead[index + 1 :])

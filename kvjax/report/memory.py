@@ -10,8 +10,8 @@ from kvjax.decoding.separation import readers
 from kvjax.memory.fit import Fit
 from kvjax.memory.measured import Measured
 from kvjax.memory.plan import MemoryPlan
-from kvjax.memory.step_time import StepTime
 from kvjax.memory.reading import QUERY
+from kvjax.memory.step_time import StepTime
 from kvjax.report import memory_plots
 from kvjax.report.blocks import Block, Heading, Picture, Table, Text
 from kvjax.report.memory_plots import size
