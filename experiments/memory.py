@@ -23,6 +23,7 @@ from kvjax.memory import (
     fit,
     measure,
     plan,
+    reconcile,
     step_time,
 )
 from kvjax.memory.program import compile_call
@@ -143,7 +144,9 @@ def main(argv: list[str]) -> None:
     (step,) = follow('compile', (compiled(setup) for _ in range(1)), 1)
     found = measure(step)
     writer.record({'record': 'measured', **dataclasses.asdict(found)})
-    writer = writer.show(show.against_xla(plans[setup.name], found))
+    planned = plans[setup.name]
+    rows = reconcile(planned, step)
+    writer = writer.show(*show.against_xla(planned, found, rows))
   print(f'Report: {writer.save()}')
 
 

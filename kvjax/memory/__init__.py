@@ -14,6 +14,7 @@ from kvjax.memory.lines import Line
 from kvjax.memory.measured import Measured, measure
 from kvjax.memory.parameters import param_specs
 from kvjax.memory.plan import MemoryPlan, plan
+from kvjax.memory.reconcile import Row, reconcile
 from kvjax.memory.shards import Shards, shards
 from kvjax.memory.step_time import StepTime, step_time
 
@@ -29,6 +30,7 @@ __all__ = [
   'Measured',
   'MemoryPlan',
   'Remedy',
+  'Row',
   'Shards',
   'StepTime',
   'Verdict',
@@ -40,6 +42,7 @@ __all__ = [
   'measure',
   'param_specs',
   'plan',
+  'reconcile',
   'shards',
   'step_time',
 ]

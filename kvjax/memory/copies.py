@@ -26,7 +26,8 @@ AHEAD = 'made for every layer at once'
 
 def waiting(reading: Reading, store: Any) -> Iterator[Term]:
   """Yields what waits for a layer that the call has not come to yet."""
-  yield from carried(reading)
+  if reading.call.backend == 'cpu':
+    yield from carried(reading)
   yield from _copies(reading, store, 2)
   if _made_early(reading):
     slots = reading.segments[0]

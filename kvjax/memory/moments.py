@@ -29,7 +29,9 @@ def layer_moments(
   hidden = Term('hidden', (*call.lead, Dim('D', width)), call.size)
   both = Term('hidden', hidden.dims, call.size, 2)
   query = Term(QUERY, (*call.lead, *reading.query), call.size)
-  before = Term('query before it is turned', query.dims, call.size)
+  before = Term(
+      'projected, before it is turned to be the query', query.dims, call.size
+  )
   yield 'project', [hidden, query, before, *reading.new()]
   # A parallel layer's MLP reads what its attention read.
   kept = both if layer.parallel else hidden

@@ -11,6 +11,7 @@ from kvjax.memory.fit import Fit
 from kvjax.memory.measured import Measured
 from kvjax.memory.plan import MemoryPlan
 from kvjax.memory.reading import QUERY
+from kvjax.memory.reconcile import Row
 from kvjax.memory.step_time import StepTime
 from kvjax.report import memory_plots
 from kvjax.report.blocks import Block, Heading, Picture, Table, Text
@@ -32,7 +33,8 @@ def plan_table(name: str, plan: MemoryPlan) -> tuple[Block, ...]:
           ('part', 'what', 'bytes', 'formula', 'in numbers'),
           rows,
           note='`step` is alive when a step is fullest, `in logits` then too, '
-          'in memory the logits will need; `never` is what nobody would read.',
+          'in memory the logits will need; `in cache` is a share of the lines '
+          'above it; `never` is what nobody would read.',
       ),
   )
 
@@ -164,30 +166,55 @@ def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
   return spans
 
 
-def against_xla(plan: MemoryPlan, found: Measured) -> Table:
+def against_xla(
+    plan: MemoryPlan, found: Measured, rows: Sequence[Row]
+) -> tuple[Block, ...]:
   """Returns the plan beside what XLA assigned, and what is unaccounted for."""
   results = plan.step_bytes - plan.temporaries_bytes
-  planned = {
-      'arguments': plan.params_bytes + plan.cache_bytes,
-      'outputs, less alias': results,
-      'temporaries': plan.temporaries_bytes,
-      'peak': plan.total_bytes,
-  }
-  measured = {
-      'arguments': found.arguments,
-      'outputs, less alias': found.outputs - found.alias,
-      'temporaries': found.temporaries,
-      'peak': found.peak,
-  }
+  sums = (
+      ('arguments', plan.params_bytes + plan.cache_bytes, found.arguments),
+      ('outputs, less alias', results, found.outputs - found.alias),
+      ('temporaries', plan.temporaries_bytes, found.temporaries),
+      ('peak', plan.total_bytes, found.peak),
+  )
+  blocks = [
+      Table(
+          'The plan against the compiled step of this machine',
+          ('bytes of', 'planned', 'XLA', 'unaccounted'),
+          [[name, one, two, f'{two - one:+,}'] for name, one, two in sums],
+          note='Arguments hold the tokens too; outputs, 8 bytes a leaf.',
+      ),
+      Table(
+          'Line by line, beside the buffer that pays for it',
+          ('part', 'line', 'planned', 'XLA', 'unaccounted', 'paid by'),
+          [_paid(row) for row in rows],
+          note='Of a line of the step, the largest buffer of its scope that '
+          'is not larger; no buffer where the compiler fused it away.',
+      ),
+  ]
+  if found.devices:
+    blocks.append(_counters(plan, found))
+  return tuple(blocks)
+
+
+def _paid(row: Row) -> list[Any]:
+  spare = row.unaccounted
+  left = '' if spare is None else f'{spare:+,}'
+  return [row.part, row.name, row.planned, row.assigned, left, row.where]
+
+
+def _counters(plan: MemoryPlan, found: Measured) -> Table:
+  """Returns what the allocator of each accelerator counts, process-wide."""
   rows = [
-      [name, count, measured[name], f'{measured[name] - count:+,}']
-      for name, count in planned.items()
+      [device, name, plan.total_bytes, stats[name]]
+      for device, stats in found.devices.items()
+      for name in ('bytes_in_use', 'peak_bytes_in_use', 'bytes_limit')
+      if name in stats
   ]
   return Table(
-      'The plan against the compiled step of this machine',
-      ('bytes of', 'planned', 'XLA', 'unaccounted'),
+      'What the devices count, of the whole process',
+      ('device', 'counter', 'planned', 'counted'),
       rows,
-      note='Arguments hold the tokens too; outputs, 8 bytes a leaf.',
   )
 
 

@@ -41,7 +41,7 @@ def run(tmp_path_factory):
 
 def test_tables_pictures_and_page_are_there(run):
   workdir, done = run
-  for text in ('It fits', 'a cache of past queries', 'unaccounted', '4090'):
+  for text in ('It fits', 'a cache of past queries', 'paid by', '4090'):
     assert text in done.stdout, text
   for name in ('breakdown', 'growth', 'frontier', 'lives'):
     assert (workdir / f'{name}.png').read_bytes()[:4] == b'\x89PNG'

@@ -1,11 +1,14 @@
 """The plan of a config against its allocation and published figures."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 import kvjax
+from kvjax.checkpoints import published_names
 from kvjax.decoding import generate
 from kvjax.memory import plan
 
@@ -56,6 +59,29 @@ def _nbytes(tree):
   return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
+def _planned_and_allocated(config, kinds, codec):
+  """Returns what the plan says twice, and what three witnesses say."""
+  sizes = dict(batch_size=3, capacity=20)
+  found = plan(config, **sizes, cache=kinds, codec=codec).cache_bytes
+
+  def init():
+    return kvjax.init_cache(config, **sizes, kinds=kinds, codec=codec)
+
+  before = jax.live_arrays()
+  cache = init()
+  known = set(map(id, before))
+  grown = [x for x in jax.live_arrays() if id(x) not in known]
+  shapes = jax.tree.leaves(jax.eval_shape(init))
+  abstract = sum(x.size * x.dtype.itemsize for x in shapes)
+  on_device = sum(x.on_device_size_in_bytes() for x in grown)
+  return [found] * 4, [
+      abstract,
+      _nbytes(cache),
+      sum(x.nbytes for x in grown),
+      on_device,
+  ]
+
+
 class PlanTest(parameterized.TestCase):
 
   @parameterized.named_parameters((k, v) for k, v in MODELS.items())
@@ -69,9 +95,25 @@ class PlanTest(parameterized.TestCase):
   )
   def test_cache_is_what_init_cache_allocates(self, model, kind, codec):
     config, kinds = MODELS[model], KINDS[kind]
-    found = plan(config, batch_size=3, capacity=20, cache=kinds, codec=codec)
-    cache = kvjax.init_cache(config, 3, 20, kinds=kinds, codec=codec)
-    self.assertEqual(found.cache_bytes, _nbytes(cache))
+    self.assertEqual(*_planned_and_allocated(config, kinds, codec))
+
+  @parameterized.named_parameters((k, v) for k, v in KINDS.items())
+  def test_cache_of_every_published_family(self, kinds):
+    families = {}
+    for name in published_names():
+      config = kvjax.load_config(name)
+      own = [layer.attention for layer in config.layers]
+      if any(variant.shared_from is not None for variant in own):
+        continue  # in MODELS: layers that share cannot be left out
+      layers = tuple(dict.fromkeys(config.layers))
+      found = dataclasses.replace(config, layers=layers)
+      families.setdefault(
+          (str(found.layers[-1].attention.streams()), len(layers)), found
+      )
+    self.assertGreater(len(families), 20)
+    for index, config in enumerate(families.values()):
+      codec = kvjax.Int8() if index % 2 else None
+      self.assertEqual(*_planned_and_allocated(config, kinds, codec))
 
   def test_llama_3_8b(self):
     attention = kvjax.Grouped(32, 8, 128, rotary=kvjax.Rotary(128))
@@ -104,6 +146,37 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(found.growing_bytes_per_token, 24_576)
     self.assertEqual(found.cap_bytes, 3 * 2**20)
 
+  def test_lines_tell_streams_scales_positions_and_tables_apart(self):
+    config = MODELS['gqa_biases']
+    paged = plan(
+        config,
+        batch_size=3,
+        capacity=20,
+        cache=kvjax.Paged(page=8),
+        codec=kvjax.Int8(),
+    )
+    lines = {x.name: x for x in paged.lines_of('cache')}
+    # Two layers, 2 kv heads, 9 pages of 8; keys of 4 and values of 5.
+    self.assertEqual(lines['paged int8, 2 layers'].bytes, 2 * 2 * 72 * (4 + 5))
+    scales = lines['paged int8, 2 layers: scales']
+    self.assertEqual(scales.bytes, 2 * 2 * 72 * (4 + 4))
+    self.assertEqual(scales.numbers, '2 x (2 x 9 x 8 x 4 + 2 x 9 x 8 x 4)')
+    self.assertEqual(lines['positions'].bytes, 9 * 8 * 4)
+    self.assertEqual(lines['page tables'].bytes, 3 * 3 * 4)
+    self.assertEqual(lines['reference counts of pages'].bytes, 9 * 4)
+    (padding,) = paged.lines_of('in cache')
+    self.assertIn('padding', padding.name)
+    self.assertEqual(padding.bytes, 2 * 2 * 9 * (8 - 20 % 8) // 3 * 17)
+
+  def test_slack_is_a_share_of_the_streams(self):
+    config = MODELS['mha']
+    ring = kvjax.Ring(window=7, slack=2)
+    found = plan(config, batch_size=3, capacity=20, cache=ring)
+    (slack,) = found.lines_of('in cache')
+    # Two layers, 3 heads, 2 slots of keys and values of 4, float32.
+    self.assertEqual(slack.bytes, 3 * 2 * 3 * 2 * (4 + 4) * 4)
+    self.assertIn('slack', slack.name)
+
   def test_absurd_sizes_do_not_overflow(self):
     config = MODELS['mha']
     found = plan(config, batch_size=10**9, capacity=10**9)
@@ -125,7 +198,8 @@ class PlanTest(parameterized.TestCase):
       # B S, layers of 3 heads of 4, float32.
       self.assertEqual(never.bytes, 2 * capacity * 2 * 12 * 4)
       self.assertEqual(never.bytes, found.query_cache_bytes)
-    self.assertEqual(lines[0], lines[1])
+    self.assertEqual(lines[0].numbers, lines[1].numbers)
+    self.assertEqual(lines[0].bytes, lines[1].bytes)
     self.assertEqual(lines[0].bytes, 2 * 12 * 4)
     self.assertEqual(lines[0].numbers, '2 x 1 x 3 x 4 x 4')
 
