@@ -200,8 +200,7 @@ def read(
   parts = _parts(variant, params, x, views, step, absorb)
   with jax.named_scope('attend'):
     out, lse = _attend_parts(parts, scoring, step)
-  with jax.named_scope('output'):
-    y = variant.output(params, out.astype(x.dtype), absorb)
+  y = variant.output(params, out.astype(x.dtype), absorb)
   return y, Reading(out, lse, scoring, parts, step.positions)
 
 
