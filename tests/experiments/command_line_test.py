@@ -1,16 +1,13 @@
 """Bad command lines end in one line and status 2, before any compilation."""
 
-import os
-import pathlib
-import subprocess
 import sys
 
 import pytest
 
 from experiments import aggregate
 from kvjax.report import grid
+from tests.experiments.commands import ROOT, run
 
-ROOT = pathlib.Path(__file__).parents[2]
 BAD = {
   'unknown_variant': (['--variant=mxa'], "variant='mxa' is unknown"),
   'missing_text': (['--text=no/such.txt'], "text='no/such.txt' cannot be read"),
@@ -31,28 +28,26 @@ BAD = {
 }
 
 
-def _run(module, *flags):
-  return subprocess.Popen(
-    [sys.executable, '-m', f'experiments.{module}', *flags],
-    cwd=ROOT,
-    env=os.environ | {'JAX_LOG_COMPILES': '1', 'JAX_PLATFORMS': 'cpu'},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
 @pytest.mark.parametrize('name', BAD)
-def test_compare_refuses(name, tmp_path):
+def test_compare_refuses(name, tmp_path, commands):
+  check(commands, 'compare', name, tmp_path)
+
+
+def test_compare_refuses_by_itself(tmp_path):
+  check(run, 'compare', 'unknown_variant', tmp_path)
+
+
+def check(run_command, module, name, tmp_path):
+  """One line that says why, status 2, nothing compiled, nothing written."""
   flags, words = BAD[name]
   (tmp_path / 'empty').write_text('')
   flags = [flag.format(empty=tmp_path / 'empty') for flag in flags]
-  run = _run('compare', *flags, f'--workdir={tmp_path / "out"}')
-  out, err = run.communicate(timeout=120)
-  assert run.returncode == 2
-  assert out == ''
-  assert 'XLA compilation' not in err
-  (line,) = [x for x in err.splitlines() if 'Finished tracing' not in x]
+  ended = run_command(module, *flags, f'--workdir={tmp_path / "out"}')
+  assert ended.code == 2
+  assert ended.out == ''
+  assert 'XLA compilation' not in ended.err
+  lines = ended.err.splitlines()
+  (line,) = [x for x in lines if 'Finished tracing' not in x]
   assert line.startswith('compare: ') and words in line
   assert not (tmp_path / 'out').exists()
 
@@ -67,11 +62,10 @@ def test_compare_refuses(name, tmp_path):
     ('aggregate', ['no.jsonl'], 'no.jsonl cannot be read'),
   ],
 )
-def test_the_others_refuse(module, flags, words, tmp_path):
-  run = _run(module, *flags)
-  _, err = run.communicate(timeout=120)
-  assert run.returncode == 2
-  assert len(err.strip().splitlines()) == 1 and words in err
+def test_the_others_refuse(module, flags, words, commands):
+  ended = commands(module, *flags)
+  assert ended.code == 2
+  assert len(ended.err.strip().splitlines()) == 1 and words in ended.err
 
 
 def test_a_grid_is_a_product_and_keeps_tuples_whole():
