@@ -88,3 +88,13 @@ def test_kv_heads_of_null_are_one_a_query_head():
     values = json.loads((GOLDEN / name / 'config.json').read_text()) | ROOMY
     config = parse_config(values | {'num_key_value_heads': None})
     assert config.layers[0].attention.num_kv_heads == 64, name
+
+
+@pytest.mark.parametrize(
+    ('spelled', 'meant'),
+    [('gelu', 'gelu_tanh'), ('gelu_python', 'gelu'), ('silu', 'silu')],
+)
+def test_gelu_of_gemma_alone_means_the_tanh_approximation(spelled, meant):
+  values = json.loads((GOLDEN / 'gemma' / 'config.json').read_text())
+  config = parse_config(values | {'hidden_act': spelled})
+  assert config.layers[0].mlp.activation == meant

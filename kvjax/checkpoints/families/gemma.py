@@ -12,6 +12,8 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
+TANH = 'gelu_pytorch_tanh'
+
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Gemma config.json."""
@@ -39,8 +41,10 @@ def config(settings: Settings) -> ModelConfig:
 
 def _activation(settings: Settings) -> str:
   keys = 'hidden_activation', 'hidden_act'
-  name = settings.activation(*keys, default='gelu_pytorch_tanh')
-  return 'gelu_tanh' if name == 'gelu' else name
+  spelled = settings.get(keys[0], settings.get(keys[1], TANH))
+  name = settings.activation(*keys, default=TANH)
+  # Other spellings of the exact one (`gelu_python`) mean what they say.
+  return 'gelu_tanh' if spelled == 'gelu' else name
 
 
 FAMILY = Family(config, LLAMA)
