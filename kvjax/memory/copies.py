@@ -7,6 +7,7 @@ begin with.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +18,12 @@ from kvjax.caches.spec import Leaf
 from kvjax.memory.cached import leaves
 from kvjax.memory.lines import Dim, Term
 from kvjax.memory.moments import carried
-from kvjax.memory.reading import Reading
+from kvjax.memory.reading import FLOAT, Reading
 
 OLD = 'copy: old slots are read before they are overwritten'
 TWICE = 'copy: one row, in a store of one block (XLA:CPU)'
+WIDE = 'copy: bfloat16 is written as float32 (XLA:CPU)'
+BITS = 'copy: bfloat16, written, and its bits to be sliced (XLA:CPU)'
 AHEAD = 'made for every layer at once'
 
 
@@ -29,6 +32,8 @@ def waiting(reading: Reading, store: Any) -> Iterator[Term]:
   if reading.call.backend == 'cpu':
     yield from carried(reading)
   yield from _copies(reading, store, 2)
+  if _widens(reading) and not _one_token(reading):
+    yield from (_copy(leaf, WIDE, 1, FLOAT) for leaf in leaves(store))
   if _made_early(reading):
     slots = reading.segments[0]
     for term in (*reading.keys(slots), reading.values(slots)):
@@ -48,6 +53,20 @@ def held(reading: Reading, store: Any) -> Iterator[Term]:
   """Yields the same of the layer the call is in, without its block."""
   yield from carried(reading)
   yield from _copies(reading, store, 1)
+  if _widens(reading):
+    found = sorted(leaves(store), key=lambda leaf: -math.prod(leaf.shape))
+    yield from (_copy(leaf, BITS, 1) for leaf in (*found, found[0]))
+
+
+def _widens(reading: Reading) -> bool:
+  """Whether XLA:CPU, which scatters no bfloat16, converts whole stores."""
+  plain = reading.plain and reading.memory.dtype == 'bfloat16'
+  return plain and reading.call.backend == 'cpu'
+
+
+def _one_token(reading: Reading) -> bool:
+  """Whether a write is an update of one slice, and not a scatter."""
+  return reading.call.batch == reading.call.tokens == 1 and not reading.paged
 
 
 def _made_early(reading: Reading) -> bool:
@@ -67,10 +86,7 @@ def _copies(reading: Reading, store: Any, twice: int) -> Iterator[Term]:
     read = leaves(store) if whole else _read_in_place(reading, store)
     yield from (_copy(leaf, OLD, 1) for leaf in read)
   elif (
-      call.backend == 'cpu'
-      and call.batch == call.tokens == 1
-      and not reading.loops(slots)
-      and not reading.paged
+      call.backend == 'cpu' and _one_token(reading) and not reading.loops(slots)
   ):
     # Written by rows and read by one dot, both without the unit axis: XLA
     # turns the same update into two, of a copy each.
@@ -88,9 +104,12 @@ def _read_in_place(reading: Reading, store: Any) -> Iterator[Leaf]:
       yield from leaves(store[name])
 
 
-def _copy(leaf: Leaf, reason: str, times: int) -> Term:
+def _copy(
+    leaf: Leaf, reason: str, times: int, itemsize: int | None = None
+) -> Term:
   dims = tuple(
       Dim(axis, size, axis)
       for size, axis in zip(leaf.shape, leaf.axes, strict=True)
   )
-  return Term(reason, dims, np.dtype(leaf.dtype).itemsize, times)
+  own = np.dtype(leaf.dtype).itemsize
+  return Term(reason, dims, itemsize or own, times)

@@ -5,6 +5,7 @@ either that still fits is found by bisection over whole plans, exactly.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -78,7 +79,8 @@ class _Question:
   def largest_capacity(self, batch: int) -> int | None:
     slots = self.step('slots')
     most = (self.config.positions or MOST) // slots
-    count = _largest(lambda n: self.fits(batch, n * slots), most)
+    least = self.options['new_tokens_per_step']
+    count = _largest(lambda n: self.fits(batch, max(n * slots, least)), most)
     if count is None:
       count = most if self.config.positions else None
     return None if count is None else slots * count
@@ -172,7 +174,7 @@ def _limit(memory: int | str | Device, reserve: int) -> int:
     memory = device(memory)
   if isinstance(memory, Device):
     memory = memory.memory
-  if not isinstance(memory, int) or memory < 1:
+  if not isinstance(memory, numbers.Integral) or memory < 1:
     raise ValueError(
         f'memory_bytes={memory!r} must be a positive integer, or the name of a '
         'device.'
@@ -181,7 +183,7 @@ def _limit(memory: int | str | Device, reserve: int) -> int:
     raise ValueError(
         f'reserve_bytes={reserve} must lie between 0 and memory_bytes={memory}.'
     )
-  return memory - reserve
+  return int(memory) - int(reserve)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:

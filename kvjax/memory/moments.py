@@ -6,6 +6,7 @@ next overwrites. They were read off the buffers that XLA:CPU assigns
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from kvjax.kernels.blockwise import SPLIT
 from kvjax.memory.lines import Dim, Term
@@ -38,8 +39,9 @@ def layer_moments(
   for old, slots in enumerate(reading.segments):
     for name, terms in _attend(reading, slots, stored=not old):
       yield name, [kept, *terms]
-  for name, terms in _mlp(layer, call):
-    yield name, [both if name == 'mlp in' else hidden, *terms]
+  run = _experts if hasattr(layer.mlp, 'num_experts') else _mlp
+  for name, terms in run(layer.mlp, call, width):
+    yield name, [hidden if name == 'mlp' else both, *terms]
 
 
 def carried(reading: Reading) -> Iterator[Term]:
@@ -52,6 +54,10 @@ def carried(reading: Reading) -> Iterator[Term]:
     times = sum(map(reading.loops, reading.segments))
     if times:
       yield Term('output so far', (*call.asked, *out), FLOAT, times)
+  if reading.memory.kind.observes:
+    heads = reading.heads if reading.expands else reading.stored_heads
+    slots = Dim('S', reading.segments[0], 'slots')
+    yield Term('weights received', (call.rows, heads, slots), FLOAT)
 
 
 def _attend(
@@ -97,9 +103,8 @@ def _attend(
 
 
 def _in_pieces(reading: Reading, rows: int, block: int) -> bool:
-  heads = reading.heads.size if reading.expands else 1
-  heads = getattr(reading.variant, 'num_kv_heads', heads)
-  return rows // heads <= FEW and block % SPLIT == 0 and block > SPLIT
+  heads = reading.heads if reading.expands else reading.stored_heads
+  return rows // heads.size <= FEW and block % SPLIT == 0 and block > SPLIT
 
 
 def _stacked(reading: Reading) -> Term:
@@ -107,12 +112,46 @@ def _stacked(reading: Reading) -> Term:
   return Term('queries, by blocks', dims, FLOAT)
 
 
-def _mlp(layer: Layer, call: Call) -> Iterator[tuple[str, list[Term]]]:
+def swept(layer: Layer, call: Call, width: int) -> Iterator[Term]:
+  """Yields what a loop over experts adds up in."""
+  if hasattr(layer.mlp, 'num_experts'):
+    yield Term('output of experts', (*call.lead, Dim('D', width)), FLOAT)
+
+
+def _mlp(mlp: Any, call: Call, width: int) -> Iterator[tuple[str, list[Term]]]:
   """Yields gate and up; then these and their product, or up and activation."""
-  gated = getattr(layer.mlp, 'gated', True)
-  dims = *call.lead, Dim('F', layer.mlp.hidden, 'hidden')
+  del width
+  gated = getattr(mlp, 'gated', True)
+  dims = *call.lead, Dim('F', mlp.hidden, 'hidden')
   for name, times in (('mlp in', 1 + gated), ('mlp', 2 + gated)):
     yield name, [Term('mlp', dims, call.size, times)]
+
+
+def _experts(
+    mlp: Any, call: Call, width: int
+) -> Iterator[tuple[str, list[Term]]]:
+  """Yields a turn of the loop: an expert's weights, sliced out, and its units.
+
+  Few tokens visit their own experts one by one; many are swept by all.
+  """
+  hidden, wide = Dim('F', mlp.hidden, 'hidden'), Dim('D', width)
+  few = call.batch * call.tokens * mlp.top <= mlp.num_experts
+  lead = (Dim('row', 1),) if few else call.lead
+  summed = Term('output of experts', (*call.lead, wide), FLOAT)
+  gates = Dim('experts', mlp.num_experts, 'experts')
+  yield (
+      'mlp experts',
+      [
+          summed,
+          Term("an expert's weights", (hidden, wide), call.size, 3),
+          Term('mlp', (*lead, hidden), call.size),
+          Term('output of one expert', (*lead, wide), FLOAT),
+          *([] if few else [Term('gates', (*call.lead, gates), FLOAT)]),
+      ],
+  )
+  if mlp.shared is not None:
+    for name, terms in _mlp(mlp.shared, call, width):
+      yield name, [summed, *terms]
 
 
 def _times(term: Term, times: int) -> Term:

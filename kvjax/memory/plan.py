@@ -24,6 +24,7 @@ from kvjax.memory.parameters import active_elements, param_lines
 from kvjax.memory.shards import Shards, shards
 from kvjax.memory.transient import LOGITS, step_lines
 from kvjax.models.config import ModelConfig
+from kvjax.target import PLATFORMS
 
 COPIES = 'the next cache, as this one is not donated'
 RESULTS = LOGITS, COPIES
@@ -121,14 +122,21 @@ def plan(
       alive beside the first.
 
   Raises:
-    ValueError: a size is not positive, the prompt exceeds the capacity, or the
-      mesh has an axis that nothing is split by.
+    ValueError: a size is not positive, the prompt or the tokens of one call
+      exceed the capacity, the mesh has an axis that nothing is split by, or no
+      backend has that name.
   """
   check_sizes(
       batch_size=batch_size,
       capacity=capacity,
       new_tokens_per_step=new_tokens_per_step,
   )
+  if backend not in (None, *PLATFORMS):
+    known = ', '.join(PLATFORMS)
+    raise ValueError(f'backend={backend!r} is unknown; known: {known}.')
+  # NumPy's integers would wrap at 2^63 bytes; Python's never do.
+  batch_size, capacity = int(batch_size), int(capacity)
+  new_tokens_per_step = int(new_tokens_per_step)
   if prompt_length is not None and not 0 < prompt_length <= capacity:
     raise ValueError(
         f'prompt_length={prompt_length} must be between 1 and the capacity of '
@@ -143,6 +151,12 @@ def plan(
       codec=codec,
       source_length=source_length,
   )
+  limit = spec.layout.limit
+  if limit is not None and new_tokens_per_step > limit:
+    raise ValueError(
+        f'new_tokens_per_step={new_tokens_per_step} do not fit a cache of '
+        f'{limit} tokens a row. Raise the capacity or feed fewer at once.'
+    )
   size = jnp.dtype(param_dtype or config.dtype).itemsize
   cut = shards(mesh)
   held = [*param_lines(config, size, cut), *cache_lines(spec, cut)]

@@ -139,12 +139,13 @@ class Reading:
     if self.absorb:
       width = self.variant.latent_width
       return self._made('latent, as a value', slots, Dim('K', 1), width)
-    heads = self.heads if self.expands else self._kv
+    heads = self.heads if self.expands else self.stored_heads
     return self._made('value', slots, heads, self.value[1].size)
 
   @property
-  def _kv(self) -> Dim:
-    return Dim('K', self.variant.num_kv_heads, 'kv_heads')
+  def stored_heads(self) -> Dim:
+    """Heads of what is stored; a latent has one."""
+    return Dim('K', getattr(self.variant, 'num_kv_heads', 1), 'kv_heads')
 
   def _key_streams(self) -> Iterator[tuple[str, Dim, int]]:
     if self.absorb:
@@ -153,7 +154,7 @@ class Reading:
     elif self.expands:
       yield 'key', self.heads, self.query[1].size
     else:
-      yield 'key', self._kv, self.query[1].size
+      yield 'key', self.stored_heads, self.query[1].size
 
   def _made(self, name: str, slots: int, kv: Dim, width: int) -> Term:
     block = Dim('block', self.block(slots))

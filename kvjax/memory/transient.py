@@ -19,7 +19,7 @@ from kvjax.attention.cached import Memory
 from kvjax.decoding.cache import Cache
 from kvjax.memory.copies import held, starting, waiting
 from kvjax.memory.lines import Dim, Line, Term
-from kvjax.memory.moments import layer_moments
+from kvjax.memory.moments import layer_moments, swept
 from kvjax.memory.reading import FLOAT, Call, Reading
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import ModelConfig
@@ -74,7 +74,9 @@ def moments(
     backend: str | None = None,
 ) -> dict[str, list[Term]]:
   """Returns what is alive at each moment of a call, of its fullest layer."""
-  call = Call(batch, tokens, size, backend or target())
+  # A kind that evicts takes a long call piece by piece.
+  piece = min(tokens, spec.layout.chunk or tokens)
+  call = Call(batch, piece, size, backend or target())
   readings = [
       Reading(layer.attention, _memory(config, spec, index), call)
       for index, layer in enumerate(config.layers)
@@ -84,16 +86,22 @@ def moments(
   hidden = Term('hidden', (*call.lead, width), size)
   last = Term('hidden', (call.rows, width), size)
   ahead = [list(waiting(*pair)) if pair[1] else [] for pair in stores]
+  if call.backend == 'cpu':
+    for layer, terms in zip(config.layers, ahead, strict=True):
+      terms += swept(layer, call, config.width)
+  whole = Dim('T', -(-tokens // piece) * piece)
+  pieces = Term('hidden of every piece', (call.rows, whole, width), size)
+  always = [pieces] if piece < tokens else []
   found = {
       'logits': [_result(config, batch), last],
-      'start': [hidden, *_sum(ahead), *starting(readings[0])],
+      'start': [hidden, *always, *_sum(ahead), *starting(readings[0])],
   }
   for index, layer in enumerate(config.layers):
     rest = _sum(ahead[index + 1 :])
     own = list(held(*stores[index])) if spec.stores[index] else []
     for moment, terms in layer_moments(layer, readings[index], config.width):
       more = [] if moment.startswith('mlp') else own
-      terms = _merged([*terms, *more, *rest])
+      terms = _merged([*terms, *always, *more, *rest])
       if _size(terms) > _size(found.get(moment, [])):
         found[moment] = terms
   return {name: _merged(terms) for name, terms in found.items()}

@@ -15,7 +15,7 @@ import pytest
 
 import kvjax
 from kvjax.checkpoints import published_names
-from kvjax.memory import MemoryPlan, plan
+from kvjax.memory import MemoryPlan, device, plan
 
 TABLE = pathlib.Path(__file__).parent / 'figures.csv'
 ROWS = {
@@ -128,3 +128,49 @@ def test_slim_attention_counts_elements():
   assert planned('gpt-2-xl').bytes_per_token // 2 * 1_024 == 157_286_400
   phi = planned('phi-3-mini-128k').bytes_per_token // 2 * 131_072
   assert f'{phi / 1e9:.1f}' == '25.8'
+
+
+def one_layer(attention, layers=1, **more) -> kvjax.ModelConfig:
+  layer = kvjax.Layer(attention, kvjax.MLP(16_384))
+  config = {'vocab_size': 32_128, 'width': 4_096, 'dtype': 'bfloat16', **more}
+  return kvjax.ModelConfig(layers=(layer,) * layers, **config)
+
+
+# Table 5 of "Hardware-Efficient Attention for Fast Decoding" (2505.21487), the
+# variants kvjax has: bytes a token and layer, on one device and on two.
+HALVED = {
+    'mha': (kvjax.Grouped(16, 16, 128), 8_192, 4_096),
+    'gqa': (kvjax.Grouped(16, 4, 128), 2_048, 1_024),
+    'mla': (kvjax.Latent(16, 512, 128, 128, kvjax.Rotary(64)), 1_152, 1_152),
+}
+
+
+@pytest.mark.parametrize('name', HALVED)
+def test_what_two_devices_that_share_the_heads_hold(name):
+  attention, *printed = HALVED[name]
+  found = [
+      plan(one_layer(attention), batch_size=1, capacity=8, mesh=mesh)
+      for mesh in (None, {'heads': 2})
+  ]
+  assert [p.bytes_per_token for p in found] == printed
+
+
+def test_the_scaling_book_s_worked_example():
+  config = one_layer(kvjax.Grouped(32, 8, 256), 64, tied=True)
+  found = plan(config, batch_size=1, capacity=8)
+  assert f'{found.params_bytes / 2e9:.1f}' == '18.4'
+  assert found.bytes_per_token == 2 * 262_144
+
+
+def test_three_terabytes_of_palm_with_all_its_heads():
+  # Pope et al. (2211.05102): 512 rows of 2,048 tokens, 118 layers.
+  config = one_layer(kvjax.Grouped(48, 48, 128), 118)
+  found = plan(config, batch_size=512, capacity=2_048)
+  size = found.bytes_per_token * 512 * 2_048
+  assert abs(size - 3e12) <= 0.5e12
+  assert 0 < found.cache_bytes - size < 1e-5 * size  # positions and lengths
+
+
+def test_weights_of_a_13b_take_65_percent_of_an_a100_40():
+  found = planned('llama-2-13b')  # vLLM (2309.06180), figure 1
+  assert f'{found.params_bytes / device("A100-40").memory:.2f}' == '0.65'

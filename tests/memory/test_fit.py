@@ -49,6 +49,14 @@ def test_the_largest_context_is_the_largest():
   assert total(GQA, 3, found.capacity + 1) > 900_000
 
 
+def test_a_context_has_room_for_the_tokens_of_a_call():
+  found = fit(GQA, 10**6, batch_size=3, new_tokens_per_step=50)
+  assert found.capacity is not None and found.capacity > 50
+  assert total(GQA, 3, found.capacity, new_tokens_per_step=50) <= 10**6
+  with pytest.raises(ValueError, match='new_tokens_per_step=50 do not fit'):
+    fit(GQA, 10**6, capacity=49, new_tokens_per_step=50)
+
+
 def test_rings_alone_have_no_longest_context():
   found = fit(RINGS, 10**6, batch_size=2)
   assert found.fits and found.capacity is None
@@ -176,3 +184,20 @@ def test_the_scaling_book_s_quiz():
     )
     assert abs(found.seconds - printed) < 1e-4
     assert (found.arithmetic > found.weights) == (batch == 256)
+
+
+def test_the_scaling_book_s_llama_3_70b_in_int8():
+  # 32 rows of 8,192 tokens of 160 kB: 112 GB with the weights, 17 ms a step
+  # of 4 x 2 chips.
+  chip = dataclasses.replace(device('TPU v5e'), bandwidth=810 * 10**9)
+  rows = 160e3 * 8_192
+  assert f'{(32 * rows + 70e9) / 1e9:.0f}' == '112'
+  found = step_time(
+      batch_size=32,
+      cache_bytes_per_row=rows,
+      weight_bytes=70e9,
+      params=70e9,
+      device=chip,
+      num_devices=8,
+  )
+  assert f'{1e3 * found.seconds:.0f}' == '17'

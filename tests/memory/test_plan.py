@@ -181,6 +181,10 @@ class PlanTest(parameterized.TestCase):
     config = MODELS['mha']
     found = plan(config, batch_size=10**9, capacity=10**9)
     self.assertGreater(found.cache_bytes, 10**18)
+    same = plan(config, batch_size=np.int64(10**9), capacity=np.int32(10**9))
+    self.assertEqual(same, found)
+    past = 10**18 * 2 * 12 * 4  # more than 2^63
+    self.assertEqual(same.query_cache_bytes, past)
 
   def test_int8_counts_codes_and_scales(self):
     config = MODELS['mha']
@@ -239,6 +243,10 @@ class PlanTest(parameterized.TestCase):
       plan(config, batch_size=0, capacity=8)
     with pytest.raises(ValueError, match='prompt_length=9'):
       plan(config, batch_size=1, capacity=8, prompt_length=9)
+    with pytest.raises(ValueError, match="backend='cuda'.*cpu, gpu, tpu"):
+      plan(config, batch_size=1, capacity=8, backend='cuda')
+    with pytest.raises(ValueError, match='new_tokens_per_step=9 do not fit'):
+      plan(config, batch_size=1, capacity=8, new_tokens_per_step=9)
 
 
 if __name__ == '__main__':
