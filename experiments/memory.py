@@ -81,7 +81,9 @@ def check(config: Any) -> Setup:
   model = kvjax.load_config(name)
   mesh = {'heads': config.devices} if config.devices != 1 else None
   kind, codec = parse_cache(config.cache)
+  card = device(config.device)
   options = {'cache': kind, 'codec': codec, 'mesh': mesh}
+  options['backend'] = card.platform
   longest = model.positions or max(*config.contexts, config.context)
   variants = {name: model}
   for variant in config.compare:
@@ -92,7 +94,7 @@ def check(config: Any) -> Setup:
       name=name,
       model=model,
       variants=variants,
-      device=device(config.device),
+      device=card,
       options=options,
       batch=config.batch,
       context=config.context,
@@ -144,7 +146,9 @@ def main(argv: list[str]) -> None:
     (step,) = follow('compile', (compiled(setup) for _ in range(1)), 1)
     found = measure(step)
     writer.record({'record': 'measured', **dataclasses.asdict(found)})
-    planned = plans[setup.name]
+    here = {'mesh': None, 'backend': None}
+    here = dataclasses.replace(setup, options={**setup.options, **here})
+    planned = here.plan(setup.model, setup.context)
     rows = reconcile(planned, step)
     writer = writer.show(*show.against_xla(planned, found, rows))
   print(f'Report: {writer.save()}')

@@ -7,9 +7,8 @@ Draws models, caches and calls from seeds, compiles each for this machine and
 holds `MemoryPlan.temporaries_bytes` against what XLA assigned. Shows the worst
 ten and writes every case as a JSON line.
 
-Expected: at most one case in twenty outside a factor of 1.25 either way.
+Expected: at most one case in fifty outside a factor of 1.25 either way.
 """
-
 
 from absl import app, flags
 

@@ -22,6 +22,11 @@ class Device:
   source: str
 
   @property
+  def platform(self) -> str:
+    """What JAX calls its backend: 'gpu' or 'tpu'."""
+    return 'tpu' if self.name.startswith('TPU') else 'gpu'
+
+  @property
   def bytes_per_flop(self) -> float:
     """Bytes the memory delivers in the time of one operation."""
     return self.bandwidth / self.flops
@@ -85,7 +90,7 @@ def device(name: str) -> Device:
   near += [k for k in known if _key(name) in k and _key(name) and k not in near]
   names = [known[key].name for key in near] or [d.name for d in DEVICES]
   raise ValueError(
-    f'unknown device {name!r}; the nearest known: {", ".join(names)}.'
+      f'unknown device {name!r}; the nearest known: {", ".join(names)}.'
   )
 
 

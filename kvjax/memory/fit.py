@@ -120,15 +120,16 @@ def fit(
     batch_size: B rows; None to ask for the most.
     capacity: tokens a row; None to ask for the most.
     reserve_bytes: kept free, for the driver and other programs.
-    new_tokens_per_step, cache, codec, param_dtype, cache_dtype, mesh,
-      backend: as in `plan`.
+    new_tokens_per_step, cache, codec, param_dtype, cache_dtype, mesh: as in
+      `plan`.
+    backend: likewise; None for that of a named device.
     frontier: contexts whose largest batches are wanted.
 
   Raises:
     ValueError: a size is not positive, neither a batch nor a capacity is
       given, or no device has that name.
   """
-  limit = _limit(memory_bytes, reserve_bytes)
+  limit, platform = _limit(memory_bytes, reserve_bytes)
   if batch_size is None and capacity is None:
     raise ValueError('fit needs batch_size or capacity: give one, or both.')
   options = dict(
@@ -138,7 +139,7 @@ def fit(
       param_dtype=param_dtype,
       cache_dtype=cache_dtype,
       mesh=mesh,
-      backend=backend,
+      backend=backend or platform,
   )
   asked = _Question(config, limit, options)
   rows = 1 if batch_size is None else batch_size
@@ -169,11 +170,13 @@ def fit(
   )
 
 
-def _limit(memory: int | str | Device, reserve: int) -> int:
+def _limit(memory: int | str | Device, reserve: int) -> tuple[int, str | None]:
+  """Returns bytes to fill, and the platform of a named device."""
   if isinstance(memory, str):
     memory = device(memory)
+  platform = None
   if isinstance(memory, Device):
-    memory = memory.memory
+    memory, platform = memory.memory, memory.platform
   if not isinstance(memory, numbers.Integral) or memory < 1:
     raise ValueError(
         f'memory_bytes={memory!r} must be a positive integer, or the name of a '
@@ -183,7 +186,7 @@ def _limit(memory: int | str | Device, reserve: int) -> int:
     raise ValueError(
         f'reserve_bytes={reserve} must lie between 0 and memory_bytes={memory}.'
     )
-  return int(memory) - int(reserve)
+  return int(memory) - int(reserve), platform
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:

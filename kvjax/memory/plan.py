@@ -131,9 +131,7 @@ def plan(
       capacity=capacity,
       new_tokens_per_step=new_tokens_per_step,
   )
-  if backend not in (None, *PLATFORMS):
-    known = ', '.join(PLATFORMS)
-    raise ValueError(f'backend={backend!r} is unknown; known: {known}.')
+  _check_backend(backend)
   # NumPy's integers would wrap at 2^63 bytes; Python's never do.
   batch_size, capacity = int(batch_size), int(capacity)
   new_tokens_per_step = int(new_tokens_per_step)
@@ -167,6 +165,12 @@ def plan(
   return _summed(
       config, spec, batch_size, capacity, size, cut, (*held, *step, *copies)
   )
+
+
+def _check_backend(backend: str | None) -> None:
+  if backend not in (None, *PLATFORMS):
+    known = ', '.join(PLATFORMS)
+    raise ValueError(f'backend={backend!r} is unknown; known: {known}.')
 
 
 def _summed(

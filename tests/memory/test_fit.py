@@ -82,7 +82,7 @@ def test_published_blocks_of_a_16_gib_card():
 
 def test_what_does_not_fit_says_by_how_much_and_what_would():
   found = fit(LLAMA, 'L4', batch_size=32, capacity=8_192)
-  need = total(LLAMA, 32, 8_192)
+  need = total(LLAMA, 32, 8_192, backend='gpu')
   assert not found.fits and found.short_bytes == need - 24 * 10**9
   changes = {remedy.change: remedy.total_bytes for remedy in found.remedies}
   assert all(size <= 24 * 10**9 for size in changes.values())
@@ -91,7 +91,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would():
   assert 'codec=Int8()' not in changes  # 16 GB of weights leave 8; it needs 18
   half = fit(LLAMA, 'RTX 4090', batch_size=8, capacity=8_192)
   assert half.remedies[0].change == 'codec=Int8()'
-  shrunk = total(LLAMA, 8, 8_192, codec=kvjax.Int8())
+  shrunk = total(LLAMA, 8, 8_192, codec=kvjax.Int8(), backend='gpu')
   assert half.remedies[0].total_bytes == shrunk
 
 

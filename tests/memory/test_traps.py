@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import kvjax
 from kvjax.memory import plan
@@ -70,11 +71,16 @@ def test_scales_of_codes_ignored():
   assert found == 32 * 2 * 8 * (128 + 4) == 67_584
 
 
-def test_attention_output_sized_tokens_by_tokens():
+@pytest.mark.parametrize('backend', ('cpu', 'gpu'))
+def test_attention_output_sized_tokens_by_tokens(backend):
   config = kvjax.load_config('llama-3-8b')
   short, long = (
       plan(
-          config, batch_size=1, capacity=2 * tokens, new_tokens_per_step=tokens
+          dataclasses.replace(config, dtype='float32'),
+          batch_size=1,
+          capacity=2 * tokens,
+          new_tokens_per_step=tokens,
+          backend=backend,
       ).step_bytes
       for tokens in (4_096, 8_192)
   )
