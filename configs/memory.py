@@ -5,7 +5,7 @@
   python -m experiments.memory --checkpoint=DIR --batch=4 --cache=int8 --measure
 
 Expected, of Llama-3-8B in bfloat16, 8 rows of 8,192 tokens: 131,072 bytes a
-token and row, 24.7 GB in all, of which the queries of a step are 65,536 bytes.
+token and row, 24.8 GB in all, of which the queries of a step are 65,536 bytes.
 
 Would be refuted by: `--measure`, which compiles the step for this machine and
 holds the plan's lines against what XLA assigned.

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from kvjax.attention.cached import Memory
 from kvjax.caches.codecs import Plain
 from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
@@ -159,4 +161,7 @@ class Reading:
   def _made(self, name: str, slots: int, kv: Dim, width: int) -> Term:
     block = Dim('block', self.block(slots))
     dims = self.call.rows, block, kv, Dim('H', width)
-    return Term(f'{name} of one block', dims, FLOAT)
+    # A CPU widens what it multiplies; others read it as it is stored.
+    wide = self.call.backend == 'cpu' or not self.plain
+    size = FLOAT if wide else np.dtype(self.memory.dtype).itemsize
+    return Term(f'{name} of one block', dims, size)

@@ -45,9 +45,12 @@ def _attention(own: Any, variant: str) -> Grouped | Latent:
   kept = getattr(own, 'num_kv_heads', heads)
   if kept in (1, heads):
     kept = next(n for n in (heads // 8, heads // 4, 1) if n and not heads % n)
+  wanted = {'mha': heads, 'gqa': kept, 'mqa': 1}[variant]
+  if getattr(own, 'num_kv_heads', None) == wanted:
+    return own
   return Grouped(
       heads,
-      {'mha': heads, 'gqa': kept, 'mqa': 1}[variant],
+      wanted,
       own.query_width // heads,
       own.value_width or own.key_width,
       rotary=own.rotary,

@@ -11,6 +11,7 @@ import kvjax
 from kvjax.checkpoints import published_names
 from kvjax.decoding import generate
 from kvjax.memory import plan
+from kvjax.memory.variants import with_attention
 
 ROTARY = kvjax.Rotary(4)
 
@@ -176,6 +177,12 @@ class PlanTest(parameterized.TestCase):
     # Two layers, 3 heads, 2 slots of keys and values of 4, float32.
     self.assertEqual(slack.bytes, 3 * 2 * 3 * 2 * (4 + 4) * 4)
     self.assertIn('slack', slack.name)
+
+  def test_a_variant_that_a_model_has_is_the_model(self):
+    for name, variant in (('mha', 'mha'), ('qk_norm', 'gqa'), ('mla', 'mla')):
+      self.assertEqual(with_attention(MODELS[name], variant), MODELS[name])
+    mqa = with_attention(MODELS['qk_norm'], 'mqa')
+    self.assertEqual({x.attention.num_kv_heads for x in mqa.layers}, {1})
 
   def test_absurd_sizes_do_not_overflow(self):
     config = MODELS['mha']
