@@ -45,8 +45,8 @@ def advance(
   """Feeds tokens `[B, T]` where `held [B, T]` is true.
 
   Returns:
-    Activations `[B, T, D]` before the final norm, NaN in rows that overflowed,
-    the new cache, and the wanted attention weights.
+    Activations `[B, T, D]` before the final norm, NaN in rows that overflowed
+    or have no source to read, the new cache, and the wanted attention weights.
   """
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
@@ -56,8 +56,10 @@ def advance(
   x, cache, weights = _layers(
       config, params, cache, books, slots, step, x, options
   )
-  lost = cache.overflow[:, None, None]
-  return jnp.where(lost, jnp.nan, x), cache, weights
+  lost = cache.overflow
+  if cache.source is not None:
+    lost |= jnp.all(cache.source < 0, axis=1)
+  return jnp.where(lost[:, None, None], jnp.nan, x), cache, weights
 
 
 def _by_chunks(config, params, cache, tokens, held, options, chunk):

@@ -89,11 +89,18 @@ def inspect(cache: Cache) -> Inspection:
 
 
 def check(cache: Cache) -> None:
-  """Raises ValueError if any row was given tokens that did not fit.
+  """Raises ValueError if a row was given tokens that did not fit, or no source.
 
-  Waits for the device. `rewind` clears the flag.
+  Waits for the device. `rewind` clears the flag of tokens that did not fit.
   """
   check_alive(cache)
+  if cache.source is not None:
+    rows = np.flatnonzero((np.asarray(cache.source) < 0).all(axis=1)).tolist()
+    if rows:
+      raise ValueError(
+          f'Rows {rows} hold no source, and their logits are NaN. Call prefill '
+          'with encoded=kvjax.encode(config, params, source).'
+      )
   overflow = np.asarray(cache.overflow)
   if overflow.any():
     rows = np.flatnonzero(overflow).tolist()

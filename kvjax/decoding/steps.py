@@ -129,7 +129,8 @@ def decode_step(
   """Feeds one token a row; never waits for the device.
 
   A token that does not fit is written nowhere: the row's logits are NaN and
-  its `overflow` flag is set (`check` raises on it).
+  its `overflow` flag is set. They are NaN too where a model with an encoder has
+  read no source (`check` raises on both).
 
   Args:
     config: the model.

@@ -114,6 +114,13 @@ class EncoderDecoderTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, 'holds no source yet'):
         call()
+    # A step may not wait to see: its rows say so themselves.
+    lost, after = kvjax.decode_step(
+      config, params, room, ids[:, 0], donate=False
+    )
+    self.assertTrue(np.isnan(lost).all())
+    with self.assertRaisesRegex(ValueError, r'Rows \[0, 1\] hold no source'):
+      kvjax.check(after)
     alone = kvjax.encode(config, params, ids[:1])
     with self.assertRaisesRegex(ValueError, 'encoded has 1 rows .* cache 2'):
       kvjax.prefill(config, params, room, ids, encoded=alone)
