@@ -116,6 +116,7 @@ class _Decoder:
     self.delay = verdict.usual
     self.plan = streams.plan(verdict)
     self.sums = streams.sums(verdict)
+    self.states = streams.states(verdict)
     self.admissible = streams.admissible(verdict)
     out = verdict.trace.outputs
     axes = [i for i, n in enumerate(out[0].shape) if n == verdict.trace.length]
@@ -142,6 +143,7 @@ class _Decoder:
     first = run.keep((), [given])[0]
     consts = [Value(np.shape(c), jnp.asarray(c)) for c in closed.consts]
     (out,) = run.program(closed.jaxpr, consts, [first], ())
+    run.check()
     y = self._output(out, at)
     if jnp.issubdtype(y.dtype, jnp.inexact):
       y = jnp.where(room, y, jnp.nan)
@@ -178,6 +180,7 @@ class _Run:
     self.decoder, self.old = decoder, old
     self.t, self.room, self.capacity = t, room, capacity
     self.new: dict[str, jax.Array] = {}
+    self.stored: list[Place] = []  # of sums and loops over positions
 
   def program(
     self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value], at: Place
@@ -256,6 +259,18 @@ class _Run:
 
   def store(self, place: Place, before: jax.Array, after: jax.Array) -> None:
     self.new[f'state{place}'] = jnp.where(self.room, after, before)
+    self.stored.append(place)
+
+  def check(self) -> None:
+    """Raises where a kept state was computed anew instead of carried on."""
+    for name, place in self.decoder.states.items():
+      loops = [p[:-1] for p in self.stored]  # without the number of the carry
+      held = any(place[: len(p)] == p for p in loops)
+      if not held and place not in self.stored:
+        raise AnalysisError(
+          f'{name} is kept, but no loop over new rows makes it: what it sums '
+          'has no row of its own. Write it without reversals and gathers.'
+        )
 
   def cumulative(self, eqn: Any, operand: Value, place: Place) -> Value:
     """The sum so far and the new row; nothing of the rows before."""

@@ -1,46 +1,29 @@
 """Sums over the past that are written as a masked product, as a loop.
 
 (W * (Q K^T)) V with a constant lower-triangular W whose rows are multiples of
-each other, W[t, s] = r[t] W[t - 1, s], is the recurrence
-
-  S[t] = r[t] S[t - 1] + W[t, t] k[t] v[t]^T,   y[t] = q[t] S[t]
-
-(linear attention, arXiv 2006.16236, section 3.4; RetNet, arXiv 2307.08621,
-equations 5 and 6): one state in place of two streams. So is W V alone, a mean
-of all before. The program is interpreted with every such product replaced, and
-compared with itself on numbers before the replacement is used.
+each other is one state in place of two streams (`running`). So is W V alone, a
+mean of all before, and so is a masked softmax of scores that do not depend on
+the query's row: its maximum, its sum and its mixture run on. The program is
+interpreted with every such product and maximum replaced, and compared with
+itself on numbers before the replacement is used.
 """
 
-import string
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core, source_info_util
 
-from kvjax.liveness import control, native
+from kvjax.liveness import control, folding, native, running, tables
+from kvjax.liveness.rows import bind
+from kvjax.liveness.running import Factor
+from kvjax.liveness.tables import Product, Score, Value
 
 Array = np.ndarray
 Program = Callable[..., Any]
-
-
-class _Product(NamedTuple):
-  """`weight * einsum(letters, left, right)`, the weight a constant."""
-
-  left: Any
-  right: Any
-  letters: tuple[str, str, str]  # of left, right and result
-  weight: Array  # of the result's shape
-
-
-class _Value(NamedTuple):
-  """One array of the program; `known` where it does not depend on the input."""
-
-  array: Any
-  known: Array | None = None
-  product: _Product | None = None
+_REDUCTIONS = frozenset(('reduce_sum', 'reduce_max', 'reduce_min'))
 
 
 def recurrent(
@@ -65,8 +48,8 @@ def _rewriting(program: Program, axis: int, found: list[str]) -> Program:
   def run(x: Any) -> Any:
     closed, shape = jax.make_jaxpr(program, return_shape=True)(x)
     reader = _Reader(x.shape[axis], found)
-    consts = [_Value(c, _plain(c)) for c in closed.consts]
-    outs = reader.run(closed.jaxpr, consts, [_Value(x)])
+    consts = [Value(c, _plain(c)) for c in closed.consts]
+    outs = reader.run(closed.jaxpr, consts, [Value(x)])
     return jax.tree.unflatten(
         jax.tree.structure(shape), [v.array for v in outs]
     )
@@ -81,9 +64,9 @@ def _plain(value: Any) -> Array | None:
 
 
 def _promising(jaxpr: Any, length: int) -> bool:
-  """Whether some constant or product has two axes of positions."""
+  """Whether something with two axes of positions is summed."""
   for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'dot_general':
+    if eqn.primitive.name in ('dot_general', *_REDUCTIONS):
       shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
       if any(shape.count(length) >= 2 for shape in shapes):
         return True
@@ -103,19 +86,21 @@ def _alike(program: Program, other: Program, x: Any) -> bool:
 
 
 class _Reader:
-  """Interprets a jaxpr and follows products of two tensors of the input."""
+  """Interprets a jaxpr and follows tables of queries by keys."""
 
   def __init__(self, length: int, found: list[str]) -> None:
     self.length, self.found = length, found
+    # By column and bias; the column is held, so that its id stays its own.
+    self.peaks: dict[Any, tuple[Any, running.Peak]] = {}
 
   def run(
-      self, jaxpr: Any, consts: Sequence[_Value], args: Sequence[_Value]
-  ) -> list[_Value]:
-    env: dict[Any, _Value] = {}
+      self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]
+  ) -> list[Value]:
+    env: dict[Any, Value] = {}
 
-    def read(v: Any) -> _Value:
+    def read(v: Any) -> Value:
       if isinstance(v, core.Literal):
-        return _Value(v.val, np.asarray(v.val))
+        return Value(v.val, np.asarray(v.val))
       return env[v]
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
@@ -126,224 +111,239 @@ class _Reader:
       env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
-  def equation(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
+  def equation(self, eqn: Any, ins: list[Value]) -> list[Value]:
     name, params = eqn.primitive.name, eqn.params
     if name in control.CALLS:
       body, consts = control.body_of(params)
-      inner = [_Value(c.const, _plain(c.const)) for c in consts]
-      return self.run(body, inner, ins[len(ins) - len(body.invars) :])
+      return self.run(body, _consts(consts), ins[len(ins) - len(body.invars) :])
     if all(v.known is not None for v in ins) and name != 'name':
       with jax.ensure_compile_time_eval(), np.errstate(all='ignore'):
         made = native.evaluate(eqn.primitive, params, [v.known for v in ins])
-      return [_Value(m, _plain(m)) for m in made]
+      return [Value(m, _plain(m)) for m in made]
+    if name == 'scan':
+      body, consts = control.open_jaxpr(params['jaxpr'])
+      if _promising(body, self.length):
+        return self.scanned(params, body, _consts(consts), ins)
+    looped = self.looped(eqn, ins)
+    if looped is not None:
+      return [looped]
+    outs = bind(eqn.primitive, params, [v.array for v in ins])
+    if len(outs) > 1:
+      return [Value(o) for o in outs]
     shape = eqn.outvars[0].aval.shape
-    summed = self.summed(eqn, ins)
-    if summed is not None:
-      return [_Value(summed)]
-    extra, bound = (), eqn.primitive.get_bind_params(params)
-    if isinstance(bound, tuple):
-      extra, bound = bound
-    out = eqn.primitive.bind(*extra, *(v.array for v in ins), **bound)
-    outs = list(out) if eqn.primitive.multiple_results else [out]
-    product = _followed(name, params, ins, shape)
-    return [_Value(o, None, product) for o in outs]
+    thin = self.thin(eqn, ins, shape)
+    form = None
+    if thin is None:
+      form = tables.form(name, params, ins, shape, self.length)
+    return [Value(outs[0], None, thin, form)]
 
-  def summed(self, eqn: Any, ins: list[_Value]) -> Any:
-    """The equation as a loop, where it sums a masked product over the past."""
+  def scanned(
+      self, params: Any, body: Any, consts: list[Value], ins: list[Value]
+  ) -> list[Value]:
+    """A loop over heads or layers, with loops over positions in its body."""
+    a, carried = control.scan_counts(params)
+    shared, given = ins[:a], _arrays([v.array for v in ins[a:]])
+    inner = _Reader(self.length, self.found)
+
+    def step(carry: Any, columns: Any) -> tuple[Any, Any]:
+      moving = [Value(array) for array in (*carry, *columns)]
+      out = [v.array for v in inner.run(body, consts, [*shared, *moving])]
+      return out[:carried], out[carried:]
+
+    carry, ys = jax.lax.scan(
+        step,
+        given[:carried],
+        given[carried:],
+        params['length'],
+        params['reverse'],
+    )
+    return [Value(array) for array in (*carry, *ys)]
+
+  def looped(self, eqn: Any, ins: list[Value]) -> Value | None:
+    """The equation as a loop, where it sums a table over the past."""
     name, params = eqn.primitive.name, eqn.params
+    shape, form = eqn.outvars[0].aval.shape, ins[0].form
     made = None
     if name == 'dot_general':
-      letters = _letters(params, [np.ndim(v.array) for v in ins])
-      for a in (0, 1):
-        if made is None and ins[1 - a].known is None:
-          weight = _weight(ins[a], letters[a])
-          value, theirs = ins[1 - a].array, letters[1 - a]
-          made = _sum(weight, value, theirs, letters[2], self.length)
-    elif name == 'reduce_sum' and ins[0].product is not None:
-      axes = string.ascii_lowercase[: np.ndim(ins[0].array)]
-      kept = ''.join(c for i, c in enumerate(axes) if i not in params['axes'])
-      made = _sum(_weight(ins[0], axes), None, '', kept, self.length)
+      for side in (0, 1):
+        made = made or self.mixture(params, ins, side)
+    elif name == 'reduce_sum' and isinstance(form, Product):
+      out = _without(form.letters, params['axes'])
+      made = self.summed(form, (), out, _sizes(form.letters, ins[0].shape))
+    elif name == 'reduce_max' and isinstance(form, Score):
+      made = self.greatest(form, params['axes'], ins[0].shape)
     if made is None:
       return None
+    found, out = made
     frame = source_info_util.summarize(eqn.source_info)
-    self.found.append(f'{frame}: a masked product as a sum over the past.')
-    return made.astype(eqn.outvars[0].aval.dtype)
+    what = 'maximum' if name == 'reduce_max' else 'sum'
+    self.found.append(f'{frame}: a masked product as a {what} over the past.')
+    thin = _placed(found, out).astype(eqn.outvars[0].aval.dtype)
+    return Value(jnp.broadcast_to(thin, shape), None, thin)
 
-
-def _letters(params: Any, ranks: Sequence[int]) -> tuple[str, str, str]:
-  """A product of two arrays as an einsum."""
-  (left, right), (one, two) = params['dimension_numbers']
-  names = iter(string.ascii_lowercase)
-  a = [next(names) for _ in range(ranks[0])]
-  b = [''] * ranks[1]
-  for mine, theirs in zip((*left, *one), (*right, *two), strict=True):
-    b[theirs] = a[mine]
-  b = [letter or next(names) for letter in b]
-  batch = [a[i] for i in one]
-  free = [c for i, c in enumerate(a) if i not in left and i not in one]
-  free += [c for i, c in enumerate(b) if i not in right and i not in two]
-  return ''.join(a), ''.join(b), ''.join([*batch, *free])
-
-
-def _weight(value: _Value, letters: str) -> _Product | None:
-  """A factor of a sum with its axes in the sum's own letters."""
-  if value.product is None:
-    if value.known is None or value.known.ndim < 2:
+  def mixture(
+      self, params: Any, ins: list[Value], side: int
+  ) -> tuple[Factor, str] | None:
+    """Weights on one side, what they mix on the other."""
+    weights, other = ins[side], ins[1 - side]
+    form = weights.form
+    if weights.known is not None and weights.known.ndim > 1:
+      letters = tables.letters_of(weights.known.ndim)
+      form = Product(weights.known, letters)
+    if not isinstance(form, Product):
       return None
-    return _Product(None, None, ('', '', letters), value.known)
-  one, two, out = value.product.letters
-  table = dict(zip(out, letters, strict=True))
-  table |= {c: c.upper() for c in one + two if c not in table}
-  rename = lambda text: ''.join(table[c] for c in text)
-  return value.product._replace(letters=(rename(one), rename(two), letters))
+    taken = ''.join(f.letters for f in form.factors)
+    theirs, out = tables.contraction(
+        params, form.letters, taken, other.shape, side
+    )
+    thin = tables.thinnest(other, self.length)
+    sizes = _sizes(form.letters + theirs, weights.shape + other.shape)
+    return self.summed(form, (tables.factor(thin, theirs),), out, sizes)
 
-
-def _followed(
-    name: str, params: Any, ins: Sequence[_Value], shape: tuple[int, ...]
-) -> _Product | None:
-  """What is still a product of two tensors times a constant."""
-  if name == 'dot_general' and all(v.known is None for v in ins):
-    letters = _letters(params, [np.ndim(v.array) for v in ins])
-    ones = np.ones(shape, np.float32)
-    return _Product(ins[0].array, ins[1].array, letters, ones)
-  product = next((v.product for v in ins if v.product is not None), None)
-  if product is None:
+  def summed(
+      self,
+      product: Product,
+      others: Sequence[Factor],
+      out: str,
+      sizes: dict[str, int],
+  ) -> tuple[Factor, str] | None:
+    """A sum of the product, times others, over all letters but `out`."""
+    long = [c for c in product.letters if sizes[c] == self.length]
+    for t in (c for c in long if c in out):
+      for s in (c for c in long if c not in out):
+        parts = self.parts(product, others, t + s)
+        if parts is not None:
+          held = ''.join(f.letters for part in parts for f in part)
+          lost = [c for c in sizes if c not in out + s + held and sizes[c] > 1]
+          return None if lost else (running.total(*parts, out, t + s), out)
     return None
-  if name in ('name', 'convert_element_type', 'copy'):
-    return product
-  if name == 'transpose':
-    one, two, out = product.letters
-    order = params['permutation']
-    turned = ''.join(out[i] for i in order)
-    weight = product.weight.transpose(order)
-    return product._replace(letters=(one, two, turned), weight=weight)
-  scale = _scale(name, ins)
-  if scale is None:
+
+  def parts(
+      self, product: Product, others: Sequence[Factor], axes: str
+  ) -> tuple[list[Factor], list[Factor], list[Factor]] | None:
+    """What a state is multiplied by, what is added to it, who asks it."""
+    t, s = axes
+    found = running.multiples(Factor(product.weight, product.letters), axes)
+    factors = [*product.factors, *others]
+    if found is None or any(t in f.letters and s in f.letters for f in factors):
+      return None
+    ratios, owns = ([f] if np.any(f.array != 1) else [] for f in found)
+    columns = owns + [f for f in factors if s in f.letters]
+    rows = [f for f in factors if s not in f.letters]
+    if product.score is not None:
+      row = tables.factor(product.score.row, product.score.letters)
+      peak = self.peak(product.score, tables.seen(product), axes)
+      if peak is None or s in row.letters:
+        return None
+      ratios, columns = [*ratios, peak.ratio], [*columns, peak.own]
+      rows.append(running.above(peak.high, row, t))
+    return (ratios, columns, rows) if columns else None
+
+  def greatest(
+      self, score: Score, axes: Sequence[int], shape: tuple[int, ...]
+  ) -> tuple[Factor, str] | None:
+    """The running maximum of a masked score."""
+    out = _without(score.letters, axes)
+    sizes = _sizes(score.letters, shape)
+    if len(axes) != 1 or score.row is not None:
+      return None
+    s = score.letters[axes[0]]
+    for t in out:
+      if sizes[t] == sizes[s] == self.length:
+        peak = self.peak(score, tables.masked(score.bias), t + s)
+        if peak is not None:
+          return peak.high, out
     return None
-  return product._replace(weight=product.weight * np.broadcast_to(scale, shape))
+
+  def peak(
+      self, score: Score, bias: Array | None, axes: str
+  ) -> running.Peak | None:
+    if bias is None:
+      return None
+    key = id(score.column), bias.tobytes(), score.letters, axes
+    if key not in self.peaks:
+      column = tables.factor(score.column, score.letters)
+      found = running.differences(Factor(bias, score.letters), axes)
+      if found is None or axes[0] in column.letters:
+        return None
+      if axes[1] not in column.letters:
+        return None
+      made = running.maximum(column, *found, axes)
+      self.peaks[key] = score.column, made
+    return self.peaks[key][1]
+
+  def thin(self, eqn: Any, ins: list[Value], shape: tuple[int, ...]) -> Any:
+    """The result computed once for all positions that are alike, or None."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in ('name', 'copy', 'stop_gradient'):
+      return ins[0].thin
+    parts = [tables.thinnest(v, self.length) for v in ins]
+    if name == 'dot_general':
+      parts = _full_where_summed(params, parts, [v.shape for v in ins])
+      few = any(
+          n == 1 and m == self.length
+          for p, v in zip(parts, ins, strict=True)
+          for n, m in zip(np.shape(p), v.shape, strict=True)
+      )
+    elif name == 'broadcast_in_dim':
+      sizes, dims = np.shape(parts[0]), params['broadcast_dimensions']
+      small = tables.spread(sizes, dims, len(shape))
+      few = _few(small, shape, self.length)
+      params = params | {'shape': small}
+    elif name in folding.POINTWISE:
+      small = np.broadcast_shapes(*map(np.shape, parts))
+      few = _few(small, shape, self.length)
+      parts = [p if np.ndim(p) == 0 else _widened(p, small) for p in parts]
+    else:
+      few = name in ('transpose', 'squeeze', *_REDUCTIONS)
+      few &= ins[0].thin is not None
+      gone = params.get('axes', ()) if name in _REDUCTIONS else ()
+      few &= all(np.shape(parts[0])[a] == ins[0].shape[a] for a in gone)
+    return bind(eqn.primitive, params, _arrays(parts))[0] if few else None
 
 
-def _scale(name: str, ins: Sequence[_Value]) -> Array | None:
-  """The constant that a product is multiplied by."""
-  known = [v.known for v in ins]
-  if name == 'mul':
-    return known[0] if known[0] is not None else known[1]
-  if name == 'div' and ins[0].product is not None:
-    return None if known[1] is None else 1 / known[1]
-  if name == 'select_n' and len(ins) == 3 and known[0] is not None:
-    for case in (1, 2):
-      other = known[3 - case]
-      if ins[case].product is not None and other is not None:
-        if not np.any(np.where(known[0] == case - 1, 0, other)):
-          return (known[0] == case - 1).astype(np.float32)
-  return None
+def _few(small: tuple[int, ...], shape: tuple[int, ...], length: int) -> bool:
+  pairs = zip(small, shape, strict=len(small) == len(shape))
+  return any(n == 1 and m == length for n, m in pairs) and bool(small)
 
 
-def _sum(
-    factor: _Product | None,
-    value: Any,
-    theirs: str,
-    out: str,
-    length: int,
-) -> Any:
-  """The loop; None where the factor is no multiple of its row before."""
-  if factor is None:
-    return None
-  one, two, mine = factor.letters
-  gone = [c for c in mine if c not in out]
-  if len(gone) != 1 or factor.weight.shape[mine.index(gone[0])] != length:
-    return None
-  s = gone[0]
-  if s in one:
-    factor = factor._replace(left=factor.right, right=factor.left)
-    one, two = two, one
-  batch = [c for c in one if c in two and c in mine]
-  rows = [c for c in mine if c in one and c not in two] if one else mine
-  rows = [
-      c for c in rows if c != s and factor.weight.shape[mine.index(c)] == length
-  ]
-  if len(rows) != 1 or (
-      one and (s not in two or len(two) != _own(two, one, s))
-  ):
-    return None
-  t = rows[0]
-  keep = ''.join(batch if one else (c for c in mine if c not in (s, t)))
-  found = _ratios(factor.weight, mine, keep, t, s)
-  if found is None or (theirs and s not in theirs):
-    return None
-  return _loop(factor, (one, two, theirs, out), (t, s, keep), found, value)
+def _full_where_summed(
+    params: Any, parts: Sequence[Any], shapes: Sequence[tuple[int, ...]]
+) -> list[Any]:
+  """Operands that are thin along their free axes only."""
+  out = []
+  for side, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+    paired = [a for axes in params['dimension_numbers'] for a in axes[side]]
+    size = tuple(
+        m if a in paired else n
+        for a, (n, m) in enumerate(zip(np.shape(part), shape, strict=True))
+    )
+    out.append(_widened(part, size))
+  return out
 
 
-def _own(two: str, one: str, s: str) -> int:
-  """Axes of the summed side that a state can hold: shared ones, and its own."""
-  return sum(c in one or c == s for c in two)
+def _widened(part: Any, shape: tuple[int, ...]) -> Any:
+  return part if np.shape(part) == shape else jnp.broadcast_to(part, shape)
 
 
-def _ratios(
-    weight: Array, mine: str, keep: str, t: str, s: str
-) -> tuple[Array, Array] | None:
-  """[T, keep] of a row over the one before, and the diagonal; or None."""
-  order = [mine.index(c) for c in (t, s, *keep)]
-  rest = [i for i in range(len(mine)) if i not in order]
-  table = weight.transpose([*order, *rest]).astype(np.float64)
-  table = table.reshape(*table.shape[: len(order)], -1)
-  if np.any(table != table[..., :1]):
-    return None
-  table = table[..., 0]
-  length = len(table)
-  own = np.stack([table[i, i] for i in range(length)])
-  if not np.all(own) or np.any(table[np.triu_indices(length, 1)]):
-    return None
-  ratio = np.ones_like(own)
-  for i in range(1, length):
-    ratio[i] = table[i, i - 1] / own[i - 1]
-  made = np.zeros_like(table)
-  for i in range(length):
-    made[i] = made[i - 1] * ratio[i] if i else 0
-    made[i, i] = own[i]
-  return (ratio, own) if np.allclose(made, table, 1e-3, 1e-5) else None
+def _arrays(parts: Sequence[Any]) -> list[Any]:
+  return [p if isinstance(p, jax.Array) else jnp.asarray(p) for p in parts]
 
 
-def _loop(
-    factor: _Product,
-    letters: tuple[str, str, str, str],
-    axes: tuple[str, str, str],
-    weights: tuple[Array, Array],
-    value: Any,
-) -> Any:
-  """Runs S = r S + w k v, y = q S over positions."""
-  one, two, theirs, out = letters
-  t, s, keep = axes
-  without = lambda text, c: text.replace(c, '')
-  k, v, q = without(two, s), without(theirs, s), without(one, t)
-  state = ''.join(dict.fromkeys(keep + k + v))
-  row = without(out, t)
-  turned = lambda array, text, c: jnp.moveaxis(array, text.index(c), 0)
-  columns = [
-      jnp.asarray(w, jnp.float32).astype(_dtype(factor, value)) for w in weights
-  ]
-  columns += [turned(factor.right, two, s)] if two else []
-  columns += [turned(value, theirs, s)] if theirs else []
-  columns += [turned(factor.left, one, t)] if one else []
-  terms = ','.join([keep, *([k] if two else []), *([v] if theirs else [])])
-
-  def step(held: Any, new: Any) -> tuple[Any, Any]:
-    ratio, own, *parts = new
-    asked = parts.pop() if one else None
-    added = jnp.einsum(f'{terms}->{state}', own, *parts)
-    held = jnp.einsum(f'{keep},{state}->{state}', ratio, held) + added
-    if asked is None:
-      return held, jnp.einsum(f'{state}->{row}', held)
-    return held, jnp.einsum(f'{q},{state}->{row}', asked, held)
-
-  start = jax.eval_shape(
-      lambda *parts: jnp.einsum(f'{terms}->{state}', *parts),
-      *(c[0] for c in columns[1 : len(columns) - bool(one)]),
-  )
-  _, y = jax.lax.scan(step, jnp.zeros(start.shape, start.dtype), tuple(columns))
-  return jnp.moveaxis(y, 0, out.index(t))
+def _consts(consts: Sequence[Any]) -> list[Value]:
+  return [Value(c.const, _plain(c.const)) for c in consts]
 
 
-def _dtype(factor: _Product, value: Any) -> Any:
-  parts = [p for p in (factor.left, factor.right, value) if p is not None]
-  return jnp.result_type(*parts)
+def _sizes(letters: str, shape: tuple[int, ...]) -> dict[str, int]:
+  return dict(zip(letters, shape, strict=True))
+
+
+def _without(letters: str, axes: Sequence[int]) -> str:
+  return ''.join(c for i, c in enumerate(letters) if i not in axes)
+
+
+def _placed(found: Factor, out: str) -> Any:
+  """The array with its letters in the order of `out`, of size 1 if missing."""
+  order = [found.letters.index(c) for c in out if c in found.letters]
+  missing = [i for i, c in enumerate(out) if c not in found.letters]
+  return jnp.expand_dims(jnp.transpose(found.array, order), missing)

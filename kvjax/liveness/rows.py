@@ -68,6 +68,9 @@ def row(
   if primitive.name == 'gather':
     return _gather(primitive, params, ins)
   first = next((v for v in ins if v.row is not None), None)
+  if primitive.name not in _RULES and first is not None:
+    ins = [_widened(v, ins) for v in ins]
+    first = next(v for v in ins if v.row is not None)
   if first is None or first.row is None:
     return None
   rule = _RULES.get(primitive.name, _pointwise)
@@ -118,6 +121,26 @@ def _pointwise(
 ) -> Found:
   same = all(v.shape in ((), first.shape) for v in ins)
   return (params, first.axis) if same else None
+
+
+def _widened(value: Value, ins: Sequence[Value]) -> Value:
+  """An operand of a pointwise equation, with its axes of size 1 spread out."""
+  ranks = {len(v.shape) for v in ins if v.shape}
+  if not value.shape or len(ranks) > 1:
+    return value
+  shape = jnp.broadcast_shapes(*(v.shape for v in ins))
+  if shape == value.shape:
+    return value
+  full, new = value.full, value.row
+  if full is not None:
+    full = jnp.broadcast_to(full, shape)
+  if new is not None:
+    if value.shape[value.axis] != shape[value.axis]:
+      return value
+    block = new.shape[value.axis]
+    small = (*shape[: value.axis], block, *shape[value.axis + 1 :])
+    new = jnp.broadcast_to(new, small)
+  return Value(shape, full, new, value.axis)
 
 
 def _reduce(

@@ -112,6 +112,15 @@ def sums(verdict: analysis.Verdict) -> frozenset[Place]:
   )
 
 
+def states(verdict: analysis.Verdict) -> dict[str, Place]:
+  """Kept states, and the places of the equations that make them."""
+  return {
+    verdict.names[i]: verdict.trace.ops[node.maker].origin.place
+    for i in verdict.cut.kept
+    if (node := verdict.graph.nodes[i]).recurrent
+  }
+
+
 def _stream(
   verdict: analysis.Verdict, node: Any, name: str
 ) -> tuple[Place, Stream]:

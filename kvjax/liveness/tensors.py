@@ -33,7 +33,7 @@ class Node:
   carry: bool  # a state: one row, made from the row before
   recurrent: bool  # a state, of fixed size or one entry a position
   lasts: int  # how many positions before the boundary its first row lies
-  band: bool  # several rows that grow: no fixed row or state holds it
+  band: bool  # rows that grow, or made ahead: no row or state holds it
   itemsize: int
   flops: float  # to redo it, a past token
   held: bool = False  # decided: it is kept
@@ -58,7 +58,7 @@ def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
   )
   _, index = np.unique(key, axis=0, return_inverse=True)
   index = index.reshape(-1)
-  pairwise = _pairwise(trace)
+  pairwise, ahead = _pairwise(trace), _ahead(trace)
   groups: dict[Any, list[Array]] = collections.defaultdict(list)
   for i in range(index.max(initial=-1) + 1):
     ids = live[index == i]
@@ -77,6 +77,7 @@ def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
       labels[int(names[ids[0]])],
       keys,
       int(maker[ids[0]]) in pairwise,
+      int(maker[ids[0]]) in ahead,
     )
     for ids, keys in zip(parts, readers.of(firsts), strict=True)
   ]
@@ -112,6 +113,23 @@ def _pairwise(trace: tracing.Trace) -> set[int]:
   }
 
 
+def _ahead(trace: tracing.Trace) -> set[int]:
+  """Operations that make of a position what each later one reads for itself.
+
+  Scores of queries that are constants: all are known as soon as their key is,
+  and the earlier the key the more of them. A step makes its own, once.
+  """
+  need = passes.needed(trace)
+  out = set()
+  for index, op in enumerate(trace.ops):
+    ids = np.concatenate([o[o >= 0] for o in op.outs])
+    times = trace.table.available[ids[need[ids]]]
+    count = np.bincount(times, minlength=trace.length)
+    if np.all(count[-3:] > 0) and np.all(np.diff(count[-3:]) < 0):
+      out.add(index)
+  return out
+
+
 def _join_rows(trace: tracing.Trace, parts: list[Array]) -> list[Array]:
   """Joins parts that hold different positions: rows of one tensor.
 
@@ -142,6 +160,7 @@ def _node(
   names: tuple[str, ...],
   readers: frozenset[Any],
   pairwise: bool,
+  ahead: bool,
 ) -> Node:
   times, sizes = np.unique(trace.table.available[ids], return_counts=True)
   maker = int(trace.table.maker[ids[0]])
@@ -157,7 +176,8 @@ def _node(
   elif pairwise:  # A sum a key, not one in all.
     carry, unbounded, width = False, True, int(sizes[0] - before[-1])
   flops = trace.ops[maker].flops if maker >= 0 else 0.0
-  free = _free(trace, maker)
+  band |= ahead
+  free = ahead or _free(trace, maker)
   if not (unbounded or band):
     free |= maker < 0 or trace.ops[maker].name in folding.POINTWISE
   return Node(

@@ -9,10 +9,20 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kvjax.liveness import AnalysisError, derive
-from tests.liveness import zoo, zoo_mixers, zoo_recent, zoo_variants
+from tests.liveness import (
+  zoo,
+  zoo_fixed,
+  zoo_mixers,
+  zoo_recent,
+  zoo_variants,
+)
 
 ENTRIES = (
-  zoo.ENTRIES | zoo_variants.ENTRIES | zoo_mixers.ENTRIES | zoo_recent.ENTRIES
+  zoo.ENTRIES
+  | zoo_variants.ENTRIES
+  | zoo_mixers.ENTRIES
+  | zoo_recent.ENTRIES
+  | zoo_fixed.ENTRIES
 )
 LENGTHS = (7, 21, 26)  # Never traced by the analysis.
 CASES = """
@@ -22,8 +32,9 @@ CASES = """
   shared/scanned learned_positions/named tied/plain stack/named mta/named
   mta/convolved short_conv/named short_conv/joined short_conv/primitive
   look_ahead/named prefix/named linear/named linear/scan linear/decayed
-  prefix_mean/cumsum fixed_queries/scan rwkv/plain gated_delta/plain
-  forgetting/plain sinks/plain chunked/plain token_choice/plain
+  prefix_mean/cumsum fixed_queries/scan fixed_queries/named
+  queries_by_position/plain a_temperature_a_row/plain rwkv/plain
+  gated_delta/plain forgetting/plain sinks/plain chunked/plain token_choice/plain
 """
 
 
@@ -85,6 +96,16 @@ class DeriveTest(parameterized.TestCase):
   def test_refuses_python_loops_over_positions(self) -> None:
     with self.assertRaisesRegex(AnalysisError, 'lax.scan'):
       derive(zoo_mixers.linear_loop, zoo.weight(8, zoo.D))
+
+  def test_refuses_a_loop_whose_rows_it_cannot_follow(self) -> None:
+    def program(x):
+      turned = jax.numpy.flip(jax.numpy.flip(x, 0), 0)
+      step = lambda total, row: (total + row, total)
+      return jax.lax.scan(step, jax.numpy.zeros(zoo.D), turned)[1]
+
+    init, _ = derive(program, zoo.weight(8, zoo.D))
+    with self.assertRaisesRegex(AnalysisError, 'no loop over new rows'):
+      init(9)
 
   def test_a_program_from_a_file(self) -> None:
     with tempfile.TemporaryDirectory() as folder:

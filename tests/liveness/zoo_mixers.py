@@ -218,27 +218,6 @@ def prefix_mean_scan(x: jax.Array) -> jax.Array:
   return jax.lax.scan(step, start, x @ weight(D, H))[1]
 
 
-QUERIES = weight(3, H, seed=5)
-
-
-def fixed_queries_scan(x: jax.Array) -> jax.Array:
-  """Online softmax of queries known beforehand."""
-  k, v = x @ weight(D, H), x @ weight(D, H, seed=1)
-
-  def step(carry, row):
-    m, l, acc = carry
-    k, v = row
-    s = QUERIES @ k
-    new = jnp.maximum(m, s)
-    scale, p = jnp.exp(m - new), jnp.exp(s - new)
-    l = l * scale + p
-    acc = acc * scale[:, None] + p[:, None] * v[None]
-    return (new, l, acc), acc / l[:, None]
-
-  start = jnp.full(3, -jnp.inf), jnp.zeros(3), jnp.zeros((3, H))
-  return jax.lax.scan(step, start, (k, v))[1]
-
-
 # --- Training, eviction statistics, tables that depend on the length -------
 
 
@@ -356,9 +335,6 @@ ENTRIES: dict[str, Entry] = {
   ),
   'prefix_mean': Entry(
     {'cumsum': prefix_mean, 'scan': prefix_mean_scan}, ((H * 4, 1),)
-  ),
-  'fixed_queries': Entry(
-    {'scan': fixed_queries_scan}, ((12, 1), (12, 1), (12 * H, 1))
   ),
   'training': Entry(
     {'named': training(True), 'plain': training(False)},

@@ -6,6 +6,7 @@ from absl.testing import absltest, parameterized
 from kvjax import liveness
 from tests.liveness import (
   zoo,
+  zoo_fixed,
   zoo_mixers,
   zoo_recent,
   zoo_unseen,
@@ -16,6 +17,7 @@ ENTRIES = (
   zoo.ENTRIES
   | zoo_variants.ENTRIES
   | zoo_mixers.ENTRIES
+  | zoo_fixed.ENTRIES
   | zoo_recent.ENTRIES
   | zoo_unseen.ENTRIES
 )
