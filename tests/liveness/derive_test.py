@@ -34,7 +34,8 @@ CASES = """
   look_ahead/named prefix/named linear/named linear/scan linear/decayed
   prefix_mean/cumsum fixed_queries/scan fixed_queries/named
   queries_by_position/plain a_temperature_a_row/plain rwkv/plain
-  gated_delta/plain forgetting/plain sinks/plain chunked/plain token_choice/plain
+  gated_delta/plain forgetting/plain sinks/plain chunked/plain
+  token_choice/plain
 """
 
 
