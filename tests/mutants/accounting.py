@@ -24,20 +24,6 @@ LIVENESS: tuple[Mutant, ...] = (
     'missing = False',
     'liveness/budget_test.py',
   ),
-  fault(
-    'a_higher_maximum_rescales_nothing',
-    'liveness/running',
-    'jnp.exp(before - safe)',
-    'jnp.ones_like(safe)',
-    'liveness/zoo_test.py::ZooTest::test_verdict_fixed_queries_named',
-  ),
-  fault(
-    'scores_of_the_future_are_kept',
-    'liveness/tensors',
-    'band |= ahead',
-    'band |= False',
-    'liveness/zoo_test.py::ZooTest::test_verdict_a_temperature_a_row_plain',
-  ),
 )
 
 MEMORY: tuple[Mutant, ...] = (
