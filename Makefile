@@ -15,7 +15,7 @@ READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
 .PHONY: run run-full test lint memory mutants fuzz-parity why picture kernels \
-	bench clean
+	bench aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -54,6 +54,11 @@ kernels: $(READY)
 
 bench: kernels
 	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py
+
+# Needs the wheels of the CUDA compiler, which it names where they are missing,
+# and no GPU: make aot-h200 TARGET=h200.txtpb
+aot-h200: $(READY)
+	$(RUN) -m experiments.aot_h200 --target=$(TARGET) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info out

@@ -52,6 +52,11 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'repeats': 9,
       'rotate': 200_000_000,  # bytes of buffers that a race passes through
       'bandwidth': 256,  # MiB read to find what the machine can read
+      'kernels': ('ffi', 'blockwise'),
+      'generate_kernels': (None,),  # the default one
+      'interpret': False,
+      'together': False,  # one call reads one cache
+      'room': 256,  # slots beyond the context, for the tokens that are timed
       'attention': {
         'shapes': ((8, 1, 64), (8, 4, 64), (8, 4, 128), (8, 8, 128)),
         'batches': (1, 8),
@@ -68,6 +73,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'key_width': 64,
         'hidden': 2816,
         'vocab_size': 8192,
+        'dtype': 'float32',
       },
       'steps': ((1, 128), (1, 2048), (8, 2048)),  # batch, context
       'prompts': (1024,),

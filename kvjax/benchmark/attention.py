@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,12 @@ from kvjax.benchmark import clock, peers
 from kvjax.benchmark.clock import Runner
 from kvjax.caches.codecs import Codec, Int8, Plain
 from kvjax.caches.view import contiguous_view
-from kvjax.kernels import Scoring, attend_view, available
+from kvjax.kernels import KERNELS, Scoring, attend_view, available
+from kvjax.kernels.mosaic_gpu import DTYPES
 
-TOLERANCE = {'float32': 1e-4, 'bfloat16': 3e-2, 'int8': 3e-2}
+TOLERANCE = {
+  'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 3e-3, 'int8': 3e-2,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +42,27 @@ class Case:
     return 2 * self.batch * self.heads * self.filled * slot
 
 
-def measure(case: Case, repeats: int, rotate: int) -> dict[str, Any]:
-  """Returns results by name; buffers rotate through `rotate` bytes."""
+def measure(
+    case: Case,
+    repeats: int,
+    rotate: int,
+    kernels: Sequence[str] = KERNELS,
+    together: bool = False,
+) -> dict[str, Any]:
+  """Returns results by name; buffers rotate through `rotate` bytes.
+
+  Args:
+    case: what is asked.
+    repeats: times that each buffer is read.
+    rotate: bytes of all buffers, beyond the last cache of the machine.
+    kernels: that take part, of those available.
+    together: read all buffers in one call (accelerators).
+  """
   copies = max(1, -(-rotate // case.bytes))
   drawn = [_draw(case, seed) for seed in range(copies)]
-  runners = dict(_ours(case, drawn)) | dict(_theirs(case, drawn))
-  return clock.race(runners, repeats * copies)
+  runners = dict(_ours(case, drawn, kernels, together))
+  runners |= dict(_theirs(case, drawn, together))
+  return clock.race(runners, repeats * (1 if together else copies))
 
 
 def _draw(case: Case, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -52,10 +70,10 @@ def _draw(case: Case, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   lead = (case.batch, case.heads)
   shapes = (case.groups, 1), (case.slots,), (case.slots,)
   q, k, v = (
-    jnp.asarray(
-      rng.standard_normal(lead + shape + (case.width,), dtype=np.float32)
-    )
-    for shape in shapes
+      jnp.asarray(
+          rng.standard_normal(lead + shape + (case.width,), dtype=np.float32)
+      )
+      for shape in shapes
   )
   return q, k, v
 
@@ -69,7 +87,9 @@ def _reference(case: Case, drawn: Any) -> np.ndarray:
   return np.einsum('kgts,ksh->kgth', weights, v[:, : case.filled])
 
 
-def _ours(case: Case, drawn: list[Any]) -> Iterator[tuple[str, Runner]]:
+def _ours(
+    case: Case, drawn: list[Any], kernels: Sequence[str], together: bool
+) -> Iterator[tuple[str, Runner]]:
   narrow = case.dtype == 'int8'
   codec: Codec = Int8() if narrow else Plain()
   dtype = jnp.float32 if narrow else case.dtype
@@ -79,51 +99,74 @@ def _ours(case: Case, drawn: list[Any]) -> Iterator[tuple[str, Runner]]:
   held = np.where(slots < case.filled, slots, -1).astype(np.int32)
   held = jnp.broadcast_to(jnp.asarray(held), (case.batch, 1, case.slots))
   last = jnp.full((case.batch, 1), case.filled - 1, jnp.int32)
+  q = drawn[0][0]
   for kernel, reason in available().items():
-    if reason:
+    unserved = kernel == 'mosaic_gpu' and case.dtype not in DTYPES
+    if reason or unserved or kernel not in kernels:
       continue
-    run = functools.partial(_attend, codec=codec, kernel=kernel)
-    turn = itertools.cycle(stored)
-    q = drawn[0][0]
+    run = functools.partial(
+        _attend, last=last, held=held, codec=codec, kernel=kernel
+    )
+    calls = [functools.partial(run, q, (x,)) for x in stored]
+    if together:
+      calls = [functools.partial(run, q, tuple(stored))]
+    ready = [lambda call=call: jax.block_until_ready(call()) for call in calls]
+    yield f'kvjax {kernel}', _checked(case, drawn, ready, kernel, together)
 
-    def call(run=run, turn=turn, q=q):
-      return jax.block_until_ready(run(q, next(turn), last, held))
 
-    yield f'kvjax {kernel}', _checked(case, drawn[0], call, kernel)
-
-
-def _theirs(case: Case, drawn: list[Any]) -> Iterator[tuple[str, Runner]]:
+def _theirs(
+    case: Case, drawn: list[Any], together: bool
+) -> Iterator[tuple[str, Runner]]:
   if case.dtype == 'int8':
     return
-  made: dict[str, list[Any]] = {'jax.nn': []}
+  given = [
+      (q, *(x[:, :, : case.filled].astype(case.dtype) for x in (k, v)))
+      for q, k, v in drawn
+  ]
+  parts = [given] if together else [[each] for each in given]
+  calls = [peers.jax_nn_attention(part) for part in parts]
+  ready = [lambda call=call: peers.finished(call()) for call in calls]
+  yield 'jax.nn', _checked(case, drawn, ready, '', together)
   if 'torch' not in peers.absent():
-    made['torch sdpa'] = []
-  for q, k, v in drawn:
-    k, v = (x[:, :, : case.filled] for x in (k, v))
-    for name, calls in made.items():
-      if name == 'jax.nn':
-        k, v = (x.astype(case.dtype) for x in (k, v))
-        calls.append(peers.jax_nn_attention(q, k, v))
-      else:
-        calls.append(peers.torch_attention(q, k, v, case.dtype))
-  for name, calls in made.items():
-    turn = itertools.cycle(calls)
-    yield name, _checked(case, drawn[0], lambda turn=turn: next(turn)(), '')
+    calls = [
+        [peers.torch_attention(*each, case.dtype) for each in part]
+        for part in parts
+    ]
+    ready = [
+        lambda part=part: peers.finished([call() for call in part])
+        for part in calls
+    ]
+    yield 'torch sdpa', _checked(case, drawn, ready, '', together)
 
 
-def _checked(case: Case, drawn: Any, call: clock.Call, kernel: str) -> Runner:
-  found = np.asarray(call(), np.float32)[0]
-  error = clock.difference(found, _reference(case, drawn))
-  return Runner(call, case.bytes, kernel, error, TOLERANCE[case.dtype])
+def _checked(
+    case: Case, drawn: Any, calls: list[clock.Call], kernel: str, together: bool
+) -> Runner:
+  """Returns a runner that takes the calls in turn; the first is checked."""
+  found = np.asarray(peers.host(calls[0]()[0]), np.float32)[0]
+  error = clock.difference(found, _reference(case, drawn[0]))
+  turn = itertools.cycle(calls)
+  return Runner(
+      lambda: next(turn)(),
+      case.bytes,
+      kernel,
+      error,
+      TOLERANCE[case.dtype],
+      len(drawn) if together else 1,
+  )
 
 
 @functools.partial(jax.jit, static_argnames=('codec', 'kernel'))
-def _attend(q, stored, last, held, *, codec, kernel):
+def _attend(q, stored, *, last, held, codec, kernel):
+  """Returns attention to each of several caches, one after the other."""
   names = ('key', 'value')
   filled = jnp.max(held) + 1
-  view = contiguous_view(stored, held, filled, ordered=True).map(
-    lambda x: {n: codec.decode(x[n]) for n in names},
-    lambda x: {n: codec.stored(x[n]) for n in names},
-  )
   rule = Scoring(q.shape[-1] ** -0.5)
-  return attend_view({'key': q}, last, view, rule, kernel=kernel)[0]
+  outs = []
+  for streams in stored:
+    view = contiguous_view(streams, held, filled, ordered=True).map(
+        lambda x: {n: codec.decode(x[n]) for n in names},
+        lambda x: {n: codec.stored(x[n]) for n in names},
+    )
+    outs.append(attend_view({'key': q}, last, view, rule, kernel=kernel)[0])
+  return outs

@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,43 +17,49 @@ from kvjax.caches.codecs import Int8
 from kvjax.decoding.cache import Cache, init_cache
 from kvjax.decoding.generate import generate
 from kvjax.decoding.steps import decode_step, prefill
-from kvjax.kernels import available
+from kvjax.kernels import KERNELS, available
+from kvjax.kernels.mosaic_gpu import DTYPES
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.forward import forward
 from kvjax.models.mlp import MLP
 
 ROOM = 256  # slots beyond the context, for the tokens that are timed
-TOLERANCE = {'float32': 1e-4, 'int8': 5e-2}
+SLOTS = 64  # of which every kernel reads a multiple
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 5e-2, 'int8': 5e-2}
 
 
-def build(shape: Mapping[str, int]) -> tuple[ModelConfig, dict[str, Any]]:
+def build(shape: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
   """Returns a GQA decoder and random parameters."""
   width = shape['key_width']
   attention = Grouped(
-    shape['num_heads'], shape['num_kv_heads'], width, rotary=Rotary(width)
+      shape['num_heads'], shape['num_kv_heads'], width, rotary=Rotary(width)
   )
   layer = Layer(attention, MLP(shape['hidden']))
   layers = (layer,) * shape['layers']
-  config = ModelConfig(shape['vocab_size'], shape['width'], layers)
+  config = ModelConfig(
+      shape['vocab_size'], shape['width'], layers, dtype=shape['dtype']
+  )
   return config, init_params(config, jax.random.key(0))
 
 
 def step(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  batch: int,
-  context: int,
-  repeats: int,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    batch: int,
+    context: int,
+    repeats: int,
+    kernels: Sequence[str] = KERNELS,
+    room: int = ROOM,
 ) -> dict[str, Any]:
   """Returns results of one decode step after a context of random streams."""
   streams = [_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
   runners, want = {}, None
-  for name, kernel, codec in _ours():
-    cache = _filled(config, batch, context, streams, codec)
+  for name, kernel, codec in _ours(config, kernels):
+    cache = _filled(config, batch, context, streams, codec, room)
     size = _weights(params) + _read(cache, context)
-    dtype = 'int8' if codec else 'float32'
+    dtype = 'int8' if codec else config.dtype
     call = _step_calls(config, params, cache, token, kernel)
     found = call()
     want = found if want is None else want
@@ -63,14 +69,16 @@ def step(
     model = peers.torch_model(config, params)
     size = next(iter(runners.values())).bytes
     for kind in ('static', 'dynamic'):
-      call = peers.torch_decode(model, kind, streams, token, context + ROOM)
+      call = peers.torch_decode(model, kind, streams, token, context + room)
       error = clock.difference(call(), want)
-      runners[f'transformers {kind}'] = Runner(call, size, '', error)
+      runners[f'transformers {kind}'] = Runner(
+          call, size, '', error, TOLERANCE[config.dtype]
+      )
   return clock.race(runners, repeats)
 
 
 def prompt(
-  config: ModelConfig, params: Mapping[str, Any], tokens: int, repeats: int
+    config: ModelConfig, params: Mapping[str, Any], tokens: int, repeats: int
 ) -> dict[str, Any]:
   """Returns results of a prefill of one row, and of the uncached forward."""
   ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens))
@@ -83,8 +91,8 @@ def prompt(
     return jax.block_until_ready(logits)
 
   calls = {
-    'kvjax': ours,
-    'kvjax uncached': lambda: np.asarray(plain(params, given)),
+      'kvjax': ours,
+      'kvjax uncached': lambda: np.asarray(plain(params, given)),
   }
   if not peers.absent():
     torch: Any = importlib.import_module('torch')
@@ -100,45 +108,53 @@ def prompt(
   want = np.asarray(calls['kvjax uncached']())
   size = _weights(params)
   runners = {
-    name: Runner(
-      call,
-      size,
-      'blockwise' if 'kvjax' in name else '',
-      clock.difference(call(), want),
-      1e-3,
-    )
-    for name, call in calls.items()
+      name: Runner(
+          call,
+          size,
+          'blockwise' if 'kvjax' in name else '',
+          clock.difference(call(), want),
+          1e-3,
+      )
+      for name, call in calls.items()
   }
   return clock.race(runners, repeats)
 
 
 def tokens(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  batch: int,
-  context: int,
-  count: int,
-  repeats: int,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    batch: int,
+    context: int,
+    count: int,
+    repeats: int,
+    kernel: str | None = None,
 ) -> dict[str, Any]:
   """Returns results of generating N tokens, and of N times one step."""
   streams = [_streams(config, batch, context, i) for i in _layers(config)]
   logits = jnp.zeros((batch, config.vocab_size)).at[:, 1].set(1.0)
-  kernel = 'blockwise' if available()['ffi'] else 'ffi'
+  ran = kernel or ('blockwise' if available()['ffi'] else 'ffi')
   cache = _filled(config, batch, context, streams, None, count)
   size = count * (_weights(params) + _read(cache, context))
 
   def whole():
     out, _ = generate(
-      config, params, cache, logits, count, donate=False, block=count
+        config,
+        params,
+        cache,
+        logits,
+        count,
+        donate=False,
+        block=count,
+        kernel=kernel,
     )
     return jax.block_until_ready(out)
 
   token = jnp.ones((batch,), jnp.int32)
   again = _filled(config, batch, context, streams, None, count * (repeats + 2))
-  one = _step_calls(config, params, again, token, None)
+  one = _step_calls(config, params, again, token, kernel)
   runners = {
-    'generate': Runner(whole, size, kernel),
-    'steps': Runner(lambda: [one() for _ in range(count)], size, kernel),
+      'generate': Runner(whole, size, ran),
+      'steps': Runner(lambda: [one() for _ in range(count)], size, ran),
   }
   return clock.race(runners, repeats)
 
@@ -147,10 +163,16 @@ def _layers(config: ModelConfig) -> range:
   return range(len(config.layers))
 
 
-def _ours() -> Iterator[tuple[str, str, Any]]:
+def _ours(
+    config: ModelConfig, kernels: Sequence[str]
+) -> Iterator[tuple[str, str, Any]]:
   for kernel, reason in available().items():
-    if not reason:
+    narrow = config.dtype in DTYPES
+    if reason or kernel not in kernels:
+      continue
+    if kernel != 'mosaic_gpu' or narrow:
       yield f'kvjax {kernel}', kernel, None
+    if kernel != 'mosaic_gpu':
       yield f'kvjax {kernel} int8', kernel, Int8()
 
 
@@ -164,21 +186,22 @@ def _streams(config, batch, context, index):
 
 def _filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
   """Returns a cache whose slots hold the given streams."""
-  cache: Any = init_cache(config, batch, context + room, codec=codec)
+  capacity = -(-(context + room) // SLOTS) * SLOTS
+  cache: Any = init_cache(config, batch, capacity, codec=codec)
   slots = jnp.arange(context, dtype=jnp.int32)[None, :]
   slots = jnp.broadcast_to(slots, (batch, context))
   book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)
   stores = []
   for store, memory, layer in zip(
-    cache.stores, cache.layout.memories, streams, strict=True
+      cache.stores, cache.layout.memories, streams, strict=True
   ):
     assert memory is not None
     new = memory.encode({n: jnp.asarray(x) for n, x in layer.items()})
     stores.append(memory.kind.write(store, new, slots[:, None]))
   return cache.replace(
-    length=jnp.full((batch,), context, jnp.int32),
-    books=(book[0],),
-    stores=tuple(stores),
+      length=jnp.full((batch,), context, jnp.int32),
+      books=(book[0],),
+      stores=tuple(stores),
   )
 
 

@@ -65,6 +65,9 @@ def _attend(
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one pass over one block of slots."""
   call, loops = reading.call, reading.loops(slots)
+  if call.kernel == 'mosaic_gpu':
+    yield 'kernel', list(reading.partials())
+    return
   block, rows = reading.block(slots), call.tokens * reading.heads.size
   scored = *call.asked, reading.heads, Dim('block', block)
   scores = Term('scores of one block', scored, FLOAT)
@@ -81,6 +84,9 @@ def _attend(
       dims = *call.lead, *reading.value
       beside.append(Term('output of old slots', dims, FLOAT))
   keys, values = list(reading.keys(slots, stored)), reading.values(slots)
+  if call.backend == 'gpu' and reading.plain and _one_row(reading):
+    # XLA:GPU multiplies one row with what it selects in one pass, more in two.
+    values = _times(values, 0)
   products = 2 if reading.absorb else 1
   # Pages are gathered for the keys, and in a loop only then for the values,
   # unless both are decoded of the same.
@@ -105,6 +111,11 @@ def _attend(
 def _in_pieces(reading: Reading, rows: int, block: int) -> bool:
   heads = reading.heads if reading.expands else reading.stored_heads
   return rows // heads.size <= FEW and block % SPLIT == 0 and block > SPLIT
+
+
+def _one_row(reading: Reading) -> bool:
+  heads = getattr(reading.variant, 'num_kv_heads', 1)
+  return reading.heads.size * reading.call.tokens == heads
 
 
 def _stacked(reading: Reading) -> Term:

@@ -99,6 +99,7 @@ def plan(
     source_length: int | None = None,
     mesh: Any = None,
     backend: str | None = None,
+    kernel: str | None = None,
     donate: bool = True,
 ) -> MemoryPlan:
   """Returns what decoding occupies, before anything is allocated or traced.
@@ -118,6 +119,8 @@ def plan(
       the plan is then that of one device (`kvjax.memory.shards`).
     backend: 'cpu', 'gpu' or 'tpu', for which attention differs in what it
       reads at once; None for the default one.
+    kernel: 'mosaic_gpu' for what that one needs; None, or another, for the
+      block loop, which needs most.
     donate: the step is given the cache's buffers; otherwise a second cache is
       alive beside the first.
 
@@ -159,7 +162,14 @@ def plan(
   cut = shards(mesh)
   held = [*param_lines(config, size, cut), *cache_lines(spec, cut)]
   step = step_lines(
-      config, spec, batch_size, new_tokens_per_step, size, cut, backend
+      config,
+      spec,
+      batch_size,
+      new_tokens_per_step,
+      size,
+      cut,
+      backend,
+      kernel,
   )
   copies = [] if donate else [_copies(held)]
   return _summed(

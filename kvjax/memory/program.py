@@ -1,5 +1,7 @@
 """The program of one call, compiled from shapes alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -19,25 +21,35 @@ def compile_call(
     new_tokens_per_step: int = 1,
     cache: Kind | None = None,
     codec: Codec | None = None,
+    kernel: str = 'blockwise',
+    sharding: Any = None,
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.
 
-  Arguments as in `plan`, whose figures this is held against.
-  """
+  Sizes, `cache` and `codec` as in `plan`, whose figures this is held against.
 
+  Args:
+    kernel: that attends.
+    sharding: of every argument; None for the default device. That of a device
+      which is only described compiles for it ahead of time, inside
+      `kvjax.kernels.targeting`.
+  """
   one = new_tokens_per_step == 1
 
   def call(params, cache, tokens):
     run = decode_step if one else prefill
-    return run(config, params, cache, tokens, kernel='blockwise')
+    return run(config, params, cache, tokens, kernel=kernel)
 
   empty = jax.eval_shape(
-      lambda: init_cache(
-          config, batch_size, capacity, kinds=cache, codec=codec
-      )
+      lambda: init_cache(config, batch_size, capacity, kinds=cache, codec=codec)
   )
   params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   shape = (batch_size,) if one else (batch_size, new_tokens_per_step)
   tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-  jitted = jax.jit(call, donate_argnames='cache')
-  return jitted.lower(params, empty, tokens).compile()
+  given = params, empty, tokens
+  if sharding is not None:
+    given = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        given,
+    )
+  return jax.jit(call, donate_argnames='cache').lower(*given).compile()

@@ -12,6 +12,8 @@ import numpy as np
 from kvjax.attention.cached import Memory
 from kvjax.caches.codecs import Plain
 from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
+from kvjax.kernels.tiling import BLOCK as TILE
+from kvjax.kernels.tiling import ROWS, choose_splits
 from kvjax.memory.lines import Dim, Term
 
 FLOAT = 4  # bytes of what is accumulated in float32
@@ -26,6 +28,7 @@ class Call:
   tokens: int
   size: int  # bytes of an activation
   backend: str
+  kernel: str | None = None  # that attends, where it is not the block loop
 
   @property
   def rows(self) -> Dim:
@@ -165,3 +168,17 @@ class Reading:
     wide = self.call.backend == 'cpu' or not self.plain
     size = FLOAT if wide else np.dtype(self.memory.dtype).itemsize
     return Term(f'{name} of one block', dims, size)
+
+  def partials(self) -> tuple[Term, Term]:
+    """Returns what `flash_decode` is given and gives: blocks stay inside."""
+    call, heads = self.call, self._kv.size
+    rows = -(-self.heads.size // heads * call.tokens // 8) * 8
+    blocks = self.memory.kind.row_slots // TILE
+    splits = Dim('splits', choose_splits(call.batch * heads, blocks))
+    lead = call.rows, self._kv
+    tile = *lead, Dim('tile', ROWS), self.query[1]
+    outs = splits, *lead, Dim('rows', rows), self.value[1]
+    return (
+        Term(f'{QUERY}, in tiles', tile, call.size),
+        Term('outputs of each split', outs, FLOAT),
+    )

@@ -36,6 +36,7 @@ def step_lines(
     size: int,
     shards: Shards = WHOLE,
     backend: str | None = None,
+    kernel: str | None = None,
 ) -> Iterator[Line]:
   """Yields the lines of the fullest moment, then what lives at another.
 
@@ -47,10 +48,11 @@ def step_lines(
     size: bytes of an activation.
     shards: of a mesh.
     backend: 'cpu', 'gpu' or 'tpu'; None for the default one.
+    kernel: that attends, as in `plan`.
   """
   result = _result(config, batch)
   yield dataclasses.replace(result, name=LOGITS).line('step', shards)
-  found = moments(config, spec, batch, tokens, size, backend)
+  found = moments(config, spec, batch, tokens, size, backend, kernel)
   parted = {name: _beside(found[name], result, shards) for name in found}
   fullest = max(parted, key=lambda name: _size(parted[name][0], shards))
   alive, lodged = parted[fullest]
@@ -72,11 +74,12 @@ def moments(
     tokens: int,
     size: int,
     backend: str | None = None,
+    kernel: str | None = None,
 ) -> dict[str, list[Term]]:
   """Returns what is alive at each moment of a call, of its fullest layer."""
   # A kind that evicts takes a long call piece by piece.
   piece = min(tokens, spec.layout.chunk or tokens)
-  call = Call(batch, piece, size, backend or target())
+  call = Call(batch, piece, size, backend or target(), kernel)
   readings = [
       Reading(layer.attention, _memory(config, spec, index), call)
       for index, layer in enumerate(config.layers)

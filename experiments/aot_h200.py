@@ -1,0 +1,85 @@
+"""What does XLA make of decode steps for an H200, asked without one?
+
+  make aot-h200 TARGET=h200.txtpb              minutes, on two cores, no GPU
+  python -m experiments.aot_h200 --target=h200.txtpb --layers=2
+
+The target is a description of the card in text, a GpuTargetConfigProto: dumped
+on such a machine (`experiments.gpu_session` does), or XLA's own
+xla/backends/gpu/target_config/specs/h200.txtpb. It needs the wheels of the
+CUDA compiler, which it names where they are missing, and no GPU.
+
+Expected, and held: alias bytes are the cache's; arguments and outputs are the
+plan's; peak within 1 % of the plan's; no transpose of a cache-sized array; with
+`mosaic_gpu` no cache-sized array at all beside the cache, and no spills. Exit
+status 1 where one of these fails. It says nothing of speed: no GPU runs.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from experiments import launch
+from kvjax import kernels
+from kvjax.benchmark import ahead, for_hopper
+from kvjax.checkpoints.load import load_config
+from kvjax.report.blocks import Table, Text
+from kvjax.report.writer import follow, start
+
+_TARGET = flags.DEFINE_string('target', None, 'Description of the GPU.')
+_LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of a step.', lower_bound=1)
+_MODEL = flags.DEFINE_string('model', 'llama-3-8b', 'Published config.')
+_WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
+
+
+SHOWN = (
+    'variant', 'kernel', 'batch_size', 'capacity', 'groups', 'tokens', 'width',
+    'dtype', 'registers', 'spills', 'temporaries', 'alias', 'ratio', 'failed',
+)  # fmt: skip
+
+
+def table(title: str, records: list[dict[str, Any]]) -> Table:
+  """Returns what matters of the records; the JSON lines have the rest."""
+  names = [name for name in SHOWN if name in records[0]]
+  rows = [
+      [x if isinstance(x, int | float) else str(x) for x in map(r.get, names)]
+      for r in records
+  ]
+  return Table(title, names, rows)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  with launch.door():
+    if not _TARGET.value:
+      raise ValueError(
+          'target is not given: --target=FILE names a description of the GPU '
+          '(a GpuTargetConfigProto in text).'
+      )
+    jax.config.update('jax_platforms', 'cpu')
+    sharding = ahead.device(_TARGET.value)
+    whole = load_config(_MODEL.value)
+  few = dataclasses.replace(whole, layers=whole.layers[: _LAYERS.value])
+  steps = functools.partial(for_hopper.steps, few)
+  run = {'command': launch.command(), 'a_gpu_ran': False}
+  run |= ahead.name_of(_TARGET.value)
+  writer = start(_WORKDIR.value, 'aot_h200', 'Compiled for an H200', run)
+  failed: list[str] = []
+  with kernels.targeting('gpu'), ahead.assembler() as reports:
+    for title, make, count in (
+        ('Kernels', for_hopper.alone, len(for_hopper.KERNELS)),
+        ('Decode steps', steps, len(for_hopper.STEPS)),
+    ):
+      found = map(writer.record, make(sharding, reports))
+      records = list(follow(title, found, count))
+      writer = writer.show(table(title, records))
+      failed += [f'{title}: {name}' for r in records for name in r['failed']]
+  writer = writer.show(Text('; '.join(failed) or 'All held. No GPU ran.'))
+  print(f'Report: {writer.save()}')
+  raise SystemExit(1 if failed else 0)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=launch.parse)

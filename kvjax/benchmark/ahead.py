@@ -1,0 +1,158 @@
+"""Programs compiled ahead of time for a GPU that is not here.
+
+XLA compiles for a CUDA device of which it has a description in text, a
+`stream_executor.GpuTargetConfigProto`. What comes back is the scheduled
+program, its memory, and of Mosaic kernels what ptxas says: structure, never
+speed, and without a device nothing is tuned.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import math
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+PLUGINS = 'jax_cuda13_plugin', 'jax_cuda12_plugin'
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = \w+\[([\d,]*)\]\S* (\S+)\(')
+_SCOPE = re.compile(r'op_name="([^"]*)"')
+_REGISTERS = re.compile(r'Used (\d+) registers')
+_SPILLS = re.compile(r'(\d+) bytes spill stores, (\d+) bytes spill loads')
+
+
+def device(path: str | pathlib.Path) -> NamedSharding:
+  """Returns the sharding of one described GPU, to be given to every argument.
+
+  Args:
+    path: of the description.
+
+  Raises:
+    ValueError: the compiler for CUDA is not installed, or does not read it.
+    OSError: there is no such file.
+  """
+  text = pathlib.Path(path).read_text('utf-8')
+  if not any(importlib.util.find_spec(name) for name in PLUGINS):
+    raise ValueError(
+        'no compiler for CUDA: pip install --no-deps '
+        f'jax-cuda13-pjrt=={jax.__version__} '
+        f'jax-cuda13-plugin=={jax.__version__} nvidia-cuda-nvcc nvidia-nvvm '
+        'nvidia-cuda-runtime nvidia-nvjitlink nvidia-cuda-nvrtc '
+        'nvidia-cuda-cupti'
+    )
+  try:
+    found = topologies.get_topology_desc(
+        platform='cuda', target_config=text, topology='1x1x1'
+    )
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(
+        f'{path} is no description that JAX {jax.__version__} reads: {reason} '
+        'Give one dumped by this version, or delete the fields that XLA names '
+        'above.'
+    ) from None
+  mesh = topologies.make_mesh(found, (1,), ('device',))
+  return NamedSharding(mesh, PartitionSpec())
+
+
+@contextlib.contextmanager
+def assembler() -> Iterator[Callable[[], dict[str, int]]]:
+  """Yields a function that sums up ptxas's reports since it was called last.
+
+  `{'kernels', 'registers', 'spills'}`: how many, the most registers, and bytes
+  spilled by all.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    names = {'MOSAIC_GPU_DUMP_PTXAS': '1', 'MOSAIC_GPU_DUMP_TO': folder}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+
+    def reports() -> dict[str, int]:
+      found = sorted(pathlib.Path(folder).glob('*.ptxas'))
+      texts = [path.read_text() for path in found]
+      for path in found:
+        path.unlink()
+      return _summed(texts)
+
+    try:
+      yield reports
+    finally:
+      for name, value in before.items():
+        os.environ.pop(name)
+        if value is not None:
+          os.environ[name] = value
+
+
+def _summed(texts: list[str]) -> dict[str, int]:
+  registers = [int(x) for text in texts for x in _REGISTERS.findall(text)]
+  spills = [x for text in texts for x in _SPILLS.findall(text)]
+  return {
+      'kernels': len(registers),
+      'registers': max(registers, default=0),
+      'spills': sum(int(store) + int(load) for store, load in spills),
+  }
+
+
+def moved(compiled: jax.stages.Compiled, elements: int) -> list[str]:
+  """Returns what writes so many elements anew, but for writes of the cache.
+
+  A fusion that updates a cache's leaf has the leaf's size as well and writes
+  a few rows of it, where it lies: kvjax names its scope `cache`, and memory
+  without room for a copy proves it.
+
+  Args:
+    compiled: of a decode step.
+    elements: of the smallest leaf of streams.
+
+  Returns:
+    `opcode scope` of each instruction of the scheduled program.
+  """
+  text = compiled.as_text() or ''
+  found = []
+  for line in text[text.index('ENTRY') :].splitlines():
+    match = _INSTRUCTION.match(line)
+    if not match or match[3] in ('parameter', 'bitcast', 'get-tuple-element'):
+      continue
+    size = math.prod(int(n) for n in match[2].split(',') if n)
+    scope = _SCOPE.search(line)
+    where = scope[1] if scope else ''
+    if size >= elements and '/cache/' not in where:
+      found.append(f'{match[3]} {where}')
+  return found
+
+
+def kernel_calls(compiled: jax.stages.Compiled) -> int:
+  """Returns how many Mosaic kernels a program calls."""
+  return (compiled.as_text() or '').count('custom_call_target="mosaic_gpu')
+
+
+class LeafSize(NamedTuple):
+  """Elements and bytes of one leaf."""
+
+  size: int
+  nbytes: int
+
+
+def leaf_sizes(cache: Any) -> tuple[LeafSize, LeafSize]:
+  """Returns the sizes of the smallest and the largest stream of the stores."""
+  sizes = [
+      LeafSize(x.size, x.size * np.dtype(x.dtype).itemsize)
+      for x in jax.tree.leaves(cache.stores)
+  ]
+  return min(sizes), max(sizes)
+
+
+def name_of(path: str | pathlib.Path) -> dict[str, str]:
+  """Returns the device that a description names, and the file's digest."""
+  text = pathlib.Path(path).read_text('utf-8')
+  named = re.search(r'device_description_str: "([^"]*)"', text)
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  return {'target': named[1] if named else '', 'target_sha256': digest}
