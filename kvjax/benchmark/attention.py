@@ -119,7 +119,7 @@ def _theirs(
 ) -> Iterator[tuple[str, Runner]]:
   if case.dtype == 'int8':
     return
-  given = [
+  given: list[Any] = [
       (q, *(x[:, :, : case.filled].astype(case.dtype) for x in (k, v)))
       for q, k, v in drawn
   ]
@@ -129,7 +129,7 @@ def _theirs(
   yield 'jax.nn', _checked(case, drawn, ready, '', together)
   if 'torch' not in peers.absent():
     calls = [
-        [peers.torch_attention(*each, case.dtype) for each in part]
+        [peers.torch_attention(q, k, v, case.dtype) for q, k, v in part]
         for part in parts
     ]
     ready = [
