@@ -29,7 +29,8 @@ STEPS = (  # variant, kernel, batch, capacity
     ('mha', 'blockwise', 8, 4096),
     ('mla', 'blockwise', 8, 4096),
 )
-KERNELS: tuple[Any, ...] = (  # groups, tokens, key width, value width, dtype, rule, softcap
+# Groups, tokens, key width, value width, dtype, rule, softcap.
+KERNELS: tuple[Any, ...] = (
     (4, 1, 128, 128, 'bfloat16', {}, None),
     (8, 4, 128, 128, 'bfloat16', {}, None),
     (1, 1, 64, 64, 'float16', {}, None),
