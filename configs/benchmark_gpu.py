@@ -1,12 +1,10 @@
 """How close to the speed of memory does kvjax decode on a Hopper GPU?
 
   python -m experiments.benchmark --config=configs/benchmark_gpu.py
-  python -m experiments.benchmark --config=configs/benchmark_gpu.py:session
   python -m experiments.benchmark --config=configs/benchmark_gpu.py:tiny
 
 `tiny` runs on a CPU, the kernel interpreted, in half a minute. Nothing of this
-has run on a GPU yet, so no wall time is known. `session` is what
-experiments.gpu_session runs.
+has run on a GPU yet, so no wall time is known.
 
 Expected, bfloat16, 8 kv heads, G = 4, H = 128, cold L2, on an H200: at least
 4.2 TB/s at 8 rows of 32k, 4.0 at 16k, 3.3 at 4k; at most 40, 14 and 10 us at
@@ -41,13 +39,12 @@ TINY = {
 }
 SETTINGS = {
     'default': {},
-    'session': {'repeats': 5, 'steps': ((1, 2048),), 'prompts': ()},
-    'tiny': TINY,
+      'tiny': TINY,
 }
 
 
 def get_config(setting: str = 'default') -> ConfigDict:
-  """Returns the setting 'default', 'session' (what matters) or 'tiny'."""
+  """Returns the setting 'default' or 'tiny'."""
   config = ConfigDict(
       {
           'repeats': 9,

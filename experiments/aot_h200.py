@@ -4,7 +4,7 @@
   python -m experiments.aot_h200 --target=h200.txtpb --layers=2
 
 The target is a description of the card in text, a GpuTargetConfigProto: dumped
-on such a machine (`experiments.gpu_session` does), or XLA's own
+on such a machine, or XLA's own
 xla/backends/gpu/target_config/specs/h200.txtpb. It needs the wheels of the
 CUDA compiler, which it names where they are missing, and no GPU.
 

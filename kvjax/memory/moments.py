@@ -36,7 +36,10 @@ def layer_moments(
   yield 'project', [hidden, query, before, *reading.new()]
   # A parallel layer's MLP reads what its attention read.
   kept = both if layer.parallel else hidden
-  for old, slots in enumerate(reading.segments):
+  if call.kernel == 'mosaic_gpu':
+    yield 'kernel', [kept, *reading.partials()]
+  segments = () if call.kernel == 'mosaic_gpu' else reading.segments
+  for old, slots in enumerate(segments):
     for name, terms in _attend(reading, slots, stored=not old):
       yield name, [kept, *terms]
   run = _experts if hasattr(layer.mlp, 'num_experts') else _mlp
@@ -65,9 +68,6 @@ def _attend(
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one pass over one block of slots."""
   call, loops = reading.call, reading.loops(slots)
-  if call.kernel == 'mosaic_gpu':
-    yield 'kernel', list(reading.partials())
-    return
   block, rows = reading.block(slots), call.tokens * reading.heads.size
   scored = *call.asked, reading.heads, Dim('block', block)
   scores = Term('scores of one block', scored, FLOAT)
