@@ -152,25 +152,12 @@ def plan(
       codec=codec,
       source_length=source_length,
   )
-  limit = spec.layout.limit
-  if limit is not None and new_tokens_per_step > limit:
-    raise ValueError(
-        f'new_tokens_per_step={new_tokens_per_step} do not fit a cache of '
-        f'{limit} tokens a row. Raise the capacity or feed fewer at once.'
-    )
+  _check_room(spec, new_tokens_per_step)
   size = jnp.dtype(param_dtype or config.dtype).itemsize
   cut = shards(mesh)
   held = [*param_lines(config, size, cut), *cache_lines(spec, cut)]
-  step = step_lines(
-      config,
-      spec,
-      batch_size,
-      new_tokens_per_step,
-      size,
-      cut,
-      backend,
-      kernel,
-  )
+  rows = batch_size, new_tokens_per_step
+  step = step_lines(config, spec, *rows, size, cut, backend, kernel)
   copies = [] if donate else [_copies(held)]
   return _summed(
       config, spec, batch_size, capacity, size, cut, (*held, *step, *copies)
@@ -181,6 +168,15 @@ def _check_backend(backend: str | None) -> None:
   if backend not in (None, *PLATFORMS):
     known = ', '.join(PLATFORMS)
     raise ValueError(f'backend={backend!r} is unknown; known: {known}.')
+
+
+def _check_room(spec: Cache, tokens: int) -> None:
+  limit = spec.layout.limit
+  if limit is not None and tokens > limit:
+    raise ValueError(
+        f'new_tokens_per_step={tokens} do not fit a cache of {limit} tokens a '
+        'row. Raise the capacity or feed fewer at once.'
+    )
 
 
 def _summed(
