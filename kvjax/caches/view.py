@@ -136,10 +136,11 @@ def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:
 
 
 def _slicer(leaf: jax.Array) -> Callable[[Any, int], jax.Array]:
-  if leaf.dtype != jnp.bfloat16 or target() != 'cpu':
+  narrow = leaf.dtype == jnp.bfloat16 and target() == 'cpu'
+  if not narrow or jax.__version_info__ >= (0, 11):
     return lambda start, size: _slice(leaf, start, size)
-  # XLA:CPU turns a bfloat16 slice into a float32 copy of the whole leaf, made
-  # outside the loop; it leaves a slice of the same bits as integers alone.
+  # That XLA:CPU turns a bfloat16 slice into a float32 copy of the whole leaf,
+  # made outside the loop; it leaves a slice of the same bits as integers alone.
   bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16)
 
   def widen(start, size):

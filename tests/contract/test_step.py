@@ -54,6 +54,7 @@ class Step:
   codec: kvjax.Codec | None
   batch: int
   attention: kvjax.Grouped | kvjax.Latent
+  dtype: str = 'float32'
 
   @functools.cached_property
   def config(self) -> kvjax.ModelConfig:
@@ -67,6 +68,7 @@ class Step:
         capacity,
         kinds=KINDS[self.kind](capacity),
         codec=self.codec,
+        dtype=self.dtype,
     )
 
   def compile(self, capacity: int) -> jax.stages.Compiled:
@@ -112,6 +114,11 @@ STEPS = [
     for kind in ('dense', 'paged', 'heavy_hitters_by_head')
     for suffix, codec in CODECS
 ]
+if jax.__version_info__ >= (0, 11):  # older ones: docs/design.md, known limits
+  STEPS += [
+      Step(f'{kind}_bfloat16_B2', kind, None, 2, grouped(3), 'bfloat16')
+      for kind in ('dense', 'sinks', 'paged', 'last_query')
+  ]
 
 
 def nbytes(tree) -> int:

@@ -182,7 +182,7 @@ STEPS: tuple[Mutant, ...] = (
   fault(
     'nan_row_not_marked',
     'decoding/advance',
-    'jnp.where(lost, jnp.nan, x)',
+    'jnp.where(lost[:, None, None], jnp.nan, x)',
     'x',
     'facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
   ),

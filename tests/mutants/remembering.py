@@ -43,9 +43,9 @@ KINDS: tuple[Mutant, ...] = (
   ),
   fault(
     'one_token_too_many',
-    'caches/kind',
-    'length + count <= self.limit',
-    'length + count <= self.limit + 1',
+    'decoding/advance',
+    '(cache.length + count <= cache.layout.limit)',
+    '(cache.length + count <= cache.layout.limit + 1)',
     'facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
   ),
   fault(
