@@ -83,7 +83,7 @@ class Paged(Kind):
     )
 
   def admits(self, book, length, count):
-    room = (length + count <= self.limit) | (count == 0)
+    room = (length + count <= self.size) | (count == 0)
     need = jnp.where(room, self._pages(length + count) - self._pages(length), 0)
     # Fewest pages first, so that no row that is refused counts for another.
     order = jnp.argsort(need, stable=True)

@@ -171,11 +171,11 @@ class Reading:
 
   def partials(self) -> tuple[Term, Term]:
     """Returns what `flash_decode` is given and gives: blocks stay inside."""
-    call, heads = self.call, self._kv.size
+    call, heads = self.call, self.stored_heads.size
     rows = -(-self.heads.size // heads * call.tokens // 8) * 8
     blocks = self.memory.kind.row_slots // TILE
     splits = Dim('splits', choose_splits(call.batch * heads, blocks))
-    lead = call.rows, self._kv
+    lead = call.rows, self.stored_heads
     tile = *lead, Dim('tile', ROWS), self.query[1]
     outs = splits, *lead, Dim('rows', rows), self.value[1]
     return (
