@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
-import jax
 import pytest
 
-from configs import benchmark_gpu
-from experiments import benchmark
-from kvjax.benchmark import ahead, for_hopper, peers
-from kvjax.report.writer import start
+from experiments import launch
+from kvjax.benchmark import ahead, for_hopper
 
 PTXAS = """ptxas info    : Function properties for a
     0 bytes stack frame, {store} bytes spill stores, {load} bytes spill loads
@@ -34,13 +33,15 @@ class Compiled:
     return STEP
 
 
-def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setattr(peers, 'absent', lambda: list(peers.MODULES))
-  config = benchmark_gpu.get_config('tiny')
-  with jax.numpy_dtype_promotion('standard'):  # which jax.nn itself needs
-    benchmark.measure(config, start(tmp_path, 'benchmark', 'Tiny', {}))
+def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path):
+  command = [sys.executable, '-m', 'experiments.benchmark']
+  config = f'--config={launch.ROOT}/configs/benchmark_gpu.py:tiny'
+  subprocess.run(
+    [*command, config, f'--workdir={tmp_path}'],
+    check=True,
+    cwd=launch.ROOT,
+    timeout=300,
+  )
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   for record in ('attention', 'step'):

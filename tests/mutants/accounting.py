@@ -24,6 +24,13 @@ LIVENESS: tuple[Mutant, ...] = (
     'missing = False',
     'liveness/budget_test.py',
   ),
+  fault(
+    'a_higher_maximum_rescales_nothing',
+    'liveness/running',
+    'jnp.exp(before - safe)',
+    'jnp.ones_like(safe)',
+    'liveness/derive_test.py::DeriveTest::test_equals_the_uncached_program_fixed_queries_named',
+  ),
 )
 
 MEMORY: tuple[Mutant, ...] = (
