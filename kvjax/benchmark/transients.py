@@ -30,26 +30,21 @@ class Case:
 
   def compile(self) -> jax.stages.Compiled:
     """Compiles a decode step, or a prefill of several tokens, donated."""
-    return compile_call(
-        self.config,
-        batch_size=self.batch,
-        capacity=self.capacity,
-        new_tokens_per_step=self.tokens,
-        cache=self.kind,
-        codec=self.codec,
-    )
+    return compile_call(self.config, **self._call)
 
   def plan(self) -> MemoryPlan:
     """Returns the plan of the same call."""
-    return plan(
-        self.config,
-        batch_size=self.batch,
-        capacity=self.capacity,
-        new_tokens_per_step=self.tokens,
-        cache=self.kind,
-        codec=self.codec,
-        backend='cpu',
-    )
+    return plan(self.config, **self._call, backend='cpu')
+
+  @property
+  def _call(self) -> dict[str, Any]:
+    return {
+        'batch_size': self.batch,
+        'capacity': self.capacity,
+        'new_tokens_per_step': self.tokens,
+        'cache': self.kind,
+        'codec': self.codec,
+    }
 
   def __str__(self) -> str:
     attention = self.config.layers[0].attention

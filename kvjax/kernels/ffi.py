@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.view import Streams, View
-from kvjax.caches.visibility import Visibility
 from kvjax.kernels import blockwise, library
 from kvjax.kernels.scoring import Scoring
+from kvjax.kernels.stored import refuses_stored
 
 TARGET = 'kvjax_decode'
 MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
@@ -40,15 +40,10 @@ def missing() -> str:
 def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
   """Returns why this kernel cannot serve a view; '' if it can."""
   rows = max(q.shape[2] * q.shape[3] for q in queries.values())
-  if rows > MAX_ROWS:
-    return f'{rows} query rows a kv head; it serves at most {MAX_ROWS}'
-  if scoring.bias is not None:
-    return 'scores have an additive bias'
-  if type(scoring.visibility) is not Visibility:
-    # The C++ knows the rule's fields; it cannot know another rule's `sees`.
-    return f'{type(scoring.visibility).__name__} is a rule of its own'
-  if view.stored is None:
-    return 'the view does not read whole leaves as they are stored'
+  reason = refuses_stored(rows, MAX_ROWS, view, scoring)
+  if reason:
+    return reason
+  assert view.stored is not None
   for name in [*queries, scoring.value]:
     stream = view.stored[name]
     if stream is None or stream.codes.dtype.name not in CODES:

@@ -15,6 +15,7 @@ from kvjax.caches.view import Streams, View
 from kvjax.caches.visibility import Visibility
 from kvjax.kernels import blockwise, interpreter
 from kvjax.kernels.scoring import Scoring
+from kvjax.kernels.stored import refuses_stored
 from kvjax.kernels.tiling import (
     BLOCK,
     LANES,
@@ -43,16 +44,8 @@ def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
   if list(queries) != ['key']:
     return f'scores add up {", ".join(queries)}; it reads one stream of keys'
   groups, tokens = queries['key'].shape[2:4]
-  if groups * tokens > ROWS:
-    return f'{groups * tokens} query rows a kv head; it serves at most {ROWS}'
-  if scoring.bias is not None:
-    return 'scores have an additive bias'
-  if type(scoring.visibility) is not Visibility:
-    # Another rule's `sees` may use what no GPU program can.
-    return f'{type(scoring.visibility).__name__} is a rule of its own'
-  if view.stored is None:
-    return 'the view does not read whole leaves as they are stored'
-  return _refuses_streams(view, scoring)
+  reason = refuses_stored(groups * tokens, ROWS, view, scoring)
+  return reason or _refuses_streams(view, scoring)
 
 
 def _refuses_streams(view: View, scoring: Scoring) -> str:

@@ -2,13 +2,11 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 
-from experiments import launch
 from kvjax.benchmark import ahead, for_hopper
+from tests.experiments.commands import ROOT, run
 
 PTXAS = """ptxas info    : Function properties for a
     0 bytes stack frame, {store} bytes spill stores, {load} bytes spill loads
@@ -34,14 +32,9 @@ class Compiled:
 
 
 def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path):
-  command = [sys.executable, '-m', 'experiments.benchmark']
-  config = f'--config={launch.ROOT}/configs/benchmark_gpu.py:tiny'
-  subprocess.run(
-    [*command, config, f'--workdir={tmp_path}'],
-    check=True,
-    cwd=launch.ROOT,
-    timeout=300,
-  )
+  config = f'--config={ROOT}/configs/benchmark_gpu.py:tiny'
+  ended = run('benchmark', config, f'--workdir={tmp_path}')
+  assert ended.code == 0, ended.err
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   for record in ('attention', 'step'):

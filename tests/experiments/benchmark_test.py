@@ -1,14 +1,12 @@
 """The benchmark end to end in small, and what it must refuse to time."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from experiments import launch
 from kvjax.benchmark import attention, clock, findings
 from kvjax.kernels import available
+from tests.experiments.commands import ROOT, run
 
 
 def test_attention_is_checked_then_timed():
@@ -48,14 +46,9 @@ def test_two_runs_are_compared_row_by_row():
 
 
 def test_tiny_runs_end_to_end(tmp_path):
-  command = [sys.executable, '-m', 'experiments.benchmark']
-  config = f'--config={launch.ROOT}/configs/benchmark_cpu.py:tiny'
-  subprocess.run(
-    [*command, config, f'--workdir={tmp_path}'],
-    check=True,
-    cwd=launch.ROOT,
-    timeout=300,
-  )
+  config = f'--config={ROOT}/configs/benchmark_cpu.py:tiny'
+  ended = run('benchmark', config, f'--workdir={tmp_path}')
+  assert ended.code == 0, ended.err
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
   kinds = {json.loads(line)['record'] for line in lines}
   assert {'run', 'bandwidth', 'attention', 'step', 'generate'} <= kinds

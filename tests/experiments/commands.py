@@ -76,5 +76,5 @@ class Commands:
 def run(module: str, *flags: str) -> Ended:
   """Runs the command in an interpreter of its own."""
   process = start('-m', f'experiments.{module}', *flags)
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=300)
   return Ended(process.returncode, out, err)

@@ -1,0 +1,26 @@
+"""What kernels that read whole leaves where they lie have in common."""
+
+from kvjax.caches.view import View
+from kvjax.caches.visibility import Visibility
+from kvjax.kernels.scoring import Scoring
+
+
+def refuses_stored(rows: int, most: int, view: View, scoring: Scoring) -> str:
+  """Returns why such a kernel cannot serve a view; '' if it can.
+
+  Args:
+    rows: query rows of a kv head, G T.
+    most: rows that the kernel serves.
+    view: the slots.
+    scoring: how queries score them.
+  """
+  if rows > most:
+    return f'{rows} query rows a kv head; it serves at most {most}'
+  if scoring.bias is not None:
+    return 'scores have an additive bias'
+  if type(scoring.visibility) is not Visibility:
+    # A kernel knows the rule's fields; it cannot know another rule's `sees`.
+    return f'{type(scoring.visibility).__name__} is a rule of its own'
+  if view.stored is None:
+    return 'the view does not read whole leaves as they are stored'
+  return ''
