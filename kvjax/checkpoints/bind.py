@@ -1,6 +1,7 @@
 """Holds a table against the tensors of a checkpoint, before reading any."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from kvjax.checkpoints.table import NOTHING, Row, Sizes, by_place, size
 from kvjax.checkpoints.tensors import DTYPES, Stored
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
+
+ALIGNMENT = 64  # bytes; a CPU device copies what begins elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,29 +40,41 @@ class Leaf:
   tensors: tuple[Stored, ...]
 
   def read(self) -> np.ndarray:
-    """Returns the param in host memory, one tensor at a time.
+    """Returns the param in memory that a device on the host may take over.
 
     Raises:
       ValueError: the table gives it another shape than the model has.
     """
+    param = _allocate(self.shape, self.dtype)
     if not self.tensors:
-      return np.zeros(self.shape, self.dtype)
-    if not self.row.stacked:
-      return self._part(self.tensors[0], self.shape)
-    param = np.empty(self.shape, self.dtype)
+      param[...] = 0
     for index, tensor in enumerate(self.tensors):
-      param[index] = self._part(tensor, self.shape[1:])
+      self._fill(param[index] if self.row.stacked else param, tensor)
     return param
 
-  def _part(self, tensor: Stored, shape: tuple[int, ...]) -> np.ndarray:
-    part = self.row.read(tensor.read(), self.sizes)
-    if part.shape != shape:
+  def _fill(self, part: np.ndarray, tensor: Stored) -> None:
+    """Copies and converts a tensor; where rows stay rows, a few at a time."""
+    found, blocks = tensor.shape, tensor.blocks()
+    if self.row.how:
+      whole = self.row.read(tensor.read(), self.sizes)
+      found, blocks = whole.shape, [whole]
+    if found != part.shape:
       raise ValueError(
-          f'Tensor {tensor.name} becomes {list(part.shape)}; '
-          f'{self.place} is {list(shape)}.'
+          f'Tensor {tensor.name} becomes {list(found)}; '
+          f'{self.place} is {list(part.shape)}.'
       )
-    # Copied even if nothing changes: a param must not alias the file.
-    return np.array(part, self.dtype, order='C')
+    start = 0
+    for block in blocks:
+      part[start : start + len(block)] = block
+      start += len(block)
+
+
+def _allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """Returns memory on a boundary from which XLA's CPU device takes it over."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  room = np.empty(size + ALIGNMENT, np.uint8)
+  start = -room.ctypes.data % ALIGNMENT
+  return room[start : start + size].view(dtype).reshape(shape)
 
 
 def spec(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -90,9 +105,7 @@ def bind(
         for row, index in _rows(rows, place, letters)
     ]
     row, names = _present(family, tensors, candidates)
-    found = tuple(
-        _find(family, tensors, name, row, letters) for name in names
-    )
+    found = tuple(_find(family, tensors, name, row, letters) for name in names)
     leaves.append(Leaf(place, leaf.shape, leaf.dtype, row, letters, found))
   _check_used(family, config, tensors, leaves)
   return leaves
@@ -190,8 +203,9 @@ def _check_copy(copy: Stored, original: Stored) -> None:
 
 
 def _equal(copy: Stored, original: Stored) -> bool:
-  return np.array_equal(
-      copy.read().view(np.uint8), original.read().view(np.uint8)
+  pairs = zip(copy.blocks(), original.blocks(), strict=True)
+  return all(
+      np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs
   )
 
 

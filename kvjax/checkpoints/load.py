@@ -34,9 +34,11 @@ def load_checkpoint(
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Returns config and params of a published checkpoint.
 
-  Everything is checked before anything is put on a device; then one tensor at
-  a time is mapped, rearranged, converted and handed over, so that host memory
-  never holds much more than the model.
+  Everything is checked before anything is put on a device; then one param at a
+  time is read, a few rows of its tensor after others, and handed over: a CPU
+  device takes the memory over, so that the host never holds much more than the
+  model. (What XLA does not own it does not reuse: the first program that is
+  given such a param by donation copies it.)
 
   Args:
     path: a directory with `config.json` and `*.safetensors`, single or sharded.

@@ -12,7 +12,7 @@ The params are plain arrays in the dtype asked for, bfloat16 by default.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -65,6 +65,10 @@ class Dequantized:
   def read(self) -> np.ndarray:
     """Returns the plain tensor in float32."""
     return self.decode(self.codes.read(), self.scales.read())
+
+  def blocks(self) -> Iterator[np.ndarray]:
+    """Yields it whole: blocks of codes need not end with a row."""
+    yield self.read()
 
 
 def check_method(values: Mapping[str, Any]) -> str | None:
@@ -162,5 +166,5 @@ def _mxfp4(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
   values = np.empty(codes.shape + (2,), np.float32)
   values[..., 0], values[..., 1] = FP4[codes & 15], FP4[codes >> 4]
   exponents = scales.astype(np.int32) - BIAS
-  values = np.ldexp(values, exponents[..., None, None])
+  np.ldexp(values, exponents[..., None, None], out=values)
   return values.reshape(codes.shape[:2] + (-1,)).swapaxes(1, 2)

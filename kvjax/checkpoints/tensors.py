@@ -2,15 +2,15 @@
 
 The format is a little-endian 64-bit length, a JSON header and the bytes of the
 tensors (github.com/huggingface/safetensors, README). A tensor is mapped while
-it is read and unmapped after, so that a process never holds a second copy of a
-model in pages of its files.
+it is read and unmapped after, a large one a few rows at a time, so that a
+process never holds a second copy in pages of its files.
 """
 
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
+BLOCK = 1 << 22  # bytes of a large tensor that are mapped at a time
 
 DTYPES: dict[str, Any] = {
     'F64': np.float64,
@@ -34,15 +35,29 @@ class Stored(Protocol):
   """What a param is read from: a stored tensor, or one dequantized."""
 
   @property
-  def name(self) -> str: ...
+  def name(self) -> str:
+    ...
+
   @property
-  def shape(self) -> tuple[int, ...]: ...
+  def shape(self) -> tuple[int, ...]:
+    ...
+
   @property
-  def dtype(self) -> str: ...
+  def dtype(self) -> str:
+    ...
+
   @property
-  def size(self) -> int: ...
-  def check_dtype(self) -> None: ...
-  def read(self) -> np.ndarray: ...
+  def size(self) -> int:
+    ...
+
+  def check_dtype(self) -> None:
+    ...
+
+  def read(self) -> np.ndarray:
+    ...
+
+  def blocks(self) -> Iterator[np.ndarray]:
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +97,23 @@ class Tensor:
         self.path, np.uint8, 'r', offset=self.offset, shape=(self.size,)
     )
     return mapped.view(dtype).reshape(self.shape)
+
+  def blocks(self) -> Iterator[np.ndarray]:
+    """Yields such views of some rows (first axis) after others."""
+    if self.size <= BLOCK:
+      yield self.read()
+      return
+    rows, *rest = self.shape
+    width = self.size // rows
+    step = max(1, BLOCK // width)
+    for start in range(0, rows, step):
+      count = min(step, rows - start)
+      yield dataclasses.replace(
+          self,
+          shape=(count, *rest),
+          offset=self.offset + start * width,
+          size=count * width,
+      ).read()
 
 
 def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
