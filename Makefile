@@ -15,7 +15,7 @@ READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
 .PHONY: run run-full test lint memory mutants fuzz-parity why picture kernels \
-	bench aot-h200 clean
+	bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -54,6 +54,12 @@ kernels: $(READY)
 
 bench: kernels
 	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py
+
+# On a machine with a GPU; elsewhere it names what is absent.
+bench-gpu: EXTRAS = cuda
+bench-gpu: $(READY)
+	$(RUN) -m experiments.benchmark --config=configs/benchmark_gpu.py \
+		--budget=540 --workdir=out/benchmark_gpu $(ARGS)
 
 # Needs the wheels of the CUDA compiler, which it names where they are missing,
 # and no GPU: make aot-h200 TARGET=h200.txtpb

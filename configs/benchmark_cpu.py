@@ -56,6 +56,9 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'generate_kernels': (None,),  # the default one
       'interpret': False,
       'together': False,  # one call reads one cache
+      'calls': 1,  # queued before one is waited for
+      'sections': ('attention', 'models'),
+      'models': ('model',),
       'room': 256,  # slots beyond the context, for the tokens that are timed
       'attention': {
         'shapes': ((8, 1, 64), (8, 4, 64), (8, 4, 128), (8, 8, 128)),

@@ -1,16 +1,22 @@
 """How close to the speed of memory does kvjax decode on a Hopper GPU?
 
-  python -m experiments.benchmark --config=configs/benchmark_gpu.py
+  make bench-gpu                       all of it, in under ten minutes
+  python -m experiments.benchmark --config=configs/benchmark_gpu.py --budget=540
   python -m experiments.benchmark --config=configs/benchmark_gpu.py:tiny
 
-`tiny` runs on a CPU, the kernel interpreted, in half a minute. Nothing of this
-has run on a GPU yet, so no wall time is known.
+One run: what the card reads and copies; its description, for `make aot-h200`;
+what the kernel computes there, against float64 and XLA; a sweep of the kernel's
+tiles, written as its table and used from then on; attention beside the peers
+and the bars; steps of a 1B and an 8B model. After `--budget` seconds no row is
+begun. `tiny` runs on a CPU, the kernel interpreted. Nothing of this has run on
+a GPU yet, so no wall time is known.
 
 Expected, bfloat16, 8 kv heads, G = 4, H = 128, cold L2, on an H200: at least
 4.2 TB/s at 8 rows of 32k, 4.0 at 16k, 3.3 at 4k; at most 40, 14 and 10 us at
 one row of 32k, 4k and 1k (FlashAttention-3: 4.24, 4.05, 3.23 TB/s; 43.5, 14.5,
-11.0 us); a step of the 8B-shaped model at 0.80 of its floor. On an H100 times,
-or divided by, its measured copy bandwidth over 4.3 TB/s.
+11.0 us); a step of the 8B-shaped model at 0.80 of its floor, of the 1B-shaped
+one at 0.75. On an H100 times, or divided by, its measured copy bandwidth over
+4.3 TB/s. Each of these stands beside its row as met or missed.
 
 Would be refuted by: `mosaic_gpu` below these, or slower than `jax.nn`.
 """
@@ -21,10 +27,20 @@ TINY = {
     'repeats': 1,
     'rotate': 0,
     'bandwidth': 1,
+    'calls': 1,
+    'models': ('model',),
+    'checks.problems': ((3, 1, 64, 64, 'bfloat16', {}, None),),
+    'checks.lengths': (0, 5),
+    'checks.slots': 64,
+    'sweep.shapes': ((1, 64),),
+    'sweep.heads_groups_width': (1, 4, 64),
+    'sweep.axes': ('splits',),
+    'sweep.repeats': 1,
     'attention.shapes': ((1, 4, 64),),
     'attention.batches': (1,),
     'attention.slots': 64,
     'attention.filled': (40,),
+    'attention.bars': (((1, 40), ('bandwidth', 4.2e12)),),
     'model.layers': 1,
     'model.width': 32,
     'model.num_heads': 2,
@@ -48,12 +64,41 @@ def get_config(setting: str = 'default') -> ConfigDict:
   config = ConfigDict(
       {
           'repeats': 9,
-          'rotate': 300_000_000,  # bytes of buffers; an L2 has 50 MB
+          'rotate': 200_000_000,  # bytes of buffers; an L2 has 50 MB
           'bandwidth': 2048,  # MiB read to find what the machine can read
           'kernels': ('blockwise', 'mosaic_gpu'),
           'generate_kernels': ('blockwise', 'mosaic_gpu'),
           'interpret': True,  # where there is no GPU
           'together': True,  # one call reads all buffers: a host is slow
+          'calls': 8,  # queued before one is waited for, likewise
+          'sections': ('target', 'checks', 'sweep', 'attention', 'models'),
+          'models': ('small', 'model'),
+          'checks': {
+              # Groups, tokens, key and value width, dtype, rule, softcap.
+              'problems': (
+                  (4, 1, 128, 128, 'bfloat16', {}, None),
+                  (8, 4, 128, 128, 'bfloat16', {}, None),
+                  (1, 1, 64, 64, 'float16', {}, None),
+                  (4, 1, 192, 128, 'bfloat16', {}, None),
+                  (
+                      4, 1, 128, 128, 'bfloat16',
+                      {'window': 100, 'sink_tokens': 4}, 50.0,
+                  ),
+                  (4, 3, 128, 64, 'bfloat16', {'chunk': 128}, None),
+                  (16, 4, 64, 128, 'float16', {'causal': False}, None),
+              ),
+              'lengths': (0, 1, 77, 1000),
+              'slots': 1024,
+          },  # fmt: skip
+          'sweep': {
+              'heads_groups_width': (8, 4, 128),
+              'shapes': (  # batch, slots
+                  (8, 32_768), (8, 16_384), (8, 4096),
+                  (1, 32_768), (1, 4096), (1, 1024),
+              ),
+              'axes': ('splits', 'block', 'stages'),  # varied in turn
+              'repeats': 3,
+          },  # fmt: skip
           'room': 256,  # slots beyond the context for tokens that are timed
           'attention': {
               'shapes': ((8, 4, 128),),
@@ -62,6 +107,26 @@ def get_config(setting: str = 'default') -> ConfigDict:
               'filled': (32_768, 16_384, 4096, 1024),
               'dtypes': ('bfloat16',),
               'largest': 5_000_000_000,  # bytes of a float32 cache
+              'bars': (  # batch, filled: field, bar on an H200
+                  ((8, 32_768), ('bandwidth', 4.2e12)),
+                  ((8, 16_384), ('bandwidth', 4.0e12)),
+                  ((8, 4096), ('bandwidth', 3.3e12)),
+                  ((1, 32_768), ('seconds', 40e-6)),
+                  ((1, 4096), ('seconds', 14e-6)),
+                  ((1, 1024), ('seconds', 10e-6)),
+              ),
+          },
+          'small': {  # Llama-3.2-1B
+              'layers': 16,
+              'width': 2048,
+              'num_heads': 32,
+              'num_kv_heads': 8,
+              'key_width': 64,
+              'hidden': 8192,
+              'vocab_size': 128_256,
+              'tied': True,
+              'dtype': 'bfloat16',
+              'bar': 0.75,  # of its floor, at one row
           },
           'model': {  # Llama-3.1-8B
               'layers': 32,
@@ -72,8 +137,9 @@ def get_config(setting: str = 'default') -> ConfigDict:
               'hidden': 14_336,
               'vocab_size': 128_256,
               'dtype': 'bfloat16',
+              'bar': 0.80,
           },
-          'steps': ((1, 128), (1, 2048), (8, 2048)),  # batch, context
+          'steps': ((1, 2048), (8, 2048)),  # batch, context
           'prompts': (1024,),
           'generate': ((1, 2048, 32),),  # batch, context, tokens
       }

@@ -1,14 +1,15 @@
 """How close to the speed of memory does kvjax decode, and beside whom?
 
-Read bandwidth first, then attention alone, whole steps, prefill and the
-generation of N tokens, each checked before it is timed. See
-configs/benchmark_cpu.py and configs/benchmark_gpu.py.
+Read bandwidth first, then what the config's `sections` name: attention alone,
+whole steps, prefill and the generation of N tokens, each checked before it is
+timed; on a GPU also its description, what the kernel computes there, and the
+sweep that makes its table. See configs/benchmark_cpu.py and
+configs/benchmark_gpu.py.
 """
 
 import contextlib
-import dataclasses
-import itertools
 import pathlib
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,88 +17,66 @@ import jax
 from absl import flags
 
 from experiments import launch
-from kvjax.benchmark import attention, clock, findings, model, peers
+from kvjax.benchmark import attention_peers, clock, findings, peers
+from kvjax.benchmark.sections import SECTIONS, Run
 from kvjax.kernels import available, interpreted
 from kvjax.report import records
+from kvjax.report.blocks import Text
 from kvjax.report.writer import Writer, progress, start
-
-Record = dict[str, Any]
 
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/benchmark', 'Where files go.')
 _COMPARE = flags.DEFINE_list(
     'compare', None, 'Two .jsonl files of earlier runs; nothing is measured.'
 )
+_BUDGET = flags.DEFINE_float(
+    'budget', None, 'Seconds after which no row is begun.', lower_bound=0.0
+)
 
 
-def attention_rows(config: Any, read: float) -> Iterator[Record]:
-  """Yields rows of attention alone."""
-  chosen = config.attention
-  for shape, batch, filled, dtype in itertools.product(
-      chosen.shapes, chosen.batches, chosen.filled, chosen.dtypes
-  ):
-    heads, groups, width = shape
-    case = attention.Case(
-        batch, heads, groups, width, chosen.slots or filled, filled, dtype
-    )
-    whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
-    if whole.bytes > chosen.get('largest', whole.bytes):
-      continue
-    results = attention.measure(
-        case, config.repeats, config.rotate, config.kernels, config.together
-    )
-    for row in clock.rate(results, read):
-      yield {'record': 'attention', **dataclasses.asdict(case), **row}
+def measure(
+    config: Any, writer: Writer, budget: clock.Budget
+) -> tuple[Writer, list[str]]:
+  """Measures everything; each row is written as it is found.
 
-
-def model_rows(config: Any, read: float) -> Iterator[Record]:
-  """Yields rows of a whole model."""
-  shape, params = model.build(config.model)
-  for batch, context in config.steps:
-    results = model.step(
-        shape,
-        params,
-        batch,
-        context,
-        config.repeats,
-        config.kernels,
-        config.room,
-    )
-    for row in clock.rate(results, read):
-      yield {'record': 'step', 'batch': batch, 'context': context, **row}
-  for length in config.prompts:
-    results = model.prompt(shape, params, length, min(config.repeats, 3))
-    for row in clock.rate(results, read):
-      yield {'record': 'prefill', 'batch': 1, 'context': length, **row}
-  for batch, context, count in config.generate:
-    for kernel in config.generate_kernels:
-      results = model.tokens(shape, params, batch, context, count, 3, kernel)
-      for row in clock.rate(results, read):
-        given = {'batch': batch, 'context': context, 'tokens': count}
-        yield {'record': 'generate', **given, **row}
-
-
-def measure(config: Any, writer: Writer) -> Writer:
-  """Measures everything; each row is written as it is found."""
+  Returns:
+    The report, and what of kvjax failed or was wrong.
+  """
   interpret = config.interpret and jax.default_backend() == 'cpu'
-  with interpreted() if interpret else contextlib.nullcontext():
-    return _measure(config, writer)
+  with contextlib.ExitStack() as stack:
+    if interpret:
+      stack.enter_context(interpreted())
+    limits = clock.bandwidth(config.bandwidth, config.repeats, config.calls)
+    writer.record({'record': 'bandwidth', **limits})
+    run = Run(config, writer.workdir, budget, limits, stack)
+    return _sections(run, writer)
 
 
-def _measure(config: Any, writer: Writer) -> Writer:
-  limits = clock.bandwidth(config.bandwidth, config.repeats)
-  writer.record({'record': 'bandwidth', **limits})
-  read, found = limits['read'], []
-  for title, rows in (
-      ('Attention alone', attention_rows(config, read)),
-      ('The model', model_rows(config, read)),
-  ):
+def _sections(run: Run, writer: Writer) -> tuple[Writer, list[str]]:
+  read, found = run.limits['read'], []
+  for name in run.config.sections:
+    title, _ = SECTIONS[name]
+    if run.budget.spent:
+      writer.record({'record': 'stopped', 'section': name})
+      writer = writer.show(Text(f'Not begun, the budget was spent: {title}.'))
+      continue
     with progress(title, 1):
-      part = [writer.record(row) for row in rows]
-    if part:
-      writer = writer.show(findings.table(title, part, read))
+      part = list(map(writer.record, _rows(name, run)))
+    writer = writer.show(*findings.section(title, part, read))
     found += part
-  return writer.show(*findings.picture(found, read))
+  writer = writer.show(*findings.verdict(found))
+  writer = writer.show(*findings.picture(found, read))
+  return writer, findings.wrongs(found)
+
+
+def _rows(name: str, run: Run) -> Iterator[dict[str, Any]]:
+  """Yields a part's records; if it fails, the last says so: the rest go on."""
+  try:
+    yield from SECTIONS[name][1](run)
+  except Exception as error:
+    traceback.print_exc()
+    failed = {'passed': False, 'ended': True, 'failed': clock.reason(error)}
+    yield {'record': name, 'name': 'the part', **failed}
 
 
 def main(argv: list[str]) -> None:
@@ -112,15 +91,28 @@ def main(argv: list[str]) -> None:
       shown = findings.compare(*map(records.read, paths))
     start(_WORKDIR.value, 'comparison', 'Two runs', {}).show(shown)
     return
-  config = _CONFIG.value
+  config, budget = _CONFIG.value, clock.Budget(_BUDGET.value)
+  with launch.door():
+    if lacking := peers.missing('rich', 'matplotlib'):
+      raise ValueError(
+          f'{", ".join(lacking)} not installed, reports need them: '
+          f'pip install {" ".join(lacking)}'
+      )
+    for name in config.sections:
+      if name not in SECTIONS:
+        known = ', '.join(SECTIONS)
+        raise ValueError(f'section {name!r} is unknown; known: {known}.')
   run = {
       'config': config.to_dict(),
       'command': launch.command(),
       'kernels': available(),
-      'absent': peers.absent(),
+      'absent': peers.absent() | attention_peers.absent(),
   }
   writer = start(_WORKDIR.value, 'benchmark', 'Decoding speed', run)
-  print(f'Report: {measure(config, writer).save()}')
+  writer, wrong = measure(config, writer, budget)
+  print(f'Report: {writer.save()}')
+  if wrong:
+    raise SystemExit(f'Wrong: {"; ".join(wrong)}.')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ speed, and without a device nothing is tuned.
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import math
 import os
@@ -61,6 +62,23 @@ def device(path: str | pathlib.Path) -> NamedSharding:
     ) from None
   mesh = topologies.make_mesh(found, (1,), ('device',))
   return NamedSharding(mesh, PartitionSpec())
+
+
+def dump(path: str | pathlib.Path) -> None:
+  """Writes the description of this process's GPU, as `device` reads it.
+
+  Raises:
+    ValueError: it has no GPU, or its plugin does not describe it.
+  """
+  if jax.default_backend() != 'gpu':
+    raise ValueError(f'no GPU: this process runs on {jax.default_backend()}.')
+  # The client is private to JAX, and its own tests ask it so.
+  client: Any = importlib.import_module('jax._src.lib').xla_client
+  found = client.get_topology_for_devices(jax.devices()[:1])
+  text = getattr(found, 'target_config', None)
+  if not text:
+    raise ValueError(f'JAX {jax.__version__} does not describe its GPU.')
+  pathlib.Path(path).write_text(str(text), 'utf-8')
 
 
 @contextlib.contextmanager

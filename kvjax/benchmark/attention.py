@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.benchmark import clock, peers
+from kvjax.benchmark import attention_peers, clock, peers
 from kvjax.benchmark.clock import Runner
 from kvjax.caches.codecs import Codec, Int8, Plain
 from kvjax.caches.view import contiguous_view
@@ -42,43 +42,66 @@ class Case:
     return 2 * self.batch * self.heads * self.filled * slot
 
 
-def measure(
-    case: Case,
-    repeats: int,
-    rotate: int,
-    kernels: Sequence[str] = KERNELS,
-    together: bool = False,
-) -> dict[str, Any]:
-  """Returns results by name; buffers rotate through `rotate` bytes.
+Entry = Callable[[], Runner]
 
-  Args:
-    case: what is asked.
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+  """How a race is run.
+
+  Attributes:
     repeats: times that each buffer is read.
     rotate: bytes of all buffers, beyond the last cache of the machine.
-    kernels: that take part, of those available.
+    kernels: of kvjax that take part, of those available.
     together: read all buffers in one call (accelerators).
+    calls: of those, queued before one is waited for.
   """
-  copies = max(1, -(-rotate // case.bytes))
-  drawn = [_draw(case, seed) for seed in range(copies)]
-  runners = dict(_ours(case, drawn, kernels, together))
-  runners |= dict(_theirs(case, drawn, together))
-  return clock.race(runners, repeats * (1 if together else copies))
+
+  repeats: int
+  rotate: int
+  kernels: Sequence[str] = KERNELS
+  together: bool = False
+  calls: int = 1
+
+  @classmethod
+  def of(cls, config: Any) -> 'Pace':
+    """Returns that of an experiment's config."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: config[name] for name in names})
 
 
-def _draw(case: Case, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  rng = np.random.default_rng(seed)
+def measure(case: Case, pace: Pace) -> dict[str, Any]:
+  """Returns results by name; who could not take part says why."""
+  copies = max(1, -(-pace.rotate // case.bytes))
+  drawn = [draw(case, seed) for seed in range(copies)]
+  entries = dict(_ours(case, drawn, pace))
+  entries |= dict(_theirs(case, drawn, pace))
+  runners, skipped = clock.enter(entries)
+  repeats = pace.repeats * (1 if pace.together else copies)
+  return clock.race(runners, repeats) | skipped
+
+
+def draw(case: Case, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns normal queries `[B, K, G, 1, H]`, keys and values, float32."""
   lead = (case.batch, case.heads)
   shapes = (case.groups, 1), (case.slots,), (case.slots,)
-  q, k, v = (
-      jnp.asarray(
-          rng.standard_normal(lead + shape + (case.width,), dtype=np.float32)
-      )
-      for shape in shapes
-  )
+  q, k, v = normal(seed, *(lead + shape + (case.width,) for shape in shapes))
   return q, k, v
 
 
-def _reference(case: Case, drawn: Any) -> np.ndarray:
+def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
+  """Returns normal float32 arrays; gigabytes are drawn where they will lie."""
+  if jax.default_backend() == 'cpu':
+    rng = np.random.default_rng(seed)
+    return [
+        jnp.asarray(rng.standard_normal(shape, dtype=np.float32))
+        for shape in shapes
+    ]
+  keys = jax.random.split(jax.random.key(seed), len(shapes))
+  return list(map(jax.random.normal, keys, shapes))
+
+
+def reference(case: Case, drawn: Any) -> np.ndarray:
   """Returns the first row's output in float64."""
   q, k, v = (np.asarray(x[0], np.float64) for x in drawn)
   scores = np.einsum('kgth,ksh->kgts', q, k[:, : case.filled])
@@ -87,86 +110,103 @@ def _reference(case: Case, drawn: Any) -> np.ndarray:
   return np.einsum('kgts,ksh->kgth', weights, v[:, : case.filled])
 
 
-def _ours(
-    case: Case, drawn: list[Any], kernels: Sequence[str], together: bool
-) -> Iterator[tuple[str, Runner]]:
+def stores(
+    case: Case, drawn: Sequence[Any]
+) -> tuple[Codec, list[dict[str, Any]]]:
+  """Returns the codec of a case, and its keys and values as it stores them."""
   narrow = case.dtype == 'int8'
   codec: Codec = Int8() if narrow else Plain()
   dtype = jnp.float32 if narrow else case.dtype
   encode = jax.jit(lambda x: codec.encode(x, dtype))
-  stored = [{'key': encode(k), 'value': encode(v)} for _, k, v in drawn]
+  return codec, [{'key': encode(k), 'value': encode(v)} for _, k, v in drawn]
+
+
+def positions(case: Case) -> tuple[jax.Array, jax.Array]:
+  """Returns int32 `[B, 1]` of the queries and `[B, 1, S]` of the slots."""
   slots = np.arange(case.slots)
   held = np.where(slots < case.filled, slots, -1).astype(np.int32)
   held = jnp.broadcast_to(jnp.asarray(held), (case.batch, 1, case.slots))
-  last = jnp.full((case.batch, 1), case.filled - 1, jnp.int32)
-  q = drawn[0][0]
+  return jnp.full((case.batch, 1), case.filled - 1, jnp.int32), held
+
+
+def _ours(
+    case: Case, drawn: list[Any], pace: Pace
+) -> Iterator[tuple[str, Entry]]:
+  codec, stored = stores(case, drawn)
+  last, held = positions(case)
   for kernel, reason in available().items():
     unserved = kernel == 'mosaic_gpu' and case.dtype not in DTYPES
-    if reason or unserved or kernel not in kernels:
+    if reason or unserved or kernel not in pace.kernels:
       continue
     run = functools.partial(
         _attend, last=last, held=held, codec=codec, kernel=kernel
     )
-    calls = [functools.partial(run, q, (x,)) for x in stored]
-    if together:
-      calls = [functools.partial(run, q, tuple(stored))]
-    ready = [lambda call=call: jax.block_until_ready(call()) for call in calls]
-    yield f'kvjax {kernel}', _checked(case, drawn, ready, kernel, together)
+    parts = [stored] if pace.together else [[each] for each in stored]
+    calls = [functools.partial(run, drawn[0][0], tuple(part)) for part in parts]
+    yield (
+        f'kvjax {kernel}',
+        functools.partial(_runner, case, drawn, calls, kernel, pace),
+    )
 
 
 def _theirs(
-    case: Case, drawn: list[Any], together: bool
-) -> Iterator[tuple[str, Runner]]:
+    case: Case, drawn: list[Any], pace: Pace
+) -> Iterator[tuple[str, Entry]]:
   if case.dtype == 'int8':
     return
-  given: list[Any] = [
-      (q, *(x[:, :, : case.filled].astype(case.dtype) for x in (k, v)))
-      for q, k, v in drawn
-  ]
-  parts = [given] if together else [[each] for each in given]
-  calls = [peers.jax_nn_attention(part) for part in parts]
-  ready = [lambda call=call: peers.finished(call()) for call in calls]
-  yield 'jax.nn', _checked(case, drawn, ready, '', together)
-  if 'torch' not in peers.absent():
-    calls = [
-        [peers.torch_attention(q, k, v, case.dtype) for q, k, v in part]
-        for part in parts
-    ]
-    ready = [
-        lambda part=part: peers.finished([call() for call in part])
-        for part in calls
-    ]
-    yield 'torch sdpa', _checked(case, drawn, ready, '', together)
+
+  def narrow(x):
+    return x[:, :, : case.filled].astype(case.dtype)
+
+  given = [(q.astype(case.dtype), narrow(k), narrow(v)) for q, k, v in drawn]
+  parts = [given] if pace.together else [[each] for each in given]
+  for peer in attention_peers.here():
+
+    def entry(peer=peer):
+      calls = [peer.make(part) for part in parts]
+      return _runner(case, drawn, calls, '', pace)
+
+    yield peer.name, entry
 
 
-def _checked(
-    case: Case, drawn: Any, calls: list[clock.Call], kernel: str, together: bool
+def _runner(
+    case: Case, drawn: Any, calls: list[clock.Call], kernel: str, pace: Pace
 ) -> Runner:
   """Returns a runner that takes the calls in turn; the first is checked."""
-  found = np.asarray(peers.host(calls[0]()[0]), np.float32)[0]
-  error = clock.difference(found, _reference(case, drawn[0]))
-  turn = itertools.cycle(calls)
+  found = np.asarray(peers.host(calls[0]()[0][:1]), np.float32)[0]
+  error = clock.difference(found, reference(case, drawn[0]))
+  ready = [clock.queued(call, pace.calls, peers.finished) for call in calls]
+  turn = itertools.cycle(ready)
   return Runner(
       lambda: next(turn)(),
       case.bytes,
       kernel,
       error,
       TOLERANCE[case.dtype],
-      len(drawn) if together else 1,
+      pace.calls * (len(drawn) if pace.together else 1),
   )
 
 
 @functools.partial(jax.jit, static_argnames=('codec', 'kernel'))
 def _attend(q, stored, *, last, held, codec, kernel):
-  """Returns attention to each of several caches, one after the other."""
-  names = ('key', 'value')
-  filled = jnp.max(held) + 1
-  rule = Scoring(q.shape[-1] ** -0.5)
+  """Returns attention to each of several caches, one after the other.
+
+  Each asks with the last one's answer, so that none begins before.
+  """
   outs = []
   for streams in stored:
-    view = contiguous_view(streams, held, filled, ordered=True).map(
-        lambda x: {n: codec.decode(x[n]) for n in names},
-        lambda x: {n: codec.stored(x[n]) for n in names},
-    )
-    outs.append(attend_view({'key': q}, last, view, rule, kernel=kernel)[0])
+    q = _attend_one(q, streams, last, held, codec=codec, kernel=kernel)
+    outs.append(q)
   return outs
+
+
+# Of its own, so that a program of many lowers it once.
+@functools.partial(jax.jit, static_argnames=('codec', 'kernel'))
+def _attend_one(q, streams, last, held, *, codec, kernel):
+  names = ('key', 'value')
+  view = contiguous_view(streams, held, jnp.max(held) + 1, ordered=True).map(
+      lambda x: {n: codec.decode(x[n]) for n in names},
+      lambda x: {n: codec.stored(x[n]) for n in names},
+  )
+  rule = Scoring(q.shape[-1] ** -0.5)
+  return attend_view({'key': q}, last, view, rule, kernel=kernel)[0]

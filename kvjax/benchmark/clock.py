@@ -13,6 +13,25 @@ Call = Callable[[], Any]  # starts work; `wait` on its result ends it
 
 
 @dataclasses.dataclass(frozen=True)
+class Budget:
+  """Seconds that all of a run may take; None for as many as it needs.
+
+  Attributes:
+    seconds: from `begun` on.
+    begun: by `time.monotonic`.
+  """
+
+  seconds: float | None = None
+  begun: float = dataclasses.field(default_factory=time.monotonic)
+
+  @property
+  def spent(self) -> bool:
+    """Whether nothing more may begin."""
+    passed = time.monotonic() - self.begun
+    return self.seconds is not None and passed >= self.seconds
+
+
+@dataclasses.dataclass(frozen=True)
 class Runner:
   """Who takes part in a race.
 
@@ -34,6 +53,42 @@ class Runner:
   times: int = 1
 
 
+def enter(
+    entries: Mapping[str, Callable[[], Runner]],
+) -> tuple[dict[str, Runner], dict[str, dict[str, Any]]]:
+  """Returns who can take part, and of the others `{'skipped': why}`.
+
+  Whoever cannot be built here, fails, or computes something else, is named and
+  does not end the run: the others' rows are worth having.
+  """
+  runners: dict[str, Runner] = {}
+  skipped: dict[str, dict[str, Any]] = {}
+  for name, entry in entries.items():
+    try:
+      runner = entry()
+      _check(name, runner)
+    except Exception as error:
+      skipped[name] = {'skipped': reason(error)}
+    else:
+      runners[name] = runner
+  return runners, skipped
+
+
+def reason(error: Exception) -> str:
+  """Returns an error in a line."""
+  lines = str(error).strip().splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0]}'[:300]
+
+
+def _check(name: str, runner: Runner) -> None:
+  if not runner.error <= runner.tolerance:
+    raise ValueError(
+        f'{name} differs from the reference by {runner.error:.1e}, more than '
+        f'{runner.tolerance:.0e}: it computes something else, so its time '
+        'would mean nothing.'
+    )
+
+
 def race(
     runners: Mapping[str, Runner], repeats: int
 ) -> dict[str, dict[str, Any]]:
@@ -45,12 +100,7 @@ def race(
     ValueError: a runner's error exceeds its tolerance: nothing was timed.
   """
   for name, runner in runners.items():
-    if not runner.error <= runner.tolerance:
-      raise ValueError(
-          f'{name} differs from the reference by {runner.error:.1e}, more than '
-          f'{runner.tolerance:.0e}: it computes something else, so its time '
-          'would mean nothing.'
-      )
+    _check(name, runner)
     runner.call()
   times: dict[str, list[float]] = {name: [] for name in runners}
   for _ in range(repeats):
@@ -71,10 +121,30 @@ def race(
   }
 
 
-def bandwidth(mebibytes: int, repeats: int) -> dict[str, float]:
+def queued(start: Call, calls: int, wait: Callable[[Any], Any]) -> Call:
+  """Returns a call that starts work several times and waits for the last.
+
+  A device works off its queue in order, so what its host needs to start a call
+  hides behind the calls before, as it does where a program decodes.
+  """
+
+  def call():
+    for _ in range(calls - 1):
+      start()
+    return wait(start())
+
+  return call
+
+
+def bandwidth(mebibytes: int, repeats: int, calls: int = 1) -> dict[str, float]:
   """Returns bytes a second of reading (a sum) and of copying (x + 1).
 
   The best of the repeats: it is a limit. Copied bytes count twice.
+
+  Args:
+    mebibytes: read at once.
+    repeats: of which the best counts.
+    calls: queued before one is waited for.
   """
   x = jnp.ones((mebibytes * 2**18,), jnp.float32)
   limits = {}
@@ -82,8 +152,10 @@ def bandwidth(mebibytes: int, repeats: int) -> dict[str, float]:
       ('read', jax.jit(jnp.sum), 1),
       ('copy', jax.jit(lambda x: x + 1), 2),
   ):
-    call = lambda program=program: jax.block_until_ready(program(x))
-    found = race({name: Runner(call, x.nbytes)}, repeats)[name]
+    start = lambda program=program: program(x)
+    call = queued(start, calls, jax.block_until_ready)
+    runner = Runner(call, x.nbytes, times=calls)
+    found = race({name: runner}, repeats)[name]
     limits[name] = factor * x.nbytes / found['fastest']
   return limits
 
@@ -94,10 +166,13 @@ def rate(
   """Returns rows: bandwidth, fraction of the floor, ratios to the peers.
 
   The floor of a row is its bytes over the read bandwidth; a ratio above 1
-  says that kvjax needs less time than the peer.
+  says that kvjax needs less time than the peer. Rows of those who took no part
+  say why and nothing else.
   """
-  peers = {n: r for n, r in results.items() if not r['kernel']}
-  return [
+  timed = {n: r for n, r in results.items() if 'seconds' in r}
+  peers = {n: r for n, r in timed.items() if not r['kernel']}
+  rest = [{'name': n, **r} for n, r in results.items() if n not in timed]
+  return rest + [
       {
           'name': name,
           **result,
@@ -109,7 +184,7 @@ def rate(
               if peer != name
           },
       }
-      for name, result in results.items()
+      for name, result in timed.items()
   ]
 
 

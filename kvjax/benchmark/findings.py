@@ -4,21 +4,124 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvjax.report import plots
-from kvjax.report.blocks import Block, Picture, Table
+from kvjax.report.blocks import Block, Picture, Table, Text
 
 Row = dict[str, Any]
 SETTING = (
-  'record', 'batch', 'heads', 'groups', 'width', 'slots', 'filled', 'context',
-  'dtype', 'tokens', 'name',
+  'record', 'model', 'batch', 'heads', 'groups', 'width', 'slots', 'filled',
+  'context', 'dtype', 'tokens', 'name',
 )  # fmt: skip
+
+
+def section(title: str, rows: Sequence[Row], read: float) -> tuple[Block, ...]:
+  """Returns what one part of a run found, and who took no part in it."""
+  blocks: list[Block] = []
+  timed = [r for r in rows if 'ratios' in r]
+  if timed:
+    blocks.append(table(title, timed, read))
+  checked = [r for r in rows if r['record'] == 'correctness' and 'dtype' in r]
+  if checked:
+    blocks.append(checks(title, checked))
+  best = [r for r in rows if r.get('best')]
+  if best:
+    blocks.append(tiles(title, best))
+  files = [f'`{r["file"]}`' for r in rows if 'file' in r]
+  if files:
+    blocks.append(Text(f'{title}: written to {", ".join(files)}.'))
+  ended = [r['failed'] for r in rows if r.get('ended')]
+  blocks += [Text(f'{title} ended: {failed}.') for failed in ended]
+  reasons = dict.fromkeys(
+    f'{r["name"]} ({r["skipped"]})' for r in rows if 'skipped' in r
+  )
+  if reasons:
+    blocks.append(Text(f'{title}, took no part: {"; ".join(reasons)}.'))
+  return tuple(blocks)
+
+
+def checks(title: str, rows: Sequence[Row]) -> Table:
+  """Returns a row a problem: errors against float64, and whether it passed."""
+  names = 'groups', 'tokens', 'width', 'value_width', 'dtype', 'rule', 'softcap'
+  errors = 'error', 'error_blockwise', 'lse_error'
+  return Table(
+    title,
+    (*names, *errors, ''),
+    [
+      (
+        *(str(r[name]) for name in names),
+        *(f'{r[name]:.1e}' if name in r else '' for name in errors),
+        'passed' if r['passed'] else r.get('failed', 'FAILED'),
+      )
+      for r in rows
+    ],
+    'Largest differences from float64; rows of several lengths, NaN in every '
+    'slot without a token.',
+  )
+
+
+def tiles(title: str, rows: Sequence[Row]) -> Table:
+  """Returns the fastest cut of each problem."""
+  return Table(
+    title,
+    ('case', 'block', 'stages', 'splits', 'us'),
+    [
+      (
+        case(r), r['block'], r['stages'], r['splits'],
+        round(1e6 * r['seconds'], 1),
+      )
+      for r in rows
+    ],
+  )  # fmt: skip
+
+
+def verdict(rows: Sequence[Row]) -> tuple[Block, ...]:
+  """Returns how many bars are met, and what is wrong; nothing without any."""
+  met: dict[tuple[str, str], bool] = {}
+  for r in rows:
+    if 'bar' in r:
+      key = r['record'], case(r)
+      met[key] = met.get(key, False) or r['bar']['met']
+  lines = []
+  if met:
+    missed = [' '.join(key) for key, reached in met.items() if not reached]
+    count = len(met) - len(missed)
+    lines.append(f'{count} of {len(met)} bars met by a kernel.')
+    if missed:
+      lines.append(f'Missed: {"; ".join(missed)}.')
+  wrong = wrongs(rows)
+  if wrong:
+    lines.append(f'Wrong: {"; ".join(wrong)}.')
+  return (Text(' '.join(lines)),) if lines else ()
+
+
+def wrongs(rows: Sequence[Row]) -> list[str]:
+  """Returns what of kvjax failed, or computed something else."""
+  return [
+    f'{r["record"]} {case(r)} {r["name"]}'
+    for r in rows
+    if not r.get('passed', True)
+    or ('skipped' in r and r['name'].startswith('kvjax'))
+  ]
+
+
+def _bar(row: Row) -> str:
+  if 'bar' not in row:
+    return ''
+  field, value, met = (row['bar'][n] for n in ('field', 'value', 'met'))
+  units = {
+    'bandwidth': lambda x: f'>= {x / 1e9:.0f} GB/s',
+    'seconds': lambda x: f'<= {1e6 * x:.1f} us',
+    'of_floor': lambda x: f'>= {x:.2f} of floor',
+  }
+  return f'{units[field](value)}: {"met" if met else "missed"}'
 
 
 def table(title: str, rows: Sequence[Row], read: float) -> Table:
   """Returns a row each: time, bandwidth, share of the floor, ratios."""
   peers = list(dict.fromkeys(p for row in rows for p in row['ratios']))
+  bar = ('bar',) if any('bar' in row for row in rows) else ()
   return Table(
     title,
-    ('case', 'what', 'ms', 'least', 'GB/s', 'of floor', *peers),
+    ('case', 'what', 'ms', 'least', 'GB/s', 'of floor', *bar, *peers),
     [
       (
         case(row),
@@ -27,6 +130,7 @@ def table(title: str, rows: Sequence[Row], read: float) -> Table:
         round(1e3 * row['fastest'], 3),
         round(row['bandwidth'] / 1e9, 1),
         round(row['of_floor'], 2),
+        *(_bar(row) for _ in bar),
         *(
           f'{row["ratios"][p]:.1f}x' if p in row['ratios'] else ''
           for p in peers
@@ -42,7 +146,8 @@ def table(title: str, rows: Sequence[Row], read: float) -> Table:
 def case(row: Row) -> str:
   """Returns a row's setting in short."""
   names = {'batch': 'B', 'heads': 'K', 'groups': 'G', 'width': 'H'}
-  parts = [
+  parts = [row['model']] if 'model' in row else []
+  parts += [
     f'{short}{row[name]}' for name, short in names.items() if name in row
   ]
   if 'filled' in row:
@@ -55,7 +160,7 @@ def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
   """Returns achieved bandwidth against what is read, the roofline drawn in."""
   series: dict[str, dict[float, float]] = {}
   for row in rows:
-    if row['record'] == 'attention':
+    if row['record'] == 'attention' and 'ratios' in row:
       name = f'{row["name"]} {row["dtype"]}'
       at = row['batch'] * row['filled']
       best = series.setdefault(name, {})

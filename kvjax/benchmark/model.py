@@ -1,7 +1,6 @@
 """A whole model: a decode step, a prefill, the generation of N tokens."""
 
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.benchmark import clock, peers
+from kvjax.benchmark.attention import normal
 from kvjax.benchmark.clock import Runner
 from kvjax.caches.codecs import Int8
 from kvjax.decoding.cache import Cache, init_cache
@@ -38,7 +38,11 @@ def build(shape: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
   layer = Layer(attention, MLP(shape['hidden']))
   layers = (layer,) * shape['layers']
   config = ModelConfig(
-      shape['vocab_size'], shape['width'], layers, dtype=shape['dtype']
+      shape['vocab_size'],
+      shape['width'],
+      layers,
+      tied=shape.get('tied', False),
+      dtype=shape['dtype'],
   )
   return config, init_params(config, jax.random.key(0))
 
@@ -52,29 +56,46 @@ def step(
     kernels: Sequence[str] = KERNELS,
     room: int = ROOM,
 ) -> dict[str, Any]:
-  """Returns results of one decode step after a context of random streams."""
+  """Returns results of one decode step after a context of random streams.
+
+  Everybody's first logits are held against those of `blockwise`.
+  """
   streams = [_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
-  runners, want = {}, None
-  for name, kernel, codec in _ours(config, kernels):
+
+  def ours(kernel, codec):
     cache = _filled(config, batch, context, streams, codec, room)
     size = _weights(params) + _read(cache, context)
+    return _step_calls(config, params, cache, token, kernel), size
+
+  plain, floor = ours('blockwise', None)
+  want = plain()
+  del plain
+
+  def entry(kernel, codec):
+    call, size = ours(kernel, codec)
     dtype = 'int8' if codec else config.dtype
-    call = _step_calls(config, params, cache, token, kernel)
-    found = call()
-    want = found if want is None else want
-    error = clock.difference(found, want)
-    runners[name] = Runner(call, size, kernel, error, TOLERANCE[dtype])
-  if not peers.absent():
+    return _runner(call, want, size, kernel, TOLERANCE[dtype])
+
+  def theirs(kind, model):
+    call = peers.torch_decode(model, kind, streams, token, context + room)
+    return _runner(call, want, floor, '', TOLERANCE[config.dtype])
+
+  entries: dict[str, Any] = {
+      name: functools.partial(entry, kernel, codec)
+      for name, kernel, codec in _ours(config, kernels)
+  }
+  if not peers.missing('torch', 'transformers'):
     model = peers.torch_model(config, params)
-    size = next(iter(runners.values())).bytes
-    for kind in ('static', 'dynamic'):
-      call = peers.torch_decode(model, kind, streams, token, context + room)
-      error = clock.difference(call(), want)
-      runners[f'transformers {kind}'] = Runner(
-          call, size, '', error, TOLERANCE[config.dtype]
-      )
-  return clock.race(runners, repeats)
+    for kind in peers.caches():
+      name = f'transformers {kind}'
+      entries[name] = functools.partial(theirs, kind, model)
+  runners, skipped = clock.enter(entries)
+  return clock.race(runners, repeats) | skipped
+
+
+def _runner(call, want, size, kernel, tolerance) -> Runner:
+  return Runner(call, size, kernel, clock.difference(call(), want), tolerance)
 
 
 def prompt(
@@ -94,30 +115,19 @@ def prompt(
       'kvjax': ours,
       'kvjax uncached': lambda: np.asarray(plain(params, given)),
   }
-  if not peers.absent():
-    torch: Any = importlib.import_module('torch')
-
-    model = peers.torch_model(config, params)
-
-    def theirs():
-      with torch.inference_mode():
-        out = model(torch.from_numpy(ids), use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1].numpy()
-
-    calls['transformers'] = theirs
   want = np.asarray(calls['kvjax uncached']())
   size = _weights(params)
-  runners = {
-      name: Runner(
-          call,
-          size,
-          'blockwise' if 'kvjax' in name else '',
-          clock.difference(call(), want),
-          1e-3,
-      )
+  tolerance = max(1e-3, TOLERANCE[config.dtype])
+  entries: dict[str, Any] = {
+      name: functools.partial(_runner, call, want, size, 'blockwise', tolerance)
       for name, call in calls.items()
   }
-  return clock.race(runners, repeats)
+  if not peers.missing('torch', 'transformers'):
+    entries['transformers'] = lambda: _runner(
+        peers.torch_prefill(config, params, ids), want, size, '', tolerance
+    )
+  runners, skipped = clock.enter(entries)
+  return clock.race(runners, repeats) | skipped
 
 
 def tokens(
@@ -177,11 +187,9 @@ def _ours(
 
 
 def _streams(config, batch, context, index):
-  rng = np.random.default_rng(index)
   attention: Any = config.layers[index].attention
   shape = (batch, attention.num_kv_heads, context, attention.key_width)
-  names = ('key', 'value')
-  return {n: rng.standard_normal(shape, dtype=np.float32) for n in names}
+  return dict(zip(('key', 'value'), normal(index, shape, shape), strict=True))
 
 
 def _filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
@@ -196,7 +204,7 @@ def _filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
       cache.stores, cache.layout.memories, streams, strict=True
   ):
     assert memory is not None
-    new = memory.encode({n: jnp.asarray(x) for n, x in layer.items()})
+    new = memory.encode(layer)
     stores.append(memory.kind.write(store, new, slots[:, None]))
   return cache.replace(
       length=jnp.full((batch,), context, jnp.int32),

@@ -2,22 +2,25 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kvjax.models.config import ModelConfig
 
-MODULES = {'torch': 'torch', 'transformers': 'transformers'}
+
+def missing(*modules: str) -> list[str]:
+  """Returns which of some modules are not installed."""
+  return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
-def absent() -> list[str]:
-  """Returns the peers that are not installed."""
-  find = importlib.util.find_spec
-  return [name for name, module in MODULES.items() if find(module) is None]
+def absent() -> dict[str, str]:
+  """Returns why transformers' model is not raced here, if it is not."""
+  lacking = missing('torch', 'transformers')
+  reason = f'not installed: {", ".join(lacking)}'
+  return {'transformers': reason} if lacking else {}
 
 
 def host(result: Any) -> np.ndarray:
@@ -42,50 +45,6 @@ def torch_device() -> str:
   return 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
 
 
-def torch_attention(q: Any, k: Any, v: Any, dtype: str) -> Callable[[], Any]:
-  """Returns torch's SDPA of `[B, K, G, 1, H]` over `[B, K, S, H]`."""
-  torch: Any = importlib.import_module('torch')
-
-  def tensor(x):
-    x = torch.from_numpy(np.array(x, np.float32))
-    return x.to(torch_device(), getattr(torch, dtype))
-
-  batch, heads, groups, _, width = q.shape
-  query = tensor(q).reshape(batch, heads * groups, 1, width)
-  key, value = tensor(k), tensor(v)
-  attend = torch.nn.functional.scaled_dot_product_attention
-
-  def call():
-    with torch.inference_mode():
-      out = attend(query, key, value, enable_gqa=groups > 1)
-      return out.reshape(q.shape)
-
-  return call
-
-
-def jax_nn_attention(drawn: Sequence[Any]) -> Callable[[], Any]:
-  """Returns `jax.nn.dot_product_attention` of several q, k, v, in one call.
-
-  Shapes as in `torch_attention`; keys and values are laid out beforehand as
-  that function asks.
-  """
-
-  def laid_out(q, k, v):
-    batch, heads, groups, _, width = q.shape
-    query = q.reshape(batch, 1, heads * groups, width).astype(k.dtype)
-    return query, *(jnp.array(jnp.swapaxes(x, 1, 2)) for x in (k, v))
-
-  shape = drawn[0][0].shape
-
-  @jax.jit
-  def attend(given):
-    found = [jax.nn.dot_product_attention(*each) for each in given]
-    return [out.reshape(shape) for out in found]
-
-  given = [laid_out(*each) for each in drawn]
-  return lambda: attend(given)
-
-
 def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
   """Returns the same model, with the same weights, of transformers."""
   torch: Any = importlib.import_module('torch')
@@ -107,13 +66,18 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
       tie_word_embeddings=config.tied,
       attn_implementation='sdpa',
   )
-  model = transformers.LlamaForCausalLM(settings).eval()
+  # Without memory of its own: torch reads the bytes that JAX holds.
+  with torch.device('meta'):
+    model = transformers.LlamaForCausalLM(settings).eval()
   state = {
-      name: torch.from_numpy(np.array(x, np.float32))
-      for name, x in _llama_names(params).items()
+      name: torch.from_dlpack(x) for name, x in _llama_names(params).items()
   }
-  model.load_state_dict(state, strict=not config.tied)
-  return model.to(torch_device(), getattr(torch, config.dtype))
+  model.load_state_dict(state, strict=not config.tied, assign=True)
+  model.tie_weights()
+  # Frequencies are no weights, and stay float32 whatever those are.
+  rotary = model.model.rotary_emb
+  model.model.rotary_emb = type(rotary)(settings).to(torch_device())
+  return model
 
 
 def _llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,6 +99,13 @@ def _llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
   return names
 
 
+def caches() -> tuple[str, ...]:
+  """Returns the kinds of cache of transformers that are raced here."""
+  most = ('static', 'dynamic')
+  # What graphs save is a GPU's host; a CPU compiles for minutes.
+  return (*most, 'compiled') if torch_device() == 'cuda' else most
+
+
 def torch_decode(
     model: Any, kind: str, streams: Any, token: Any, room: int
 ) -> Callable[[], Any]:
@@ -142,29 +113,52 @@ def torch_decode(
 
   Args:
     model: of `torch_model`.
-    kind: 'static' or 'dynamic' cache.
-    streams: `{'key', 'value'}` `[B, K, S, H]`, of each layer.
+    kind: 'static' or 'dynamic' cache; 'compiled' is a static one, its step
+      compiled and replayed as a graph.
+    streams: JAX's `{'key', 'value'}` `[B, K, S, H]`, of each layer.
     token: int `[B]`.
     room: slots of a static cache.
   """
   torch: Any = importlib.import_module('torch')
   transformers: Any = importlib.import_module('transformers')
 
-  if kind == 'static':
+  if kind != 'dynamic':
     cache = transformers.StaticCache(config=model.config, max_cache_len=room)
   else:
     cache = transformers.DynamicCache(config=model.config)
   for index, layer in enumerate(streams):
     key, value = (
-        torch.from_numpy(np.array(layer[name])).to(model.device, model.dtype)
+        torch.from_dlpack(layer[name]).to(model.dtype)
         for name in ('key', 'value')
     )
     cache.update(key, value, index)
   ids = torch.from_numpy(np.array(token, np.int64))[:, None].to(model.device)
 
+  step = model
+  if kind == 'compiled':
+    step = torch.compile(model, mode='reduce-overhead', dynamic=False)
+
   def call():
     with torch.inference_mode():
-      out = model(ids, past_key_values=cache, use_cache=True)
+      if kind == 'compiled':
+        torch.compiler.cudagraph_mark_step_begin()
+      out = step(ids, past_key_values=cache, use_cache=True)
+      return out.logits[:, -1].float().cpu().numpy()
+
+  return call
+
+
+def torch_prefill(
+    config: ModelConfig, params: Mapping[str, Any], ids: np.ndarray
+) -> Callable[[], Any]:
+  """Returns transformers' prefill of ids `[1, T]`: the last token's logits."""
+  torch: Any = importlib.import_module('torch')
+  model = torch_model(config, params)
+  given = torch.from_numpy(ids).to(model.device)
+
+  def call():
+    with torch.inference_mode():
+      out = model(given, use_cache=True, logits_to_keep=1)
       return out.logits[:, -1].float().cpu().numpy()
 
   return call

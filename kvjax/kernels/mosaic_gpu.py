@@ -16,14 +16,8 @@ from kvjax.caches.visibility import Visibility
 from kvjax.kernels import blockwise, interpreter
 from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.stored import refuses_stored
-from kvjax.kernels.tiling import (
-    BLOCK,
-    LANES,
-    ROWS,
-    Launch,
-    choose_splits,
-    choose_stages,
-)
+from kvjax.kernels.tiling import BLOCK, LANES, ROWS, Launch, choose_stages
+from kvjax.kernels.tuning import Problem, tiles
 from kvjax.target import target
 
 DTYPES = ('bfloat16', 'float16')
@@ -80,22 +74,24 @@ def attend(
     queries, positions, view, scoring: as there.
     block: slots a turn reads, a multiple of 64 that divides the slots.
     stages: blocks in flight.
-    splits: programs that share the slots of a row and kv head; None for as
-      many as fill an H200.
+    splits: programs that share the slots of a row and kv head. None, of each,
+      for what the device's table says (`tuning`), or else for what fits its
+      shared memory and fills an H200.
   """
   assert view.stored is not None and view.positions is not None
   stored: Streams = {n: view.stored[n] for n in ('key', scoring.value)}
   key, value = stored['key'].codes, stored[scoring.value].codes
-  widths = key.shape[3], value.shape[3]
-  block = block or BLOCK
-  work, blocks = math.prod(key.shape[:2]), view.slots // block
+  problem = Problem(
+      math.prod(key.shape[:2]), view.slots, key.shape[3], value.shape[3]
+  )
+  chosen = problem.reckoned(block) if block else tiles(problem)
   launch = Launch(
       rule=scoring.visibility,
       scale=scoring.scale,
       softcap=scoring.softcap,
-      splits=splits or choose_splits(work, blocks),
-      block=block,
-      stages=stages or choose_stages(*widths, block),
+      splits=splits or chosen.splits,
+      block=chosen.block,
+      stages=stages or chosen.stages,
       interpret=interpreter.settings(),
   )
   rule = Scoring(

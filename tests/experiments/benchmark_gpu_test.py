@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from kvjax.benchmark import ahead, for_hopper
-from tests.experiments.commands import ROOT, run
+from kvjax import kernels
+from kvjax.benchmark import ahead, clock, correctness, for_hopper, sections
+from kvjax.kernels import tuning
+from tests.experiments.commands import ROOT
 
 PTXAS = """ptxas info    : Function properties for a
     0 bytes stack frame, {store} bytes spill stores, {load} bytes spill loads
@@ -31,15 +33,77 @@ class Compiled:
     return STEP
 
 
-def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path):
+def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path, commands):
   config = f'--config={ROOT}/configs/benchmark_gpu.py:tiny'
-  ended = run('benchmark', config, f'--workdir={tmp_path}')
+  ended = commands('benchmark', config, f'--workdir={tmp_path}')
   assert ended.code == 0, ended.err
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+  rows = {}
+  for row in map(json.loads, lines):
+    rows.setdefault(row['record'], []).append(row)
   for record in ('attention', 'step'):
-    ran = {r.get('kernel') for r in rows if r['record'] == record}
-    assert {'blockwise', 'mosaic_gpu'} <= ran
+    ran = {r['name']: r for r in rows[record]}
+    for kernel in ('blockwise', 'mosaic_gpu'):
+      assert 'met' in ran[f'kvjax {kernel}']['bar']
+  (run,), (target,), (checked,) = (
+    rows[name] for name in ('run', 'target', 'correctness')
+  )
+  assert run['absent']['torch flash'] == 'not raced on cpu'
+  assert target['skipped'].startswith('no GPU')
+  assert checked['passed'] and checked['empty_rows']
+  # What the sweep wrote is what the kernel reads.
+  best = [r for r in rows['sweep'] if r.get('best')]
+  file = json.loads((tmp_path / 'cpu.json').read_text())
+  ((problem, tiles),) = tuning.load(file)
+  assert (problem.slots, tiles.splits) == (64, best[0]['splits'])
+  assert 'bars met' in ended.out
+
+
+def test_after_its_budget_no_part_is_begun(tmp_path, commands):
+  flags = f'--config={ROOT}/configs/benchmark_gpu.py:tiny', '--budget=0'
+  ended = commands('benchmark', *flags, f'--workdir={tmp_path}')
+  assert ended.code == 0, ended.err
+  assert ended.out.count('Not begun') == 5
+
+
+def test_a_bar_is_of_an_h200_and_of_another_card_its_share():
+  class Card(sections.Run):
+    kind = 'NVIDIA H100 80GB HBM3'
+
+  run = Card(None, None, clock.Budget(), {'copy': sections.COPIED / 2}, None)
+  row = {'name': 'kvjax x', 'kernel': 'x', 'seconds': 1.5, 'bandwidth': 1.5}
+  row |= {'of_floor': 1.5}
+  peer = row | {'kernel': ''}
+  for field, least, met in (
+    ('seconds', 1.0, True), ('seconds', 0.7, False), ('bandwidth', 2.9, True),
+    ('bandwidth', 3.1, False), ('of_floor', 1.6, False),
+  ):  # fmt: skip
+    ours, theirs = run.judged([row, peer], (field, least))
+    assert ours['bar']['met'] is met and 'bar' not in theirs
+
+
+def test_a_kernel_that_fails_a_check_says_so_and_the_next_is_asked():
+  problems = [(1, 1, 24, 24, 'bfloat16', {}, None)] * 2
+  with kernels.interpreted():
+    rows = list(correctness.rows('mosaic_gpu', problems, (3,), 64))
+  assert [r['passed'] for r in rows] == [False, False]
+  assert 'multiples of 64' in rows[0]['failed']
+
+
+def test_a_device_s_table_is_read_where_a_problem_is_like_one_of_it():
+  like = tuning.Problem(8, 4096, 128, 128)
+  table = tuning.load(tuning.dump([(like, tuning.Tiles(128, 2, 7))], jax='x'))
+  near = tuning.Problem(16, 2048, 128, 128)
+  others = [
+    tuning.Problem(32, 4096, 128, 128), tuning.Problem(8, 4096, 64, 64),
+    tuning.Problem(8, 4160, 128, 128),
+  ]  # fmt: skip
+  with tuning.using(table):
+    assert tuning.tiles(near) == tuning.Tiles(128, 2, 7)
+    for other in others:
+      assert tuning.tiles(other) == other.reckoned()
+  assert tuning.tiles(near) == near.reckoned()
+  assert tuning.file_name('NVIDIA H200') == 'nvidia_h200.json'
 
 
 def test_a_target_that_is_no_file_and_a_compiler_that_is_not_there(tmp_path):

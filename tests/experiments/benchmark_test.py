@@ -6,12 +6,12 @@ import pytest
 
 from kvjax.benchmark import attention, clock, findings
 from kvjax.kernels import available
-from tests.experiments.commands import ROOT, run
+from tests.experiments.commands import ROOT
 
 
 def test_attention_is_checked_then_timed():
   case = attention.Case(2, 2, 3, 8, 40, 24, 'int8')
-  results = attention.measure(case, 1, 0)
+  results = attention.measure(case, attention.Pace(1, 0))
   usable = {f'kvjax {name}' for name, why in available().items() if not why}
   assert set(results) == usable
   assert case.bytes == 2 * 2 * 2 * 24 * (8 + 4)
@@ -45,9 +45,29 @@ def test_two_runs_are_compared_row_by_row():
     findings.compare([row], [row | {'batch': 2}])
 
 
-def test_tiny_runs_end_to_end(tmp_path):
+def test_who_fails_is_named_and_the_others_are_timed():
+  def fails():
+    raise RuntimeError('no kernel\nfor this')
+
+  good = clock.Runner(lambda: None, 1, '')
+  entries = {
+    'absent': fails, 'good': lambda: good,
+    'wrong': lambda: clock.Runner(lambda: None, 1, 'ffi', error=0.5),
+  }  # fmt: skip
+  runners, skipped = clock.enter(entries)
+  assert list(runners) == ['good']
+  assert skipped['absent'] == {'skipped': 'RuntimeError: no kernel'}
+  rows = clock.rate(clock.race(runners, 1) | skipped, read=1.0)
+  named = {row['name']: {'record': 'attention', **row} for row in rows}
+  named['kvjax'] = named.pop('wrong') | {'name': 'kvjax'}
+  assert findings.wrongs(list(named.values())) == ['attention  kvjax']
+  shown, text = findings.section('All', list(named.values()), 1.0)
+  assert len(shown.rows) == 1 and 'absent (RuntimeError' in text.text
+
+
+def test_tiny_runs_end_to_end(tmp_path, commands):
   config = f'--config={ROOT}/configs/benchmark_cpu.py:tiny'
-  ended = run('benchmark', config, f'--workdir={tmp_path}')
+  ended = commands('benchmark', config, f'--workdir={tmp_path}')
   assert ended.code == 0, ended.err
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
   kinds = {json.loads(line)['record'] for line in lines}

@@ -1,0 +1,201 @@
+"""The parts of a benchmark, each a generator of records, in the order asked.
+
+A record is written when it is yielded, and none is begun once the budget is
+spent, so that whoever lends a device for ten minutes keeps what was found.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from kvjax.benchmark import ahead, attention, clock, correctness, model, sweep
+from kvjax.kernels import available, tuning
+
+Record = dict[str, Any]
+COPIED = 4.3e12  # bytes a second of the H200 for which the bars are
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the parts share.
+
+  Attributes:
+    config: of the experiment.
+    workdir: where files go.
+    budget: seconds of it all.
+    limits: what the machine reads and copies, bytes a second.
+    open: what lasts to the end of the run.
+  """
+
+  config: Any
+  workdir: pathlib.Path
+  budget: clock.Budget
+  limits: dict[str, float]
+  open: contextlib.ExitStack
+
+  @property
+  def kind(self) -> str:
+    """Name of the device."""
+    return jax.devices()[0].device_kind
+
+  def judged(self, rows: list[Record], bar: Any) -> list[Record]:
+    """Returns rows, those of kvjax beside what they should reach.
+
+    Args:
+      rows: of one race.
+      bar: a field and the least that it should be; of seconds, the most.
+        None for no bar.
+    """
+    if not bar:
+      return rows
+    field, value = bar
+    # Bars are of an H200: another card is held to its own share of it.
+    share = 1.0 if 'H200' in self.kind else self.limits['copy'] / COPIED
+    if field == 'bandwidth':
+      value *= share
+    elif field == 'seconds':
+      value /= share
+    own = field, value
+    return [
+        row | {'bar': {'field': field, 'value': value, 'met': _met(row, *own)}}
+        if row.get('kernel') and 'seconds' in row
+        else row
+        for row in rows
+    ]
+
+
+def _met(row: Record, field: str, value: float) -> bool:
+  found = row[field]
+  return found <= value if field == 'seconds' else found >= value
+
+
+def target(run: Run) -> Iterator[Record]:
+  """Yields where the description of this GPU was written, or why not."""
+  path = run.workdir / f'{pathlib.Path(tuning.file_name(run.kind)).stem}.txtpb'
+  record = {'record': 'target', 'name': run.kind}
+  try:
+    ahead.dump(path)
+  except Exception as error:  # nothing else depends on it
+    yield record | {'skipped': str(error).splitlines()[0]}
+  else:
+    yield record | {'file': str(path), **ahead.name_of(path)}
+
+
+def checks(run: Run) -> Iterator[Record]:
+  """Yields what `mosaic_gpu` computes here, a record a problem."""
+  chosen = run.config.checks
+  if reason := available()['mosaic_gpu']:
+    yield {'record': 'correctness', 'name': 'mosaic_gpu', 'skipped': reason}
+    return
+  yield from correctness.rows(
+      'mosaic_gpu', chosen.problems, chosen.lengths, chosen.slots
+  )
+
+
+def cuts(run: Run) -> Iterator[Record]:
+  """Yields times of the kernel's tiles; keeps the best as its table.
+
+  The table is written beside the records and used to the end of the run.
+  """
+  chosen, table = run.config.sweep, []
+  heads, groups, width = chosen.heads_groups_width
+  for batch, filled in chosen.shapes:
+    if run.budget.spent:
+      break
+    case = attention.Case(
+        batch, heads, groups, width, filled, filled, 'bfloat16'
+    )
+    pace = dataclasses.replace(
+        attention.Pace.of(run.config), repeats=chosen.repeats
+    )
+    for row in sweep.rows(case, pace, chosen.axes):
+      yield row
+      if row.get('best'):
+        tiles = tuning.Tiles(row['block'], row['stages'], row['splits'])
+        table.append((sweep.problem(case), tiles))
+  path = run.workdir / tuning.file_name(run.kind)
+  about = {'device': run.kind, 'jax': jax.__version__}
+  text = json.dumps(tuning.dump(table, **about), indent=1)
+  path.write_text(text + '\n', 'utf-8')
+  run.open.enter_context(tuning.using(table))
+  place = tuning.FOLDER.relative_to(tuning.FOLDER.parents[2])
+  record = {'record': 'table', 'name': run.kind}
+  yield record | {'file': str(path), 'for': str(place)}
+
+
+def alone(run: Run) -> Iterator[Record]:
+  """Yields rows of attention alone."""
+  chosen = run.config.attention
+  bars = {tuple(case): bar for case, bar in chosen.get('bars', ())}
+  for shape, batch, filled, dtype in itertools.product(
+      chosen.shapes, chosen.batches, chosen.filled, chosen.dtypes
+  ):
+    if run.budget.spent:
+      return
+    heads, groups, width = shape
+    case = attention.Case(
+        batch, heads, groups, width, chosen.slots or filled, filled, dtype
+    )
+    whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
+    if whole.bytes > chosen.get('largest', whole.bytes):
+      continue
+    results = attention.measure(case, attention.Pace.of(run.config))
+    rows = clock.rate(results, run.limits['read'])
+    for row in run.judged(rows, bars.get((batch, filled))):
+      yield {'record': 'attention', **dataclasses.asdict(case), **row}
+
+
+def models(run: Run) -> Iterator[Record]:
+  """Yields rows of whole models: steps, a prefill, N tokens."""
+  for name in run.config.models:
+    chosen = run.config[name]
+    shape, params = model.build(chosen)
+    bar = ('of_floor', chosen.bar) if chosen.get('bar') else None
+    for about, race in _races(run.config, shape, params):
+      if run.budget.spent:
+        return
+      rows = clock.rate(race(), run.limits['read'])
+      # What is held against a floor of one row and a plain cache.
+      judged = about['record'] in ('step', 'generate') and about['batch'] == 1
+      plain = [row for row in rows if not row['name'].endswith('int8')]
+      rest = [row for row in rows if row not in plain]
+      for row in run.judged(plain, bar if judged else None) + rest:
+        yield {**about, 'model': name, **row}
+
+
+def _races(
+    config: Any, shape: Any, params: Any
+) -> Iterator[tuple[Record, Callable[[], Any]]]:
+  """Yields what each race is of, and the race."""
+  given = shape, params
+  for batch, context, count in config.generate:
+    for kernel in config.generate_kernels:
+      about = {'batch': batch, 'context': context, 'tokens': count}
+      sizes = batch, context, count
+      yield (
+          {'record': 'generate', **about},
+          lambda s=sizes, k=kernel: model.tokens(*given, *s, 3, k),
+      )
+  for batch, context in config.steps:
+    about = {'record': 'step', 'batch': batch, 'context': context}
+    sizes = batch, context, config.repeats, config.kernels, config.room
+    yield about, lambda s=sizes: model.step(*given, *s)
+  for length in config.prompts:
+    about = {'record': 'prefill', 'batch': 1, 'context': length}
+    repeats = min(config.repeats, 3)
+    yield about, lambda n=length, r=repeats: model.prompt(*given, n, r)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
+    'target': ('Description of this GPU', target),
+    'checks': ('Correctness of the kernel', checks),
+    'sweep': ('Tiles of the kernel', cuts),
+    'attention': ('Attention alone', alone),
+    'models': ('The model', models),
+}
