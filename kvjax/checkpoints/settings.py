@@ -82,11 +82,12 @@ class Settings:
 
   def activation(self, *keys: str, default: str = 'silu') -> str:
     """Returns kvjax's name of the activation under one of these keys."""
-    found = [self.values[k] for k in keys if self.values.get(k) is not None]
-    name = found[0] if found else default
+    given = [k for k in keys if self.values.get(k) is not None]
+    key = given[0] if given else keys[0]
+    name = self.get(key, default)
     if name not in ACTIVATIONS:
       raise ValueError(
-          f'Unknown activation {keys[0]}={name!r}; supported: '
+          f'Unknown activation {key}={name!r}; supported: '
           f'{", ".join(sorted(ACTIVATIONS))}.'
       )
     return ACTIVATIONS[name]

@@ -32,13 +32,13 @@ NUMBER = '''
   routed_scaling_factor scale_depth scale_emb swiglu_alpha swiglu_limit
 '''
 SWITCH = '''
-  alibi attention_bias bias mlp_bias multi_query new_decoder_architecture
-  norm_topk_prob parallel_attn rope_interleave scale_attn_by_inverse_layer_idx
-  scale_attn_weights tie_word_embeddings truncate use_qk_norm
-  use_sliding_window
+  alibi attention_bias bias is_gated_act mlp_bias multi_query
+  new_decoder_architecture norm_topk_prob parallel_attn rope_interleave
+  scale_attn_by_inverse_layer_idx scale_attn_weights scale_decoder_outputs
+  tie_word_embeddings truncate use_qk_norm use_sliding_window
 '''
 TEXT = '''
-  activation activation_function feed_forward_proj hidden_act
+  activation activation_function dense_act_fn feed_forward_proj hidden_act
   hidden_activation model_type scoring_func topk_method
 '''
 LIST = '''

@@ -276,39 +276,44 @@ def glm4_moe_lite(d: Draw) -> Config:
 
 
 def t5(d: Draw) -> Config:
+  gated, act = d.flag(), d.pick('relu', 'gelu', *SPELLED)
   return {
       'vocab_size': 97,
-      'd_model': 28,
+      'd_model': d.pick(20, 28),
       'd_kv': d.pick(6, 10),
-      'd_ff': 44,
-      'num_layers': 2,
-      'num_decoder_layers': d.pick(None, 3),
-      'num_heads': d.pick(1, 3),
-      'relative_attention_num_buckets': d.pick(8, 32),
+      'd_ff': d.pick(22, 44),
+      'num_layers': d.pick(1, 2, 3),
+      'num_decoder_layers': d.pick(None, 1, 3),
+      'num_heads': d.pick(1, 3, 4),
+      'relative_attention_num_buckets': d.pick(6, 8, 32),
       'relative_attention_max_distance': d.pick(12, 128),
-      'feed_forward_proj': d.pick(
-          'relu', 'gelu', 'gated-gelu', 'gated-silu', 'gated-relu'
-      ),
-      'tie_word_embeddings': d.flag(),
+      'layer_norm_epsilon': d.pick(1e-6, 1e-5, 1e-3),
+      'feed_forward_proj': f'gated-{act}' if gated else act,
+      # A head of its own and no scale; or no scale alone; or as the paper.
+      **d.pick({'tie_word_embeddings': False}, {'scale_decoder_outputs': False},
+               {'tie_word_embeddings': True}),
+      **d.pick({}, {}, {'dense_act_fn': d.pick(*SPELLED)},
+               {'is_gated_act': d.flag()}),
       'decoder_start_token_id': 0,
-  }
+  }  # fmt: skip
 
 
 def whisper(d: Draw) -> Config:
   return {
       'vocab_size': 97,
-      'd_model': 24,
-      'encoder_attention_heads': d.pick(1, 3, 4),
-      'decoder_attention_heads': d.pick(2, 3),
-      'encoder_layers': d.pick(1, 2),
-      'decoder_layers': d.pick(1, 2),
-      'encoder_ffn_dim': 20,
-      'decoder_ffn_dim': 28,
-      'num_mel_bins': 6,
+      'd_model': d.pick(24, 36),
+      'encoder_attention_heads': d.pick(1, 2, 3, 4),
+      'decoder_attention_heads': d.pick(1, 2, 3, 4),
+      'encoder_layers': d.pick(1, 2, 3),
+      'decoder_layers': d.pick(1, 2, 3),
+      'encoder_ffn_dim': d.pick(20, 44),
+      'decoder_ffn_dim': d.pick(28, 44),
+      'num_mel_bins': d.pick(5, 6),
       'max_source_positions': d.pick(9, 13),
-      'max_target_positions': 24,
+      'max_target_positions': d.pick(21, 24),
       'scale_embedding': d.flag(),
       'activation_function': d.pick('gelu', *SPELLED),
+      **d.pick({}, {'tie_word_embeddings': False}),
       'decoder_start_token_id': 2,
       'pad_token_id': 0,
       'bos_token_id': 1,

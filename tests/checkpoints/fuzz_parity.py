@@ -31,7 +31,7 @@ from tests.compiler import quick_flags  # noqa: E402
 os.environ.setdefault('XLA_FLAGS', quick_flags())  # before anything compiles
 
 from tests.checkpoints import compare, drawing  # noqa: E402
-from tests.golden.reference import write_checkpoint  # noqa: E402
+from tests.golden.reference import quiet, write_checkpoint  # noqa: E402
 
 FAMILY = flags.DEFINE_enum(
     'family', 'llama', [*sorted(drawing.FAMILIES), 'all'], 'Model family.'
@@ -73,6 +73,7 @@ def run(family: str, seed: int, count: int) -> int:
 def main(argv: list[str]) -> None:
   del argv
   warnings.simplefilter('ignore')
+  quiet()
   jax.config.update('jax_platforms', 'cpu')
   families = [FAMILY.value]
   if FAMILY.value == 'all':

@@ -90,6 +90,19 @@ def test_kv_heads_of_null_are_one_a_query_head():
     assert config.layers[0].attention.num_kv_heads == 64, name
 
 
+def test_the_parts_of_feed_forward_proj_win_over_it():
+  """As they do in T5's published configuration class."""
+  values = json.loads((GOLDEN / 't5' / 'config.json').read_text())
+  parts = {'feed_forward_proj': 'gated-gelu', 'is_gated_act': True}
+  for given, gated, act in (
+      ({'dense_act_fn': 'gelu'}, True, 'gelu'),
+      ({'dense_act_fn': None}, True, 'gelu_tanh'),
+      ({'dense_act_fn': 'relu', 'is_gated_act': False}, False, 'relu'),
+  ):
+    mlp = parse_config(values | parts | given).layers[0].mlp
+    assert (mlp.gated, mlp.activation) == (gated, act)
+
+
 @pytest.mark.parametrize(
     ('spelled', 'meant'),
     [('gelu', 'gelu_tanh'), ('gelu_python', 'gelu'), ('silu', 'silu')],

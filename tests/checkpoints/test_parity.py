@@ -99,6 +99,7 @@ class Case:
             self.config, self.params, jnp.asarray(found['source']),
             found.get('lengths'),
         )  # fmt: skip
+    self.source_length = self.encoded and self.encoded.hidden.shape[1]
 
   def uncached(self, **options):
     return np.asarray(
@@ -112,7 +113,7 @@ class Case:
     batch, length = self.tokens.shape
     return kvjax.init_cache(
         self.config, batch, length, rotary_length=length,
-        source_length=self.encoded and self.encoded.hidden.shape[1], **options,
+        source_length=self.source_length, **options,
     )  # fmt: skip
 
   def chunks(self, counts, cache, prompt=None):
@@ -139,6 +140,7 @@ class Case:
         found[row, start : start + size] = np.asarray(logits)[row, :size]
       at = at + count
     assert (at == length).all()
+    self.held = sum(x.nbytes for x in jax.tree.leaves(cache))
     return found if prompt is None else tokens[:, prompt:]
 
 
@@ -166,10 +168,17 @@ def test_one_by_one_and_ragged_chunks(case):
 
 
 def test_greedy_continuation(case):
+  """And the cache then holds the bytes that were planned, source and all."""
   prompt = case.tokens.shape[1] - case.greedy.shape[1]
   counts = np.array([[CHUNK] * 2] * (prompt // CHUNK) + [[1, 1]] * 9)
   found = case.chunks(counts, case.cache(), prompt)
   np.testing.assert_array_equal(found, case.greedy)
+  batch, length = case.tokens.shape
+  plan = kvjax.memory.plan(
+      case.config, batch_size=batch, capacity=length,
+      source_length=case.source_length,
+  )  # fmt: skip
+  assert case.held == plan.cache_bytes
 
 
 def test_pages_of_int8(case, request):

@@ -1,5 +1,6 @@
 """What is not supported, missing, strange or broken is refused by its name."""
 
+import json
 import re
 from unittest import mock
 
@@ -102,6 +103,15 @@ def test_feed_forward_of_t5_is_refused_by_name():
         'num_heads': 2, 'num_layers': 1, 'd_ff': 8,
         'feed_forward_proj': 'glu-relu',
     })  # fmt: skip
+
+
+def test_an_unknown_activation_is_refused_by_the_key_that_names_it():
+  config = json.loads((GOLDEN / 't5' / 'config.json').read_text())
+  with pytest.raises(ValueError, match="dense_act_fn='mish'.*relu"):
+    parse_config(config | {'dense_act_fn': 'mish'})
+  config.pop('dense_act_fn')
+  with pytest.raises(ValueError, match="feed_forward_proj='mish'"):
+    parse_config(config | {'feed_forward_proj': 'gated-mish'})
 
 
 def refuses(path, message):

@@ -94,6 +94,10 @@ def test_an_encoder_decoder_answers_its_source(tmp_path):
     logits = kvjax.forward(config, params, jnp.asarray(ids), encoded=encoded)
     ids[0, at] = np.asarray(logits)[0, at - 1].argmax()
   assert found['text'][0]['tokens'] == ids[0, 1:].tolist()
+  plan = kvjax.memory.plan(
+    config, batch_size=1, capacity=3, source_length=source.shape[1]
+  )
+  assert found['speed'][0]['cache_bytes'] == plan.cache_bytes
 
 
 def test_interrupting_keeps_what_was_generated(tmp_path, monkeypatch):

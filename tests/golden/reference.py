@@ -68,6 +68,12 @@ def write_checkpoint(
   np.savez(path / 'reference.npz', **reference(path, seed))
 
 
+def quiet() -> None:
+  """Leaves progress and advice of transformers unsaid."""
+  transformers.utils.logging.disable_progress_bar()
+  transformers.utils.logging.set_verbosity_error()
+
+
 def _auto(config: Any) -> Any:
   if config.model_type == 't5':
     return transformers.AutoModelForSeq2SeqLM
@@ -142,8 +148,12 @@ def _age(file: pathlib.Path, config: Any) -> None:
     values['rope_scaling'] = None if kind == 'default' else scaled
   if config.model_type == 't5':
     values['tie_word_embeddings'] = values.pop('scale_decoder_outputs')
+    derived = transformers.T5Config(
+        feed_forward_proj=config.feed_forward_proj
+    ).to_dict()
     for key in ('dense_act_fn', 'is_gated_act'):
-      values.pop(key, None)
+      if values.get(key) == derived[key]:  # later releases alone wrote them
+        values.pop(key, None)
   values.pop('layer_types' if config.model_type != 'gpt_oss' else '', None)
   pattern = values.pop('_sliding_window_pattern', None)
   if pattern is not None:

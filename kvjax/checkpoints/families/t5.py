@@ -96,6 +96,7 @@ def _attention(settings: Settings, causal: bool, bias: bool = True) -> Grouped:
 
 
 def _mlp(settings: Settings) -> MLP:
+  """Newer releases write the parts of `feed_forward_proj` beside it."""
   name = settings.get('feed_forward_proj', 'relu')
   gated, _, act = name.rpartition('-')
   if gated not in ('', 'gated'):
@@ -104,11 +105,12 @@ def _mlp(settings: Settings) -> MLP:
     )
   # `gated-gelu` was published for the tanh approximation.
   act = 'gelu_new' if name == 'gated-gelu' else act
-  named = Settings({'feed_forward_proj': act})
+  named = {'dense_act_fn': settings.raw('dense_act_fn')}
+  named |= {'feed_forward_proj': act}
   return MLP(
       settings.need('d_ff'),
-      named.activation('feed_forward_proj'),
-      gated=bool(gated),
+      Settings(named).activation('dense_act_fn', 'feed_forward_proj'),
+      gated=settings.get('is_gated_act', bool(gated)),
   )
 
 
