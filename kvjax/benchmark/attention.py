@@ -70,12 +70,18 @@ class Pace:
     return cls(**{name: config[name] for name in names})
 
 
-def measure(case: Case, pace: Pace) -> dict[str, Any]:
-  """Returns results by name; who could not take part says why."""
+def measure(case: Case, pace: Pace, *, alone: bool = False) -> dict[str, Any]:
+  """Returns results by name; who could not take part says why.
+
+  Args:
+    case: what is asked.
+    pace: how it is timed.
+    alone: without peers.
+  """
   copies = max(1, -(-pace.rotate // case.bytes))
   drawn = [draw(case, seed) for seed in range(copies)]
   entries = dict(_ours(case, drawn, pace))
-  entries |= dict(_theirs(case, drawn, pace))
+  entries |= {} if alone else dict(_theirs(case, drawn, pace))
   runners, skipped = clock.enter(entries)
   repeats = pace.repeats * (1 if pace.together else copies)
   return clock.race(runners, repeats) | skipped

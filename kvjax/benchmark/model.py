@@ -55,10 +55,13 @@ def step(
     repeats: int,
     kernels: Sequence[str] = KERNELS,
     room: int = ROOM,
+    *,
+    alone: bool = False,
 ) -> dict[str, Any]:
   """Returns results of one decode step after a context of random streams.
 
-  Everybody's first logits are held against those of `blockwise`.
+  Everybody's first logits are held against those of `blockwise`; `alone`
+  without peers.
   """
   streams = [_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
@@ -85,7 +88,7 @@ def step(
       name: functools.partial(entry, kernel, codec)
       for name, kernel, codec in _ours(config, kernels)
   }
-  if not peers.missing('torch', 'transformers'):
+  if not alone and not peers.missing('torch', 'transformers'):
     model = peers.torch_model(config, params)
     for kind in peers.caches():
       name = f'transformers {kind}'

@@ -15,6 +15,7 @@ from kvjax.memory.measured import Measured, measure
 from kvjax.memory.parameters import param_specs
 from kvjax.memory.plan import MemoryPlan, plan
 from kvjax.memory.reconcile import Row, reconcile
+from kvjax.memory.roofline import intensity, roofline
 from kvjax.memory.shards import Shards, shards
 from kvjax.memory.step_time import StepTime, step_time
 
@@ -39,10 +40,12 @@ __all__ = [
   'device',
   'fit',
   'in_place',
+  'intensity',
   'measure',
   'param_specs',
   'plan',
   'reconcile',
+  'roofline',
   'shards',
   'step_time',
 ]

@@ -65,6 +65,16 @@ def test_who_fails_is_named_and_the_others_are_timed():
   assert len(shown.rows) == 1 and 'absent (RuntimeError' in text.text
 
 
+def test_growth_on_paper(tmp_path, commands):
+  ended = commands('scaling', '--device=h100', f'--workdir={tmp_path}')
+  assert ended.code == 2 and 'H100-80' in ended.err
+  ended = commands('scaling', f'--workdir={tmp_path}')
+  assert ended.code == 0, ended.err
+  lines = (tmp_path / 'scaling.jsonl').read_text().splitlines()
+  kinds = {json.loads(line)['record'] for line in lines}
+  assert kinds == {'run', 'intensity', 'prediction', 'published'}
+
+
 def test_tiny_runs_end_to_end(tmp_path, commands):
   config = f'--config={ROOT}/configs/benchmark_cpu.py:tiny'
   ended = commands('benchmark', config, f'--workdir={tmp_path}')
