@@ -105,7 +105,9 @@ def bind(
         for row, index in _rows(rows, place, letters)
     ]
     row, names = _present(family, tensors, candidates)
-    found = tuple(_find(family, tensors, name, row, letters) for name in names)
+    found = tuple(
+        _find(family, tensors, name, place, row, letters) for name in names
+    )
     leaves.append(Leaf(place, leaf.shape, leaf.dtype, row, letters, found))
   _check_used(family, config, tensors, leaves)
   return leaves
@@ -151,13 +153,13 @@ def _names(row: Row, index: int, letters: Sizes) -> Iterator[str]:
     yield name.replace('{e}', str(expert))
 
 
-def _find(family, tensors, name: str, row: Row, letters: Sizes) -> Stored:
+def _find(family, tensors, name: str, place: str, row: Row, letters) -> Stored:
   tensor = _get(family, tensors, name)
   want = tuple(size(formula, letters) for formula in row.shape)
   if tensor is None:
     raise ValueError(
         f'Tensor {name} {list(want)} is missing from the checkpoint; '
-        f'config.json asks for it ({row.place}).'
+        f'config.json asks for it ({place}).'
     )
   if tensor.shape != want:
     raise ValueError(

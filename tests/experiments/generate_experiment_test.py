@@ -116,6 +116,36 @@ def test_interrupting_keeps_what_was_generated(tmp_path, monkeypatch):
   assert signal.getsignal(signal.SIGINT) is before
 
 
+KEY = 'model.layers.1.self_attn.k_proj.weight'
+
+
+@pytest.mark.parametrize('config, tensors, message', [
+    ({'model_type': 'mamba'}, {}, "Unknown model_type 'mamba'"),
+    ({'rope_scaling': {'type': 'mrope'}}, {}, "Unknown rope type 'mrope'"),
+    ({'hidden_act': 'mish'}, {}, "Unknown activation hidden_act='mish'"),
+    ({'quantization_config': {'quant_method': 'awq'}}, {}, "method 'awq'"),
+    ({'num_key_value_heads': 2}, {}, 'k_proj.weight has shape [18, 24]'),
+    ({'num_hidden_layers': 3}, {}, 'is missing from the checkpoint'),
+    ({}, {KEY: np.zeros((24, 18), np.float32)}, f'{KEY} has shape [24, 18]'),
+    ({}, {'extra': np.zeros(3, np.float32)}, 'Unexpected tensor extra [3]'),
+    ({}, None, 'model.safetensors is truncated'),
+])  # fmt: skip
+def test_a_broken_checkpoint_is_one_line(
+  tmp_path, config, tensors, message, capsys
+):
+  more = lambda found: found | (tensors or {})
+  path = altered(tmp_path, 'llama', lambda c: c | config, more)
+  if tensors is None:
+    file = path / 'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-1])
+  given = {'checkpoint': str(path), 'prompt': 'ABC', 'tokens': 2}
+  with given_flags(generate.FLAGS, **given), pytest.raises(SystemExit) as end:
+    generate.main([])
+  assert end.value.code == 2
+  said = capsys.readouterr().err
+  assert message in said and said.count('\n') == 1
+
+
 def test_text_ends_where_the_checkpoint_says(tmp_path):
   end = uncached('llama', 'A KV ')[2]
   path = altered(tmp_path, 'llama', lambda c: c | {'eos_token_id': [end]})
