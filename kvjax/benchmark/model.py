@@ -16,7 +16,7 @@ from kvjax.benchmark.clock import Runner
 from kvjax.caches.codecs import Int8
 from kvjax.decoding.cache import Cache, init_cache
 from kvjax.decoding.generate import generate
-from kvjax.decoding.steps import decode_step, prefill
+from kvjax.decoding.steps import decode_step, extend, prefill
 from kvjax.kernels import KERNELS, available
 from kvjax.kernels.mosaic_gpu import DTYPES
 from kvjax.models.config import Layer, ModelConfig
@@ -162,14 +162,34 @@ def tokens(
     )
     return jax.block_until_ready(out)
 
-  token = jnp.ones((batch,), jnp.int32)
-  again = _filled(config, batch, context, streams, None, count * (repeats + 2))
-  one = _step_calls(config, params, again, token, kernel)
-  runners = {
-      'generate': Runner(whole, size, ran),
-      'steps': Runner(lambda: [one() for _ in range(count)], size, ran),
-  }
-  return clock.race(runners, repeats)
+  def generated():
+    error = _behind(config, params, cache, logits, whole())
+    return Runner(whole, size, ran, error, TOLERANCE[config.dtype])
+
+  def stepped():
+    room = count * (repeats + 2)
+    again = _filled(config, batch, context, streams, None, room)
+    token = jnp.ones((batch,), jnp.int32)
+    one = _step_calls(config, params, again, token, kernel)
+    return Runner(lambda: [one() for _ in range(count)], size, ran)
+
+  runners, skipped = clock.enter(
+      {f'kvjax {ran} generate': generated, f'kvjax {ran} steps': stepped}
+  )
+  return clock.race(runners, repeats) | skipped
+
+
+def _behind(config, params, cache, logits, tokens) -> float:
+  """Returns how far tokens are from the likeliest, of the largest logit.
+
+  Likely by the block loop's logits of the same tokens, read at once: two close
+  ones may change places with a kernel, others may not.
+  """
+  seen, _ = extend(config, params, cache, tokens, kernel='blockwise')
+  before = jnp.concatenate([logits[:, None], seen[:, :-1]], axis=1)
+  chosen = jnp.take_along_axis(before, tokens[:, :, None], axis=2)[..., 0]
+  behind = jnp.where(tokens < 0, jnp.inf, before.max(axis=2) - chosen)
+  return float(jnp.max(behind) / jnp.max(jnp.abs(before)))
 
 
 def _layers(config: ModelConfig) -> range:

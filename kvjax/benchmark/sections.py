@@ -152,21 +152,28 @@ def alone(run: Run) -> Iterator[Record]:
 
 
 def models(run: Run) -> Iterator[Record]:
-  """Yields rows of whole models: steps, a prefill, N tokens."""
+  """Yields rows of whole models: N tokens of all, then steps, then prefills."""
+  races = []
   for name in run.config.models:
     chosen = run.config[name]
-    shape, params = model.build(chosen)
     bar = ('of_floor', chosen.bar) if chosen.get('bar') else None
-    for about, race in _races(run.config, shape, params):
+    given = model.build(chosen)
+    races += [(name, bar, *race) for race in _races(run.config, *given)]
+  for kind in ('generate', 'step', 'prefill'):
+    for name, bar, about, race in races:
       if run.budget.spent:
         return
-      rows = clock.rate(race(), run.limits['read'])
-      # What is held against a floor of one row and a plain cache.
-      judged = about['record'] in ('step', 'generate') and about['batch'] == 1
-      plain = [row for row in rows if not row['name'].endswith('int8')]
-      rest = [row for row in rows if row not in plain]
-      for row in run.judged(plain, bar if judged else None) + rest:
-        yield {**about, 'model': name, **row}
+      if about['record'] == kind:
+        judged = bar if kind != 'prefill' and about['batch'] == 1 else None
+        for row in _rated(run, race(), judged):
+          yield {**about, 'model': name, **row}
+
+
+def _rated(run: Run, results: Record, bar: Any) -> list[Record]:
+  """Returns rows; a bar is of the model's own dtype, no narrower cache."""
+  rows = clock.rate(results, run.limits['read'])
+  narrow = [row for row in rows if row['name'].endswith('int8')]
+  return run.judged([r for r in rows if r not in narrow], bar) + narrow
 
 
 def _races(
