@@ -1,9 +1,12 @@
 """Bad command lines end in one line and status 2, before any compilation."""
 
+import importlib
+import importlib.util
 import sys
 
 import pytest
 
+import experiments
 from experiments import aggregate
 from kvjax.report import grid
 from tests.experiments.commands import ROOT, run
@@ -66,6 +69,16 @@ def test_the_others_refuse(module, flags, words, commands):
   ended = commands(module, *flags)
   assert ended.code == 2
   assert len(ended.err.strip().splitlines()) == 1 and words in ended.err
+
+
+def test_a_line_says_what_to_install(monkeypatch):
+  find = importlib.util.find_spec
+  absent = lambda name, *rest: name != 'ml_collections' and find(name, *rest)
+  monkeypatch.setattr(
+    importlib.util, 'find_spec', lambda *given: absent(*given) or None
+  )
+  with pytest.raises(SystemExit, match='pip install ml_collections$'):
+    importlib.reload(experiments)
 
 
 def test_a_grid_is_a_product_and_keeps_tuples_whole():

@@ -1,0 +1,90 @@
+"""Whoever is raced computes what we do. Needs torch, and some of it triton."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kvjax.benchmark import attention, attention_peers, clock, model, peers
+from tests.experiments.commands import ROOT
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.filterwarnings('ignore'),
+]
+TRITON = """
+import torch
+from kvjax.benchmark import triton_decode
+for shape in ((1, 1, 4, 40, 64), (2, 3, 5, 200, 64), (1, 8, 1, 1000, 128)):
+  batch, heads, groups, slots, width = shape
+  for dtype in torch.float32, torch.float16:
+    q, k, v = (
+      torch.randn(batch, heads, n, width, dtype=dtype)
+      for n in (groups, slots, slots)
+    )
+    found = triton_decode.attend(q, k, v).double()
+    q, k, v = (x.double() for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) * width**-0.5
+    want = torch.softmax(scores, -1) @ v
+    assert (found - want).abs().max() < 1e-3, (shape, dtype)
+"""
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  'name',
+  ['jax.nn', 'torch sdpa', 'torch flash', 'torch math', 'torch flex'],
+)
+def test_attention_of_peers_on_a_cpu(name, dtype):
+  (peer,) = [p for p in attention_peers.PEERS if p.name == name]
+  for module in peer.modules:
+    pytest.importorskip(module)
+  case = attention.Case(2, 2, 4, 64, 128, 100, dtype)
+  drawn = [attention.draw(case, seed) for seed in range(2)]
+  given = [
+    (q.astype(dtype), *(x[:, :, :100].astype(dtype) for x in (k, v)))
+    for q, k, v in drawn
+  ]
+  with jax.numpy_dtype_promotion('standard'):  # jax.nn mixes dtypes
+    first, second = peer.make(given)()
+  assert first.shape == second.shape == given[0][0].shape
+  found = peers.host(first[:1])[0]
+  error = clock.difference(found, attention.reference(case, drawn[0]))
+  assert error < attention.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+  ('kind', 'dtype', 'tied'),
+  [
+    ('static', 'float32', False), ('dynamic', 'bfloat16', True),
+    ('compiled', 'bfloat16', True),
+  ],
+)  # fmt: skip
+def test_a_step_of_transformers_with_our_weights(kind, dtype, tied):
+  pytest.importorskip('transformers')
+  shape = {
+    'layers': 2, 'width': 32, 'num_heads': 4, 'num_kv_heads': 2,
+    'key_width': 8, 'hidden': 48, 'vocab_size': 64, 'dtype': dtype,
+    'tied': tied,
+  }  # fmt: skip
+  config, params = model.build(shape)
+  streams = [model._streams(config, 2, 24, index) for index in range(2)]
+  token = jnp.arange(2, dtype=jnp.int32)
+  cache = model._filled(config, 2, 24, streams, None, 32)
+  want = model._step_calls(config, params, cache, token, 'blockwise')()
+  theirs = peers.torch_model(config, params)
+  call = peers.torch_decode(theirs, kind, streams, token, 24 + 32)
+  assert clock.difference(call(), want) < model.TOLERANCE[dtype]
+
+
+def test_the_triton_kernel_interpreted():
+  pytest.importorskip('triton')
+  subprocess.run(
+    [sys.executable, '-c', TRITON],
+    cwd=ROOT,
+    env=os.environ | {'TRITON_INTERPRET': '1'},
+    check=True,
+  )
