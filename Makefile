@@ -50,7 +50,7 @@ picture: $(READY)
 	$(RUN) -m experiments.lifetimes
 
 kernels: $(READY)
-	$(RUN) kvjax/kernels/library.py
+	$(RUN) kvjax/native/library.py
 
 bench: kernels
 	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py
@@ -73,5 +73,5 @@ $(VENV)/.ok$(addprefix -,$(EXTRAS)): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: kvjax needs 3.11 or newer. Use make PYTHON=python3.11." % v[:2])'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e ".[test,report$(addprefix $(COMMA),$(EXTRAS))]"
-	$(VENV)/bin/python kvjax/kernels/library.py
+	$(VENV)/bin/python kvjax/native/library.py
 	touch $@

@@ -29,9 +29,9 @@ class BuildWithKernels(build_py):
   def run(self):
     super().run()
     home = ROOT if self.editable_mode else pathlib.Path(self.build_lib)
-    library = runpy.run_path(str(ROOT / 'kvjax' / 'kernels' / 'library.py'))
+    library = runpy.run_path(str(ROOT / 'kvjax' / 'native' / 'library.py'))
     try:
-      library['build'](home / 'kvjax' / 'kernels')
+      library['build'](home / 'kvjax' / 'native')
     except (library['BuildError'], OSError) as error:
       print(f'kvjax goes without its CPU kernel: {error}')
 

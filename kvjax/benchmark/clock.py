@@ -11,6 +11,11 @@ import numpy as np
 
 Call = Callable[[], Any]  # starts work; `wait` on its result ends it
 
+# Threads of OpenMP, torch's, go on spinning when their work is done, and
+# whoever runs next would share a core with them: let them fall asleep, and
+# wake one's own by a turn that is not timed.
+PAUSE = 0.02
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -105,6 +110,8 @@ def race(
   times: dict[str, list[float]] = {name: [] for name in runners}
   for _ in range(repeats):
     for name, runner in runners.items():
+      time.sleep(PAUSE)
+      runner.call()
       start = time.perf_counter()
       runner.call()
       spent = time.perf_counter() - start

@@ -16,6 +16,7 @@ from flax import struct
 from kvjax.caches.spec import leaf
 from kvjax.caches.view import Streams, View, contiguous_view, fresh_view
 from kvjax.caches.visibility import Visibility
+from kvjax.native import narrow
 
 EMPTY = -1  # position of a slot that holds no token
 
@@ -218,8 +219,17 @@ def first_held(held: jax.Array) -> jax.Array:
 def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   """Writes `new [B, K, T, ...]` into `leaf [B, K, S, ...]` at `[B, 1|K, T]`.
 
-  One scatter with batch and heads as batch dimensions: it stays in place, and
-  a mesh that splits either needs no communication for it.
+  In place, if the leaf is donated.
+  """
+  if narrow.refuses(leaf):
+    return _scatter(leaf, new, slots)
+  return narrow.write(leaf, new, slots, _scatter)
+
+
+def _scatter(leaf, new, slots):
+  """One scatter with batch and heads as batch dimensions.
+
+  A mesh that splits either needs no communication for it.
   """
 
   def put(row, values, where):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.target import target
+from kvjax.native import narrow
 
 Streams = dict[str, Any]
 
@@ -136,15 +136,6 @@ def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:
 
 
 def _slicer(leaf: jax.Array) -> Callable[[Any, int], jax.Array]:
-  narrow = leaf.dtype == jnp.bfloat16 and target() == 'cpu'
-  if not narrow or jax.__version_info__ >= (0, 11):
-    return lambda start, size: _slice(leaf, start, size)
-  # That XLA:CPU turns a bfloat16 slice into a float32 copy of the whole leaf,
-  # made outside the loop; it leaves a slice of the same bits as integers alone.
-  bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16)
-
-  def widen(start, size):
-    wide = _slice(bits, start, size).astype(jnp.uint32) << jnp.uint32(16)
-    return jax.lax.bitcast_convert_type(wide, jnp.float32)
-
-  return widen
+  if narrow.slices_widely(leaf):
+    return narrow.slicer(leaf, _slice)
+  return lambda start, size: _slice(leaf, start, size)

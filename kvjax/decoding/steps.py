@@ -21,6 +21,7 @@ from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded
 from kvjax.models.forward import check_tokens, row_mask
+from kvjax.native.loaded import asking
 
 
 def prefill(
@@ -274,6 +275,18 @@ def _jitted(run: Any, donate: bool) -> Any:
   )
 
 
+def _as_asked(run):
+  """Traces `run` with the kernel that its options ask for."""
+
+  @functools.wraps(run)
+  def asked(*given):
+    with asking(given[-1].kernel):
+      return run(*given)
+
+  return asked
+
+
+@_as_asked
 def _prefill(config, params, cache, tokens, held, encoded, options):
   if encoded is not None:
     cache = write_source(config, params, cache, encoded)
@@ -285,6 +298,7 @@ def _prefill(config, params, cache, tokens, held, encoded, options):
   return jnp.where((last >= 0)[:, None], logits, jnp.nan), cache
 
 
+@_as_asked
 def _extend(config, params, cache, tokens, held, encoded, options):
   if encoded is not None:
     cache = write_source(config, params, cache, encoded)
@@ -292,6 +306,7 @@ def _extend(config, params, cache, tokens, held, encoded, options):
   return unembed(config, params, x), cache, weights
 
 
+@_as_asked
 def _decode_step(config, params, cache, token, active, options):
   held = token >= 0
   if active is not None:

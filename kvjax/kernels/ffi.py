@@ -4,7 +4,6 @@ It reads a cache's leaves where they lie, codes and scales included, so nothing
 is sliced, widened or copied on the way, and a narrower cache is a faster one.
 """
 
-import ctypes
 import functools
 from typing import Any
 
@@ -13,28 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.view import Streams, View
-from kvjax.kernels import blockwise, library
+from kvjax.kernels import blockwise
 from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.stored import refuses_stored
+from kvjax.native import loaded
 
-TARGET = 'kvjax_decode'
 MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
 CODES = ('float32', 'bfloat16', 'int8')
-
-
-@functools.cache
-def missing() -> str:
-  """Loads the library, once; returns why there is none, '' if there is."""
-  path = library.find()
-  if path is None:
-    return 'the kernel is not built: `make kernels` does, with a C++ compiler'
-  try:
-    handler = ctypes.cdll.LoadLibrary(str(path)).kvjax_decode
-    capsule = jax.ffi.pycapsule(handler)
-    jax.ffi.register_ffi_target(TARGET, capsule, platform='cpu')
-  except Exception as error:  # whatever it is, the fallback gives the answer
-    return f'{path} does not load: {error}'
-  return ''
 
 
 def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
@@ -82,7 +66,7 @@ def _attend(rule, shown, queries, positions, stored, held, filled):
   if shared < 0:
     streams += _operands(value)
   call = jax.ffi.ffi_call(
-      TARGET,
+      loaded.DECODE,
       (
           jax.ShapeDtypeStruct(lead + value.codes.shape[-1:], jnp.float32),
           jax.ShapeDtypeStruct(lead, jnp.float32),

@@ -15,6 +15,7 @@ import jax
 from kvjax.caches.view import Streams, View
 from kvjax.kernels import blockwise, ffi, mosaic_gpu
 from kvjax.kernels.scoring import Scoring
+from kvjax.native import loaded
 from kvjax.target import target
 
 KERNELS = ('ffi', 'blockwise', 'mosaic_gpu')
@@ -23,7 +24,7 @@ VARIABLE = 'KVJAX_KERNEL'
 
 def available() -> dict[str, str]:
   """Returns, for each kernel, '' if this process can use it, or why not."""
-  reason = ffi.missing()
+  reason = loaded.missing()
   if not reason and target() != 'cpu':
     reason = f'it runs on cpu, not on {target()}'
   return {'ffi': reason, 'blockwise': '', 'mosaic_gpu': mosaic_gpu.missing()}

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.native import projection
+
 
 def init_linear(
     key: jax.Array, name: str, width: int, out: int, *, bias: bool, dtype: Any
@@ -37,6 +39,12 @@ def linear(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
 
 def matmul(rows: jax.Array, weight: jax.Array) -> jax.Array:
   """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32."""
+  if projection.refuses(rows, weight):
+    return _plain(rows, weight)
+  return projection.project(rows, weight, _plain)
+
+
+def _plain(rows: jax.Array, weight: jax.Array) -> jax.Array:
   lone = rows.shape[0] == 1 and rows.dtype != jnp.float32
   # XLA:CPU materialises a float32 copy of the weight for a one-row product of
   # narrower types; two rows go to a kernel that widens as it reads.

@@ -14,7 +14,8 @@ from absl.testing import absltest, parameterized
 import kvjax
 from kvjax import kernels
 from kvjax.caches.view import contiguous_view
-from kvjax.kernels import ffi, library
+from kvjax.kernels import ffi
+from kvjax.native import library, loaded
 from tests.attention import oracle
 
 BATCH, SLOTS = 2, 37
@@ -42,12 +43,12 @@ SHAPES = {
 
 
 def setUpModule():
-  if ffi.missing():
+  if loaded.missing():
     try:
       library.build()
     except library.BuildError as error:
       raise absltest.SkipTest(str(error)) from error
-    ffi.missing.cache_clear()
+    loaded.missing.cache_clear()
 
 
 def draw(shape, slots=SLOTS):
@@ -302,7 +303,7 @@ class SelectionTest(parameterized.TestCase):
 
   def test_without_the_library_the_plain_form_answers(self):
     reason = 'the kernel is not built'
-    with mock.patch.object(ffi, 'missing', lambda: reason):
+    with mock.patch.object(loaded, 'missing', lambda: reason):
       self.assertEqual(self.choose(*self.view()), 'blockwise')
       found = kernels.available()
       self.assertEqual((found['ffi'], found['blockwise']), (reason, ''))
@@ -336,11 +337,11 @@ class SelectionTest(parameterized.TestCase):
     )
     traced = jax.jit(step, donate_argnames='cache').trace(params, cache, token)
     compiled = traced.lower().compile()
-    self.assertIn(ffi.TARGET, compiled.as_text())
+    self.assertIn(loaded.DECODE, compiled.as_text())
     kvjax.memory.assert_in_place(compiled, 'cache')
     for platform in ('cuda', 'tpu'):
       text = traced.lower(lowering_platforms=(platform,)).as_text()
-      self.assertNotIn(ffi.TARGET, text)
+      self.assertNotIn(loaded.DECODE, text)
 
   def test_without_a_compiler_the_build_says_so_in_one_line(self):
     env = os.environ | {'PATH': '', 'CXX': ''}

@@ -28,7 +28,7 @@ namespace {
 namespace ffi = xla::ffi;
 
 constexpr int64_t kLine = 64;           // bytes of a cache line
-constexpr int64_t kBlockBytes = 8192;   // of the keys in a block, about
+constexpr int64_t kBlockBytes = 1024 * kLanes;  // of the keys in a block
 constexpr int64_t kAlone = 1 << 18;     // bytes not worth waking a thread for
 
 int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
@@ -102,7 +102,6 @@ struct Problem {
   std::vector<int64_t> start;                // first item of each head
   std::unique_ptr<float[]> partial;          // [items, part_size()]
   std::unique_ptr<std::atomic<int>[]> left;  // items of a head still to do
-  std::atomic<int64_t> next{0}, done{0};
 
   int64_t list(int64_t head) const { return held_heads == 1 ? head / K : head; }
   int64_t part_size() const { return rows * (2 + padded(E)); }
@@ -110,7 +109,7 @@ struct Problem {
 
   void find(int64_t list);
   void plan(int64_t threads);
-  void work();
+  void work(int64_t item);
   void merge(int64_t head) const;
 };
 
@@ -268,11 +267,11 @@ class Stretch {
     const T* k = read<T>(key, b);
     const int64_t width = padded(key.width);
     by_rows(p.rows, [&](auto R, int64_t r) {
-      constexpr int S = 8 / R;
+      constexpr int S = kSums / R;
       for (int64_t s = 0; s < p.block; s += S) {
         if (r == 0) prefetch(key, s, S);
-        dot_tile<R>(q + r * width, k + s * width, width,
-                    to + r * kMostSlots + s);
+        dot_tile<R, false>(q + r * width, k + s * width, width,
+                           to + r * kMostSlots + s, kMostSlots);
       }
     });
   }
@@ -329,29 +328,31 @@ class Stretch {
     });
   }
 
+  // Adds weighed values to R rows, as many features at once as there are sums
+  // in registers for.
   template <int R, class T>
   void weigh(const T* v, int64_t r) {
-    constexpr int64_t N = 8 / R, kWidth = N * kLanes;
-    const int64_t width = padded(p.E), slots = p.block * kWidth / width;
-    const float* weights = scores + r * kMostSlots;
-    float* to = acc + r * width;
     int64_t e = 0;
+    strips<R, kSums / R>(v, r, e);
+  }
+
+  template <int R, int N, class T>
+  void strips(const T* v, int64_t r, int64_t& e) {
+    constexpr int64_t kWidth = N * kLanes;
+    const int64_t width = padded(p.E), slots = p.block * kWidth / width;
     for (; e + kWidth <= width; e += kWidth) {
       // Each strip of features asks for its share of the next block's slots.
-      if (r == 0 && p.shared < 0) prefetch(p.value, e / kWidth * slots, slots);
-      weigh_tile<R, N>(weights, v + e, width, p.block, to + e);
+      if (r == 0 && p.shared < 0) prefetch(p.value, e * p.block / width, slots);
+      weigh_tile<R, N>(scores + r * kMostSlots, v + e, width, p.block,
+                       acc + r * width + e);
     }
-    for (; e < width; e += kLanes)
-      weigh_tile<R, 1>(weights, v + e, width, p.block, to + e);
+    if constexpr (N > 1) strips<R, N / 2>(v, r, e);
   }
 };
 
-void Problem::work() {
-  const int64_t count = items.size();
-  for (int64_t i; (i = next++) < count; ++done) {
-    Stretch(*this, items[i], part(i)).run();
-    if (--left[items[i].head] == 0) merge(items[i].head);
-  }
+void Problem::work(int64_t item) {
+  Stretch(*this, items[item], part(item)).run();
+  if (--left[items[item].head] == 0) merge(items[item].head);
 }
 
 // Writes the output and log-sum-exp of one head from its stretches.

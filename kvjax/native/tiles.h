@@ -17,6 +17,8 @@ constexpr int kLanes = 16;
 #else
 constexpr int kLanes = 8;
 #endif
+// Sums in registers: half of what there are, so that operands have room.
+constexpr int kSums = kLanes;
 constexpr int64_t kMostSlots = 64;  // of a block: the stride of weights
 
 // A vector type of `bytes`, at any address that suits its elements.
@@ -40,10 +42,15 @@ inline Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 // Loads kLanes codes as floats.
 inline Vec wide(const float* p) { return at(p); }
 inline Vec wide(const uint16_t* p) {  // bfloat16
+#if defined(__AVX512F__)  // GCC 12 makes 5 instructions of the generic form
+  const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(codes), 16);
+#else
   typedef uint16_t Codes VECTOR(kLanes * 2, 2);
   typedef uint32_t Bits VECTOR(kLanes * 4, 4);
   const Codes codes = *reinterpret_cast<const Codes*>(p);
   return (Vec)(__builtin_convertvector(codes, Bits) << 16);
+#endif
 }
 inline Vec wide(const int8_t* p) {
 #if defined(__AVX512F__)
@@ -89,25 +96,48 @@ inline Vec hyperbolic_tangent(Vec x) {  // Cephes tanhf
 
 template <class F>
 inline Oct fold(Vec v, F f) {
-  Oct half[2];
-  memcpy(half, &v, sizeof v);
-  return kLanes == 8 ? half[0] : f(half[0], half[1]);
+#if defined(__AVX512F__)
+  return f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+  return v;
+#endif
 }
 
-// Sums of eight vectors at once: [sum(v[0]), ..., sum(v[7])].
-inline Oct sums(const Vec (&v)[8]) {
-  Oct a[8];
-  for (int i = 0; i < 8; ++i)
-    a[i] = fold(v[i], [](Oct x, Oct y) { return x + y; });
+// Sums of as many vectors as one has lanes: [sum(v[0]), sum(v[1]), ...].
+inline Vec sums(const Vec* v) {
+#if defined(__AVX512F__)
+  const auto halves = [](Vec x, Vec y) {  // [x02, x13, y02, y13] of quarters
+    return (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0x44) +
+           (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xee);
+  };
+  Vec a[4];
+  for (int i = 0; i < 4; ++i) {
+    const Vec x = halves(v[i], v[i + 4]), y = halves(v[i + 8], v[i + 12]);
+    a[i] = (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0x88) +
+           (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xdd);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512 x = (__m512)a[2 * i], y = (__m512)a[2 * i + 1];
+    a[i] = (Vec)_mm512_shuffle_ps(x, y, 0x44) +
+           (Vec)_mm512_shuffle_ps(x, y, 0xee);
+  }
+  const __m512 x = (__m512)a[0], y = (__m512)a[1];
+  return (Vec)_mm512_shuffle_ps(x, y, 0x88) +
+         (Vec)_mm512_shuffle_ps(x, y, 0xdd);
+#else
+  Vec a[8];
+  for (int i = 0; i < 8; ++i) a[i] = v[i];
   for (int step : {4, 2}) {
     for (int i = 0; i < step; ++i) {
-      const Oct x = a[2 * i], y = a[2 * i + 1];
+      const Vec x = a[2 * i], y = a[2 * i + 1];
       a[i] = __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) +
              __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
     }
   }
   return __builtin_shufflevector(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) +
          __builtin_shufflevector(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15);
+#endif
 }
 
 // Combines all lanes of v by f, a function of two vectors.
@@ -121,23 +151,28 @@ inline float reduce(Vec v, F f) {
 
 // ------------------------------------------------------------------ tiles
 
-// out[r][s] = q[r] . k[s] for R rows and 8 / R slots: 8 sums in registers.
-template <int R, class T>
-inline void dot_tile(const float* q, const T* k, int64_t width, float* out) {
-  constexpr int S = 8 / R;
-  Vec sum[8] = {};
+// out[r][s] = q[r] . k[s] for R rows and kSums / R lines. `Ahead` asks for the
+// lines that follow, while these are read.
+template <int R, bool Ahead, class T>
+inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
+                     int64_t stride) {
+  constexpr int S = kSums / R;
+  Vec sum[kSums] = {};
   for (int64_t h = 0; h < width; h += kLanes) {
     Vec key[S];
-    for (int s = 0; s < S; ++s) key[s] = wide(k + s * width + h);
+    for (int s = 0; s < S; ++s) {
+      key[s] = wide(k + s * width + h);
+      if (Ahead) __builtin_prefetch(k + (S + s) * width + h, 0, 3);
+    }
     for (int r = 0; r < R; ++r) {
       Vec x = at(q + r * width + h);
       KEEP(x);
       for (int s = 0; s < S; ++s) sum[r * S + s] += x * key[s];
     }
   }
-  const Oct total = sums(sum);
+  const Vec total = sums(sum);
   for (int r = 0; r < R; ++r)
-    memcpy(out + r * kMostSlots, (const float*)&total + r * S, S * 4);
+    memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
 }
 
 // acc[r] += sum over slots of p[r][s] v[s]: N vectors of R rows in registers.

@@ -1,6 +1,6 @@
 """Builds and finds the CPU kernel's shared library. Nothing but Python's own.
 
-`python kvjax/kernels/library.py` (or `make kernels`) compiles `decode_cpu.cc`
+`python kvjax/native/library.py` (or `make kernels`) compiles `decode_cpu.cc`
 for this very processor into the package, or where that is not writable into
 the user's cache directory. A library is named by all that it depends on, so one
 built from other sources, for another jaxlib or another processor is not found,
@@ -18,7 +18,7 @@ import sys
 import sysconfig
 
 SOURCE = pathlib.Path(__file__).with_name('decode_cpu.cc')
-HEADERS = ('attend.h', 'tiles.h')
+HEADERS = ('attend.h', 'pool.h', 'project.h', 'tiles.h')
 FLAGS = ('-O3', '-march=native', '-std=c++17', '-fPIC', '-shared', '-w')
 
 

@@ -1,11 +1,13 @@
 // The kernel as XLA calls it: operands checked, work shared out to its threads.
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
-#include <thread>
+#include <type_traits>
 
 #include "attend.h"
-#include "tiles.h"
+#include "pool.h"
+#include "project.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -81,13 +83,74 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   for (int64_t i = 0; i < p->B * p->held_heads; ++i) p->find(i);
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   p->plan(threads);
-  const int64_t items = p->items.size();
-  for (int64_t i = 1; i < std::min(threads, items); ++i) {
-    auto work = [p] { p->work(); };
-    pool.Schedule(std::move(work));
-  }
-  p->work();
-  while (p->done < items) std::this_thread::yield();
+  share(pool, p->items.size(), [p](int64_t i) { p->work(i); });
+  return ffi::Error::Success();
+}
+
+constexpr int64_t kPiece = 1 << 17;  // bytes of weights that a thread takes
+
+// Rows [M, D] times a weight [N, D] and its scales [N] (of size 0 for none).
+ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
+                   ffi::AnyBuffer weight, ffi::Buffer<ffi::F32> scales,
+                   ffi::ResultBuffer<ffi::F32> out) {
+  const auto shape = weight.dimensions(), given = rows.dimensions();
+  const int64_t scaled = scales.element_count();
+  if (shape.size() != 2 || given.size() != 2 || shape[1] != given[1] ||
+      shape[1] % kLanes || shape[0] < kSums || (given[0] > 2 && given[0] % 4) || (scaled && scaled != shape[0]) ||
+      int64_t(out->element_count()) != given[0] * shape[0])
+    return ffi::Error::InvalidArgument("kvjax_project: shapes do not fit");
+  const int64_t M = given[0], D = given[1], N = shape[0];
+  const Stream stream = {weight.element_type(),
+                         static_cast<const char*>(weight.untyped_data()),
+                         scaled ? scales.typed_data() : nullptr, D, 0};
+  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
+  const int64_t bytes = weight.size_bytes();
+  const bool alone = threads == 1 || bytes <= kAlone;
+  const int64_t parts = alone ? 1 : std::min(bytes / kPiece, N / kSums);
+  const int64_t each = N / parts / kSums * kSums;
+  const float* from = rows.typed_data();
+  float* to = out->typed_data();
+  share(pool, parts, [=](int64_t i) {
+    const int64_t end = i + 1 < parts ? (i + 1) * each : N;
+    stream.typed([&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      project(from, M, reinterpret_cast<T*>(stream.codes), stream.scales, D, N,
+              i * each, end, to);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// Writes new [B, K, T, ...] into a store [B, K, S, ...] at slots [B, 1 | K, T],
+// all with any axes before; the result is the store, in place.
+ffi::Error Write(ffi::AnyBuffer store, ffi::AnyBuffer fresh,
+                 ffi::Buffer<ffi::S32> slots, ffi::Result<ffi::AnyBuffer> out) {
+  const auto at = slots.dimensions(), shape = store.dimensions();
+  const size_t rank = at.size();
+  if (rank < 3 || shape.size() < rank)
+    return ffi::Error::InvalidArgument("kvjax_write: wrong rank");
+  const int64_t heads = at[rank - 2], T = at[rank - 1];
+  const int64_t K = shape[rank - 2], S = shape[rank - 1];
+  int64_t B = 1, width = 1;
+  for (size_t i = 0; i + 2 < rank; ++i) B *= shape[i];
+  for (size_t i = rank; i < shape.size(); ++i) width *= shape[i];
+  if ((heads != 1 && heads != K) ||
+      int64_t(slots.element_count()) != B * heads * T ||
+      int64_t(fresh.element_count()) != B * K * T * width ||
+      fresh.element_type() != store.element_type())
+    return ffi::Error::InvalidArgument("kvjax_write: shapes do not fit");
+  const int64_t line = store.size_bytes() / std::max<int64_t>(B * K * S, 1);
+  const char* from = static_cast<const char*>(fresh.untyped_data());
+  char* to = static_cast<char*>(out->untyped_data());
+  if (to != store.untyped_data())
+    std::memcpy(to, store.untyped_data(), store.size_bytes());
+  for (int64_t i = 0; i < B * K; ++i)
+    for (int64_t t = 0; t < T; ++t, from += line) {
+      const int64_t list = heads == 1 ? i / K : i;
+      const int32_t slot = slots.typed_data()[list * T + t];
+      if (slot >= 0 && slot < S)
+        std::memcpy(to + (i * S + slot) * line, from, line);
+    }
   return ffi::Error::Success();
 }
 
@@ -112,3 +175,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Attr<int32_t>("first")
         .Attr<int32_t>("last")
         .Attr<int32_t>("shared"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kvjax_project, Project,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kvjax_write, Write,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>());

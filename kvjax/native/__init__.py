@@ -1,0 +1,1 @@
+"""What XLA calls of kvjax on a CPU: compiled at installation, optional."""

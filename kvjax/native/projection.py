@@ -1,0 +1,93 @@
+"""Projections of few rows on a CPU: each weight is read once, as it is stored.
+
+`project.h` through `jax.ffi`. XLA reads weights for a few rows at a third to
+two thirds of the memory's speed and, where they are narrower than float32,
+writes a wide copy of them first, every step.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.native import loaded
+
+MAX_ROWS = 16  # beyond, a product of matrices is faster
+SMALL = 1 << 16  # bytes of a weight that a call of its own is not worth
+DTYPES = ('float32', 'bfloat16')
+
+
+def refuses(rows: jax.Array, weight: jax.Array) -> str:
+  """Returns why the kernel does not take `rows [M, in]`, `weight [out, in]`.
+
+  '' where it does.
+  """
+  if loaded.unwanted():
+    return loaded.unwanted()
+  if rows.shape[0] > MAX_ROWS:
+    return f'{rows.shape[0]} rows; it takes at most {MAX_ROWS}'
+  if weight.dtype.name not in DTYPES:
+    return f'weights of {weight.dtype}; it reads {", ".join(DTYPES)}'
+  if rows.dtype.itemsize < weight.dtype.itemsize:
+    return f'{weight.dtype} weights would be rounded to {rows.dtype} first'
+  if rows.shape[0] == 1 and weight.dtype == jnp.float32:
+    return 'XLA reads float32 weights as fast for one row'
+  if weight.shape[0] < 16 or weight.shape[1] % 16:
+    return f'{weight.shape} is not 16 or more lines of a multiple of 16'
+  if weight.size * weight.dtype.itemsize < SMALL:
+    return 'the weight is small'
+  return ''
+
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def project(rows: jax.Array, weight: jax.Array, plain: Product) -> jax.Array:
+  """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32.
+
+  Args:
+    rows: of float32 or the weight's dtype.
+    weight: that `refuses` did not refuse.
+    plain: the same product in plain JAX, for derivatives and other platforms.
+  """
+  return _project(plain, rows, weight)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _project(plain, rows, weight):
+
+  @jax.custom_batching.custom_vmap
+  def product(rows, weight):
+    # One program may be lowered for another platform than the process runs on.
+    return jax.lax.platform_dependent(rows, weight, cpu=_call, default=plain)
+
+  @product.def_vmap
+  def _(size, batched, rows, weight):
+    if batched[1]:
+      several = jax.vmap(plain, (0 if batched[0] else None, 0))
+      return several(rows, weight), True
+    merged = rows.reshape(-1, rows.shape[-1])
+    wide = refuses(merged, weight)
+    y = plain(merged, weight) if wide else _project(plain, merged, weight)
+    return y.reshape(size, -1, weight.shape[0]), True
+
+  return product(rows, weight)
+
+
+@_project.defjvp
+def _project_jvp(plain, primals, tangents):
+  return jax.jvp(plain, primals, tangents)
+
+
+def _call(rows: jax.Array, weight: jax.Array) -> jax.Array:
+  count = rows.shape[0]
+  more = 0 if count <= 2 else -count % 4  # tiles hold one row, two or four
+  rows = jnp.pad(rows.astype(jnp.float32), ((0, more), (0, 0)))
+  shape = (count + more, weight.shape[0])
+  call = jax.ffi.ffi_call(
+      loaded.PROJECT,
+      jax.ShapeDtypeStruct(shape, jnp.float32),
+      vmap_method='sequential',
+  )
+  return call(rows, weight, jnp.zeros((0,), jnp.float32))[:count]

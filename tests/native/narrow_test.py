@@ -1,0 +1,81 @@
+"""Narrow stores: the library's write is the scatter, bit for bit, in place."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kvjax.caches.kind import _scatter, write_rows
+from kvjax.native import library, loaded, narrow
+
+
+@pytest.fixture(autouse=True, scope='module')
+def built():
+  if loaded.missing():
+    try:
+      library.build()
+    except library.BuildError as error:
+      pytest.skip(str(error))
+    loaded.missing.cache_clear()
+
+
+def draw(heads, dtype='bfloat16'):
+  rng = np.random.default_rng(heads)
+  leaf, new = (
+    jnp.asarray(rng.standard_normal((2, 3, n, 5)), dtype) for n in (7, 4)
+  )
+  # Four distinct slots a list, one of them beyond the store.
+  slots = np.stack([rng.permutation(8)[:4] for _ in range(2 * heads)])
+  slots[:, 1] = 7 + np.arange(2 * heads)
+  return leaf, new, jnp.asarray(slots.reshape(2, heads, 4), jnp.int32)
+
+
+@pytest.mark.parametrize('heads', [1, 3])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_the_write_is_the_scatter(heads, dtype):
+  given = draw(heads, dtype)
+  before = np.asarray(given[0])
+  found = narrow.write(*given, _scatter)
+  np.testing.assert_array_equal(found, _scatter(*given))
+  assert not np.array_equal(found, before)
+  np.testing.assert_array_equal(given[0], before)
+  several = [jnp.stack([x, x[::-1]]) for x in given]
+  found = jax.vmap(lambda *x: narrow.write(*x, _scatter))(*several)
+  np.testing.assert_array_equal(found, jax.vmap(_scatter)(*several))
+
+
+def test_a_slot_that_is_none_is_written_nowhere():
+  leaf, new, slots = draw(1)
+  np.testing.assert_array_equal(
+    narrow.write(leaf, new, jnp.full_like(slots, -1), _scatter), leaf
+  )
+
+
+def test_a_donated_store_is_not_copied():
+  leaf, new, slots = draw(3)
+  write = lambda *x: narrow.write(*x, _scatter)
+  compiled = jax.jit(write, donate_argnums=0).lower(leaf, new, slots).compile()
+  measured = compiled.memory_analysis()
+  assert measured.alias_size_in_bytes == leaf.nbytes
+  assert measured.temp_size_in_bytes < leaf.nbytes
+
+
+def test_derivatives_are_those_of_the_scatter():
+  leaf, new, slots = (x for x in draw(1, 'float32'))
+  loss = lambda write, new: jnp.sum(write(leaf, new, slots) ** 2)
+  found = jax.grad(lambda x: loss(lambda *a: narrow.write(*a, _scatter), x))(
+    new
+  )
+  want = jax.grad(lambda x: loss(_scatter, x))(new)
+  np.testing.assert_array_equal(found, want)
+
+
+def test_it_is_chosen_where_xla_would_copy():
+  old = jax.__version_info__ < (0, 11)
+  leaf, new, slots = draw(1)
+  text = jax.jit(write_rows).lower(leaf, new, slots).as_text()
+  assert (loaded.WRITE in text) == old
+  with loaded.asking('blockwise'):
+    assert narrow.refuses(leaf)
+  assert narrow.refuses(leaf.astype(jnp.float32))
+  assert narrow.refuses(leaf.astype(jnp.int8))

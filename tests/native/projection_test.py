@@ -1,0 +1,117 @@
+"""The projection of few rows against float64, and what is left to plain JAX."""
+
+import functools
+import os
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kvjax
+from kvjax.layers.linear import matmul
+from kvjax.native import library, loaded, projection
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch):
+  monkeypatch.setattr(projection, 'SMALL', 0)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def built():
+  if loaded.missing():
+    try:
+      library.build()
+    except library.BuildError as error:
+      pytest.skip(str(error))
+    loaded.missing.cache_clear()
+
+
+def draw(rows, lines, width, dtype='float32'):
+  rng = np.random.default_rng(rows + lines)
+  sizes = (rows, width), (lines, width)
+  return [jnp.asarray(rng.standard_normal(s), dtype) for s in sizes]
+
+
+# One row, two and four have tiles of their own; 19 and 37 lines end in one that
+# reaches back; 2100 lines of 64 are more than one thread takes.
+@pytest.mark.parametrize('rows', [1, 2, 3, 4, 13])
+@pytest.mark.parametrize('lines, width', [(19, 48), (37, 16), (2100, 64)])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_products_are_those_of_float64(rows, lines, width, dtype):
+  x, weight = draw(rows, lines, width, dtype)
+  found = projection.project(x, weight, matmul)
+  want = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_float32_rows_are_not_rounded_to_a_narrow_weight():
+  x, weight = draw(3, 32, 48)
+  narrow = weight.astype(jnp.bfloat16)
+  want = np.asarray(x, np.float64) @ np.asarray(narrow, np.float64).T
+  np.testing.assert_allclose(matmul(x, narrow), want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'rows, lines, width, dtypes, reason',
+  [
+    (17, 32, 48, ('float32', 'float32'), '17 rows'),
+    (1, 32, 48, ('float32', 'float32'), 'as fast for one row'),
+    (2, 15, 48, ('float32', 'float32'), '16 or more lines'),
+    (2, 32, 40, ('float32', 'float32'), 'a multiple of 16'),
+    (2, 32, 48, ('bfloat16', 'float32'), 'would be rounded'),
+    (2, 32, 48, ('float32', 'float16'), 'weights of float16'),
+  ],
+)
+def test_what_it_does_not_take_is_plain(rows, lines, width, dtypes, reason):
+  x, weight = draw(rows, lines, width)
+  x, weight = x.astype(dtypes[0]), weight.astype(dtypes[1])
+  assert reason in projection.refuses(x, weight)
+  assert np.isfinite(matmul(x, weight)).all()
+
+
+def test_plain_jax_can_be_asked_for():
+  x, weight = draw(2, 32, 48)
+  with loaded.asking('blockwise'):
+    assert projection.refuses(x, weight)
+  with mock.patch.dict(os.environ, KVJAX_KERNEL='blockwise'):
+    assert projection.refuses(x, weight)
+    with loaded.asking('ffi'):
+      assert not projection.refuses(x, weight)
+  assert not projection.refuses(x, weight)
+
+
+def test_derivatives_and_vmap_are_those_of_the_plain_form():
+  x, weight = draw(2, 32, 48)
+  several = jnp.stack([x, 2 * x])
+  loss = lambda x, weight: jnp.sum(matmul(x, weight) ** 2)
+  found = [jax.grad(loss, (0, 1))(x, weight)]
+  found += [jax.vmap(matmul, (0, None))(several, weight)]
+  found += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]
+  with loaded.asking('blockwise'):
+    want = [jax.grad(loss, (0, 1))(x, weight)]
+    want += [jax.vmap(matmul, (0, None))(several, weight)]
+    want += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, found, want)
+
+
+def test_rows_under_vmap_are_one_product():
+  x, weight = draw(3, 32, 48)
+  program = jax.jit(jax.vmap(matmul, (0, None))).lower(x[:, None], weight)
+  text = program.as_text()
+  assert text.count(loaded.PROJECT) == 1 and 'tensor<4x48xf32>' in text
+
+
+@pytest.mark.parametrize('kernel', ['ffi', 'blockwise'])
+def test_a_step_uses_it_unless_plain_jax_is_asked_for(kernel):
+  layer = kvjax.Layer(kvjax.Grouped(2, 1, 16), kvjax.MLP(32))
+  config = kvjax.ModelConfig(53, 32, (layer,))
+  params = kvjax.init_params(config, jax.random.key(0))
+  cache = kvjax.init_cache(config, 2, 16)
+  step = lambda p, c, t: kvjax.decode_step(config, p, c, t, kernel=kernel)
+  text = jax.jit(step).lower(params, cache, jnp.zeros(2, jnp.int32)).as_text()
+  assert (loaded.PROJECT in text) == (kernel == 'ffi')
