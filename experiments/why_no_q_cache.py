@@ -6,11 +6,9 @@ see what becomes of it. See configs/why_no_q_cache.py.
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -18,7 +16,7 @@ import kvjax
 from experiments import launch
 from kvjax import liveness
 from kvjax.decoding import query_leaf
-from kvjax.liveness import examples
+from kvjax.liveness import examples, given
 from kvjax.liveness.crossing import crossing
 from kvjax.memory.devices import Device, device
 from kvjax.report import derived
@@ -58,7 +56,7 @@ def check(config: Any) -> Setup:
   """Returns the setup; raises ValueError for what makes no sense."""
   x = _input(config)
   if config.program:
-    name, program, encoder = config.program, load(config.program), None
+    name, program, encoder = config.program, given.load(config.program, x), None
   else:
     sizes = examples.Sizes(**config.sizes)
     if config.shape[-1] != sizes.width:
@@ -69,7 +67,6 @@ def check(config: Any) -> Setup:
     name = config.variant
     program = examples.example(name, sizes)
     encoder = examples.example(name, sizes, causal=False)
-  jax.eval_shape(program, x)
   kv = kvjax.Grouped(4, 2, key_width=8, rotary=kvjax.Rotary(8))
   layers = (kvjax.Layer(kv, kvjax.MLP(hidden=24)),) * config.decode.layers
   return Setup(
@@ -83,22 +80,6 @@ def check(config: Any) -> Setup:
       batch_size=config.decode.batch_size,
       capacity=config.decode.capacity,
   )
-
-
-def load(path: str) -> Program:
-  """Returns the function that `module:function` names."""
-  module, _, name = path.partition(':')
-  if not module or not name:
-    raise ValueError(f'program={path!r} must be module:function.')
-  try:
-    found = getattr(importlib.import_module(module), name)
-  except (ImportError, AttributeError) as error:
-    raise ValueError(
-        f'program={path!r} cannot be imported: {error}. Run where it can be.'
-    ) from None
-  if not callable(found):
-    raise ValueError(f'program={path!r} must name a function of one array.')
-  return found
 
 
 def _input(config: Any) -> np.ndarray:

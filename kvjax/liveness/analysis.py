@@ -5,17 +5,17 @@ same. `docs/liveness.md` has the theory.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-from jax.extend import core
 
 from kvjax.liveness import (
     absorb,
     description,
+    lengths,
     masked,
     passes,
     report,
@@ -28,7 +28,6 @@ from kvjax.liveness.errors import AnalysisError
 
 Array = np.ndarray
 Program = Callable[..., Any]
-LONGEST = 72  # Positions; a window beyond half of it is refused, not guessed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Verdict:
   """One length's answer, with what it was found from."""
 
   trace: tracing.Trace
+  boundary: passes.Boundary
   whole: cutting.Graph  # all of the past
-  absorption: absorb.Absorption  # what of it need not be formed
   graph: cutting.Graph  # what of it the cut at zero recomputation leaves
   cut: cutting.Cut
   names: tuple[str, ...]  # label of each graph node
@@ -46,10 +45,15 @@ class Verdict:
   delay: float  # the most an output row waits for after its own position
   usual: int  # and what a row far from the beginning waits for
 
+  @functools.cached_property
+  def absorption(self) -> absorb.Absorption:
+    """What of the past need not be formed."""
+    return absorb.find(self.trace, self.boundary, self.whole)
+
   def summary(self) -> tuple[Any, ...]:
     """What must not depend on the length."""
     nodes = [self.graph.nodes[i] for i in self.cut.kept]
-    held = sorted((n.width, n.carry, n.unbounded) for n in nodes)
+    held = sorted((n.width, n.carry, n.unbounded, n.gap) for n in nodes)
     if math.isinf(self.delay):
       return (self.delay,)
     return held, self.live_for, self.delay, self.usual
@@ -79,96 +83,82 @@ def analyze(program: Program, x: Any, axis: int = 0) -> report.LivenessReport:
 
 def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:
   """The verdict two lengths agree on, and whether old rows stay."""
-  before = None
-  for length in _lengths(program, x, axis):
-    sample = resized(x, length, axis)
-    now = judge(tracing.trace(program, sample, axis), sample)
-    if before is not None and before.summary() == now.summary():
-      return now, witness.stable(before.trace, now.trace, sample)
+  step = lengths.step(program, x, axis)
+  at = lambda length: _at(program, x, axis, length)
+  shortest, *longer = lengths.of(program, x, axis, step)
+  first = before = at(shortest)
+  for length in longer:
+    now = at(length)
+    if before.summary() == now.summary():
+      if _lasts(program, x, axis, step, now):
+        sample = lengths.resized(x, length, axis)
+        _check(before, lengths.resized(x, before.trace.length, axis))
+        return now, witness.stable(before.trace, now.trace, sample)
     before = now
-  if before is None or _generic(program, x, axis):
-    kept = [] if before is None else labelling.places(before)
+  _check(first, lengths.resized(x, shortest, axis))
+  if longer:
     raise AnalysisError(
-        'what must be remembered grows with the length other than by rows and '
-        f'states: {"; ".join(kept[:4])}. Write sums over the past as '
-        'jnp.cumsum or lax.scan.'
+        'no two lengths agree on what must be remembered, which grows other '
+        f'than by rows and states: {"; ".join(labelling.places(before)[:4])}. '
+        'Write sums over the past as jnp.cumsum or lax.scan, and shorten '
+        'windows and blocks.'
     )
-  return before, True
+  return first, True
 
 
-def _lengths(program: Program, x: Any, axis: int) -> Iterator[int]:
-  """Short lengths first; those of a program of fixed length are its own."""
-  size = np.shape(x)[axis]
-  if not _generic(program, x, axis):
-    yield size
-    return
-  start = min(max(size, 12), 40)
-  jaxpr = jax.make_jaxpr(program)(resized(x, start, axis)).jaxpr
-  reach = max(_compared(jaxpr), default=0)
-  if reach >= LONGEST // 2:
-    raise AnalysisError(
-        f'positions are compared with {reach}: a window longer than the '
-        f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
-    )
-  start = max(start, 2 * reach)
-  yield from (start, start + 3, 2 * start, 2 * start + 3)
+def _at(program: Program, x: Any, axis: int, length: int) -> Verdict:
+  sample = lengths.resized(x, length, axis)
+  return judge(tracing.trace(program, sample, axis))
 
 
-def _generic(program: Program, x: Any, axis: int) -> bool:
-  """Whether the program can be traced at another length than that of `x`."""
-  try:
-    jax.eval_shape(program, resized(x, np.shape(x)[axis] + 3, axis))
-  except (TypeError, ValueError, AssertionError, IndexError):
-    return False
-  return True
+def _lasts(
+    program: Program, x: Any, axis: int, step: int, found: Verdict
+) -> bool:
+  """Whether the same is kept at a length where a wider window would end.
+
+  Masks that no comparison states, from NumPy or a slice, show no other way.
+  States have no windows.
+  """
+  length = lengths.whole(lengths.LONGEST, step)
+  if length <= found.trace.length:
+    return True
+  states = all(found.graph.nodes[i].recurrent for i in found.cut.kept)
+  if found.cut.kept and states:
+    return True
+  if not lengths.takes(program, x, axis, length):
+    return True
+  return _at(program, x, axis, length).summary() == found.summary()
 
 
-def _compared(jaxpr: Any) -> Iterator[int]:
-  """Whole numbers that something is compared with."""
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name in ('lt', 'le', 'gt', 'ge'):
-      for v in eqn.invars:
-        if isinstance(v, core.Literal) and np.asarray(v.val).dtype == np.int32:
-          yield abs(int(v.val))
-    for inner in core.jaxprs_in_params(eqn.params):
-      yield from _compared(inner)
+def _check(found: Verdict, x: Array) -> None:
+  """Raises where numbers part from the relations, or noise gets through."""
+  witness.check(found.trace, x)
+  if not math.isinf(found.delay):
+    at = found.boundary.position
+    if witness.poisoned(found.trace, x, at, found.graph, found.cut) != 0:
+      raise AnalysisError(
+          'noise in place of the past outside the cut moves the future; please '
+          'report it.'
+      )
 
 
-def resized(x: Any, length: int, axis: int) -> Array:
-  """`x` at another length; longer ones repeat its rows, with noise."""
-  x = np.asarray(x)
-  size = x.shape[axis]
-  held = min(size, length)
-  out = np.take(x, np.arange(length) % size, axis)
-  more = np.take(witness.noise(0, out), range(held, length), axis)
-  return np.concatenate([np.take(out, range(held), axis), more], axis)
-
-
-def judge(trace: tracing.Trace, x: Array) -> Verdict:
-  """The answer at one length."""
-  witness.check(trace, x)
+def judge(trace: tracing.Trace) -> Verdict:
+  """The answer at one length, from the relations."""
   most, usual = witness.lag(trace)
   delay: float = most
   if delay >= trace.length - 1:
     delay = math.inf
   boundary = fullest(trace)
-  position = boundary.position
   whole = cutting.build(trace, boundary)
-  absorbed = absorb.find(trace, boundary, whole)
-  graph, cut = latest(trace, position, whole)
+  graph, cut = latest(trace, boundary.position, whole)
   if math.isinf(delay):
     cut = cutting.Cut((), (), 0, 0, 0.0)
-  elif witness.poisoned(trace, x, position, graph, cut) != 0:
-    raise AnalysisError(
-        'noise in place of the past outside the cut moves the future; please '
-        'report it.'
-    )
-  names = labelling.label(trace, graph, cut)
+  names = labelling.Labels(trace, graph).of(cut)
   groups, last = lifetimes(trace, graph, cut, names)
   return Verdict(
       trace,
+      boundary,
       whole,
-      absorbed,
       graph,
       cut,
       names,
@@ -182,8 +172,9 @@ def judge(trace: tracing.Trace, x: Array) -> Verdict:
 def fullest(trace: tracing.Trace) -> passes.Boundary:
   """The boundary, of a few, across which most is read: chunks end at some."""
   last = trace.length - 3
-  every = [passes.split(trace, p) for p in range(max(1, last - 3), last + 1)]
-  return max(every, key=lambda b: (b.frontier.sum(), b.position))
+  every = range(max(1, last - 3), last + 1)
+  most = max(every, key=lambda p: (passes.crossing(trace, p), p))
+  return passes.split(trace, most)
 
 
 def latest(
@@ -232,7 +223,9 @@ def _range(trace: tracing.Trace, ids: Array, last: Array) -> float:
     return math.inf  # A constant: every row reads the same one.
   ready = trace.table.available[ids]
   beyond = np.maximum(last[ids] - ready, 0)
-  early = (ready <= 2) & (last[ids] >= trace.length - 1)
+  first = int(ready.min())  # Summaries of blocks begin with the first block.
+  begun = max(2, first if first <= trace.length // 4 else 0)
+  early = (ready <= begun) & (last[ids] >= trace.length - 1)
   return math.inf if np.any(early) else int(beyond.max())
 
 

@@ -113,8 +113,8 @@ def _data(tensor: Any) -> Array:
 def _made_of(trace: tracing.Trace, owner: Array, target: int) -> list[int]:
   """The groups that some of the target's scalars are made of directly."""
   mark = np.where(owner == target, 0, passes.NEVER).astype(np.int32)
-  open_ = (owner == NONE) | (owner == target)
+  shut = (owner != NONE) & (owner != target)
   for op in reversed(trace.ops):
-    passes.pull(op, passes.outs_of(op, np.where(open_, mark, NONE)), mark)
+    passes.pull(op, passes.outs_of(op, mark, shut), mark)
   found = set(np.unique(owner[mark >= 0]).tolist())
   return sorted(found - {NONE, target})

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from kvjax.liveness import maxflow, passes
+from kvjax.liveness import elements, maxflow, passes
 from kvjax.liveness import tensors as grouping
 from kvjax.liveness import trace as tracing
 
@@ -41,7 +41,7 @@ class Cut:
 
   kept: tuple[int, ...]
   redone: tuple[int, ...]
-  bytes_per_token: int
+  bytes_per_token: float
   state_bytes: int
   flops_per_token: float
 
@@ -56,11 +56,11 @@ def build(trace: tracing.Trace, boundary: passes.Boundary) -> Graph:
   future = set()
   for index, op in enumerate(trace.ops):
     for ids in boundary.across[index]:
-      future |= set(np.unique(owner[ids]).tolist())
+      future |= set(elements.distinct(owner[ids]).tolist())
     outs = np.concatenate([o[o >= 0] for o in op.outs])
-    makes = np.unique(owner[outs[boundary.live[outs]]]).tolist()
+    makes = elements.distinct(owner[outs[boundary.live[outs]]]).tolist()
     for ids in boundary.within[index]:
-      for a in np.unique(owner[ids]).tolist():
+      for a in elements.distinct(owner[ids]).tolist():
         edges |= {(a, b) for b in makes if a != b}
   return Graph(tuple(nodes), tuple(sorted(edges)), frozenset(future))
 
@@ -206,9 +206,9 @@ def price_between(small: Cut, quick: Cut) -> Fraction:
 
 def bytes_of(node: Node) -> int:
   """Bytes of one tensor in a cache of `LENGTH` tokens."""
-  return LENGTH * node.bytes_per_token + node.state_bytes
+  return round(LENGTH * node.bytes_per_token) + node.state_bytes
 
 
 def size(cut: Cut) -> int:
   """Bytes of a cache of `LENGTH` tokens."""
-  return LENGTH * cut.bytes_per_token + cut.state_bytes
+  return round(LENGTH * cut.bytes_per_token) + cut.state_bytes

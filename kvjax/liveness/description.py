@@ -72,7 +72,7 @@ def _row(
     first = 'before any token'
     return report.Row(name, tensors[0].shape, first, live, 0, kept, _ONCE)
   shape: tuple[int, ...] = (sum(n.width for n in nodes),)
-  size = sum(n.width * n.itemsize for n in nodes)
+  size = sum(n.state_bytes or n.bytes_per_token for n in nodes)
   if tensors:
     axis = witness.row_axis(trace, tensors[0])
     shape = tuple(n for i, n in enumerate(tensors[0].shape) if i != axis)

@@ -7,6 +7,7 @@ scalars it views, whatever axis the positions hide in.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Tensor:
   def is_const(self) -> Array:
     return self.ids == CONST
 
-  @property
+  @functools.cached_property
   def fixed(self) -> bool:
     """Whether nothing in this tensor depends on the input."""
     return bool(np.all(self.ids == CONST))
@@ -91,6 +92,19 @@ class Table:
   def itemsize(self) -> Array:
     """[scalars] bytes."""
     return self._bytes[: self.size]
+
+
+def distinct(ids: Array) -> Array:
+  """`np.unique` of identities, which mostly lie close together."""
+  if not ids.size:
+    return np.zeros(0, np.int64)
+  first = int(ids.min())
+  span = int(ids.max()) - first + 1
+  if span > 8 * ids.size:
+    return np.unique(ids)
+  there = np.zeros(span, bool)
+  there[ids - first] = True
+  return np.flatnonzero(there) + first
 
 
 def lookup(attribute: Array, ids: Array) -> Array:

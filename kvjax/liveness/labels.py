@@ -12,32 +12,78 @@ if TYPE_CHECKING:
   from kvjax.liveness import analysis
 
 
-def label(
-    trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
-) -> tuple[str, ...]:
-  """A name for every tensor: its most special own, or that of its equation.
+class Labels:
+  """What a graph's tensors are called, whichever cut is made through it."""
 
-  Tensors kept together for one reader (the halves of a rotated key) share one.
-  """
+  def __init__(self, trace: tracing.Trace, graph: cutting.Graph) -> None:
+    self.trace, self.graph = trace, graph
+    self.stems = _stems(trace, graph)
+    self.own = _own_names(trace, graph)
+    self.place = _places(trace, graph, self.own)
+
+  def of(self, cut: cutting.Cut) -> tuple[str, ...]:
+    """A name for every tensor: its most special own, or that of its equation.
+
+    Tensors kept together for one reader (the halves of a rotated key) share
+    one.
+    """
+    together = self._together(cut)
+    count: collections.Counter[str] = collections.Counter()
+    shared: dict[int, str] = {}
+    out = []
+    for i, node in enumerate(self.graph.nodes):
+      if self.own[i]:
+        out.append(self.own[i])
+        continue
+      one = together.get(i, i)
+      if one not in shared:
+        base = _base(self.trace, node)
+        count[base] += 1
+        shared[one] = base if count[base] == 1 else f'{base}.{count[base]}'
+      out.append(shared[one])
+    return tuple(out)
+
+  def _together(self, cut: cutting.Cut) -> dict[int, int]:
+    """For kept nodes, the first of those that are one tensor to a reader."""
+    out: dict[int, int] = {}
+    same: dict[Any, int] = {}  # by stem and readers
+    parts: dict[Any, list[int]] = collections.defaultdict(list)  # by equation
+    for i in cut.kept:
+      node = self.graph.nodes[i]
+      key = self.stems[i], node.readers
+      part = parts[_equation(self.trace, node)]
+      alike = (j for j in part if node.readers & self.graph.nodes[j].readers)
+      first = min(same.get(key, i), next(alike, i))
+      out[i] = out.get(first, i)
+      same.setdefault(key, i)
+      part.append(i)
+    return out
+
+
+def _own_names(trace: tracing.Trace, graph: cutting.Graph) -> list[str]:
+  """The rarest name of each tensor, or none."""
   size = {
       name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
       for name, ts in trace.names.items()
   }
-  together = _together(trace, graph, cut)
-  count: collections.Counter[str] = collections.Counter()
-  shared: dict[int, str] = {}
-  out = []
-  for i, node in enumerate(graph.nodes):
-    if node.names:
-      out.append(min(node.names, key=lambda n: size[n]))
-      continue
-    one = together.get(i, i)
-    if one not in shared:
-      base = _base(trace, node)
-      count[base] += 1
-      shared[one] = base if count[base] == 1 else f'{base}.{count[base]}'
-    out.append(shared[one])
-  return tuple(out)
+  names = [node.names for node in graph.nodes]
+  return [min(own, key=lambda n: size[n], default='') for own in names]
+
+
+def _places(
+    trace: tracing.Trace, graph: cutting.Graph, names: list[str]
+) -> list[int]:
+  """Which of the tensors of its name holds each node; 0 where it has none."""
+  out = [0] * len(names)
+  for name, tensors in trace.names.items():
+    owner = np.zeros(trace.table.size, np.int64)
+    for place in reversed(range(len(tensors))):
+      ids = tensors[place].ids
+      owner[ids[ids >= 0]] = place
+    for i, node in enumerate(graph.nodes):
+      if names[i] == name:
+        out[i] = int(owner[node.ids[0]])
+  return out
 
 
 def places(verdict: 'analysis.Verdict') -> list[str]:
@@ -51,25 +97,6 @@ def places(verdict: 'analysis.Verdict') -> list[str]:
       source = f'{op.name} at {op.origin.source}'
     out[verdict.names[i]] = source
   return [f'{name} ({source})' for name, source in out.items()]
-
-
-def _together(
-    trace: tracing.Trace, graph: cutting.Graph, cut: cutting.Cut
-) -> dict[int, int]:
-  """For kept nodes, the first of those that are one tensor to a reader."""
-  stems = _stems(trace, graph)
-  out: dict[int, int] = {}
-  for i in cut.kept:
-    out[i] = i
-    a = graph.nodes[i]
-    for j in cut.kept[: cut.kept.index(i)]:
-      b = graph.nodes[j]
-      same = stems[i] == stems[j] and a.readers == b.readers
-      part = _equation(trace, a) == _equation(trace, b)
-      if same or (part and a.readers & b.readers):
-        out[i] = out[j]
-        break
-  return out
 
 
 def _equation(trace: tracing.Trace, node: Any) -> Any:

@@ -15,6 +15,7 @@ from kvjax.liveness import trace as tracing
 
 Array = np.ndarray
 NEVER = -1
+NONE = np.zeros(0, bool)  # No scalar.
 
 
 def outputs_from(trace: tracing.Trace, boundary: int = 0) -> Array:
@@ -27,7 +28,7 @@ def outputs_from(trace: tracing.Trace, boundary: int = 0) -> Array:
 
 
 def needed(
-  trace: tracing.Trace, boundary: int = 0, kept: Array | None = None
+    trace: tracing.Trace, boundary: int = 0, kept: Array | None = None
 ) -> Array:
   """[scalars] whether any output from `boundary` on depends on it.
 
@@ -35,13 +36,13 @@ def needed(
   """
   need = outputs_from(trace, boundary)
   for op in reversed(trace.ops):
-    wanted = need if kept is None else np.where(kept, NEVER, need)
-    pull(op, outs_of(op, wanted), need)
+    wanted = outs_of(op, need, NONE if kept is None else kept)
+    pull(op, wanted, need)
   return need >= 0
 
 
 def last_read(
-  trace: tracing.Trace, need: Array, redone: Array | None = None
+    trace: tracing.Trace, need: Array, redone: Array | None = None
 ) -> Array:
   """[scalars] the position of the last needed scalar that reads each one.
 
@@ -50,17 +51,28 @@ def last_read(
   """
   known = trace.table.available
   last = np.where(outputs_from(trace) >= 0, known, NEVER).astype(np.int32)
+  through = NONE if redone is None else redone & need
+  own = np.where(need, known, NEVER)
   for op in reversed(trace.ops):
-    attribute = np.where(need, known, NEVER)
-    if redone is not None:
-      attribute = np.where(redone & need, last, attribute)
-    pull(op, outs_of(op, attribute), last)
+    attribute = outs_of(op, own, through)
+    if through.size:
+      attribute = np.maximum(attribute, outs_of(op, last, ~through))
+    pull(op, attribute, last)
   return last
 
 
-def outs_of(op: tracing.Op, attribute: Array) -> Array:
-  """An attribute of an operation's results, the greatest of each place."""
-  return np.max([elements.lookup(attribute, ids) for ids in op.outs], axis=0)
+def outs_of(op: tracing.Op, attribute: Array, but: Array = NONE) -> Array:
+  """An attribute of an operation's results, the greatest of each place.
+
+  Scalars of `but` [scalars] have none. Looked up where the operation has
+  scalars, for a pass over all of them an operation would cost their product.
+  """
+  return np.max([_of(attribute, but, ids) for ids in op.outs], axis=0)
+
+
+def _of(attribute: Array, but: Array, ids: Array) -> Array:
+  found = elements.lookup(attribute, ids)
+  return np.where(but[ids], NEVER, found) if but.size else found
 
 
 def pull(op: tracing.Op, attribute: Array, into: Array) -> None:
@@ -74,6 +86,9 @@ def pull(op: tracing.Op, attribute: Array, into: Array) -> None:
       np.maximum.at(into, tensor.ids[here], pulled[here])
 
 
+Reads = dict[int, tuple[Array, ...]]  # a tuple an operation, entry an operand
+
+
 @dataclasses.dataclass(frozen=True)
 class Boundary:
   """A trace cut in two at a position: what is known there and still needed."""
@@ -82,31 +97,49 @@ class Boundary:
   live: Array  # [scalars] known before it, needed by an output from it on
   frontier: Array  # [scalars] live, and read by something not known yet
   # For every operation: which operand scalars its live results read.
-  within: dict[int, tuple[Array, ...]]
-  across: dict[int, tuple[Array, ...]]  # and its unknown needed results
+  within: Reads
+  across: Reads  # and its unknown needed results
 
 
 def split(
-  trace: tracing.Trace, position: int, kept: Array | None = None
+    trace: tracing.Trace, position: int, kept: Array | None = None
 ) -> Boundary:
   """Splits the program at a token boundary, as partial evaluation does."""
   need = needed(trace, position, kept)
-  known = trace.table.available < position
-  live = need & known
+  live = need & (trace.table.available < position)
+  across = _across(trace, position, need)
   made = live if kept is None else live & ~kept
-  frontier = np.zeros_like(live)
-  within, across = {}, {}
-  for index, op in enumerate(trace.ops):
-    within[index] = _reads(op, made, live)
-    across[index] = _reads(op, need & ~known, live)
-    for ids in across[index]:
+  within = _reads(trace, made, live)
+  return Boundary(position, live, _frontier(trace, across), within, across)
+
+
+def crossing(trace: tracing.Trace, position: int) -> int:
+  """How many scalars known before `position` are read from it on."""
+  across = _across(trace, position, needed(trace, position))
+  return int(_frontier(trace, across).sum())
+
+
+def _across(trace: tracing.Trace, position: int, need: Array) -> Reads:
+  known = trace.table.available < position
+  return _reads(trace, need & ~known, need & known)
+
+
+def _frontier(trace: tracing.Trace, across: Reads) -> Array:
+  frontier = np.zeros(trace.table.size, bool)
+  for reads in across.values():
+    for ids in reads:
       frontier[ids] = True
-  return Boundary(position, live, frontier, within, across)
+  return frontier
 
 
-def _reads(op: tracing.Op, results: Array, among: Array) -> tuple[Array, ...]:
-  """For every operand, the scalars of `among` that some of `results` read."""
-  flags = outs_of(op, np.where(results, 0, NEVER))
+def _reads(trace: tracing.Trace, results: Array, among: Array) -> Reads:
+  """By operation and operand, the scalars of `among` some of `results` read."""
+  wanted = np.where(results, 0, NEVER)
+  return {i: _read(op, wanted, among) for i, op in enumerate(trace.ops)}
+
+
+def _read(op: tracing.Op, wanted: Array, among: Array) -> tuple[Array, ...]:
+  flags = outs_of(op, wanted)
   empty = np.zeros(0, np.int64)
   if flags.max(initial=NEVER) == NEVER:
     return (empty,) * len(op.ins)
@@ -116,6 +149,6 @@ def _reads(op: tracing.Op, results: Array, among: Array) -> tuple[Array, ...]:
       out.append(empty)
       continue
     ids = tensor.ids[(relation.pull(flags) >= 0) & ~tensor.is_const]
-    ids = np.unique(ids)
+    ids = elements.distinct(ids)
     out.append(ids[among[ids]])
   return tuple(out)

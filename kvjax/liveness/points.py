@@ -1,12 +1,12 @@
 """Ways to remember, from what costs least bytes to what redoes least."""
 
+import collections
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from kvjax.liveness import budget, labels, report
+from kvjax.liveness import budget, report
 from kvjax.liveness import cut as cutting
+from kvjax.liveness import labels as labelling
 
 if TYPE_CHECKING:
   from kvjax.liveness import analysis
@@ -21,7 +21,8 @@ def frontier(
   """
   last = _last(verdict)
   cuts, complete = budget.front(verdict.whole, verdict.absorption.price)
-  points = [_point(verdict, cut) for cut in cuts]
+  labels = labelling.Labels(verdict.trace, verdict.whole)
+  points = [_point(verdict, cut, labels) for cut in cuts]
   return (*(p for p in points if _size(p) < _size(last)), last), complete
 
 
@@ -36,14 +37,15 @@ def equals(
   """
   whole, price = verdict.whole, verdict.absorption.price
   base = cutting.cheapest(whole, None, price)
-  names = labels.label(verdict.trace, whole, base)
+  labels = labelling.Labels(verdict.trace, whole)
+  names = labels.of(base)
   most = cutting.size(verdict.cut)
   out: dict[tuple[str, ...], report.Point] = {p.names: p for p in front}
   for name in dict.fromkeys(names[i] for i in base.kept):
     lost = frozenset(i for i in base.kept if names[i] == name)
     cut = budget.quickest(whole, price, lost, most)
     if cut is not None:
-      point = _point(verdict, cut)
+      point = _point(verdict, cut, labels)
       out.setdefault(point.names, point)
   return tuple(out.values())[len({p.names for p in front}) :]
 
@@ -59,29 +61,25 @@ def kept_names(
 
 
 def _numbered(
-    verdict: 'analysis.Verdict', cut: cutting.Cut, names: Sequence[str]
+    verdict: 'analysis.Verdict',
+    cut: cutting.Cut,
+    names: Sequence[str],
+    places: Sequence[int],
 ) -> tuple[str, ...]:
   """The same, with numbers of the places where a name is kept in some only.
 
   A name given in every layer is kept in the first and the third: k.0, k.2.
   """
-  places: dict[str, dict[int, set[int]]] = {}
-  for i, name in enumerate(names):
-    place = _place(verdict, name, verdict.whole.nodes[i])
-    places.setdefault(name, {}).setdefault(place, set()).add(i)
+  every, held = collections.defaultdict(set), collections.defaultdict(set)
+  for name, place in zip(names, places, strict=True):
+    every[name].add(place)
+  for i in cut.kept:
+    held[names[i]].add(places[i])
   out = []
   for name in kept_names(verdict, cut, names):
-    held = [p for p, nodes in places[name].items() if nodes & set(cut.kept)]
-    some = len(held) < len(places[name])
-    out += [f'{name}.{p}' for p in sorted(held)] if some else [name]
+    some = len(held[name]) < len(every[name])
+    out += [f'{name}.{p}' for p in sorted(held[name])] if some else [name]
   return tuple(out)
-
-
-def _place(verdict: 'analysis.Verdict', name: str, node: cutting.Node) -> int:
-  """Which of the tensors of a name holds a node; 0 where it has none."""
-  tensors = verdict.trace.names.get(name, ())
-  holds = (i for i, t in enumerate(tensors) if np.isin(node.ids[0], t.ids))
-  return next(holds, 0)
 
 
 def _last(verdict: 'analysis.Verdict') -> report.Point:
@@ -94,13 +92,15 @@ def _last(verdict: 'analysis.Verdict') -> report.Point:
   )
 
 
-def _point(verdict: 'analysis.Verdict', cut: cutting.Cut) -> report.Point:
+def _point(
+    verdict: 'analysis.Verdict', cut: cutting.Cut, labels: labelling.Labels
+) -> report.Point:
   """A cut of the whole past."""
   price = verdict.absorption.price
-  names = labels.label(verdict.trace, verdict.whole, cut)
+  names = labels.of(cut)
   used = dict.fromkeys(names[i] for i in cut.redone if i in price)
   return report.Point(
-      _numbered(verdict, cut, names),
+      _numbered(verdict, cut, names, labels.place),
       cut.bytes_per_token,
       cut.flops_per_token,
       cut.state_bytes,
@@ -108,5 +108,5 @@ def _point(verdict: 'analysis.Verdict', cut: cutting.Cut) -> report.Point:
   )
 
 
-def _size(point: report.Point) -> tuple[int, int]:
+def _size(point: report.Point) -> tuple[float, int]:
   return point.bytes_per_token, point.state_bytes

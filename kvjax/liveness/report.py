@@ -11,7 +11,7 @@ class Point:
   """One way to remember: what is kept and what redoing the rest costs."""
 
   names: tuple[str, ...]
-  bytes_per_token: int  # what one more token adds
+  bytes_per_token: float  # what one more token adds; whole but for blocks
   flops_per_token: float  # a past token and step, at the length analysed
   state_bytes: int = 0  # what a carry occupies, however long the sequence
   rewrites: tuple[str, ...] = ()  # algebra used: absorption
@@ -25,7 +25,7 @@ class Row:
   shape: tuple[int, ...]  # a token
   available: str
   live_for: float
-  bytes_per_token: int
+  bytes_per_token: float
   kept: bool
   why: str
   spans: Spans = ()  # of each row: the position it is made at, and last read
@@ -60,7 +60,7 @@ class LivenessReport:
   notes: tuple[str, ...] = ()
 
   @property
-  def bytes_per_token(self) -> int:
+  def bytes_per_token(self) -> float:
     """Bytes that one more token adds at zero recomputation."""
     return self.frontier[-1].bytes_per_token if self.frontier else 0
 

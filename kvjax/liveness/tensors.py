@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness import folding, passes
+from kvjax.liveness import elements, folding, passes
 from kvjax.liveness import trace as tracing
 
 Array = np.ndarray
@@ -37,10 +37,12 @@ class Node:
   itemsize: int
   flops: float  # to redo it, a past token
   held: bool = False  # decided: it is kept
+  gap: int = 1  # a row every so many positions: of blocks
 
   @property
-  def bytes_per_token(self) -> int:
-    return 0 if self.carry else self.width * self.itemsize
+  def bytes_per_token(self) -> float:
+    size = 0 if self.carry else self.width * self.itemsize
+    return size / self.gap if size % self.gap else size // self.gap
 
   @property
   def state_bytes(self) -> int:
@@ -54,33 +56,40 @@ def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
   maker = trace.table.maker
   live = np.flatnonzero(cut.live)
   key = np.stack(
-    [maker[live], names[live], readers.code[live], cut.frontier[live]], 1
+      [maker[live], names[live], readers.code[live], cut.frontier[live]], 1
   )
-  _, index = np.unique(key, axis=0, return_inverse=True)
-  index = index.reshape(-1)
   pairwise, ahead = _pairwise(trace), _ahead(trace)
   groups: dict[Any, list[Array]] = collections.defaultdict(list)
-  for i in range(index.max(initial=-1) + 1):
-    ids = live[index == i]
+  for ids in _alike(key, live):
     one = int(ids[0])
     kind = _kind(trace, int(maker[one])), names[one], cut.frontier[one]
     groups[kind].append(ids)
   parts = [
-    ids for members in groups.values() for ids in _join_rows(trace, members)
+      ids for members in groups.values() for ids in _join_rows(trace, members)
   ]
   firsts = np.array([ids[0] for ids in parts], np.int64)
   return [
-    _node(
-      trace,
-      cut,
-      ids,
-      labels[int(names[ids[0]])],
-      keys,
-      int(maker[ids[0]]) in pairwise,
-      int(maker[ids[0]]) in ahead,
-    )
-    for ids, keys in zip(parts, readers.of(firsts), strict=True)
+      _node(
+          trace,
+          cut,
+          ids,
+          labels[int(names[ids[0]])],
+          keys,
+          int(maker[ids[0]]) in pairwise,
+          int(maker[ids[0]]) in ahead,
+      )
+      for ids, keys in zip(parts, readers.of(firsts), strict=True)
   ]
+
+
+def _alike(key: Array, ids: Array) -> list[Array]:
+  """`ids` apart by their row of `key`, in its order."""
+  if not ids.size:
+    return []
+  _, index = np.unique(key, axis=0, return_inverse=True)
+  index = index.reshape(-1)
+  order = np.argsort(index, kind='stable')
+  return np.split(ids[order], np.flatnonzero(np.diff(index[order])) + 1)
 
 
 def _kind(trace: tracing.Trace, maker: int) -> tuple[Any, ...]:
@@ -106,10 +115,10 @@ def _pairwise(trace: tracing.Trace) -> set[int]:
     members[key].append(index)
   last = {key: count[count > 0][-3:] for key, count in sizes.items()}
   return {
-    index
-    for key, count in last.items()
-    if len(count) == 3 and np.all(np.diff(count) > 0)
-    for index in members[key]
+      index
+      for key, count in last.items()
+      if len(count) == 3 and np.all(np.diff(count) > 0)
+      for index in members[key]
   }
 
 
@@ -154,19 +163,21 @@ def _join_rows(trace: tracing.Trace, parts: list[Array]) -> list[Array]:
 
 
 def _node(
-  trace: tracing.Trace,
-  cut: passes.Boundary,
-  ids: Array,
-  names: tuple[str, ...],
-  readers: frozenset[Any],
-  pairwise: bool,
-  ahead: bool,
+    trace: tracing.Trace,
+    cut: passes.Boundary,
+    ids: Array,
+    names: tuple[str, ...],
+    readers: frozenset[Any],
+    pairwise: bool,
+    ahead: bool,
 ) -> Node:
   times, sizes = np.unique(trace.table.available[ids], return_counts=True)
   maker = int(trace.table.maker[ids[0]])
   frontier = bool(cut.frontier[ids[0]])
   width = _usual(sizes)
-  unbounded = bool(times[0] <= 2 and times[-1] >= cut.position - 2)
+  gap = _gap(times)
+  reach = max(2, gap)
+  unbounded = bool(times[0] < 2 * gap + 1 and times[-1] >= cut.position - reach)
   alone = len(times) == 1 and frontier and maker >= 0
   before = _history(trace, ids) if alone else []
   carry = bool(before)
@@ -181,21 +192,31 @@ def _node(
   if not (unbounded or band):
     free |= maker < 0 or trace.ops[maker].name in folding.POINTWISE
   return Node(
-    ids=ids,
-    maker=maker,
-    names=names,
-    readers=readers,
-    frontier=frontier,
-    rows=len(times),
-    width=width,
-    unbounded=unbounded,
-    carry=carry,
-    recurrent=bool(before),
-    lasts=cut.position - int(times[0]),
-    band=band,
-    itemsize=int(trace.table.itemsize[ids[0]]),
-    flops=0.0 if free else flops * width,
+      ids=ids,
+      maker=maker,
+      names=names,
+      readers=readers,
+      frontier=frontier,
+      rows=len(times),
+      width=width,
+      unbounded=unbounded,
+      carry=carry,
+      recurrent=bool(before),
+      lasts=cut.position - int(times[0]),
+      band=band,
+      itemsize=int(trace.table.itemsize[ids[0]]),
+      flops=0.0 if free else flops * width / gap,
+      gap=gap,
   )
+
+
+def _gap(times: Array) -> int:
+  """Positions from row to row: of the summaries of blocks, a block.
+
+  Too few rows say nothing yet; a longer sequence will.
+  """
+  steps = np.unique(np.diff(times))
+  return int(steps[0]) if len(times) > 3 and len(steps) == 1 else 1
 
 
 def _usual(sizes: Array) -> int:
@@ -213,15 +234,20 @@ def _history(trace: tracing.Trace, ids: Array) -> list[int]:
   kind = _kind(trace, int(trace.table.maker[ids[0]]))
   mark = np.full(trace.table.size, passes.NEVER, np.int32)
   mark[ids] = 0
-  for op in reversed(trace.ops[: int(trace.table.maker[ids].max()) + 1]):
-    passes.pull(op, passes.outs_of(op, mark), mark)
-  makers = np.unique(trace.table.maker[mark >= 0])
-  alike = [m for m in makers if m >= 0 and _kind(trace, int(m)) == kind]
-  past = (mark >= 0) & np.isin(trace.table.maker, alike)
-  times = trace.table.available[past]
+  times: list[Array] = []
   now = int(trace.table.available[ids[0]])
-  found, sizes = np.unique(times[times < now], return_counts=True)
-  return sizes.tolist() if found.size and found[0] <= 2 else []
+  for index in range(int(trace.table.maker[ids].max()), -1, -1):
+    op = trace.ops[index]
+    passes.pull(op, passes.outs_of(op, mark), mark)
+    if _kind(trace, index) == kind:
+      made = np.concatenate([o[o >= 0] for o in op.outs])
+      times.append(trace.table.available[made[mark[made] >= 0]])
+      if times[-1].size and times[-1].min() == 0:
+        break  # Here it began; a lower layer has states of its own.
+  before = np.concatenate(times) if times else np.zeros(0, np.int32)
+  found, sizes = np.unique(before[before < now], return_counts=True)
+  step = now - found[-1] if found.size else 0  # A state of blocks skips.
+  return sizes.tolist() if found.size and found[0] <= 2 * step else []
 
 
 _FREE = frozenset(('convert_element_type', 'reduce_precision', 'neg', 'copy'))
@@ -240,7 +266,7 @@ def _free(trace: tracing.Trace, maker: int) -> bool:
     return False
   made = op.outs[0] >= 0
   return any(
-    t.fixed and np.unique(np.asarray(t.const)[made]).size == 1 for t in op.ins
+      t.fixed and np.unique(np.asarray(t.const)[made]).size == 1 for t in op.ins
   )
 
 
@@ -253,8 +279,8 @@ def _names(trace: tracing.Trace) -> tuple[Array, dict[int, tuple[str, ...]]]:
     ids = np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
     code[ids] += 1 << len(order) - 1
   labels = {
-    int(c): tuple(n for n, i in order.items() if int(c) >> i & 1)
-    for c in np.unique(code)
+      int(c): tuple(n for n, i in order.items() if int(c) >> i & 1)
+      for c in np.unique(code)
   }
   return code, labels
 
@@ -269,7 +295,9 @@ class _Readers:
         for ids in (cut.within[index][a], cut.across[index][a]):
           if ids.size:
             found[op.origin.equation, a].append(ids)
-    self.found = {k: np.unique(np.concatenate(v)) for k, v in found.items()}
+    self.found = {
+        k: elements.distinct(np.concatenate(v)) for k, v in found.items()
+    }
     self.code = np.zeros(trace.table.size, np.int64)
     for key, ids in self.found.items():
       digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()

@@ -14,7 +14,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name as name
 
 from kvjax import liveness
-from kvjax.liveness import analysis, examples, witness
+from kvjax.liveness import analysis, examples, lengths, witness
 from kvjax.liveness import trace as tracing
 from kvjax.report.answer import WEIGHTS, X
 
@@ -125,11 +125,11 @@ def growing() -> str:
 
 def stack() -> str:
   """Two layers: an old query's influence, and what separates it."""
-  x = analysis.resized(_input(8), 14, 0)
+  x = lengths.resized(_input(8), 14, 0)
   noise = np.where(np.arange(14)[:, None] < 13, _input(14), 0)
   moved = np.abs(_two_layers(x, noise) - _two_layers(x))[-1].max()
   trace = tracing.trace(_two_layers, x)
-  verdict = analysis.judge(trace, x)
+  verdict = analysis.judge(trace)
   at = analysis.fullest(trace).position
   change = lambda lost: witness.poisoned(
       trace, x, at, verdict.graph, verdict.cut, lost

@@ -68,7 +68,10 @@ def test_a_program_of_the_users_own(tmp_path):
     [
         (['--variant=mxa'], "variant='mxa' is unknown"),
         (['--program=mine'], "program='mine' must be module:function"),
-        (['--program=mine:other'], "'mine' has no attribute 'other'"),
+        (
+            ['--program=mine:attention', '--config.shape=8,7'],
+            "program='mine:attention' does not take float32[8, 7]: TypeError",
+        ),
     ],
 )
 def test_nonsense_is_refused_in_a_line(flags, words, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kvjax import liveness
-from kvjax.liveness import analysis, maxflow, witness
+from kvjax.liveness import analysis, lengths, maxflow, witness
 from kvjax.liveness import trace as tracing
 from tests.liveness import zoo, zoo_mixers, zoo_variants
 from tests.liveness.zoo import D, H, K, N, P, R
@@ -17,8 +17,8 @@ X = zoo.weight(8, D) * 3
 
 
 def verdict(program: zoo.Program, length: int = 14) -> analysis.Verdict:
-  x = analysis.resized(X, length, 0)
-  return analysis.judge(tracing.trace(program, x), x)
+  x = lengths.resized(X, length, 0)
+  return analysis.judge(tracing.trace(program, x))
 
 
 class FrontierTest(parameterized.TestCase):
@@ -100,7 +100,7 @@ class PoisonTest(parameterized.TestCase):
     self, program: zoo.Program
   ) -> None:
     v = verdict(program)
-    x = analysis.resized(X, v.trace.length, 0)
+    x = lengths.resized(X, v.trace.length, 0)
     moved = lambda lost: witness.poisoned(
       v.trace, x, analysis.fullest(v.trace).position, v.graph, v.cut, lost
     )
@@ -134,6 +134,27 @@ class LengthTest(parameterized.TestCase):
   def test_a_window_wider_than_the_input_is_found(self) -> None:
     report = liveness.analyze(zoo.grouped(K, window=20), X)
     self.assertEqual(report.live_for['k'], 19)
+
+  def test_a_window_that_no_comparison_states_is_found(self) -> None:
+    def mask(T: int) -> np.ndarray:
+      past = np.tril(np.ones((T, T), bool))
+      return past & ~np.tril(past, -20)
+
+    report = liveness.analyze(zoo_mixers.masked(mask), X)
+    self.assertEqual(report.live_for['k'], 19)
+
+  def test_a_program_of_whole_blocks_is_analysed_at_their_multiples(
+    self,
+  ) -> None:
+    def program(x: jax.Array) -> jax.Array:
+      rows = x.reshape(-1, 4, D)
+      total = jnp.cumsum(rows.mean(1), 0)
+      before = jnp.concatenate([jnp.zeros((1, D)), total[:-1]])
+      return (rows + before[:, None]).cumsum(1).reshape(x.shape)
+
+    report = liveness.analyze(program, X)
+    kept = sorted((r.shape, r.live_for) for r in report.tensors if r.kept)
+    self.assertEqual(kept, [((D,), 3), ((D,), 4)], report)
 
 
 class RefusalTest(parameterized.TestCase):

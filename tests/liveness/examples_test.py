@@ -1,12 +1,13 @@
 """The uncached examples, and the picture of what crosses a boundary."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 
 from kvjax import liveness
-from kvjax.liveness import examples
+from kvjax.liveness import examples, given
 from kvjax.liveness.crossing import crossing
 
 SIZES = examples.Sizes(
@@ -64,6 +65,38 @@ def test_an_old_query_is_made_and_read_in_the_past_alone():
 def test_sizes_that_do_not_fit_are_refused(sizes, words):
   with pytest.raises(ValueError, match=words):
     examples.Sizes(**sizes)
+
+
+BROKEN = """
+import jax
+number, text = 3, 'attention'
+attention = lambda x: x
+two = lambda x, y: x
+fails = lambda x: x.nothing
+"""
+
+
+@pytest.mark.parametrize(
+    ('path', 'words'),
+    [
+        ('broken', 'must be module:function'),
+        ('missing_module:f', "ModuleNotFoundError: No module named 'missing"),
+        ('wrong_syntax:f', 'cannot be imported: SyntaxError'),
+        ('broken:other', "has no attribute 'other'.*PYTHONPATH"),
+        ('broken:number', 'is of type int. Name a function of one array'),
+        ('broken:two', 'does not take float32.8, 10.: TypeError: .*missing 1'),
+        ('broken:fails', 'AttributeError: .*no attribute nothing'),
+    ],
+)
+def test_a_name_of_no_program_is_refused(path, words, tmp_path, monkeypatch):
+  (tmp_path / 'broken.py').write_text(BROKEN)
+  (tmp_path / 'wrong_syntax.py').write_text('def f(x) return x')
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, 'broken', raising=False)
+  with pytest.raises(ValueError, match=words) as caught:
+    given.load(path, X)
+  assert '\n' not in str(caught.value)
+  assert given.load('broken:attention', X)(3) == 3
 
 
 def test_an_unknown_variant_is_refused():

@@ -93,16 +93,22 @@ def windowed(x: jax.Array) -> jax.Array:
   return jnp.einsum('NTS,SE->TNE', jax.nn.softmax(scores, -1), v)
 
 
+WIDE = 4 * H
+
+
 def table(length: int) -> jax.Array:
-  """Queries by position: another one in every row."""
+  """Queries by position: another one in every row.
+
+  So wide that scores of the rows to come are fewer than what they are made of.
+  """
   at = jnp.arange(length, dtype=jnp.float32)[:, None]
-  return jnp.sin(at * jnp.arange(1, H + 1, dtype=jnp.float32)[None])
+  return jnp.sin(at * jnp.arange(1, WIDE + 1, dtype=jnp.float32)[None])
 
 
 def by_position(
     x: jax.Array, scores: Callable[..., Any] = lambda q, k: q @ k.T
 ) -> jax.Array:
-  k, v = project(x)
+  k, v = x @ weight(D, WIDE), x @ weight(D, H, seed=1)
   scored = jnp.where(causal(len(x)), scores(table(len(x)), k), -jnp.inf)
   return jax.nn.softmax(scored, axis=-1) @ v
 
@@ -147,7 +153,7 @@ ENTRIES: dict[str, Entry] = {
     'fixed_queries_window': Entry({'plain': windowed}, ((12, 3), (4 * H, 3))),
     'queries_by_position': Entry(
         {'plain': by_position, 'einsum': by_position_einsum},
-        ((4 * H, INF), (4 * H, INF)),
+        ((4 * H, INF), (4 * WIDE, INF)),
     ),
     'a_temperature_a_row': Entry(
         {'plain': sharpened}, ((4, INF), (4 * H, INF))

@@ -130,6 +130,25 @@ def tpa(x: jax.Array) -> jax.Array:
   return out.reshape(x.shape[0], -1) @ weight(N * H, D)
 
 
+def tpa_heads(x: jax.Array) -> jax.Array:
+  """One weight for all factors, a head at a time; no names."""
+  edges = np.cumsum([2 * N, 2 * H, 2 * N])
+  a_k, b_k, a_v, b_v = jnp.split(x @ weight(D, 4 * (N + H)), edges, -1)
+  a_k, a_v = (a.reshape(-1, 2, N) for a in (a_k, a_v))
+  b_k, b_v = zoo.rotate_pairs(b_k.reshape(-1, 2, H)), b_v.reshape(-1, 2, H)
+  q = zoo.rotate_pairs((x @ weight(D, N * H)).reshape(-1, N, H))
+
+  T = x.shape[0]
+
+  def head(q: jax.Array, a_k: jax.Array, a_v: jax.Array) -> jax.Array:
+    scores = (q @ b_k.reshape(T * 2, H).T).reshape(T, T, 2) * a_k[None]
+    p = zoo.softmax_rows(scores.sum(-1), zoo.causal(T))
+    return (p[..., None] * a_v[None]).reshape(T, T * 2) @ b_v.reshape(T * 2, H)
+
+  out = jax.vmap(head, (1, 2, 2), 1)(q, a_k, a_v)
+  return out.reshape(T, -1) @ weight(N * H, D)
+
+
 # --- Cross attention, layers that share -----------------------------------
 
 ENCODED = weight(5, D, seed=9)
@@ -235,7 +254,7 @@ ENTRIES: dict[str, Entry] = {
     frozenset(('kv', 'k_rope')),
   ),
   'tpa': Entry(
-    {'named': tpa},
+    {'named': tpa, 'heads': tpa_heads},
     ((2 * N * F4, INF),) * 2 + ((2 * H * F4, INF),) * 2,
     frozenset(('a_k', 'b_k', 'a_v', 'b_v')),
   ),

@@ -25,6 +25,20 @@ LIVENESS: tuple[Mutant, ...] = (
     'liveness/budget_test.py',
   ),
   fault(
+    'scores_of_the_future_are_kept',
+    'liveness/tensors',
+    'band |= ahead',
+    'band |= False',
+    'liveness/zoo_test.py::ZooTest::test_verdict_queries_by_position_plain',
+  ),
+  fault(
+    'two_short_lengths_suffice',
+    'liveness/analysis',
+    'if length <= found.trace.length:',
+    'if length:',
+    'liveness/analysis_test.py::LengthTest',
+  ),
+  fault(
     'a_higher_maximum_rescales_nothing',
     'liveness/running',
     'jnp.exp(before - safe)',
