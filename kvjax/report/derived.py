@@ -22,6 +22,7 @@ _COLUMNS = (
     'kept',
     'why',
 )
+_EQUALS = ' What follows is no larger than the row that redoes nothing.'
 
 
 def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
@@ -83,19 +84,26 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
           ', '.join(p.rewrites) or '-',
           'fastest' if p is best else '-',
       ]
-      for p in report.frontier
+      for p in (*report.frontier, *report.equals)
   ]
+  table = Table(
+      'What may be kept, and what the rest costs a past token and step',
+      columns,
+      rows,
+      note='`fastest` counts bytes over bandwidth plus FLOPs over rate.'
+      + _EQUALS * bool(report.equals),
+  )
+  if len(rows) < 2:
+    return (table,)  # Nothing to trade.
   return (
-      Table(
-          'What may be kept, and what the rest costs a past token and step',
-          columns,
-          rows,
-          note='`fastest` counts bytes over bandwidth plus FLOPs over rate.',
-      ),
+      table,
       Picture(
           'frontier',
-          live_plots.front('Bytes kept against FLOPs redone', report.frontier),
-          'Every point is a sufficient cache; the last recomputes nothing.',
+          live_plots.front(
+              'Bytes kept against FLOPs redone', report.frontier, report.equals
+          ),
+          'Every point is a sufficient cache; the rightmost recomputes nothing. '
+          'Hollow ones are no better than another. The table names all.',
       ),
   )
 

@@ -76,28 +76,80 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
   return png(canvas)
 
 
-def front(title: str, points: Sequence[Point]) -> bytes:
-  """Returns the points of a frontier, bytes against FLOPs."""
-  canvas, (axes,) = figure(1, 8, 3.4)
-  size = [p.bytes_per_token + p.state_bytes for p in points]
-  flops = [p.flops_per_token for p in points]
-  axes.plot(size, flops, color=FAINT, drawstyle='steps-post')
-  for point, x, y in zip(points, size, flops, strict=True):
-    axes.plot(x, y, 'o', color=KEPT, markersize=8, clip_on=False)
-    axes.annotate(
-        ' + '.join(point.names) or 'nothing',
-        (x, y),
-        xytext=(7, 6),
-        textcoords='offset points',
-        fontsize=9,
-        annotation_clip=False,
+def front(
+    title: str, points: Sequence[Point], beaten: Sequence[Point] = ()
+) -> bytes:
+  """Returns the points of a frontier, bytes against FLOPs.
+
+  Args:
+    title: above it.
+    points: of the frontier; as many are named as there is room for.
+    beaten: others, hollow, no better than one of the frontier.
+  """
+  canvas, (axes,) = figure(1, 8, 4)
+  at = lambda p: (p.bytes_per_token + p.state_bytes, p.flops_per_token)
+  every = [*beaten, *points]  # What is filled lies above.
+  size, flops = zip(*map(at, every), strict=True)
+  axes.plot(
+      *zip(*map(at, points), strict=True), color=FAINT, drawstyle='steps-post'
+  )
+  for point in every:
+    fill = KEPT if point in points else 'white'
+    axes.plot(
+        *at(point),
+        'o',
+        color=KEPT,
+        markerfacecolor=fill,
+        markersize=8 if len(every) < 9 else 5,
+        clip_on=False,
     )
   axes.set_xlim(0, 1.35 * max(*size, 1))
   axes.set_ylim(0, 1.2 * max(*flops, 1))
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
   axes.set_title(title, loc='left')
+  ranked = [*_ends_first(points), *beaten]
+  _name(canvas, axes, [(_short(p.names), at(p)) for p in ranked])
   return png(canvas)
+
+
+def _ends_first(points: Sequence[Point]) -> list[Point]:
+  """The last and the first, then those between, halves before quarters."""
+  order, step = [len(points) - 1, 0], len(points)
+  while step > 1:
+    step = (step + 1) // 2
+    order += range(0, len(points), step)
+  return [points[i] for i in dict.fromkeys(order)]
+
+
+def _short(names: Sequence[str]) -> str:
+  if len(names) > 3:
+    return f'{names[0]} + {names[1]} + {len(names) - 2} more'
+  return ' + '.join(names) or 'nothing'
+
+
+def _name(
+    canvas: Any, axes: Any, places: Sequence[tuple[str, tuple[float, float]]]
+) -> None:
+  """Writes names beside their points, leaving out those that would overlap."""
+  canvas.draw_without_rendering()  # So that places in pixels are known.
+  points = axes.transData.transform([at for _, at in places])
+  taken = []
+  for name, at in places:
+    text = axes.annotate(
+        name,
+        at,
+        xytext=(7, 6),
+        textcoords='offset points',
+        fontsize=9,
+        annotation_clip=False,
+    )
+    box = text.get_window_extent()
+    hit = any(box.overlaps(other) for other in taken)
+    if hit or any(box.contains(x, y) for x, y in points):
+      text.remove()
+    else:
+      taken.append(box)
 
 
 def crossing(title: str, graph: Dataflow) -> bytes:
@@ -113,7 +165,9 @@ def crossing(title: str, graph: Dataflow) -> bytes:
       for i, (name, side) in enumerate(graph.nodes)
   }
   for a, b in graph.edges:
-    _arrow(axes, (where[a], where[b]), (graph.nodes[a], graph.nodes[b]))
+    others = [at for i, at in where.items() if i not in (a, b)]
+    bend = _bend((where[a], where[b]), others)
+    _arrow(axes, (where[a], where[b]), (graph.nodes[a], graph.nodes[b]), bend)
   for i, (name, side) in enumerate(graph.nodes):
     _box(axes, where[i], name, side)
   boundary = lanes - 0.35
@@ -154,6 +208,7 @@ def _arrow(
     axes: Any,
     ends: tuple[tuple[float, float], tuple[float, float]],
     nodes: tuple[tuple[str, str], tuple[str, str]],
+    bend: float,
 ) -> None:
   (one, a), (two, b) = nodes
   crosses = a != 'new' and b == 'new'
@@ -164,6 +219,7 @@ def _arrow(
       ends[0],
       arrowprops={
           'arrowstyle': '-|>',
+          'connectionstyle': f'arc3,rad={bend}',
           'color': colour,
           'linewidth': 2.2 if crosses else 1.1,
           'shrinkA': _edge(one, ends),
@@ -171,6 +227,21 @@ def _arrow(
       },
       zorder=2 if crosses else 1,
   )
+
+
+def _bend(
+    ends: tuple[tuple[float, float], tuple[float, float]],
+    boxes: Sequence[tuple[float, float]],
+) -> float:
+  """How far an arrow turns outwards from a box that lies on its way."""
+  (x0, y0), (x1, y1) = ends
+  along = np.array([_ACROSS * (x1 - x0), _DOWN * (y1 - y0)])
+  for x, y in boxes:
+    to = np.array([_ACROSS * (x - x0), _DOWN * (y - y0)])
+    part = to @ along / (along @ along)
+    if 0.05 < part < 0.95 and np.abs(to - part * along).max() < 0.16:
+      return 0.3 if x0 <= x1 else -0.3
+  return 0.0
 
 
 def _edge(text: str, ends: Sequence[tuple[float, float]]) -> float:
