@@ -182,12 +182,13 @@ def latest(
 ) -> tuple[cutting.Graph, cutting.Cut]:
   """The cut at zero recomputation, and what of the past it leaves.
 
-  With the long streams kept, what they are made of need not be known for all
-  of the past: a short convolution then redoes its few rows from its inputs.
+  With the long streams and states kept, what they are made of need not be
+  known for all of the past: a short convolution then redoes its few rows from
+  its inputs, and features of keys that wait for a state from those keys.
   """
   kept = np.zeros(trace.table.size, bool)
   for i in cutting.cheapest(whole, None).kept:
-    if whole.nodes[i].unbounded:
+    if whole.nodes[i].unbounded or whole.nodes[i].carry:
       kept[whole.nodes[i].ids] = True
   graph = cutting.build(trace, passes.split(trace, position, kept))
   nodes = [

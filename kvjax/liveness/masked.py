@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core, source_info_util
 
-from kvjax.liveness import control, folding, native, running, tables
+from kvjax.liveness import control, folding, native, opening, running, tables
 from kvjax.liveness.rows import bind
 from kvjax.liveness.running import Factor
 from kvjax.liveness.tables import Product, Score, Value
@@ -33,7 +33,7 @@ def recurrent(
 
   It is the program itself where there are none, or where the two differ.
   """
-  if not _promising(jax.make_jaxpr(program)(x).jaxpr, x.shape[axis]):
+  if not _promising(opening.jaxpr_of(program, x).jaxpr, x.shape[axis]):
     return program, ()
   found: list[str] = []
   rewritten = _rewriting(program, axis, found)

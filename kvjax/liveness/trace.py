@@ -20,6 +20,7 @@ from kvjax.liveness import (
   lowering,
   movement,
   native,
+  opening,
   relations,
   rules,
 )
@@ -82,11 +83,7 @@ class Trace:
 
 def trace(program: Callable[..., Any], x: Any, axis: int = 0) -> Trace:
   """Traces `program` at the length that `x` has."""
-  closed = jax.make_jaxpr(program)(x)
-  if closed.effects:
-    raise AnalysisError(
-      f'the program has side effects ({closed.effects}); analyse a pure one.'
-    )
+  closed = opening.jaxpr_of(program, x)
   recorder = Recorder()
   length = x.shape[axis]
   lead = [1] * len(x.shape)
@@ -155,7 +152,7 @@ class Recorder:
     return [read(v) for v in jaxpr.outvars]
 
   def _equation(self, eqn: Any, ins: list[Tensor], place: Key) -> list[Tensor]:
-    origin = Origin(place, _source(eqn), str(eqn)[:200])
+    origin = Origin(place, opening.source(eqn), str(eqn)[:200])
     name = eqn.primitive.name
     if name == 'name':
       self.names.setdefault(eqn.params['name'], []).append(ins[0])
@@ -299,13 +296,3 @@ class Recorder:
     return [
       Tensor(ids, np.asarray(v)) for ids, v in zip(outs, values, strict=True)
     ]
-
-
-def _source(eqn: Any) -> str:
-  """File and line of the user's own code that made an equation."""
-  traceback = eqn.source_info.traceback
-  frames = traceback.frames if traceback is not None else ()
-  for frame in frames:
-    if '/site-packages/' not in frame.file_name:
-      return f'{frame.file_name}:{frame.line_num}'
-  return 'an unknown line'

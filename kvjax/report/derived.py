@@ -102,7 +102,7 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
           live_plots.front(
               'Bytes kept against FLOPs redone', report.frontier, report.equals
           ),
-          'Every point is a sufficient cache; the rightmost recomputes nothing. '
+          'Every point is a sufficient cache; the last recomputes nothing. '
           'Hollow ones are no better than another. The table names all.',
       ),
   )

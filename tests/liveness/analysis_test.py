@@ -173,6 +173,21 @@ class RefusalTest(parameterized.TestCase):
     ),
     ('window', zoo.grouped(K, window=4096), '4096'),
     (
+      'shape_by_data',
+      lambda x: x[x[:, 0] > 0],
+      r'depends on data at .*analysis_test.py:\d+: .*boolean',
+    ),
+    (
+      'branch_by_data',
+      lambda x: x if x[0, 0] > 0 else -x,
+      r'depends on data at .*analysis_test.py:\d+: ',
+    ),
+    (
+      'side_effect',
+      lambda x: jax.jit(lambda a: (jax.debug.print('{}', a), a)[1])(x),
+      r'side effects: debug_\w+ at .*analysis_test.py:\d+',
+    ),
+    (
       'index_by_data',
       lambda x: x[jnp.argmax(jnp.where(zoo.causal(len(x)), x @ x.T, -9), -1)],
       'argmax',

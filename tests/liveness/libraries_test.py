@@ -30,9 +30,21 @@ class LibrariesTest(absltest.TestCase):
       out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
       return out.reshape(x.shape[0], N * H)
 
-    report = liveness.analyze(program, zoo.weight(8, D))
-    self.assertTrue(report.causal)
-    self.assertEqual(kept(report), [(N * H * 4, math.inf)] * 2)
+    def biased(x: jax.Array) -> jax.Array:
+      """A mask and a bias of the caller's, no batch, one product for all."""
+      q, k, v = jnp.split(
+        (x @ jnp.concatenate(w, 1)).reshape(-1, 3, N, H), 3, 1
+      )
+      mask = zoo.causal(len(x))[None]
+      bias = jnp.zeros((1, len(x), len(x)))
+      parts = (a[:, 0] for a in (q, k, v))
+      out = jax.nn.dot_product_attention(*parts, bias, mask)
+      return out.reshape(x.shape[0], N * H)
+
+    for spelling in (program, biased):
+      report = liveness.analyze(spelling, zoo.weight(8, D))
+      self.assertTrue(report.causal)
+      self.assertEqual(kept(report), [(N * H * 4, math.inf)] * 2)
 
   def test_jax_nn_window_and_groups(self) -> None:
     wq = zoo.weight(D, 4 * H)
@@ -59,9 +71,10 @@ class LibrariesTest(absltest.TestCase):
       return layer(x, mask=mask)
 
     x = zoo.weight(1, 8, D)
-    report = liveness.analyze(program, x, axis=1)
-    self.assertTrue(report.causal)
-    self.assertEqual(kept(report), [(D * 4, math.inf)] * 2)
+    for spelling in (program, jax.vmap(program)):
+      report = liveness.analyze(spelling, x, axis=1)
+      self.assertTrue(report.causal)
+      self.assertEqual(kept(report), [(D * 4, math.inf)] * 2)
 
   def test_linen(self) -> None:
     layer = nn.MultiHeadDotProductAttention(num_heads=N, qkv_features=D)
@@ -71,9 +84,10 @@ class LibrariesTest(absltest.TestCase):
     def program(x: jax.Array) -> jax.Array:
       return layer.apply(params, x, mask=nn.make_causal_mask(x[..., 0]))
 
-    report = liveness.analyze(program, x, axis=1)
-    self.assertTrue(report.causal)
-    self.assertEqual(kept(report), [(D * 4, math.inf)] * 2)
+    for spelling in (program, jax.vmap(program)):
+      report = liveness.analyze(spelling, x, axis=1)
+      self.assertTrue(report.causal)
+      self.assertEqual(kept(report), [(D * 4, math.inf)] * 2)
     init, extend = liveness.derive(program, x, axis=1)
     y, _ = jax.jit(extend)(init(11), zoo.weight(1, 11, D))
     np.testing.assert_allclose(

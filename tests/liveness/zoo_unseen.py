@@ -164,6 +164,28 @@ def lightning(x: jax.Array) -> jax.Array:
   return out.reshape(-1, H)[:T]
 
 
+def segments(x: jax.Array) -> jax.Array:
+  """Infini-attention (arXiv 2404.07143): a memory of the segments before."""
+  T, count = len(x), -(-len(x) // 4)
+  rows = [
+    jnp.pad(a, ((0, 4 * count - T), (0, 0))).reshape(count, 4, H)
+    for a in project(x)
+  ]
+  feature = lambda a: jax.nn.elu(a) + 1
+
+  def segment(carry, row):
+    memory, total = carry
+    q, k, v = row
+    far = feature(q) @ memory / (feature(q) @ total + 1e-6)[:, None]
+    own = zoo.softmax_rows(q @ k.T, zoo.causal(4)) @ v
+    memory, total = memory + feature(k).T @ v, total + feature(k).sum(0)
+    return (memory, total), 0.5 * far + 0.5 * own
+
+  start = jnp.zeros((H, H)), jnp.zeros(H)
+  out = jax.lax.scan(segment, start, tuple(rows))[1]
+  return out.reshape(-1, H)[:T]
+
+
 def titans(x: jax.Array) -> jax.Array:
   """Titans (arXiv 2501.00663): a memory learnt by gradients with momentum."""
   q, k, v = project(x)
@@ -226,6 +248,9 @@ ENTRIES: dict[str, Entry] = {
   ),
   'block_choice': Entry({'plain': block_choice}, ((H, INF), *KV)),
   'lightning': Entry({'plain': lightning}, ((ROW, 3), (ROW, 3), (ROW * H, 4))),
+  'segments': Entry(
+    {'plain': segments}, ((ROW, 3), (ROW, 3), (ROW, 4), (ROW * H, 4))
+  ),
   'titans': Entry({'plain': titans}, ((ROW * H, 1), (ROW * H, 1))),
   'contextual': Entry({'plain': contextual}, KV),
   # Old keys and the newest are two tensors: the old are made anew every step.
