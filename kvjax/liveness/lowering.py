@@ -48,6 +48,10 @@ def lower(
       for i in range(len(params['sizes']))
     ]
     return parts
+  if name == 'unstack':  # What an array is unpacked by, since JAX 0.12.
+    axis = params['axis']
+    count = range(ins[0].shape[axis])
+    return [ins[0].moved(lambda a, i=i: np.take(a, i, axis)) for i in count]
   if name == 'reduce_max' and ins[0].offset is not None:
     kept = _without_masked(ins[0], ins[0].offset, tuple(params['axes']))
     if kept is not ins[0]:
