@@ -100,7 +100,7 @@ def test_derivatives_and_vmap_are_those_of_the_plain_form():
 
 
 def test_rows_under_vmap_are_one_product():
-  x, weight = draw(3, 32, 48)
+  x, weight = draw(3, 32, 48, 'bfloat16')
   program = jax.jit(jax.vmap(matmul, (0, None))).lower(x[:, None], weight)
   text = program.as_text()
   assert text.count(loaded.PROJECT) == 1 and 'tensor<4x48xf32>' in text
