@@ -50,8 +50,8 @@ def get_config(setting: str = 'default') -> ConfigDict:
   config = ConfigDict(
     {
       'repeats': 9,
-      'rotate': 200_000_000,  # bytes of buffers that a race passes through
-      'bandwidth': 256,  # MiB read to find what the machine can read
+      'rotate': 400_000_000,  # bytes of buffers that a race passes through
+      'bandwidth': 512,  # MiB read to find what the machine can read
       'kernels': ('ffi', 'blockwise'),
       'generate_kernels': (None,),  # the default one
       'interpret': False,

@@ -44,14 +44,17 @@ class Case:
 
 Entry = Callable[[], Runner]
 
+MOST = 3_000_000_000  # bytes that the buffers of a race are drawn in
+
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
   """How a race is run.
 
   Attributes:
-    repeats: times that each buffer is read.
-    rotate: bytes of all buffers, beyond the last cache of the machine.
+    repeats: turns, times the buffers there are, up to three.
+    rotate: bytes of all buffers, beyond the last cache of the machine, as far
+      as what they are cut from fits `MOST`.
     kernels: of kvjax that take part, of those available.
     together: read all buffers in one call (accelerators).
     calls: of those, queued before one is waited for.
@@ -79,11 +82,13 @@ def measure(case: Case, pace: Pace, *, alone: bool = False) -> dict[str, Any]:
     alone: without peers.
   """
   copies = max(1, -(-pace.rotate // case.bytes))
+  whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
+  copies = min(copies, max(2, MOST // whole.bytes))
   drawn = [draw(case, seed) for seed in range(copies)]
   entries = dict(_ours(case, drawn, pace))
   entries |= {} if alone else dict(_theirs(case, drawn, pace))
   runners, skipped = clock.enter(entries)
-  repeats = pace.repeats * (1 if pace.together else copies)
+  repeats = pace.repeats * (1 if pace.together else min(copies, 3))
   return clock.race(runners, repeats) | skipped
 
 

@@ -14,7 +14,7 @@ Call = Callable[[], Any]  # starts work; `wait` on its result ends it
 # Threads of OpenMP, torch's, go on spinning when their work is done, and
 # whoever runs next would share a core with them: let them fall asleep, and
 # wake one's own by a turn that is not timed.
-PAUSE = 0.02
+PAUSE = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
