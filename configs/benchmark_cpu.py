@@ -25,6 +25,7 @@ SETTINGS = {
     'attention.batches': (1,),
     'attention.slots': 64,
     'attention.filled': (24,),
+    'attention.dtypes': ('float32', 'int8'),
     'model.layers': 2,
     'model.width': 32,
     'model.num_heads': 4,

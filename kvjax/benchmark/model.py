@@ -218,7 +218,12 @@ def _streams(config, batch, context, index):
 def _filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
   """Returns a cache whose slots hold the given streams."""
   capacity = -(-(context + room) // SLOTS) * SLOTS
-  cache: Any = init_cache(config, batch, capacity, codec=codec)
+  return _fill(init_cache(config, batch, capacity, codec=codec), streams)
+
+
+@functools.partial(jax.jit, donate_argnames='cache')
+def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
+  batch, _, context, _ = streams[0]['key'].shape
   slots = jnp.arange(context, dtype=jnp.int32)[None, :]
   slots = jnp.broadcast_to(slots, (batch, context))
   book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)
