@@ -21,6 +21,7 @@ from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.sinks import Sinks
 from kvjax.caches.spec import Leaf, leaf
+from kvjax.decoding.spelling import check_choices
 from kvjax.models.config import ModelConfig, dtype_of
 
 
@@ -232,6 +233,7 @@ def make_layout(
     rotary_length: int | None,
 ) -> Layout:
   """Returns kinds, codecs and books of a cache."""
+  check_choices(kinds, codec)
   if config.positions and capacity > config.positions:
     raise ValueError(
         f'capacity={capacity} exceeds the {config.positions} learned positions '

@@ -60,6 +60,35 @@ def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
   return kind, codec
 
 
+def check_choices(kinds: Any, codec: Any) -> None:
+  """Raises ValueError where a kind or a codec is something else.
+
+  A name is what a command line gives; the message has what it stands for.
+  """
+  each = kinds if isinstance(kinds, list | tuple) else [kinds]
+  for text in (*each, codec):
+    if isinstance(text, str):
+      kind, made = parse_cache(text)
+      raise ValueError(
+          f'{text!r} is a name, and no cache kind or codec. Give '
+          f'{_given(kind, made)}.'
+      )
+  for kind in each:
+    if kind is not None and not isinstance(kind, Kind):
+      fix = f'codec={kind}' if type(kind) in CODECS.values() else 'a kvjax.Kind'
+      raise ValueError(f'{kind!r} is no cache kind. Give {fix}.')
+  made = not isinstance(codec, type) and hasattr(codec, 'leaves')
+  if codec is not None and not made:
+    raise ValueError(f'codec={codec!r} is no codec. Give kvjax.Int8(), say.')
+
+
+def _given(kind: Kind | None, codec: Codec | None) -> str:
+  found = [f'the kind {kind}'] * (kind is not None)
+  return (
+      ' and '.join(found + [f'codec={codec}'] * (codec is not None)) or 'None'
+  )
+
+
 def _make(made: Any, name: str, text: str) -> Any:
   hints = typing.get_type_hints(made)
   known = {f.name: hints[f.name] for f in dataclasses.fields(made) if f.init}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kvjax.attention.cached import Memory
@@ -160,9 +161,10 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
     lead = memory.kind.lead(1, 1)
     heads = [name for _, name in lead].index('kv_heads')
     one = sum(
-        shards.shape(leaf)[heads]
-        * math.prod(map(int, leaf.shape[len(lead) :]))
-        * np.dtype(leaf.dtype).itemsize
+        _packed(
+            shards.shape(leaf)[heads] * math.prod(leaf.shape[len(lead) :]),
+            leaf.dtype,
+        )
         for leaf in leaves(store)
     )
     if memory.kind.limit is None:
@@ -176,8 +178,9 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
 def _numbers(held: list[Leaf], shards: Shards) -> str:
   terms = []
   for leaf in held:
-    sizes = map(str, shards.shape(leaf))
-    terms.append(f'{" x ".join(sizes)} x {np.dtype(leaf.dtype).itemsize}')
+    sizes, bits = map(str, shards.shape(leaf)), _bits(leaf.dtype)
+    size = f'x {bits // 8}' if bits >= 8 else f'x {bits} / 8'
+    terms.append(f'{" x ".join(sizes)} {size}')
   return ' + '.join(terms)
 
 
@@ -188,5 +191,19 @@ def leaves(tree: Any) -> list[Leaf]:
 
 def _leaf_bytes(leaf: Leaf, shards: Shards) -> int:
   # In Python's integers: a plan of 10^15 bytes is a plan like any other.
-  count = np.dtype(leaf.dtype).itemsize
-  return count * math.prod(map(int, shards.shape(leaf)))
+  return _packed(math.prod(map(int, shards.shape(leaf))), leaf.dtype)
+
+
+def _packed(count: int, dtype: Any) -> int:
+  """Returns bytes of so many elements as XLA packs them, two of 4 bits in one.
+
+  `nbytes` counts such an element as a whole byte.
+  """
+  return -(-count * _bits(dtype) // 8)
+
+
+def _bits(dtype: Any) -> int:
+  found = np.dtype(dtype)
+  if jnp.issubdtype(found, jnp.floating):
+    return jnp.finfo(found).bits
+  return 8 * found.itemsize

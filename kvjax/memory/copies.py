@@ -8,9 +8,10 @@ begin with.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from kvjax.caches.codecs import Plain
@@ -19,11 +20,13 @@ from kvjax.memory.cached import leaves
 from kvjax.memory.lines import Dim, Term
 from kvjax.memory.moments import carried
 from kvjax.memory.reading import FLOAT, Reading
+from kvjax.models.config import Layer, ModelConfig
 
 OLD = 'copy: old slots are read before they are overwritten'
 TWICE = 'copy: one row, in a store of one block (XLA:CPU)'
-WIDE = 'copy: bfloat16 is written as float32 (XLA:CPU)'
-BITS = 'copy: bfloat16, written, and its bits to be sliced (XLA:CPU)'
+WIDE = 'copy: bfloat16 is written as float32 (XLA:CPU, JAX 0.10)'
+BITS = 'copy: bfloat16, written, and its bits to be sliced (XLA:CPU, JAX 0.10)'
+FLOAT16 = 'weights as float32: no float16 is multiplied (XLA:CPU)'
 AHEAD = 'made for every layer at once'
 
 
@@ -31,7 +34,7 @@ def waiting(reading: Reading, store: Any) -> Iterator[Term]:
   """Yields what waits for a layer that the call has not come to yet."""
   if reading.call.backend == 'cpu':
     yield from carried(reading)
-  yield from _copies(reading, store, 2)
+  yield from _copies(reading, store)
   if _widens(reading) and not _one_token(reading):
     yield from (_copy(leaf, WIDE, 1, FLOAT) for leaf in leaves(store))
   if _made_early(reading):
@@ -41,32 +44,74 @@ def waiting(reading: Reading, store: Any) -> Iterator[Term]:
       yield dataclasses.replace(term, name=name)
 
 
-def starting(reading: Reading) -> Iterator[Term]:
-  """Yields what the first of those values needs beside: the copy it is of."""
+def widened(config: ModelConfig, dtype: Any, backend: str) -> Iterator[Term]:
+  """Yields the float32 copies of all weights but routed experts', if made."""
+  if backend != 'cpu' or dtype != 'float16':
+    return
+  width = config.width
+  count = config.vocab_size * width
+  count += sum(_multiplied(layer, width) for layer in config.layers)
+  yield Term(FLOAT16, (Dim('elements', count),), FLOAT)
+
+
+def _multiplied(layer: Layer, width: int) -> int:
+  mlp: Any = layer.mlp
+  dense = mlp.shared if hasattr(mlp, 'num_experts') else mlp
+  halves = (layer.attention, layer.cross, dense)
+  return sum(half.num_params(width) for half in halves if half is not None)
+
+
+def starting(pairs: Sequence[tuple[Reading, Any]]) -> Iterator[Term]:
+  """Yields what the first of all that needs beside: the copies it is of."""
+  copies = [
+      copy
+      for reading, store in pairs
+      for copy in _copies(reading, store)
+      if copy.name == TWICE
+  ]
+  yield from copies
+  reading = pairs[0][0]
+  if _places_late(reading):
+    yield from sorted(copies, key=lambda term: -term.bytes())[:1]
   latent = reading.absorb or reading.expands
   if _made_early(reading) and reading.plain and not latent:
     term = reading.values(reading.segments[0])
     yield dataclasses.replace(term, name=OLD)
 
 
+def _places_late(reading: Reading) -> bool:
+  """Whether the slot of a token takes longer to compute than a second copy.
+
+  The first copy goes when the old token is read from that slot: at once where
+  it is the position, or its remainder by the slots of one head.
+  """
+  kind, heads = reading.memory.kind, reading.stored_heads.size
+  computed = kind.book_per_layer or getattr(kind, 'sinks', 0) or heads > 1
+  return kind.limit is None and bool(computed)
+
+
 def held(reading: Reading, store: Any) -> Iterator[Term]:
   """Yields the same of the layer the call is in, without its block."""
   yield from carried(reading)
-  yield from _copies(reading, store, 1)
+  yield from _copies(reading, store)
   if _widens(reading):
     found = sorted(leaves(store), key=lambda leaf: -math.prod(leaf.shape))
     yield from (_copy(leaf, BITS, 1) for leaf in (*found, found[0]))
 
 
 def _widens(reading: Reading) -> bool:
-  """Whether XLA:CPU, which scatters no bfloat16, converts whole stores."""
+  """Whether XLA:CPU, which scattered no bfloat16, converts whole stores."""
   plain = reading.plain and reading.memory.dtype == 'bfloat16'
-  return plain and reading.call.backend == 'cpu'
+  old = jax.__version_info__ < (0, 11)
+  return plain and old and reading.call.backend == 'cpu'
 
 
 def _one_token(reading: Reading) -> bool:
   """Whether a write is an update of one slice, and not a scatter."""
-  return reading.call.batch == reading.call.tokens == 1 and not reading.paged
+  # Where layers keep books of their own, each head has a place of its own.
+  apart = reading.memory.kind.book_per_layer and reading.stored_heads.size > 1
+  one = reading.call.batch == reading.call.tokens == 1
+  return one and not reading.paged and not apart
 
 
 def _made_early(reading: Reading) -> bool:
@@ -77,7 +122,7 @@ def _made_early(reading: Reading) -> bool:
   )
 
 
-def _copies(reading: Reading, store: Any, twice: int) -> Iterator[Term]:
+def _copies(reading: Reading, store: Any) -> Iterator[Term]:
   call, slots = reading.call, reading.segments[0]
   if reading.fresh:
     # Of a whole store only what a dot reads where it lies is still needed
@@ -91,7 +136,7 @@ def _copies(reading: Reading, store: Any, twice: int) -> Iterator[Term]:
     # Written by rows and read by one dot, both without the unit axis: XLA
     # turns the same update into two, of a copy each.
     for leaf in _read_in_place(reading, store):
-      yield _copy(leaf, TWICE, twice)
+      yield _copy(leaf, TWICE, 1)
 
 
 def _read_in_place(reading: Reading, store: Any) -> Iterator[Leaf]:

@@ -69,7 +69,7 @@ class _Question:
     )
 
   def fits(self, batch: int, capacity: int) -> bool:
-    return self.plan(batch, capacity).total_bytes <= self.limit
+    return self.plan(batch, capacity).peak_bytes <= self.limit
 
   def largest_batch(self, capacity: int) -> int | None:
     rows = self.step('batch')
@@ -105,6 +105,7 @@ def fit(
     codec: Codec | None = None,
     param_dtype: Any = None,
     cache_dtype: Any = None,
+    source_length: int | None = None,
     mesh: Any = None,
     backend: str | None = None,
     frontier: Sequence[int] = (),
@@ -120,8 +121,8 @@ def fit(
     batch_size: B rows; None to ask for the most.
     capacity: tokens a row; None to ask for the most.
     reserve_bytes: kept free, for the driver and other programs.
-    new_tokens_per_step, cache, codec, param_dtype, cache_dtype, mesh: as in
-      `plan`.
+    new_tokens_per_step, cache, codec, param_dtype, cache_dtype, source_length,
+      mesh: as in `plan`.
     backend: likewise; None for that of a named device.
     frontier: contexts whose largest batches are wanted.
 
@@ -138,6 +139,7 @@ def fit(
       codec=codec,
       param_dtype=param_dtype,
       cache_dtype=cache_dtype,
+      source_length=source_length,
       mesh=mesh,
       backend=backend or platform,
   )
@@ -145,7 +147,7 @@ def fit(
   rows = 1 if batch_size is None else batch_size
   tokens = new_tokens_per_step if capacity is None else capacity
   found = asked.plan(rows, tokens)
-  short = max(found.total_bytes - limit, 0)
+  short = max(found.peak_bytes - limit, 0)
   if short:
     batch_size, capacity = batch_size or 0, capacity or 0
   elif batch_size is None:
@@ -182,9 +184,10 @@ def _limit(memory: int | str | Device, reserve: int) -> tuple[int, str | None]:
         f'memory_bytes={memory!r} must be a positive integer, or the name of a '
         'device.'
     )
-  if not 0 <= reserve < memory:
+  if not isinstance(reserve, numbers.Integral) or not 0 <= reserve < memory:
     raise ValueError(
-        f'reserve_bytes={reserve} must lie between 0 and memory_bytes={memory}.'
+        f'reserve_bytes={reserve!r} must lie between 0 and memory_bytes='
+        f'{memory}.'
     )
   return int(memory) - int(reserve), platform
 
@@ -206,22 +209,22 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
 def _remedies(asked: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
   """Yields what would fit: each change alone, then a smaller request."""
   for change, other in _changes(asked, rows, tokens):
-    total = other.plan(rows, tokens).total_bytes
+    total = other.plan(rows, tokens).peak_bytes
     if total <= asked.limit:
       yield Remedy(change, total)
   fewer = asked.largest_batch(tokens) if rows > 1 else 0
   if fewer:
-    total = asked.plan(fewer, tokens).total_bytes
+    total = asked.plan(fewer, tokens).peak_bytes
     yield Remedy(f'batch_size={fewer} rows', total)
   shorter = asked.largest_capacity(rows)
   if shorter:
-    total = asked.plan(rows, shorter).total_bytes
+    total = asked.plan(rows, shorter).peak_bytes
     yield Remedy(f'capacity={shorter} tokens', total)
   if shards(asked.options['mesh']).sizes:
     return
   for count in (2, 4, 8, 16, 32, 64):
     other = asked.but(mesh={'heads': count})
-    total = other.plan(rows, tokens).total_bytes
+    total = other.plan(rows, tokens).peak_bytes
     if total <= asked.limit:
       yield Remedy(f'{count} devices that share the heads', total)
       return

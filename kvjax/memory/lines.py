@@ -12,8 +12,9 @@ class Line:
 
   Attributes:
     part: 'params', 'cache', 'step' (alive when a step is fullest), 'in logits'
-      (alive then too, in memory that the logits will need), 'another moment'
-      (of the step), 'sampling', or 'never' for what nobody would read.
+      (alive then too, in memory that the logits will need), 'encode' (alive
+      when the reading of a source is fullest), 'another moment' (of either),
+      'sampling', or 'never' for what nobody would read.
     name: what it is.
     bytes: integer, exact; of one device.
     symbols: its formula.

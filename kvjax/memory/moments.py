@@ -5,9 +5,11 @@ next overwrites. They were read off the buffers that XLA:CPU assigns
 (`kvjax.memory.buffers`), moment by moment.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from kvjax.attention.bias import RelativeBias
 from kvjax.kernels.blockwise import SPLIT
 from kvjax.memory.lines import Dim, Term
 from kvjax.memory.reading import FLOAT, QUERY, Call, Reading
@@ -17,13 +19,14 @@ FEW = 8  # rows of queries a kv head up to which values are read in pieces
 
 
 def layer_moments(
-    layer: Layer, reading: Reading, width: int
+    layer: Layer, reading: Reading, source: Reading | None, width: int
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one layer: projections, attention, MLP.
 
   Args:
     layer: of the model.
     reading: its attention.
+    source: its attention to a source; None for none.
     width: D of the model.
   """
   call = reading.call
@@ -42,6 +45,10 @@ def layer_moments(
   for old, slots in enumerate(segments):
     for name, terms in _attend(reading, slots, stored=not old):
       yield name, [kept, *terms]
+  if source is not None:
+    asked = Term("source's query (one layer, then dead)", query.dims, call.size)
+    for name, terms in _attend(source, source.segments[0], stored=True):
+      yield f'cross {name}', [both, asked, *terms]
   run = _experts if hasattr(layer.mlp, 'num_experts') else _mlp
   for name, terms in run(layer.mlp, call, width):
     yield name, [hidden if name == 'mlp' else both, *terms]
@@ -83,10 +90,9 @@ def _attend(
     if call.blocks == 1 and not all(map(reading.loops, reading.segments)):
       dims = *call.lead, *reading.value
       beside.append(Term('output of old slots', dims, FLOAT))
-  keys, values = list(reading.keys(slots, stored)), reading.values(slots)
-  if call.backend == 'gpu' and reading.plain and _one_row(reading):
-    # XLA:GPU multiplies one row with what it selects in one pass, more in two.
-    values = _times(values, 0)
+  keys, values = list(reading.keys(slots, stored)), _selected(reading, slots)
+  if isinstance(reading.variant.bias, RelativeBias):
+    beside.append(dataclasses.replace(scores, name='bias of one block'))
   products = 2 if reading.absorb else 1
   # Pages are gathered for the keys, and in a loop only then for the values,
   # unless both are decoded of the same.
@@ -106,6 +112,15 @@ def _attend(
   pieces = block // SPLIT if _in_pieces(reading, rows, block) else 1
   weights = _times(scores, 3 if pieces > 1 else 1)
   yield 'weigh', [*asked, *beside, values, weights, _times(out, pieces)]
+
+
+def _selected(reading: Reading, slots: int) -> Term:
+  """Returns the values of a block as they wait to be weighed."""
+  values = reading.values(slots)
+  if reading.call.backend == 'gpu' and reading.plain and _one_row(reading):
+    # XLA:GPU multiplies one row with what it selects in one pass, more in two.
+    return _times(values, 0)
+  return values
 
 
 def _in_pieces(reading: Reading, rows: int, block: int) -> bool:

@@ -14,16 +14,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from kvjax.caches.codecs import Codec
 from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache, cache_spec, check_sizes
+from kvjax.kernels import KERNELS
 from kvjax.memory.cached import cache_lines, per_token, query_line
+from kvjax.memory.encoding import encode_lines
 from kvjax.memory.lines import Dim, Line, Term, table
 from kvjax.memory.parameters import active_elements, param_lines
 from kvjax.memory.shards import Shards, shards
-from kvjax.memory.transient import LOGITS, step_lines
-from kvjax.models.config import ModelConfig
+from kvjax.memory.transient import LOGITS, activation_bytes, step_lines
+from kvjax.models.config import ModelConfig, named_dtype
 from kvjax.target import PLATFORMS
 
 COPIES = 'the next cache, as this one is not donated'
@@ -43,6 +46,8 @@ class MemoryPlan:
     temporaries_bytes: of that, what XLA counts as temporaries and not as
       output.
     total_bytes: the sum of the three.
+    encode_bytes: transient of one `encode` at its fullest moment, its result
+      included; over when the first step begins. 0 without a source.
     bytes_per_token: stream bytes (codes and scales; no positions) that one
       more token of one row adds while nothing is full.
     growing_bytes_per_token: of that, what goes on growing when every window
@@ -62,6 +67,7 @@ class MemoryPlan:
   step_bytes: int
   temporaries_bytes: int
   total_bytes: int
+  encode_bytes: int
   bytes_per_token: int
   growing_bytes_per_token: int
   cap_bytes: int
@@ -79,6 +85,11 @@ class MemoryPlan:
     ]
     rows.append(('total', '', f'{self.total_bytes:,}', '', ''))
     return table(rows)
+
+  @property
+  def peak_bytes(self) -> int:
+    """The most that is ever alive: in a step, or while the source is read."""
+    return self.total_bytes + max(self.encode_bytes - self.step_bytes, 0)
 
   def lines_of(self, part: str) -> tuple[Line, ...]:
     """Returns the lines of one part."""
@@ -114,35 +125,32 @@ def plan(
     codec: how streams are stored.
     param_dtype: of the parameters; None for the config's.
     cache_dtype: of the streams; None for the config's.
-    source_length: positions of the source of an encoder-decoder.
+    source_length: positions of the source of an encoder-decoder; None leaves
+      the source, its keys and values and its encoder's transient out.
     mesh: a JAX mesh, or sizes by axis name, of devices that share the work;
       the plan is then that of one device (`kvjax.memory.shards`).
     backend: 'cpu', 'gpu' or 'tpu', for which attention differs in what it
       reads at once; None for the default one.
-    kernel: 'mosaic_gpu' for what that one needs; None, or another, for the
-      block loop, which needs most.
+    kernel: of `kvjax.kernels.KERNELS`; 'mosaic_gpu' for what that one needs,
+      None, or another, for the block loop, which needs most.
     donate: the step is given the cache's buffers; otherwise a second cache is
       alive beside the first.
 
   Raises:
     ValueError: a size is not positive, the prompt or the tokens of one call
       exceed the capacity, the mesh has an axis that nothing is split by, or no
-      backend has that name.
+      kind, codec, dtype, backend or kernel is so called.
   """
   check_sizes(
       batch_size=batch_size,
       capacity=capacity,
       new_tokens_per_step=new_tokens_per_step,
   )
-  _check_backend(backend)
+  _check_names(config, backend, kernel, source_length)
   # NumPy's integers would wrap at 2^63 bytes; Python's never do.
   batch_size, capacity = int(batch_size), int(capacity)
   new_tokens_per_step = int(new_tokens_per_step)
-  if prompt_length is not None and not 0 < prompt_length <= capacity:
-    raise ValueError(
-        f'prompt_length={prompt_length} must be between 1 and the capacity of '
-        f'{capacity}.'
-    )
+  _check_prompt(prompt_length, capacity)
   spec = cache_spec(
       config,
       batch_size,
@@ -153,21 +161,64 @@ def plan(
       source_length=source_length,
   )
   _check_room(spec, new_tokens_per_step)
-  size = jnp.dtype(param_dtype or config.dtype).itemsize
-  cut = shards(mesh)
+  dtype = _param_dtype(config, param_dtype)
+  size, cut = dtype.itemsize, shards(mesh)
   held = [*param_lines(config, size, cut), *cache_lines(spec, cut)]
   rows = batch_size, new_tokens_per_step
-  step = step_lines(config, spec, *rows, size, cut, backend, kernel)
+  step = step_lines(config, spec, *rows, dtype, cut, backend, kernel)
   copies = [] if donate else [_copies(held)]
-  return _summed(
-      config, spec, batch_size, capacity, size, cut, (*held, *step, *copies)
-  )
+  found = [*held, *step, *copies]
+  if source_length is not None:
+    read = batch_size, int(source_length), activation_bytes(dtype)
+    found += encode_lines(config, *read, cut)
+  return _summed(config, spec, batch_size, capacity, size, cut, tuple(found))
 
 
-def _check_backend(backend: str | None) -> None:
-  if backend not in (None, *PLATFORMS):
-    known = ', '.join(PLATFORMS)
-    raise ValueError(f'backend={backend!r} is unknown; known: {known}.')
+def _check_names(
+    config: ModelConfig,
+    backend: str | None,
+    kernel: str | None,
+    source_length: int | None,
+) -> None:
+  if not isinstance(config, ModelConfig):
+    raise ValueError(
+        f'config={config!r} is no ModelConfig. Give one, or '
+        'kvjax.load_config(name).'
+    )
+  for name, value, known in (
+      ('backend', backend, PLATFORMS),
+      ('kernel', kernel, KERNELS),
+  ):
+    if value not in (None, *known):
+      known = ', '.join(known)
+      raise ValueError(f'{name}={value!r} is unknown; known: {known}.')
+  if source_length is not None and config.encoder is None:
+    raise ValueError(
+        f'source_length={source_length}, but the model has no encoder. Leave '
+        'it out.'
+    )
+
+
+def _check_prompt(prompt_length: int | None, capacity: int) -> None:
+  if prompt_length is None:
+    return
+  check_sizes(prompt_length=prompt_length)
+  if prompt_length > capacity:
+    raise ValueError(
+        f'prompt_length={prompt_length} exceeds capacity={capacity}. Raise the '
+        'capacity to the prompt and all that is to follow, or cut the prompt.'
+    )
+
+
+def _param_dtype(config: ModelConfig, dtype: Any) -> np.dtype:
+  found = named_dtype(config.dtype if dtype is None else dtype, 'param_dtype')
+  # Sub-byte floats too: nothing here multiplies or packs them.
+  if not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 8:
+    raise ValueError(
+        f'param_dtype={found} is no floating type of eight bits or more. Give '
+        'bfloat16, float8_e4m3fn, say.'
+    )
+  return found
 
 
 def _check_room(spec: Cache, tokens: int) -> None:
@@ -195,7 +246,7 @@ def _summed(
   step = [x for x in lines if x.part == 'step']
   sums = {
       part: sum(x.bytes for x in lines if x.part == part)
-      for part in ('params', 'cache', 'step')
+      for part in ('params', 'cache', 'step', 'encode')
   }
   growing, capped, cap = per_token(spec, cut)
   return MemoryPlan(
@@ -203,7 +254,8 @@ def _summed(
       cache_bytes=sums['cache'],
       step_bytes=sums['step'],
       temporaries_bytes=sum(x.bytes for x in step if x.name not in RESULTS),
-      total_bytes=sum(sums.values()),
+      total_bytes=sums['params'] + sums['cache'] + sums['step'],
+      encode_bytes=sums['encode'],
       bytes_per_token=growing + capped,
       growing_bytes_per_token=growing,
       cap_bytes=cap,

@@ -11,6 +11,7 @@ from kvjax.decoding.cache import init_cache
 from kvjax.decoding.steps import decode_step, prefill
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import init_params
+from kvjax.models.encoder import encode
 
 
 def compile_call(
@@ -21,12 +22,14 @@ def compile_call(
     new_tokens_per_step: int = 1,
     cache: Kind | None = None,
     codec: Codec | None = None,
+    source_length: int | None = None,
     kernel: str = 'blockwise',
     sharding: Any = None,
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.
 
-  Sizes, `cache` and `codec` as in `plan`, whose figures this is held against.
+  Sizes, `cache`, `codec` and `source_length` as in `plan`, whose figures this
+  is held against.
 
   Args:
     kernel: that attends.
@@ -40,8 +43,10 @@ def compile_call(
     run = decode_step if one else prefill
     return run(config, params, cache, tokens, kernel=kernel)
 
+  choices: Any = {'kinds': cache, 'codec': codec}
+  choices['source_length'] = source_length
   empty = jax.eval_shape(
-      lambda: init_cache(config, batch_size, capacity, kinds=cache, codec=codec)
+      lambda: init_cache(config, batch_size, capacity, **choices)
   )
   params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   shape = (batch_size,) if one else (batch_size, new_tokens_per_step)
@@ -53,3 +58,17 @@ def compile_call(
         given,
     )
   return jax.jit(call, donate_argnames='cache').lower(*given).compile()
+
+
+def compile_encode(
+    config: ModelConfig, batch_size: int, source_length: int
+) -> jax.stages.Compiled:
+  """Compiles `encode` of whole sources; raises as it does."""
+  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  features = None if config.encoder is None else config.encoder.features
+  source = jax.ShapeDtypeStruct((batch_size, source_length), jnp.int32)
+  if features is not None:
+    shape = batch_size, 2 * source_length, features
+    source = jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype))
+  run = jax.jit(lambda params, source: encode(config, params, source))
+  return run.lower(params, source).compile()

@@ -95,7 +95,13 @@ def shards(mesh: Any) -> Shards:
   """
   if mesh is None:
     return WHOLE
-  sizes: Mapping[str, int] = mesh if isinstance(mesh, Mapping) else mesh.shape
+  named = mesh if isinstance(mesh, Mapping) else getattr(mesh, 'shape', None)
+  if not isinstance(named, Mapping):
+    raise ValueError(
+        f'mesh={mesh!r} is no mesh. Give a jax.sharding.Mesh, or sizes by '
+        "axis: {'heads': 2}."
+    )
+  sizes: Mapping[str, int] = named
   for name, size in sizes.items():
     if name not in SPLITS and name != 'copies':
       raise ValueError(

@@ -14,15 +14,20 @@ has been asked yet.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from kvjax.attention.cached import Memory
+from kvjax.caches.codecs import Plain
+from kvjax.caches.dense import Dense
 from kvjax.decoding.cache import Cache
-from kvjax.memory.copies import held, starting, waiting
+from kvjax.memory.copies import held, starting, waiting, widened
 from kvjax.memory.lines import Dim, Line, Term
-from kvjax.memory.moments import layer_moments, swept
+from kvjax.memory.moments import carried, layer_moments, swept
 from kvjax.memory.reading import FLOAT, Call, Reading
 from kvjax.memory.shards import WHOLE, Shards
-from kvjax.models.config import ModelConfig
+from kvjax.models.config import Layer, ModelConfig
 from kvjax.target import target
 
 LOGITS = 'logits, the result'
@@ -33,7 +38,7 @@ def step_lines(
     spec: Cache,
     batch: int,
     tokens: int,
-    size: int,
+    dtype: Any,
     shards: Shards = WHOLE,
     backend: str | None = None,
     kernel: str | None = None,
@@ -45,14 +50,14 @@ def step_lines(
     spec: its cache, as specified.
     batch: B rows.
     tokens: T tokens a row.
-    size: bytes of an activation.
+    dtype: of the parameters.
     shards: of a mesh.
     backend: 'cpu', 'gpu' or 'tpu'; None for the default one.
     kernel: that attends, as in `plan`.
   """
   result = _result(config, batch)
   yield dataclasses.replace(result, name=LOGITS).line('step', shards)
-  found = moments(config, spec, batch, tokens, size, backend, kernel)
+  found = moments(config, spec, batch, tokens, dtype, backend, kernel)
   parted = {name: _beside(found[name], result, shards) for name in found}
   fullest = max(parted, key=lambda name: _size(parted[name][0], shards))
   alive, lodged = parted[fullest]
@@ -72,48 +77,76 @@ def moments(
     spec: Cache,
     batch: int,
     tokens: int,
-    size: int,
+    dtype: Any,
     backend: str | None = None,
     kernel: str | None = None,
 ) -> dict[str, list[Term]]:
   """Returns what is alive at each moment of a call, of its fullest layer."""
   # A kind that evicts takes a long call piece by piece.
   piece = min(tokens, spec.layout.chunk or tokens)
+  size = activation_bytes(dtype)
   call = Call(batch, piece, size, backend or target(), kernel)
   readings = [
       Reading(layer.attention, _memory(config, spec, index), call)
       for index, layer in enumerate(config.layers)
   ]
+  sources = [_source(x, spec, i, call) for i, x in enumerate(config.layers)]
   stores = list(zip(readings, spec.stores, strict=True))
   width = Dim('D', config.width)
   hidden = Term('hidden', (*call.lead, width), size)
   last = Term('hidden', (call.rows, width), size)
   ahead = [list(waiting(*pair)) if pair[1] else [] for pair in stores]
   if call.backend == 'cpu':
-    for layer, terms in zip(config.layers, ahead, strict=True):
-      terms += swept(layer, call, config.width)
+    for layer, source, terms in zip(config.layers, sources, ahead, strict=True):
+      terms += [*swept(layer, call, config.width), *_zeros(source)]
   whole = Dim('T', -(-tokens // piece) * piece)
   pieces = Term('hidden of every piece', (call.rows, whole, width), size)
   always = [pieces] if piece < tokens else []
+  always += widened(config, dtype, call.backend)
+  first = starting([pair for pair in stores if pair[1]])
   found = {
       'logits': [_result(config, batch), last],
-      'start': [hidden, *always, *_sum(ahead), *starting(readings[0])],
+      'start': [hidden, *always, *_sum(ahead), *first],
   }
   for index, layer in enumerate(config.layers):
     rest = _sum(ahead[index + 1 :])
     own = list(held(*stores[index])) if spec.stores[index] else []
-    for moment, terms in layer_moments(layer, readings[index], config.width):
-      more = [] if moment.startswith('mlp') else own
+    parts = readings[index], sources[index]
+    for moment, terms in layer_moments(layer, *parts, config.width):
+      more = {'cross': _zeros(parts[1]), 'mlp': []}.get(moment.split()[0], own)
       terms = _merged([*terms, *always, *more, *rest])
       if _size(terms) > _size(found.get(moment, [])):
         found[moment] = terms
   return {name: _merged(terms) for name, terms in found.items()}
 
 
+def activation_bytes(dtype: Any) -> int:
+  """Returns bytes of an activation beside parameters of a dtype."""
+  # Eight bits are how parameters may be stored, not computed with.
+  return max(np.dtype(dtype).itemsize, 2)
+
+
 def _memory(config: ModelConfig, spec: Cache, index: int) -> Memory:
   memory = spec.layout.memories[config.owner(index)]
   assert memory is not None
   return memory
+
+
+def _source(
+    layer: Layer, spec: Cache, index: int, call: Call
+) -> Reading | None:
+  """Returns how a layer reads its source, if there is one."""
+  if layer.cross is None or spec.cross is None:
+    return None
+  kept = spec.cross[index]
+  leaf: Any = kept['key']
+  codecs = tuple((name, Plain()) for name in kept)
+  memory = Memory(Dense(slots=leaf.shape[2]), codecs, leaf.dtype)
+  return Reading(layer.cross, memory, call)
+
+
+def _zeros(source: Reading | None) -> list[Term]:
+  return [] if source is None else list(carried(source))
 
 
 def _sum(lists: list[list[Term]]) -> list[Term]:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from kvjax.attention.bias import RelativeBias
@@ -104,7 +105,7 @@ class ModelConfig:
     if not self.layers:
       raise ValueError('layers=() is empty: a model has at least one layer.')
     object.__setattr__(self, 'layers', tuple(self.layers))
-    object.__setattr__(self, 'dtype', jnp.dtype(self.dtype).name)
+    object.__setattr__(self, 'dtype', named_dtype(self.dtype).name)
     for index in range(len(self.layers)):
       self._check_sharing(index)
     # A step hashes its config on every call: once is enough.
@@ -160,10 +161,27 @@ def relative_bias(layers: tuple[Layer, ...]) -> tuple[int, int] | None:
 
 def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
   """Returns `dtype`, or the config's for None; ValueError for integers."""
-  found = jnp.dtype(config.dtype if dtype is None else dtype)
+  found = named_dtype(config.dtype if dtype is None else dtype)
   if not jnp.issubdtype(found, jnp.floating):
     raise ValueError(
         f'dtype={found} is no floating type. For eight-bit codes with scales '
         'give codec=kvjax.Int8().'
+    )
+  return found
+
+
+def named_dtype(dtype: Any, argument: str = 'dtype') -> Any:
+  """Returns a dtype; ValueError for what is none, or would be cut short."""
+  try:
+    found = jnp.dtype(dtype)
+  except TypeError:
+    raise ValueError(
+        f'{argument}={dtype!r} is no dtype. Give one by name: float32, '
+        'bfloat16 or float16, say.'
+    ) from None
+  kept = jax.dtypes.canonicalize_dtype(found)
+  if kept != found:
+    raise ValueError(
+        f'{argument}={found} would be {kept}: set jax_enable_x64, or give that.'
     )
   return found

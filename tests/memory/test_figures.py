@@ -126,8 +126,37 @@ def test_the_published_rolling_buffer_holds_an_eighth():
 
 def test_slim_attention_counts_elements():
   assert planned('gpt-2-xl').bytes_per_token // 2 * 1_024 == 157_286_400
-  phi = planned('phi-3-mini-128k').bytes_per_token // 2 * 131_072
-  assert f'{phi / 1e9:.1f}' == '25.8'
+  for name, tokens, printed in (
+      ('phi-3-mini-128k', 131_072, '25.8'),
+      ('smollm2-1.7b', 8_192, '0.8'),
+      ('llama-2-7b', 16_384, '4.3'),  # CodeLlama-7B is of its shape
+  ):
+    elements = planned(name, 1_024).bytes_per_token // 2 * tokens
+    assert f'{elements / 1e9:.1f}' == printed, name
+
+
+# Step-3's report, Table 2: bytes at 8K tokens, each stored in one byte.
+STEP_3 = {
+    'deepseek-v3': '2.88e+08',
+    'kimi-k2-instruct': '2.88e+08',
+    'qwen3-235b-a22b': '7.89e+08',
+    'qwen3-32b': '1.07e+09',
+    'step-3': '2.56e+08',
+}
+
+
+@pytest.mark.parametrize('name', STEP_3)
+def test_one_byte_an_element_at_8k(name):
+  elements = planned(name, 1_024).bytes_per_token // 2
+  assert f'{8_192 * elements:.2e}' == STEP_3[name]
+
+
+def test_codes_of_4_5_and_8_5_bits():
+  # Logged for Llama-3.1-8B at 2,048 tokens (ik_llama.cpp#92): 68 MiB of keys
+  # in q8_0, 36 MiB of values in iq4_nl; two bytes in every 32 are a scale.
+  keys = planned('llama-3-8b', 2_048).bytes_per_token // 4 * 2_048
+  assert keys * 8.5 / 8 == 68 * 2**20
+  assert keys * 4.5 / 8 == 36 * 2**20
 
 
 def one_layer(attention, layers=1, **more) -> kvjax.ModelConfig:

@@ -95,6 +95,24 @@ def test_what_does_not_fit_says_by_how_much_and_what_would():
   assert half.remedies[0].total_bytes == shrunk
 
 
+def test_reading_the_source_must_fit_too():
+  seen = kvjax.Visibility(causal=False)
+  both = kvjax.Grouped(4, 4, 8, visibility=seen)
+  layer = kvjax.Layer(kvjax.Grouped(4, 4, 8), kvjax.MLP(17), cross=both)
+  config = kvjax.ModelConfig(
+      31,
+      32,
+      (layer,),
+      encoder=kvjax.Encoder((kvjax.Layer(both, kvjax.MLP(17)),)),
+  )
+  found = fit(config, 10**7, capacity=16, source_length=500)
+  assert found.plan.encode_bytes > 4 * found.plan.step_bytes
+  assert found.plan.total_bytes < found.plan.peak_bytes <= 10**7
+  more = {'capacity': 16, 'source_length': 500}
+  more = plan(config, batch_size=found.batch_size + 1, **more)
+  assert more.peak_bytes > 10**7
+
+
 def test_weights_that_do_not_fit_ask_for_devices():
   config = kvjax.load_config('llama-3-70b')
   found = fit(config, 'H100-80', capacity=8_192)

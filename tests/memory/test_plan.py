@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 import kvjax
 from kvjax.checkpoints import published_names
 from kvjax.decoding import generate
-from kvjax.memory import plan
+from kvjax.memory import measure, plan
 from kvjax.memory.variants import with_attention
 
 ROTARY = kvjax.Rotary(4)
@@ -254,6 +254,40 @@ class PlanTest(parameterized.TestCase):
       plan(config, batch_size=1, capacity=8, backend='cuda')
     with pytest.raises(ValueError, match='new_tokens_per_step=9 do not fit'):
       plan(config, batch_size=1, capacity=8, new_tokens_per_step=9)
+
+  @parameterized.parameters(
+      ({'batch_size': -1}, 'batch_size=-1 must be a positive integer'),
+      ({'prompt_length': 0}, 'prompt_length=0 must be a positive integer'),
+      ({'prompt_length': 'x'}, "prompt_length='x' must be a positive integer"),
+      ({'param_dtype': 'float33'}, "param_dtype='float33' is no dtype"),
+      ({'param_dtype': 'int8'}, 'param_dtype=int8 is no floating type'),
+      ({'cache_dtype': 'float33'}, "dtype='float33' is no dtype"),
+      ({'cache_dtype': 'float64'}, 'float64 would be float32: set jax_enable'),
+      ({'cache': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),
+      ({'cache': 'ring:window=7'}, r'Give the kind Ring\(.*window=7'),
+      ({'cache': 'int9'}, "'int9' is no name of one kind and one codec"),
+      ({'cache': kvjax.Int8()}, r'Int8\(\) is no cache kind. Give codec='),
+      ({'codec': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),
+      ({'codec': kvjax.Dense()}, r'codec=Dense\(.*is no codec'),
+      ({'kernel': 'potato'}, "kernel='potato' is unknown; known: ffi"),
+      ({'mesh': 5}, 'mesh=5 is no mesh'),
+      ({'source_length': 5}, 'source_length=5, but the model has no encoder'),
+      ({'config': 'llama-3-8b'}, 'is no ModelConfig.*load_config'),
+  )
+  def test_nonsense_is_named(self, change, message):
+    sizes = {'config': MODELS['mha'], 'batch_size': 1, 'capacity': 8}
+    with pytest.raises(ValueError, match=message):
+      plan(**{**sizes, **change})
+
+  def test_elements_of_four_bits_are_packed(self):
+    config, dtype = MODELS['mha'], 'float4_e2m1fn'
+    found = plan(config, batch_size=3, capacity=20, cache_dtype=dtype)
+    cache = jax.eval_shape(lambda: kvjax.init_cache(config, 3, 20, dtype))
+    # Two in a byte for XLA, a byte each for `nbytes`.
+    same = jax.jit(lambda cache: cache.replace(length=cache.length + 1))
+    held = measure(same.lower(cache).compile()).arguments
+    self.assertEqual(found.cache_bytes, held)
+    self.assertEqual(found.bytes_per_token, 2 * 2 * 3 * 4 // 2)
 
 
 if __name__ == '__main__':

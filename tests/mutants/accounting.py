@@ -51,8 +51,8 @@ MEMORY: tuple[Mutant, ...] = (
   fault(
     'codes_counted_as_floats',
     'memory/cached',
-    'count = np.dtype(leaf.dtype).itemsize',
-    'count = 4',
+    'return 8 * found.itemsize',
+    'return 32',
     'memory/test_plan.py',
   ),
   fault(
