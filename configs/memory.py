@@ -27,6 +27,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
           'checkpoint': '',  # a directory with a config.json, before `model`
           'batch': 8,
           'context': 8_192,
+          'source': 0,  # positions of an encoder-decoder's source
           'device': 'H100-80',
           'devices': 1,  # that share the heads
           'cache': 'default',  # int8, ring:window=64+int8, paged:page=16, ...

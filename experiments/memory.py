@@ -40,6 +40,7 @@ _FLAGS = {
     'checkpoint': flags.DEFINE_string('checkpoint', None, 'A directory.'),
     'batch': flags.DEFINE_integer('batch', None, 'Rows.'),
     'context': flags.DEFINE_integer('context', None, 'Tokens a row.'),
+    'source': flags.DEFINE_integer('source', None, 'Positions of a source.'),
     'device': flags.DEFINE_string('device', None, 'H200, L4, TPU v5e, ...'),
     'devices': flags.DEFINE_integer('devices', None, 'That share the heads.'),
     'cache': flags.DEFINE_string('cache', None, 'int8, ring:window=64, ...'),
@@ -84,6 +85,7 @@ def check(config: Any) -> Setup:
   card = device(config.device)
   options = {'cache': kind, 'codec': codec, 'mesh': mesh}
   options['backend'] = card.platform
+  options['source_length'] = config.source or None
   longest = model.positions or max(*config.contexts, config.context)
   variants = {name: model}
   for variant in config.compare:
@@ -124,6 +126,7 @@ def compiled(setup: Setup) -> jax.stages.Compiled:
       capacity=setup.context,
       cache=setup.options['cache'],
       codec=setup.options['codec'],
+      source_length=setup.options['source_length'],
   )
 
 

@@ -33,7 +33,8 @@ def plan_table(name: str, plan: MemoryPlan) -> tuple[Block, ...]:
           ('part', 'what', 'bytes', 'formula', 'in numbers'),
           rows,
           note='`step` is alive when a step is fullest, `in logits` then too, '
-          'in memory the logits will need; `in cache` is a share of the lines '
+          'in memory the logits will need; `encode` when a source is read, '
+          'before; `in cache` is a share of the lines '
           'above it; `never` is what nobody would read.',
       ),
   )
@@ -60,7 +61,7 @@ def fits(found: Fit, device: str, time: StepTime) -> tuple[Block, ...]:
   """Returns whether the request fits, what would, and its step time."""
   plan = found.plan
   verdict = (
-      f'It fits: {size(found.memory_bytes - plan.total_bytes)} of {device} '
+      f'It fits: {size(found.memory_bytes - plan.peak_bytes)} of {device} '
       'stay free.'
       if found.fits
       else f'It does not fit {device}: {found.short_bytes:,} bytes '
@@ -182,7 +183,8 @@ def against_xla(
           'The plan against the compiled step of this machine',
           ('bytes of', 'planned', 'XLA', 'unaccounted'),
           [[name, one, two, f'{two - one:+,}'] for name, one, two in sums],
-          note='Arguments hold the tokens too; outputs, 8 bytes a leaf.',
+          note='Arguments hold the tokens too, and of an encoder-decoder not '
+          'what only its source is read with; outputs, 8 bytes a leaf.',
       ),
       Table(
           'Line by line, beside the buffer that pays for it',
