@@ -83,11 +83,15 @@ def _places_late(reading: Reading) -> bool:
   """Whether the slot of a token takes longer to compute than a second copy.
 
   The first copy goes when the old token is read from that slot: at once where
-  it is the position, or its remainder by the slots of one head.
+  it is the position, its last bits, or its remainder for one head alone.
   """
   kind, heads = reading.memory.kind, reading.stored_heads.size
-  computed = kind.book_per_layer or getattr(kind, 'sinks', 0) or heads > 1
-  return kind.limit is None and bool(computed)
+  if kind.limit is not None or kind.book_per_layer:
+    return kind.limit is None
+  sinks = getattr(kind, 'sinks', 0)
+  ring = kind.row_slots - sinks
+  masked = ring & (ring - 1) == 0
+  return not masked and (heads > 1 or sinks > 0)
 
 
 def held(reading: Reading, store: Any) -> Iterator[Term]:

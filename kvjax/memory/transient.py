@@ -22,7 +22,7 @@ from kvjax.attention.cached import Memory
 from kvjax.caches.codecs import Plain
 from kvjax.caches.dense import Dense
 from kvjax.decoding.cache import Cache
-from kvjax.memory.copies import held, starting, waiting, widened
+from kvjax.memory.copies import TWICE, held, starting, waiting, widened
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.moments import carried, layer_moments, swept
 from kvjax.memory.reading import FLOAT, Call, Reading
@@ -113,7 +113,7 @@ def moments(
     own = list(held(*stores[index])) if spec.stores[index] else []
     parts = readings[index], sources[index]
     for moment, terms in layer_moments(layer, *parts, config.width):
-      more = {'cross': _zeros(parts[1]), 'mlp': []}.get(moment.split()[0], own)
+      more = _beside_moment(moment, own, parts[1])
       terms = _merged([*terms, *always, *more, *rest])
       if _size(terms) > _size(found.get(moment, [])):
         found[moment] = terms
@@ -143,6 +143,19 @@ def _source(
   codecs = tuple((name, Plain()) for name in kept)
   memory = Memory(Dense(slots=leaf.shape[2]), codecs, leaf.dtype)
   return Reading(layer.cross, memory, call)
+
+
+def _beside_moment(
+    moment: str, own: list[Term], source: Reading | None
+) -> list[Term]:
+  """Returns what waits in a layer beside the arrays of one of its moments."""
+  if moment.startswith('cross'):
+    return _zeros(source)
+  if moment.startswith('mlp'):
+    return []
+  # What only a product reads is gone after it.
+  read = TWICE if moment in ('softmax', 'weigh') else None
+  return [term for term in own if term.name != read]
 
 
 def _zeros(source: Reading | None) -> list[Term]:
