@@ -19,6 +19,7 @@ from kvjax.caches.paged import Paged
 from kvjax.checkpoints import load_checkpoint
 
 TOLERANCE = 1e-4
+RELATIVE = 2e-6  # of the largest logit: some 17 of its last places
 CHUNK = 5  # tokens a call of the ragged way
 PROMPT = 13  # tokens before the greedy continuation
 
@@ -45,6 +46,17 @@ def differences(
     new = greedy(config, params, data['tokens'], encoded)
     found['greedy'] = float((new != data['greedy']).sum())
   return found
+
+
+def limit(path: pathlib.Path) -> float:
+  """Returns the difference that `reference.npz` allows.
+
+  1e-4, and more only where logits exceed 50: float32 of transformers itself is
+  then as far from its float64.
+  """
+  with np.load(path / 'reference.npz') as found:
+    largest = float(np.abs(found['logits']).max())
+  return max(TOLERANCE, RELATIVE * largest)
 
 
 def source(config: Any, params: Any, data: Mapping[str, np.ndarray]) -> Any:
