@@ -2,7 +2,7 @@
 
 `project.h` through `jax.ffi`, for float32 rows: XLA reads float32 weights for
 two to eight of them a little slower, and of narrower weights writes a wide copy
-first, every step. Its products of bfloat16 rows by bfloat16 weights are as fast.
+first, every step. Its products of bfloat16 rows and weights are as fast.
 """
 
 import functools
