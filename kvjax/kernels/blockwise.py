@@ -217,10 +217,11 @@ def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
   speed, and turned, since the softmax is fastest along the last axis. The
   barrier keeps XLA from folding the turn into the product.
   """
+  stream = _wide(stream)
   scores = jnp.einsum(
       'BKSH,BKRH->BKSR',
-      _wide(stream),
-      _wide(queries.astype(stream.dtype)),
+      stream,
+      queries.astype(stream.dtype),
       preferred_element_type=jnp.float32,
   )
   if target() == 'cpu':
