@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?=
+EXTRAS ?= $(if $(filter bench-gpu,$(MAKECMDGOALS)),cuda)
 COMMA := ,
 
 ifdef PY
@@ -56,7 +56,6 @@ bench: kernels
 	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py
 
 # On a machine with a GPU; elsewhere it names what is absent.
-bench-gpu: EXTRAS = cuda
 bench-gpu: $(READY)
 	$(RUN) -m experiments.benchmark --config=configs/benchmark_gpu.py \
 		--budget=540 --workdir=out/benchmark_gpu $(ARGS)

@@ -6,17 +6,7 @@ import numpy as np
 import pytest
 
 from kvjax.caches.kind import _scatter, write_rows
-from kvjax.native import library, loaded, narrow
-
-
-@pytest.fixture(autouse=True, scope='module')
-def built():
-  if loaded.missing():
-    try:
-      library.build()
-    except library.BuildError as error:
-      pytest.skip(str(error))
-    loaded.missing.cache_clear()
+from kvjax.native import loaded, narrow
 
 
 def draw(heads, dtype='bfloat16'):

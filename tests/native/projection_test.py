@@ -11,22 +11,12 @@ import pytest
 
 import kvjax
 from kvjax.layers.linear import matmul
-from kvjax.native import library, loaded, projection
+from kvjax.native import loaded, projection
 
 
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch):
   monkeypatch.setattr(projection, 'SMALL', 0)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def built():
-  if loaded.missing():
-    try:
-      library.build()
-    except library.BuildError as error:
-      pytest.skip(str(error))
-    loaded.missing.cache_clear()
 
 
 def draw(rows, lines, width, dtype='float32'):
