@@ -36,6 +36,7 @@ from kvjax.models.encoder import encode
 from kvjax.models.experts import Experts
 from kvjax.models.forward import forward
 from kvjax.models.mlp import MLP
+from kvjax.models.quantize import quantize
 
 __version__ = '0.1.0'
 
@@ -91,6 +92,7 @@ __all__ = (
     'memory',
     'merge',
     'prefill',
+    'quantize',
     'repeat',
     'rewind',
     'sample',

@@ -23,6 +23,7 @@ from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.forward import forward
 from kvjax.models.mlp import MLP
+from kvjax.models.quantize import quantize
 
 ROOM = 256  # slots beyond the context, for the tokens that are timed
 SLOTS = 64  # of which every kernel reads a multiple
@@ -66,18 +67,21 @@ def step(
   streams = [_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
 
-  def ours(kernel, codec):
-    cache = _filled(config, batch, context, streams, codec, room)
-    size = _weights(params) + _read(cache, context)
-    return _step_calls(config, params, cache, token, kernel), size
+  coded = functools.cache(lambda: quantize(params))
 
-  plain, floor = ours('blockwise', None)
+  def ours(kernel, codec, narrow):
+    cache = _filled(config, batch, context, streams, codec, room)
+    weights = coded() if narrow else params
+    size = _weights(weights) + _read(cache, context)
+    return _step_calls(config, weights, cache, token, kernel), size
+
+  plain, floor = ours('blockwise', None, False)
   want = plain()
   del plain
 
-  def entry(kernel, codec):
-    call, size = ours(kernel, codec)
-    dtype = 'int8' if codec else config.dtype
+  def entry(kernel, codec, narrow):
+    call, size = ours(kernel, codec, narrow)
+    dtype = 'int8' if codec or narrow else config.dtype
     return _runner(call, want, size, kernel, TOLERANCE[dtype])
 
   def theirs(kind, model):
@@ -85,8 +89,8 @@ def step(
     return _runner(call, want, floor, '', TOLERANCE[config.dtype])
 
   entries: dict[str, Any] = {
-      name: functools.partial(entry, kernel, codec)
-      for name, kernel, codec in _ours(config, kernels)
+      name: functools.partial(entry, *choice)
+      for name, *choice in _ours(config, kernels)
   }
   if not alone and not peers.missing('torch', 'transformers'):
     model = peers.torch_model(config, params)
@@ -198,15 +202,19 @@ def _layers(config: ModelConfig) -> range:
 
 def _ours(
     config: ModelConfig, kernels: Sequence[str]
-) -> Iterator[tuple[str, str, Any]]:
+) -> Iterator[tuple[str, str, Any, bool]]:
+  """Yields name, kernel, codec, and whether the weights are in eight bits."""
   for kernel, reason in available().items():
     narrow = config.dtype in DTYPES
     if reason or kernel not in kernels:
       continue
     if kernel != 'mosaic_gpu' or narrow:
-      yield f'kvjax {kernel}', kernel, None
+      yield f'kvjax {kernel}', kernel, None, False
     if kernel != 'mosaic_gpu':
-      yield f'kvjax {kernel} int8', kernel, Int8()
+      yield f'kvjax {kernel} int8', kernel, Int8(), False
+    if kernel == 'ffi':  # the one that multiplies by codes as they are stored
+      yield f'kvjax {kernel} weights int8', kernel, None, True
+      yield f'kvjax {kernel} weights int8, cache int8', kernel, Int8(), True
 
 
 def _streams(config, batch, context, index):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.attention.grouped import Grouped
+from kvjax.layers.coded import CodedWeight
 from kvjax.layers.norm import Norm
 
 if TYPE_CHECKING:
@@ -74,9 +75,15 @@ def to_linen(
   """Returns linen's `params` collection of one attention.
 
   Raises:
-    ValueError: the attention has what Flax's has not.
+    ValueError: the attention has what Flax's has not, or its weights are
+      quantized.
   """
   _check(attention)
+  if isinstance(params['output'], CodedWeight):
+    raise ValueError(
+        "params are quantized, and Flax's attention takes floating weights: "
+        'give those that they were made of.'
+    )
   heads = {
       'query': attention.num_heads,
       'key': attention.num_kv_heads,

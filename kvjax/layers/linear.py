@@ -1,5 +1,8 @@
 """Projections: two-dimensional weights `[out, in]`, float32 accumulation.
 
+A weight may be a `CodedWeight`: the product is that of its codes, its scales
+multiply the sums.
+
 The order is that of published checkpoints, and the one a CPU reads fastest:
 with 8 rows `W [out, in] @ x [in, 8]` reaches twice the bandwidth of
 `x [8, in] @ W [in, out]`, with one row and with hundreds it is as fast.
@@ -11,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.layers.coded import CodedWeight
 from kvjax.native import projection
 
 
@@ -37,14 +41,18 @@ def linear(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
   return y if bias is None else y + bias.astype(x.dtype)[None, None, :]
 
 
-def matmul(rows: jax.Array, weight: jax.Array) -> jax.Array:
+def matmul(rows: jax.Array, weight: jax.Array | CodedWeight) -> jax.Array:
   """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32."""
-  if projection.refuses(rows, weight):
-    return _plain(rows, weight)
-  return projection.project(rows, weight, _plain)
+  coded = isinstance(weight, CodedWeight)
+  codes, scale = (weight.codes, weight.scale) if coded else (weight, None)
+  if projection.refuses(rows, codes):
+    return _plain(rows, codes, scale)
+  return projection.project(rows, codes, scale, _plain)
 
 
-def _plain(rows: jax.Array, weight: jax.Array) -> jax.Array:
+def _plain(
+    rows: jax.Array, codes: jax.Array, scale: jax.Array | None
+) -> jax.Array:
   lone = rows.shape[0] == 1 and rows.dtype != jnp.float32
   # XLA:CPU materialises a float32 copy of the weight for a one-row product of
   # narrower types; two rows go to a kernel that widens as it reads.
@@ -52,10 +60,12 @@ def _plain(rows: jax.Array, weight: jax.Array) -> jax.Array:
     rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
   y = jnp.einsum(
       'OI,MI->OM',
-      weight.astype(rows.dtype),
+      codes.astype(rows.dtype),
       rows,
       preferred_element_type=jnp.float32,
   )
+  if scale is not None:
+    y = y * scale[:, None]
   # Without the barrier XLA folds the transpose into the dot and swaps its
   # operands back to the slow order.
   y = jax.lax.optimization_barrier(y).T if rows.shape[0] > 1 else y.T

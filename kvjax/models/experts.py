@@ -176,7 +176,8 @@ class Experts:
     """Returns expert `index` of `[M, D]`, reading its weights only."""
 
     def pick(name):
-      return jax.lax.dynamic_index_in_dim(params[name], index, keepdims=False)
+      one = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
+      return jax.tree.map(one, params[name])
 
     def project(name, x):
       y = matmul(x, pick(name))

@@ -2,7 +2,8 @@
 
 `project.h` through `jax.ffi`, for float32 rows: XLA reads float32 weights for
 two to eight of them a little slower, and of narrower weights writes a wide copy
-first, every step. Its products of bfloat16 rows and weights are as fast.
+first, every step. Its products of bfloat16 rows and weights are as fast; of
+int8 weights it writes a copy for rows of any type, and the kernel takes all.
 """
 
 import functools
@@ -15,7 +16,7 @@ from kvjax.native import loaded
 
 MAX_ROWS = 8  # beyond, a product of matrices is as fast
 SMALL = 1 << 16  # bytes of a weight that a call of its own is not worth
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16', 'int8')
 
 
 def refuses(rows: jax.Array, weight: jax.Array) -> str:
@@ -29,7 +30,7 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
     return f'{rows.shape[0]} rows; it takes at most {MAX_ROWS}'
   if weight.dtype.name not in DTYPES:
     return f'weights of {weight.dtype}; it reads {", ".join(DTYPES)}'
-  if rows.dtype != jnp.float32:
+  if rows.dtype != jnp.float32 and weight.dtype != jnp.int8:
     return f'XLA reads weights as fast for rows of {rows.dtype}'
   if rows.shape[0] == 1 and weight.dtype == jnp.float32:
     return 'XLA reads float32 weights as fast for one row'
@@ -40,39 +41,44 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
   return ''
 
 
-Product = Callable[[jax.Array, jax.Array], jax.Array]
+Product = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
-def project(rows: jax.Array, weight: jax.Array, plain: Product) -> jax.Array:
+def project(
+    rows: jax.Array, weight: jax.Array, scale: jax.Array | None, plain: Product
+) -> jax.Array:
   """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32.
 
   Args:
     rows: of any dtype; products are those of float32.
     weight: that `refuses` did not refuse.
+    scale: float32 `[out]`, multiplies each line's sums; None for none.
     plain: the same product in plain JAX, for derivatives and other platforms.
   """
-  return _project(plain, rows, weight)
+  return _project(plain, rows, weight, scale)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _project(plain, rows, weight):
+def _project(plain, rows, weight, scale):
 
   @jax.custom_batching.custom_vmap
-  def product(rows, weight):
+  def product(rows, weight, scale):
     # One program may be lowered for another platform than the process runs on.
-    return jax.lax.platform_dependent(rows, weight, cpu=_call, default=plain)
+    given = rows, weight, scale
+    return jax.lax.platform_dependent(*given, cpu=_call, default=plain)
 
   @product.def_vmap
-  def _(size, batched, rows, weight):
-    if batched[1]:
-      several = jax.vmap(plain, (0 if batched[0] else None, 0))
-      return several(rows, weight), True
+  def _(size, batched, rows, weight, scale):
+    if batched[1] or batched[2]:
+      axes = [0 if whole else None for whole in batched]
+      return jax.vmap(plain, axes)(rows, weight, scale), True
     merged = rows.reshape(-1, rows.shape[-1])
     wide = refuses(merged, weight)
-    y = plain(merged, weight) if wide else _project(plain, merged, weight)
+    chosen = plain if wide else functools.partial(_project, plain)
+    y = chosen(merged, weight, scale)
     return y.reshape(size, -1, weight.shape[0]), True
 
-  return product(rows, weight)
+  return product(rows, weight, scale)
 
 
 @_project.defjvp
@@ -80,7 +86,9 @@ def _project_jvp(plain, primals, tangents):
   return jax.jvp(plain, primals, tangents)
 
 
-def _call(rows: jax.Array, weight: jax.Array) -> jax.Array:
+def _call(
+    rows: jax.Array, weight: jax.Array, scale: jax.Array | None
+) -> jax.Array:
   count = rows.shape[0]
   more = 0 if count <= 2 else -count % 4  # tiles hold one row, two or four
   rows = jnp.pad(rows.astype(jnp.float32), ((0, more), (0, 0)))
@@ -90,4 +98,5 @@ def _call(rows: jax.Array, weight: jax.Array) -> jax.Array:
       jax.ShapeDtypeStruct(shape, jnp.float32),
       vmap_method='sequential',
   )
-  return call(rows, weight, jnp.zeros((0,), jnp.float32))[:count]
+  scale = jnp.zeros((0,), jnp.float32) if scale is None else scale
+  return call(rows, weight, scale)[:count]

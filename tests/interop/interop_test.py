@@ -188,6 +188,8 @@ def test_refusals():
   capped = dataclasses.replace(variant, softcap=5.0)
   with pytest.raises(ValueError, match='softcap=5.0: attention of Flax has no'):
     interop.to_linen(capped, params)
+  with pytest.raises(ValueError, match='params are quantized.*floating'):
+    interop.to_linen(variant, kvjax.quantize(params))
   with pytest.raises(ValueError, match='The module has weights'):
     interop.to_nnx(variant, params, nnx_module(num_kv_heads=2))
   kind = kvjax.Bounded(budget=3)

@@ -214,6 +214,13 @@ STEPS: tuple[Mutant, ...] = (
     'jnp.take_along_axis(choice, picked',
     'models/experts_test.py::ExpertsTest::test_equals_loops_deepseek_v3__with_jit',
   ),
+  fault(
+    'line_not_scaled',
+    'layers/linear',
+    'y = y * scale[:, None]',
+    'y = y * scale[0]',
+    'models/quantize_test.py::test_a_coded_model_is_the_float_model_that_it_decodes_to',
+  ),
 )
 
 SAMPLING: tuple[Mutant, ...] = (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import kvjax
+from kvjax.layers import linear
 from kvjax.layers.linear import matmul
 from kvjax.native import loaded, projection
 
@@ -29,11 +30,16 @@ def draw(rows, lines, width, dtype='float32'):
 # reaches back; 2100 lines of 64 are more than one thread takes.
 @pytest.mark.parametrize('rows', [1, 2, 3, 4, 13])
 @pytest.mark.parametrize('lines, width', [(19, 48), (37, 16), (2100, 64)])
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8'])
 def test_products_are_those_of_float64(rows, lines, width, dtype):
-  x, weight = draw(rows, lines, width, dtype)
-  found = projection.project(x, weight, matmul)
+  x, weight = draw(rows, lines, width, dtype.replace('int8', 'float32'))
+  scale = None
+  if dtype == 'int8':
+    coded = kvjax.quantize({'up': weight})['up']
+    weight, scale = coded.codes, coded.scale
+  found = projection.project(x, weight, scale, linear._plain)
   want = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+  want *= 1 if scale is None else np.asarray(scale, np.float64)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
 

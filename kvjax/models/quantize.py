@@ -1,0 +1,80 @@
+"""Weight-only int8: a model whose projections are codes, one scale a line.
+
+Symmetric, `w ~ codes * scale` with `scale = max |w| / 127` over a line of
+`[out, in]`, so that every weight is within half a scale: what gpt-fast's
+`WeightOnlyInt8Linear` does, and LLM.int8 (arXiv 2208.07339, section 3.1) with
+its weights. Activations stay as they are.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.caches.codecs import Int8
+from kvjax.layers.coded import CodedWeight
+
+# What `linear` and `matmul` multiply by. Not a router, whose picks are worth
+# more than its bytes, and not MLA's up-projections: they are multiplied from
+# both sides (vLLM widens them for the same reason).
+PROJECTIONS = frozenset(
+    ('query', 'key', 'value', 'output', 'latent', 'query_down')
+    + ('gate', 'up', 'down', 'head')
+)
+
+
+def quantize(params: Any) -> Any:
+  """Returns params whose projections are `CodedWeight`, all else as it was.
+
+  Projections are those of attention (but MLA's two up-projections), of MLPs
+  and of experts (each line of each expert has a scale), and the head. A tied
+  embedding is the head, and is looked up through its codes; an untied one,
+  norms, biases, routers, position tables and convolutions stay.
+
+  One leaf after another: beside what it is given and what it returns nothing
+  is alive (inside a `jit` XLA decides that). `load_checkpoint(weights='int8')`
+  never holds more than one float weight. The result decodes like any params;
+  a gradient with respect to codes is refused by JAX.
+
+  Args:
+    params: of `init_params` or `load_checkpoint`, or a part of them.
+
+  Raises:
+    ValueError: a projection is quantized already, or no floating type.
+  """
+  coded = lambda leaf: isinstance(leaf, CodedWeight)
+  tied = 'embedding' in params and 'head' not in params
+
+  def one(path, leaf):
+    place = '.'.join(_key(entry) for entry in path)
+    if coded(leaf):
+      raise ValueError(
+          f'{place} is quantized already. Give the params that it was made of.'
+      )
+    return encode(leaf, place) if is_projection(place, tied) else leaf
+
+  return jax.tree.map_with_path(one, params, is_leaf=coded)
+
+
+def is_projection(place: str, tied: bool) -> bool:
+  """Returns whether the param at a path (`layers.0.mlp.up`) is quantized."""
+  name = place.rpartition('.')[2]
+  return name in PROJECTIONS or (tied and place == 'embedding')
+
+
+def encode(weight: jax.Array, place: str = 'weight') -> CodedWeight:
+  """Returns the codes and scales of a weight `[..., out, in]`."""
+  if not jnp.issubdtype(weight.dtype, jnp.floating):
+    raise ValueError(
+        f'{place} is {weight.dtype}: quantize takes floating weights.'
+    )
+  return _encode(weight)
+
+
+@jax.jit
+def _encode(weight: jax.Array) -> CodedWeight:
+  return CodedWeight(**Int8().encode(weight, None), dtype=weight.dtype.name)
+
+
+def _key(entry: Any) -> str:
+  return str(getattr(entry, 'key', getattr(entry, 'idx', entry)))
