@@ -56,12 +56,14 @@ def step(
     repeats: int,
     kernels: Sequence[str] = KERNELS,
     room: int = ROOM,
+    calls: int = 1,
     *,
     alone: bool = False,
 ) -> dict[str, Any]:
   """Returns results of one decode step after a context of random streams.
 
-  Everybody's first logits are held against those of `blockwise`; `alone`
+  Steps are queued, `calls` of them before one is waited for. Everybody's first
+  logits that were waited for are held against those of `blockwise`; `alone`
   without peers.
   """
   streams = [_streams(config, batch, context, i) for i in _layers(config)]
@@ -73,7 +75,7 @@ def step(
     cache = _filled(config, batch, context, streams, codec, room)
     weights = coded() if narrow else params
     size = _weights(weights) + _read(cache, context)
-    return _step_calls(config, weights, cache, token, kernel), size
+    return _step_calls(config, weights, cache, token, kernel, calls), size
 
   plain, floor = ours('blockwise', None, False)
   want = plain()
@@ -82,11 +84,13 @@ def step(
   def entry(kernel, codec, narrow):
     call, size = ours(kernel, codec, narrow)
     dtype = 'int8' if codec or narrow else config.dtype
-    return _runner(call, want, size, kernel, TOLERANCE[dtype])
+    return _runner(call, want, size, kernel, TOLERANCE[dtype], calls)
 
   def theirs(kind, model):
-    call = peers.torch_decode(model, kind, streams, token, context + room)
-    return _runner(call, want, floor, '', TOLERANCE[config.dtype])
+    call = peers.torch_decode(
+        model, kind, streams, token, context + room, calls
+    )
+    return _runner(call, want, floor, '', TOLERANCE[config.dtype], calls)
 
   entries: dict[str, Any] = {
       name: functools.partial(entry, *choice)
@@ -101,8 +105,9 @@ def step(
   return clock.race(runners, repeats) | skipped
 
 
-def _runner(call, want, size, kernel, tolerance) -> Runner:
-  return Runner(call, size, kernel, clock.difference(call(), want), tolerance)
+def _runner(call, want, size, kernel, tolerance, times=1) -> Runner:
+  error = clock.difference(call(), want)
+  return Runner(call, size, kernel, error, tolerance, times)
 
 
 def prompt(
@@ -249,15 +254,17 @@ def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
   )
 
 
-def _step_calls(config, params, cache, token, kernel) -> Callable[[], Any]:
-  """Returns a function that decodes one more token at each call."""
+def _step_calls(
+    config, params, cache, token, kernel, calls=1
+) -> Callable[[], Any]:
+  """Returns a function that decodes some more tokens at each call."""
   held = [cache]
 
-  def call():
+  def one():
     logits, held[0] = decode_step(config, params, held[0], token, kernel=kernel)
-    return np.asarray(logits)
+    return logits
 
-  return call
+  return clock.queued(one, calls, np.asarray)
 
 
 def _weights(params: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kvjax.benchmark import clock
 from kvjax.models.config import ModelConfig
 
 
@@ -107,7 +108,7 @@ def caches() -> tuple[str, ...]:
 
 
 def torch_decode(
-    model: Any, kind: str, streams: Any, token: Any, room: int
+    model: Any, kind: str, streams: Any, token: Any, room: int, calls: int = 1
 ) -> Callable[[], Any]:
   """Returns a step of transformers after a context whose K and V are given.
 
@@ -118,6 +119,7 @@ def torch_decode(
     streams: JAX's `{'key', 'value'}` `[B, K, S, H]`, of each layer.
     token: int `[B]`.
     room: slots of a static cache.
+    calls: steps that are queued before one is waited for.
   """
   torch: Any = importlib.import_module('torch')
   transformers: Any = importlib.import_module('transformers')
@@ -138,14 +140,13 @@ def torch_decode(
   if kind == 'compiled':
     step = torch.compile(model, mode='reduce-overhead', dynamic=False)
 
-  def call():
+  def one():
     with torch.inference_mode():
       if kind == 'compiled':
         torch.compiler.cudagraph_mark_step_begin()
-      out = step(ids, past_key_values=cache, use_cache=True)
-      return out.logits[:, -1].float().cpu().numpy()
+      return step(ids, past_key_values=cache, use_cache=True).logits[:, -1]
 
-  return call
+  return clock.queued(one, calls, host)
 
 
 def torch_prefill(

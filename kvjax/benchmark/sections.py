@@ -191,7 +191,8 @@ def _races(
       )
   for batch, context in config.steps:
     about = {'record': 'step', 'batch': batch, 'context': context}
-    sizes = batch, context, config.repeats, config.kernels, config.room
+    pace = config.repeats, config.kernels, config.room, config.calls
+    sizes = batch, context, *pace
     yield about, lambda s=sizes: model.step(*given, *s)
   for length in config.prompts:
     about = {'record': 'prefill', 'batch': 1, 'context': length}
