@@ -30,8 +30,8 @@ template <class T>
 void project(const float* rows, int64_t M, const T* weight, const float* scale,
              int64_t D, int64_t N, int64_t first, int64_t last, float* out) {
   // Rows may not fit the first cache: the more lines a tile has, the less
-  // often they are read.
-  constexpr int kRows = kSums / 4;
+  // often they are read. But the more rows, the less often a code is widened.
+  constexpr int kRows = sizeof(T) < 4 ? 4 : kSums / 4;
   if (M == 1)
     project_tiles<1>(rows, M, weight, D, N, first, last, out);
   else if (M == 2)
