@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.decoding.cache import Cache
+from kvjax.layers.coded import CodedWeight
 from kvjax.memory.plan import plan
 from kvjax.models.config import ModelConfig
 
@@ -19,15 +20,17 @@ def step_bytes(
   Params that a token reads (of experts, those of one row: other rows may ask
   for others), and the slots that hold a token. Waits for the cache's books.
   """
-  active = plan(config, batch_size=1, capacity=1).active_params_bytes
-  stored = jax.tree.leaves(params)[0].dtype.itemsize
-  active = active // jnp.dtype(config.dtype).itemsize * stored
+  head: Any = params['embedding' if config.tied else 'head']
+  stored = 'int8' if isinstance(head, CodedWeight) else head.dtype
+  planned = plan(config, batch_size=1, capacity=1, param_dtype=stored)
   live = 0.0
   for index, store in zip(cache.layout.books, cache.stores, strict=True):
     if index >= 0:
       held = cache.books[index].positions >= 0
       live += float(jnp.mean(held)) * held_bytes(store)
-  return active + round(live) + held_bytes(cache.cross or ())
+  return (
+      planned.active_params_bytes + round(live) + held_bytes(cache.cross or ())
+  )
 
 
 def held_bytes(tree: Any) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,17 +13,26 @@ from kvjax.memory.lines import Line
 from kvjax.memory.shards import WHOLE, Shards, shards
 from kvjax.models.config import Layer, ModelConfig, relative_bias
 from kvjax.models.decoder import init_layers, init_params
+from kvjax.models.quantize import quantize
+
+TABLES = 'embedding, head, positions'
 
 
 def param_lines(
-    config: ModelConfig, size: int, cut: Shards = WHOLE
+    config: ModelConfig,
+    size: int,
+    cut: Shards = WHOLE,
+    coded: Mapping[str, Any] | None = None,
 ) -> Iterator[Line]:
   """Yields what the parameters of `size` bytes an element occupy.
 
   On one device the counts are formulas; on a mesh each leaf of a layer is cut
-  as `Shards` says, its shape taken from an abstract `init_params`.
+  as `Shards` says, its shape taken from an abstract `init_params`. What is
+  `coded` (`coded_parts`) has lines of its own and is not counted here.
   """
-  yield _ends(config, size, cut)
+  coded = coded or {}
+  codes = {name: part.codes for name, part in coded.items()}
+  yield _ends(config, size, cut, bool(coded))
   counts = _layer_counts(config.layers, config)
   if cut.sizes:
     counts = {
@@ -33,7 +42,8 @@ def param_lines(
         'norm': config.norm.num_params(config.width),
     }
   for name, count in counts.items():
-    yield _elements(name, count, size)
+    if rest := count - codes.get(name, 0):
+      yield _elements(name, rest, size)
   wide = sum(_corrections(layer.mlp) for layer in config.layers)
   if wide and size < 4:
     yield Line(
@@ -44,7 +54,8 @@ def param_lines(
         f'{wide} x (4 - {size})',
     )
   if config.encoder is not None:
-    yield _elements('encoder', _encoder_count(config), size)
+    count = _encoder_count(config) - codes.get('encoder', 0)
+    yield _elements('encoder', count, size)
 
 
 def active_elements(config: ModelConfig) -> int:
@@ -66,17 +77,17 @@ def _corrections(mlp: Any) -> int:
   return mlp.num_experts if getattr(mlp, 'correction', False) else 0
 
 
-def _ends(config: ModelConfig, size: int, cut: Shards) -> Line:
+def _ends(config: ModelConfig, size: int, cut: Shards, coded: bool) -> Line:
   width, vocab = config.width, config.vocab_size
   vocab //= cut.parts('vocab', vocab)
-  tables = 1 if config.tied else 2
+  tables = (1 if config.tied else 2) - coded
   extra = vocab if config.head_bias else 0
   extra += config.positions * width
   relative = relative_bias(config.layers)
   extra += relative[0] * relative[1] if relative else 0
   return Line(
       'params',
-      'embedding, head, positions',
+      TABLES,
       (tables * vocab * width + extra) * size,
       '(tables V D + more) bytes',
       f'({tables} x {vocab} x {width} + {extra}) x {size}',
@@ -134,7 +145,7 @@ def _encoder_count(config: ModelConfig) -> int:
   return count
 
 
-def param_specs(config: ModelConfig, mesh: Any) -> Any:
+def param_specs(config: ModelConfig, mesh: Any, param_dtype: Any = None) -> Any:
   """Returns a `PartitionSpec` for every leaf of `init_params(config)`.
 
   The layout that `plan(mesh=)` counts. An encoder is held by every device.
@@ -142,17 +153,22 @@ def param_specs(config: ModelConfig, mesh: Any) -> Any:
   Args:
     config: the model.
     mesh: as in `plan`.
+    param_dtype: 'int8' for every leaf of `quantize` of them: a scale lies
+      where its line does.
 
   Raises:
     ValueError: an axis is split in fewer parts than the mesh has devices.
   """
   cut = shards(mesh)
   params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  if param_dtype == 'int8':
+    params = jax.eval_shape(quantize, params)
 
   def spec(path, leaf):
     keys: list[Any] = [getattr(k, 'key', getattr(k, 'idx', None)) for k in path]
+    keys = [key for key in keys if key is not None]  # codes and scale
     if keys[0] == 'layers':
-      return _spec(_axes(keys[2:], config.layers[keys[1]]), leaf, cut)
+      return _spec(axes_of(keys[2:], config.layers[keys[1]]), leaf, cut)
     return _spec(_end_axes(keys[0], config), leaf, cut)
 
   return jax.tree_util.tree_map_with_path(spec, params)
@@ -167,7 +183,7 @@ def _layer_elements(layer: Layer, config: ModelConfig, cut: Shards) -> int:
   (leaves,) = jax.eval_shape(init, jax.random.key(0))
   count = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
-    axes = _axes([key.key for key in path], layer)
+    axes = axes_of([key.key for key in path], layer)
     parts = [cut.parts(name, units) for name, units in axes if name]
     count += math.prod(leaf.shape) // math.prod(parts)
   return count
@@ -181,7 +197,7 @@ _BY_HIDDEN = ('gate', 'gate_bias', 'up', 'up_bias')
 _WHOLE = ('', 0)
 
 
-def _axes(path: list[Any], layer: Layer) -> list[tuple[str, int]]:
+def axes_of(path: list[Any], layer: Layer) -> list[tuple[str, int]]:
   """Returns name and number of units of a leaf's leading axes, '' for whole."""
   half, name = path[0], path[-1]
   if half in ('attention', 'cross'):
@@ -215,6 +231,7 @@ def _end_axes(name: str, config: ModelConfig) -> list[tuple[str, int]]:
 def _spec(
     axes: list[tuple[str, int]], leaf: Any, cut: Shards
 ) -> jax.sharding.PartitionSpec:
+  axes = axes[: len(leaf.shape)]
   names = [cut.axis(name, units) if name else None for name, units in axes]
   names += [None] * (len(leaf.shape) - len(names))
   return jax.sharding.PartitionSpec(*names)

@@ -21,9 +21,10 @@ from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache, cache_spec, check_sizes
 from kvjax.kernels import KERNELS
 from kvjax.memory.cached import cache_lines, per_token, query_line
+from kvjax.memory.coded import active_bytes, coded_lines, coded_parts
 from kvjax.memory.encoding import encode_lines
 from kvjax.memory.lines import Dim, Line, Term, table
-from kvjax.memory.parameters import active_elements, param_lines
+from kvjax.memory.parameters import param_lines
 from kvjax.memory.shards import Shards, shards
 from kvjax.memory.transient import LOGITS, activation_bytes, step_lines
 from kvjax.models.config import ModelConfig, named_dtype
@@ -123,7 +124,8 @@ def plan(
     new_tokens_per_step: T tokens a row of one call.
     cache: kinds, as in `init_cache(kinds=)`.
     codec: how streams are stored.
-    param_dtype: of the parameters; None for the config's.
+    param_dtype: of the parameters; None for the config's. 'int8' for those
+      that `quantize` makes, all else in the config's.
     cache_dtype: of the streams; None for the config's.
     source_length: positions of the source of an encoder-decoder; None leaves
       the source, its keys and values and its encoder's transient out.
@@ -161,9 +163,11 @@ def plan(
       source_length=source_length,
   )
   _check_room(spec, new_tokens_per_step)
-  dtype = _param_dtype(config, param_dtype)
-  size, cut = dtype.itemsize, shards(mesh)
-  held = [*param_lines(config, size, cut), *cache_lines(spec, cut)]
+  dtype, cut = _param_dtype(config, param_dtype), shards(mesh)
+  coded = coded_parts(config, cut) if dtype == jnp.int8 else {}
+  dtype = np.dtype(config.dtype) if coded else dtype
+  held = [*param_lines(config, dtype.itemsize, cut, coded)]
+  held += [*coded_lines(coded), *cache_lines(spec, cut)]
   rows = batch_size, new_tokens_per_step
   step = step_lines(config, spec, *rows, dtype, cut, backend, kernel)
   copies = [] if donate else [_copies(held)]
@@ -171,7 +175,8 @@ def plan(
   if source_length is not None:
     read = batch_size, int(source_length), activation_bytes(dtype)
     found += encode_lines(config, *read, cut)
-  return _summed(config, spec, batch_size, capacity, size, cut, tuple(found))
+  read = active_bytes(config, dtype.itemsize, coded=bool(coded))
+  return _summed(config, spec, batch_size, capacity, read, cut, tuple(found))
 
 
 def _check_names(
@@ -212,11 +217,13 @@ def _check_prompt(prompt_length: int | None, capacity: int) -> None:
 
 def _param_dtype(config: ModelConfig, dtype: Any) -> np.dtype:
   found = named_dtype(config.dtype if dtype is None else dtype, 'param_dtype')
+  if found == jnp.int8:
+    return found
   # Sub-byte floats too: nothing here multiplies or packs them.
   if not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 8:
     raise ValueError(
         f'param_dtype={found} is no floating type of eight bits or more. Give '
-        'bfloat16, float8_e4m3fn, say.'
+        'bfloat16, float8_e4m3fn, say, or int8 for quantized weights.'
     )
   return found
 
@@ -235,7 +242,7 @@ def _summed(
     spec: Cache,
     batch: int,
     capacity: int,
-    size: int,
+    read: int,
     cut: Shards,
     lines: tuple[Line, ...],
 ) -> MemoryPlan:
@@ -259,7 +266,7 @@ def _summed(
       bytes_per_token=growing + capped,
       growing_bytes_per_token=growing,
       cap_bytes=cap,
-      active_params_bytes=active_elements(config) * size,
+      active_params_bytes=read,
       query_cache_bytes=past.bytes,
       sampling_bytes=sampling.bytes,
       devices=cut.devices,

@@ -114,6 +114,8 @@ def _joined(line: Line) -> str:
   """Lines whose leaves cannot be told apart by name share one row."""
   if line.name.startswith('corrections'):
     return 'experts'
+  if line.part == 'params':
+    return line.name.removeprefix('codes of ').removeprefix('scales of ')
   if line.part == 'cache' and line.name.endswith('layers'):
     return 'streams'
   return 'scales' if line.name.endswith(': scales') else line.name

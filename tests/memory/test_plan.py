@@ -88,8 +88,11 @@ class PlanTest(parameterized.TestCase):
   @parameterized.named_parameters((k, v) for k, v in MODELS.items())
   def test_parameters_are_those_of_init_params(self, config):
     params = kvjax.init_params(config, jax.random.key(0))
-    found = plan(config, batch_size=1, capacity=8)
+    sizes = dict(batch_size=1, capacity=8)
+    found = plan(config, **sizes)
     self.assertEqual(found.params_bytes, _nbytes(params))
+    coded = plan(config, **sizes, param_dtype='int8')
+    self.assertEqual(coded.params_bytes, _nbytes(kvjax.quantize(params)))
 
   @parameterized.product(
       model=tuple(MODELS), kind=tuple(KINDS), codec=(None, kvjax.Int8())
@@ -260,7 +263,7 @@ class PlanTest(parameterized.TestCase):
       ({'prompt_length': 0}, 'prompt_length=0 must be a positive integer'),
       ({'prompt_length': 'x'}, "prompt_length='x' must be a positive integer"),
       ({'param_dtype': 'float33'}, "param_dtype='float33' is no dtype"),
-      ({'param_dtype': 'int8'}, 'param_dtype=int8 is no floating type'),
+      ({'param_dtype': 'int16'}, 'param_dtype=int16 is no floating type'),
       ({'cache_dtype': 'float33'}, "dtype='float33' is no dtype"),
       ({'cache_dtype': 'float64'}, 'float64 would be float32: set jax_enable'),
       ({'cache': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),

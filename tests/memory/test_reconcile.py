@@ -28,12 +28,15 @@ def rows():
       CONFIG, 3, 20, kinds=KINDS, codec=kvjax.Int8()
   )
   cache = jax.eval_shape(init)
-  params = jax.eval_shape(lambda: kvjax.init_params(CONFIG, jax.random.key(0)))
+  params = jax.eval_shape(
+      lambda: kvjax.quantize(kvjax.init_params(CONFIG, jax.random.key(0)))
+  )
   token = jax.ShapeDtypeStruct((3,), jnp.int32)
   jitted = jax.jit(step, donate_argnames='cache')
   planned = plan(
-      CONFIG, batch_size=3, capacity=20, cache=KINDS, codec=kvjax.Int8()
-  )
+      CONFIG, batch_size=3, capacity=20, cache=KINDS, codec=kvjax.Int8(),
+      param_dtype='int8',
+  )  # fmt: skip
   compiled = jitted.lower(params, cache, token).compile()
   with pytest.raises(
       ValueError, match="no argument 'state'.*has cache, params"

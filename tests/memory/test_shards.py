@@ -59,13 +59,20 @@ def place(config, layout, kinds=None):
       is_leaf=lambda x: isinstance(x, Leaf),
   )
   cache = zeros(lambda: kvjax.init_cache(config, 4, 16, kinds=kinds))
-  params = zeros(lambda: kvjax.init_params(config, jax.random.key(0)))
+  init = lambda: kvjax.init_params(config, jax.random.key(0))
+  coded = zeros(lambda: kvjax.quantize(init()))
   held = []
-  for tree, spec in ((params, param_specs(config, mesh)), (cache, specs)):
+  for tree, spec in (
+      (zeros(init), param_specs(config, mesh)),
+      (coded, param_specs(config, mesh, 'int8')),
+      (cache, specs),
+  ):
     lay = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
     held.append(first_bytes(jax.device_put(tree, lay)))
-  found = plan(config, batch_size=4, capacity=16, cache=kinds, mesh=mesh)
-  return held, [found.params_bytes, found.cache_bytes]
+  options = dict(batch_size=4, capacity=16, cache=kinds, mesh=mesh)
+  found = plan(config, **options)
+  narrow = plan(config, **options, param_dtype='int8').params_bytes
+  return held, [found.params_bytes, narrow, found.cache_bytes]
 
 
 def zeros(make):
