@@ -42,6 +42,7 @@ _CAPACITY = _int('capacity', None, 'Of the cache, in tokens; default: enough.')
 _LOAD = _text('prompt_cache', '', 'File to go on from.')
 _SAVE = _text('save_prompt_cache', '', 'File to write after the prompts.')
 _DTYPE = _text('dtype', None, 'Of params; default: as stored.')
+_WEIGHTS = _text('weights', None, 'int8: codes, a scale a line.')
 _KERNEL = _text('kernel', None, 'That must attend; default: the fastest.')
 _BLOCK = _int('block', 8, 'Tokens of one device program.')
 _SEED = _int('seed', 0, 'Of sampling.')
@@ -118,7 +119,9 @@ def main(argv: list[str]) -> None:
   del argv
   with launch.door():
     setup = check()
-    model = kvjax.load_checkpoint(_CHECKPOINT.value, _DTYPE.value)
+    model = kvjax.load_checkpoint(
+        _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
+    )
     cache = open_cache(setup, *model)
 
   def read(cache: kvjax.Cache) -> None:

@@ -4,7 +4,8 @@
       --cache=default --cache=int8 --cache=ring:window=256
 
 Teacher-forced through each cache, token by token, beside the uncached figure
-and the bytes that a token takes. Would be refuted by: the default cache, which
+and the bytes that a token takes; with --weights=int8 all but the first figure
+are of the model in eight bits. Would be refuted by: the default cache, which
 forgets nothing that the model sees, parting from the uncached figure.
 """
 
@@ -43,6 +44,9 @@ _CACHES = flags.DEFINE_multi_string(
 _ROWS = _int('rows', 4, 'Windows, spread over the text.')
 _LENGTH = _int('length', 512, 'Tokens of a window.')
 _DTYPE = _text('dtype', None, 'Of params; default: as stored.')
+_WEIGHTS = flags.DEFINE_enum(
+    'weights', None, ['int8'], 'int8: codes, a scale a line.', flag_values=FLAGS
+)
 _KERNEL = _text('kernel', None, 'That must attend; default: the fastest.')
 _WORKDIR = _text('workdir', 'out/perplexity', 'Where files go.')
 
@@ -78,14 +82,26 @@ def check() -> Setup:
   return Setup(windows, caches)
 
 
+def uncached(setup: Setup, config: ModelConfig, params: Any) -> Record:
+  """Returns the figures of the model without a cache."""
+  tokens = setup.text.tokens
+  with progress('uncached', len(tokens)) as advance:
+    losses = held_out.uncached_losses(config, params, tokens, advance)
+  return setup.text.scores(losses)
+
+
 def measure(setup: Setup, config: ModelConfig, params: Any) -> Iterator[Record]:
-  """Yields the uncached figure, then one a cache."""
+  """Yields the uncached figure (of floats, then of codes), one a cache."""
   tokens = setup.text.tokens
   rows, length = tokens.shape
-  with progress('uncached', rows) as advance:
-    losses = held_out.uncached_losses(config, params, tokens, advance)
-  want = setup.text.scores(losses)
+  want = uncached(setup, config, params)
   yield {'record': 'perplexity', 'cache': 'uncached', **want}
+  if _WEIGHTS.value:
+    params = kvjax.quantize(params)
+    found = uncached(setup, config, params)
+    more = found['bits_per_byte'] - want['bits_per_byte']
+    name = 'uncached, int8 weights'
+    yield {'record': 'perplexity', 'cache': name, **found, 'more_bits': more}
   for name, options in setup.caches.items():
     cache = kvjax.init_cache(config, rows, length, **options)
     with progress(name, length - 1) as advance:
@@ -125,11 +141,13 @@ def main(argv: list[str]) -> None:
   cells = [[record.get(c) for c in columns] for record in records]
   heads = [c.replace('_', ' ') for c in columns]
   print(f'Report: {writer.show(Table(title, heads, cells)).save()}')
-  for record in records[1:]:
+  plain = records[1 if _WEIGHTS.value else 0]['bits_per_byte']
+  for record in records[2 if _WEIGHTS.value else 1 :]:
     if record['cache_bytes'] != record['planned_bytes']:
       raise SystemExit(f'{record["cache"]}: other bytes than planned.')
     limit = TOLERANCE[model[0].dtype]
-    if record['cache'] == DEFAULT and abs(record['more_bits']) > limit:
+    apart = abs(record['bits_per_byte'] - plain)
+    if record['cache'] == DEFAULT and apart > limit:
       raise SystemExit('The default cache is not the uncached model.')
 
 

@@ -1,6 +1,7 @@
 """Published checkpoints: a directory in, a config and params out."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -19,6 +20,7 @@ from kvjax.checkpoints.quantized import check_method, dequantize
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
+from kvjax.models.quantize import encode, is_projection
 
 CONFIG = 'config.json'
 LARGE = 1 << 30  # bytes from which loading shows its progress
@@ -31,6 +33,7 @@ def load_checkpoint(
     dtype: Any = None,
     *,
     sharding: Sharding | None = None,
+    weights: str | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Returns config and params of a published checkpoint.
 
@@ -45,15 +48,19 @@ def load_checkpoint(
     dtype: of the params; None for that of the file.
     sharding: from a param's path (`layers.0.attention.query`) and shape, where
       it shall lie; None for the default device.
+    weights: 'int8' to `quantize` each projection as it is read: no more than
+      one of them is ever held as it was published. None for floats.
 
   Returns:
-    The config, and params as `init_params` of it has them.
+    The config, and params as `init_params` (or `quantize`) has them.
 
   Raises:
     FileNotFoundError: no directory, no config.json or no safetensors.
     ValueError: something is not supported, missing, unexpected, truncated or
       of the wrong shape; the message names it.
   """
+  if weights not in (None, 'int8'):
+    raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
   path = pathlib.Path(path)
   family, settings = _dispatch(_read_config(path))
   tensors = dequantize(settings.values, open_tensors(path))
@@ -61,7 +68,9 @@ def load_checkpoint(
   config = dataclasses.replace(family.config(settings), dtype=name)
   if family.head is not None:
     config = dataclasses.replace(config, tied=family.head not in tensors)
-  return config, _place(bind(family, config, tensors), sharding)
+  coded = functools.partial(is_projection, tied=config.tied)
+  leaves = bind(family, config, tensors)
+  return config, _place(leaves, sharding, coded if weights else None)
 
 
 def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
@@ -132,13 +141,19 @@ def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
   return FAMILIES[name], settings
 
 
-def _place(leaves: list[Leaf], sharding: Sharding | None) -> dict[str, Any]:
+def _place(
+    leaves: list[Leaf],
+    sharding: Sharding | None,
+    coded: Callable[[str], bool] | None,
+) -> dict[str, Any]:
   """Reads leaf by leaf; each is on its device before the next is read."""
   found = {}
   for leaf in _progress(leaves):
     where = None if sharding is None else sharding(leaf.place, leaf.shape)
     placed = jax.device_put(leaf.read(), where)
-    found[leaf.place] = placed.block_until_ready()
+    if coded is not None and coded(leaf.place):
+      placed = encode(placed, leaf.place)
+    found[leaf.place] = jax.block_until_ready(placed)
   return _nest(found)
 
 

@@ -69,6 +69,18 @@ def test_conversion_rounds_to_nearest():
   assert (narrow['embedding'] == want).all()
 
 
+@pytest.mark.parametrize('name', ['deepseek_v3', 'qwen3'])
+def test_weights_are_quantized_as_they_are_read(name):
+  config, params = load_checkpoint(GOLDEN / name, weights='int8')
+  same, want = load_checkpoint(GOLDEN / name)
+  assert config == same
+  want = kvjax.quantize(want)
+  assert jax.tree.structure(params) == jax.tree.structure(want)
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+  with pytest.raises(ValueError, match="weights='int4' is unknown.*'int8'"):
+    load_checkpoint(GOLDEN / name, weights='int4')
+
+
 def test_sharding_is_asked_for_every_param():
   asked = {}
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

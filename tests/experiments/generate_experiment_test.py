@@ -69,7 +69,7 @@ def test_a_ragged_file_of_prompts_through_int8(tmp_path):
   (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
   found = run(
     tmp_path, 'deepseek_v3', prompts=str(tmp_path / 'prompts.txt'),
-    tokens=6, cache='int8', temperature=0.7, top_k=9, seed=3,
+    tokens=6, cache='int8', temperature=0.7, top_k=9, seed=3, weights='int8',
   )  # fmt: skip
   assert [r['prompt'] for r in found['text']] == texts
   assert [len(r['tokens']) for r in found['text']] == [6, 6]
@@ -82,6 +82,11 @@ def test_a_ragged_file_of_prompts_through_int8(tmp_path):
   # A latent of 10 codes and a scale, a rotary key of 4 floats; two layers.
   assert plan.bytes_per_token == 2 * (10 + 4 + 4 * 4)
   assert (speed['rows'], speed['steps']) == (2, 5)
+  coded = kvjax.memory.plan(
+    config, batch_size=1, capacity=1, param_dtype='int8'
+  )
+  read = speed['step_bytes'] - coded.active_params_bytes
+  assert 0 < read < plan.cache_bytes
 
 
 def test_an_encoder_decoder_answers_its_source(tmp_path):

@@ -30,26 +30,30 @@ def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
   caches = ['default', 'ring:window=7', 'paged:page=4+int8']
   with given_flags(
     perplexity.FLAGS, checkpoint=name, text=text, cache=caches, rows=2,
-    length=23, workdir=str(tmp_path),
+    length=23, workdir=str(tmp_path), weights='int8',
   ):  # fmt: skip
     perplexity.main([])
   assert 'bits per byte' in capsys.readouterr().out
   lines = (tmp_path / 'perplexity.jsonl').read_text().splitlines()
-  run, plain, exact, ring, int8 = map(json.loads, lines)
+  run, plain, coded, exact, ring, int8 = map(json.loads, lines)
   assert run['flags']['length'] == 23
 
   config, params = kvjax.load_checkpoint(name)
   starts = [0, len(TEXT) - 23]
   ids = np.array([list(TEXT[s : s + 23].encode()) for s in starts], np.int32)
-  logits = jax.nn.log_softmax(kvjax.forward(config, params, jnp.asarray(ids)))
-  losses = [
-    -float(logits[b, t, ids[b, t + 1]]) for b in range(2) for t in range(22)
-  ]
-  want = sum(losses) / len(losses)
-  assert plain['bits_per_byte'] == pytest.approx(want / math.log(2), rel=1e-5)
-  assert plain['perplexity'] == pytest.approx(math.exp(want), rel=1e-5)
-  assert abs(exact['more_bits']) < 1e-5 < abs(ring['more_bits'])
-  assert 1e-6 < abs(int8['more_bits']) < 0.1
+  for found, weights in ((plain, params), (coded, kvjax.quantize(params))):
+    logits = kvjax.forward(config, weights, jnp.asarray(ids))
+    logits = jax.nn.log_softmax(logits)
+    losses = [
+      -float(logits[b, t, ids[b, t + 1]]) for b in range(2) for t in range(22)
+    ]
+    want = sum(losses) / len(losses)
+    assert found['bits_per_byte'] == pytest.approx(want / math.log(2), rel=1e-5)
+    assert found['perplexity'] == pytest.approx(math.exp(want), rel=1e-5)
+  apart = lambda x: abs(x['more_bits'] - coded['more_bits'])
+  assert apart(exact) < 1e-5 < apart(ring)
+  assert 1e-6 < apart(int8) < 0.1
+  assert 1e-6 < abs(coded['more_bits']) < 0.2  # of weights drawn at random
   assert exact['bytes_per_token'] == 2 * (10 + 4) * 4
   assert ring['cache_bytes'] < exact['cache_bytes']
   assert int8['cache_bytes'] == int8['planned_bytes']
