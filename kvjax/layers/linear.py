@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from kvjax.layers.coded import CodedWeight
 from kvjax.native import projection
 
+BLOCK = 1 << 20  # elements of a coded weight that a CPU widens at a time
+
 
 def init_linear(
     key: jax.Array, name: str, width: int, out: int, *, bias: bool, dtype: Any
@@ -58,18 +60,45 @@ def _plain(
   # narrower types; two rows go to a kernel that widens as it reads.
   if lone:
     rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
-  y = jnp.einsum(
-      'OI,MI->OM',
-      codes.astype(rows.dtype),
-      rows,
-      preferred_element_type=jnp.float32,
-  )
-  if scale is not None:
+  if scale is None:
+    y = _sums(rows, codes)
+  else:
+    y = jax.lax.platform_dependent(rows, codes, cpu=_by_blocks, default=_sums)
     y = y * scale[:, None]
   # Without the barrier XLA folds the transpose into the dot and swaps its
   # operands back to the slow order.
   y = jax.lax.optimization_barrier(y).T if rows.shape[0] > 1 else y.T
   return y[:1] if lone else y
+
+
+def _sums(rows: jax.Array, codes: jax.Array) -> jax.Array:
+  return jnp.einsum(
+      'OI,MI->OM',
+      codes.astype(rows.dtype),
+      rows,
+      preferred_element_type=jnp.float32,
+  )
+
+
+def _by_blocks(rows: jax.Array, codes: jax.Array) -> jax.Array:
+  """XLA:CPU writes wide codes before it multiplies: a block of lines each time.
+
+  On several devices all at once: a slice of what is split would gather it.
+  """
+  out, width = codes.shape
+  count = -(-out // max(BLOCK // width, 1))
+  if count == 1 or jax.device_count() > 1:
+    return _sums(rows, codes)
+  lines = -(-out // count)
+
+  def block(i, y):
+    start = jnp.minimum(i * lines, out - lines)  # the last reaches back
+    part = jax.lax.dynamic_slice_in_dim(codes, start, lines)
+    part = _sums(rows, part)
+    return jax.lax.dynamic_update_slice_in_dim(y, part, start, 0)
+
+  zeros = jnp.zeros((out, rows.shape[0]), jnp.float32)
+  return jax.lax.fori_loop(0, count, block, zeros)
 
 
 def split_heads(x: jax.Array, *heads: int) -> jax.Array:

@@ -3,7 +3,7 @@
 `project.h` through `jax.ffi`, for float32 rows: XLA reads float32 weights for
 two to eight of them a little slower, and of narrower weights writes a wide copy
 first, every step. Its products of bfloat16 rows and weights are as fast; of
-int8 weights it writes a copy for rows of any type, and the kernel takes all.
+int8 weights it writes a copy for rows of any type, and the kernel takes more.
 """
 
 import functools
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from kvjax.native import loaded
 
 MAX_ROWS = 8  # beyond, a product of matrices is as fast
+# Likewise of int8 weights, by the rows' dtype: XLA has to widen those first.
+MAX_CODED = {'float32': 64, 'bfloat16': 16}
 SMALL = 1 << 16  # bytes of a weight that a call of its own is not worth
 DTYPES = ('float32', 'bfloat16', 'int8')
 
@@ -26,11 +28,13 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
   """
   if loaded.unwanted():
     return loaded.unwanted()
-  if rows.shape[0] > MAX_ROWS:
-    return f'{rows.shape[0]} rows; it takes at most {MAX_ROWS}'
+  coded = weight.dtype == jnp.int8
+  most = MAX_CODED.get(rows.dtype.name, MAX_ROWS) if coded else MAX_ROWS
+  if rows.shape[0] > most:
+    return f'{rows.shape[0]} rows; it takes at most {most}'
   if weight.dtype.name not in DTYPES:
     return f'weights of {weight.dtype}; it reads {", ".join(DTYPES)}'
-  if rows.dtype != jnp.float32 and weight.dtype != jnp.int8:
+  if rows.dtype != jnp.float32 and not coded:
     return f'XLA reads weights as fast for rows of {rows.dtype}'
   if rows.shape[0] == 1 and weight.dtype == jnp.float32:
     return 'XLA reads float32 weights as fast for one row'

@@ -11,6 +11,7 @@ import pytest
 
 import kvjax
 from kvjax.layers import linear
+from kvjax.layers.coded import CodedWeight
 from kvjax.layers.linear import matmul
 from kvjax.native import loaded, projection
 
@@ -60,13 +61,34 @@ def test_float32_rows_are_not_rounded_to_a_narrow_weight():
     (2, 32, 40, ('float32', 'float32'), 'a multiple of 16'),
     (2, 32, 48, ('bfloat16', 'bfloat16'), 'rows of bfloat16'),
     (2, 32, 48, ('float32', 'float16'), 'weights of float16'),
+    (65, 32, 48, ('float32', 'int8'), '65 rows; it takes at most 64'),
+    (17, 32, 48, ('bfloat16', 'int8'), '17 rows; it takes at most 16'),
   ],
 )
 def test_what_it_does_not_take_is_plain(rows, lines, width, dtypes, reason):
   x, weight = draw(rows, lines, width)
   x, weight = x.astype(dtypes[0]), weight.astype(dtypes[1])
   assert reason in projection.refuses(x, weight)
+  if dtypes[1] == 'int8':
+    assert not projection.refuses(x[1:], weight)
+    weight = CodedWeight(weight, jnp.ones(lines), 'float32')
   assert np.isfinite(matmul(x, weight)).all()
+
+
+def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
+  """The last block reaches back; the whole weight never is floats at once."""
+  monkeypatch.setattr(linear, 'BLOCK', 9 * 128)
+  x, weight = draw(5, 37, 128)
+  coded = kvjax.quantize({'up': weight})['up']
+  decoded = coded.codes.astype('float32') * coded.scale[:, None]
+  with loaded.asking('blockwise'):
+    compiled = jax.jit(matmul).lower(x, coded).compile()
+    gradient = jax.grad(lambda x: matmul(x, coded).sum())(x)
+  np.testing.assert_allclose(compiled(x, coded), x @ decoded.T, atol=1e-4)
+  want = np.broadcast_to(decoded.sum(0), x.shape)
+  np.testing.assert_allclose(gradient, want, atol=1e-4)
+  temporaries = kvjax.memory.measure(compiled).temporaries
+  assert temporaries < decoded.nbytes / 2, temporaries
 
 
 def test_plain_jax_can_be_asked_for():
