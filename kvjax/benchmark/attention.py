@@ -153,7 +153,7 @@ def _ours(
         _attend, last=last, held=held, codec=codec, kernel=kernel
     )
     parts = [stored] if pace.together else [[each] for each in stored]
-    calls = [functools.partial(run, drawn[0][0], tuple(part)) for part in parts]
+    calls = [steady(run, drawn[0][0], tuple(part)) for part in parts]
     yield (
         f'kvjax {kernel}',
         functools.partial(_runner, case, drawn, calls, kernel, pace),
@@ -198,12 +198,42 @@ def _runner(
   )
 
 
-@functools.partial(jax.jit, static_argnames=('codec', 'kernel'))
-def _attend(q, stored, *, last, held, codec, kernel):
+def steady(
+    run: Callable[..., list[jax.Array]], query: jax.Array, part: Sequence[Any]
+) -> clock.Call:
+  """Returns a call whose results lie where those of the call before did.
+
+  XLA records what a program launches on a GPU as a graph, and records it anew
+  when an address has changed: a loop that decodes donates what it replaces,
+  and peers are replayed as graphs.
+
+  Args:
+    run: takes queries, `part` and the results of the last call, which are
+      donated; returns arrays like the queries, one for each of `part`.
+    query: of the first of them.
+    part: what is read.
+  """
+  held = [[jnp.zeros_like(query) for _ in part]]
+
+  def call():
+    held[0] = run(query, part, held[0])
+    return held[0]
+
+  return call
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=('codec', 'kernel'),
+    donate_argnames='old',
+    keep_unused=True,
+)
+def _attend(q, stored, old, *, last, held, codec, kernel):
   """Returns attention to each of several caches, one after the other.
 
   Each asks with the last one's answer, so that none begins before.
   """
+  del old
   outs = []
   for streams in stored:
     q = _attend_one(q, streams, last, held, codec=codec, kernel=kernel)

@@ -57,14 +57,15 @@ def step(
     kernels: Sequence[str] = KERNELS,
     room: int = ROOM,
     calls: int = 1,
+    caches: Sequence[str] | None = None,
     *,
     alone: bool = False,
 ) -> dict[str, Any]:
   """Returns results of one decode step after a context of random streams.
 
   Steps are queued, `calls` of them before one is waited for. Everybody's first
-  logits that were waited for are held against those of `blockwise`; `alone`
-  without peers.
+  logits that were waited for are held against those of `blockwise`. Peers are
+  transformers' caches, those named or all; `alone` without.
   """
   streams = [_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
@@ -98,7 +99,7 @@ def step(
   }
   if not alone and not peers.missing('torch', 'transformers'):
     model = peers.torch_model(config, params)
-    for kind in peers.caches():
+    for kind in peers.caches() if caches is None else caches:
       name = f'transformers {kind}'
       entries[name] = functools.partial(theirs, kind, model)
   runners, skipped = clock.enter(entries)

@@ -133,8 +133,10 @@ def alone(run: Run) -> Iterator[Record]:
   """Yields rows of attention alone."""
   chosen = run.config.attention
   bars = {tuple(case): bar for case, bar in chosen.get('bars', ())}
-  for shape, batch, filled, dtype in itertools.product(
-      chosen.shapes, chosen.batches, chosen.filled, chosen.dtypes
+  sizes = chosen.get('batches', ()), chosen.get('filled', ())
+  cases = chosen.get('cases') or list(itertools.product(*sizes))
+  for shape, (batch, filled), dtype in itertools.product(
+      chosen.shapes, cases, chosen.dtypes
   ):
     if run.budget.spent:
       return
@@ -158,7 +160,8 @@ def models(run: Run) -> Iterator[Record]:
     chosen = run.config[name]
     bar = ('of_floor', chosen.bar) if chosen.get('bar') else None
     given = model.build(chosen)
-    races += [(name, bar, *race) for race in _races(run.config, *given)]
+    raced = chosen.get('transformers')
+    races += [(name, bar, *race) for race in _races(run.config, *given, raced)]
   for kind in ('generate', 'step', 'prefill'):
     for name, bar, about, race in races:
       if run.budget.spent:
@@ -177,9 +180,16 @@ def _rated(run: Run, results: Record, bar: Any) -> list[Record]:
 
 
 def _races(
-    config: Any, shape: Any, params: Any
+    config: Any, shape: Any, params: Any, caches: Any
 ) -> Iterator[tuple[Record, Callable[[], Any]]]:
-  """Yields what each race is of, and the race."""
+  """Yields what each race is of, and the race.
+
+  Args:
+    config: of the experiment.
+    shape: of the model.
+    params: of the model.
+    caches: kinds of transformers' that take part; None for all.
+  """
   given = shape, params
   for batch, context, count in config.generate:
     for kernel in config.generate_kernels:
@@ -192,7 +202,7 @@ def _races(
   for batch, context in config.steps:
     about = {'record': 'step', 'batch': batch, 'context': context}
     pace = config.repeats, config.kernels, config.room, config.calls
-    sizes = batch, context, *pace
+    sizes = batch, context, *pace, caches
     yield about, lambda s=sizes: model.step(*given, *s)
   for length in config.prompts:
     about = {'record': 'prefill', 'batch': 1, 'context': length}

@@ -17,6 +17,7 @@ from kvjax.caches.spec import leaf
 from kvjax.caches.view import Streams, View, contiguous_view, fresh_view
 from kvjax.caches.visibility import Visibility
 from kvjax.native import narrow
+from kvjax.target import target
 
 EMPTY = -1  # position of a slot that holds no token
 
@@ -227,14 +228,13 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
 
 
 def _scatter(leaf, new, slots):
-  """One scatter with batch and heads as batch dimensions.
-
-  A mesh that splits either needs no communication for it.
-  """
+  """Scatters; split along batch or heads, a mesh need not communicate."""
 
   def put(row, values, where):
     return row.at[where].set(values, mode='drop', unique_indices=True)
 
+  if target() == 'gpu':  # XLA makes two kernels of a scatter of one index
+    slots = jnp.broadcast_to(slots, new.shape[:3])
   heads = 0 if slots.shape[1] == leaf.shape[1] else None
   slots = slots if heads == 0 else slots[:, 0]
   return jax.vmap(jax.vmap(put, (0, 0, heads)))(leaf, new, slots)

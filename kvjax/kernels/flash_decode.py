@@ -1,4 +1,4 @@
-"""Split-KV flash-decode for Hopper, in Pallas Mosaic GPU. No GPU has run it.
+"""Split-KV flash-decode for Hopper GPUs, in Pallas Mosaic GPU.
 
 One program serves one split of the slots of one kv head and row. A loader
 warpgroup streams blocks of keys, values and positions through a ring of
@@ -24,6 +24,8 @@ COMPUTE, LOAD = 0, 1  # warpgroups
 LOG2E = math.log2(math.e)
 
 
+# Jitted of itself, so that a program lowers it once for all its layers.
+@functools.partial(jax.jit, static_argnames=('launch', 'groups'))
 def flash_decode(
     queries: jax.Array,
     keys: jax.Array,

@@ -1,7 +1,7 @@
 """Attention of few query rows on a Hopper GPU, by `flash_decode`.
 
-Compiled for an H200 and interpreted on a CPU, but never run on a GPU: it is
-chosen by name alone.
+The default there, for what it can serve: checked and measured on an H100.
+Compiled for an H200, and interpreted on a CPU by those who ask for it by name.
 """
 
 import functools
@@ -31,6 +31,13 @@ def missing() -> str:
       f'it runs on a Hopper GPU, not on {target()}; '
       'kvjax.kernels.interpreted() runs it on a CPU, slowly'
   )
+
+
+def at_home() -> bool:
+  """Returns whether this process has a GPU on which it was measured."""
+  if target() != 'gpu' or jax.default_backend() != 'gpu':
+    return False
+  return getattr(jax.devices()[0], 'compute_capability', '') == '9.0'
 
 
 def refuses(queries: Streams, view: View, scoring: Scoring) -> str:

@@ -1,11 +1,10 @@
 """Which kernel attends: the one place where that is decided.
 
 By default the fastest one that is there and supports the view: `ffi` on a CPU
-where it is built, `blockwise` for everything else. An argument `kernel=` forces
-one and is refused where that one cannot serve; the environment variable
-KVJAX_KERNEL sets the default of a process: 'blockwise', or another wherever it
-can serve, refused where it is not there at all. `mosaic_gpu` has never run on
-a GPU, so it is chosen in one of these two ways or not at all.
+where it is built, `mosaic_gpu` on a Hopper GPU, `blockwise` for all the rest.
+An argument `kernel=` forces one and is refused where that one cannot serve; the
+environment variable KVJAX_KERNEL sets the default of a process: 'blockwise', or
+another wherever it can serve, refused where it is not there at all.
 """
 
 import os
@@ -52,7 +51,7 @@ def choose(
     raise ValueError(f'kernel={wanted!r} must be one of {", ".join(KERNELS)}.')
   if wanted == 'blockwise':
     return 'blockwise'
-  name = wanted or 'ffi'
+  name = wanted or ('mosaic_gpu' if mosaic_gpu.at_home() else 'ffi')
   absent = available()[name]
   serving = mosaic_gpu if name == 'mosaic_gpu' else ffi
   reason = absent or serving.refuses(queries, view, scoring)
@@ -94,14 +93,20 @@ def attend_view(
     return blockwise.attend(queries, positions, view, scoring, block=block)
 
   def native(queries, positions):
-    return ffi.attend(queries, positions, view, scoring)
+    if name == 'ffi':
+      return ffi.attend(queries, positions, view, scoring)
+    return mosaic_gpu.attend(queries, positions, view, scoring, block=block)
 
   name = choose(queries, view, scoring, block=block, kernel=kernel)
   if name == 'blockwise':
     return plain(queries, positions)
-  if name == 'mosaic_gpu':
-    return mosaic_gpu.attend(queries, positions, view, scoring, block=block)
   # One program may be lowered for another platform than the process runs on.
+  if name == 'mosaic_gpu' and mosaic_gpu.at_home():
+    return jax.lax.platform_dependent(
+        queries, positions, cuda=native, default=plain
+    )
+  if name == 'mosaic_gpu':
+    return native(queries, positions)
   return jax.lax.platform_dependent(
       queries, positions, cpu=native, default=plain
   )

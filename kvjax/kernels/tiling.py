@@ -54,8 +54,9 @@ def choose_stages(width: int, value_width: int, block: int = BLOCK) -> int:
 def choose_splits(work: int, blocks: int, cores: int = CORES) -> int:
   """Returns by how many programs the slots of a row and head are shared.
 
-  The fewest whose last wave of programs leaves hardly more cores idle than the
-  best would: 0.85 of its share (FlashAttention-3, `hopper/heuristics.h`).
+  One wave of programs, if it leaves few cores idle; else the fewest whose last
+  wave leaves hardly more idle than the best would: 0.85 of its share
+  (FlashAttention-3, `hopper/heuristics.h`).
 
   Args:
     work: rows times kv heads.
@@ -66,5 +67,8 @@ def choose_splits(work: int, blocks: int, cores: int = CORES) -> int:
     return 1
   counts = range(1, max(min(blocks, cores), 1) + 1)
   used = {n: work * n / (-(-work * n // cores) * cores) for n in counts}
+  wave = min(cores // work, len(used))
+  if used.get(wave, 0.0) >= 0.85:
+    return wave
   best = max(used.values())
   return next(n for n in counts if used[n] >= 0.85 * best)

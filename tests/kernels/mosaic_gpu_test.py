@@ -1,5 +1,8 @@
 """The Hopper kernel without a GPU: interpreted, and lowered for one."""
 
+from unittest import mock
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,7 +140,8 @@ class SpanTest(parameterized.TestCase):
 
   def test_splits_fill_the_cores(self):
     self.assertEqual(tiling.choose_splits(64, 512), 2)
-    self.assertEqual(tiling.choose_splits(8, 512), 15)
+    self.assertEqual(tiling.choose_splits(8, 512), 16)  # one wave of 128
+    self.assertEqual(tiling.choose_splits(72, 512), 5)
     self.assertEqual(tiling.choose_splits(8, 3), 3)
     self.assertEqual(tiling.choose_splits(128, 512), 1)
     self.assertEqual(tiling.choose_splits(1, 0), 1)
@@ -171,7 +175,22 @@ class ChoiceTest(parameterized.TestCase):
     ):
       self.assertRegex(self.refusal(**given), words)
 
-  def test_it_is_chosen_by_name_alone_and_only_where_it_runs(self):
+  def test_a_hopper_gpu_chooses_it_where_it_serves(self):
+    q, k, v, positions, held = draw((1, 2, 1), (5, 0), 128)
+    view, rule = view_of(k, v, held), kvjax.Scoring(0.125)
+    given = {'key': q}, jnp.asarray(positions), view, rule
+    with mock.patch.object(mosaic_gpu, 'at_home', return_value=True):
+      with kernels.targeting('gpu'):
+        self.assertEqual(kernels.choose(given[0], *given[2:]), 'mosaic_gpu')
+        capped = kvjax.Scoring(0.125, bias=lambda *_: 0)
+        name = kernels.choose(given[0], view, capped)
+        self.assertEqual(name, 'blockwise')
+        # The same program, lowered for another platform, goes without it.
+        found = kernels.attend_view(*given)
+    want = kernels.attend_view(*given, kernel='blockwise')
+    chex.assert_trees_all_close(found, want, atol=1e-6)
+
+  def test_elsewhere_it_is_chosen_by_name_alone_and_only_where_it_runs(self):
     q, k, v, _, held = draw((1, 2, 1), (5,), 128)
     given = {'key': q}, view_of(k, v, held), kvjax.Scoring(0.125)
     with self.assertRaisesRegex(ValueError, 'runs on a Hopper GPU, not on cpu'):

@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax.layers.linear import init_linear, linear
+from kvjax.target import targeting
 
 
 class NormTest(chex.TestCase):
@@ -53,13 +54,16 @@ class NormTest(chex.TestCase):
 
 
 class LinearTest(chex.TestCase):
-  @parameterized.product(batch=(1, 2), dtype=('float32', 'bfloat16'))
-  def test_weights_are_out_by_in(self, batch, dtype):
+  @parameterized.product(
+    batch=(1, 2), dtype=('float32', 'bfloat16'), platform=('cpu', 'gpu')
+  )
+  def test_weights_are_out_by_in(self, batch, dtype, platform):
     params = init_linear(jax.random.key(0), 'up', 5, 7, bias=True, dtype=dtype)
     chex.assert_shape(params['up'], (7, 5))
     params['up_bias'] = jnp.arange(7).astype(dtype)
     x = jax.random.normal(jax.random.key(1), (batch, 1, 5)).astype(dtype)
-    got = jax.jit(lambda p, x: linear(p, 'up', x))(params, x)
+    with targeting(platform):
+      got = jax.jit(lambda p, x: linear(p, 'up', x))(params, x)
     self.assertEqual(got.dtype, x.dtype)
     wide = lambda a: np.asarray(a, np.float64)
     want = wide(x) @ wide(params['up']).T + np.arange(7)

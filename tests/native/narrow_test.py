@@ -7,6 +7,7 @@ import pytest
 
 from kvjax.caches.kind import _scatter, write_rows
 from kvjax.native import loaded, narrow
+from kvjax.target import targeting
 
 
 def draw(heads, dtype='bfloat16'):
@@ -27,6 +28,8 @@ def test_the_write_is_the_scatter(heads, dtype):
   before = np.asarray(given[0])
   found = narrow.write(*given, _scatter)
   np.testing.assert_array_equal(found, _scatter(*given))
+  with targeting('gpu'):
+    np.testing.assert_array_equal(found, _scatter(*given))
   assert not np.array_equal(found, before)
   np.testing.assert_array_equal(given[0], before)
   several = [jnp.stack([x, x[::-1]]) for x in given]
