@@ -19,6 +19,7 @@ from kvjax.native import projection
 from kvjax.target import target
 
 BLOCK = 1 << 20  # elements of a coded weight that a CPU widens at a time
+SMALL = 1 << 14  # that a loop would not be worth
 
 
 def init_linear(
@@ -84,13 +85,13 @@ def _sums(rows: jax.Array, codes: jax.Array) -> jax.Array:
 
 
 def _by_blocks(rows: jax.Array, codes: jax.Array) -> jax.Array:
-  """XLA:CPU writes wide codes before it multiplies: a block of lines each time.
+  """XLA:CPU writes wide codes before it multiplies: some lines at a time.
 
   On several devices all at once: a slice of what is split would gather it.
   """
   out, width = codes.shape
-  count = -(-out // max(BLOCK // width, 1))
-  if count == 1 or jax.device_count() > 1:
+  count = max(-(-out // max(BLOCK // width, 1)), 2)
+  if codes.size < 2 * SMALL or jax.device_count() > 1:
     return _sums(rows, codes)
   lines = -(-out // count)
 
@@ -100,8 +101,10 @@ def _by_blocks(rows: jax.Array, codes: jax.Array) -> jax.Array:
     part = _sums(rows, part)
     return jax.lax.dynamic_update_slice_in_dim(y, part, start, 0)
 
-  zeros = jnp.zeros((out, rows.shape[0]), jnp.float32)
-  return jax.lax.fori_loop(0, count, block, zeros)
+  # What needs no activation, zeros say, XLA would make for all layers at once;
+  # each of these is overwritten.
+  start = jnp.broadcast_to(rows[:1, :1], (out, rows.shape[0]))
+  return jax.lax.fori_loop(0, count, block, start.astype(jnp.float32))
 
 
 def _summed(

@@ -78,6 +78,7 @@ def test_what_it_does_not_take_is_plain(rows, lines, width, dtypes, reason):
 def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
   """The last block reaches back; the whole weight never is floats at once."""
   monkeypatch.setattr(linear, 'BLOCK', 9 * 128)
+  monkeypatch.setattr(linear, 'SMALL', 0)
   x, weight = draw(5, 37, 128)
   coded = kvjax.quantize({'up': weight})['up']
   decoded = coded.codes.astype('float32') * coded.scale[:, None]
