@@ -87,7 +87,7 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   return ffi::Error::Success();
 }
 
-constexpr int64_t kPiece = 1 << 17;  // bytes of weights that a thread takes
+constexpr int64_t kPiece = 1 << 17;  // bytes of weights, for up to eight rows
 
 // Rows [M, D] times a weight [N, D] and its scales [N] (of size 0 for none).
 ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
@@ -96,7 +96,8 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
   const auto shape = weight.dimensions(), given = rows.dimensions();
   const int64_t scaled = scales.element_count();
   if (shape.size() != 2 || given.size() != 2 || shape[1] != given[1] ||
-      shape[1] % kLanes || shape[0] < kSums || (given[0] > 2 && given[0] % 4) || (scaled && scaled != shape[0]) ||
+      shape[1] % kLanes || shape[0] < kSums ||
+      (given[0] > 2 && given[0] % 4) || (scaled && scaled != shape[0]) ||
       int64_t(out->element_count()) != given[0] * shape[0])
     return ffi::Error::InvalidArgument("kvjax_project: shapes do not fit");
   const int64_t M = given[0], D = given[1], N = shape[0];
@@ -104,18 +105,20 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
                          static_cast<const char*>(weight.untyped_data()),
                          scaled ? scales.typed_data() : nullptr, D, 0};
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
-  const int64_t bytes = weight.size_bytes();
-  const bool alone = threads == 1 || bytes <= kAlone;
-  const int64_t parts = alone ? 1 : std::min(bytes / kPiece, N / kSums);
-  const int64_t each = N / parts / kSums * kSums;
+  const int64_t work = weight.size_bytes() * std::max<int64_t>(M / 8, 1);
+  const int64_t unit = M >= kMany && N >= kPanel ? kPanel : kSums;
+  const int64_t units = N / unit;
+  const bool alone = threads == 1 || work <= kAlone;
+  const int64_t parts = alone ? 1 : std::min(work / kPiece, units);
   const float* from = rows.typed_data();
   float* to = out->typed_data();
   share(pool, parts, [=](int64_t i) {
-    const int64_t end = i + 1 < parts ? (i + 1) * each : N;
+    const int64_t first = units * i / parts * unit;
+    const int64_t last = i + 1 < parts ? units * (i + 1) / parts * unit : N;
     stream.typed([&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       project(from, M, reinterpret_cast<T*>(stream.codes), stream.scales, D, N,
-              i * each, end, to);
+              first, last, to);
     });
   });
   return ffi::Error::Success();

@@ -2,12 +2,14 @@
 
 `project.h` through `jax.ffi`, for float32 rows: XLA reads float32 weights for
 two to eight of them a little slower, and of narrower weights writes a wide copy
-first, every step. Its products of bfloat16 rows and weights are as fast; of
-int8 weights it writes a copy for rows of any type, and the kernel takes more.
+first, every step. Its products of bfloat16 rows and weights are as fast. Of
+int8 weights it writes a copy for any rows: the kernel takes all of those.
 """
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,7 @@ import jax.numpy as jnp
 from kvjax.native import loaded
 
 MAX_ROWS = 8  # beyond, a product of matrices is as fast
-# Likewise of int8 weights, by the rows' dtype: XLA has to widen those first.
-MAX_CODED = {'float32': 64, 'bfloat16': 16}
+MAX_NARROW = 32  # bfloat16 rows of int8 weights, which XLA has to widen first
 SMALL = 1 << 16  # bytes of a weight that a call of its own is not worth
 DTYPES = ('float32', 'bfloat16', 'int8')
 
@@ -29,8 +30,7 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
   if loaded.unwanted():
     return loaded.unwanted()
   coded = weight.dtype == jnp.int8
-  most = MAX_CODED.get(rows.dtype.name, MAX_ROWS) if coded else MAX_ROWS
-  if rows.shape[0] > most:
+  if (most := _most_rows(rows.dtype, coded)) < rows.shape[0]:
     return f'{rows.shape[0]} rows; it takes at most {most}'
   if weight.dtype.name not in DTYPES:
     return f'weights of {weight.dtype}; it reads {", ".join(DTYPES)}'
@@ -43,6 +43,12 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
   if weight.size * weight.dtype.itemsize < SMALL:
     return 'the weight is small'
   return ''
+
+
+def _most_rows(dtype: Any, coded: bool) -> float:
+  if not coded:
+    return MAX_ROWS
+  return math.inf if dtype == jnp.float32 else MAX_NARROW
 
 
 Product = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
