@@ -3,7 +3,7 @@
 What a user of torch would write (Flash-Decoding, Dao et al. 2023): one program
 a split and kv head, its query heads as the rows of one tile, partial results
 merged by log-sum-exp in a second kernel. It is interpreted on a CPU with
-TRITON_INTERPRET=1; no GPU has run it yet.
+TRITON_INTERPRET=1.
 """
 
 import importlib

@@ -42,11 +42,11 @@ def lines(
   ticks = sorted({at for points in series.values() for at in points})
   for name, points in series.items():
     order = dashed if name in dashed else solid
-    index = list(order).index(name) % len(COLOURS)
+    again, index = divmod(list(order).index(name), len(COLOURS))
     axes.plot(
         list(points),
         list(points.values()),
-        marker=MARKERS[index],
+        marker=MARKERS[(index + again) % len(MARKERS)],
         color=COLOURS[index],
         linestyle='--' if name in dashed else '-',
         label=name,

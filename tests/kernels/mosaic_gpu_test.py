@@ -1,5 +1,6 @@
 """The Hopper kernel without a GPU: interpreted, and lowered for one."""
 
+import json
 from unittest import mock
 
 import chex
@@ -11,7 +12,7 @@ from absl.testing import absltest, parameterized
 import kvjax
 from kvjax import kernels
 from kvjax.caches.view import contiguous_view
-from kvjax.kernels import interpreter, mosaic_gpu, tiling
+from kvjax.kernels import interpreter, mosaic_gpu, tiling, tuning
 from tests.attention import oracle
 
 SEES = {
@@ -145,6 +146,16 @@ class SpanTest(parameterized.TestCase):
     self.assertEqual(tiling.choose_splits(8, 3), 3)
     self.assertEqual(tiling.choose_splits(128, 512), 1)
     self.assertEqual(tiling.choose_splits(1, 0), 1)
+
+  def test_committed_tables_can_be_launched(self):
+    files = sorted(tuning.FOLDER.glob('*.json'))
+    self.assertNotEmpty(files)
+    for file in files:
+      for problem, tiles in tuning.load(json.loads(file.read_text('utf-8'))):
+        most = problem.reckoned(tiles.block).stages
+        self.assertEqual(problem.slots % tiles.block, 0, file)
+        self.assertBetween(tiles.stages, 2, most, file)
+        self.assertBetween(tiles.splits, 1, problem.slots // tiles.block, file)
 
   def test_stages_fit_in_shared_memory(self):
     self.assertEqual(tiling.choose_stages(128, 128), 4)
