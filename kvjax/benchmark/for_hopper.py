@@ -1,5 +1,6 @@
-"""Decode steps and kernels compiled for a Hopper GPU, and what must hold."""
+"""Steps, prefills and kernels compiled for a Hopper GPU, and what must hold."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +12,11 @@ from kvjax.benchmark import ahead
 from kvjax.caches.codecs import Plain
 from kvjax.caches.view import contiguous_view
 from kvjax.caches.visibility import Visibility
+from kvjax.checkpoints.load import load_config
 from kvjax.decoding.cache import init_cache
 from kvjax.kernels import Scoring, attend_view
 from kvjax.memory.measured import measure
+from kvjax.memory.plan import MemoryPlan
 from kvjax.memory.plan import plan as plan_of
 from kvjax.memory.program import compile_call
 from kvjax.memory.variants import with_attention
@@ -29,6 +32,22 @@ STEPS = (  # variant, kernel, batch, capacity
     ('mha', 'blockwise', 8, 4096),
     ('mla', 'blockwise', 8, 4096),
 )
+# Of the few layers of a step, and of the whole model.
+PREFILLS = (  # variant, batch, capacity, tokens
+    ('gqa', 1, 4096, 2048),
+    ('gqa', 4, 2048, 512),
+    ('mha', 2, 4096, 1024),
+    ('mla', 2, 4096, 1024),
+)
+# Windows, experts, heads of both, latents among experts, and all of a small
+# one; layers, 0 for all of them.
+OTHERS = (  # model, layers, batch, capacity, tokens
+    ('mistral-7b-v0.1', 4, 1, 16_384, 8192),
+    ('mixtral-8x7b-v0.1', 4, 2, 2048, 512),
+    ('gemma-2-9b', 4, 2, 8192, 1024),
+    ('deepseek-v3', 4, 1, 4096, 1024),
+    ('llama-3.2-1b', 0, 2, 8192, 4096),
+)
 # Groups, tokens, key width, value width, dtype, rule, softcap.
 KERNELS: tuple[Any, ...] = (
     (4, 1, 128, 128, 'bfloat16', {}, None),
@@ -39,7 +58,7 @@ KERNELS: tuple[Any, ...] = (
     (4, 1, 128, 128, 'bfloat16', {'chunk': 1024}, None),
 )
 ROWS, HEADS, SLOTS = 8, 8, 4096  # of a kernel by itself
-WITHIN = 0.01  # of the plan's peak
+WITHIN = {'step': 1, 'prefill': 5}  # per cent of the peak
 
 
 def steps(
@@ -48,33 +67,79 @@ def steps(
   """Yields a record of each decode step."""
   for variant, kernel, batch, capacity in STEPS:
     config = with_attention(model, variant)
-    sizes: Any = {'batch_size': batch, 'capacity': capacity}
-    begun = time.perf_counter()
-    compiled = compile_call(config, kernel=kernel, sharding=sharding, **sizes)
-    record = {
-        'record': 'step',
-        'variant': variant,
-        'kernel': kernel,
-        **sizes,
-        'layers': len(config.layers),
-        'seconds': round(time.perf_counter() - begun, 1),
-        **reports(),
-    }
-    planned = plan_of(config, backend='gpu', kernel=kernel, **sizes)
-    cache = jax.eval_shape(
-        lambda c=config, b=batch, s=capacity: init_cache(c, b, s)
-    )
-    record |= _measured(compiled, planned, cache, config.vocab_size)
-    yield record | {'failed': _failed(record)}
+    named = {'record': 'step', 'variant': variant, 'kernel': kernel}
+    sizes = {'batch_size': batch, 'capacity': capacity}
+    yield _compared(named, config, sizes, sharding, reports)
 
 
-def _measured(compiled, plan, cache, vocab_size) -> dict[str, Any]:
+def prefills(
+    model: ModelConfig, few: int, sharding: Any, reports: Reports
+) -> Iterator[dict[str, Any]]:
+  """Yields a record of each prefill, of `few` layers and of the whole model."""
+  for layers in dict.fromkeys((few, len(model.layers))):
+    for variant, *sizes in PREFILLS:
+      config = _of(with_attention(model, variant), layers)
+      yield _prefill(variant, config, sizes, sharding, reports)
+  for name, layers, *sizes in OTHERS:
+    config = load_config(name)
+    config = _of(config, layers or len(config.layers))
+    yield _prefill(name, config, sizes, sharding, reports)
+
+
+def _of(model: ModelConfig, layers: int) -> ModelConfig:
+  return dataclasses.replace(model, layers=model.layers[:layers])
+
+
+def _prefill(variant, config, sizes, sharding, reports) -> dict[str, Any]:
+  batch, capacity, tokens = sizes
+  named = {'record': 'prefill', 'variant': variant, 'kernel': 'blockwise'}
+  call = {'batch_size': batch, 'capacity': capacity}
+  call['new_tokens_per_step'] = tokens
+  return _compared(named, config, call, sharding, reports)
+
+
+def _compared(
+    named: dict[str, Any],
+    config: ModelConfig,
+    sizes: dict[str, Any],
+    sharding: Any,
+    reports: Reports,
+) -> dict[str, Any]:
+  """Returns the record of one call, compiled and planned, and what fails."""
+  kernel = named['kernel']
+  begun = time.perf_counter()
+  compiled = compile_call(config, kernel=kernel, sharding=sharding, **sizes)
+  record = {
+      **named,
+      **sizes,
+      'layers': len(config.layers),
+      'seconds': round(time.perf_counter() - begun, 1),
+      **reports(),
+  }
+  plan = plan_of(config, backend='gpu', kernel=kernel, **sizes)
+  tokens = sizes.get('new_tokens_per_step', 1)
+  batch, capacity = sizes['batch_size'], sizes['capacity']
+  cache = jax.eval_shape(lambda: init_cache(config, batch, capacity))
+  record |= _sizes(compiled, plan, cache, tokens, config.vocab_size)
+  if named['record'] == 'step':
+    record |= _structure(compiled, cache)
+  return record | {'failed': _failed(record)}
+
+
+def _sizes(
+    compiled: jax.stages.Compiled,
+    plan: MemoryPlan,
+    cache: Any,
+    tokens: int,
+    vocab_size: int,
+) -> dict[str, Any]:
   found = measure(compiled)
   batch, leaves = cache.batch_size, len(jax.tree.leaves(cache))
-  small, large = ahead.leaf_sizes(cache)
   return {
       'arguments': found.arguments,
-      'planned_arguments': plan.params_bytes + plan.cache_bytes + 4 * batch,
+      'planned_arguments': plan.params_bytes
+      + plan.cache_bytes
+      + 4 * batch * tokens,
       'outputs': found.outputs,
       # Logits, and a table of pointers to them and the leaves.
       'planned_outputs': plan.cache_bytes
@@ -87,6 +152,12 @@ def _measured(compiled, plan, cache, vocab_size) -> dict[str, Any]:
       'peak': found.peak,
       'planned_peak': plan.total_bytes,
       'ratio': plan.total_bytes / found.peak,
+  }
+
+
+def _structure(compiled: jax.stages.Compiled, cache: Any) -> dict[str, Any]:
+  small, large = ahead.leaf_sizes(cache)
+  return {
       'smallest_leaf': small.nbytes,
       'largest_leaf': large.nbytes,
       'calls': ahead.kernel_calls(compiled),
@@ -95,12 +166,22 @@ def _measured(compiled, plan, cache, vocab_size) -> dict[str, Any]:
 
 
 def _failed(record: dict[str, Any]) -> list[str]:
-  """Returns what does not hold of a step."""
+  """Returns what does not hold of a step or a prefill."""
+  within = WITHIN[record['record']]
   held = {
       'alias is the cache': record['alias'] == record['cache'],
       'arguments': record['arguments'] == record['planned_arguments'],
       'outputs': record['outputs'] == record['planned_outputs'],
-      'peak within 1 %': abs(record['ratio'] - 1) <= WITHIN,
+      f'peak within {within} %': abs(record['ratio'] - 1) <= within / 100,
+  }
+  if record['record'] == 'step':
+    held |= _held(record)
+  return [name for name, holds in held.items() if not holds]
+
+
+def _held(record: dict[str, Any]) -> dict[str, bool]:
+  """Returns what holds of a step's program beside its sizes."""
+  held = {
       'no copy, no transpose': not any(
           op.startswith(('copy', 'transpose')) for op in record['moved']
       ),
@@ -116,7 +197,7 @@ def _failed(record: dict[str, Any]) -> list[str]:
     held['one leaf at a time'] = (
         record['temporaries'] < 1.5 * record['largest_leaf']
     )
-  return [name for name, holds in held.items() if not holds]
+  return held
 
 
 def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:

@@ -28,12 +28,14 @@ WIDE = 'copy: bfloat16 is written as float32 (XLA:CPU, JAX 0.10)'
 BITS = 'copy: bfloat16, written, and its bits to be sliced (XLA:CPU, JAX 0.10)'
 FLOAT16 = 'weights as float32: no float16 is multiplied (XLA:CPU)'
 AHEAD = 'made for every layer at once'
+LATE = 'written when all layers are done'
 
 
 def waiting(reading: Reading, store: Any) -> Iterator[Term]:
   """Yields what waits for a layer that the call has not come to yet."""
-  if reading.call.backend == 'cpu':
-    yield from carried(reading)
+  yield from carried(reading)
+  if not store:  # it reads what another layer keeps
+    return
   yield from _copies(reading, store)
   if _widens(reading) and not _one_token(reading):
     yield from (_copy(leaf, WIDE, 1, FLOAT) for leaf in leaves(store))
@@ -42,6 +44,20 @@ def waiting(reading: Reading, store: Any) -> Iterator[Term]:
     for term in (*reading.keys(slots), reading.values(slots)):
       name = f'{term.name.removesuffix(" of one block")} of old slots, {AHEAD}'
       yield dataclasses.replace(term, name=name)
+
+
+def unwritten(reading: Reading) -> Iterator[Term]:
+  """Yields new streams that wait to be written until all layers have read.
+
+  Not on a CPU, which copies what they overwrite instead (`OLD`).
+  """
+  if reading.fresh and reading.call.backend != 'cpu':
+    for term in reading.new():
+      # Keys are turned, and so rounded; values wait as the product they are.
+      wide = FLOAT if 'value' in term.name else term.itemsize
+      yield dataclasses.replace(
+          term, name=f'{term.name}, {LATE}', itemsize=wide
+      )
 
 
 def widened(config: ModelConfig, dtype: Any, backend: str) -> Iterator[Term]:
@@ -97,6 +113,8 @@ def _places_late(reading: Reading) -> bool:
 def held(reading: Reading, store: Any) -> Iterator[Term]:
   """Yields the same of the layer the call is in, without its block."""
   yield from carried(reading)
+  if not store:
+    return
   yield from _copies(reading, store)
   if _widens(reading):
     found = sorted(leaves(store), key=lambda leaf: -math.prod(leaf.shape))
@@ -119,24 +137,22 @@ def _one_token(reading: Reading) -> bool:
 
 
 def _made_early(reading: Reading) -> bool:
-  return (
-      reading.call.backend == 'cpu'
-      and reading.fresh
-      and not reading.loops(reading.segments[0])
-  )
+  """Whether old slots are read apart and in no loop: before all layers."""
+  outside = reading.call.backend == 'cpu' or reading.call.blocks == 1
+  return outside and reading.fresh and not reading.loops(reading.segments[0])
 
 
 def _copies(reading: Reading, store: Any) -> Iterator[Term]:
-  call, slots = reading.call, reading.segments[0]
+  slots = reading.segments[0]
+  if reading.call.backend != 'cpu':
+    return
   if reading.fresh:
     # Of a whole store only what a dot reads where it lies is still needed
     # when the new tokens come; values have been made by then.
-    whole = reading.loops(slots) or call.backend != 'cpu'
+    whole = reading.loops(slots)
     read = leaves(store) if whole else _read_in_place(reading, store)
     yield from (_copy(leaf, OLD, 1) for leaf in read)
-  elif (
-      call.backend == 'cpu' and _one_token(reading) and not reading.loops(slots)
-  ):
+  elif _one_token(reading) and not reading.loops(slots):
     # Written by rows and read by one dot, both without the unit axis: XLA
     # turns the same update into two, of a copy each.
     for leaf in _read_in_place(reading, store):

@@ -1,8 +1,9 @@
-"""What is alive at each moment of a layer, in the order of the compiled call.
+"""What is alive at each moment of a layer on a CPU, as the call is compiled.
 
 Each moment is a list of terms that are alive together; what one leaves, the
 next overwrites. They were read off the buffers that XLA:CPU assigns
-(`kvjax.memory.buffers`), moment by moment.
+(`kvjax.memory.buffers`), moment by moment; accelerators have a file of their
+own.
 """
 
 import dataclasses
@@ -39,10 +40,7 @@ def layer_moments(
   yield 'project', [hidden, query, before, *reading.new()]
   # A parallel layer's MLP reads what its attention read.
   kept = both if layer.parallel else hidden
-  if call.kernel == 'mosaic_gpu':
-    yield 'kernel', [kept, *reading.partials()]
-  segments = () if call.kernel == 'mosaic_gpu' else reading.segments
-  for old, slots in enumerate(segments):
+  for old, slots in enumerate(reading.segments):
     for name, terms in _attend(reading, slots, stored=not old):
       yield name, [kept, *terms]
   if source is not None:
@@ -52,6 +50,12 @@ def layer_moments(
   run = _experts if hasattr(layer.mlp, 'num_experts') else _mlp
   for name, terms in run(layer.mlp, call, width):
     yield name, [hidden if name == 'mlp' else both, *terms]
+
+
+def unadded(layer: Layer, call: Call, width: int) -> list[Term]:
+  """Returns nothing: here halves of a layer are added as they are made."""
+  del layer, call, width
+  return []
 
 
 def carried(reading: Reading) -> Iterator[Term]:
@@ -75,8 +79,7 @@ def _attend(
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one pass over one block of slots."""
   call, loops = reading.call, reading.loops(slots)
-  block, rows = reading.block(slots), call.tokens * reading.heads.size
-  scored = *call.asked, reading.heads, Dim('block', block)
+  scored = *call.asked, reading.heads, Dim('block', reading.block(slots))
   scores = Term('scores of one block', scored, FLOAT)
   out = Term('output of one block', (*call.asked, *reading.value), FLOAT)
   query = Term(QUERY, (*call.asked, *reading.query), call.size)
@@ -90,7 +93,7 @@ def _attend(
     if call.blocks == 1 and not all(map(reading.loops, reading.segments)):
       dims = *call.lead, *reading.value
       beside.append(Term('output of old slots', dims, FLOAT))
-  keys, values = list(reading.keys(slots, stored)), _selected(reading, slots)
+  keys, values = list(reading.keys(slots, stored)), reading.values(slots)
   if isinstance(reading.variant.bias, RelativeBias):
     beside.append(dataclasses.replace(scores, name='bias of one block'))
   products = 2 if reading.absorb else 1
@@ -109,28 +112,18 @@ def _attend(
   if stored or loops:
     beside += read
   yield 'softmax', [*asked, *beside, values, _times(scores, products + 1)]
-  pieces = block // SPLIT if _in_pieces(reading, rows, block) else 1
-  weights = _times(scores, 3 if pieces > 1 else 1)
-  yield 'weigh', [*asked, *beside, values, weights, _times(out, pieces)]
+  count = pieces(reading, slots)
+  weights = _times(scores, 3 if count > 1 else 1)
+  yield 'weigh', [*asked, *beside, values, weights, _times(out, count)]
 
 
-def _selected(reading: Reading, slots: int) -> Term:
-  """Returns the values of a block as they wait to be weighed."""
-  values = reading.values(slots)
-  if reading.call.backend == 'gpu' and reading.plain and _one_row(reading):
-    # XLA:GPU multiplies one row with what it selects in one pass, more in two.
-    return _times(values, 0)
-  return values
-
-
-def _in_pieces(reading: Reading, rows: int, block: int) -> bool:
+def pieces(reading: Reading, slots: int) -> int:
+  """Returns in how many products the values of a block are weighed."""
   heads = reading.heads if reading.expands else reading.stored_heads
-  return rows // heads.size <= FEW and block % SPLIT == 0 and block > SPLIT
-
-
-def _one_row(reading: Reading) -> bool:
-  heads = getattr(reading.variant, 'num_kv_heads', 1)
-  return reading.heads.size * reading.call.tokens == heads
+  rows = reading.call.tokens * reading.heads.size // heads.size
+  block = reading.block(slots)
+  split = rows <= FEW and block % SPLIT == 0 and block > SPLIT
+  return block // SPLIT if split else 1
 
 
 def _stacked(reading: Reading) -> Term:

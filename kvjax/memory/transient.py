@@ -7,9 +7,8 @@ fullest moment, not the sum of all. The logits have memory of their own from
 the beginning, as results have, and one array of the fullest moment lies there
 if it fits.
 
-The moments are those of the block loop as XLA compiles it for a CPU. On
-accelerators attention reads all slots at once; steps and prefills compiled for
-an H200 are what that is held against.
+The moments of a CPU (`moments`) are those of the block loop, those of an
+accelerator (`accelerator`) of attention to all slots at once.
 """
 
 import dataclasses
@@ -22,16 +21,24 @@ from kvjax.attention.cached import Memory
 from kvjax.caches.codecs import Plain
 from kvjax.caches.dense import Dense
 from kvjax.decoding.cache import Cache
-from kvjax.memory.copies import TWICE, held, starting, waiting, widened
+from kvjax.memory import accelerator
+from kvjax.memory import moments as processor
+from kvjax.memory.copies import (
+    TWICE,
+    held,
+    starting,
+    unwritten,
+    waiting,
+    widened,
+)
 from kvjax.memory.lines import Dim, Line, Term
-from kvjax.memory.moments import carried, layer_moments, swept
+from kvjax.memory.moments import carried, swept
 from kvjax.memory.reading import FLOAT, Call, Reading
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.target import target
 
 LOGITS = 'logits, the result'
-SUMMED = 'products of layers, added up again in each later one (XLA:GPU)'
 
 
 def step_lines(
@@ -96,31 +103,48 @@ def moments(
   width = Dim('D', config.width)
   hidden = Term('hidden', (*call.lead, width), size)
   last = Term('hidden', (call.rows, width), size)
-  ahead = [list(waiting(*pair)) if pair[1] else [] for pair in stores]
-  if call.backend == 'cpu':
-    for layer, source, terms in zip(config.layers, sources, ahead, strict=True):
-      terms += [*swept(layer, call, config.width), *_zeros(source)]
-  whole = Dim('T', -(-tokens // piece) * piece)
-  pieces = Term('hidden of every piece', (call.rows, whole, width), size)
-  always = [pieces] if piece < tokens else []
-  always += widened(config, dtype, call.backend)
-  if call.backend == 'gpu':
-    always.append(Term(SUMMED, hidden.dims, FLOAT, len(config.layers)))
+  ahead = [
+      [*waiting(*pair), *_zeros(source)]
+      for pair, source in zip(stores, sources, strict=True)
+  ]
+  sums = [list(swept(layer, call, config.width)) for layer in config.layers]
+  late = [list(unwritten(reading)) for reading in readings]
+  always = _throughout(config, dtype, call, tokens)
   first = starting([pair for pair in stores if pair[1]])
+  run = accelerator if _accelerated(call) else processor
   found = {
       'logits': [_result(config, batch), last],
-      'start': [hidden, *always, *_sum(ahead), *first],
+      'start': [hidden, *always, *_sum(ahead), *_made(call, sums), *first],
   }
   for index, layer in enumerate(config.layers):
-    rest = _sum(ahead[index + 1 :])
-    own = list(held(*stores[index])) if spec.stores[index] else []
+    rest = [*always, *_sum([*ahead[index + 1 :], *late[: index + 1]])]
+    own = list(held(*stores[index]))
     parts = readings[index], sources[index]
-    for moment, terms in layer_moments(layer, *parts, config.width):
+    for moment, terms in run.layer_moments(layer, *parts, config.width):
       more = _beside_moment(moment, own, parts[1])
-      terms = _merged([*terms, *always, *more, *rest])
+      more += _made(call, sums, index, moment)
+      if index and not moment.startswith('mlp'):
+        more += run.unadded(config.layers[index - 1], call, config.width)
+      terms = _merged([*terms, *more, *rest])
       if _size(terms) > _size(found.get(moment, [])):
         found[moment] = terms
   return {name: _merged(terms) for name, terms in found.items()}
+
+
+def _throughout(
+    config: ModelConfig, dtype: Any, call: Call, tokens: int
+) -> list[Term]:
+  """Returns what is alive at every moment."""
+  found = list(widened(config, dtype, call.backend))
+  if call.tokens < tokens:
+    whole = Dim('T', -(-tokens // call.tokens) * call.tokens)
+    dims = call.rows, whole, Dim('D', config.width)
+    found.insert(0, Term('hidden of every piece', dims, call.size))
+  return found
+
+
+def _accelerated(call: Call) -> bool:
+  return call.backend != 'cpu' or call.kernel == 'mosaic_gpu'
 
 
 def activation_bytes(dtype: Any) -> int:
@@ -159,6 +183,20 @@ def _beside_moment(
   # What only a product reads is gone after it.
   read = TWICE if moment in ('softmax', 'weigh') else None
   return [term for term in own if term.name != read]
+
+
+def _made(
+    call: Call, sums: list[list[Term]], index: int = -1, moment: str = ''
+) -> list[Term]:
+  """Returns what later loops over experts start from, if it has been made."""
+  if call.backend == 'cpu':
+    return _sum(sums[index + 1 :])
+  # XLA:GPU makes all of them just before the first such loop.
+  first = next((i for i, terms in enumerate(sums) if terms), len(sums))
+  inside = moment.startswith('mlp')
+  if index < first or (index == first and not inside):
+    return []
+  return _sum(sums[index + inside :])
 
 
 def _zeros(source: Reading | None) -> list[Term]:
