@@ -33,12 +33,15 @@ SETTINGS = {
     'model.key_width': 8,
     'model.hidden': 48,
     'model.vocab_size': 64,
+    'latent': ((1, 2, 16, 8, 8, 32, 'float32'),),
+    'layer': ((2, 24),),
+    'overhead': (2,),
     'steps': ((2, 24),),
     'prompts': (16,),
     'generate': ((1, 8, 4),),
   },
   'step': {
-    'attention.shapes': (),
+    'sections': ('models',),
     'steps': ((1, 128), (8, 2048)),
     'prompts': (),
     'generate': (),
@@ -58,7 +61,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'interpret': False,
       'together': False,  # one call reads one cache
       'calls': 1,  # queued before one is waited for
-      'sections': ('attention', 'models'),
+      'sections': ('attention', 'latent', 'layer', 'models', 'overhead'),
       'models': ('model',),
       'room': 256,  # slots beyond the context, for the tokens that are timed
       'attention': {
@@ -79,6 +82,13 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'vocab_size': 8192,
         'dtype': 'float32',
       },
+      # Rows, heads, latent, rotated key, rest of a key, slots, dtype.
+      'latent': (
+        (1, 16, 512, 64, 128, 8192, 'float32'),
+        (1, 16, 512, 64, 128, 8192, 'bfloat16'),
+      ),
+      'layer': ((1, 2048), (8, 2048)),  # batch, context
+      'overhead': (32,),  # layers
       'steps': ((1, 128), (1, 2048), (8, 2048)),  # batch, context
       'prompts': (1024,),
       'generate': ((1, 128, 32),),  # batch, context, tokens

@@ -9,7 +9,7 @@ from kvjax.report.blocks import Block, Picture, Table, Text
 Row = dict[str, Any]
 SETTING = (
   'record', 'model', 'batch', 'heads', 'groups', 'width', 'slots', 'filled',
-  'context', 'dtype', 'tokens', 'name',
+  'context', 'latent', 'layers', 'dtype', 'tokens', 'name',
 )  # fmt: skip
 
 
@@ -25,6 +25,9 @@ def section(title: str, rows: Sequence[Row], read: float) -> tuple[Block, ...]:
   best = [r for r in rows if r.get('best')]
   if best:
     blocks.append(tiles(title, best))
+  costs = [r for r in rows if r['record'] == 'overhead' and 'seconds' in r]
+  if costs:
+    blocks.append(overheads(title, costs))
   files = [f'`{r["file"]}`' for r in rows if 'file' in r]
   if files:
     blocks.append(Text(f'{title}: written to {", ".join(files)}.'))
@@ -70,6 +73,23 @@ def tiles(title: str, rows: Sequence[Row]) -> Table:
       )
       for r in rows
     ],
+  )  # fmt: skip
+
+
+def overheads(title: str, rows: Sequence[Row]) -> Table:
+  """Returns what steps of a depth cost their host."""
+  return Table(
+    title,
+    ('layers', 'what', 'arrays', 'ms'),
+    [
+      (
+        r['layers'], r['name'], str(r.get('leaves', '')),
+        round(1e3 * r['seconds'], 3),
+      )
+      for r in rows
+    ],
+    'Starting: until the call returns, with a model that computes next to '
+    'nothing.',
   )  # fmt: skip
 
 
@@ -147,6 +167,8 @@ def case(row: Row) -> str:
   """Returns a row's setting in short."""
   names = {'batch': 'B', 'heads': 'K', 'groups': 'G', 'width': 'H'}
   parts = [row['model']] if 'model' in row else []
+  if 'latent' in row:
+    names = {'batch': 'B', 'heads': 'N', 'latent': 'L', 'slots': ''}
   parts += [
     f'{short}{row[name]}' for name, short in names.items() if name in row
   ]

@@ -32,20 +32,25 @@ TOLERANCE = {'float32': 1e-4, 'bfloat16': 5e-2, 'int8': 5e-2}
 
 def build(shape: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
   """Returns a GQA decoder and random parameters."""
+  config = describe(shape)
+  return config, init_params(config, jax.random.key(0))
+
+
+def describe(shape: Mapping[str, Any]) -> ModelConfig:
+  """Returns a GQA decoder of a shape."""
   width = shape['key_width']
   attention = Grouped(
       shape['num_heads'], shape['num_kv_heads'], width, rotary=Rotary(width)
   )
   layer = Layer(attention, MLP(shape['hidden']))
   layers = (layer,) * shape['layers']
-  config = ModelConfig(
+  return ModelConfig(
       shape['vocab_size'],
       shape['width'],
       layers,
       tied=shape.get('tied', False),
       dtype=shape['dtype'],
   )
-  return config, init_params(config, jax.random.key(0))
 
 
 def step(
@@ -67,16 +72,16 @@ def step(
   logits that were waited for are held against those of `blockwise`. Peers are
   transformers' caches, those named or all; `alone` without.
   """
-  streams = [_streams(config, batch, context, i) for i in _layers(config)]
+  streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
 
   coded = functools.cache(lambda: quantize(params))
 
   def ours(kernel, codec, narrow):
-    cache = _filled(config, batch, context, streams, codec, room)
+    cache = filled(config, batch, context, streams, codec, room)
     weights = coded() if narrow else params
-    size = _weights(weights) + _read(cache, context)
-    return _step_calls(config, weights, cache, token, kernel, calls), size
+    size = weights_read(weights) + cache_read(cache, context)
+    return step_calls(config, weights, cache, token, kernel, calls), size
 
   plain, floor = ours('blockwise', None, False)
   want = plain()
@@ -129,7 +134,7 @@ def prompt(
       'kvjax uncached': lambda: np.asarray(plain(params, given)),
   }
   want = np.asarray(calls['kvjax uncached']())
-  size = _weights(params)
+  size = weights_read(params)
   tolerance = max(1e-3, TOLERANCE[config.dtype])
   entries: dict[str, Any] = {
       name: functools.partial(_runner, call, want, size, 'blockwise', tolerance)
@@ -153,11 +158,11 @@ def tokens(
     kernel: str | None = None,
 ) -> dict[str, Any]:
   """Returns results of generating N tokens, and of N times one step."""
-  streams = [_streams(config, batch, context, i) for i in _layers(config)]
+  streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
   logits = jnp.zeros((batch, config.vocab_size)).at[:, 1].set(1.0)
   ran = kernel or ('blockwise' if available()['ffi'] else 'ffi')
-  cache = _filled(config, batch, context, streams, None, count)
-  size = count * (_weights(params) + _read(cache, context))
+  cache = filled(config, batch, context, streams, None, count)
+  size = count * (weights_read(params) + cache_read(cache, context))
 
   def whole():
     out, _ = generate(
@@ -178,9 +183,9 @@ def tokens(
 
   def stepped():
     room = count * (repeats + 2)
-    again = _filled(config, batch, context, streams, None, room)
+    again = filled(config, batch, context, streams, None, room)
     token = jnp.ones((batch,), jnp.int32)
-    one = _step_calls(config, params, again, token, kernel)
+    one = step_calls(config, params, again, token, kernel)
     return Runner(lambda: [one() for _ in range(count)], size, ran)
 
   runners, skipped = clock.enter(
@@ -223,13 +228,13 @@ def _ours(
       yield f'kvjax {kernel} weights int8, cache int8', kernel, Int8(), True
 
 
-def _streams(config, batch, context, index):
+def layer_streams(config, batch, context, index):
   attention: Any = config.layers[index].attention
   shape = (batch, attention.num_kv_heads, context, attention.key_width)
   return dict(zip(('key', 'value'), normal(index, shape, shape), strict=True))
 
 
-def _filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
+def filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
   """Returns a cache whose slots hold the given streams."""
   capacity = -(-(context + room) // SLOTS) * SLOTS
   return _fill(init_cache(config, batch, capacity, codec=codec), streams)
@@ -255,7 +260,7 @@ def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
   )
 
 
-def _step_calls(
+def step_calls(
     config, params, cache, token, kernel, calls=1
 ) -> Callable[[], Any]:
   """Returns a function that decodes some more tokens at each call."""
@@ -268,13 +273,13 @@ def _step_calls(
   return clock.queued(one, calls, np.asarray)
 
 
-def _weights(params: Mapping[str, Any]) -> int:
+def weights_read(params: Mapping[str, Any]) -> int:
   """Returns bytes that a step reads: not an embedding that is no head."""
   skip = params['embedding'].nbytes if 'head' in params else 0
   return sum(x.nbytes for x in jax.tree.leaves(params)) - skip
 
 
-def _read(cache: Cache, context: int) -> int:
+def cache_read(cache: Cache, context: int) -> int:
   """Returns bytes of the filled slots."""
   slots = cache.books[0].positions.shape[2]
   size = sum(x.nbytes for x in jax.tree.leaves(cache.stores))

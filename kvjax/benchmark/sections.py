@@ -14,7 +14,17 @@ from typing import Any
 
 import jax
 
-from kvjax.benchmark import ahead, attention, clock, correctness, model, sweep
+from kvjax.benchmark import (
+    ahead,
+    attention,
+    clock,
+    correctness,
+    latent,
+    layer,
+    model,
+    overhead,
+    sweep,
+)
 from kvjax.kernels import available, tuning
 
 Record = dict[str, Any]
@@ -153,6 +163,42 @@ def alone(run: Run) -> Iterator[Record]:
       yield {'record': 'attention', **dataclasses.asdict(case), **row}
 
 
+def latents(run: Run) -> Iterator[Record]:
+  """Yields rows of latent attention, absorbed beside expanded."""
+  for sizes in run.config.latent:
+    if run.budget.spent:
+      return
+    case = latent.Case(*sizes)
+    results = latent.measure(case, attention.Pace.of(run.config))
+    about = {'record': 'latent', **dataclasses.asdict(case)}
+    for row in clock.rate(results, run.limits['read']):
+      yield about | row
+
+
+def layers(run: Run) -> Iterator[Record]:
+  """Yields rows of one attention layer."""
+  config = run.config
+  for batch, context in config.layer:
+    if run.budget.spent:
+      return
+    about = {'record': 'layer', 'batch': batch, 'context': context}
+    pace = config.repeats, config.kernels, config.room
+    results = layer.measure(config.model, batch, context, *pace)
+    for row in clock.rate(results, run.limits['read']):
+      yield about | row
+
+
+def overheads(run: Run) -> Iterator[Record]:
+  """Yields what steps of many layers cost before a byte is read."""
+  for count in run.config.overhead:
+    deep = {**run.config.model.to_dict(), 'layers': count}
+    about = {'record': 'overhead', 'layers': count}
+    kernel = 'blockwise' if available()['ffi'] else 'ffi'
+    yield about | overhead.compiling(model.describe(deep), kernel)
+    for row in overhead.dispatching(count):
+      yield about | row
+
+
 def models(run: Run) -> Iterator[Record]:
   """Yields rows of whole models: N tokens of all, then steps, then prefills."""
   races = []
@@ -215,5 +261,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
     'checks': ('Correctness of the kernel', checks),
     'sweep': ('Tiles of the kernel', cuts),
     'attention': ('Attention alone', alone),
+    'latent': ('Latent attention alone', latents),
+    'layer': ('One attention layer', layers),
     'models': ('The model', models),
+    'overhead': ('Before a byte is read', overheads),
 }

@@ -79,4 +79,5 @@ def test_tiny_runs_end_to_end(tmp_path, commands):
   assert ended.code == 0, ended.err
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
   kinds = {json.loads(line)['record'] for line in lines}
-  assert {'run', 'bandwidth', 'attention', 'step', 'generate'} <= kinds
+  wanted = 'run bandwidth attention latent layer step generate overhead'
+  assert set(wanted.split()) <= kinds

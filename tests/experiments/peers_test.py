@@ -71,10 +71,10 @@ def test_a_step_of_transformers_with_our_weights(kind, dtype, tied):
     'tied': tied,
   }  # fmt: skip
   config, params = model.build(shape)
-  streams = [model._streams(config, 2, 24, index) for index in range(2)]
+  streams = [model.layer_streams(config, 2, 24, index) for index in range(2)]
   token = jnp.arange(2, dtype=jnp.int32)
-  cache = model._filled(config, 2, 24, streams, None, 32)
-  want = model._step_calls(config, params, cache, token, 'blockwise')()
+  cache = model.filled(config, 2, 24, streams, None, 32)
+  want = model.step_calls(config, params, cache, token, 'blockwise')()
   theirs = peers.torch_model(config, params)
   call = peers.torch_decode(theirs, kind, streams, token, 24 + 32)
   assert clock.difference(call(), want) < model.TOLERANCE[dtype]

@@ -1,0 +1,73 @@
+"""What a step costs besides bytes: compiling it, and the work of its host."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.rotary import Rotary
+from kvjax.decoding.cache import init_cache
+from kvjax.decoding.steps import decode_step
+from kvjax.memory.program import compile_call
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.decoder import init_params
+from kvjax.models.mlp import MLP
+
+SLOTS, TURNS = 512, 200
+
+
+def compiling(config: ModelConfig, kernel: str) -> dict[str, Any]:
+  """Returns seconds to trace, lower and compile a step, from shapes alone.
+
+  The persistent cache of compilations is left out of it.
+  """
+  before = jax.config.read('jax_enable_compilation_cache')
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    begun = time.perf_counter()
+    compile_call(config, batch_size=1, capacity=SLOTS, kernel=kernel)
+    seconds = time.perf_counter() - begun
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+  return {'name': 'compiling a step', 'seconds': seconds}
+
+
+def dispatching(layers: int) -> list[dict[str, Any]]:
+  """Returns seconds until calls return that only start a step.
+
+  Of a model so narrow that its leaves are all that its host sees of it; beside
+  `decode_step`, the same program by a bare `jax.jit`, which is what JAX itself
+  takes for as many arrays.
+  """
+  layer = Layer(Grouped(2, 1, 8, rotary=Rotary(8)), MLP(8))
+  config = ModelConfig(16, 16, (layer,) * layers)
+  params = init_params(config, jax.random.key(0))
+  token = jnp.zeros((1,), jnp.int32)
+  bare = jax.jit(
+      lambda params, cache, token: decode_step(config, params, cache, token),
+      donate_argnames='cache',
+  )
+  ways = {
+      'starting decode_step': lambda cache: decode_step(
+          config, params, cache, token
+      ),
+      'starting a bare jit of it': lambda cache: bare(params, cache, token),
+  }
+  caches = {name: init_cache(config, 1, SLOTS) for name in ways}
+  times: dict[str, list[float]] = {name: [] for name in ways}
+  for turn in range(TURNS):
+    for name, way in ways.items():
+      begun = time.perf_counter()
+      logits, caches[name] = way(caches[name])
+      spent = time.perf_counter() - begun
+      jax.block_until_ready((logits, caches[name]))
+      if turn >= TURNS // 4:
+        times[name].append(spent)
+  leaves = len(jax.tree.leaves((params, init_cache(config, 1, SLOTS))))
+  return [
+      {'name': name, 'seconds': float(np.median(spent)), 'leaves': leaves}
+      for name, spent in times.items()
+  ]
