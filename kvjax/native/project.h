@@ -28,8 +28,8 @@ void project_tiles(const float* rows, int64_t M, const T* weight, int64_t D,
 
 constexpr int kWays = kLanes / 8;  // vectors of lines side by side: 2 or 1
 constexpr int kPanel = kWays * kLanes;
-constexpr int64_t kDeep = 256;  // numbers of a line in a panel
-constexpr int64_t kMany = 32;  // rows from which turning pays
+constexpr int64_t kDeep = 1024;  // numbers of a line in a panel
+constexpr int64_t kMany = 32;    // rows from which turning pays
 
 // Writes codes of kPanel lines as floats, the lines side by side:
 // panel[k][line] for k < depth, a multiple of four.
@@ -70,7 +70,7 @@ inline void panel_tile(const float* rows, int64_t D, const float* panel,
 inline void project_panels(const float* rows, int64_t M, const int8_t* weight,
                            int64_t D, int64_t N, int64_t first, int64_t last,
                            float* out) {
-  float panel[kDeep * kPanel];
+  static thread_local float panel[kDeep * kPanel];  // much for a stack
   for (int64_t n = first; n < last; n += kPanel)
     for (int64_t d = 0; d < D; d += kDeep) {
       const int64_t line = std::min(n, last - kPanel);
