@@ -39,8 +39,7 @@ _WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
 SHOWN = (
     'variant', 'layers', 'kernel', 'batch_size', 'capacity',
     'new_tokens_per_step', 'groups', 'tokens', 'width', 'dtype', 'registers',
-    'spills', 'alias', 'temporaries', 'planned_temporaries', 'peak',
-    'planned_peak', 'ratio', 'failed',
+    'spills', 'temporaries', 'planned_temporaries', 'peak', 'ratio', 'failed',
 )  # fmt: skip
 
 

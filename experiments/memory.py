@@ -13,6 +13,7 @@ from absl import flags
 
 import kvjax
 from experiments import launch
+from kvjax.decoding.cache import check_sizes
 from kvjax.decoding.spelling import parse_cache
 from kvjax.memory import (
     Device,
@@ -78,6 +79,7 @@ class Setup:
 
 def check(config: Any) -> Setup:
   """Returns the setup; raises ValueError for what makes no sense."""
+  check_sizes(batch=config.batch, context=config.context)
   name = config.checkpoint or config.model
   model = kvjax.load_config(name)
   mesh = {'heads': config.devices} if config.devices != 1 else None

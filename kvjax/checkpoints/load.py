@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -83,9 +84,14 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
 
   Raises:
     FileNotFoundError: a path has no such file.
-    ValueError: an unknown name (the nearest are listed), or something that is
-      not supported.
+    ValueError: neither name nor path, an unknown name (the nearest are
+      listed), or something that is not supported.
   """
+  if not isinstance(name_or_path, str | os.PathLike):
+    raise ValueError(
+        f'{name_or_path!r} is no name and no path. Give one: '
+        "load_config('llama-3-8b')."
+    )
   path = pathlib.Path(name_or_path)
   if not path.exists():
     values = published_values(str(name_or_path))

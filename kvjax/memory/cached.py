@@ -143,13 +143,18 @@ def query_line(
       // shards.parts('heads', layer.attention.num_heads)
       for layer in config.layers
   )
+  bits = _bits(memory.dtype)
   line = Term(
       'a cache of past queries',
       (Dim('B', batch, 'batch'), Dim('S', capacity), Dim('sum(N H)', count)),
-      np.dtype(memory.dtype).itemsize,
+      max(bits // 8, 1),
   ).line('never', shards)
-  numbers = f'{line.numbers}: nothing would read it'
-  return dataclasses.replace(line, numbers=numbers)
+  held, numbers = line.bytes, line.numbers
+  if bits < 8:
+    held = _packed(held, memory.dtype)
+    numbers = f'{numbers.removesuffix(" x 1")} x {bits} / 8'
+  numbers = f'{numbers}: nothing would read it'
+  return dataclasses.replace(line, bytes=held, numbers=numbers)
 
 
 def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:

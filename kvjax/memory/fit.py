@@ -6,13 +6,14 @@ either that still fits is found by bisection over whole plans, exactly.
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.codecs import Codec, Int8
 from kvjax.caches.kind import Kind
 from kvjax.caches.sinks import Sinks
+from kvjax.decoding.cache import check_sizes
 from kvjax.memory.devices import Device, device
 from kvjax.memory.plan import MemoryPlan, plan
 from kvjax.memory.shards import shards
@@ -128,9 +129,10 @@ def fit(
 
   Raises:
     ValueError: a size is not positive, neither a batch nor a capacity is
-      given, or no device has that name.
+      given, the frontier is no sequence, or no device has that name.
   """
   limit, platform = _limit(memory_bytes, reserve_bytes)
+  contexts = _contexts(frontier)
   if batch_size is None and capacity is None:
     raise ValueError('fit needs batch_size or capacity: give one, or both.')
   options = dict(
@@ -164,12 +166,22 @@ def fit(
       short_bytes=short,
       frontier=tuple(
           (n, asked.largest_batch(n))
-          for n in frontier
+          for n in contexts
           if n <= (config.positions or n)
       ),
       remedies=tuple(_remedies(asked, rows, tokens)) if short else (),
       plan=found,
   )
+
+
+def _contexts(frontier: Any) -> tuple[int, ...]:
+  if not isinstance(frontier, Iterable):
+    raise ValueError(
+        f'frontier={frontier!r} must be contexts in a sequence: (1024, 4096).'
+    )
+  found = tuple(frontier)
+  check_sizes(**{f'frontier[{i}]': n for i, n in enumerate(found)})
+  return found
 
 
 def _limit(memory: int | str | Device, reserve: int) -> tuple[int, str | None]:

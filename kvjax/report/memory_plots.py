@@ -91,7 +91,7 @@ def against_context(
       COLOURS[5],
   )
   _log(axes, contexts, 'context (tokens)', 'bytes (all rows)')
-  axes.set_xlim(contexts[0], contexts[-1] * 1.9)
+  axes.set_xlim(contexts[0] / 1.1, contexts[-1] * 1.9)
   axes.yaxis.set_major_formatter(lambda value, _: size(value))
   axes.yaxis.set_major_locator(_powers(16))
   axes.set_title(title, loc='left')
@@ -122,7 +122,7 @@ def frontier(
       _beside(axes, last, kept[last], name, colour)
   _log(axes, contexts, 'context (tokens)', f'rows that fit ({device})')
   axes.set_ylim(bottom=0.7)
-  axes.set_xlim(contexts[0], contexts[-1] * 1.9)
+  axes.set_xlim(contexts[0] / 1.1, contexts[-1] * 1.9)
   axes.yaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
   axes.set_title(title, loc='left')
   return png(canvas)

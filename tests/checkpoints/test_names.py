@@ -32,6 +32,8 @@ def test_an_unknown_name_lists_the_nearest():
     kvjax.load_config('llama-3-9b')
   with pytest.raises(ValueError, match='nearest known: .*gpt-2'):
     kvjax.load_config('?')
+  with pytest.raises(ValueError, match='None is no name and no path'):
+    kvjax.load_config(None)
   with pytest.raises(FileNotFoundError, match='nobody/nothing'):
     kvjax.load_config('nobody/nothing')
 

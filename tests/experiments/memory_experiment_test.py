@@ -69,8 +69,8 @@ def test_the_plan_is_what_xla_was_given(run):
     (
         ('model', 'llama-3-9b', "'llama-3-9b'; the nearest known: llama-3-8b"),
         ('device', 'H20', "unknown device 'H20'; the nearest known: H200"),
-        ('batch', -1, 'batch_size=-1 must be a positive integer'),
-        ('context', 0, 'capacity=0 must be a positive integer'),
+        ('batch', -1, 'batch=-1 must be a positive integer'),
+        ('context', 0, 'context=0 must be a positive integer'),
         ('devices', 0, 'mesh axis heads=0 must be a positive integer'),
         ('cache', 'int9', "'int9' is no name"),
         ('compare', ('mxa',), "variant='mxa' is unknown; known: mha"),

@@ -152,6 +152,9 @@ def test_refusals_name_value_rule_and_fix():
     fit(GQA, 10**6, capacity=8, mesh={'model': 2})
   with pytest.raises(ValueError, match='mesh axis heads=0'):
     fit(GQA, 10**6, capacity=8, mesh={'heads': 0})
+  for wrong, words in ((5, 'frontier=5 must'), ((8, 0), r'frontier\[1\]=0')):
+    with pytest.raises(ValueError, match=words):
+      fit(LLAMA, 'H200', capacity=8, frontier=wrong)
   with pytest.raises(ValueError, match='batch_size=-1'):
     fit(GQA, 10**6, batch_size=-1)
   with pytest.raises(ValueError, match='batch_size=0'):

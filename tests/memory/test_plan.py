@@ -291,6 +291,8 @@ class PlanTest(parameterized.TestCase):
     held = measure(same.lower(cache).compile()).arguments
     self.assertEqual(found.cache_bytes, held)
     self.assertEqual(found.bytes_per_token, 2 * 2 * 3 * 4 // 2)
+    wide = plan(config, batch_size=3, capacity=20, cache_dtype='bfloat16')
+    self.assertEqual(4 * found.query_cache_bytes, wide.query_cache_bytes)
 
 
 if __name__ == '__main__':
