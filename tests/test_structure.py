@@ -12,8 +12,8 @@ FILES = sorted(
 # What a room may import of the package, beside itself.
 BELOW = {
   'native': {'target'},
-  'caches': {'native'},
-  'layers': {'native'},
+  'caches': {'native', 'target'},
+  'layers': {'native', 'target'},
   'kernels': {'caches', 'native', 'target'},
   'attention': {'caches', 'kernels', 'layers'},
   'models': {'attention', 'caches', 'layers', 'kernels'},
