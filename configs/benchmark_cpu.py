@@ -35,6 +35,8 @@ SETTINGS = {
     'model.vocab_size': 64,
     'latent': ((1, 2, 16, 8, 8, 32, 'float32'),),
     'layer': ((2, 24),),
+    'variants.names': ('mla',),
+    'variants.sizes': ((2, 24),),
     'overhead': (2,),
     'steps': ((2, 24),),
     'prompts': (16,),
@@ -53,15 +55,17 @@ def get_config(setting: str = 'default') -> ConfigDict:
   """Returns the setting 'default', 'step' (only that) or 'tiny'."""
   config = ConfigDict(
     {
-      'repeats': 9,
+      'repeats': 5,
       'rotate': 400_000_000,  # bytes of buffers that a race passes through
       'bandwidth': 512,  # MiB read to find what the machine can read
       'kernels': ('ffi', 'blockwise'),
       'generate_kernels': (None,),  # the default one
       'interpret': False,
-      'together': False,  # one call reads one cache
+      'together': 8,  # buffers that a call reads: what it costs is little then
       'calls': 1,  # queued before one is waited for
-      'sections': ('attention', 'latent', 'layer', 'models', 'overhead'),
+      'sections': (
+        'models', 'variants', 'latent', 'layer', 'overhead', 'attention',
+      ),
       'models': ('model',),
       'room': 256,  # slots beyond the context, for the tokens that are timed
       'attention': {
@@ -89,6 +93,10 @@ def get_config(setting: str = 'default') -> ConfigDict:
       ),
       'layer': ((1, 2048), (8, 2048)),  # batch, context
       'overhead': (32,),  # layers
+      'variants': {
+        'names': ('mha', 'gqa', 'mqa', 'mla'),
+        'sizes': ((8, 2048),),  # batch, context
+      },
       'steps': ((1, 128), (1, 2048), (8, 2048)),  # batch, context
       'prompts': (1024,),
       'generate': ((1, 128, 32),),  # batch, context, tokens

@@ -67,7 +67,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
           'kernels': ('blockwise', 'mosaic_gpu'),
           'generate_kernels': ('mosaic_gpu',),
           'interpret': True,  # where there is no GPU
-          'together': True,  # one call reads all buffers: a host is slow
+          'together': 64,  # buffers that a call reads: a host is slow
           'calls': 32,  # queued before one is waited for, likewise
           'sections': ('target', 'checks', 'sweep', 'attention', 'models'),
           'models': ('small', 'model'),

@@ -52,18 +52,19 @@ class Pace:
   """How a race is run.
 
   Attributes:
-    repeats: turns, times the buffers there are, up to three.
+    repeats: turns, times the calls that it takes to read all, up to three.
     rotate: bytes of all buffers, beyond the last cache of the machine, as far
       as what they are cut from fits `MOST`.
     kernels: of kvjax that take part, of those available.
-    together: read all buffers in one call (accelerators).
+    together: buffers that one call reads, so that attention is timed and not
+      what a call costs; a program is as long.
     calls: of those, queued before one is waited for.
   """
 
   repeats: int
   rotate: int
   kernels: Sequence[str] = KERNELS
-  together: bool = False
+  together: int = 1
   calls: int = 1
 
   @classmethod
@@ -84,11 +85,13 @@ def measure(case: Case, pace: Pace, *, alone: bool = False) -> dict[str, Any]:
   copies = max(1, -(-pace.rotate // case.bytes))
   whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
   copies = min(copies, max(2, MOST // whole.bytes))
+  turns = -(-copies // pace.together)
+  copies = -(-copies // turns) * turns  # calls of as many buffers each
   drawn = [draw(case, seed) for seed in range(copies)]
   entries = dict(_ours(case, drawn, pace))
   entries |= {} if alone else dict(_theirs(case, drawn, pace))
   runners, skipped = clock.enter(entries)
-  repeats = pace.repeats * (1 if pace.together else min(copies, 3))
+  repeats = pace.repeats * min(turns, 3)
   return clock.race(runners, repeats) | skipped
 
 
@@ -152,7 +155,7 @@ def _ours(
     run = functools.partial(
         _attend, last=last, held=held, codec=codec, kernel=kernel
     )
-    parts = [stored] if pace.together else [[each] for each in stored]
+    parts = _parts(stored, pace)
     calls = [steady(run, drawn[0][0], tuple(part)) for part in parts]
     yield (
         f'kvjax {kernel}',
@@ -170,7 +173,7 @@ def _theirs(
     return x[:, :, : case.filled].astype(case.dtype)
 
   given = [(q.astype(case.dtype), narrow(k), narrow(v)) for q, k, v in drawn]
-  parts = [given] if pace.together else [[each] for each in given]
+  parts = _parts(given, pace)
   for peer in attention_peers.here():
 
     def entry(peer=peer):
@@ -178,6 +181,13 @@ def _theirs(
       return _runner(case, drawn, calls, '', pace)
 
     yield peer.name, entry
+
+
+def _parts(each: Sequence[Any], pace: Pace) -> list[list[Any]]:
+  """Returns what each call reads."""
+  count = -(-len(each) // -(-len(each) // pace.together))
+  starts = range(0, len(each), count)
+  return [list(each[start : start + count]) for start in starts]
 
 
 def _runner(
@@ -194,7 +204,7 @@ def _runner(
       kernel,
       error,
       TOLERANCE[case.dtype],
-      pace.calls * (len(drawn) if pace.together else 1),
+      pace.calls * len(_parts(drawn, pace)[0]),
   )
 
 

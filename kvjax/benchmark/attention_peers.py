@@ -50,27 +50,32 @@ def jax_nn(
     query = q.reshape(q.shape[0], 1, -1, q.shape[-1])
     return query, *(jnp.array(jnp.swapaxes(x, 1, 2)) for x in (k, v))
 
-  shape = given[0][0].shape
-
-  @functools.partial(jax.jit, donate_argnames='old', keep_unused=True)
-  def attend(query, caches, old):
-    del old
-    outs = []
-    for cache in caches:  # each asks with the last one's answer: in order
-      query = jax.nn.dot_product_attention(
-          query, *cache, implementation=implementation
-      )
-      outs.append(query.reshape(shape))
-    return outs
-
   ready = [laid_out(*each) for each in given]
+  query, caches = ready[0][0], [each[1:] for each in ready]
   held = [[jnp.zeros_like(given[0][0]) for _ in given]]
 
   def call():  # as `attention.steady`
-    held[0] = attend(ready[0][0], [each[1:] for each in ready], held[0])
+    held[0] = _jax_nn(query, caches, held[0], implementation)
     return held[0]
 
   return call
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames='implementation',
+    donate_argnames='old',
+    keep_unused=True,
+)
+def _jax_nn(query, caches, old, implementation):
+  outs = []
+  for cache, like in zip(caches, old, strict=True):
+    # Each asks with the last one's answer: in order.
+    query = jax.nn.dot_product_attention(
+        query, *cache, implementation=implementation
+    )
+    outs.append(query.reshape(like.shape))
+  return outs
 
 
 def torch_calls(given: Sequence[Given], make: Callable[[Any], Any]) -> Call:

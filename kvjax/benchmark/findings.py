@@ -8,9 +8,11 @@ from kvjax.report.blocks import Block, Picture, Table, Text
 
 Row = dict[str, Any]
 SETTING = (
-  'record', 'model', 'batch', 'heads', 'groups', 'width', 'slots', 'filled',
-  'context', 'latent', 'layers', 'dtype', 'tokens', 'name',
+  'record', 'model', 'variant', 'batch', 'heads', 'groups', 'width', 'slots',
+  'filled', 'context', 'latent', 'layers', 'dtype', 'tokens', 'name',
 )  # fmt: skip
+
+_PACE = 'tokens_per_second'
 
 
 def section(title: str, rows: Sequence[Row], read: float) -> tuple[Block, ...]:
@@ -139,9 +141,10 @@ def table(title: str, rows: Sequence[Row], read: float) -> Table:
   """Returns a row each: time, bandwidth, share of the floor, ratios."""
   peers = list(dict.fromkeys(p for row in rows for p in row['ratios']))
   bar = ('bar',) if any('bar' in row for row in rows) else ()
+  pace = ('tokens/s',) if any(_PACE in row for row in rows) else ()
   return Table(
     title,
-    ('case', 'what', 'ms', 'least', 'GB/s', 'of floor', *bar, *peers),
+    ('case', 'what', 'ms', 'least', 'GB/s', 'of floor', *pace, *bar, *peers),
     [
       (
         case(row),
@@ -150,6 +153,7 @@ def table(title: str, rows: Sequence[Row], read: float) -> Table:
         round(1e3 * row['fastest'], 3),
         round(row['bandwidth'] / 1e9, 1),
         round(row['of_floor'], 2),
+        *(f'{row[_PACE]:.1f}' if _PACE in row else '' for _ in pace),
         *(_bar(row) for _ in bar),
         *(
           f'{row["ratios"][p]:.1f}x' if p in row['ratios'] else ''
@@ -166,7 +170,7 @@ def table(title: str, rows: Sequence[Row], read: float) -> Table:
 def case(row: Row) -> str:
   """Returns a row's setting in short."""
   names = {'batch': 'B', 'heads': 'K', 'groups': 'G', 'width': 'H'}
-  parts = [row['model']] if 'model' in row else []
+  parts = [row[name] for name in ('model', 'variant') if name in row]
   if 'latent' in row:
     names = {'batch': 'B', 'heads': 'N', 'latent': 'L', 'slots': ''}
   parts += [

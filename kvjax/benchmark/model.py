@@ -229,9 +229,9 @@ def _ours(
 
 
 def layer_streams(config, batch, context, index):
-  attention: Any = config.layers[index].attention
-  shape = (batch, attention.num_kv_heads, context, attention.key_width)
-  return dict(zip(('key', 'value'), normal(index, shape, shape), strict=True))
+  streams = config.layers[index].attention.streams()
+  shapes = [(batch, x.heads, context, x.width) for x in streams.values()]
+  return dict(zip(streams, normal(index, *shapes), strict=True))
 
 
 def filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
@@ -242,7 +242,7 @@ def filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
 
 @functools.partial(jax.jit, donate_argnames='cache')
 def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
-  batch, _, context, _ = streams[0]['key'].shape
+  batch, _, context, _ = next(iter(streams[0].values())).shape
   slots = jnp.arange(context, dtype=jnp.int32)[None, :]
   slots = jnp.broadcast_to(slots, (batch, context))
   book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)

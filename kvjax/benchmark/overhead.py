@@ -19,19 +19,20 @@ from kvjax.models.mlp import MLP
 SLOTS, TURNS = 512, 200
 
 
-def compiling(config: ModelConfig, kernel: str) -> dict[str, Any]:
+def compiling(shape: ModelConfig, kernel: str) -> dict[str, Any]:
   """Returns seconds to trace, lower and compile a step, from shapes alone.
 
   The persistent cache of compilations is left out of it.
   """
-  before = jax.config.read('jax_enable_compilation_cache')
-  jax.config.update('jax_enable_compilation_cache', False)
+  config: Any = jax.config
+  before = config.jax_enable_compilation_cache
+  config.update('jax_enable_compilation_cache', False)
   try:
     begun = time.perf_counter()
-    compile_call(config, batch_size=1, capacity=SLOTS, kernel=kernel)
+    compile_call(shape, batch_size=1, capacity=SLOTS, kernel=kernel)
     seconds = time.perf_counter() - begun
   finally:
-    jax.config.update('jax_enable_compilation_cache', before)
+    config.update('jax_enable_compilation_cache', before)
   return {'name': 'compiling a step', 'seconds': seconds}
 
 

@@ -26,6 +26,8 @@ from kvjax.benchmark import (
     sweep,
 )
 from kvjax.kernels import available, tuning
+from kvjax.memory.variants import with_attention
+from kvjax.models.decoder import init_params
 
 Record = dict[str, Any]
 COPIED = 4.3e12  # bytes a second of the H200 for which the bars are
@@ -188,6 +190,24 @@ def layers(run: Run) -> Iterator[Record]:
       yield about | row
 
 
+def variants(run: Run) -> Iterator[Record]:
+  """Yields rows of a step of each variant of the first model, by itself."""
+  config = run.config
+  whole = model.describe(config[config.models[0]])
+  for (batch, context), name in itertools.product(
+      config.variants.sizes, config.variants.names
+  ):
+    if run.budget.spent:
+      return
+    shape = with_attention(whole, name)
+    params = init_params(shape, jax.random.key(0))
+    pace = config.repeats, config.kernels, config.room, config.calls
+    results = model.step(shape, params, batch, context, *pace, alone=True)
+    about = {'record': 'step', 'variant': name, 'batch': batch}
+    for row in clock.rate(results, run.limits['read']):
+      yield about | {'context': context} | _paced(row, batch)
+
+
 def overheads(run: Run) -> Iterator[Record]:
   """Yields what steps of many layers cost before a byte is read."""
   for count in run.config.overhead:
@@ -214,8 +234,17 @@ def models(run: Run) -> Iterator[Record]:
         return
       if about['record'] == kind:
         judged = bar if kind != 'prefill' and about['batch'] == 1 else None
+        count = about['batch'] * about.get('tokens', 1)
         for row in _rated(run, race(), judged):
+          row = row if kind == 'prefill' else _paced(row, count)
           yield {**about, 'model': name, **row}
+
+
+def _paced(row: Record, tokens: int) -> Record:
+  """Returns a row with the tokens of all rows that it makes a second."""
+  if 'seconds' not in row:
+    return row
+  return {**row, 'tokens_per_second': tokens / row['seconds']}
 
 
 def _rated(run: Run, results: Record, bar: Any) -> list[Record]:
@@ -261,6 +290,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
     'checks': ('Correctness of the kernel', checks),
     'sweep': ('Tiles of the kernel', cuts),
     'attention': ('Attention alone', alone),
+    'variants': ('Steps of each variant', variants),
     'latent': ('Latent attention alone', latents),
     'layer': ('One attention layer', layers),
     'models': ('The model', models),
