@@ -38,8 +38,9 @@ _WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
 
 SHOWN = (
     'variant', 'layers', 'kernel', 'batch_size', 'capacity',
-    'new_tokens_per_step', 'groups', 'tokens', 'width', 'dtype', 'registers',
-    'spills', 'temporaries', 'planned_temporaries', 'peak', 'ratio', 'failed',
+    'new_tokens_per_step', 'groups', 'tokens', 'width', 'dtype', 'ratio',
+    'peak', 'temporaries', 'planned_temporaries', 'registers', 'spills',
+    'failed',
 )  # fmt: skip
 
 

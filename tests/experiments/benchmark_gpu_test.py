@@ -1,19 +1,24 @@
 """What is for a GPU, where none is: run in small, or refused in a line."""
 
+import dataclasses
 import importlib.util
 import json
 
 import pytest
 
+import kvjax
 from kvjax import kernels
 from kvjax.benchmark import ahead, clock, correctness, for_hopper, sections
 from kvjax.kernels import tuning
+from kvjax.memory import plan
+from kvjax.memory.variants import VARIANTS, with_attention
 from tests.experiments.commands import ROOT
 
 PTXAS = """ptxas info    : Function properties for a
     0 bytes stack frame, {store} bytes spill stores, {load} bytes spill loads
 ptxas info    : Used {registers} registers, used 16 barriers
 """
+SIZES = 'batch_size', 'capacity', 'new_tokens_per_step', 'kernel'
 STEP = """HloModule jit_call
 fused { %x = bf16[8,64]{1,0} transpose(%y) }
 ENTRY %main {
@@ -149,3 +154,24 @@ def test_a_transpose_of_the_cache_is_seen():
   prefill = good | {'record': 'prefill', 'ratio': 1.04, 'temporaries': 80}
   assert not for_hopper._failed(prefill)
   assert for_hopper._failed(prefill | {'ratio': 0.94}) == ['peak within 5 %']
+
+
+@pytest.mark.parametrize('version', ('0_10_2', '0_11_2'))
+def test_what_was_compiled_for_an_h200_is_planned_as_near(version):
+  path = f'{ROOT}/results/aot_h200_jax_{version}.jsonl'
+  with open(path, encoding='utf-8') as lines:
+    records = list(map(json.loads, lines))
+  ran = [r for r in records if r['record'] in for_hopper.WITHIN]
+  assert len(ran) >= len(for_hopper.STEPS)
+  for record in ran:
+    known = record['variant'] in VARIANTS
+    config = kvjax.load_config('llama-3-8b' if known else record['variant'])
+    config = with_attention(config, record['variant']) if known else config
+    layers = config.layers[: record['layers']]
+    sizes = {n: record[n] for n in SIZES if n in record}
+    planned = plan(
+      dataclasses.replace(config, layers=layers), backend='gpu', **sizes
+    )
+    assert planned.cache_bytes == record['alias']
+    off = 100 * abs(planned.total_bytes / record['peak'] - 1)
+    assert off <= for_hopper.WITHIN[record['record']], record

@@ -224,6 +224,23 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(two.step_bytes, one.step_bytes + one.cache_bytes)
     self.assertEqual(two.temporaries_bytes, one.temporaries_bytes)
 
+  @parameterized.parameters('mha', 'shared')
+  def test_a_prefill_on_a_gpu_holds_outputs_of_later_layers(self, name):
+    # And of layers that read another's cache; 300 tokens take two turns.
+    config = MODELS[name]
+    sizes = {'batch_size': 3, 'capacity': 512, 'new_tokens_per_step': 300}
+    one, two = (
+        plan(
+            dataclasses.replace(config, layers=config.layers[:n]),
+            backend='gpu',
+            **sizes,
+        )
+        for n in (1, 2)
+    )
+    heads = config.layers[0].attention.num_heads
+    grown = two.temporaries_bytes - one.temporaries_bytes
+    self.assertEqual(grown, 3 * 512 * heads * 4 * 4)
+
   def test_sampling_state_is_what_generate_carries(self):
     run = generate._new_run(np.full(5, 7), 0)
     found = plan(MODELS['mha'], batch_size=5, capacity=8)

@@ -63,6 +63,13 @@ MEMORY: tuple[Mutant, ...] = (
     'memory/test_plan.py',
   ),
   fault(
+    'later_loops_start_from_nothing',
+    'memory/transient',
+    '[*ahead[index + 1 :], *late[: index + 1]]',
+    'late[: index + 1]',
+    'memory/test_plan.py',
+  ),
+  fault(
     'a_copied_output_passes',
     'memory/in_place',
     "if row.kind not in ('temporary', 'output')",
