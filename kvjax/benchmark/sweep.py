@@ -98,18 +98,10 @@ def _timer(case: Case, pace: Pace) -> Callable[[Tiles], dict[str, Any]]:
     rule, cut = Scoring(case.width**-0.5), dataclasses.asdict(tiles)
     return mosaic_gpu.attend({'key': q}, last, view, rule, **cut)[0]
 
-  def each(one, q, stored, old):
-    del old
-    outs = []
-    for streams in stored:
-      q = one(q, streams)
-      outs.append(q)
-    return outs
-
   def entry(tiles):
     one = jax.jit(functools.partial(attend, tiles))
     program = jax.jit(
-        functools.partial(each, one), donate_argnames='old', keep_unused=True
+        functools.partial(_each, one), donate_argnames='old', keep_unused=True
     )
     start = attention.steady(program, query, stored)
     found = peers.host(start()[0][:1])[0]
@@ -127,3 +119,13 @@ def _timer(case: Case, pace: Pace) -> Callable[[Tiles], dict[str, Any]]:
     return (clock.race(runners, pace.repeats) | skipped)['cut']
 
   return time
+
+
+def _each(one, query, stored, old):
+  """Returns attention to each, asking with the last one's answer."""
+  del old
+  outs = []
+  for streams in stored:
+    query = one(query, streams)
+    outs.append(query)
+  return outs
