@@ -5,6 +5,7 @@ either that still fits is found by bisection over whole plans, exactly.
 """
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -132,7 +133,8 @@ def fit(
       given, the frontier is no sequence, or no device has that name.
   """
   limit, platform = _limit(memory_bytes, reserve_bytes)
-  contexts = _contexts(frontier)
+  most = config.positions or math.inf
+  contexts = [n for n in _contexts(frontier) if n <= most]
   if batch_size is None and capacity is None:
     raise ValueError('fit needs batch_size or capacity: give one, or both.')
   options = dict(
@@ -164,11 +166,7 @@ def fit(
       capacity=capacity,
       fits=not short,
       short_bytes=short,
-      frontier=tuple(
-          (n, asked.largest_batch(n))
-          for n in contexts
-          if n <= (config.positions or n)
-      ),
+      frontier=tuple((n, asked.largest_batch(n)) for n in contexts),
       remedies=tuple(_remedies(asked, rows, tokens)) if short else (),
       plan=found,
   )
