@@ -60,6 +60,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'bandwidth': 512,  # MiB read to find what the machine can read
       'kernels': ('ffi', 'blockwise'),
       'generate_kernels': (None,),  # the default one
+      'prompt_kernels': (),  # no other than that
       'interpret': False,
       'together': 8,  # buffers that a call reads: what it costs is little then
       'calls': 1,  # queued before one is waited for

@@ -7,8 +7,8 @@
 One run: what the card reads and copies; its description, for `make aot-h200`;
 what the kernel computes there, against float64 and XLA; a sweep of the kernel's
 tiles, written as its table and used from then on; attention beside the peers
-and the bars; steps of a 1B and an 8B model. After `--budget` seconds no row is
-begun. `tiny` runs on a CPU, the kernel interpreted.
+and the bars; steps and prompts of a 1B and an 8B model. After `--budget`
+seconds no row is begun. `tiny` runs on a CPU, the kernels interpreted.
 
 Expected, bfloat16, 8 kv heads, G = 4, H = 128, cold L2, on an H200: at least
 4.2 TB/s at 8 rows of 32k, 4.0 at 16k, 3.3 at 4k; at most 40, 14 and 10 us at
@@ -47,7 +47,7 @@ TINY = {
     'model.hidden': 48,
     'model.vocab_size': 64,
     'steps': ((1, 8),),
-    'prompts': (),
+    'prompts': (72,),  # more rows than a kernel of few serves
     'generate': (),
     'room': 56,
 }
@@ -66,6 +66,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
           'bandwidth': 2048,  # MiB read to find what the machine can read
           'kernels': ('blockwise', 'mosaic_gpu'),
           'generate_kernels': ('mosaic_gpu',),
+          'prompt_kernels': ('cudnn',),  # beside the default one
           'interpret': True,  # where there is no GPU
           'together': 64,  # buffers that a call reads: a host is slow
           'calls': 32,  # queued before one is waited for, likewise

@@ -117,16 +117,23 @@ def _runner(call, want, size, kernel, tolerance, times=1) -> Runner:
 
 
 def prompt(
-    config: ModelConfig, params: Mapping[str, Any], tokens: int, repeats: int
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokens: int,
+    repeats: int,
+    kernels: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """Returns results of a prefill of one row, and of the uncached forward."""
+  """Returns results of a prefill of one row, and of the uncached forward.
+
+  And of a prefill by each of `kernels`, beside that by the default one.
+  """
   ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens))
   given = jnp.asarray(ids, jnp.int32)
   plain = jax.jit(lambda p, t: forward(config, p, t)[:, -1])
   make = functools.partial(init_cache, config, 1, tokens)
 
-  def ours():
-    logits, _ = prefill(config, params, make(), given)
+  def ours(kernel=None):
+    logits, _ = prefill(config, params, make(), given, kernel=kernel)
     return jax.block_until_ready(logits)
 
   calls = {
@@ -140,6 +147,11 @@ def prompt(
       name: functools.partial(_runner, call, want, size, 'blockwise', tolerance)
       for name, call in calls.items()
   }
+  for kernel in kernels:
+    call = functools.partial(ours, kernel)
+    entries[f'kvjax {kernel}'] = functools.partial(
+        _runner, call, want, size, kernel, tolerance
+    )
   if not peers.missing('torch', 'transformers'):
     entries['transformers'] = lambda: _runner(
         peers.torch_prefill(config, params, ids), want, size, '', tolerance

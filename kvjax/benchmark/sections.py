@@ -281,8 +281,8 @@ def _races(
     yield about, lambda s=sizes: model.step(*given, *s)
   for length in config.prompts:
     about = {'record': 'prefill', 'batch': 1, 'context': length}
-    repeats = min(config.repeats, 3)
-    yield about, lambda n=length, r=repeats: model.prompt(*given, n, r)
+    sizes = length, min(config.repeats, 3), config.prompt_kernels
+    yield about, lambda s=sizes: model.prompt(*given, *s)
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {

@@ -2,6 +2,7 @@
 
 By default the fastest one that is there and supports the view: `ffi` on a CPU
 where it is built, `mosaic_gpu` on a Hopper GPU, `blockwise` for all the rest.
+`cudnn` attends to a prompt on a GPU where it is asked for by name.
 An argument `kernel=` forces one and is refused where that one cannot serve; the
 environment variable KVJAX_KERNEL sets the default of a process: 'blockwise', or
 another wherever it can serve, refused where it is not there at all.
@@ -12,12 +13,12 @@ import os
 import jax
 
 from kvjax.caches.view import Streams, View
-from kvjax.kernels import blockwise, ffi, mosaic_gpu
+from kvjax.kernels import blockwise, cudnn, ffi, mosaic_gpu
 from kvjax.kernels.scoring import Scoring
 from kvjax.native import loaded
 from kvjax.target import target
 
-KERNELS = ('ffi', 'blockwise', 'mosaic_gpu')
+KERNELS = ('ffi', 'blockwise', 'mosaic_gpu', 'cudnn')
 VARIABLE = 'KVJAX_KERNEL'
 
 
@@ -26,7 +27,12 @@ def available() -> dict[str, str]:
   reason = loaded.missing()
   if not reason and target() != 'cpu':
     reason = f'it runs on cpu, not on {target()}'
-  return {'ffi': reason, 'blockwise': '', 'mosaic_gpu': mosaic_gpu.missing()}
+  return {
+      'ffi': reason,
+      'blockwise': '',
+      'mosaic_gpu': mosaic_gpu.missing(),
+      'cudnn': cudnn.missing(),
+  }
 
 
 def choose(
@@ -53,8 +59,8 @@ def choose(
     return 'blockwise'
   name = wanted or ('mosaic_gpu' if mosaic_gpu.at_home() else 'ffi')
   absent = available()[name]
-  serving = mosaic_gpu if name == 'mosaic_gpu' else ffi
-  reason = absent or serving.refuses(queries, view, scoring)
+  serving = {'ffi': ffi, 'mosaic_gpu': mosaic_gpu, 'cudnn': cudnn}
+  reason = absent or serving[name].refuses(queries, view, scoring)
   if reason and (kernel or (wanted and absent)):
     raise ValueError(
         f"kernel={name!r} cannot serve: {reason}. Use kernel='blockwise', or "
@@ -95,18 +101,20 @@ def attend_view(
   def native(queries, positions):
     if name == 'ffi':
       return ffi.attend(queries, positions, view, scoring)
+    if name == 'cudnn':
+      return cudnn.attend(queries, positions, view, scoring)
     return mosaic_gpu.attend(queries, positions, view, scoring, block=block)
 
   name = choose(queries, view, scoring, block=block, kernel=kernel)
   if name == 'blockwise':
     return plain(queries, positions)
   # One program may be lowered for another platform than the process runs on.
-  if name == 'mosaic_gpu' and mosaic_gpu.at_home():
+  if name == 'ffi':
+    return jax.lax.platform_dependent(
+        queries, positions, cpu=native, default=plain
+    )
+  if (mosaic_gpu if name == 'mosaic_gpu' else cudnn).at_home():
     return jax.lax.platform_dependent(
         queries, positions, cuda=native, default=plain
     )
-  if name == 'mosaic_gpu':
-    return native(queries, positions)
-  return jax.lax.platform_dependent(
-      queries, positions, cpu=native, default=plain
-  )
+  return native(queries, positions)

@@ -133,8 +133,8 @@ def plan(
       the plan is then that of one device (`kvjax.memory.shards`).
     backend: 'cpu', 'gpu' or 'tpu', for which attention differs in what it
       reads at once; None for the default one.
-    kernel: of `kvjax.kernels.KERNELS`; 'mosaic_gpu' for what that one needs,
-      None, or another, for the block loop, which needs most.
+    kernel: 'mosaic_gpu' for what that one needs; None, 'ffi' or 'blockwise'
+      for the block loop, which needs most of these. Not 'cudnn'.
     donate: the step is given the cache's buffers; otherwise a second cache is
       alive beside the first.
 
@@ -197,6 +197,11 @@ def _check_names(
     if value not in (None, *known):
       known = ', '.join(known)
       raise ValueError(f'{name}={value!r} is unknown; known: {known}.')
+  if kernel == 'cudnn':
+    raise ValueError(
+        "kernel='cudnn' has no plan: what cuDNN occupies has not been measured."
+        ' Leave it out for what the block loop needs.'
+    )
   if source_length is not None and config.encoder is None:
     raise ValueError(
         f'source_length={source_length}, but the model has no encoder. Leave '

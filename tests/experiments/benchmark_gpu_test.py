@@ -50,6 +50,8 @@ def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path, commands):
     ran = {r['name']: r for r in rows[record]}
     for kernel in ('blockwise', 'mosaic_gpu'):
       assert 'met' in ran[f'kvjax {kernel}']['bar']
+  ran = {r['name']: r for r in rows['prefill']}
+  assert ran['kvjax cudnn']['kernel'] == 'cudnn'
   (run,), (target,), (checked,) = (
     rows[name] for name in ('run', 'target', 'correctness')
   )

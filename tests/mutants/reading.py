@@ -83,6 +83,13 @@ CORE: tuple[Mutant, ...] = (
     'attention/passes_test.py::WeightsTest',
   ),
   fault(
+    'prompt_kernel_reads_empty_slots',
+    'kernels/cudnn',
+    'jnp.where((held >= 0)[..., None], stored[name].codes, 0)',
+    'stored[name].codes',
+    'kernels/cudnn_test.py::AnswerTest',
+  ),
+  fault(
     'written_before_it_is_read',
     'attention/cached',
     'views = kind.views(old, store, step.before)',

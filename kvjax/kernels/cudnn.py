@@ -1,0 +1,206 @@
+"""Attention of a prompt on a GPU, by cuDNN's flash attention.
+
+Only by name: it has not run on a GPU. cuDNN masks by index, query row i and
+key i side by side. The new tokens of an ordered view and the slots that they
+fill are cut out for that; older slots are a second call, merged by log-sum-exp,
+or, within a window, the first rows of the one call.
+
+`jax.nn.dot_product_attention` rounds the log-sum-exp to the dtype of the
+output. The function under it, private but the same in JAX 0.10 to 0.12, does
+not, and takes heads first, as a cache has them.
+"""
+
+import functools
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.caches.view import LAST, Streams, View
+from kvjax.kernels import blockwise, interpreter, mosaic_gpu
+from kvjax.kernels.mosaic_gpu import DTYPES
+from kvjax.kernels.scoring import Scoring
+from kvjax.kernels.stored import refuses_stored
+from kvjax.target import target
+
+_ROOM = 'jax._src.cudnn.fused_attention_stablehlo'
+
+
+def missing() -> str:
+  """Returns why this process cannot use the kernel; '' if it can."""
+  if not at_home():
+    return ''
+  if target() != 'gpu' or jax.default_backend() != 'gpu':
+    there = target() if target() != 'gpu' else jax.default_backend()
+    return f'it runs, and is lowered, where a GPU is, not on {there}'
+  try:
+    importlib.import_module(_ROOM).check_cudnn_version()
+  except (AttributeError, ImportError, RuntimeError) as error:
+    return f'this JAX has no cuDNN attention: {error}'
+  return ''
+
+
+def at_home() -> bool:
+  """Returns whether cuDNN attends; else, interpreted, `jax.nn` by XLA."""
+  return interpreter.settings() is None
+
+
+def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+  """Returns why this kernel cannot serve a view; '' if it can."""
+  if list(queries) != ['key']:
+    return f'scores add up {", ".join(queries)}; it reads one stream of keys'
+  tokens, rule = queries['key'].shape[3], scoring.visibility
+  if tokens == 1:
+    return 'one token a row; it serves prompts'
+  reason = refuses_stored(tokens, tokens, view, scoring)
+  if reason:
+    return reason
+  if scoring.softcap is not None:
+    return 'scores have a soft-cap'
+  if not rule.causal or rule.chunk is not None or rule.sink_tokens:
+    return f'{rule} is not causal, with or without a window, and no more'
+  if not view.ordered or (view.first, view.last) != (0, LAST):
+    return "slots are not in the order of positions; a dense cache's are"
+  return _refuses_streams(view, scoring)
+
+
+def _refuses_streams(view: View, scoring: Scoring) -> str:
+  assert view.stored is not None
+  found = [view.stored[name] for name in ('key', scoring.value)]
+  kinds = {None if x is None else x.codes.dtype.name for x in found}
+  if len(kinds) > 1 or not kinds <= set(DTYPES):
+    return f'keys and values are not both stored as {" or ".join(DTYPES)}'
+  key, value = (x.codes.shape[3] for x in found if x is not None)
+  most = 256 if mosaic_gpu.at_home() else 128
+  if key != value or key % 8 or key > most:
+    return f'widths {key}, {value} are not one multiple of 8 up to {most}'
+  return ''
+
+
+def attend(
+    queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+) -> tuple[jax.Array, jax.Array]:
+  """Attends to the slots of one view; see `blockwise.attend`.
+
+  Tokens of a row follow each other, padding on either side; a row where they
+  do not is NaN.
+  """
+  assert view.stored is not None and view.positions is not None
+  stored = {name: view.stored[name] for name in ('key', scoring.value)}
+  rule = Scoring(scoring.scale, scoring.value, visibility=scoring.visibility)
+  filled = jnp.asarray(view.filled, jnp.int32)
+  return _attend(rule, queries, positions, stored, view.positions, filled)
+
+
+# Its derivative is that of the plain form, as of the other kernels.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend(rule, queries, positions, stored, held, filled):
+  del filled
+  # A masked weight is 0, and 0 times what lies in an empty slot may be NaN.
+  key, value = (
+      jnp.where((held >= 0)[..., None], stored[name].codes, 0)
+      for name in ('key', rule.value)
+  )
+  batch, heads, groups, tokens, width = queries['key'].shape
+  query = queries['key'].astype(key.dtype)
+  query = query.reshape(batch, heads * groups, tokens, width)
+  slots, window = key.shape[2], rule.visibility.window
+  lead = 0 if window is None else window - 1
+  size = min(tokens + lead, slots)
+  start, offset, count, apart = _square(positions, lead, size, slots)
+  row = jnp.arange(size, dtype=jnp.int32)[None, :] - offset[:, None]
+  query, near = _take(query, row), (key, value)
+  if size < slots:
+    cut = jax.lax.dynamic_slice_in_dim
+    cut = jax.vmap(functools.partial(cut, slice_size=size, axis=1))
+    near = cut(key, start), cut(value, start)
+  out, lse = _call(rule, query, *near, count, count, causal=True)
+  if window is None and size < slots:
+    old, total = _call(rule, query, key, value, count, start, causal=False)
+    some = (start > 0)[:, None, None]
+    old = jnp.where(some[..., None], old, 0), jnp.where(some, total, -jnp.inf)
+    pairs = zip((out, lse), old, strict=True)
+    out, lse = mosaic_gpu.merge(*(jnp.stack(pair) for pair in pairs))
+  row = jnp.arange(tokens, dtype=jnp.int32)[None, :] + offset[:, None]
+  seen = (positions >= 0)[:, None, :]
+  out = jnp.where(seen[..., None], _take(out, row), 0)
+  lse = jnp.where(seen, _take(lse, row), -jnp.inf)
+  out = jnp.where(apart[:, None, None, None], jnp.nan, out)
+  shape = batch, heads, groups, tokens
+  return out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
+
+
+@_attend.defjvp
+def _attend_jvp(rule, primals, tangents):
+  plain = functools.partial(blockwise.attend_stored, rule)
+  return jax.jvp(plain, primals, tangents)
+
+
+def _square(positions, lead: int, size: int, slots: int):
+  """Returns how each row's tokens lie in `size` slots; int32 `[B]` but one.
+
+  The first of those slots, the row there of token 0, how many of them are
+  read, and whether tokens do not follow each other.
+  """
+  held, tokens = positions >= 0, positions.shape[1]
+  token = jnp.arange(tokens, dtype=jnp.int32)[None, :]
+  first = jnp.min(jnp.where(held, positions, slots), axis=1)
+  first = jnp.where(first == slots, 0, first)  # no token: nothing to read
+  start = jnp.clip(first - lead, 0, slots - size)
+  shift = jnp.max(jnp.where(held, positions - token, -slots), axis=1)
+  apart = held & (positions - token != shift[:, None])
+  count = jnp.max(positions, axis=1) + 1 - start
+  return start, shift - start, count, jnp.any(apart, axis=1)
+
+
+def _take(x: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns rows `[B, R]`, clamped, of the third axis of `[B, N, T, ...]`."""
+  take = functools.partial(jnp.take, axis=1, mode='clip')
+  return jax.vmap(take)(x, rows)
+
+
+def _call(
+    rule: Scoring, query, key, value, rows, keys, *, causal: bool
+) -> tuple[Any, Any]:
+  """Returns output `[B, N, T, H]` and log-sum-exp `[B, N, T]`, float32.
+
+  Args:
+    rule: its scale and, of a causal call, its window.
+    query: `[B, N, T, H]`.
+    key, value: `[B, K, S, H]`.
+    rows, keys: int32 `[B]`, how many count; of a row without any, one does.
+    causal: query i sees no key after key i.
+  """
+  rows, keys = jnp.maximum(rows, 1), jnp.maximum(keys, 1)
+  window = rule.visibility.window if causal else None
+  if not at_home():
+    wide = [
+        jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (query, key, value)
+    ]
+    out, lse = jax.nn.dot_product_attention(
+        *wide,
+        scale=float(rule.scale),
+        is_causal=causal,
+        query_seq_lengths=rows,
+        key_value_seq_lengths=keys,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation='xla',
+        return_residual=True,
+    )
+    return jnp.swapaxes(out, 1, 2), jnp.swapaxes(lse, 1, 2)
+  cudnn = importlib.import_module(_ROOM)
+  masks = cudnn.MaskType
+  out, lse = cudnn.dot_product_attention(
+      query,
+      key,
+      value,
+      q_seqlen=rows,
+      kv_seqlen=keys,
+      scale=float(rule.scale),
+      mask_type=masks.PADDING_CAUSAL if causal else masks.PADDING,
+      qkv_layout='BNTH',
+      sliding_window_length=window,
+      return_residual=True,
+  )
+  return out.astype(jnp.float32), lse
