@@ -1,6 +1,6 @@
 """Which tiles of `flash_decode` are fastest on the device at hand.
 
-One axis after the other from what arithmetic says: splits, block, stages. So
+One axis after the other from what arithmetic says: of splits, block, stages. So
 few are tried because each is compiled. What is found is the kernel's table.
 """
 

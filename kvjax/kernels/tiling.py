@@ -63,7 +63,7 @@ def choose_splits(work: int, blocks: int, cores: int = CORES) -> int:
     blocks: of slots.
     cores: programs that run at a time.
   """
-  if 5 * work >= 4 * cores:
+  if not work or 5 * work >= 4 * cores:
     return 1
   counts = range(1, max(min(blocks, cores), 1) + 1)
   used = {n: work * n / (-(-work * n // cores) * cores) for n in counts}

@@ -91,7 +91,8 @@ def _by_blocks(rows: jax.Array, codes: jax.Array) -> jax.Array:
   """
   out, width = codes.shape
   count = max(-(-out // max(BLOCK // width, 1)), 2)
-  if codes.size < 2 * SMALL or jax.device_count() > 1:
+  whole = codes.size < 2 * SMALL or not rows.shape[0]
+  if whole or jax.device_count() > 1:
     return _sums(rows, codes)
   lines = -(-out // count)
 
@@ -116,8 +117,33 @@ def _summed(
   what comes before and after; for a product it pads the row to the tile of a
   tensor core, and adds up the parts of split sums by a kernel of their own.
   """
-  y = jnp.sum(codes.astype(jnp.float32) * row.astype(jnp.float32), axis=1)
+  y = _line_sums(row, codes)
   return (y if scale is None else y * scale)[None]
+
+
+# Under `vmap` the rows are many after all; a derivative is that of a product.
+@jax.custom_jvp
+def _line_sums(row: jax.Array, codes: jax.Array) -> jax.Array:
+  @jax.custom_batching.custom_vmap
+  def total(row, codes):
+    return jnp.sum(codes.astype(jnp.float32) * row.astype(jnp.float32), axis=1)
+
+  @total.def_vmap
+  def _(size, batched, row, codes):
+    del size
+    axes = [0 if whole else None for whole in batched]
+    return jax.vmap(_lone_product, axes)(row, codes), True
+
+  return total(row, codes)
+
+
+def _lone_product(row: jax.Array, codes: jax.Array) -> jax.Array:
+  return _sums(row, codes)[:, 0]
+
+
+@_line_sums.defjvp
+def _line_sums_jvp(primals, tangents):
+  return jax.jvp(_lone_product, primals, tangents)
 
 
 def split_heads(x: jax.Array, *heads: int) -> jax.Array:

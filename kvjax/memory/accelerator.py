@@ -20,7 +20,7 @@ from kvjax.models.config import Layer
 
 APART = 'mlp, taken apart into two products again (XLA:GPU)'
 JOINED = 'weights of two products of the same rows, joined (XLA:GPU)'
-MERGED = 64 << 20  # bytes up to which XLA:GPU joins a product with another
+MERGED = 64 << 20  # xla_gpu_dot_merger_threshold_mb of JAX 0.10 to 0.12
 FRAGMENT = 64  # rows of a weight that it can join without a copy
 PRODUCT = 'product of a half of a layer, not yet added'
 

@@ -6,6 +6,7 @@ Symmetric, `w ~ codes * scale` with `scale = max |w| / 127` over a line of
 its weights. Activations stay as they are.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,12 +38,19 @@ def quantize(params: Any) -> Any:
   a gradient with respect to codes is refused by JAX.
 
   Args:
-    params: of `init_params` or `load_checkpoint`, or a part of them.
+    params: of `init_params` or `load_checkpoint`, or a part of them that has
+      the head, if there is one, beside the embedding.
 
   Raises:
-    ValueError: a projection is quantized already, or no floating type.
+    ValueError: a projection is quantized already, or of no floating type;
+      params are no dict.
   """
   coded = lambda leaf: isinstance(leaf, CodedWeight)
+  if not isinstance(params, Mapping):
+    raise ValueError(
+        f'params is {type(params).__name__}: quantize takes the dict of params '
+        'of a model; `models.quantize.encode` takes one weight.'
+    )
   tied = 'embedding' in params and 'head' not in params
 
   def one(path, leaf):

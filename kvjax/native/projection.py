@@ -30,6 +30,8 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
   if loaded.unwanted():
     return loaded.unwanted()
   coded = weight.dtype == jnp.int8
+  if not rows.shape[0]:
+    return 'no rows'
   if (most := _most_rows(rows.dtype, coded)) < rows.shape[0]:
     return f'{rows.shape[0]} rows; it takes at most {most}'
   if weight.dtype.name not in DTYPES:

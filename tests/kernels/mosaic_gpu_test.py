@@ -146,6 +146,7 @@ class SpanTest(parameterized.TestCase):
     self.assertEqual(tiling.choose_splits(8, 3), 3)
     self.assertEqual(tiling.choose_splits(128, 512), 1)
     self.assertEqual(tiling.choose_splits(1, 0), 1)
+    self.assertEqual(tiling.choose_splits(0, 4), 1)
 
   def test_committed_tables_can_be_launched(self):
     files = sorted(tuning.FOLDER.glob('*.json'))
@@ -200,6 +201,21 @@ class ChoiceTest(parameterized.TestCase):
         found = kernels.attend_view(*given)
     want = kernels.attend_view(*given, kernel='blockwise')
     chex.assert_trees_all_close(found, want, atol=1e-6)
+
+  def test_its_home_is_compute_capability_9(self):
+    for devices, home in (
+      ([mock.Mock(compute_capability='9.0')], True),
+      ([mock.Mock(compute_capability='8.0')], False),
+      ([mock.Mock(spec=())], False),
+    ):
+      with (
+        mock.patch.object(jax, 'default_backend', return_value='gpu'),
+        mock.patch.object(jax, 'devices', return_value=devices),
+      ):
+        self.assertEqual(mosaic_gpu.at_home(), home)
+        with kernels.targeting('tpu'):
+          self.assertFalse(mosaic_gpu.at_home())
+    self.assertFalse(mosaic_gpu.at_home())
 
   def test_elsewhere_it_is_chosen_by_name_alone_and_only_where_it_runs(self):
     q, k, v, _, held = draw((1, 2, 1), (5,), 128)

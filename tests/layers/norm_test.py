@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.layers.linear import init_linear, linear
+from kvjax.layers.linear import init_linear, linear, matmul
 from kvjax.target import targeting
 
 
@@ -69,6 +69,22 @@ class LinearTest(chex.TestCase):
     want = wide(x) @ wide(params['up']).T + np.arange(7)
     limit = 1e-5 if dtype == 'float32' else 2e-2
     np.testing.assert_allclose(wide(got), want, rtol=limit, atol=limit)
+
+  def test_a_lone_row_on_a_gpu_under_transformations(self):
+    weight = jax.random.normal(jax.random.key(0), (7, 5))
+    rows = jax.random.normal(jax.random.key(1), (3, 1, 5))
+    with targeting('gpu'):
+      got = jax.vmap(matmul, (0, None))(rows, weight)
+      slope = jax.grad(lambda w: matmul(rows[0], w).sum())(weight)
+    np.testing.assert_allclose(got[:, 0], rows[:, 0] @ weight.T, atol=1e-5)
+    want = jnp.broadcast_to(rows[0], (7, 5))
+    np.testing.assert_allclose(slope, want, atol=1e-6)
+
+  def test_no_rows(self):
+    weight = jnp.ones((300, 512))
+    coded = kvjax.quantize({'up': weight})['up']
+    for given in (weight, coded):
+      chex.assert_shape(matmul(jnp.zeros((0, 512)), given), (0, 300))
 
 
 if __name__ == '__main__':
