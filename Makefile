@@ -53,7 +53,8 @@ kernels: $(READY)
 	$(RUN) kvjax/native/library.py
 
 bench: kernels
-	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py
+	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py \
+		--budget=840 $(ARGS)
 
 # On a machine with a GPU; elsewhere it names what is absent.
 bench-gpu: $(READY)
