@@ -20,7 +20,8 @@ from kvjax.models.config import Layer
 
 APART = 'mlp, taken apart into two products again (XLA:GPU)'
 JOINED = 'weights of two products of the same rows, joined (XLA:GPU)'
-MERGED = 64 << 20  # xla_gpu_dot_merger_threshold_mb of JAX 0.10 to 0.12
+# xla_gpu_dot_merger_threshold_mb, 64 in JAX 0.11.2; 0.10.2 joins alike.
+MERGED = 64 << 20
 FRAGMENT = 64  # rows of a weight that it can join without a copy
 PRODUCT = 'product of a half of a layer, not yet added'
 
@@ -28,14 +29,7 @@ PRODUCT = 'product of a half of a layer, not yet added'
 def layer_moments(
     layer: Layer, reading: Reading, source: Reading | None, width: int
 ) -> Iterator[tuple[str, list[Term]]]:
-  """Yields the moments of one layer: projections, attention, MLP.
-
-  Args:
-    layer: of the model.
-    reading: its attention.
-    source: its attention to a source; None for none.
-    width: D of the model.
-  """
+  """Yields the moments of one layer, given as to `moments.layer_moments`."""
   call = reading.call
   hidden = Term('hidden', (*call.lead, Dim('D', width)), call.size)
   # Added with the MLP's product, and with all that is added after.
