@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from kvjax.caches.view import LAST, Streams, View
 from kvjax.kernels import blockwise, interpreter, mosaic_gpu
+from kvjax.kernels.merging import merge
 from kvjax.kernels.mosaic_gpu import DTYPES
 from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.stored import refuses_stored
@@ -121,7 +122,7 @@ def _attend(rule, queries, positions, stored, held, filled):
     some = (start > 0)[:, None, None]
     old = jnp.where(some[..., None], old, 0), jnp.where(some, total, -jnp.inf)
     pairs = zip((out, lse), old, strict=True)
-    out, lse = mosaic_gpu.merge(*(jnp.stack(pair) for pair in pairs))
+    out, lse = merge(*(jnp.stack(pair) for pair in pairs))
   row = jnp.arange(tokens, dtype=jnp.int32)[None, :] + offset[:, None]
   seen = (positions >= 0)[:, None, :]
   out = jnp.where(seen[..., None], _take(out, row), 0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kvjax.caches.view import Streams, View
 from kvjax.caches.visibility import Visibility
 from kvjax.kernels import blockwise, interpreter
+from kvjax.kernels.merging import merge
 from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.stored import refuses_stored
 from kvjax.kernels.tiling import BLOCK, LANES, ROWS, Launch, choose_stages
@@ -183,13 +184,3 @@ def spans(
   if rule.chunk is not None:
     first = jnp.maximum(first, earliest // rule.chunk * rule.chunk)
   return jnp.stack([jnp.minimum(first, end), end, last], axis=1)
-
-
-def merge(outs: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Merges partial attention along the first axis by log-sum-exp."""
-  if outs.shape[0] == 1:
-    return outs[0], lses[0]
-  top = blockwise.finite(jnp.max(lses, axis=0))
-  weights = jnp.exp(lses - top[None])
-  out = jnp.sum(weights[..., None] * outs, axis=0)
-  return blockwise.normalize(top, jnp.sum(weights, axis=0), out)
