@@ -15,6 +15,7 @@ import jax
 from kvjax.caches.view import Streams, View
 from kvjax.kernels import blockwise, cudnn, ffi, mosaic_gpu
 from kvjax.kernels.scoring import Scoring
+from kvjax.kernels.tiling import BLOCK
 from kvjax.native import loaded
 from kvjax.target import target
 
@@ -50,7 +51,8 @@ def choose(
     kernel: the one that must; None for the fastest.
 
   Raises:
-    ValueError: no kernel has that name, or it cannot serve this view.
+    ValueError: no kernel has that name, or it cannot serve this view in blocks
+      of that size.
   """
   wanted = kernel or os.environ.get(VARIABLE) or None
   if wanted not in (None, *KERNELS):
@@ -61,15 +63,32 @@ def choose(
   absent = available()[name]
   serving = {'ffi': ffi, 'mosaic_gpu': mosaic_gpu, 'cudnn': cudnn}
   reason = absent or serving[name].refuses(queries, view, scoring)
+  reason = reason or _refuses_block(name, view, block)
   if reason and (kernel or (wanted and absent)):
     raise ValueError(
         f"kernel={name!r} cannot serve: {reason}. Use kernel='blockwise', or "
         f'None (and no {VARIABLE}) for the fastest that can.'
     )
-  # A size of block is a choice of the block loop. On several devices a plain
-  # jit would gather the cache for a call that it cannot split.
-  other = block is not None or jax.device_count() > 1
-  return 'blockwise' if reason or (other and not wanted) else name
+  # A size of block is a choice of the block loop, unless a kernel is named. On
+  # several devices a plain jit would gather the cache for a call that it cannot
+  # split.
+  sized = block is not None and not kernel
+  other = sized or (jax.device_count() > 1 and not wanted)
+  return 'blockwise' if reason or other else name
+
+
+def _refuses_block(name: str, view: View, block: int | None) -> str:
+  """Returns why a kernel cannot read blocks of a size; '' if it can."""
+  if block is None:
+    return ''
+  if name != 'mosaic_gpu':
+    return f'block={block} is a size for the block loop; this one takes none'
+  if block < BLOCK or block % BLOCK or view.slots % block:
+    return (
+        f'block={block} is no multiple of {BLOCK} that divides {view.slots} '
+        'slots'
+    )
+  return ''
 
 
 def attend_view(
@@ -88,7 +107,8 @@ def attend_view(
     positions: int32 `[B, T]`, -1 for a row that is no token.
     view: the slots.
     scoring: scale, mask and bias (its sinks are left to the caller).
-    block: slots read at once; None for the kernel's choice.
+    block: slots read at once; None for the kernel's choice. A number means the
+      block loop, or `mosaic_gpu` by name; the others take none.
     kernel: one of `KERNELS`; None for the fastest that can serve.
 
   Returns:

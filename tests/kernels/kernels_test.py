@@ -282,6 +282,15 @@ class SelectionTest(parameterized.TestCase):
       self.choose(queries, view, 'cuda')
     self.assertEqual(self.choose(*self.view(), 'blockwise'), 'blockwise')
 
+  def test_a_size_of_block_is_refused_by_a_kernel_that_takes_none(self):
+    with self.assertRaisesRegex(ValueError, 'block=16 is a size for the block'):
+      self.choose(*self.view(), 'ffi', block=16)
+    self.assertEqual(
+      self.choose(*self.view(), 'blockwise', block=16), 'blockwise'
+    )
+    with mock.patch.dict(os.environ, KVJAX_KERNEL='ffi'):
+      self.assertEqual(self.choose(*self.view(), block=16), 'blockwise')
+
   def test_a_rule_of_its_own_is_left_to_the_plain_form(self):
     class Strided(kvjax.Visibility):
       def sees(self, queries, keys):
