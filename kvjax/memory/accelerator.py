@@ -71,9 +71,10 @@ def _attend(
   dims = *call.asked, reading.heads, seen
   scores = Term('scores of one block', dims, FLOAT)
   mask = Term('what is seen of one block', (*call.asked, seen), 1)
-  beside, asked = _queries(reading)
-  if isinstance(reading.variant.bias, RelativeBias):
-    beside.append(dataclasses.replace(scores, name='bias of one block'))
+  waiting, asked = _queries(reading)
+  biased = isinstance(reading.variant.bias, RelativeBias)
+  bias = [dataclasses.replace(scores, name='bias of one block')] * biased
+  beside = [*waiting, *bias]
   products = dataclasses.replace(scores, times=2 if reading.absorb else 1)
   values = [] if _one_row(reading) else [reading.values(slots)]
   # Pages of keys and of values are gathered together.
@@ -88,9 +89,9 @@ def _attend(
   yield 'softmax', [*beside, mask, *made]
   count = pieces(reading, slots)
   out = Term('output of one block', (*call.asked, *reading.value), FLOAT, count)
-  if reading.expands:  # as a product, and in the order they are read
-    values *= 2
-  yield 'weigh', [*beside, weights, *values, out]
+  # Expanded ones twice: as a product, and in the order they are read.
+  read = values * (1 + reading.expands)
+  yield 'weigh', [*beside, weights, *read, out]
 
 
 def _queries(reading: Reading) -> tuple[list[Term], list[Term]]:
@@ -163,19 +164,21 @@ def _experts(
   few = call.batch * call.tokens * mlp.top <= mlp.num_experts
   lead = (Dim('row', 1),) if few else call.lead
   summed = Term('output of experts', (*call.lead, wide), FLOAT)
-  beside = [summed, Term('hidden', (*call.lead, wide), call.size)]
-  if not few:
-    gates = Dim('experts', mlp.num_experts, 'experts')
-    beside.append(Term('gates', (*call.lead, gates), FLOAT))
+  experts = Dim('experts', mlp.num_experts, 'experts')
+  gates = [] if few else [Term('gates', (*call.lead, experts), FLOAT)]
+  beside = [summed, Term('hidden', (*call.lead, wide), call.size), *gates]
   # Three matrices are sliced out at once, and each is read by one product.
   for moment, matrices, products in (('in', 3, 1), ('', 2, 2), ('made', 1, 2)):
-    terms = [
-        Term("an expert's weights", (hidden, wide), call.size, matrices),
-        Term('mlp, as products', (*lead, hidden), FLOAT, products),
-    ]
-    if moment == 'made' and call.size < FLOAT:
-      terms.append(Term('mlp', (*lead, hidden), call.size))
-    yield f'mlp experts {moment}'.strip(), [*beside, *terms]
+    made = moment == 'made' and call.size < FLOAT
+    yield (
+        f'mlp experts {moment}'.strip(),
+        [
+            *beside,
+            Term("an expert's weights", (hidden, wide), call.size, matrices),
+            Term('mlp, as products', (*lead, hidden), FLOAT, products),
+            *[Term('mlp', (*lead, hidden), call.size)] * made,
+        ],
+    )
   if mlp.shared is not None:
     for name, terms in _mlp(mlp.shared, call, width):
       yield name, [summed, *terms]

@@ -52,12 +52,9 @@ def unwritten(reading: Reading) -> Iterator[Term]:
   Not on a CPU, which copies what they overwrite instead (`OLD`).
   """
   if reading.fresh and reading.call.backend != 'cpu':
-    for term in reading.new():
-      # Keys are turned, and so rounded; values wait as the product they are.
-      wide = FLOAT if 'value' in term.name else term.itemsize
-      yield dataclasses.replace(
-          term, name=f'{term.name}, {LATE}', itemsize=wide
-      )
+    # Keys are turned, and so rounded; values wait as the product they are.
+    for term in reading.new(value_size=FLOAT):
+      yield dataclasses.replace(term, name=f'{term.name}, {LATE}')
 
 
 def widened(config: ModelConfig, dtype: Any, backend: str) -> Iterator[Term]:

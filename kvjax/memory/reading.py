@@ -121,11 +121,17 @@ class Reading:
       width = self.variant.latent_width
     return self.heads, Dim('E', width)
 
-  def new(self) -> Iterator[Term]:
-    """Yields what the tokens leave behind."""
+  def new(self, value_size: int | None = None) -> Iterator[Term]:
+    """Yields what the tokens leave behind.
+
+    Args:
+      value_size: bytes an element of values; None for that of activations.
+    """
+    sizes = {'value': value_size or self.call.size}
     for name, stream in self.variant.streams().items():
       of = Dim('K', stream.heads, 'kv_heads'), Dim('H', stream.width)
-      yield Term(f'new {name}', (*self.call.lead, *of), self.call.size)
+      size = sizes.get(name, self.call.size)
+      yield Term(f'new {name}', (*self.call.lead, *of), size)
 
   def keys(self, slots: int, stored: bool = True) -> Iterator[Term]:
     """Yields keys of a block that cannot be read where they lie.
