@@ -44,7 +44,7 @@ class Case:
 
 Entry = Callable[[], Runner]
 
-MOST = 3_000_000_000  # bytes that the buffers of a race are drawn in
+MOST = 3_600_000_000  # bytes of memory that the caches of a race occupy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Pace:
 
   Attributes:
     repeats: turns, times the calls that it takes to read all, up to three.
-    rotate: bytes of all buffers, beyond the last cache of the machine, as far
-      as what they are cut from fits `MOST`.
+    rotate: bytes that are read before any is read again, beyond the last cache
+      of the machine, as far as the caches that they lie in fit `MOST`.
     kernels: of kvjax that take part, of those available.
     together: buffers that one call reads, so that attention is timed and not
       what a call costs; a program is as long.
@@ -77,30 +77,51 @@ class Pace:
 def measure(case: Case, pace: Pace, *, alone: bool = False) -> dict[str, Any]:
   """Returns results by name; who could not take part says why.
 
+  Beside each time stands how many bytes it `rotated` over.
+
   Args:
     case: what is asked.
     pace: how it is timed.
     alone: without peers.
   """
   copies = max(1, -(-pace.rotate // case.bytes))
-  whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
+  whole = dataclasses.replace(case, filled=case.slots)
   copies = min(copies, max(2, MOST // whole.bytes))
   turns = -(-copies // pace.together)
   copies = -(-copies // turns) * turns  # calls of as many buffers each
-  drawn = [draw(case, seed) for seed in range(copies)]
-  entries = dict(_ours(case, drawn, pace))
-  entries |= {} if alone else dict(_theirs(case, drawn, pace))
+  clock.give_back()
+  drawn = draw(case, 0)
+  given = case, drawn, copies, reference(case, drawn), pace
+  entries = dict(_ours(*given)) | ({} if alone else dict(_theirs(*given)))
+  del drawn, given
   runners, skipped = clock.enter(entries)
-  repeats = pace.repeats * min(turns, 3)
-  return clock.race(runners, repeats) | skipped
+  timed = clock.race(runners, pace.repeats * min(turns, 3))
+  rotated = {'rotated': copies * case.bytes}
+  return {name: row | rotated for name, row in timed.items()} | skipped
+
+
+def copied(tree: Any, count: int) -> list[Any]:
+  """Returns pytrees of the same numbers, each in memory of its own.
+
+  What a read costs depends on where numbers lie, not on what they are, and
+  gigabytes of them take longer to draw than to read.
+  """
+  apart = functools.partial(jax.tree.map, lambda x: jnp.array(x, copy=True))
+  return [tree, *(apart(tree) for _ in range(count - 1))]
 
 
 def draw(case: Case, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns normal queries `[B, K, G, 1, H]`, keys and values, float32."""
   lead = (case.batch, case.heads)
   shapes = (case.groups, 1), (case.slots,), (case.slots,)
-  q, k, v = normal(seed, *(lead + shape + (case.width,) for shape in shapes))
+  q, k, v = _last(seed, *(lead + shape + (case.width,) for shape in shapes))
   return q, k, v
+
+
+# Cases that follow each other ask for the same: other lengths, other dtypes.
+@functools.lru_cache(maxsize=1)
+def _last(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
+  return normal(seed, *shapes)
 
 
 def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
@@ -144,9 +165,10 @@ def positions(case: Case) -> tuple[jax.Array, jax.Array]:
 
 
 def _ours(
-    case: Case, drawn: list[Any], pace: Pace
+    case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
 ) -> Iterator[tuple[str, Entry]]:
-  codec, stored = stores(case, drawn)
+  codec, (encoded,) = stores(case, [drawn])
+  parts = _parts(copied(encoded, copies), pace)
   last, held = positions(case)
   for kernel, reason in available().items():
     unserved = kernel == 'mosaic_gpu' and case.dtype not in DTYPES
@@ -155,16 +177,17 @@ def _ours(
     run = functools.partial(
         _attend, last=last, held=held, codec=codec, kernel=kernel
     )
-    parts = _parts(stored, pace)
-    calls = [steady(run, drawn[0][0], tuple(part)) for part in parts]
+    calls = [steady(run, drawn[0], tuple(part)) for part in parts]
     yield (
         f'kvjax {kernel}',
-        functools.partial(_runner, case, drawn, calls, kernel, pace),
+        functools.partial(
+            _runner, case, want, calls, kernel, pace, len(parts[0])
+        ),
     )
 
 
 def _theirs(
-    case: Case, drawn: list[Any], pace: Pace
+    case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
 ) -> Iterator[tuple[str, Entry]]:
   if case.dtype == 'int8':
     return
@@ -172,13 +195,14 @@ def _theirs(
   def narrow(x):
     return x[:, :, : case.filled].astype(case.dtype)
 
-  given = [(q.astype(case.dtype), narrow(k), narrow(v)) for q, k, v in drawn]
-  parts = _parts(given, pace)
+  query, key, value = drawn
+  given = query.astype(case.dtype), narrow(key), narrow(value)
+  parts = _parts(copied(given, copies), pace)
   for peer in attention_peers.here():
 
     def entry(peer=peer):
       calls = [peer.make(part) for part in parts]
-      return _runner(case, drawn, calls, '', pace)
+      return _runner(case, want, calls, '', pace, len(parts[0]))
 
     yield peer.name, entry
 
@@ -191,11 +215,25 @@ def _parts(each: Sequence[Any], pace: Pace) -> list[list[Any]]:
 
 
 def _runner(
-    case: Case, drawn: Any, calls: list[clock.Call], kernel: str, pace: Pace
+    case: Case,
+    want: np.ndarray,
+    calls: list[clock.Call],
+    kernel: str,
+    pace: Pace,
+    each: int,
 ) -> Runner:
-  """Returns a runner that takes the calls in turn; the first is checked."""
+  """Returns a runner that takes the calls in turn; the first is checked.
+
+  Args:
+    case: what is asked.
+    want: the first row's output.
+    calls: that attend to other caches each.
+    kernel: of kvjax that attends; '' for a peer.
+    pace: how it is timed.
+    each: caches of a call.
+  """
   found = np.asarray(peers.host(calls[0]()[0][:1]), np.float32)[0]
-  error = clock.difference(found, reference(case, drawn[0]))
+  error = clock.difference(found, want)
   ready = [clock.queued(call, pace.calls, peers.finished) for call in calls]
   turn = itertools.cycle(ready)
   return Runner(
@@ -204,7 +242,7 @@ def _runner(
       kernel,
       error,
       TOLERANCE[case.dtype],
-      pace.calls * len(_parts(drawn, pace)[0]),
+      pace.calls * each,
   )
 
 

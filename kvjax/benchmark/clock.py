@@ -1,6 +1,8 @@
 """Seconds and bytes: interleaved repeats, and what the machine can read."""
 
+import ctypes
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,8 +15,12 @@ Call = Callable[[], Any]  # starts work; `wait` on its result ends it
 
 # Threads of OpenMP, torch's, go on spinning when their work is done, and
 # whoever runs next would share a core with them: let them fall asleep, and
-# wake one's own by a turn that is not timed.
+# wake one's own by a turn that is not timed, unless a turn takes so long that
+# waking is nothing of it.
 PAUSE = 0.005
+LONG = 0.25  # seconds of such a turn
+# Turns of which a median is enough where all of a runner's take long.
+FEW, ENOUGH = 3, 1.0  # turns, seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,35 +103,49 @@ def _check(name: str, runner: Runner) -> None:
 def race(
     runners: Mapping[str, Runner], repeats: int
 ) -> dict[str, dict[str, Any]]:
-  """Returns seconds of each runner, measured in turns after one warm turn.
+  """Returns seconds of each runner, measured in turns after a warm one each.
 
-  Turns spread whatever else the machine does over all runners alike.
+  Turns spread whatever else the machine does over all runners alike. Who is so
+  slow that `FEW` turns took more than `ENOUGH` takes no more of them.
 
   Raises:
     ValueError: a runner's error exceeds its tolerance: nothing was timed.
   """
   for name, runner in runners.items():
     _check(name, runner)
-    runner.call()
   times: dict[str, list[float]] = {name: [] for name in runners}
-  for _ in range(repeats):
+  for turn in range(repeats):
     for name, runner in runners.items():
+      if turn >= FEW and sum(times[name]) > ENOUGH:
+        continue
       time.sleep(PAUSE)
-      runner.call()
+      if not turn or times[name][-1] < LONG:
+        runner.call()
       start = time.perf_counter()
       runner.call()
-      spent = time.perf_counter() - start
-      times[name].append(spent / runner.times)
+      times[name].append(time.perf_counter() - start)
   return {
       name: {
-          'seconds': float(np.median(times[name])),
-          'fastest': min(times[name]),
+          'seconds': float(np.median(times[name])) / runner.times,
+          'fastest': min(times[name]) / runner.times,
+          'turns': len(times[name]),
           'bytes': runner.bytes,
           'kernel': runner.kernel,
           'error': runner.error,
       }
       for name, runner in runners.items()
   }
+
+
+def give_back() -> None:
+  """Returns freed memory to the system, before gigabytes more are asked for.
+
+  glibc keeps what was freed, for each thread apart, unless a buffer was huge.
+  """
+  gc.collect()
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if trim is not None:
+    trim(0)
 
 
 def queued(start: Call, calls: int, wait: Callable[[Any], Any]) -> Call:
