@@ -38,6 +38,11 @@ SETTINGS = {
     'variants.names': ('mla',),
     'variants.sizes': ((2, 24),),
     'overhead': (2,),
+    'caches.sizes': ((2, 24),),
+    'caches.names': (
+      'dense', 'sinks:sinks=2,window=6', 'paged:page=8',
+      'bounded:budget=8,score=heavy_hitters+int8',
+    ),
     'steps': ((2, 24),),
     'prompts': (16,),
     'generate': ((1, 8, 4),),
@@ -56,7 +61,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
   config = ConfigDict(
     {
       'repeats': 5,
-      'rotate': 400_000_000,  # bytes of buffers that a race passes through
+      'rotate': 600_000_000,  # bytes read before any is read again
       'bandwidth': 512,  # MiB read to find what the machine can read
       'kernels': ('ffi', 'blockwise'),
       'generate_kernels': (None,),  # the default one
@@ -65,7 +70,8 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'together': 8,  # buffers that a call reads: what it costs is little then
       'calls': 1,  # queued before one is waited for
       'sections': (
-        'models', 'variants', 'latent', 'layer', 'overhead', 'attention',
+        'models', 'caches', 'variants', 'latent', 'layer', 'overhead',
+        'attention',
       ),
       'models': ('model',),
       'room': 256,  # slots beyond the context, for the tokens that are timed
@@ -94,6 +100,16 @@ def get_config(setting: str = 'default') -> ConfigDict:
       ),
       'layer': ((1, 2048), (8, 2048)),  # batch, context
       'overhead': (32,),  # layers
+      'caches': {
+        'names': (  # the rest hold 512 of what dense and paged hold
+          'dense', 'ring:window=512', 'sinks:sinks=4,window=508',
+          'paged:page=64', 'bounded:budget=512,score=recency',
+          'bounded:budget=512,score=heavy_hitters',
+          'dense+int8', 'ring:window=512+int8', 'paged:page=64+int8',
+          'bounded:budget=512,score=heavy_hitters+int8',
+        ),
+        'sizes': ((1, 2048), (8, 2048)),  # batch, context
+      },
       'variants': {
         'names': ('mha', 'gqa', 'mqa', 'mla'),
         'sizes': ((8, 2048),),  # batch, context

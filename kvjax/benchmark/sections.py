@@ -19,6 +19,7 @@ from kvjax.benchmark import (
     attention,
     clock,
     correctness,
+    kinds,
     latent,
     layer,
     model,
@@ -208,6 +209,21 @@ def variants(run: Run) -> Iterator[Record]:
       yield about | {'context': context} | _paced(row, batch)
 
 
+def caches(run: Run) -> Iterator[Record]:
+  """Yields rows of steps of the first model over each kind of cache."""
+  config = run.config
+  shape, params = model.build(config[config.models[0]])
+  for batch, context in config.caches.sizes:
+    if run.budget.spent:
+      return
+    case = kinds.Case(shape, batch, context, config.room)
+    results = kinds.measure(case, params, config.caches.names, config.repeats)
+    about = {'record': 'caches', 'batch': batch, 'context': context}
+    rows = clock.rate(results, run.limits['read'])
+    for row in kinds.beside_dense(rows):
+      yield about | _paced(row, batch)
+
+
 def overheads(run: Run) -> Iterator[Record]:
   """Yields what steps of many layers cost before a byte is read."""
   for count in run.config.overhead:
@@ -291,6 +307,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
     'sweep': ('Tiles of the kernel', cuts),
     'attention': ('Attention alone', alone),
     'variants': ('Steps of each variant', variants),
+    'caches': ('Steps of each kind of cache', caches),
     'latent': ('Latent attention alone', latents),
     'layer': ('One attention layer', layers),
     'models': ('The model', models),

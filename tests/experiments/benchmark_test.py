@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
 from kvjax.benchmark import attention, clock, findings
@@ -18,6 +19,34 @@ def test_attention_is_checked_then_timed():
   for row in clock.rate(results, read=1e9):
     assert row['bytes'] == case.bytes
     assert row['of_floor'] == pytest.approx(row['bytes'] / row['seconds'] / 1e9)
+    assert row['turns'] == 1
+
+
+@pytest.mark.parametrize('filled', [40, 8])
+def test_caches_rotate_as_far_as_their_memory_allows(filled, monkeypatch):
+  case = attention.Case(2, 2, 3, 8, 40, filled, 'bfloat16')
+  whole = 2 * 2 * 2 * 40 * 8 * 2  # bytes that a cache occupies
+  monkeypatch.setattr(attention, 'MOST', 8 * whole)
+  pace = attention.Pace(1, 4 * whole, ('blockwise',), together=3)
+  found = attention.measure(case, pace, alone=True)['kvjax blockwise']
+  copies = {40: 4, 8: 9}[filled]  # in calls of as many each: 2 2, 3 3 3
+  assert found['rotated'] == copies * case.bytes
+
+
+def test_copies_lie_apart():
+  first, second = attention.copied({'key': jnp.arange(6.0)}, 2)
+  places = [x['key'].unsafe_buffer_pointer() for x in (first, second)]
+  assert places[0] != places[1]
+  assert (first['key'] == second['key']).all()
+
+
+def test_who_is_slow_takes_few_turns(monkeypatch):
+  monkeypatch.setattr(clock, 'ENOUGH', 0.0)
+  monkeypatch.setattr(clock, 'LONG', 0.0)
+  calls = []
+  found = clock.race({'a': clock.Runner(lambda: calls.append(0), 1)}, 5)
+  # The first turn alone is preceded by one that is not timed.
+  assert found['a']['turns'] == clock.FEW and len(calls) == clock.FEW + 1
 
 
 def test_what_computes_something_else_is_not_timed():
@@ -78,6 +107,16 @@ def test_tiny_runs_end_to_end(tmp_path, commands):
   ended = commands('benchmark', config, f'--workdir={tmp_path}')
   assert ended.code == 0, ended.err
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
-  kinds = {json.loads(line)['record'] for line in lines}
-  wanted = 'run bandwidth attention latent layer step generate overhead'
-  assert set(wanted.split()) <= kinds
+  rows = [json.loads(line) for line in lines]
+  wanted = 'run bandwidth attention latent layer step generate overhead caches'
+  assert set(wanted.split()) <= {row['record'] for row in rows}
+  # What ran is read off the program: not the same kernel everywhere.
+  by = {(row['record'], row['name']): row for row in rows if 'kernel' in row}
+  native = 'blockwise' if available()['ffi'] else 'ffi'
+  assert by['prefill', 'kvjax']['kernel'] == native
+  assert by['caches', 'kvjax paged:page=8']['kernel'] == 'blockwise'
+  bounded = by['caches', 'kvjax bounded:budget=8,score=heavy_hitters+int8']
+  assert bounded['kernel'] == native and bounded['error'] < 1e-5
+  dense = by['caches', 'kvjax dense']
+  longer = dense['seconds'] / bounded['seconds']
+  assert bounded['ratios']['dense'] == longer
