@@ -5,7 +5,8 @@ multiply the sums.
 
 The order is that of published checkpoints, and the one a CPU reads fastest:
 with 8 rows `W [out, in] @ x [in, 8]` reaches twice the bandwidth of
-`x [8, in] @ W [in, out]`, with one row and with hundreds it is as fast.
+`x [8, in] @ W [in, out]`, with one row and with hundreds it is as fast. What
+hundreds leave would then be turned, at a cost: they are multiplied as they lie.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from kvjax.target import target
 
 BLOCK = 1 << 20  # elements of a coded weight that a CPU widens at a time
 SMALL = 1 << 14  # that a loop would not be worth
+MANY = 128  # rows that a CPU multiplies as they lie
 
 
 def init_linear(
@@ -70,8 +72,9 @@ def _plain(
     y = jax.lax.platform_dependent(rows, codes, cpu=_by_blocks, default=_sums)
     y = y * scale[:, None]
   # Without the barrier XLA folds the transpose into the dot and swaps its
-  # operands back to the slow order.
-  y = jax.lax.optimization_barrier(y).T if rows.shape[0] > 1 else y.T
+  # operands back: to the slow order, unless rows are many.
+  many = rows.shape[0] >= MANY and scale is None and target() == 'cpu'
+  y = y.T if many or rows.shape[0] == 1 else jax.lax.optimization_barrier(y).T
   return y[:1] if lone else y
 
 

@@ -101,6 +101,18 @@ def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
   assert temporaries < decoded.nbytes / 2, temporaries
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_hundreds_of_rows_are_multiplied_as_they_lie(dtype):
+  """Nobody turns what they leave, `[rows, lines]`; that of fewer is turned."""
+  x, weight = draw(linear.MANY, 33, 48, dtype)
+  compiled = jax.jit(matmul).lower(x, weight).compile()
+  want = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+  np.testing.assert_allclose(compiled(x, weight), want, atol=1e-4)
+  assert f'f32[33,{linear.MANY}]' not in compiled.as_text()
+  fewer = jax.jit(matmul).lower(x[1:], weight).compile()
+  assert f'f32[33,{linear.MANY - 1}]' in fewer.as_text()
+
+
 def test_plain_jax_can_be_asked_for():
   x, weight = draw(2, 32, 48)
   with loaded.asking('blockwise'):
