@@ -22,7 +22,7 @@ from kvjax.decoding.cache import cache_spec
 from kvjax.decoding.spelling import DEFAULT, parse_cache
 from kvjax.report import records
 from kvjax.text import answer, prompts, tokenizer
-from kvjax.text.opening import check_fits, open_saved
+from kvjax.text.opening import check_fits, open_cache
 from kvjax.text.streaming import Streaming
 
 FLAGS = flags.FlagValues()  # its own: other experiments have a --seed as well
@@ -107,14 +107,6 @@ def check() -> Setup:
   return Setup(texts, words, batch, source, how, cache)
 
 
-def open_cache(setup: Setup, config: Any, params: Any) -> kvjax.Cache:
-  """Returns an empty cache, or the saved one."""
-  if not _LOAD.value:
-    return kvjax.init_cache(config, len(setup.texts), **setup.cache)
-  room = setup.batch.lengths, setup.how.tokens
-  return open_saved(_LOAD.value, config, params, *room)
-
-
 def main(argv: list[str]) -> None:
   del argv
   with launch.door():
@@ -122,7 +114,8 @@ def main(argv: list[str]) -> None:
     model = kvjax.load_checkpoint(
         _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
     )
-    cache = open_cache(setup, *model)
+    room = setup.batch.lengths, setup.how.tokens
+    cache = open_cache(_LOAD.value, *model, *room, setup.cache)
 
   def read(cache: kvjax.Cache) -> None:
     if _SAVE.value:

@@ -30,12 +30,10 @@ from kvjax.text import held_out
 from kvjax.text.tokenizer import load_tokenizer
 
 Record = dict[str, Any]
-TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2, 'float16': 2e-2}  # bits a byte
 
 FLAGS = flags.FlagValues()
 _text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-
 _CHECKPOINT = _text('checkpoint', '', 'Directory of a model.')
 _TEXT = _text('text', '', 'File of text that the model has not learned.')
 _CACHES = flags.DEFINE_multi_string(
@@ -143,12 +141,9 @@ def main(argv: list[str]) -> None:
   print(f'Report: {writer.show(Table(title, heads, cells)).save()}')
   plain = records[1 if _WEIGHTS.value else 0]['bits_per_byte']
   for record in records[2 if _WEIGHTS.value else 1 :]:
-    if record['cache_bytes'] != record['planned_bytes']:
-      raise SystemExit(f'{record["cache"]}: other bytes than planned.')
-    limit = TOLERANCE[model[0].dtype]
-    apart = abs(record['bits_per_byte'] - plain)
-    if record['cache'] == DEFAULT and apart > limit:
-      raise SystemExit('The default cache is not the uncached model.')
+    exact = record['cache'] == DEFAULT
+    if reason := held_out.refuted(record, plain, model[0].dtype, exact=exact):
+      raise SystemExit(reason)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ from kvjax.text.tokenizer import Tokenizer
 from kvjax.training.loss import bits, next_token_loss
 
 Progress = Callable[[int], None]
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2, 'float16': 2e-2}  # bits a byte
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +83,26 @@ def hold_out(
       max(len(lead), 1),
       len(ids) / len(text.encode()),
   )
+
+
+def refuted(
+    record: Mapping[str, Any], uncached: float, dtype: str, *, exact: bool
+) -> str:
+  """Returns why figures of a cache cannot be right; '' if they can.
+
+  Args:
+    record: its `cache` by name, `cache_bytes`, `planned_bytes`,
+      `bits_per_byte`.
+    uncached: bits per byte of the same model without a cache.
+    dtype: that it computes in.
+    exact: the cache forgets nothing that the model sees.
+  """
+  if record['cache_bytes'] != record['planned_bytes']:
+    return f'{record["cache"]}: other bytes than planned.'
+  apart = abs(record['bits_per_byte'] - uncached)
+  if exact and apart > TOLERANCE[dtype]:
+    return f'The {record["cache"]} cache is not the uncached model.'
+  return ''
 
 
 def _lead(tokenizer: Tokenizer) -> list[int]:

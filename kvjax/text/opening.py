@@ -8,7 +8,7 @@ import numpy as np
 
 from kvjax.checkpoints.saved_cache import load_cache
 from kvjax.decoding.algebra import repeat
-from kvjax.decoding.cache import Cache
+from kvjax.decoding.cache import Cache, init_cache
 from kvjax.models.config import ModelConfig
 
 
@@ -25,6 +25,26 @@ def check_fits(cache: Cache, lengths: Any, tokens: int) -> None:
         f'capacity={limit} is less than the {need} tokens of prompt and '
         f'answer (tokens={tokens}). Use capacity={need}, or fewer tokens.'
     )
+
+
+def open_cache(
+    saved: str | pathlib.Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    lengths: np.ndarray,
+    tokens: int,
+    empty: Mapping[str, Any],
+) -> Cache:
+  """Returns a saved cache, as `open_saved`, or an empty one.
+
+  Args:
+    saved: a file; '' for an empty cache.
+    config, params, lengths, tokens: as there.
+    empty: what `init_cache` is told of an empty one.
+  """
+  if not saved:
+    return init_cache(config, len(lengths), **empty)
+  return open_saved(saved, config, params, lengths, tokens)
 
 
 def open_saved(

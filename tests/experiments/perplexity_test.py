@@ -1,5 +1,6 @@
 """`experiments.perplexity` against losses computed apart from it."""
 
+import functools
 import json
 import math
 
@@ -96,3 +97,12 @@ def test_refusals_are_one_line(given, message, text, capsys):
   assert end.value.code == 2
   said = capsys.readouterr().err
   assert message in said and said.count('\n') == 1
+
+
+def test_figures_that_cannot_be_right_are_refuted():
+  record = {'cache': 'default', 'cache_bytes': 8, 'planned_bytes': 8}
+  record |= {'bits_per_byte': 2.001}
+  refuted = functools.partial(held_out.refuted, uncached=2.0, dtype='float32')
+  assert 'not the uncached model' in refuted(record, exact=True)
+  assert refuted(record, exact=False) == ''
+  assert 'other bytes' in refuted(record | {'cache_bytes': 9}, exact=False)
