@@ -61,7 +61,8 @@ def get_config(setting: str = 'default') -> ConfigDict:
   config = ConfigDict(
     {
       'repeats': 5,
-      'rotate': 600_000_000,  # bytes read before any is read again
+      # Bytes read before any is read again: of the largest cache, one copy.
+      'rotate': 2**29,
       'bandwidth': 512,  # MiB read to find what the machine can read
       'kernels': ('ffi', 'blockwise'),
       'generate_kernels': (None,),  # the default one
