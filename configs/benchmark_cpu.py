@@ -40,8 +40,7 @@ SETTINGS = {
     'overhead': (2,),
     'caches.sizes': ((2, 24),),
     'caches.names': (
-      'dense', 'sinks:sinks=2,window=6', 'paged:page=8',
-      'bounded:budget=8,score=heavy_hitters+int8',
+      'dense', 'paged:page=8', 'bounded:budget=8,score=heavy_hitters+int8',
     ),
     'steps': ((2, 24),),
     'prompts': (16,),

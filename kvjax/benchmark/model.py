@@ -74,7 +74,8 @@ def step(
   Steps are queued, `calls` of them before one is waited for. Everybody's first
   logits that were waited for are held against those of `blockwise` over the
   same numbers: codes of a cache stay codes, those of weights are floats again.
-  Peers are transformers' caches, those named or all; `alone` without.
+  Peers are transformers' caches, those named or all; `alone` is without, and
+  without int8 weights, which are no matter of attention.
   """
   streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
@@ -106,6 +107,7 @@ def step(
   entries: dict[str, Any] = {
       name: functools.partial(entry, *choice)
       for name, *choice in _ours(config, kernels)
+      if not (alone and choice[-1])
   }
   if not alone and not peers.missing('torch', 'transformers'):
     model = peers.torch_model(config, params)

@@ -134,7 +134,9 @@ def plan(
     backend: 'cpu', 'gpu' or 'tpu', for which attention differs in what it
       reads at once; None for the default one.
     kernel: 'mosaic_gpu' for what that one needs; None, 'ffi' or 'blockwise'
-      for the block loop, which needs most of these. Not 'cudnn'.
+      for the block loop, which needs most of these: on a Hopper GPU, which
+      decodes by 'mosaic_gpu' where that serves, no less than what is needed.
+      Not 'cudnn'.
     donate: the step is given the cache's buffers; otherwise a second cache is
       alive beside the first.
 
