@@ -87,8 +87,6 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   return ffi::Error::Success();
 }
 
-constexpr int64_t kPiece = 1 << 17;  // bytes of weights, for up to eight rows
-
 // Rows [M, D] times a weight [N, D] and its scales [N] (of size 0 for none).
 ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
                    ffi::AnyBuffer weight, ffi::Buffer<ffi::F32> scales,
@@ -104,21 +102,18 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
   const Stream stream = {weight.element_type(),
                          static_cast<const char*>(weight.untyped_data()),
                          scaled ? scales.typed_data() : nullptr, D, 0};
-  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   const int64_t work = weight.size_bytes() * std::max<int64_t>(M / 8, 1);
-  const int64_t unit = M >= kMany && N >= kPanel ? kPanel : kSums;
-  const int64_t units = N / unit;
-  const bool alone = threads == 1 || work <= kAlone;
-  const int64_t parts = alone ? 1 : std::min(work / kPiece, units);
+  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
+  const Parts parts(M, N, work, work <= kAlone ? 1 : threads);
   const float* from = rows.typed_data();
   float* to = out->typed_data();
-  share(pool, parts, [=](int64_t i) {
-    const int64_t first = units * i / parts * unit;
-    const int64_t last = i + 1 < parts ? units * (i + 1) / parts * unit : N;
+  share(pool, parts.rows * parts.lines, [=](int64_t i) {
+    const auto [top, bottom] = parts.rows_of(i);
+    const auto [first, last] = parts.lines_of(i);
     stream.typed([&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      project(from, M, reinterpret_cast<T*>(stream.codes), stream.scales, D, N,
-              first, last, to);
+      project(from + top * D, bottom - top, reinterpret_cast<T*>(stream.codes),
+              stream.scales, D, N, first, last, to + top * N);
     });
   });
   return ffi::Error::Success();

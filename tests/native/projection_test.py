@@ -36,10 +36,13 @@ def test_products_are_those_of_float64(rows, lines, width, dtype):
   check(rows, lines, width, dtype)
 
 
-@pytest.mark.parametrize('lines, width', [(19, 48), (37, 1040), (300, 528)])
-def test_many_rows_of_eight_bit_weights(lines, width):
-  """Eight rows at a time and four; panels that are not full."""
-  check(35, lines, width, 'int8')
+@pytest.mark.parametrize(
+  'rows, lines, width',
+  [(35, 19, 48), (35, 37, 1040), (35, 300, 528), (131, 40, 1040)],
+)
+def test_many_rows_of_eight_bit_weights(rows, lines, width):
+  """Tall tiles and what they leave, panels not full, rows shared by threads."""
+  check(rows, lines, width, 'int8')
 
 
 def check(rows, lines, width, dtype):
