@@ -194,19 +194,18 @@ def _kept(case: Case, kind: Any, streams: Any) -> list[Any]:
   ]
 
 
-@functools.partial(jax.jit, donate_argnames='cache')
 def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
   batch, _, context, _ = next(iter(streams[0].values())).shape
   positions = jnp.arange(context, dtype=jnp.int32)[None, :]
   positions = jnp.broadcast_to(positions, (batch, context))
   (kind,) = cache.layout.kinds()
-  book, slots = kind.place(cache.books[0], cache.length, positions)
+  place = jax.jit(kind.place)
+  book, slots = place(cache.books[0], cache.length, positions)
   stores = _written(cache, streams, [slots] * len(streams))
   length = jnp.full((batch,), context, jnp.int32)
   return cache.replace(length=length, books=(book,), stores=stores)
 
 
-@functools.partial(jax.jit, donate_argnames='cache')
 def _keep(
     cache: Any, streams: Any, places: Sequence[jax.Array], length: jax.Array
 ) -> Cache:
@@ -224,8 +223,14 @@ def _keep(
 
 def _written(cache: Any, streams: Any, slots: Sequence[Any]) -> tuple[Any, ...]:
   return tuple(
-      memory.kind.write(store, memory.encode(each), where)
+      _write(memory, store, each, where)
       for store, memory, each, where in zip(
           cache.stores, cache.layout.memories, streams, slots, strict=True
       )
   )
+
+
+# A layer at a time: a program of all of them takes as many times to compile.
+@functools.partial(jax.jit, static_argnames='memory', donate_argnames='store')
+def _write(memory, store, streams, slots):
+  return memory.kind.write(store, memory.encode(streams), slots)
