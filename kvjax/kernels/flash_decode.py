@@ -85,14 +85,24 @@ def flash_decode(
 
 def _scratch(launch: Launch, queries, values) -> dict[str, Any]:
   """Returns shared memory and barriers of one program, by name."""
-  width, value_width = queries.shape[3], values.shape[3]
-  ring = (launch.stages, launch.block)
-  # As the tensor cores read it.
+  tile = tile_of(queries.dtype)
+  query = {'q_s': tile((ROWS, queries.shape[3]))}
+  return query | scratch(launch, queries, values)
+
+
+def tile_of(dtype):
+  """Returns what makes shared memory as the tensor cores read it."""
   swizzled = plgpu.TilingTransform((8, LANES)), plgpu.SwizzleTransform(128)
-  tile = functools.partial(plgpu.SMEM, dtype=queries.dtype, transforms=swizzled)
+  return functools.partial(plgpu.SMEM, dtype=dtype, transforms=swizzled)
+
+
+def scratch(launch: Launch, keys, values) -> dict[str, Any]:
+  """Returns what a program has of shared memory and barriers, but queries."""
+  value_width = values.shape[3]
+  ring = (launch.stages, launch.block)
+  tile = tile_of(keys.dtype)
   return {
-      'q_s': tile((ROWS, width)),
-      'k_s': tile((*ring, width)),
+      'k_s': tile((*ring, keys.shape[3])),
       'v_s': tile((*ring, value_width)),
       'held_s': plgpu.SMEM(ring, jnp.int32),
       'out_s': plgpu.SMEM((ROWS, value_width), jnp.float32),
@@ -115,7 +125,7 @@ def _program(
       jax.lax.axis_index(name) for name in ('split', 'head', 'row', 'warpgroup')
   )
   first, end, full = (span_g[b, i] for i in range(3))
-  begin, count = _share(first, end, split, launch)
+  begin, count = share(first, end, split, launch)
   own = h if held_g.shape[1] == k_g.shape[1] else 0
   streams = k_g.at[b, h], held_g.at[b, own], v_g.at[b, h]
   results = out_g.at[split, b, h], lse_g.at[split, b, h]
@@ -129,36 +139,64 @@ def _program(
   @pl.when(warpgroup == LOAD)
   def _():
     plgpu.set_max_registers(40, action='decrease')
-    _load(launch, q_g.at[b, h], streams, begin, count, **scratch)
+    plgpu.copy_gmem_to_smem(q_g.at[b, h], scratch['q_s'], scratch['q_full'])
+    load(launch, streams, begin, count, **scratch)
 
 
 def _compute(
     launch, asked, begin, count, full, results,
     *,
-    q_s, k_s, v_s, held_s, out_s, lse_s, q_full, k_full, v_full, free,
+    q_s, out_s, lse_s, q_full, **ring,
 ):  # fmt: skip
   plgpu.barrier_wait(q_full)
+  out_s[...], lse_s[...] = attend_blocks(
+      launch, q_s, asked, begin, count, full, **ring
+  )
+  write((out_s, lse_s), results)
+
+
+def attend_blocks(
+    launch, query, asked, begin, count, full,
+    *,
+    k_s, v_s, held_s, k_full, v_full, free,
+):  # fmt: skip
+  """Returns output `[64, E]` and log-sum-exp `[64]` of this split's blocks.
+
+  Args:
+    launch: static choices.
+    query: a tile, in shared memory or in registers.
+    asked: positions of the query tokens, a scalar each.
+    begin: first block.
+    count: of blocks.
+    full: the slot below which each holds a token.
+    k_s, v_s, held_s: rings of blocks.
+    k_full, v_full, free: their barriers.
+  """
   refs = k_s, v_s, held_s, k_full, v_full, free
-  turn = functools.partial(_turn, launch, asked, q_s, *refs, begin, full)
+  turn = functools.partial(_turn, launch, asked, query, *refs, begin, full)
   start = (
       jnp.full((ROWS,), -jnp.inf, jnp.float32),
       jnp.zeros((ROWS,), jnp.float32),
       jnp.zeros((ROWS, v_s.shape[-1]), jnp.float32),
   )
-  out_s[...], lse_s[...] = _finish(*jax.lax.fori_loop(0, count, turn, start))
+  return _finish(*jax.lax.fori_loop(0, count, turn, start))
+
+
+def write(sources, targets):
+  """Copies the first rows of shared memory to global memory."""
   plgpu.commit_smem()
-  for source, target in zip((out_s, lse_s), results, strict=True):
+  for source, target in zip(sources, targets, strict=True):
     rows = pl.ds(0, target.shape[0])
     plgpu.copy_smem_to_gmem(source.at[rows], target)
   plgpu.wait_smem_to_gmem(0)
 
 
-def _load(
-    launch, query, streams, begin, count,
+def load(
+    launch, streams, begin, count,
     *,
-    q_s, k_s, v_s, held_s, q_full, k_full, v_full, free, **_,
+    k_s, v_s, held_s, k_full, v_full, free, **_,
 ):  # fmt: skip
-  plgpu.copy_gmem_to_smem(query, q_s, q_full)
+  """Streams the blocks of a split through its rings."""
   targets = (k_s, k_full), (held_s, k_full), (v_s, v_full)
 
   @pl.loop(0, count)
@@ -178,7 +216,7 @@ def _load(
     plgpu.barrier_wait(free.at[jax.lax.rem(i, launch.stages)])
 
 
-def _share(first, end, split, launch: Launch):
+def share(first, end, split, launch: Launch):
   """Returns the first block of a split and how many it has; 0 if none."""
   low = jax.lax.div(first, launch.block)
   high = jax.lax.div(end + (launch.block - 1), launch.block)
@@ -188,21 +226,23 @@ def _share(first, end, split, launch: Launch):
 
 
 def _turn(
-    launch, asked, q_s, k_s, v_s, held_s, k_full, v_full, free, begin, full, i,
-    carry,
+    launch, asked, query, k_s, v_s, held_s, k_full, v_full, free, begin, full,
+    i, carry,
 ):  # fmt: skip
   """Adds block i of this split to the running softmax, in powers of 2."""
   top, total, out = carry
   at = jax.lax.rem(i, launch.stages)
   plgpu.barrier_wait(k_full.at[at])
-  scores = _product(launch, q_s, k_s.at[at], (ROWS, launch.block), turned=True)
+  scores = _product(
+      launch, query, k_s.at[at], (ROWS, launch.block), turned=True
+  )
   scores = _scored(launch, scores)
   seen = _seen(launch, asked, held_s[at])
   scores = jnp.where(seen, scores, -jnp.inf)
   new = jnp.maximum(top, jnp.max(scores, axis=1))
   shift = jnp.where(new == -jnp.inf, 0.0, new)  # so that no -inf - -inf is NaN
   keep = jnp.exp2(top - shift)
-  weights = jnp.exp2(scores - _columns(shift, scores.shape))
+  weights = jnp.exp2(scores - columns(shift, scores.shape))
   total = total * keep + jnp.sum(weights, axis=1)
   plgpu.barrier_wait(v_full.at[at])
 
@@ -217,7 +257,7 @@ def _turn(
   weights = weights.astype(v_s.dtype)
   added = _product(launch, weights, v_s.at[at], out.shape)
   plgpu.barrier_arrive(free.at[at])
-  return new, total, out * _columns(keep, out.shape) + added
+  return new, total, out * columns(keep, out.shape) + added
 
 
 def _product(launch: Launch, left, right, shape, turned: bool = False):
@@ -258,7 +298,7 @@ def _seen(launch: Launch, asked, held):
   return launch.rule.sees(rows, held) & (rows >= 0)
 
 
-def _columns(x, shape):
+def columns(x, shape):
   """Repeats `x [rows]` along the columns."""
   return jax.lax.broadcast_in_dim(x, shape, (0,))
 
@@ -268,4 +308,4 @@ def _finish(top, total, out):
   empty = total == 0
   safe = jnp.where(empty, 1.0, total)
   lse = jnp.where(empty, -jnp.inf, top / LOG2E + jnp.log(safe))
-  return out / _columns(safe, out.shape), lse
+  return out / columns(safe, out.shape), lse

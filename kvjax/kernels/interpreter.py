@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _ROOM = 'jax._src.pallas.mosaic_gpu.interpret'
+_CLUSTERS = 'ClusterBarrier'
 _SETTINGS: contextvars.ContextVar[Any] = contextvars.ContextVar(
     'interpreter', default=None
 )
@@ -46,6 +47,13 @@ def interpreted(*, detect_races: bool = False) -> Iterator[None]:
 def races_found() -> bool:
   """Returns whether the last kernel run with `detect_races` had a race."""
   return _calls().get_races().races_found
+
+
+def missing_clusters() -> str:
+  """Returns why this JAX interprets no clusters; '' if it does."""
+  if hasattr(importlib.import_module(f'{_ROOM}.shared_memory'), _CLUSTERS):
+    return ''
+  return 'JAX interprets clusters of thread blocks from 0.11 on'
 
 
 def _calls() -> Any:

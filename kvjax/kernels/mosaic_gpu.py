@@ -12,13 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.caches.view import Streams, View
-from kvjax.caches.visibility import Visibility
-from kvjax.kernels import blockwise, interpreter
+from kvjax.kernels import blockwise, interpreter, tuning
 from kvjax.kernels.merging import merge
 from kvjax.kernels.scoring import Scoring
+from kvjax.kernels.spans import spans
 from kvjax.kernels.stored import refuses_stored
-from kvjax.kernels.tiling import BLOCK, LANES, ROWS, Launch, choose_stages
-from kvjax.kernels.tuning import Problem, tiles
+from kvjax.kernels.tiling import (
+    BLOCK,
+    LANES,
+    ROWS,
+    TWICE,
+    Launch,
+    choose_stages,
+)
+from kvjax.kernels.tuning import Problem
 from kvjax.target import target
 
 DTYPES = ('bfloat16', 'float16')
@@ -75,6 +82,7 @@ def attend(
     block: int | None = None,
     stages: int | None = None,
     splits: int | None = None,
+    merge: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`.
 
@@ -82,9 +90,13 @@ def attend(
     queries, positions, view, scoring: as there.
     block: slots a turn reads, a multiple of 64 that divides the slots.
     stages: blocks in flight.
-    splits: programs that share the slots of a row and kv head. None, of each,
-      for what the device's table says (`tuning`), or else for what fits its
-      shared memory and fills an H200.
+    splits: programs that share the slots of a row and kv head.
+    merge: where splits are merged, of `tiling.MERGES`. None, of each, for what
+      the device's table says (`tuning`), or else for what fits its shared
+      memory and fills an H200.
+
+  Raises:
+    ValueError: no form merges so, or not so many splits.
   """
   assert view.stored is not None and view.positions is not None
   stored: Streams = {n: view.stored[n] for n in ('key', scoring.value)}
@@ -92,21 +104,25 @@ def attend(
   problem = Problem(
       math.prod(key.shape[:2]), view.slots, key.shape[3], value.shape[3]
   )
-  chosen = problem.reckoned(block) if block else tiles(problem)
+  cut = tuning.cut(problem, block, stages, splits, merge)
+  if cut.merge == 'inside' and cut.splits > 1 and interpreter.settings():
+    if reason := interpreter.missing_clusters():
+      raise ValueError(f"{reason}. Give merge='after', or splits=1.")
   launch = Launch(
       rule=scoring.visibility,
       scale=scoring.scale,
       softcap=scoring.softcap,
-      splits=splits or chosen.splits,
-      block=chosen.block,
-      stages=stages or chosen.stages,
+      splits=cut.splits,
+      block=cut.block,
+      stages=cut.stages,
       interpret=interpreter.settings(),
+      ordered=view.ordered,
   )
   rule = Scoring(
       scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
   filled = jnp.asarray(view.filled, jnp.int32)
-  static = rule, launch, view.ordered
+  static = rule, launch, cut.merge
   held = view.shown(view.positions)
   return _attend(static, queries, positions, stored, held, filled)
 
@@ -114,27 +130,18 @@ def attend(
 # Its derivative is that of the plain form: a kernel has none of its own.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(static, queries, positions, stored, held, filled):
-  # Pallas is imported by who asks for it, not by all who import kvjax.
-  from kvjax.kernels.flash_decode import flash_decode
-
-  rule, launch, ordered = static
+  rule, launch, merge = static
   query, key = queries['key'], stored['key'].codes
   batch, heads, groups, tokens, width = query.shape
   rows = groups * tokens
-  tile = query.astype(key.dtype).reshape(batch, heads, rows, width)
-  tile = jnp.pad(tile, ((0, 0), (0, 0), (0, ROWS - rows), (0, 0)))
-  span = spans(positions, held, filled, launch.rule, ordered)
-  out, lse = merge(
-      *flash_decode(
-          tile,
-          key,
-          stored[rule.value].codes,
-          positions,
-          held,
-          span,
-          launch,
-          groups,
-      )
+  attend_rows: Any = _in_one_launch if merge == 'inside' else _in_three
+  out, lse = attend_rows(
+      launch,
+      query.reshape(batch, heads, rows, width),
+      (key, stored[rule.value].codes),
+      positions,
+      held,
+      filled,
   )
   shape = batch, heads, groups, tokens
   return (
@@ -143,44 +150,39 @@ def _attend(static, queries, positions, stored, held, filled):
   )
 
 
+def _in_three(launch, query, stored, positions, held, filled):
+  # Pallas is imported by who asks for it, not by all who import kvjax.
+  from kvjax.kernels.flash_decode import flash_decode
+
+  rows = query.shape[2]
+  tile = query.astype(stored[0].dtype)
+  tile = jnp.pad(tile, ((0, 0), (0, 0), (0, ROWS - rows), (0, 0)))
+  span = spans(positions, held, filled, launch.rule, launch.ordered)
+  groups = rows // positions.shape[1]
+  return merge(
+      *flash_decode(tile, *stored, positions, held, span, launch, groups)
+  )
+
+
+def _in_one_launch(launch, query, stored, positions, held, filled):
+  from kvjax.kernels.flash_decode_cluster import flash_decode
+
+  if query.dtype != stored[0].dtype and not _room_for_wide(launch, stored):
+    query = query.astype(stored[0].dtype)
+  span = filled.reshape(1)
+  if not launch.ordered:  # a sum over all slots: no program of the row's own
+    span = spans(positions, held, filled, launch.rule, False)
+  return flash_decode(query, *stored, positions, held, span, launch)
+
+
+def _room_for_wide(launch, stored) -> bool:
+  """Returns whether queries of four bytes leave room for as many stages."""
+  width, value_width = (x.shape[3] for x in stored)
+  most = choose_stages(width, value_width, launch.block, TWICE + 2)
+  return most >= launch.stages
+
+
 @_attend.defjvp
 def _attend_jvp(static, primals, tangents):
   plain = functools.partial(blockwise.attend_stored, static[0])
   return jax.jvp(plain, primals, tangents)
-
-
-def spans(
-    positions: jax.Array,
-    held: jax.Array,
-    filled: Any,
-    rule: Visibility,
-    ordered: bool,
-) -> jax.Array:
-  """Returns int32 `[B, 3]`: what each row must read of its slots.
-
-  First slot, end, and the slot below which each of those holds a token. Where
-  slots are ordered, they follow from the queries' positions alone.
-
-  Args:
-    positions: int32 `[B, T]` of the queries, -1 where there is none.
-    held: int32 `[B, 1 | K, S]` of the slots.
-    filled: no slot from here on holds a token.
-    rule: which keys a query sees.
-    ordered: as in `View`.
-  """
-  slots = held.shape[2]
-  last = jnp.max(positions, axis=1) + 1
-  if not ordered:
-    steps = jnp.arange(1, slots + 1, dtype=jnp.int32)[None, None, :]
-    end = jnp.max(jnp.where(held >= 0, steps, 0), axis=(1, 2))
-    end = jnp.where(last > 0, end, 0)
-    return jnp.stack([jnp.zeros_like(end), end, jnp.zeros_like(end)], axis=1)
-  most = jnp.minimum(jnp.asarray(filled, jnp.int32), slots)
-  end = jnp.minimum(last, most) if rule.causal else jnp.where(last > 0, most, 0)
-  earliest = jnp.min(jnp.where(positions < 0, slots, positions), axis=1)
-  first = jnp.zeros_like(earliest)
-  if rule.window is not None and not rule.sink_tokens:
-    first = jnp.maximum(first, earliest - (rule.window - 1))
-  if rule.chunk is not None:
-    first = jnp.maximum(first, earliest // rule.chunk * rule.chunk)
-  return jnp.stack([jnp.minimum(first, end), end, last], axis=1)

@@ -11,6 +11,10 @@ BLOCK = 64  # slots a turn reads
 STAGES = 4  # blocks in flight, at most
 CORES = 132  # of an H100 SXM or H200: programs that run at a time
 SHARED = 232_448 - 4_096  # bytes of a program, less barriers and scratch
+MERGES = ('after', 'inside')  # where splits are merged: see `tuning.Tiles`
+CLUSTER = 16  # splits that one cluster of thread blocks can be, on a Hopper GPU
+PORTABLE = 8  # of them that fit any of its devices
+TWICE = 4  # bytes an element of a query that lies as given and as a tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Launch:
     block: slots a turn reads.
     stages: blocks in flight.
     interpret: of `plgpu.kernel`; None to compile.
+    ordered: slot i holds position i, for a kernel that reckons spans itself.
   """
 
   rule: Visibility
@@ -34,9 +39,12 @@ class Launch:
   block: int
   stages: int
   interpret: Any = None
+  ordered: bool = False
 
 
-def choose_stages(width: int, value_width: int, block: int = BLOCK) -> int:
+def choose_stages(
+    width: int, value_width: int, block: int = BLOCK, query_bytes: int = 2
+) -> int:
   """Returns how many blocks fit in shared memory beside query and output.
 
   Fewer than 2 cannot serve: one is read while the other is filled.
@@ -45,8 +53,9 @@ def choose_stages(width: int, value_width: int, block: int = BLOCK) -> int:
     width: H.
     value_width: E.
     block: slots of a block.
+    query_bytes: of an element of a query.
   """
-  beside = ROWS * (2 * width + 4 * value_width + 4)
+  beside = ROWS * (query_bytes * width + 4 * value_width + 4)
   one = block * (2 * (width + value_width) + 4)
   return min(STAGES, (SHARED - beside) // one)
 

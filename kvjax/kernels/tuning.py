@@ -6,7 +6,6 @@ is like none of a file no entry: `tiling` then reckons.
 """
 
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import json
@@ -17,7 +16,15 @@ from typing import Any
 
 import jax
 
-from kvjax.kernels.tiling import BLOCK, choose_splits, choose_stages
+from kvjax.kernels.tiling import (
+    BLOCK,
+    CLUSTER,
+    MERGES,
+    PORTABLE,
+    TWICE,
+    choose_splits,
+    choose_stages,
+)
 
 FOLDER = pathlib.Path(__file__).parent / 'tuned'
 NEAR = 1.0  # sizes within a factor of 2 ** NEAR are like each other
@@ -31,11 +38,15 @@ class Tiles:
     block: slots a turn reads.
     stages: blocks in flight.
     splits: programs that share the slots of a row and kv head.
+    merge: where they are merged: 'after' the kernel, by programs of XLA, or
+      'inside' it, by clusters (`flash_decode_cluster`). The second has not run
+      on a GPU: it is for those who ask, by this.
   """
 
   block: int
   stages: int
   splits: int
+  merge: str = 'after'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +83,14 @@ class Problem:
 
 
 Table = Sequence[tuple[Problem, Tiles]]
-_TABLE: contextvars.ContextVar[Table | None] = contextvars.ContextVar(
-    'table', default=None
-)
+# Of JAX, so that what was traced under another is traced anew.
+_TABLE = jax.make_user_context(None)
+_MERGE = jax.make_user_context(None)
 
 
 def tiles(problem: Problem) -> Tiles:
   """Returns the tiles of the swept problem nearest to one, or reckons."""
-  table = _TABLE.get()
+  table: Table | None = _TABLE.value
   table = of_device() if table is None else table
   fitting = [
       (problem.distance(swept), index)
@@ -90,14 +101,71 @@ def tiles(problem: Problem) -> Tiles:
   return table[index][1] if distance <= NEAR else problem.reckoned()
 
 
+def cut(
+    problem: Problem,
+    block: int | None = None,
+    stages: int | None = None,
+    splits: int | None = None,
+    merge: str | None = None,
+) -> Tiles:
+  """Returns the tiles of a launch, with what was asked for in them.
+
+  Args:
+    problem: what is cut.
+    block, stages, splits, merge: as in `Tiles`; None for the table's.
+
+  Raises:
+    ValueError: no form merges so, or not so many splits.
+  """
+  chosen = problem.reckoned(block) if block else tiles(problem)
+  merge = merge or _MERGE.value or chosen.merge
+  if merge not in MERGES:
+    raise ValueError(f'merge={merge!r} must be one of {", ".join(MERGES)}.')
+  found = Tiles(
+      chosen.block, stages or chosen.stages, splits or chosen.splits, merge
+  )
+  if merge == 'after':
+    return found
+  swept = chosen.splits if chosen.merge == merge else None
+  return _inside(problem, found, splits or swept)
+
+
+def _inside(problem: Problem, tiles: Tiles, splits: int | None) -> Tiles:
+  """Returns tiles that one cluster and its shared memory can be."""
+  if splits and splits > CLUSTER:
+    raise ValueError(
+        f'splits={splits} cannot merge inside one launch: a cluster has at '
+        f"most {CLUSTER} blocks. Give fewer, or merge='after'."
+    )
+  most = choose_stages(problem.width, problem.value_width, tiles.block, TWICE)
+  if most < 2:
+    raise ValueError(
+        f'widths {problem.width} and {problem.value_width} leave no room for '
+        "two blocks beside queries as they lie. Give merge='after'."
+    )
+  return dataclasses.replace(
+      tiles,
+      stages=min(tiles.stages, most),
+      splits=splits or min(tiles.splits, PORTABLE),
+  )
+
+
 @contextlib.contextmanager
 def using(table: Table) -> Iterator[None]:
   """Lets kernels that are traced meanwhile be cut by a table of one's own."""
-  token = _TABLE.set(table)
-  try:
+  with _TABLE(tuple(table)):
     yield
-  finally:
-    _TABLE.reset(token)
+
+
+@contextlib.contextmanager
+def merging(merge: str | None) -> Iterator[None]:
+  """Lets kernels that are traced meanwhile merge so, whatever tables say.
+
+  Args:
+    merge: as in `Tiles`; None for what tables say.
+  """
+  with _MERGE(merge):
+    yield
 
 
 def file_name(device_kind: str) -> str:

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 import kvjax
 from kvjax import kernels
 from kvjax.caches.view import contiguous_view
-from kvjax.kernels import interpreter, mosaic_gpu, tiling, tuning
+from kvjax.kernels import interpreter, mosaic_gpu, spans, tiling, tuning
 from tests.attention import oracle
 
 SEES = {
@@ -83,6 +83,21 @@ class InterpretedTest(absltest.TestCase):
     self.check(found, *drawn, tolerance=2e-3)
     self.assertFalse(np.any(found[0][0]))
 
+  def test_a_cluster_merges_its_splits_in_one_launch(self):
+    drawn = draw((1, 3, 1), (0, 1, 141), 192)
+    q, k, v, positions, held = drawn
+    given = jnp.asarray(positions), view_of(k, v, held), kvjax.Scoring(0.125)
+    cut = {'splits': 2, 'stages': 2, 'merge': 'inside'}
+    with kernels.interpreted(detect_races=True):
+      if interpreter.missing_clusters():
+        with self.assertRaisesRegex(ValueError, 'clusters of thread blocks'):
+          mosaic_gpu.attend({'key': q}, *given, **cut)
+        return
+      # Wider than the keys, and no tile: the kernel takes them as they lie.
+      found = mosaic_gpu.attend({'key': q.astype('float32')}, *given, **cut)
+    self.check(found, *drawn, tolerance=2e-3)
+    self.assertFalse(np.any(found[0][0]))
+
   def test_rules_and_splits_where_slots_have_no_order(self):
     drawn = draw((2, 3, 2), (101,), 128, 'float16', roll=13, width=128)
     q, k, v, positions, held = drawn
@@ -118,14 +133,14 @@ class SpanTest(parameterized.TestCase):
     lengths = (0, 1, 77, 128)
     *_, positions, held = draw((1, 1, 3), lengths, 128, roll=13 * (not ordered))
     filled = 128
-    spans = mosaic_gpu.spans(
+    found = spans.spans(
       jnp.asarray(positions),
       jnp.asarray(held)[:, None],
       filled,
       kvjax.Visibility(**rule),
       ordered,
     )
-    for row, (first, end, full) in enumerate(np.asarray(spans)):
+    for row, (first, end, full) in enumerate(np.asarray(found)):
       asked = [p for p in positions[row] if p >= 0]
       needed = [
         i for i, s in enumerate(held[row])
@@ -157,6 +172,30 @@ class SpanTest(parameterized.TestCase):
         self.assertEqual(problem.slots % tiles.block, 0, file)
         self.assertBetween(tiles.stages, 2, most, file)
         self.assertBetween(tiles.splits, 1, problem.slots // tiles.block, file)
+
+  def test_a_cut_merges_as_it_is_asked_and_by_default_after(self):
+    problem = tuning.Problem(8, 4096, 128, 128)
+    old = {'entries': [{
+      'problem': {'programs': 8, 'slots': 4096, 'width': 128,
+                  'value_width': 128},
+      'tiles': {'block': 128, 'stages': 2, 'splits': 16},
+    }]}  # fmt: skip
+    swept = tuning.Tiles(128, 2, 16, 'inside')
+    with tuning.using(tuning.load(old)):
+      self.assertEqual(tuning.cut(problem), tuning.Tiles(128, 2, 16, 'after'))
+      with tuning.merging('inside'):  # as many as any device launches
+        eight = tuning.Tiles(128, 2, 8, 'inside')
+        self.assertEqual(tuning.cut(problem), eight)
+    with tuning.using([(problem, swept)]):
+      self.assertEqual(tuning.cut(problem), swept)
+    wide = tuning.Problem(8, 4096, 256, 192)
+    for words, given, cut in (
+      ("merge='x' must be one of after, inside", problem, {'merge': 'x'}),
+      ('at most 16', problem, {'merge': 'inside', 'splits': 17}),
+      ('widths 256 and 192', wide, {'merge': 'inside'}),
+    ):
+      with self.assertRaisesRegex(ValueError, words):
+        tuning.cut(given, **cut)
 
   def test_stages_fit_in_shared_memory(self):
     self.assertEqual(tiling.choose_stages(128, 128), 4)
@@ -273,6 +312,11 @@ class LoweredTest(parameterized.TestCase):
     text = self.lowered('gpu', 'mosaic_gpu')
     self.assertEqual(text.count('@mosaic_gpu'), 1)
     self.assertNotIn('stablehlo.while', text)
+    self.assertIn('stablehlo.pad', text)  # a tile
+    with tuning.merging('inside'):
+      text = self.lowered('gpu', 'mosaic_gpu')
+    self.assertEqual(text.count('@mosaic_gpu'), 1)
+    self.assertNotIn('stablehlo.pad', text)
 
 
 if __name__ == '__main__':
