@@ -1,14 +1,18 @@
 """How close to the speed of memory does kvjax decode on a Hopper GPU?
 
-  make bench-gpu                       all of it, in under ten minutes
+  make bench-gpu                       all of it; or in two calls, what has not
+                                       run on a GPU first:
+  make bench-gpu ARGS=--sections=target,memory,checks,models
+  make bench-gpu ARGS='--append --sections=sweep,attention'
   python -m experiments.benchmark --config=configs/benchmark_gpu.py --budget=540
   python -m experiments.benchmark --config=configs/benchmark_gpu.py:tiny
 
 One run: what the card reads and copies; its description, for `make aot-h200`;
-what the kernel computes there, against float64 and XLA; a sweep of the kernel's
-tiles, written as its table and used from then on; attention beside the peers
-and the bars; steps and prompts of a 1B and an 8B model. After `--budget`
-seconds no row is begun. `tiny` runs on a CPU, the kernels interpreted.
+what it says that a step and a prefill occupied, beside the plan; what either
+form of the kernel computes there, against float64 and XLA; prompts, steps and
+tokens of a 1B and an 8B model; a sweep of the kernel's tiles, written as its
+table and used from then on; attention beside the peers and the bars. After
+`--budget` seconds no row is begun. `tiny` runs on a CPU, kernels interpreted.
 
 Expected, bfloat16, 8 kv heads, G = 4, H = 128, cold L2, on an H200: at least
 4.2 TB/s at 8 rows of 32k, 4.0 at 16k, 3.3 at 4k; at most 40, 14 and 10 us at
@@ -27,13 +31,15 @@ TINY = {
     'rotate': 0,
     'bandwidth': 1,
     'calls': 1,
+    'both': False,
     'models': ('model',),
+    'memory': (('model', 'mosaic_gpu', 1, 64, 1),),
     'checks.problems': ((3, 1, 64, 64, 'bfloat16', {}, None),),
     'checks.lengths': (0, 5),
     'checks.slots': 64,
     'sweep.shapes': ((1, 64),),
     'sweep.heads_groups_width': (1, 4, 64),
-    'sweep.axes': ('splits',),
+    'sweep.axes': ('merge',),
     'sweep.repeats': 1,
     'attention.shapes': ((1, 4, 64),),
     'attention.slots': 64,
@@ -70,9 +76,20 @@ def get_config(setting: str = 'default') -> ConfigDict:
           'interpret': True,  # where there is no GPU
           'together': 64,  # buffers that a call reads: a host is slow
           'calls': 32,  # queued before one is waited for, likewise
-          'sections': ('target', 'checks', 'sweep', 'attention', 'models'),
+          'sections': (
+              'target', 'memory', 'checks', 'models', 'sweep', 'attention',
+          ),
+          'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
+          'both': True,  # forms of the kernel, alone
+          # Of steps; of several rows also how products are written.
+          'forms': ('inside', 'rows first', 'inside + rows first'),
+          'memory': (  # model, kernel, batch, capacity, tokens; ever more
+              ('model', 'mosaic_gpu', 1, 4096, 1),
+              ('model', 'blockwise', 4, 2048, 512),
+          ),
           'models': ('small', 'model'),
           'checks': {
+              'forms': ('', 'inside'),
               # Groups, tokens, key and value width, dtype, rule, softcap.
               'problems': (
                   (4, 1, 128, 128, 'bfloat16', {}, None),
@@ -95,7 +112,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
                   (8, 32_768), (8, 16_384), (8, 4096),
                   (1, 32_768), (1, 4096), (1, 1024),
               ),
-              'axes': ('splits', 'block'),  # varied in turn
+              'axes': ('splits', 'block', 'merge'),  # varied in turn
               'repeats': 3,
           },  # fmt: skip
           'room': 512,  # slots beyond the context for tokens that are timed
@@ -142,7 +159,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
               'bar': 0.80,
               'transformers': ('static',),  # to be compiled, it takes minutes
           },
-          'steps': ((1, 2048), (8, 2048)),  # batch, context
+          'steps': ((8, 2048), (1, 2048)),  # batch, context
           'prompts': (1024,),
           'generate': ((1, 2048, 32),),  # batch, context, tokens
       }

@@ -32,6 +32,12 @@ _COMPARE = flags.DEFINE_list(
 _BUDGET = flags.DEFINE_float(
     'budget', None, 'Seconds after which no row is begun.', lower_bound=0.0
 )
+_SECTIONS = flags.DEFINE_list(
+    'sections', None, "Parts to measure, in order, for the config's."
+)
+_APPEND = flags.DEFINE_bool(
+    'append', False, 'Add to the records of an earlier run.'
+)
 
 
 def measure(
@@ -92,6 +98,8 @@ def main(argv: list[str]) -> None:
     start(_WORKDIR.value, 'comparison', 'Two runs', {}).show(shown)
     return
   config, budget = _CONFIG.value, clock.Budget(_BUDGET.value)
+  if _SECTIONS.value:
+    config.sections = tuple(_SECTIONS.value)
   with launch.door():
     if lacking := peers.missing('rich', 'matplotlib'):
       raise ValueError(
@@ -108,7 +116,9 @@ def main(argv: list[str]) -> None:
       'kernels': available(),
       'absent': peers.absent() | attention_peers.absent(),
   }
-  writer = start(_WORKDIR.value, 'benchmark', 'Decoding speed', run)
+  writer = start(
+      _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value
+  )
   writer, wrong = measure(config, writer, budget)
   print(f'Report: {writer.save()}')
   if wrong:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.benchmark import attention_peers, clock, peers
+from kvjax.benchmark import attention_peers, clock, forms, peers
 from kvjax.benchmark.clock import Runner
 from kvjax.caches.codecs import Codec, Int8, Plain
 from kvjax.caches.view import contiguous_view
 from kvjax.kernels import KERNELS, Scoring, attend_view, available
 from kvjax.kernels.mosaic_gpu import DTYPES
+from kvjax.kernels.tuning import Problem, tiles
 
 TOLERANCE = {
   'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 3e-3, 'int8': 3e-2,
@@ -59,6 +60,8 @@ class Pace:
     together: buffers that one call reads, so that attention is timed and not
       what a call costs; a program is as long.
     calls: of those, queued before one is waited for.
+    both: `mosaic_gpu` takes part in either form, that which its table does not
+      say by name.
   """
 
   repeats: int
@@ -66,12 +69,13 @@ class Pace:
   kernels: Sequence[str] = KERNELS
   together: int = 1
   calls: int = 1
+  both: bool = False
 
   @classmethod
   def of(cls, config: Any) -> 'Pace':
     """Returns that of an experiment's config."""
     names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: config[name] for name in names})
+    return cls(**{name: config[name] for name in names if name in config})
 
 
 def measure(case: Case, pace: Pace, *, alone: bool = False) -> dict[str, Any]:
@@ -174,16 +178,27 @@ def _ours(
     unserved = kernel == 'mosaic_gpu' and case.dtype not in DTYPES
     if reason or unserved or kernel not in pace.kernels:
       continue
-    run = functools.partial(
+    attend = functools.partial(
         _attend, last=last, held=held, codec=codec, kernel=kernel
     )
-    calls = [steady(run, drawn[0], tuple(part)) for part in parts]
-    yield (
-        f'kvjax {kernel}',
-        functools.partial(
-            _runner, case, want, calls, kernel, pace, len(parts[0])
-        ),
-    )
+    for form in _forms(case, kernel, pace):
+      run = forms.formed(form, attend)
+      calls = [steady(run, drawn[0], tuple(part)) for part in parts]
+      yield (
+          forms.named(kernel, form),
+          functools.partial(
+              _runner, case, want, calls, kernel, pace, len(parts[0])
+          ),
+      )
+
+
+def _forms(case: Case, kernel: str, pace: Pace) -> tuple[str, ...]:
+  """Returns forms of a kernel that take part; '' for that of its table."""
+  if kernel != 'mosaic_gpu' or not pace.both:
+    return ('',)
+  problem = Problem(case.batch * case.heads, case.slots, case.width, case.width)
+  other = {'after': 'inside', 'inside': 'after'}
+  return '', other[tiles(problem).merge]
 
 
 def _theirs(

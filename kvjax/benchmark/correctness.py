@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.benchmark import clock
+from kvjax.benchmark import clock, forms
 from kvjax.benchmark.attention import normal
 from kvjax.caches.codecs import Plain
 from kvjax.caches.view import contiguous_view
@@ -52,6 +52,7 @@ def rows(
     problems: Sequence[Any],
     lengths: Sequence[int],
     slots: int,
+    form: str = '',
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of each problem: errors of the kernel and of `blockwise`.
 
@@ -60,31 +61,32 @@ def rows(
     problems: the fields of a `Problem` each.
     lengths: tokens of each row.
     slots: S.
+    form: of the kernel, as in `forms`.
   """
   for fields in problems:
     problem = Problem(*fields)
     record = {
         'record': 'correctness',
-        'name': f'kvjax {kernel}',
+        'name': forms.named(kernel, form),
         'kernel': kernel,
         **dataclasses.asdict(problem),
         'lengths': list(lengths),
         'slots': slots,
     }
     try:
-      record |= _compared(problem, kernel, lengths, slots)
+      record |= _compared(problem, kernel, lengths, slots, form)
     except Exception as error:  # the next problem may be served
       record |= {'passed': False, 'failed': clock.reason(error)}
     yield record
 
 
-def _compared(problem, kernel, lengths, slots) -> dict[str, Any]:
+def _compared(problem, kernel, lengths, slots, form) -> dict[str, Any]:
   given = _draw(problem, lengths, slots)
   want, want_lse = oracle(problem, *map(np.asarray, given))
-  found = {
-      name: [np.asarray(x) for x in jax.jit(_attend(problem, name))(*given)]
-      for name in (kernel, 'blockwise')
-  }
+  found = {}
+  for name in (kernel, 'blockwise'):
+    attend = forms.formed(form, jax.jit(_attend(problem, name)))
+    found[name] = [np.asarray(x) for x in attend(*given)]
   errors = {name: _largest(out - want) for name, (out, _) in found.items()}
   out, lse = found[kernel]
   seen = np.isfinite(want_lse)

@@ -30,6 +30,8 @@ def section(title: str, rows: Sequence[Row], read: float) -> tuple[Block, ...]:
   costs = [r for r in rows if r['record'] == 'overhead' and 'seconds' in r]
   if costs:
     blocks.append(overheads(title, costs))
+  memory = [r for r in rows if r['record'] == 'memory']
+  blocks += [occupied(r) for r in memory if 'found' in r]
   files = [f'`{r["file"]}`' for r in rows if 'file' in r]
   if files:
     blocks.append(Text(f'{title}: written to {", ".join(files)}.'))
@@ -41,6 +43,14 @@ def section(title: str, rows: Sequence[Row], read: float) -> tuple[Block, ...]:
   if reasons:
     blocks.append(Text(f'{title}, took no part: {"; ".join(reasons)}.'))
   return tuple(blocks)
+
+
+def occupied(row: Row) -> Text:
+  """Returns what a device says that a call occupied."""
+  return Text(
+    f'{case(row)}, {row["kernel"]}: {row["found"]:,} bytes at the peak, '
+    f'{row["planned"]:,} planned: {row["ratio"]:.4f}.'
+  )
 
 
 def checks(title: str, rows: Sequence[Row]) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.benchmark import clock, peers
+from kvjax.benchmark import clock, forms, peers
 from kvjax.benchmark.attention import normal
 from kvjax.benchmark.clock import Runner
 from kvjax.benchmark.ran import ran
@@ -66,6 +66,7 @@ def step(
     room: int = ROOM,
     calls: int = 1,
     caches: Sequence[str] | None = None,
+    variations: Sequence[str] = (),
     *,
     alone: bool = False,
 ) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def step(
   same numbers: codes of a cache stay codes, those of weights are floats again.
   Peers are transformers' caches, those named or all; `alone` is without, and
   without int8 weights, which are no matter of attention.
+  `mosaic_gpu` also takes part in `variations`, as in `forms`.
   """
   streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
   token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
@@ -93,8 +95,9 @@ def step(
     call, size = ours(decoded(coded()) if narrow else params, BLOCKWISE, codec)
     return call(), size
 
-  def entry(kernel, codec, narrow):
+  def entry(kernel, codec, narrow, form):
     call, size = ours(coded() if narrow else params, kernel, codec)
+    call = forms.formed(form, call)
     want, _ = plain(codec, narrow)
     return _runner(call, want, size, kernel, tolerance, calls)
 
@@ -106,8 +109,8 @@ def step(
 
   entries: dict[str, Any] = {
       name: functools.partial(entry, *choice)
-      for name, *choice in _ours(config, kernels)
-      if not (alone and choice[-1])
+      for name, *choice in _ours(config, kernels, variations)
+      if not (alone and choice[2])
   }
   if not alone and not peers.missing('torch', 'transformers'):
     model = peers.torch_model(config, params)
@@ -257,20 +260,21 @@ def _layers(config: ModelConfig) -> range:
 
 
 def _ours(
-    config: ModelConfig, kernels: Sequence[str]
-) -> Iterator[tuple[str, str, Any, bool]]:
-  """Yields name, kernel, codec, and whether the weights are in eight bits."""
+    config: ModelConfig, kernels: Sequence[str], variations: Sequence[str]
+) -> Iterator[tuple[str, str, Any, bool, str]]:
+  """Yields name, kernel, codec, whether weights are in eight bits, form."""
   for kernel, reason in available().items():
     narrow = config.dtype in DTYPES
     if reason or kernel not in kernels:
       continue
     if kernel != 'mosaic_gpu' or narrow:
-      yield f'kvjax {kernel}', kernel, None, False
+      for form in '', *(variations if kernel == 'mosaic_gpu' else ()):
+        yield forms.named(kernel, form), kernel, None, False, form
     if kernel != 'mosaic_gpu':
-      yield f'kvjax {kernel} int8', kernel, Int8(), False
+      yield f'kvjax {kernel} int8', kernel, Int8(), False, ''
     if kernel == 'ffi':  # the one that multiplies by codes as they are stored
-      yield f'kvjax {kernel} weights int8', kernel, None, True
-      yield f'kvjax {kernel} weights int8, cache int8', kernel, Int8(), True
+      yield f'kvjax {kernel} weights int8', kernel, None, True, ''
+      yield f'kvjax {kernel} weights int8, cache int8', kernel, Int8(), True, ''
 
 
 def layer_streams(config, batch, context, index):

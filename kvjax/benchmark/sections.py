@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from kvjax.benchmark import (
     latent,
     layer,
     model,
+    occupied,
     overhead,
     sweep,
 )
@@ -32,6 +33,7 @@ from kvjax.models.decoder import init_params
 
 Record = dict[str, Any]
 COPIED = 4.3e12  # bytes a second of the H200 for which the bars are
+KINDS = 'generate', 'step', 'prefill'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +108,28 @@ def checks(run: Run) -> Iterator[Record]:
   if reason := available()['mosaic_gpu']:
     yield {'record': 'correctness', 'name': 'mosaic_gpu', 'skipped': reason}
     return
-  yield from correctness.rows(
-      'mosaic_gpu', chosen.problems, chosen.lengths, chosen.slots
-  )
+  for form in chosen.forms:
+    yield from correctness.rows(
+        'mosaic_gpu', chosen.problems, chosen.lengths, chosen.slots, form
+    )
+
+
+def memory(run: Run) -> Iterator[Record]:
+  """Yields what the device says that calls occupied, beside the plan.
+
+  Each call must need more than any before: none of this process is forgotten.
+  """
+  for name, kernel, *sizes in run.config.memory:
+    batch, capacity, tokens = sizes
+    about = {'record': 'memory', 'name': run.kind, 'model': name}
+    about |= {
+        'kernel': kernel,
+        'batch': batch,
+        'context': capacity,
+        'tokens': tokens,
+    }
+    shape = model.describe(run.config[name])
+    yield about | occupied.measure(shape, kernel, *sizes)
 
 
 def cuts(run: Run) -> Iterator[Record]:
@@ -130,7 +151,9 @@ def cuts(run: Run) -> Iterator[Record]:
     for row in sweep.rows(case, pace, chosen.axes):
       yield row
       if row.get('best'):
-        tiles = tuning.Tiles(row['block'], row['stages'], row['splits'])
+        tiles = tuning.Tiles(
+            row['block'], row['stages'], row['splits'], row['merge']
+        )
         table.append((sweep.problem(case), tiles))
   path = run.workdir / tuning.file_name(run.kind)
   about = {'device': run.kind, 'jax': jax.__version__}
@@ -236,7 +259,26 @@ def overheads(run: Run) -> Iterator[Record]:
 
 
 def models(run: Run) -> Iterator[Record]:
-  """Yields rows of whole models: N tokens of all, then steps, then prefills."""
+  """Yields rows of whole models, a kind of row after the other."""
+  yield from _models(run, run.config.get('kinds', KINDS))
+
+
+def generation(run: Run) -> Iterator[Record]:
+  """Yields rows of N tokens."""
+  yield from _models(run, ('generate',))
+
+
+def steps(run: Run) -> Iterator[Record]:
+  """Yields rows of decode steps."""
+  yield from _models(run, ('step',))
+
+
+def prefills(run: Run) -> Iterator[Record]:
+  """Yields rows of prompts."""
+  yield from _models(run, ('prefill',))
+
+
+def _models(run: Run, kinds: Sequence[str]) -> Iterator[Record]:
   races = []
   for name in run.config.models:
     chosen = run.config[name]
@@ -244,7 +286,7 @@ def models(run: Run) -> Iterator[Record]:
     given = model.build(chosen)
     raced = chosen.get('transformers')
     races += [(name, bar, *race) for race in _races(run.config, *given, raced)]
-  for kind in ('generate', 'step', 'prefill'):
+  for kind in kinds:
     for name, bar, about, race in races:
       if run.budget.spent:
         return
@@ -293,7 +335,7 @@ def _races(
   for batch, context in config.steps:
     about = {'record': 'step', 'batch': batch, 'context': context}
     pace = config.repeats, config.kernels, config.room, config.calls
-    sizes = batch, context, *pace, caches
+    sizes = batch, context, *pace, caches, _forms(config, batch)
     yield about, lambda s=sizes: model.step(*given, *s)
   for length in config.prompts:
     about = {'record': 'prefill', 'batch': 1, 'context': length}
@@ -301,8 +343,15 @@ def _races(
     yield about, lambda s=sizes: model.prompt(*given, *s)
 
 
+def _forms(config: Any, batch: int) -> tuple[str, ...]:
+  """Returns forms of a step by name; one row has no product to write."""
+  named = tuple(config.get('forms', ()))
+  return named if batch > 1 else tuple(x for x in named if 'rows' not in x)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
     'target': ('Description of this GPU', target),
+    'memory': ('Memory of this device', memory),
     'checks': ('Correctness of the kernel', checks),
     'sweep': ('Tiles of the kernel', cuts),
     'attention': ('Attention alone', alone),
@@ -311,5 +360,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
     'latent': ('Latent attention alone', latents),
     'layer': ('One attention layer', layers),
     'models': ('The model', models),
+    'prefill': ('Prompts', prefills),
+    'step': ('Steps', steps),
+    'generate': ('Generation', generation),
     'overhead': ('Before a byte is read', overheads),
 }

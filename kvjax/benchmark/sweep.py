@@ -1,7 +1,8 @@
 """Which tiles of `flash_decode` are fastest on the device at hand.
 
-One axis after the other from what arithmetic says: of splits, block, stages. So
-few are tried because each is compiled. What is found is the kernel's table.
+One axis after the other from what arithmetic says: of splits, block, stages,
+merge. So few are tried because each is compiled. What is found is the table of
+the kernel.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from kvjax.benchmark import attention, clock, peers
 from kvjax.benchmark.attention import Case, Pace
 from kvjax.caches.view import contiguous_view
 from kvjax.kernels import Scoring, mosaic_gpu
+from kvjax.kernels.tiling import CLUSTER, PORTABLE
 from kvjax.kernels.tuning import Problem, Tiles
 
 BLOCKS = (64, 128)
@@ -80,7 +82,26 @@ def _stages(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
     yield dataclasses.replace(tiles, stages=stages)
 
 
-AXES = {'splits': _splits, 'block': _blocks, 'stages': _stages}
+def _merges(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
+  del problem
+  splits = min(tiles.splits, PORTABLE)
+  yield dataclasses.replace(tiles, splits=splits, merge='inside')
+
+
+def _clusters(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
+  """Clusters of more blocks than every Hopper GPU is bound to launch."""
+  splits = min(CLUSTER, problem.slots // tiles.block)
+  if splits > PORTABLE:
+    yield dataclasses.replace(tiles, splits=splits, merge='inside')
+
+
+AXES = {
+    'splits': _splits,
+    'block': _blocks,
+    'stages': _stages,
+    'merge': _merges,
+    'cluster': _clusters,
+}
 
 
 def _timer(case: Case, pace: Pace) -> Callable[[Tiles], dict[str, Any]]:

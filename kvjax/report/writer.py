@@ -58,7 +58,12 @@ class Writer:
 
 
 def start(
-  workdir: str | pathlib.Path, name: str, title: str, run: Mapping[str, Any]
+  workdir: str | pathlib.Path,
+  name: str,
+  title: str,
+  run: Mapping[str, Any],
+  *,
+  append: bool = False,
 ) -> Writer:
   """Returns a new report, its JSON lines emptied and the run recorded.
 
@@ -67,10 +72,12 @@ def start(
     name: of the experiment.
     title: of the report.
     run: configuration, seed, command; the environment is added.
+    append: add to the JSON lines that are there.
   """
   writer = Writer(pathlib.Path(workdir), name, title)
   writer.workdir.mkdir(parents=True, exist_ok=True)
-  writer.lines.write_text('')
+  if not append:
+    writer.lines.write_text('')
   facts = {'record': 'run', **run, 'environment': records.environment()}
   writer.record(facts)
   return writer

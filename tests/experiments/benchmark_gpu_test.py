@@ -8,7 +8,14 @@ import pytest
 
 import kvjax
 from kvjax import kernels
-from kvjax.benchmark import ahead, clock, correctness, for_hopper, sections
+from kvjax.benchmark import (
+  ahead,
+  clock,
+  correctness,
+  for_hopper,
+  occupied,
+  sections,
+)
 from kvjax.kernels import tuning
 from kvjax.memory import plan
 from kvjax.memory.variants import VARIANTS, with_attention
@@ -52,17 +59,23 @@ def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path, commands):
       assert 'met' in ran[f'kvjax {kernel}']['bar']
   ran = {r['name']: r for r in rows['prefill']}
   assert ran['kvjax cudnn']['kernel'] == 'cudnn'
-  (run,), (target,), (checked,) = (
-    rows[name] for name in ('run', 'target', 'correctness')
+  (run,), (target,), (memory,) = (
+    rows[name] for name in ('run', 'target', 'memory')
   )
+  either = {r['name']: r for r in rows['correctness']}
+  assert set(either) == {'kvjax mosaic_gpu', 'kvjax mosaic_gpu, inside'}
+  assert any(r['name'].endswith(', inside') for r in rows['step'])
+  assert memory['skipped'].startswith('cpu does not say')
   assert run['absent']['torch flash'] == 'not raced on cpu'
   assert target['skipped'].startswith('no GPU')
-  assert checked['passed'] and checked['empty_rows']
+  for checked in either.values():
+    assert checked['passed'] and checked['empty_rows']
   # What the sweep wrote is what the kernel reads.
   best = [r for r in rows['sweep'] if r.get('best')]
   file = json.loads((tmp_path / 'cpu.json').read_text())
   ((problem, tiles),) = tuning.load(file)
   assert (problem.slots, tiles.splits) == (64, best[0]['splits'])
+  assert tiles.merge == best[0]['merge'] == 'inside'
   assert 'bars met' in ended.out
 
 
@@ -70,7 +83,15 @@ def test_after_its_budget_no_part_is_begun(tmp_path, commands):
   flags = f'--config={ROOT}/configs/benchmark_gpu.py:tiny', '--budget=0'
   ended = commands('benchmark', *flags, f'--workdir={tmp_path}')
   assert ended.code == 0, ended.err
-  assert ended.out.count('Not begun') == 5
+  assert ended.out.count('Not begun') == 6
+  # Parts by name, added to what is there.
+  named = (*flags, '--append', '--sections=prefill,sweep')
+  ended = commands('benchmark', *named, f'--workdir={tmp_path}')
+  assert ended.code == 0, ended.err
+  assert ended.out.count('Not begun') == 2
+  lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
+  kinds = [json.loads(line)['record'] for line in lines]
+  assert (kinds.count('run'), kinds.count('stopped')) == (2, 8)
 
 
 def test_a_bar_is_of_an_h200_and_of_another_card_its_share():
@@ -177,3 +198,21 @@ def test_what_was_compiled_for_an_h200_is_planned_as_near(version):
     assert planned.cache_bytes == record['alias']
     off = 100 * abs(planned.total_bytes / record['peak'] - 1)
     assert off <= for_hopper.WITHIN[record['record']], record
+
+
+def test_what_a_device_says_is_held_against_the_plan(monkeypatch):
+  config = kvjax.ModelConfig(
+    11, 8, (kvjax.Layer(kvjax.Grouped(2, 1, 4), kvjax.MLP(12)),)
+  )
+  said = iter((1, 100, 5_100))
+
+  class Device:
+    platform = 'card'
+
+    def memory_stats(self):
+      peak = next(said)
+      return {'bytes_in_use': 100, 'peak_bytes_in_use': peak}
+
+  monkeypatch.setattr(occupied.jax, 'devices', lambda: [Device()])
+  row = occupied.measure(config, 'blockwise', 1, 8, 1)
+  assert row['found'] == 5_000 and row['ratio'] == row['planned'] / 5_000

@@ -1,0 +1,58 @@
+"""What a device says that one call occupied, beside the plan.
+
+A device remembers its peak since the process began and forgets nothing: the
+call must be the first that needs so much. It is compiled before anything lies
+on the device, for a compiler tries out kernels there, and its arguments are
+zeros, which need no scratch to be made.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.memory.plan import plan as plan_of
+from kvjax.memory.program import call_shapes, compile_call
+from kvjax.models.config import ModelConfig
+
+
+def measure(
+    config: ModelConfig,
+    kernel: str,
+    batch: int,
+    capacity: int,
+    tokens: int,
+) -> dict[str, Any]:
+  """Returns planned and found bytes of a step, or of a prefill.
+
+  Args:
+    config: the model.
+    kernel: that attends.
+    batch: B.
+    capacity: tokens a row may hold.
+    tokens: T of the call; 1 for a decode step.
+
+  Returns:
+    `planned`, `found` and their `ratio`; `skipped` and why where the device
+    does not say, or remembers a larger peak.
+  """
+  device = jax.devices()[0]
+  if not device.memory_stats():
+    return {'skipped': f'{device.platform} does not say what it has in use'}
+  sizes: dict[str, Any] = {'batch_size': batch, 'capacity': capacity}
+  sizes['new_tokens_per_step'] = tokens
+  planned = plan_of(config, backend='gpu', kernel=kernel, **sizes).total_bytes
+  compiled = compile_call(config, kernel=kernel, **sizes)
+  before = _stats(device)
+  shapes = call_shapes(config, **sizes)
+  given = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  jax.block_until_ready(compiled(*given))
+  after = _stats(device)
+  if after['peak_bytes_in_use'] <= before['peak_bytes_in_use']:
+    return {'planned': planned, 'skipped': 'an earlier peak hides it'}
+  found = after['peak_bytes_in_use'] - before['bytes_in_use']
+  return {'planned': planned, 'found': found, 'ratio': planned / found}
+
+
+def _stats(device: Any) -> dict[str, int]:
+  return device.memory_stats() or {}
