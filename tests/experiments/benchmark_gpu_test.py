@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import kvjax
@@ -13,10 +15,12 @@ from kvjax.benchmark import (
   clock,
   correctness,
   for_hopper,
+  forms,
   occupied,
   sections,
 )
 from kvjax.kernels import tuning
+from kvjax.layers import linear
 from kvjax.memory import plan
 from kvjax.memory.variants import VARIANTS, with_attention
 from tests.experiments.commands import ROOT
@@ -216,3 +220,18 @@ def test_what_a_device_says_is_held_against_the_plan(monkeypatch):
   monkeypatch.setattr(occupied.jax, 'devices', lambda: [Device()])
   row = occupied.measure(config, 'blockwise', 1, 8, 1)
   assert row['found'] == 5_000 and row['ratio'] == row['planned'] / 5_000
+
+
+def test_rows_first_is_the_same_product_written_anew():
+  rows, weight = jnp.arange(6.0).reshape(2, 3), jnp.arange(15.0).reshape(5, 3)
+  product = jax.jit(linear.matmul)
+  with kernels.targeting('gpu'):
+    before = product.lower(rows, weight).as_text()
+    with forms.using('rows first'):
+      after = product.lower(rows, weight).as_text()
+      found = product(rows, weight)
+  assert 'transpose' in before and 'transpose' not in after
+  assert jnp.array_equal(found, rows @ weight.T)
+  with pytest.raises(ValueError, match="order='x' must be one of"):
+    with linear.ordering('x'):
+      pass
