@@ -1,11 +1,12 @@
 // Attention of a few query rows over a cache, on a CPU.
 //
 // One kv head of one batch row has R = G T query rows that all read the same
-// slots. Slots are read in blocks that fit the first-level cache, for all R
-// rows at once; narrow codes are widened in registers. The softmax runs block
-// by block (FlashAttention, arXiv 2205.14135); stretches of blocks are shared
-// out to the threads of XLA's own pool and merged by their sums
-// (Flash-Decoding).
+// slots. Slots are read in blocks, and in each a tile at a time for all R rows,
+// from the first-level cache but once, while a later block is asked for line by
+// line: between two bursts memory would rest. Narrow codes are widened in
+// registers. The softmax runs block by block (FlashAttention, arXiv
+// 2205.14135); stretches of blocks are shared out to the threads of XLA's own
+// pool and merged by their sums (Flash-Decoding).
 //
 // A block in which no row may see a token is never read. In a block that is
 // seen in part, a slot without a token counts as zeros, whatever is stored.
@@ -27,11 +28,14 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int64_t kLine = 64;           // bytes of a cache line
-constexpr int64_t kBlockBytes = 1024 * kLanes;  // of the keys in a block
-constexpr int64_t kAlone = 1 << 18;     // bytes not worth waking a thread for
+constexpr int64_t kAhead = 1 << 14;  // bytes of a stream from asking to reading
+constexpr int64_t kAlone = 1 << 18;  // bytes not worth waking a thread for
 
 int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
+
+float* aligned(float* p) {  // the next vector that no cache line divides
+  return (float*)((uintptr_t(p) + kLine - 1) / kLine * kLine);
+}
 
 // What every token left behind: codes [B, K, S, width], scales [B, K, S].
 struct Stream {
@@ -88,7 +92,7 @@ struct Item {  // a stretch of the blocks of one head, for one thread
 };
 
 struct Problem {
-  int64_t B, K, T, S, E, rows, block, filled, held_heads;
+  int64_t B, K, T, S, E, rows, filled, held_heads;
   Rule rule;
   std::vector<Stream> keys;
   std::vector<const float*> queries;  // [B, K, G, T, H] of each key stream
@@ -100,12 +104,16 @@ struct Problem {
   std::vector<std::vector<Block>> seen;  // [B, held_heads]
   std::vector<Item> items;
   std::vector<int64_t> start;                // first item of each head
-  std::unique_ptr<float[]> partial;          // [items, part_size()]
+  std::unique_ptr<float[]> partial;          // [items, part_size()], aligned
   std::unique_ptr<std::atomic<int>[]> left;  // items of a head still to do
 
   int64_t list(int64_t head) const { return held_heads == 1 ? head / K : head; }
-  int64_t part_size() const { return rows * (2 + padded(E)); }
-  float* part(int64_t item) const { return &partial[item * part_size()]; }
+  // Of an item: each row's largest score, its sum of weights (both padded), and
+  // [rows, padded(E)] of weighed values.
+  int64_t part_size() const { return 2 * padded(rows) + rows * padded(E); }
+  float* part(int64_t item) const {
+    return aligned(partial.get()) + item * part_size();
+  }
 
   void find(int64_t list);
   void plan(int64_t threads);
@@ -129,14 +137,14 @@ void Problem::find(int64_t list) {
     }
   }
   const int32_t* key = held + list * S;
-  for (int64_t first = 0; first < filled; first += block) {
-    const int64_t slots = std::min(block, filled - first);
+  for (int64_t first = 0; first < filled; first += kBlock) {
+    const int64_t slots = std::min(kBlock, filled - first);
     int32_t least = INT32_MAX, most = -1, any = 0;
     for (int64_t s = first; s < first + slots; ++s) {
       least = std::min(least, key[s]), most = std::max(most, key[s]);
       any |= some.sees(key[s]);
     }
-    const bool whole = least >= all.low && most <= all.high && slots == block;
+    const bool whole = least >= all.low && most <= all.high && slots == kBlock;
     if (any) seen[list].push_back({first, slots, whole});
   }
 }
@@ -146,7 +154,7 @@ void Problem::plan(int64_t threads) {
   int64_t total = 0, bytes = shared < 0 ? value.bytes() : 0;
   for (int64_t i = 0; i < B * K; ++i) total += seen[list(i)].size();
   for (const Stream& key : keys) bytes += key.bytes();
-  const bool alone = threads == 1 || total * block * bytes <= kAlone;
+  const bool alone = threads == 1 || total * kBlock * bytes <= kAlone;
   const int64_t count = alone ? 1 : 6 * threads;
   const int64_t each = std::max<int64_t>((total + count - 1) / count, 1);
   left.reset(new std::atomic<int>[B * K]);
@@ -159,7 +167,7 @@ void Problem::plan(int64_t threads) {
     left[i] = int(parts);
   }
   start.push_back(items.size());
-  partial.reset(new float[items.size() * part_size()]);
+  partial.reset(new float[items.size() * part_size() + kLine / 4]);
   for (int64_t i = 0; i < B * K; ++i)
     if (left[i] == 0) merge(i);  // sees nothing: 0, and -inf
 }
@@ -168,21 +176,20 @@ void Problem::plan(int64_t threads) {
 class Stretch {
  public:
   Stretch(const Problem& p, const Item& item, float* part)
-      : p(p), item(item), top(part), total(part + p.rows),
-        acc(part + 2 * p.rows), held(p.held + p.list(item.head) * p.S) {
+      : p(p), item(item), top(part), total(part + padded(p.rows)),
+        acc(total + padded(p.rows)), held(p.held + p.list(item.head) * p.S) {
     int64_t widest = padded(p.E), query = 0;
     for (const Stream& key : p.keys) {
       widest = std::max(widest, padded(key.width));
       query += p.rows * padded(key.width);
     }
     thread_local std::vector<float> memory;
-    memory.resize(query + kMostSlots + p.block * widest +
-                  2 * p.rows * kMostSlots);
-    float* q = memory.data();
+    memory.resize(kLine / 4 + query + kBlock * (1 + widest + 2 * p.rows));
+    float* q = aligned(memory.data());
     scores = q + query;
-    products = scores + p.rows * kMostSlots;
-    scales = products + p.rows * kMostSlots;
-    copy = scales + kMostSlots;
+    products = scores + p.rows * kBlock;
+    scales = products + p.rows * kBlock;
+    copy = scales + kBlock;
     for (size_t j = 0; j < p.keys.size(); ++j) {
       const int64_t width = p.keys[j].width, wide = padded(width);
       queries.push_back(q);
@@ -192,13 +199,13 @@ class Stretch {
       }
     }
     std::fill_n(top, p.rows, -INFINITY);
-    std::fill_n(total, p.part_size() - p.rows, 0.f);
+    std::fill_n(total, p.part_size() - padded(p.rows), 0.f);
   }
 
   void run() {
     const std::vector<Block>& blocks = p.seen[p.list(item.head)];
+    last = &blocks[item.last - 1];
     for (int64_t i = item.first; i < item.last; ++i) {
-      then = i + 1 < item.last ? &blocks[i + 1] : nullptr;
       score(blocks[i]);
       softmax(blocks[i]);
       weigh_values(blocks[i]);
@@ -212,7 +219,7 @@ class Stretch {
   const int32_t* held;       // [S], of this head
   std::vector<const float*> queries;
   float *scores, *products, *scales, *copy;
-  const Block* then = nullptr;  // the block after this one
+  const Block* last;  // of the stretch
 
   // Returns the codes of a block, rows padded; where it is not whole a copy in
   // which slots without a token are zeros.
@@ -222,31 +229,30 @@ class Stretch {
     const T* from = (const T*)x.codes + (item.head * p.S + b.first) * x.width;
     if (b.whole && width == x.width) return from;
     T* to = reinterpret_cast<T*>(copy);
-    memset(to, 0, p.block * width * sizeof(T));
+    memset(to, 0, kBlock * width * sizeof(T));
     for (int64_t s = 0; s < b.slots; ++s)
       if (held[b.first + s] >= 0)
         memcpy(to + s * width, from + s * x.width, x.width * sizeof(T));
     return to;
   }
 
-  // Asks for slots of the next block, while this one is worked on.
-  void prefetch(const Stream& x, int64_t slot, int64_t slots) const {
-    if (then == nullptr) return;
-    const char* first =
-        x.codes + (item.head * p.S + then->first + slot) * x.bytes();
-    for (int64_t i = 0; i < slots * x.bytes(); i += kLine)
-      __builtin_prefetch(first + i, 0, 3);
+  // Returns how far behind block b of a stream lies the block to ask for while
+  // b is read, in bytes; 0 for none. A copy is asked for nothing.
+  int64_t ahead(const Stream& x, const Block& b) const {
+    const int64_t blocks = (kAhead - 1) / (kBlock * x.bytes()) + 1;
+    if (last - &b < blocks || padded(x.width) != x.width || !b.whole) return 0;
+    return ((&b)[blocks].first - b.first) * x.bytes();
   }
 
   // Multiplies [R, block] by the scales of the slots.
   void rescale(const Stream& x, const Block& b, float* to) const {
     if (x.scales == nullptr) return;
-    std::fill_n(scales, p.block, 0.f);
+    std::fill_n(scales, kBlock, 0.f);
     for (int64_t s = 0; s < b.slots; ++s)
       if (b.whole || held[b.first + s] >= 0)
         scales[s] = x.scales[item.head * p.S + b.first + s];
-    for (int64_t r = 0; r < p.rows; ++r, to += kMostSlots)
-      for (int64_t s = 0; s < p.block; s += kLanes)
+    for (int64_t r = 0; r < p.rows; ++r, to += kBlock)
+      for (int64_t s = 0; s < kBlock; s += kLanes)
         at(to + s) *= at(scales + s);
   }
 
@@ -257,7 +263,7 @@ class Stretch {
       key.typed([&](auto* type) { multiply(key, b, queries[j], to, type); });
       rescale(key, b, to);
       if (j > 0)
-        for (int64_t i = 0; i < p.rows * kMostSlots; ++i) scores[i] += to[i];
+        for (int64_t i = 0; i < p.rows * kBlock; ++i) scores[i] += to[i];
     }
   }
 
@@ -265,15 +271,17 @@ class Stretch {
   void multiply(const Stream& key, const Block& b, const float* q, float* to,
                 const T*) {
     const T* k = read<T>(key, b);
-    const int64_t width = padded(key.width);
-    by_rows(p.rows, [&](auto R, int64_t r) {
-      constexpr int S = kSums / R;
-      for (int64_t s = 0; s < p.block; s += S) {
-        if (r == 0) prefetch(key, s, S);
-        dot_tile<R, false>(q + r * width, k + s * width, width,
-                           to + r * kMostSlots + s, kMostSlots);
-      }
-    });
+    const int64_t width = padded(key.width), more = ahead(key, b);
+    for (int64_t first = 0; first < kBlock; first += kSums)
+      by_rows(p.rows, [&](auto R, int64_t r) {
+        constexpr int S = kSums / R;
+        for (int64_t s = first; s < first + kSums; s += S) {
+          const auto tile = r == 0 && more ? dot_tile<R, true, T>
+                                           : dot_tile<R, false, T>;
+          tile(q + r * width, k + s * width, width, to + r * kBlock + s,
+               kBlock, more);
+        }
+      });
   }
 
   // Turns scores into weights, and what was added up into the same scale.
@@ -281,15 +289,15 @@ class Stretch {
     const auto more = [](auto x, auto y) { return x > y ? x : y; };
     const auto plus = [](auto x, auto y) { return x + y; };
     for (int64_t r = 0; r < p.rows; ++r) {
-      float* score = scores + r * kMostSlots;
+      float* score = scores + r * kBlock;
       bound(score);
       if (!b.whole) mask(b, r, score);
       Vec best = Vec{} + top[r], sum = {};
-      for (int64_t s = 0; s < p.block; s += kLanes)
+      for (int64_t s = 0; s < kBlock; s += kLanes)
         best = more(at(score + s), best);
       const float now = reduce(best, more);
       const float shift = now == -INFINITY ? 0.f : now;
-      for (int64_t s = 0; s < p.block; s += kLanes)
+      for (int64_t s = 0; s < kBlock; s += kLanes)
         sum += at(score + s) = exponential(at(score + s) - shift);
       if (now != top[r]) {
         const float keep = exponential(top[r] - shift);
@@ -304,7 +312,7 @@ class Stretch {
 
   void bound(float* score) const {
     const float cap = p.rule.softcap;
-    for (int64_t s = 0; s < p.block; s += kLanes) {
+    for (int64_t s = 0; s < kBlock; s += kLanes) {
       const Vec x = at(score + s) * p.rule.scale;
       at(score + s) = cap > 0 ? cap * hyperbolic_tangent(x / cap) : x;
     }
@@ -315,38 +323,38 @@ class Stretch {
     const Range range = p.rule.range(p.positions[t]);
     for (int64_t s = 0; s < b.slots; ++s)
       score[s] = range.sees(held[b.first + s]) ? score[s] : -INFINITY;
-    std::fill_n(score + b.slots, p.block - b.slots, -INFINITY);
+    std::fill_n(score + b.slots, kBlock - b.slots, -INFINITY);
   }
 
+  // Strips of features, as wide as there are sums in registers for, one after
+  // the other for all rows.
   void weigh_values(const Block& b) {
     const Stream& value = p.value;
+    const int64_t width = padded(p.E);
     rescale(value, b, scores);
     value.typed([&](auto* type) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
       const T* v = read<T>(value, b);
-      by_rows(p.rows, [&](auto R, int64_t r) { weigh<R>(v, r); });
+      const int64_t more = p.shared < 0 ? ahead(value, b) : 0;
+      const int64_t strip = kSums / (p.rows < 4 ? p.rows : 4) * kLanes;
+      for (int64_t e = 0; e < width; e += strip)
+        by_rows(p.rows, [&](auto R, int64_t r) {
+          weigh<R, kSums / R>(v, r, e, std::min(e + strip, width), more);
+        });
     });
   }
 
-  // Adds weighed values to R rows, as many features at once as there are sums
-  // in registers for.
-  template <int R, class T>
-  void weigh(const T* v, int64_t r) {
-    int64_t e = 0;
-    strips<R, kSums / R>(v, r, e);
-  }
-
+  // Adds weighed values to features [e, end) of R rows, at most N vectors at
+  // once.
   template <int R, int N, class T>
-  void strips(const T* v, int64_t r, int64_t& e) {
-    constexpr int64_t kWidth = N * kLanes;
-    const int64_t width = padded(p.E), slots = p.block * kWidth / width;
-    for (; e + kWidth <= width; e += kWidth) {
-      // Each strip of features asks for its share of the next block's slots.
-      if (r == 0 && p.shared < 0) prefetch(p.value, e * p.block / width, slots);
-      weigh_tile<R, N>(scores + r * kMostSlots, v + e, width, p.block,
-                       acc + r * width + e);
+  void weigh(const T* v, int64_t r, int64_t e, int64_t end, int64_t more) {
+    for (; e + N * kLanes <= end; e += N * kLanes) {
+      const auto tile = r == 0 && more ? weigh_tile<R, N, true, T>
+                                       : weigh_tile<R, N, false, T>;
+      tile(scores + r * kBlock, v + e, padded(p.E), acc + r * padded(p.E) + e,
+           more);
     }
-    if constexpr (N > 1) strips<R, N / 2>(v, r, e);
+    if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, more);
   }
 };
 
@@ -365,8 +373,8 @@ void Problem::merge(int64_t head) const {
     std::fill_n(to, E, 0.f);
     for (int64_t i = first; i < last; ++i) {
       const float keep = exponential(part(i)[r] - shift);
-      const float* acc = part(i) + 2 * rows + r * padded(E);
-      total += keep * part(i)[rows + r];
+      const float* acc = part(i) + 2 * padded(rows) + r * padded(E);
+      total += keep * part(i)[padded(rows) + r];
       for (int64_t e = 0; e < E; ++e) to[e] += keep * acc[e];
     }
     if (total != 0.f)

@@ -58,7 +58,6 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
     return *streams.get<ffi::AnyBuffer>(i);
   };
   const size_t count = streams.size() / 3;
-  int64_t bytes = 0;
   for (size_t i = 0; i < count && fits; ++i) {
     Stream key;
     const ffi::AnyBuffer q = operand(3 * i);
@@ -67,7 +66,6 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
            int64_t(q.element_count()) == p->B * p->K * p->rows * key.width;
     p->keys.push_back(key);
     p->queries.push_back(static_cast<const float*>(q.untyped_data()));
-    bytes += key.bytes();
   }
   if (fits && shared < 0)
     fits = read_stream(operand(3 * count), operand(3 * count + 1), *p,
@@ -77,8 +75,6 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   if (!fits || p->value.width != p->E)
     return ffi::Error::InvalidArgument("kvjax_decode: shapes do not fit");
 
-  p->block = std::clamp<int64_t>(
-      kBlockBytes / std::max<int64_t>(bytes, 1) / 16 * 16, 16, kMostSlots);
   p->seen.resize(p->B * p->held_heads);
   for (int64_t i = 0; i < p->B * p->held_heads; ++i) p->find(i);
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);

@@ -22,9 +22,9 @@ void project_tiles(const float* rows, int64_t M, const T* weight, int64_t D,
     // The last tile reaches back, over sums that come out the same.
     const int64_t at = std::min<int64_t>(n, last - S);
     const T* lines = weight + at * D;
-    dot_tile<R, true>(rows, lines, D, out + at, N);
+    dot_tile<R, true>(rows, lines, D, out + at, N, S * D * sizeof(T));
     for (int64_t m = R; m < M; m += R)
-      dot_tile<R, false>(rows + m * D, lines, D, out + m * N + at, N);
+      dot_tile<R, false>(rows + m * D, lines, D, out + m * N + at, N, 0);
   }
 }
 

@@ -19,7 +19,8 @@ constexpr int kLanes = 8;
 #endif
 // Sums in registers: half of what there are, so that operands have room.
 constexpr int kSums = kLanes;
-constexpr int64_t kMostSlots = 64;  // of a block: the stride of weights
+constexpr int64_t kBlock = 64;  // slots read at a time: the stride of weights
+constexpr int64_t kLine = 64;   // bytes of a cache line
 
 // A vector type of `bytes`, at any address that suits its elements.
 #define VECTOR(bytes, align) \
@@ -35,6 +36,17 @@ typedef float Oct VECTOR(32, 32);
 #else
 #define KEEP(x) ((void)0)
 #endif
+
+// An array stays in registers only if loops over it are gone early enough.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// Lines are asked into the second-level cache, which keeps more of them in
+// flight than the first, and has room for them.
+#define ASK(address) __builtin_prefetch(address, 0, 2)
 
 inline Vec& at(float* p) { return *reinterpret_cast<Vec*>(p); }
 inline Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
@@ -112,12 +124,12 @@ inline Vec sums(const Vec* v) {
            (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xee);
   };
   Vec a[4];
-  for (int i = 0; i < 4; ++i) {
+  UNROLL for (int i = 0; i < 4; ++i) {
     const Vec x = halves(v[i], v[i + 4]), y = halves(v[i + 8], v[i + 12]);
     a[i] = (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0x88) +
            (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xdd);
   }
-  for (int i = 0; i < 2; ++i) {
+  UNROLL for (int i = 0; i < 2; ++i) {
     const __m512 x = (__m512)a[2 * i], y = (__m512)a[2 * i + 1];
     a[i] = (Vec)_mm512_shuffle_ps(x, y, 0x44) +
            (Vec)_mm512_shuffle_ps(x, y, 0xee);
@@ -126,15 +138,14 @@ inline Vec sums(const Vec* v) {
   return (Vec)_mm512_shuffle_ps(x, y, 0x88) +
          (Vec)_mm512_shuffle_ps(x, y, 0xdd);
 #else
-  Vec a[8];
-  for (int i = 0; i < 8; ++i) a[i] = v[i];
-  for (int step : {4, 2}) {
-    for (int i = 0; i < step; ++i) {
-      const Vec x = a[2 * i], y = a[2 * i + 1];
-      a[i] = __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) +
-             __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
-    }
-  }
+  const auto pairs = [](Vec x, Vec y) {
+    return __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) +
+           __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
+  };
+  Vec a[2];
+  UNROLL for (int i = 0; i < 2; ++i)
+    a[i] = pairs(pairs(v[4 * i], v[4 * i + 1]),
+                 pairs(v[4 * i + 2], v[4 * i + 3]));
   return __builtin_shufflevector(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) +
          __builtin_shufflevector(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15);
 #endif
@@ -151,23 +162,25 @@ inline float reduce(Vec v, F f) {
 
 // ------------------------------------------------------------------ tiles
 
-// out[r][s] = q[r] . k[s] for R rows and kSums / R lines. `Ahead` asks for the
-// lines that follow, while these are read.
+// out[r][s] = q[r] . k[s] for R rows and kSums / R lines. `Ahead` asks for what
+// lies `ahead` bytes further, while these are read.
 template <int R, bool Ahead, class T>
 inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
-                     int64_t stride) {
+                     int64_t stride, int64_t ahead) {
   constexpr int S = kSums / R;
-  Vec sum[kSums] = {};
+  Vec sum[kSums];
+  UNROLL for (Vec& x : sum) x = Vec{};
   for (int64_t h = 0; h < width; h += kLanes) {
     Vec key[S];
-    for (int s = 0; s < S; ++s) {
-      key[s] = wide(k + s * width + h);
-      if (Ahead) __builtin_prefetch(k + (S + s) * width + h, 0, 3);
+    UNROLL for (int s = 0; s < S; ++s) {
+      const T* from = k + s * width + h;
+      key[s] = wide(from);
+      if (Ahead) ASK((const char*)from + ahead);
     }
-    for (int r = 0; r < R; ++r) {
+    UNROLL for (int r = 0; r < R; ++r) {
       Vec x = at(q + r * width + h);
       KEEP(x);
-      for (int s = 0; s < S; ++s) sum[r * S + s] += x * key[s];
+      UNROLL for (int s = 0; s < S; ++s) sum[r * S + s] += x * key[s];
     }
   }
   const Vec total = sums(sum);
@@ -175,21 +188,25 @@ inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
     memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
 }
 
-// acc[r] += sum over slots of p[r][s] v[s]: N vectors of R rows in registers.
-template <int R, int N, class T>
-inline void weigh_tile(const float* p, const T* v, int64_t width,
-                       int64_t slots, float* acc) {
+// acc[r] += sum over a block's slots of p[r][s] v[s]: N vectors of R rows in
+// registers. `Ahead` as above.
+template <int R, int N, bool Ahead, class T>
+inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
+                       int64_t ahead) {
   Vec sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
-  for (int64_t s = 0; s < slots; ++s) {
+  for (int64_t s = 0; s < kBlock; ++s, v += width) {
+    if (Ahead)
+      UNROLL for (int64_t i = 0; i < N * kLanes * sizeof(T); i += kLine)
+        ASK((const char*)v + i + ahead);
     Vec x[N];
     for (int n = 0; n < N; ++n) {
-      x[n] = wide(v + s * width + n * kLanes);
+      x[n] = wide(v + n * kLanes);
       KEEP(x[n]);
     }
     for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) sum[r][n] += x[n] * p[r * kMostSlots + s];
+      for (int n = 0; n < N; ++n) sum[r][n] += x[n] * p[r * kBlock + s];
   }
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) at(acc + r * width + n * kLanes) = sum[r][n];
