@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -184,11 +185,13 @@ class Stretch {
       query += p.rows * padded(key.width);
     }
     thread_local std::vector<float> memory;
-    memory.resize(kLine / 4 + query + kBlock * (1 + widest + 2 * p.rows));
+    memory.resize(kLine / 4 + query + kBlock * (1 + widest + 2 * p.rows) +
+                  p.rows * kLanes);
     float* q = aligned(memory.data());
     scores = q + query;
     products = scores + p.rows * kBlock;
-    scales = products + p.rows * kBlock;
+    sums = products + p.rows * kBlock;
+    scales = sums + p.rows * kLanes;
     copy = scales + kBlock;
     for (size_t j = 0; j < p.keys.size(); ++j) {
       const int64_t width = p.keys[j].width, wide = padded(width);
@@ -199,7 +202,8 @@ class Stretch {
       }
     }
     std::fill_n(top, p.rows, -INFINITY);
-    std::fill_n(total, p.part_size() - padded(p.rows), 0.f);
+    std::fill_n(sums, p.rows * kLanes, 0.f);
+    std::fill_n(acc, p.rows * padded(p.E), 0.f);
   }
 
   void run() {
@@ -210,6 +214,8 @@ class Stretch {
       softmax(blocks[i]);
       weigh_values(blocks[i]);
     }
+    for (int64_t r = 0; r < p.rows; ++r)
+      total[r] = reduce(at(sums + r * kLanes), std::plus<>());
   }
 
  private:
@@ -218,7 +224,7 @@ class Stretch {
   float *top, *total, *acc;  // of the part: [R], [R], [R, padded(E)]
   const int32_t* held;       // [S], of this head
   std::vector<const float*> queries;
-  float *scores, *products, *scales, *copy;
+  float *scores, *products, *sums, *scales, *copy;
   const Block* last;  // of the stretch
 
   // Returns the codes of a block, rows padded; where it is not whole a copy in
@@ -284,30 +290,34 @@ class Stretch {
       });
   }
 
-  // Turns scores into weights, and what was added up into the same scale.
+  // Turns scores into weights. A lane has a sum of its own until the last block.
   void softmax(const Block& b) {
     const auto more = [](auto x, auto y) { return x > y ? x : y; };
-    const auto plus = [](auto x, auto y) { return x + y; };
     for (int64_t r = 0; r < p.rows; ++r) {
       float* score = scores + r * kBlock;
       bound(score);
       if (!b.whole) mask(b, r, score);
-      Vec best = Vec{} + top[r], sum = {};
-      for (int64_t s = 0; s < kBlock; s += kLanes)
+      Vec best = at(score), sum = at(sums + r * kLanes);
+      for (int64_t s = kLanes; s < kBlock; s += kLanes)
         best = more(at(score + s), best);
-      const float now = reduce(best, more);
-      const float shift = now == -INFINITY ? 0.f : now;
+      if (exceeds(best, top[r])) {
+        rise(r, reduce(best, more));
+        sum = at(sums + r * kLanes);
+      }
+      const float shift = top[r] == -INFINITY ? 0.f : top[r];
       for (int64_t s = 0; s < kBlock; s += kLanes)
         sum += at(score + s) = exponential(at(score + s) - shift);
-      if (now != top[r]) {
-        const float keep = exponential(top[r] - shift);
-        total[r] *= keep;
-        for (int64_t e = 0; e < padded(p.E); e += kLanes)
-          at(acc + r * padded(p.E) + e) *= keep;
-      }
-      total[r] += reduce(sum, plus);
-      top[r] = now;
+      at(sums + r * kLanes) = sum;
     }
+  }
+
+  // Brings what was added up to the scale of a larger score.
+  void rise(int64_t r, float now) {
+    const float keep = exponential(top[r] - now);
+    at(sums + r * kLanes) *= keep;
+    for (int64_t e = 0; e < padded(p.E); e += kLanes)
+      at(acc + r * padded(p.E) + e) *= keep;
+    top[r] = now;
   }
 
   void bound(float* score) const {

@@ -160,6 +160,17 @@ inline float reduce(Vec v, F f) {
   return f(a, __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6))[0];
 }
 
+// Whether some lane of v is more than x.
+inline bool exceeds(Vec v, float x) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(x), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)(v > x)) != 0;
+#else
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; }) > x;
+#endif
+}
+
 // ------------------------------------------------------------------ tiles
 
 // out[r][s] = q[r] . k[s] for R rows and kSums / R lines. `Ahead` asks for what
@@ -212,10 +223,13 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
     for (int n = 0; n < N; ++n) at(acc + r * width + n * kLanes) = sum[r][n];
 }
 
-// Calls f with 4, 2 or 1, a compile-time constant, and a tile's first row.
+// Calls f with 8 (if that leaves two lines a tile), 4, 2 or 1, a compile-time
+// constant, and a tile's first row.
 template <class F>
 inline void by_rows(int64_t rows, F f) {
   int64_t r = 0;
+  if constexpr (kSums >= 16)
+    for (; r + 8 <= rows; r += 8) f(std::integral_constant<int, 8>(), r);
   for (; r + 4 <= rows; r += 4) f(std::integral_constant<int, 4>(), r);
   if (r + 2 <= rows) f(std::integral_constant<int, 2>(), r), r += 2;
   if (r < rows) f(std::integral_constant<int, 1>(), r);
