@@ -138,14 +138,14 @@ void Problem::find(int64_t list) {
     }
   }
   const int32_t* key = held + list * S;
-  for (int64_t first = 0; first < filled; first += kBlock) {
-    const int64_t slots = std::min(kBlock, filled - first);
+  for (int64_t first = 0; first < filled; first += kSlots) {
+    const int64_t slots = std::min(kSlots, filled - first);
     int32_t least = INT32_MAX, most = -1, any = 0;
     for (int64_t s = first; s < first + slots; ++s) {
       least = std::min(least, key[s]), most = std::max(most, key[s]);
       any |= some.sees(key[s]);
     }
-    const bool whole = least >= all.low && most <= all.high && slots == kBlock;
+    const bool whole = least >= all.low && most <= all.high && slots == kSlots;
     if (any) seen[list].push_back({first, slots, whole});
   }
 }
@@ -155,7 +155,7 @@ void Problem::plan(int64_t threads) {
   int64_t total = 0, bytes = shared < 0 ? value.bytes() : 0;
   for (int64_t i = 0; i < B * K; ++i) total += seen[list(i)].size();
   for (const Stream& key : keys) bytes += key.bytes();
-  const bool alone = threads == 1 || total * kBlock * bytes <= kAlone;
+  const bool alone = threads == 1 || total * kSlots * bytes <= kAlone;
   const int64_t count = alone ? 1 : 6 * threads;
   const int64_t each = std::max<int64_t>((total + count - 1) / count, 1);
   left.reset(new std::atomic<int>[B * K]);
@@ -185,14 +185,14 @@ class Stretch {
       query += p.rows * padded(key.width);
     }
     thread_local std::vector<float> memory;
-    memory.resize(kLine / 4 + query + kBlock * (1 + widest + 2 * p.rows) +
+    memory.resize(kLine / 4 + query + kSlots * (1 + widest + 2 * p.rows) +
                   p.rows * kLanes);
     float* q = aligned(memory.data());
     scores = q + query;
-    products = scores + p.rows * kBlock;
-    sums = products + p.rows * kBlock;
+    products = scores + p.rows * kSlots;
+    sums = products + p.rows * kSlots;
     scales = sums + p.rows * kLanes;
-    copy = scales + kBlock;
+    copy = scales + kSlots;
     for (size_t j = 0; j < p.keys.size(); ++j) {
       const int64_t width = p.keys[j].width, wide = padded(width);
       queries.push_back(q);
@@ -235,7 +235,7 @@ class Stretch {
     const T* from = (const T*)x.codes + (item.head * p.S + b.first) * x.width;
     if (b.whole && width == x.width) return from;
     T* to = reinterpret_cast<T*>(copy);
-    memset(to, 0, kBlock * width * sizeof(T));
+    memset(to, 0, kSlots * width * sizeof(T));
     for (int64_t s = 0; s < b.slots; ++s)
       if (held[b.first + s] >= 0)
         memcpy(to + s * width, from + s * x.width, x.width * sizeof(T));
@@ -245,7 +245,7 @@ class Stretch {
   // Returns how far behind block b of a stream lies the block to ask for while
   // b is read, in bytes; 0 for none. A copy is asked for nothing.
   int64_t ahead(const Stream& x, const Block& b) const {
-    const int64_t blocks = (kAhead - 1) / (kBlock * x.bytes()) + 1;
+    const int64_t blocks = (kAhead - 1) / (kSlots * x.bytes()) + 1;
     if (last - &b < blocks || padded(x.width) != x.width || !b.whole) return 0;
     return ((&b)[blocks].first - b.first) * x.bytes();
   }
@@ -253,12 +253,12 @@ class Stretch {
   // Multiplies [R, block] by the scales of the slots.
   void rescale(const Stream& x, const Block& b, float* to) const {
     if (x.scales == nullptr) return;
-    std::fill_n(scales, kBlock, 0.f);
+    std::fill_n(scales, kSlots, 0.f);
     for (int64_t s = 0; s < b.slots; ++s)
       if (b.whole || held[b.first + s] >= 0)
         scales[s] = x.scales[item.head * p.S + b.first + s];
-    for (int64_t r = 0; r < p.rows; ++r, to += kBlock)
-      for (int64_t s = 0; s < kBlock; s += kLanes)
+    for (int64_t r = 0; r < p.rows; ++r, to += kSlots)
+      for (int64_t s = 0; s < kSlots; s += kLanes)
         at(to + s) *= at(scales + s);
   }
 
@@ -269,7 +269,7 @@ class Stretch {
       key.typed([&](auto* type) { multiply(key, b, queries[j], to, type); });
       rescale(key, b, to);
       if (j > 0)
-        for (int64_t i = 0; i < p.rows * kBlock; ++i) scores[i] += to[i];
+        for (int64_t i = 0; i < p.rows * kSlots; ++i) scores[i] += to[i];
     }
   }
 
@@ -278,34 +278,34 @@ class Stretch {
                 const T*) {
     const T* k = read<T>(key, b);
     const int64_t width = padded(key.width), more = ahead(key, b);
-    for (int64_t first = 0; first < kBlock; first += kSums)
+    for (int64_t first = 0; first < kSlots; first += kSums)
       by_rows(p.rows, [&](auto R, int64_t r) {
         constexpr int S = kSums / R;
         for (int64_t s = first; s < first + kSums; s += S) {
           const auto tile = r == 0 && more ? dot_tile<R, true, T>
                                            : dot_tile<R, false, T>;
-          tile(q + r * width, k + s * width, width, to + r * kBlock + s,
-               kBlock, more);
+          tile(q + r * width, k + s * width, width, to + r * kSlots + s,
+               kSlots, more);
         }
       });
   }
 
-  // Turns scores into weights. A lane has a sum of its own until the last block.
+  // Turns scores into weights. Each lane sums its own until the last block.
   void softmax(const Block& b) {
     const auto more = [](auto x, auto y) { return x > y ? x : y; };
     for (int64_t r = 0; r < p.rows; ++r) {
-      float* score = scores + r * kBlock;
+      float* score = scores + r * kSlots;
       bound(score);
       if (!b.whole) mask(b, r, score);
       Vec best = at(score), sum = at(sums + r * kLanes);
-      for (int64_t s = kLanes; s < kBlock; s += kLanes)
+      for (int64_t s = kLanes; s < kSlots; s += kLanes)
         best = more(at(score + s), best);
       if (exceeds(best, top[r])) {
         rise(r, reduce(best, more));
         sum = at(sums + r * kLanes);
       }
       const float shift = top[r] == -INFINITY ? 0.f : top[r];
-      for (int64_t s = 0; s < kBlock; s += kLanes)
+      for (int64_t s = 0; s < kSlots; s += kLanes)
         sum += at(score + s) = exponential(at(score + s) - shift);
       at(sums + r * kLanes) = sum;
     }
@@ -322,7 +322,7 @@ class Stretch {
 
   void bound(float* score) const {
     const float cap = p.rule.softcap;
-    for (int64_t s = 0; s < kBlock; s += kLanes) {
+    for (int64_t s = 0; s < kSlots; s += kLanes) {
       const Vec x = at(score + s) * p.rule.scale;
       at(score + s) = cap > 0 ? cap * hyperbolic_tangent(x / cap) : x;
     }
@@ -333,7 +333,7 @@ class Stretch {
     const Range range = p.rule.range(p.positions[t]);
     for (int64_t s = 0; s < b.slots; ++s)
       score[s] = range.sees(held[b.first + s]) ? score[s] : -INFINITY;
-    std::fill_n(score + b.slots, kBlock - b.slots, -INFINITY);
+    std::fill_n(score + b.slots, kSlots - b.slots, -INFINITY);
   }
 
   // Strips of features, as wide as there are sums in registers for, one after
@@ -361,7 +361,7 @@ class Stretch {
     for (; e + N * kLanes <= end; e += N * kLanes) {
       const auto tile = r == 0 && more ? weigh_tile<R, N, true, T>
                                        : weigh_tile<R, N, false, T>;
-      tile(scores + r * kBlock, v + e, padded(p.E), acc + r * padded(p.E) + e,
+      tile(scores + r * kSlots, v + e, padded(p.E), acc + r * padded(p.E) + e,
            more);
     }
     if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, more);

@@ -99,7 +99,8 @@ inline void panel_rows(const float* rows, int64_t M, int64_t D,
 template <class T>
 void project_panels(const float* rows, int64_t M, const T* weight, int64_t D,
                     int64_t N, int64_t first, int64_t last, float* out) {
-  alignas(64) static thread_local float panels[kBlock * kDeep];  // much for a stack
+  // Much for a stack.
+  alignas(64) static thread_local float panels[kBlock * kDeep];
   for (int64_t n = first, next; n < last; n = next) {
     const int64_t count = std::min(kBlock, last - n) / kPanel;
     next = n + std::max<int64_t>(count, 1) * kPanel;

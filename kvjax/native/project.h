@@ -70,14 +70,17 @@ struct Parts {
     lines = many ? std::max(threads, N / kBlock) : work / kPiece;
     lines = std::min(lines, N / unit);
     if (many && lines < 2 * threads)
-      rows = std::clamp<int64_t>(2 * threads / lines, 1, std::max<int64_t>(M / kMany / 2, 1));
+      rows = std::clamp<int64_t>(2 * threads / lines, 1,
+                                 std::max<int64_t>(M / kMany / 2, 1));
   }
   using Range = std::pair<int64_t, int64_t>;
   Range lines_of(int64_t i) const { return cut(N, unit, lines, i / rows); }
   Range rows_of(int64_t i) const { return cut(M, kTall, rows, i % rows); }
   // The i-th range of `parts`, of whole units; the last takes the rest.
   static Range cut(int64_t size, int64_t unit, int64_t parts, int64_t i) {
-    const auto start = [=](int64_t i) { return size / unit * i / parts * unit; };
+    const auto start = [=](int64_t i) {
+      return size / unit * i / parts * unit;
+    };
     return {start(i), i + 1 < parts ? start(i + 1) : size};
   }
   int64_t M, N, unit, lines = 1, rows = 1;

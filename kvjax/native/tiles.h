@@ -19,7 +19,7 @@ constexpr int kLanes = 8;
 #endif
 // Sums in registers: half of what there are, so that operands have room.
 constexpr int kSums = kLanes;
-constexpr int64_t kBlock = 64;  // slots read at a time: the stride of weights
+constexpr int64_t kSlots = 64;  // slots read at a time: the stride of weights
 constexpr int64_t kLine = 64;   // bytes of a cache line
 
 // A vector type of `bytes`, at any address that suits its elements.
@@ -207,7 +207,7 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
   Vec sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
-  for (int64_t s = 0; s < kBlock; ++s, v += width) {
+  for (int64_t s = 0; s < kSlots; ++s, v += width) {
     if (Ahead)
       UNROLL for (int64_t i = 0; i < N * kLanes * sizeof(T); i += kLine)
         ASK((const char*)v + i + ahead);
@@ -217,7 +217,7 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
       KEEP(x[n]);
     }
     for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) sum[r][n] += x[n] * p[r * kBlock + s];
+      for (int n = 0; n < N; ++n) sum[r][n] += x[n] * p[r * kSlots + s];
   }
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) at(acc + r * width + n * kLanes) = sum[r][n];
