@@ -22,7 +22,10 @@ void project_tiles(const float* rows, int64_t M, const T* weight, int64_t D,
     // The last tile reaches back, over sums that come out the same.
     const int64_t at = std::min<int64_t>(n, last - S);
     const T* lines = weight + at * D;
-    dot_tile<R, true>(rows, lines, D, out + at, N, S * D * sizeof(T));
+    // What follows the last tile is another thread's.
+    const auto first_rows =
+        n + S < last ? dot_tile<R, true, T> : dot_tile<R, false, T>;
+    first_rows(rows, lines, D, out + at, N, S * D * sizeof(T));
     for (int64_t m = R; m < M; m += R)
       dot_tile<R, false>(rows + m * D, lines, D, out + m * N + at, N, 0);
   }
@@ -38,12 +41,15 @@ void project_lines(const float* rows, int64_t M, const T* weight, int64_t D,
     if (M >= kMany && last - first >= kPanel)
       return project_panels(rows, M, weight, D, N, first, last, out);
   // Rows may not fit the first cache: the more lines a tile has, the less
-  // often they are read. But the more rows, the less often a code is widened.
+  // often they are read. But the more rows, the less often a code is widened,
+  // and the more evenly lines are asked for.
   constexpr int kRows = sizeof(T) < 4 ? 4 : kSums / 4;
   if (M == 1)
     project_tiles<1>(rows, M, weight, D, N, first, last, out);
   else if (M == 2)
     project_tiles<2>(rows, M, weight, D, N, first, last, out);
+  else if (kSums >= 16 && M % 8 == 0)
+    project_tiles<8>(rows, M, weight, D, N, first, last, out);
   else
     project_tiles<kRows>(rows, M, weight, D, N, first, last, out);
 }
@@ -58,7 +64,7 @@ void project(const float* rows, int64_t M, const T* weight, const float* scale,
     for (int64_t n = first; n < last; ++n) out[m * N + n] *= scale[n];
 }
 
-constexpr int64_t kPiece = 1 << 17;  // bytes of weights, for up to eight rows
+constexpr int64_t kPiece = 1 << 18;  // bytes of weights, for up to eight rows
 
 // The parts that threads take: ranges of lines, and of many rows by few lines
 // ranges of rows as well.
