@@ -17,7 +17,13 @@ import jax
 from absl import flags
 
 from experiments import launch
-from kvjax.benchmark import attention_peers, clock, findings, peers
+from kvjax.benchmark import (
+    attention_peers,
+    clock,
+    findings,
+    llama_cpp,
+    peers,
+)
 from kvjax.benchmark.sections import SECTIONS, Run
 from kvjax.kernels import available, interpreted
 from kvjax.report import records
@@ -114,7 +120,9 @@ def main(argv: list[str]) -> None:
       'config': config.to_dict(),
       'command': launch.command(),
       'kernels': available(),
-      'absent': peers.absent() | attention_peers.absent(),
+      'absent': (
+          peers.absent() | llama_cpp.absent() | attention_peers.absent()
+      ),
   }
   writer = start(
       _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.benchmark import clock, forms, peers
+from kvjax.benchmark import clock, forms, llama_cpp, peers
 from kvjax.benchmark.attention import normal
 from kvjax.benchmark.clock import Runner
 from kvjax.benchmark.ran import ran
@@ -75,8 +75,9 @@ def step(
   Steps are queued, `calls` of them before one is waited for. Everybody's first
   logits that were waited for are held against those of `blockwise` over the
   same numbers: codes of a cache stay codes, those of weights are floats again.
-  Peers are transformers' caches, those named or all; `alone` is without, and
-  without int8 weights, which are no matter of attention.
+  Peers are transformers' caches, those named or all, and llama.cpp, after a
+  prompt; `alone` is without, and without int8 weights, which are no matter of
+  attention.
   `mosaic_gpu` also takes part in `variations`, as in `forms`.
   """
   streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
@@ -112,13 +113,23 @@ def step(
       for name, *choice in _ours(config, kernels, variations)
       if not (alone and choice[2])
   }
-  if not alone and not peers.missing('torch', 'transformers'):
-    model = peers.torch_model(config, params)
-    for kind in peers.caches() if caches is None else caches:
-      name = f'transformers {kind}'
-      entries[name] = functools.partial(theirs, kind, model)
+  if not alone:
+    entries |= _theirs(config, params, theirs, caches)
+    given = config, params, context, token, calls, weights_read(params)
+    entries |= llama_cpp.entries(*given)
   runners, skipped = clock.enter(entries)
   return clock.race(runners, repeats) | skipped
+
+
+def _theirs(config, params, entry, caches) -> dict[str, Any]:
+  """Returns entries of transformers' caches, where it is installed."""
+  if peers.missing('torch', 'transformers'):
+    return {}
+  model = peers.torch_model(config, params)
+  return {
+      f'transformers {kind}': functools.partial(entry, kind, model)
+      for kind in (peers.caches() if caches is None else caches)
+  }
 
 
 def decoded(params: Mapping[str, Any]) -> Any:

@@ -71,7 +71,7 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
   with torch.device('meta'):
     model = transformers.LlamaForCausalLM(settings).eval()
   state = {
-      name: torch.from_dlpack(x) for name, x in _llama_names(params).items()
+      name: torch.from_dlpack(x) for name, x in llama_names(params).items()
   }
   model.load_state_dict(state, strict=not config.tied, assign=True)
   model.tie_weights()
@@ -81,7 +81,8 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
   return model
 
 
-def _llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
+def llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns parameters by the names of transformers' Llama."""
   names = {
       'model.embed_tokens.weight': params['embedding'],
       'model.norm.weight': params['norm']['weight'],

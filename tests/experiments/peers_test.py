@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kvjax.benchmark import attention, attention_peers, clock, model, peers
+from kvjax.benchmark import (
+  attention,
+  attention_peers,
+  clock,
+  llama_cpp,
+  model,
+  peers,
+)
 from tests.experiments.commands import ROOT
 
 pytestmark = [
@@ -78,6 +85,28 @@ def test_a_step_of_transformers_with_our_weights(kind, dtype, tied):
   theirs = peers.torch_model(config, params)
   call = peers.torch_decode(theirs, kind, streams, token, 24 + 32)
   assert clock.difference(call(), want) < model.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(('rows', 'tied'), [(1, False), (3, True)])
+def test_a_step_of_llama_cpp_with_our_weights(rows, tied):
+  for module in llama_cpp.MODULES:
+    pytest.importorskip(module)
+  shape = {
+    'layers': 2, 'width': 32, 'num_heads': 4, 'num_kv_heads': 2,
+    'key_width': 8, 'hidden': 48, 'vocab_size': 64, 'dtype': 'float32',
+    'tied': tied,
+  }  # fmt: skip
+  config, params = model.build(shape)
+  token = jnp.arange(rows, dtype=jnp.int32)
+  # More than llama.cpp is given at once, and no multiple of its cells.
+  context = llama_cpp.CHUNK + 88
+  entries = llama_cpp.entries(config, params, context, token, 1, 0)
+  assert list(entries) == list(llama_cpp.KINDS)
+  for name, entry in entries.items():
+    runner = entry()
+    assert runner.error < runner.tolerance, name
+    # The token was removed again: the next step is at the same length.
+    assert (runner.call() == runner.call()).all(), name
 
 
 def test_the_triton_kernel_interpreted():

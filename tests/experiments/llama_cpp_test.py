@@ -1,0 +1,69 @@
+"""What of the peer llama.cpp runs where it is not installed."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+from kvjax.benchmark import gguf_file, llama_cpp, model
+
+SHAPE = {
+  'layers': 2, 'width': 32, 'num_heads': 4, 'num_kv_heads': 2, 'key_width': 8,
+  'hidden': 48, 'vocab_size': 64, 'dtype': 'float32',
+}  # fmt: skip
+
+
+def test_absence_is_named_and_nobody_is_raced(monkeypatch):
+  find = importlib.util.find_spec
+  for lacking in ('llama_cpp', 'gguf'), ('gguf',):
+    monkeypatch.setattr(
+      importlib.util,
+      'find_spec',
+      lambda name, *rest, lacking=lacking: (
+        None if name in lacking else find('jax')
+      ),
+    )
+    names = ', '.join(llama_cpp.MODULES[name] for name in lacking)
+    assert llama_cpp.absent() == {'llama.cpp': f'not installed: {names}'}
+    config = model.describe(SHAPE)
+    assert llama_cpp.entries(config, {}, 8, np.zeros(1, np.int32), 1, 0) == {}
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert llama_cpp.absent() == {'llama.cpp': 'not raced on gpu'}
+
+
+def test_only_float32_is_written(tmp_path):
+  config = model.describe(SHAPE | {'dtype': 'bfloat16'})
+  with pytest.raises(ValueError, match='in float32, not in bfloat16'):
+    gguf_file.write(tmp_path / 'model.gguf', config, {})
+
+
+def test_pairs_of_rotated_features_become_neighbours():
+  halves = np.arange(2 * 8)[:, None]  # two heads, of eight features each
+  pairs = [0, 4, 1, 5, 2, 6, 3, 7]
+  want = [pairs, [8 + x for x in pairs]]
+  assert gguf_file.paired(halves, 2).reshape(2, 8).tolist() == want
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_what_is_written(tmp_path, tied):
+  gguf = pytest.importorskip('gguf')
+  config, params = model.build(SHAPE | {'tied': tied})
+  gguf_file.write(tmp_path / 'model.gguf', config, params)
+  read = gguf.GGUFReader(tmp_path / 'model.gguf')
+  found = {x.name: x.data for x in read.tensors}
+  shapes = {name: x.shape for name, x in found.items() if 'blk.1.' not in name}
+  assert shapes == {
+    'token_embd.weight': (64, 32), 'output_norm.weight': (32,),
+    **({} if tied else {'output.weight': (64, 32)}),
+    'blk.0.attn_q.weight': (32, 32), 'blk.0.attn_k.weight': (16, 32),
+    'blk.0.attn_v.weight': (16, 32), 'blk.0.attn_output.weight': (32, 32),
+    'blk.0.ffn_gate.weight': (48, 32), 'blk.0.ffn_up.weight': (48, 32),
+    'blk.0.ffn_down.weight': (32, 48), 'blk.0.attn_norm.weight': (32,),
+    'blk.0.ffn_norm.weight': (32,),
+  }  # fmt: skip
+  assert all(x.dtype == np.float32 for x in found.values())
+  attention = params['layers'][1]['attention']
+  assert (found['blk.1.attn_v.weight'] == attention['value']).all()
+  want = gguf_file.paired(np.asarray(attention['key']), 2)
+  assert (found['blk.1.attn_k.weight'] == want).all()
