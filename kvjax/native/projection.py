@@ -1,7 +1,7 @@
 """Projections of few rows on a CPU: each weight is read once, as it is stored.
 
 `project.h` through `jax.ffi`, for float32 rows: XLA reads float32 weights for
-two to eight of them a little slower, and of narrower weights writes a wide copy
+up to eight of them a little slower, and of narrower weights writes a wide copy
 first, every step. Its products of bfloat16 rows and weights are as fast. Of
 int8 weights it writes a copy for any rows: the kernel takes all of those.
 """
@@ -38,8 +38,6 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
     return f'weights of {weight.dtype}; it reads {", ".join(DTYPES)}'
   if rows.dtype != jnp.float32 and not coded:
     return f'XLA reads weights as fast for rows of {rows.dtype}'
-  if rows.shape[0] == 1 and weight.dtype == jnp.float32:
-    return 'XLA reads float32 weights as fast for one row'
   if weight.shape[0] < 16 or weight.shape[1] % 16:
     return f'{weight.shape} is not 16 or more lines of a multiple of 16'
   if weight.size * weight.dtype.itemsize < SMALL:

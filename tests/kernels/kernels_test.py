@@ -211,6 +211,18 @@ class KernelTest(parameterized.TestCase):
     )
     self.check(found, want)
 
+  @parameterized.named_parameters(named(kernel=KERNELS))
+  def test_many_blocks_of_rising_scores(self, kernel):
+    """Whole blocks of slots, tiles of 8, 2 and 1 rows, strips of features."""
+    q, k, v = draw((2, 11, 1, 64, 144), slots=300)
+    positions, held = book(290, 1, slots=300)
+    k = k * 0.1 + q[:, :, :1, 0] * np.linspace(0, 0.5, 300)[:, None]
+    k, v = poison(k, held), poison(v, held)
+    k = k.astype(np.float32)
+    found = grouped(q, k, v, positions, held, kernel)
+    want = oracle.attention(q, positions, k, v, held, scale=0.125)
+    self.check(found, want)
+
   @parameterized.named_parameters(
     named(kernel=KERNELS, part=('sinks', 'recent', 'none'))
   )

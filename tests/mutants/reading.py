@@ -89,6 +89,27 @@ CORE: tuple[Mutant, ...] = (
     'stored[name].codes',
     'kernels/cudnn_test.py::AnswerTest',
   ),
+  Mutant(
+    'larger_score_leaves_the_sums',
+    'kvjax/native/attend.h',
+    'at(sums + r * kLanes) *= keep;',
+    '(void)keep;',
+    'tests/kernels/kernels_test.py::KernelTest::test_many_blocks_of_rising_scores_ffi',
+  ),
+  Mutant(
+    'strips_of_features_overlap',
+    'kvjax/native/attend.h',
+    'std::min(e + strip, width)',
+    'width',
+    'tests/kernels/kernels_test.py::KernelTest::test_many_blocks_of_rising_scores_ffi',
+  ),
+  fault(
+    'block_beside_a_kernel_ignored',
+    'kernels/selection',
+    'reason = reason or _refuses_block(name, view, block)',
+    'reason = reason or _refuses_block(name, view, None)',
+    'kernels/kernels_test.py::SelectionTest::test_a_size_of_block_is_refused_by_a_kernel_that_takes_none',
+  ),
   fault(
     'written_before_it_is_read',
     'attention/cached',

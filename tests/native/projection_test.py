@@ -69,7 +69,6 @@ def test_float32_rows_are_not_rounded_to_a_narrow_weight():
   'rows, lines, width, dtypes, reason',
   [
     (9, 32, 48, ('float32', 'float32'), '9 rows'),
-    (1, 32, 48, ('float32', 'float32'), 'as fast for one row'),
     (2, 15, 48, ('float32', 'float32'), '16 or more lines'),
     (2, 32, 40, ('float32', 'float32'), 'a multiple of 16'),
     (2, 32, 48, ('bfloat16', 'bfloat16'), 'rows of bfloat16'),
