@@ -26,8 +26,8 @@ MODULES = {'llama_cpp': 'llama-cpp-python', 'gguf': 'gguf'}
 CELLS = 256  # a sequence has a multiple of it
 CHUNK = 512  # tokens of a prompt that are read at once
 # Name: type of the cache (`GGML_TYPE_F32`, `_F16`), its bytes, by the flash
-# kernel, largest error. That kernel reads float16 only: of a float32 cache
-# llama.cpp makes a float16 copy at every step. The second is its default.
+# kernel, largest error. For that kernel llama.cpp makes of a float32 cache a
+# float16 copy at every step. The second kind is its default.
 KINDS = {
     'llama.cpp': (0, 4, False, 1e-4),
     'llama.cpp flash float16': (1, 2, True, 5e-3),
