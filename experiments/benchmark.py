@@ -74,7 +74,7 @@ def _sections(run: Run, writer: Writer) -> tuple[Writer, list[str]]:
       continue
     with progress(title, 1):
       part = list(map(writer.record, _rows(name, run)))
-    writer = writer.show(*findings.section(title, part, read))
+    writer = writer.show(*findings.section(title, part))
     found += part
   writer = writer.show(*findings.verdict(found))
   writer = writer.show(*findings.picture(found, read))

@@ -173,18 +173,26 @@ def bandwidth(mebibytes: int, repeats: int, calls: int = 1) -> dict[str, float]:
     repeats: of which the best counts.
     calls: queued before one is waited for.
   """
+  copy = _moving(lambda x: x + 1, mebibytes, repeats, calls)
+  return {'read': reading(mebibytes, repeats, calls), 'copy': 2 * copy}
+
+
+def reading(mebibytes: int, repeats: int, calls: int = 1) -> float:
+  """Returns bytes a second of a sum; see `bandwidth`."""
+  return _moving(jnp.sum, mebibytes, repeats, calls)
+
+
+def _moving(
+    program: Callable[[jax.Array], Any],
+    mebibytes: int,
+    repeats: int,
+    calls: int,
+) -> float:
   x = jnp.ones((mebibytes * 2**18,), jnp.float32)
-  limits = {}
-  for name, program, factor in (
-      ('read', jax.jit(jnp.sum), 1),
-      ('copy', jax.jit(lambda x: x + 1), 2),
-  ):
-    start = lambda program=program: program(x)
-    call = queued(start, calls, jax.block_until_ready)
-    runner = Runner(call, x.nbytes, times=calls)
-    found = race({name: runner}, repeats)[name]
-    limits[name] = factor * x.nbytes / found['fastest']
-  return limits
+  compiled = jax.jit(program)
+  call = queued(lambda: compiled(x), calls, jax.block_until_ready)
+  runner = Runner(call, x.nbytes, times=calls)
+  return x.nbytes / race({'': runner}, repeats)['']['fastest']
 
 
 def rate(
@@ -203,6 +211,7 @@ def rate(
       {
           'name': name,
           **result,
+          'read': read,
           'bandwidth': result['bytes'] / result['seconds'],
           'of_floor': result['bytes'] / result['seconds'] / read,
           'ratios': {

@@ -15,12 +15,12 @@ SETTING = (
 _PACE = 'tokens_per_second'
 
 
-def section(title: str, rows: Sequence[Row], read: float) -> tuple[Block, ...]:
+def section(title: str, rows: Sequence[Row]) -> tuple[Block, ...]:
   """Returns what one part of a run found, and who took no part in it."""
   blocks: list[Block] = []
   timed = [r for r in rows if 'ratios' in r]
   if timed:
-    blocks.append(table(title, timed, read))
+    blocks.append(table(title, timed))
   checked = [r for r in rows if r['record'] == 'correctness' and 'dtype' in r]
   if checked:
     blocks.append(checks(title, checked))
@@ -147,8 +147,10 @@ def _bar(row: Row) -> str:
   return f'{units[field](value)}: {"met" if met else "missed"}'
 
 
-def table(title: str, rows: Sequence[Row], read: float) -> Table:
+def table(title: str, rows: Sequence[Row]) -> Table:
   """Returns a row each: time, bandwidth, share of the floor, ratios."""
+  reads = [row['read'] for row in rows]
+  least, most = min(reads), max(reads)
   peers = list(dict.fromkeys(p for row in rows for p in row['ratios']))
   bar = ('bar',) if any('bar' in row for row in rows) else ()
   pace = ('tokens/s',) if any(_PACE in row for row in rows) else ()
@@ -172,8 +174,9 @@ def table(title: str, rows: Sequence[Row], read: float) -> Table:
       )
       for row in rows
     ],
-    f'Floor: bytes over {read / 1e9:.1f} GB/s, read in the same run. A ratio '
-    'above 1 says how many times as long the peer takes.',
+    f'Floor: bytes over what a sum read after the race, {least / 1e9:.1f} to '
+    f'{most / 1e9:.1f} GB/s. A ratio above 1 says how many times as long the '
+    'peer takes.',
   )
 
 

@@ -90,7 +90,7 @@ def test_who_fails_is_named_and_the_others_are_timed():
   named = {row['name']: {'record': 'attention', **row} for row in rows}
   named['kvjax'] = named.pop('wrong') | {'name': 'kvjax'}
   assert findings.wrongs(list(named.values())) == ['attention  kvjax']
-  shown, text = findings.section('All', list(named.values()), 1.0)
+  shown, text = findings.section('All', list(named.values()))
   assert len(shown.rows) == 1 and 'absent (RuntimeError' in text.text
 
 
