@@ -9,7 +9,8 @@ On paper: operations a byte of each variant's cache, the rows and tokens from
 which a step waits for arithmetic, least times of models on one card and many,
 and the same bound beside step times that others have published. Timed here:
 attention against context, rows and kv heads, a step against layers, with the
-exponent of growth (the slope of log time over log size).
+exponent of growth (the slope of log time over log size) over all and over the
+last doubling.
 
 Expected: exponents near 1 where bytes decide, less where a call's own cost
 does. Would be refuted by: a published time below its bound, or an exponent

@@ -146,22 +146,28 @@ def published(load: Load) -> Part:
 
 def curves(records: Sequence[Row]) -> tuple[Block, ...]:
   """Returns the exponents of growth, and the curves."""
-  series: dict[str, dict[float, float]] = {}
+  points: dict[str, dict[int, Row]] = {}
   for row in records:
     if row['record'] == 'growth':
-      series.setdefault(row['axis'], {})[row['at']] = 1e3 * row['seconds']
-  exponents = [r for r in records if r['record'] == 'exponent']
+      points.setdefault(row['axis'], {})[row['at']] = row
+  series: dict[str, dict[float, float]] = {
+      axis: {at: 1e3 * row['seconds'] for at, row in found.items()}
+      for axis, found in points.items()
+  }
   rows = []
-  for found in exponents:
-    points = series[found['axis']]
-    first, last = min(points), max(points)
-    ends = first, round(points[first], 3), last, round(points[last], 3)
-    rows.append(
-        [found['axis'], found['kernel'], *ends, round(found['exponent'], 2)]
-    )
+  for found in (r for r in records if r['record'] == 'exponent'):
+    axis = found['axis']
+    ends = []
+    for at in (min(points[axis]), max(points[axis])):
+      row = points[axis][at]
+      speed = row['bytes'] / row['seconds'] / 1e9
+      ends += [at, round(series[axis][at], 3), round(speed, 1)]
+    slopes = round(found['exponent'], 2), round(found['last'], 2)
+    rows.append([axis, found['kernel'], *ends, *slopes])
+  ends = 'from', 'ms', 'GB/s', 'to', 'ms', 'GB/s'
   table = Table(
       'Exponent of growth',
-      ('axis', 'kernel', 'from', 'ms', 'to', 'ms', 'exponent'),
+      ('axis', 'kernel', *ends, 'exponent', 'of the last doubling'),
       rows,
       'Attention alone, but layers: a whole step.',
   )

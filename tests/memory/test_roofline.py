@@ -61,13 +61,19 @@ def test_one_row_visits_its_own_experts_and_many_rows_all():
 def test_exponents_of_curves(monkeypatch):
   def measure(case, pace, *, alone):
     assert alone and case.filled == case.slots
-    return {f'kvjax {pace.kernels[0]}': {'seconds': case.filled**0.75}}
+    # The last of the seven points is twice the one before it.
+    seconds = min(case.filled, 16_384) ** 0.75 * (1 + (case.filled > 16_384))
+    found = {'seconds': seconds, 'bytes': 5e9 * seconds}
+    return {f'kvjax {pace.kernels[0]}': found}
 
   monkeypatch.setattr(growth.attention, 'measure', measure)
   records = list(growth.rows(('context',), 1, rotate=0))
   assert len(records) == growth.count(('context',))
-  assert records[-1]['exponent'] == pytest.approx(0.75)
+  # Log2 sizes 9 to 15: their squares about the mean are 28, the last is 3 off.
+  assert records[-1]['exponent'] == pytest.approx(0.75 + 3 * 0.25 / 28)
+  assert records[-1]['last'] == pytest.approx(1)
   table, _ = scaling.curves(records)
-  assert table.rows[0][0] == 'context' and table.rows[0][-1] == 0.75
+  assert table.rows[0][0] == 'context' and table.rows[0][4] == 5
+  assert table.rows[0][-2:] == [0.78, 1]
   with pytest.raises(ValueError, match="axis 'depth' is unknown"):
     growth.check(['depth'])
