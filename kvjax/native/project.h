@@ -73,7 +73,7 @@ struct Parts {
     const bool many = M >= kMany && N >= kPanel;
     unit = many ? kPanel : kSums;
     if (threads == 1) return;
-    lines = many ? std::max(threads, N / kBlock) : work / kPiece;
+    lines = std::max(threads, many ? N / kBlock : work / kPiece);
     lines = std::min(lines, N / unit);
     if (many && lines < 2 * threads)
       rows = std::clamp<int64_t>(2 * threads / lines, 1,
