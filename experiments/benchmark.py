@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import launch
 from kvjax.benchmark import (
+    asked,
     attention_peers,
     clock,
     findings,
@@ -91,20 +92,25 @@ def _rows(name: str, run: Run) -> Iterator[dict[str, Any]]:
     yield {'record': name, 'name': 'the part', **failed}
 
 
+def _compare(files: list[str]) -> None:
+  with launch.door():
+    if len(files) != 2:
+      raise ValueError(
+          'compare takes two files: --compare=old.jsonl,new.jsonl.'
+      )
+    shown = findings.compare(*(records.read([pathlib.Path(x)]) for x in files))
+  run = {'command': launch.command()}
+  writer = start(_WORKDIR.value, 'comparison', 'Two runs', run).show(shown)
+  print(f'Report: {writer.save()}')
+
+
 def main(argv: list[str]) -> None:
   del argv
-  if _COMPARE.value:
-    with launch.door():
-      if len(_COMPARE.value) != 2:
-        raise ValueError(
-            'compare takes two files: --compare=old.jsonl,new.jsonl.'
-        )
-      paths = [[pathlib.Path(path)] for path in _COMPARE.value]
-      shown = findings.compare(*map(records.read, paths))
-    start(_WORKDIR.value, 'comparison', 'Two runs', {}).show(shown)
+  if _COMPARE.value is not None:
+    _compare(_COMPARE.value)
     return
   config, budget = _CONFIG.value, clock.Budget(_BUDGET.value)
-  if _SECTIONS.value:
+  if _SECTIONS.value is not None:
     config.sections = tuple(_SECTIONS.value)
   with launch.door():
     if lacking := peers.missing('rich', 'matplotlib'):
@@ -112,10 +118,7 @@ def main(argv: list[str]) -> None:
           f'{", ".join(lacking)} not installed, reports need them: '
           f'pip install {" ".join(lacking)}'
       )
-    for name in config.sections:
-      if name not in SECTIONS:
-        known = ', '.join(SECTIONS)
-        raise ValueError(f'section {name!r} is unknown; known: {known}.')
+    asked.check(config, SECTIONS)
   run = {
       'config': config.to_dict(),
       'command': launch.command(),

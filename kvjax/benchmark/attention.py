@@ -38,8 +38,8 @@ class Case:
   @property
   def bytes(self) -> int:
     """Of the filled keys and values, scales included."""
-    one = {'float32': 4 * self.width, 'bfloat16': 2 * self.width}
-    slot = one.get(self.dtype, self.width + 4)
+    scale = 4 if self.dtype == 'int8' else 0
+    slot = self.width * jnp.dtype(self.dtype).itemsize + scale
     return 2 * self.batch * self.heads * self.filled * slot
 
 

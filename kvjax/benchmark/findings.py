@@ -13,6 +13,11 @@ SETTING = (
 )  # fmt: skip
 
 _PACE = 'tokens_per_second'
+# What makes two models the same one, in their configs; None: no default.
+_SHAPE: Row = dict.fromkeys((
+  'layers', 'width', 'num_heads', 'num_kv_heads', 'key_width', 'hidden',
+  'vocab_size',
+)) | {'dtype': 'float32', 'tied': False}  # fmt: skip
 
 
 def section(title: str, rows: Sequence[Row]) -> tuple[Block, ...]:
@@ -223,15 +228,14 @@ def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
 def compare(before: Sequence[Row], after: Sequence[Row]) -> Table:
   """Returns the ratio of times of the rows that both runs have.
 
+  Of a row that a file has twice, the last counts; of a sweep, the best cut.
+
   Raises:
     ValueError: they have no row in common.
   """
-  key = lambda row: tuple(str(row.get(name)) for name in SETTING)
-  old = {key(row): row for row in before if 'seconds' in row}
+  old = _measured(before)
   pairs = [
-    (old[key(row)], row)
-    for row in after
-    if 'seconds' in row and key(row) in old
+    (old[key], row) for key, row in _measured(after).items() if key in old
   ]
   if not pairs:
     raise ValueError('the two runs have no row in common: nothing to compare.')
@@ -252,3 +256,22 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Table:
     'Below 1: the second run is faster. Compare shares of the floor where the '
     'machines differ.',
   )
+
+
+def _measured(records: Sequence[Row]) -> dict[tuple[str, ...], Row]:
+  """Returns timed rows by what they measured, the shape of a model included."""
+  found, config = {}, {}
+  for row in records:
+    if row.get('record') == 'run':
+      config = row.get('config', {})
+    timed = {'record', 'name', 'seconds'} <= row.keys()
+    if not timed or (row['record'] == 'sweep' and not row.get('best')):
+      continue
+    shape: Row = {}
+    if 'context' in row or row['record'] == 'overhead':
+      name = row.get('model', next(iter(config.get('models', ())), 'model'))
+      shape = _SHAPE | config.get(name, {})
+      row = {'model': name, 'dtype': shape['dtype'], **row}
+    key = *(row.get(x) for x in SETTING), *(shape.get(x) for x in _SHAPE)
+    found[tuple(map(str, key))] = row
+  return found

@@ -5,7 +5,10 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from kvjax.benchmark import attention, clock, findings
+from configs import benchmark_cpu
+from experiments import launch
+from kvjax.benchmark import asked, attention, clock, findings
+from kvjax.benchmark.sections import SECTIONS
 from kvjax.kernels import available
 from tests.experiments.commands import ROOT
 
@@ -72,6 +75,41 @@ def test_two_runs_are_compared_row_by_row():
   assert shown.rows[0][-1] == 0.5
   with pytest.raises(ValueError, match='no row in common'):
     findings.compare([row], [row | {'batch': 2}])
+  # Runs after each other in one file, of models that only configs tell apart.
+  wide = {'record': 'run', 'config': {'model': {'dtype': 'bfloat16'}}}
+  later = [row, wide, row | {'seconds': 3.0}, row | {'seconds': 4.0}]
+  shown = findings.compare(later, later)
+  assert [(r[1], r[3]) for r in shown.rows] == [
+    ('model B1 8 float32', 2e3), ('model B1 8 bfloat16', 4e3),
+  ]  # fmt: skip
+  # Of a sweep's cuts, the fastest is held against the fastest.
+  cut = row | {'record': 'sweep', 'name': 'cut'}
+  shown = findings.compare([cut | {'best': True}], [cut, cut | {'best': True}])
+  assert len(shown.rows) == 1
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'words'),
+  [
+    ('sections', (), 'name at least one'),
+    ('repeats', 0, 'repeats=0 must be 1 or more'),
+    ('kernels', ('fii',), "kernels: 'fii' is unknown; known: ffi"),
+    ('models', ('big',), "'big' is no model of this config"),
+    ('steps', ((8,),), r'steps: \(8,\) must be 2 whole numbers'),
+    ('prompts', (0,), r'prompts: \[0\] must be a whole number above 0'),
+    ('attention.dtypes', ('float64',), "'float64' is unknown"),
+    ('latent', (8,), 'must be 6 whole numbers'),
+    ('caches.names', ('heap',), "cache='heap'"),
+    ('variants.names', ('mxa',), "variant='mxa' is unknown"),
+    ('model.num_kv_heads', 3, 'not a multiple'),
+    ('room', 7, 'room=7 is less than the 14 tokens'),
+  ],
+)
+def test_what_cannot_be_measured_is_refused(field, value, words):
+  config = benchmark_cpu.get_config()
+  asked.check(config, SECTIONS)
+  with pytest.raises(ValueError, match=words):
+    asked.check(launch.override(config, {field: value}), SECTIONS)
 
 
 def test_who_fails_is_named_and_the_others_are_timed():
