@@ -21,7 +21,7 @@ import functools
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments import launch
 from kvjax import kernels
@@ -92,4 +92,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=launch.parse)
+  launch.run(main)

@@ -15,6 +15,11 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
+from kvjax.report.writer import Unwritable
+
+# `--help` of an experiment shows `--config` beside its own flags.
+flags.disclaim_key_flags()
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BAD = (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error)
 
@@ -30,16 +35,21 @@ def define_config() -> flags.FlagHolder[Any]:
   )
 
 
-def run(main: Callable[[list[str]], None], default: str) -> None:
-  """Runs an experiment's main, with `configs/<default>` if none is given."""
+def run(main: Callable[[list[str]], None], default: str = '') -> None:
+  """Runs an experiment's main, with `configs/<default>` if none is given.
+
+  Args:
+    main: of the experiment.
+    default: '' for an experiment that has no config.
+  """
 
   def with_config(argv: list[str]) -> list[str]:
     given = [a.lstrip('-').split('=')[0] for a in argv[1:]]
-    if 'config' not in given:
+    if default and 'config' not in given:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
     return parse(argv)
 
-  app.run(main, flags_parser=with_config)
+  app.run(_guarded(main), flags_parser=with_config)
 
 
 def run_flags(
@@ -48,7 +58,19 @@ def run_flags(
   """Runs a main that has no config file, with flags of its own."""
   flags.FLAGS.append_flag_values(values)
   values.mark_as_parsed()
-  app.run(main, flags_parser=parse)
+  app.run(_guarded(main), flags_parser=parse)
+
+
+def _guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+  """Returns a main that ends in one line where it may write no files."""
+
+  def guarded(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except Unwritable as error:
+      refuse(str(error))
+
+  return guarded
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ and looking which output rows change; bytes come from the models' configs.
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from experiments import launch
 from kvjax.report import plots
@@ -35,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=launch.parse)
+  launch.run(main)

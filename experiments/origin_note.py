@@ -3,8 +3,6 @@
 python -m experiments.origin_note
 """
 
-from absl import app
-
 from experiments import launch
 from kvjax.report import note
 
@@ -16,4 +14,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=launch.parse)
+  launch.run(main)

@@ -19,7 +19,7 @@ well above 1.
 
 import functools
 
-from absl import app, flags
+from absl import flags
 
 import kvjax
 from experiments import launch
@@ -59,4 +59,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=launch.parse)
+  launch.run(main)

@@ -10,7 +10,7 @@ ten and writes every case as a JSON line.
 Expected: at most one case in fifty outside a factor of 1.25 either way.
 """
 
-from absl import app, flags
+from absl import flags
 
 from experiments import launch
 from kvjax.benchmark.transients import FACTOR, compare, distance
@@ -46,4 +46,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=launch.parse)
+  launch.run(main)

@@ -13,6 +13,10 @@ from kvjax.report.blocks import Block, Picture, page
 T = TypeVar('T')
 
 
+class Unwritable(ValueError):
+  """Where files should go, none can be written; the message says why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Writer:
   """A report under way: a value; `show` returns the next one.
@@ -73,11 +77,20 @@ def start(
     title: of the report.
     run: configuration, seed, command; the environment is added.
     append: add to the JSON lines that are there.
+
+  Raises:
+    Unwritable: files cannot be written there.
   """
   writer = Writer(pathlib.Path(workdir), name, title)
-  writer.workdir.mkdir(parents=True, exist_ok=True)
-  if not append:
-    writer.lines.write_text('')
+  try:
+    writer.workdir.mkdir(parents=True, exist_ok=True)
+    with writer.lines.open('a' if append else 'w'):
+      pass
+  except OSError as error:
+    raise Unwritable(
+      f'{str(workdir)!r} cannot be written: {error.strerror}. Name another '
+      'folder: --workdir=DIR.'
+    ) from None
   facts = {'record': 'run', **run, 'environment': records.environment()}
   writer.record(facts)
   return writer

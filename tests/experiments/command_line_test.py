@@ -63,6 +63,10 @@ def check(run_command, module, name, tmp_path):
     ('aggregate', [], 'No files'),
     ('aggregate', ['--format=pdf', 'x.jsonl'], "format='pdf' is unknown"),
     ('aggregate', ['no.jsonl'], 'no.jsonl cannot be read'),
+    ('benchmark', ['--sections=step,stp'], "sections: 'stp' is unknown"),
+    ('benchmark', ['--compare=a'], 'compare takes two files'),
+    ('benchmark', [f'--compare={ROOT},b'], 'cannot be read'),
+    ('scaling', ['--workdir=/dev/null/x'], "'/dev/null/x' cannot be written"),
   ],
 )
 def test_the_others_refuse(module, flags, words, commands):
