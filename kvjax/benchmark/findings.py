@@ -201,25 +201,26 @@ def case(row: Row) -> str:
 
 
 def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
-  """Returns achieved bandwidth against what is read, the roofline drawn in."""
-  series: dict[str, dict[float, float]] = {}
-  for row in rows:
-    if row['record'] == 'attention' and 'ratios' in row:
-      name = f'{row["name"]} {row["dtype"]}'
-      at = row['batch'] * row['filled']
-      best = series.setdefault(name, {})
-      best[at] = max(best.get(at, 0.0), row['bandwidth'] / 1e9)
-  if not series:
+  """Returns achieved bandwidth against context, a panel for each batch.
+
+  What the machine reads is drawn in: the roofline of work that only reads.
+  """
+  parts: dict[str, dict[str, dict[float, float]]] = {}
+  found = [r for r in rows if r['record'] == 'attention' and 'ratios' in r]
+  for row in sorted(found, key=lambda row: (row['batch'], row['filled'])):
+    batch = row['batch']
+    series = parts.setdefault(f'{batch} row{"s" * (batch > 1)}', {})
+    best = series.setdefault(f'{row["name"]} {row["dtype"]}', {})
+    at = row['filled']
+    best[at] = max(best.get(at, 0.0), row['bandwidth'] / 1e9)
+  if not parts:
     return ()
-  series = {n: dict(sorted(points.items())) for n, points in series.items()}
-  ends = {at: read / 1e9 for points in series.values() for at in points}
-  series['read bandwidth'] = dict(sorted(ends.items()))
-  png = plots.lines(
+  png = plots.lines_below(
     'Attention alone',
-    series,
-    'filled slots of all rows',
+    parts,
+    'filled slots of a row',
     'GB/s',
-    dashed=('read bandwidth',),
+    limit=('read bandwidth', read / 1e9),
   )
   caption = 'Achieved bandwidth of the best shape; dashed: what a sum reads.'
   return (Picture('bandwidth', png, caption),)

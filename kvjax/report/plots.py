@@ -5,13 +5,14 @@ differ in their markers as well. The same input gives the same bytes.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00')
 MARKERS = 'osD^vP'
+STYLES = '-', ':', '-.'  # of the first six series, the next six, ...
 INK, FAINT = '#1d2733', '#d8dee6'
 
 
@@ -33,32 +34,89 @@ def lines(
     *,
     dashed: Sequence[str] = (),
 ) -> bytes:
-  """Returns log-log lines through points, one a series, named at their ends.
+  """Returns log-log lines through points, one a series, named beside them.
 
   Series named in `dashed` take the colours of the others, in order.
   """
   canvas, (axes,) = figure(1, 7.5, 4.4)
-  solid = [name for name in series if name not in dashed]
-  ticks = sorted({at for points in series.values() for at in points})
-  for name, points in series.items():
-    order = dashed if name in dashed else solid
-    again, index = divmod(list(order).index(name), len(COLOURS))
-    axes.plot(
-        list(points),
-        list(points.values()),
-        marker=MARKERS[(index + again) % len(MARKERS)],
-        color=COLOURS[index],
-        linestyle='--' if name in dashed else '-',
-        label=name,
-    )
-  axes.set_xscale('log', base=2)
-  axes.set_yscale('log')
-  axes.set_xticks(ticks, [f'{at:,.0f}' for at in ticks])
-  axes.set_xlabel(x)
+  _lines(axes, series, _strokes(series, dashed), x)
   axes.set_ylabel(y)
   axes.set_title(title, loc='left')
   axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
   return png(canvas)
+
+
+def lines_below(
+    title: str,
+    parts: Mapping[str, Mapping[str, Mapping[float, float]]],
+    x: str,
+    y: str,
+    *,
+    limit: tuple[str, float],
+) -> bytes:
+  """Returns panels of log-log lines below what none of them can exceed.
+
+  Args:
+    title: above all.
+    parts: series by the title of their panel; a name looks the same in each.
+    x: name of the horizontal axes.
+    y: name of the vertical axes, which all have one scale.
+    limit: name and height of a dashed line across each panel.
+  """
+  canvas, axes = figure(len(parts), 4 * len(parts) + 2.5, 4.4)
+  strokes = _strokes([name for series in parts.values() for name in series])
+  values = [
+      v
+      for part in parts.values()
+      for series in part.values()
+      for v in series.values()
+  ]
+  for panel, (name, series) in zip(axes, parts.items(), strict=True):
+    _lines(panel, series, strokes, x)
+    panel.axhline(limit[1], color=INK, linestyle='--', label=limit[0])
+    panel.set_ylim(0.8 * min(*values, limit[1]), 1.25 * max(*values, limit[1]))
+    panel.set_title(name, loc='left', fontsize=10)
+  axes[0].set_ylabel(y)
+  named = {
+      label: handle
+      for panel in axes
+      for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+  }
+  canvas.legend(named.values(), named, frameon=False, loc='outside right upper')
+  canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
+  return png(canvas)
+
+
+def _strokes(
+    names: Iterable[str], dashed: Sequence[str] = ()
+) -> dict[str, dict[str, str]]:
+  """Returns how each series is drawn; no two alike before many."""
+  solid = list(dict.fromkeys(name for name in names if name not in dashed))
+  found = {}
+  for order in solid, list(dashed):
+    for place, name in enumerate(order):
+      again, index = divmod(place, len(COLOURS))
+      found[name] = {
+          'color': COLOURS[index],
+          'marker': MARKERS[(index + again) % len(MARKERS)],
+          'linestyle': STYLES[again % len(STYLES)] if order is solid else '--',
+      }
+  return found
+
+
+def _lines(
+    axes: Any,
+    series: Mapping[str, Mapping[float, float]],
+    strokes: Mapping[str, Mapping[str, str]],
+    x: str,
+) -> None:
+  ticks = sorted({at for points in series.values() for at in points})
+  for name, points in series.items():
+    axes.plot(list(points), list(points.values()), label=name, **strokes[name])
+  axes.set_xscale('log', base=2)
+  axes.set_yscale('log')
+  axes.set_xticks(ticks, [f'{at:,.0f}' for at in ticks])
+  axes.set_xlabel(x)
 
 
 def scatter(

@@ -85,6 +85,9 @@ def test_plots_are_pictures_and_repeat_themselves():
     plots.lines(
       't', {'a': {1: 2.0, 4: 3.0}, 'b': {1: 9.0}}, 'x', 'y', dashed=['b']
     ),
+    plots.lines_below(
+      't', {'1': {'a': {1: 2.0}}, '2': {}}, 'x', 'y', limit=('most', 3.0)
+    ),
     plots.scatter('t', {'a': {'dense': (8.0, 1.0, 0.1)}}, 'x', 'y'),
     plots.heat('t', {'h': np.eye(3)}, 'abc'),
     plots.lifetimes(
@@ -94,6 +97,8 @@ def test_plots_are_pictures_and_repeat_themselves():
   first = made()
   assert all(png.startswith(PNG) for png in first)
   assert first == made()
+  strokes = plots._strokes([*map(str, range(18))], ['a']).values()
+  assert len({tuple(stroke.values()) for stroke in strokes}) == 19
 
 
 def test_the_answer_in_small():
