@@ -174,7 +174,7 @@ inline bool exceeds(Vec v, float x) {
 // ------------------------------------------------------------------ tiles
 
 // out[r][s] = q[r] . k[s] for R rows and kSums / R lines. `Ahead` asks for what
-// lies `ahead` bytes further, while these are read.
+// lies `ahead` bytes further, while these are read, each cache line once.
 template <int R, bool Ahead, class T>
 inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
                      int64_t stride, int64_t ahead) {
@@ -186,7 +186,7 @@ inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
     UNROLL for (int s = 0; s < S; ++s) {
       const T* from = k + s * width + h;
       key[s] = wide(from);
-      if (Ahead) ASK((const char*)from + ahead);
+      if (Ahead && h * sizeof(T) % kLine == 0) ASK((const char*)from + ahead);
     }
     UNROLL for (int r = 0; r < R; ++r) {
       Vec x = at(q + r * width + h);
@@ -208,7 +208,7 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
   for (int64_t s = 0; s < kSlots; ++s, v += width) {
-    if (Ahead)
+    if (Ahead && (uintptr_t)v % kLine == 0)
       UNROLL for (int64_t i = 0; i < N * kLanes * sizeof(T); i += kLine)
         ASK((const char*)v + i + ahead);
     Vec x[N];
