@@ -37,10 +37,10 @@ _WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
 
 
 SHOWN = (
-    'variant', 'layers', 'kernel', 'batch_size', 'capacity',
+    'variant', 'layers', 'kernel', 'form', 'batch_size', 'capacity',
     'new_tokens_per_step', 'groups', 'tokens', 'width', 'dtype', 'ratio',
-    'peak', 'temporaries', 'planned_temporaries', 'registers', 'spills',
-    'failed',
+    'peak', 'temporaries', 'planned_temporaries', 'launches', 'registers',
+    'spills', 'failed',
 )  # fmt: skip
 
 
@@ -70,13 +70,14 @@ def main(argv: list[str]) -> None:
   prefills = functools.partial(for_hopper.prefills, whole, _LAYERS.value)
   depths = len({_LAYERS.value, len(whole.layers)})
   calls = depths * len(for_hopper.PREFILLS) + len(for_hopper.OTHERS)
+  alone = len(for_hopper.KERNELS) * len(for_hopper.FORMS)
   run = {'command': launch.command(), 'a_gpu_ran': False}
   run |= ahead.name_of(_TARGET.value)
   writer = start(_WORKDIR.value, 'aot_h200', 'Compiled for an H200', run)
   failed: list[str] = []
   with kernels.targeting('gpu'), ahead.assembler() as reports:
     for title, make, count in (
-        ('Kernels', for_hopper.alone, len(for_hopper.KERNELS)),
+        ('Kernels', for_hopper.alone, alone),
         ('Decode steps', steps, len(for_hopper.STEPS)),
         ('Prefills', prefills, calls),
     ):

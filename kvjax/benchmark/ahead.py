@@ -25,6 +25,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 PLUGINS = 'jax_cuda13_plugin', 'jax_cuda12_plugin'
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = \w+\[([\d,]*)\]\S* (\S+)\(')
+_OPCODE = re.compile(r'^\s+(?:ROOT )?%?\S+ = .*? ([a-z][a-z-]*)\(')
+_NAMES = 'parameter', 'constant', 'bitcast', 'tuple', 'get-tuple-element'
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _REGISTERS = re.compile(r'Used (\d+) registers')
 _SPILLS = re.compile(r'(\d+) bytes spill stores, (\d+) bytes spill loads')
@@ -145,6 +147,18 @@ def moved(compiled: jax.stages.Compiled, elements: int) -> list[str]:
     if size >= elements and '/cache/' not in where:
       found.append(f'{match[3]} {where}')
   return found
+
+
+def launches(compiled: jax.stages.Compiled) -> int:
+  """Returns how many kernels, copies and calls a program starts, one by one.
+
+  What only names memory starts nothing; loops, which a decode step on a GPU
+  has none of, would count once.
+  """
+  text = compiled.as_text() or ''
+  lines = text[text.index('ENTRY') :].splitlines()
+  found = [match[1] for match in map(_OPCODE.match, lines) if match]
+  return sum(name not in _NAMES for name in found)
 
 
 def kernel_calls(compiled: jax.stages.Compiled) -> int:

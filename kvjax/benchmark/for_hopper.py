@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.benchmark import ahead
+from kvjax.benchmark import ahead, forms
 from kvjax.caches.codecs import Plain
 from kvjax.caches.view import contiguous_view
 from kvjax.caches.visibility import Visibility
@@ -24,13 +24,15 @@ from kvjax.models.config import ModelConfig
 
 Reports = Callable[[], dict[str, int]]
 
-STEPS = (  # variant, kernel, batch, capacity
-    ('gqa', 'mosaic_gpu', 8, 4096),
-    ('gqa', 'mosaic_gpu', 1, 32_768),
-    ('mha', 'mosaic_gpu', 8, 4096),
-    ('gqa', 'blockwise', 8, 4096),
-    ('mha', 'blockwise', 8, 4096),
-    ('mla', 'blockwise', 8, 4096),
+STEPS = (  # variant, kernel, its form, batch, capacity
+    ('gqa', 'mosaic_gpu', '', 8, 4096),
+    ('gqa', 'mosaic_gpu', '', 1, 32_768),
+    ('mha', 'mosaic_gpu', '', 8, 4096),
+    ('gqa', 'mosaic_gpu', 'inside', 8, 4096),
+    ('gqa', 'mosaic_gpu', 'inside', 1, 32_768),
+    ('gqa', 'blockwise', '', 8, 4096),
+    ('mha', 'blockwise', '', 8, 4096),
+    ('mla', 'blockwise', '', 8, 4096),
 )
 # Of the few layers of a step, and of the whole model.
 PREFILLS = (  # variant, batch, capacity, tokens
@@ -57,6 +59,7 @@ KERNELS: tuple[Any, ...] = (
     (4, 1, 128, 128, 'bfloat16', {'window': 1024, 'sink_tokens': 4}, 50.0),
     (4, 1, 128, 128, 'bfloat16', {'chunk': 1024}, None),
 )
+FORMS = 'after', 'inside'  # of each, in pairs
 ROWS, HEADS, SLOTS = 8, 8, 4096  # of a kernel by itself
 WITHIN = {'step': 1, 'prefill': 5}  # per cent of the peak
 
@@ -65,9 +68,10 @@ def steps(
     model: ModelConfig, sharding: Any, reports: Reports
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of each decode step."""
-  for variant, kernel, batch, capacity in STEPS:
+  for variant, kernel, form, batch, capacity in STEPS:
     config = with_attention(model, variant)
     named = {'record': 'step', 'variant': variant, 'kernel': kernel}
+    named['form'] = form
     sizes = {'batch_size': batch, 'capacity': capacity}
     yield _compared(named, config, sizes, sharding, reports)
 
@@ -108,7 +112,8 @@ def _compared(
   """Returns the record of one call, compiled and planned, and what fails."""
   kernel = named['kernel']
   begun = time.perf_counter()
-  compiled = compile_call(config, kernel=kernel, sharding=sharding, **sizes)
+  compile_as = forms.formed(named.get('form', ''), compile_call)
+  compiled = compile_as(config, kernel=kernel, sharding=sharding, **sizes)
   record = {
       **named,
       **sizes,
@@ -161,6 +166,7 @@ def _structure(compiled: jax.stages.Compiled, cache: Any) -> dict[str, Any]:
       'smallest_leaf': small.nbytes,
       'largest_leaf': large.nbytes,
       'calls': ahead.kernel_calls(compiled),
+      'launches': ahead.launches(compiled),
       'moved': ahead.moved(compiled, small.size),
   }
 
@@ -201,14 +207,13 @@ def _held(record: dict[str, Any]) -> dict[str, bool]:
 
 
 def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
-  """Yields a record of each kernel by itself."""
+  """Yields a record of each kernel by itself, in each of its forms."""
   for groups, tokens, width, value, dtype, rule, softcap in KERNELS:
     scoring = Scoring(
         width**-0.5,
         softcap=softcap,
         visibility=Visibility(**rule),
     )
-
     lead = ROWS, HEADS
     shapes = (
         ((*lead, groups, tokens, width), dtype),
@@ -220,21 +225,34 @@ def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
     given = [
         jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes
     ]
-    compiled = jax.jit(_attend(scoring)).lower(*given).compile()
-    record = {
-        'record': 'kernel',
-        'groups': groups,
-        'tokens': tokens,
-        'width': width,
-        'value_width': value,
-        'dtype': dtype,
-        'rule': rule,
-        'softcap': softcap,
-        'temporaries': measure(compiled).temporaries,
-        **reports(),
-    }
-    bad = [] if record['kernels'] and not record['spills'] else ['no spills']
-    yield record | {'failed': bad}
+    described = {
+        'groups': groups, 'tokens': tokens, 'width': width,
+        'value_width': value, 'dtype': dtype, 'rule': rule, 'softcap': softcap,
+    }  # fmt: skip
+    launches = {}
+    for form in FORMS:
+      attend = forms.formed(form, _attend(scoring))
+      compiled = jax.jit(attend).lower(*given).compile()
+      launches[form] = ahead.launches(compiled)
+      record = {
+          'record': 'kernel',
+          **described,
+          'form': form,
+          'launches': launches[form],
+          'temporaries': measure(compiled).temporaries,
+          **reports(),
+      }
+      yield record | {'failed': _kernel_failed(record, launches['after'])}
+
+
+def _kernel_failed(record: dict[str, Any], launches: int) -> list[str]:
+  """Returns what does not hold; `launches` of the form that merges after."""
+  held = {
+      'no spills': record['kernels'] and not record['spills'],
+      'fewer launches': record['form'] == 'after'
+      or record['launches'] < launches,
+  }
+  return [name for name, holds in held.items() if not holds]
 
 
 def _attend(scoring: Scoring) -> Callable[..., Any]:

@@ -165,6 +165,7 @@ def test_what_the_assembler_says_is_summed_up_once(monkeypatch):
 def test_a_transpose_of_the_cache_is_seen():
   assert ahead.moved(Compiled(), 8 * 64) == ['transpose a/attend']
   assert ahead.kernel_calls(Compiled()) == 1
+  assert ahead.launches(Compiled()) == 4  # all but the parameter
   record = {
     'record': 'step', 'alias': 8, 'cache': 8, 'arguments': 9,
     'planned_arguments': 9, 'outputs': 9, 'planned_outputs': 9, 'ratio': 1.02,
@@ -181,6 +182,9 @@ def test_a_transpose_of_the_cache_is_seen():
   prefill = good | {'record': 'prefill', 'ratio': 1.04, 'temporaries': 80}
   assert not for_hopper._failed(prefill)
   assert for_hopper._failed(prefill | {'ratio': 0.94}) == ['peak within 5 %']
+  alone = {'form': 'inside', 'launches': 5, 'kernels': 1, 'spills': 0}
+  assert for_hopper._kernel_failed(alone, 5) == ['fewer launches']
+  assert not for_hopper._kernel_failed(alone, 6)
 
 
 @pytest.mark.parametrize('version', ('0_10_2', '0_11_2'))
