@@ -27,7 +27,7 @@ from kvjax.kernels.tiling import ROWS, Launch
 
 # Jitted of itself, so that a program lowers it once for all its layers.
 @functools.partial(jax.jit, static_argnames='launch')
-def flash_decode(
+def flash_decode_cluster(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
@@ -36,16 +36,13 @@ def flash_decode(
     span: jax.Array,
     launch: Launch,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns attention.
+  """Returns attention, merged.
 
   Args:
-    queries: `[B, K, G T, H]`, row `g T + t` of each kv head.
-    keys: `[B, K, S, H]`, S a multiple of the block.
-    values: `[B, K, S, E]`.
-    positions: int32 `[B, T]` of the queries, -1 where there is none.
-    held: int32 `[B, 1 | K, S]`, positions of the slots, -1 where empty.
+    queries: `[B, K, G T, H]`, row `g T + t` of each kv head, as they lie.
+    keys, values, positions, held: as `flash_decode.flash_decode`.
     span: int32 `[1]` where slots are ordered: the first that no row has filled;
-      else `[B, 3]` as `mosaic_gpu.spans` returns.
+      else `[B, 3]` as `spans.spans` returns.
     launch: static choices; its splits are blocks of one cluster.
 
   Returns:

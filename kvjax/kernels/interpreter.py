@@ -7,21 +7,21 @@ all that kvjax knows of them is here (JAX 0.10 to 0.12 agree on it).
 """
 
 import contextlib
-import contextvars
 import importlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 _ROOM = 'jax._src.pallas.mosaic_gpu.interpret'
 _CLUSTERS = 'ClusterBarrier'
-_SETTINGS: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    'interpreter', default=None
-)
+# Of JAX, so that what was traced to compile is traced anew, and back.
+_SETTINGS = jax.make_user_context(None)
 
 
 def settings() -> Any:
   """Returns what `plgpu.kernel(interpret=)` takes; None to compile."""
-  return _SETTINGS.get()
+  return _SETTINGS.value
 
 
 @contextlib.contextmanager
@@ -33,15 +33,13 @@ def interpreted(*, detect_races: bool = False) -> Iterator[None]:
       `races_found` says whether there were any.
   """
   params = importlib.import_module(f'{_ROOM}.params')
-  token = _SETTINGS.set(params.InterpretGPUParams(detect_races=detect_races))
   try:
-    yield
+    with _SETTINGS(params.InterpretGPUParams(detect_races=detect_races)):
+      yield
   except Exception:
     # The simulated machine keeps the threads of a kernel that failed.
     _calls().reset_gpu_interpret_mode_state()
     raise
-  finally:
-    _SETTINGS.reset(token)
 
 
 def races_found() -> bool:

@@ -165,14 +165,14 @@ def _in_three(launch, query, stored, positions, held, filled):
 
 
 def _in_one_launch(launch, query, stored, positions, held, filled):
-  from kvjax.kernels.flash_decode_cluster import flash_decode
+  from kvjax.kernels.flash_decode_cluster import flash_decode_cluster
 
   if query.dtype != stored[0].dtype and not _room_for_wide(launch, stored):
     query = query.astype(stored[0].dtype)
   span = filled.reshape(1)
   if not launch.ordered:  # a sum over all slots: no program of the row's own
     span = spans(positions, held, filled, launch.rule, False)
-  return flash_decode(query, *stored, positions, held, span, launch)
+  return flash_decode_cluster(query, *stored, positions, held, span, launch)
 
 
 def _room_for_wide(launch, stored) -> bool:

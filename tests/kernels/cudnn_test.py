@@ -107,6 +107,8 @@ class ChoiceTest(absltest.TestCase):
         self.assertRegex(kernels.available()['cudnn'], 'no cuDNN attention')
     with kernels.interpreted():
       self.assertNotEqual(kernels.choose(*given), 'cudnn')
+      with self.assertRaisesRegex(ValueError, 'block=4 is a size for the bloc'):
+        kernels.choose(*given, kernel='cudnn', block=4)
 
 
 class LoweredTest(absltest.TestCase):

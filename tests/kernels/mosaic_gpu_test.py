@@ -1,5 +1,6 @@
 """The Hopper kernel without a GPU: interpreted, and lowered for one."""
 
+import functools
 import json
 from unittest import mock
 
@@ -82,6 +83,19 @@ class InterpretedTest(absltest.TestCase):
       )
     self.check(found, *drawn, tolerance=2e-3)
     self.assertFalse(np.any(found[0][0]))
+
+  def test_what_was_traced_to_be_interpreted_is_traced_anew(self):
+    traced = []
+
+    @jax.jit
+    def program(x):
+      traced.append(interpreter.settings() is not None)
+      return x
+
+    with kernels.interpreted():
+      program(1)
+    program(1)
+    self.assertEqual(traced, [True, False])
 
   def test_a_cluster_merges_its_splits_in_one_launch(self):
     drawn = draw((1, 3, 1), (0, 1, 141), 192)
@@ -264,8 +278,14 @@ class ChoiceTest(parameterized.TestCase):
       kernels.choose(*given, kernel='mosaic_gpu')
     with kernels.targeting('gpu'):
       self.assertEqual(kernels.choose(*given), 'blockwise')
-      name = kernels.choose(*given, kernel='mosaic_gpu')
-      self.assertEqual(name, 'mosaic_gpu')
+      choose = functools.partial(kernels.choose, *given, kernel='mosaic_gpu')
+      self.assertEqual(choose(), 'mosaic_gpu')
+      self.assertEqual(choose(block=64), 'mosaic_gpu')
+      for block in 0, 32, 96, 256:  # of 128 slots
+        with self.assertRaisesRegex(
+          ValueError, f'block={block} is no multiple'
+        ):
+          choose(block=block)
     with self.assertRaisesRegex(ValueError, "'cuda' must be one of cpu, gpu"):
       with kernels.targeting('cuda'):
         pass
