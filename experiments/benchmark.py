@@ -75,21 +75,29 @@ def _sections(run: Run, writer: Writer) -> tuple[Writer, list[str]]:
       continue
     with progress(title, 1):
       part = list(map(writer.record, _rows(name, run)))
+    clock.give_back()
     writer = writer.show(*findings.section(title, part))
     found += part
+    if any(row.get('interrupted') for row in part):
+      break
   writer = writer.show(*findings.verdict(found))
   writer = writer.show(*findings.picture(found, read))
   return writer, findings.wrongs(found)
 
 
 def _rows(name: str, run: Run) -> Iterator[dict[str, Any]]:
-  """Yields a part's records; if it fails, the last says so: the rest go on."""
+  """Yields a part's records; if it fails, the last says so: the rest go on.
+
+  Unless it was interrupted, which ends the run.
+  """
+  about = {'record': name, 'name': 'the part', 'passed': False, 'ended': True}
   try:
     yield from SECTIONS[name][1](run)
+  except KeyboardInterrupt:  # what was found until then is reported
+    yield about | {'failed': 'interrupted', 'interrupted': True}
   except Exception as error:
     traceback.print_exc()
-    failed = {'passed': False, 'ended': True, 'failed': clock.reason(error)}
-    yield {'record': name, 'name': 'the part', **failed}
+    yield about | {'failed': clock.reason(error)}
 
 
 def _compare(files: list[str]) -> None:
@@ -123,6 +131,7 @@ def main(argv: list[str]) -> None:
       'config': config.to_dict(),
       'command': launch.command(),
       'kernels': available(),
+      'peers': peers.versions(),
       'absent': (
           peers.absent() | llama_cpp.absent() | attention_peers.absent()
       ),

@@ -40,7 +40,7 @@ def section(title: str, rows: Sequence[Row]) -> tuple[Block, ...]:
   files = [f'`{r["file"]}`' for r in rows if 'file' in r]
   if files:
     blocks.append(Text(f'{title}: written to {", ".join(files)}.'))
-  ended = [r['failed'] for r in rows if r.get('ended')]
+  ended = [r['failed'].rstrip('.') for r in rows if r.get('ended')]
   blocks += [Text(f'{title} ended: {failed}.') for failed in ended]
   reasons = dict.fromkeys(
     f'{r["name"]} ({r["skipped"]})' for r in rows if 'skipped' in r

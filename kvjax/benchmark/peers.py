@@ -1,6 +1,8 @@
 """What else one could use. Each is optional, and named where it is absent."""
 
+import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 
 from kvjax.benchmark import clock
 from kvjax.models.config import ModelConfig
+
+PACKAGES = 'torch', 'transformers', 'triton', 'llama-cpp-python', 'jaxlib'
 
 
 def missing(*modules: str) -> list[str]:
@@ -22,6 +26,15 @@ def absent() -> dict[str, str]:
   lacking = missing('torch', 'transformers')
   reason = f'not installed: {", ".join(lacking)}'
   return {'transformers': reason} if lacking else {}
+
+
+def versions() -> dict[str, str]:
+  """Returns the version of each package of a peer that is installed here."""
+  found = {}
+  for name in PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def host(result: Any) -> np.ndarray:

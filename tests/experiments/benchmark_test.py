@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import pytest
 
 from configs import benchmark_cpu
-from experiments import launch
-from kvjax.benchmark import asked, attention, clock, findings
-from kvjax.benchmark.sections import SECTIONS
+from experiments import benchmark, launch
+from kvjax.benchmark import asked, attention, clock, findings, peers
+from kvjax.benchmark.sections import SECTIONS, Run
 from kvjax.kernels import available
+from kvjax.report import records
+from kvjax.report.writer import Writer
 from tests.experiments.commands import ROOT
 
 
@@ -132,6 +134,25 @@ def test_who_fails_is_named_and_the_others_are_timed():
   assert len(shown.rows) == 1 and 'absent (RuntimeError' in text.text
 
 
+def test_an_interrupted_run_is_reported_and_ends(tmp_path, monkeypatch):
+  def part(run):
+    yield {'record': 'target', 'name': 'found'}
+    raise KeyboardInterrupt
+
+  monkeypatch.setitem(SECTIONS, 'target', ('Target', part))
+  config = launch.override(
+    benchmark_cpu.get_config(), {'sections': ('target', 'latent')}
+  )
+  run = Run(config, tmp_path, clock.Budget(), {'read': 1.0}, None)
+  start = Writer(tmp_path, 'benchmark', 'Speed')
+  report, wrong = benchmark._sections(run, start)
+  assert [row['name'] for row in records.read([start.lines])] == [
+    'found', 'the part',
+  ]  # fmt: skip
+  assert wrong == ['target  the part']
+  assert report.blocks[0].text == 'Target ended: interrupted.'
+
+
 def test_growth_on_paper(tmp_path, commands):
   ended = commands('scaling', f'--workdir={tmp_path}')
   assert ended.code == 0, ended.err
@@ -148,6 +169,7 @@ def test_tiny_runs_end_to_end(tmp_path, commands):
   rows = [json.loads(line) for line in lines]
   wanted = 'run bandwidth attention latent layer step generate overhead caches'
   assert set(wanted.split()) <= {row['record'] for row in rows}
+  assert ('torch' in rows[0]['peers']) == (not peers.missing('torch'))
   # What ran is read off the program: not the same kernel everywhere.
   by = {(row['record'], row['name']): row for row in rows if 'kernel' in row}
   native = 'blockwise' if available()['ffi'] else 'ffi'
