@@ -16,7 +16,7 @@ from absl import flags
 
 import kvjax
 from experiments import launch
-from kvjax.benchmark.clock import bandwidth
+from kvjax.benchmark.clock import reading
 from kvjax.benchmark.traffic import held_bytes, step_bytes
 from kvjax.decoding.cache import cache_spec
 from kvjax.decoding.spelling import DEFAULT, parse_cache
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
   speed = watch.speed(
       rows=len(rows),
       step_bytes=step_bytes(*model, cache),
-      bandwidth=bandwidth(64, 3)['read'],
+      bandwidth=reading(64, 3),
       cache_bytes=held_bytes(cache),
   )
   print(speed, file=sys.stderr)

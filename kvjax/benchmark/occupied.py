@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.memory.plan import plan as plan_of
-from kvjax.memory.program import call_shapes, compile_call
+from kvjax.memory.program import compile_call
 from kvjax.models.config import ModelConfig
 
 
@@ -44,7 +44,7 @@ def measure(
   planned = plan_of(config, backend='gpu', kernel=kernel, **sizes).total_bytes
   compiled = compile_call(config, kernel=kernel, **sizes)
   before = _stats(device)
-  shapes = call_shapes(config, **sizes)
+  shapes, _ = compiled.args_info
   given = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   jax.block_until_ready(compiled(*given))
   after = _stats(device)

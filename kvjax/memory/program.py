@@ -43,43 +43,20 @@ def compile_call(
     run = decode_step if one else prefill
     return run(config, params, cache, tokens, kernel=kernel)
 
-  given = call_shapes(
-      config,
-      batch_size=batch_size,
-      capacity=capacity,
-      new_tokens_per_step=new_tokens_per_step,
-      cache=cache,
-      codec=codec,
-      source_length=source_length,
-  )
-  if sharding is not None:
-    given = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        given,
-    )
-  return jax.jit(call, donate_argnames='cache').lower(*given).compile()
-
-
-def call_shapes(
-    config: ModelConfig,
-    *,
-    batch_size: int,
-    capacity: int,
-    new_tokens_per_step: int = 1,
-    cache: Kind | None = None,
-    codec: Codec | None = None,
-    source_length: int | None = None,
-) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
-  """Returns the shapes of parameters, cache and tokens of `compile_call`."""
   choices: Any = {'kinds': cache, 'codec': codec}
   choices['source_length'] = source_length
   empty = jax.eval_shape(
       lambda: init_cache(config, batch_size, capacity, **choices)
   )
   params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  one = new_tokens_per_step == 1
   shape = (batch_size,) if one else (batch_size, new_tokens_per_step)
-  return params, empty, jax.ShapeDtypeStruct(shape, jnp.int32)
+  given: Any = params, empty, jax.ShapeDtypeStruct(shape, jnp.int32)
+  if sharding is not None:
+    given = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        given,
+    )
+  return jax.jit(call, donate_argnames='cache').lower(*given).compile()
 
 
 def compile_encode(

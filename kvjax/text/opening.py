@@ -35,42 +35,26 @@ def open_cache(
     tokens: int,
     empty: Mapping[str, Any],
 ) -> Cache:
-  """Returns a saved cache, as `open_saved`, or an empty one.
-
-  Args:
-    saved: a file; '' for an empty cache.
-    config, params, lengths, tokens: as there.
-    empty: what `init_cache` is told of an empty one.
-  """
-  if not saved:
-    return init_cache(config, len(lengths), **empty)
-  return open_saved(saved, config, params, lengths, tokens)
-
-
-def open_saved(
-    path: str | pathlib.Path,
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    lengths: np.ndarray,
-    tokens: int,
-) -> Cache:
   """Returns a saved cache with as many rows as there are prompts to go on.
 
   Args:
-    path: of a file that `save_cache` wrote.
+    saved: a file that `save_cache` wrote; '' for an empty cache.
     config, params: the model.
     lengths: int `[B]`, tokens of each prompt.
     tokens: that will be written.
+    empty: what `init_cache` is told of an empty one.
 
   Raises:
     ValueError: it is of another model, has neither one row nor B, or no room.
   """
-  cache = load_cache(path, config, params)
+  if not saved:
+    return init_cache(config, len(lengths), **empty)
+  cache = load_cache(saved, config, params)
   if cache.batch_size == 1:
     cache = repeat(cache, len(lengths))
   if cache.batch_size != len(lengths):
     raise ValueError(
-        f'{path} has {cache.batch_size} rows for {len(lengths)} prompts: give '
+        f'{saved} has {cache.batch_size} rows for {len(lengths)} prompts: give '
         'a prompt for each row.'
     )
   check_fits(cache, np.asarray(cache.length) + lengths, tokens)
