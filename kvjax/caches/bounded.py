@@ -9,7 +9,6 @@ from flax import struct
 from kvjax.caches.kind import EMPTY, Kind, write_rows
 from kvjax.caches.scores import HeavyHitters, Score
 from kvjax.caches.spec import leaf
-from kvjax.caches.view import contiguous_view
 
 
 @struct.dataclass
@@ -91,6 +90,7 @@ class Bounded(Kind):
     )
 
   def place(self, book, length, positions):
+    # Tokens take the first empty slots: none lies beyond as many as there are.
     index = jnp.arange(self.size, dtype=jnp.int32)[None, None, :]
     empty = jnp.where(book.positions == EMPTY, index, self.size)
     slots = _lowest(empty, positions.shape[1])
@@ -99,10 +99,6 @@ class Bounded(Kind):
     spread = jnp.broadcast_to(positions[:, None, :], slots.shape)
     held = write_rows(book.positions, spread, slots)
     return book.replace(positions=held), slots
-
-  def views(self, book, store, length):
-    # Tokens take the first empty slots, so none lies beyond that many tokens.
-    return (contiguous_view(store, book.positions, jnp.max(length)),)
 
   def evict(self, book, weights, before, after):
     before, after = before[:, None, None], after[:, None, None]

@@ -145,8 +145,8 @@ class Kind:
 
     `length` counts the tokens that the book holds, new ones included.
     """
-    filled = jnp.max(length)
-    return (contiguous_view(store, book.positions, filled, ordered=True),)
+    filled, ordered = jnp.max(length), self.limit is not None
+    return (contiguous_view(store, book.positions, filled, ordered=ordered),)
 
   def fresh_views(self, new: Streams, positions: jax.Array) -> tuple[View, ...]:
     """Returns views of tokens `[B, K, T, ...]` that are not written yet."""

@@ -9,7 +9,6 @@ import dataclasses
 import jax.numpy as jnp
 
 from kvjax.caches.kind import Kind, first_held
-from kvjax.caches.view import contiguous_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +57,6 @@ class Ring(Kind):
     last = jnp.max(positions, axis=-1, keepdims=True)
     kept = (positions >= 0) & (positions > last - self.size)
     return jnp.where(kept, positions % self.size, self.outside(positions))
-
-  def views(self, book, store, length):
-    filled = jnp.max(length)
-    return (contiguous_view(store, book.positions, filled),)
 
   def earliest(self, book, length):
     lowest = first_held(book.positions)

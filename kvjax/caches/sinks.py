@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from kvjax.caches.kind import Kind, first_held
-from kvjax.caches.view import View, contiguous_view, fresh_view
+from kvjax.caches.view import View, fresh_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,7 @@ class Sinks(Kind):
     return jnp.where(kept, slots, self.outside(positions))
 
   def views(self, book, store, length):
-    view = contiguous_view(store, book.positions, jnp.max(length))
-    return self._split(view)
+    return self._split(*super().views(book, store, length))
 
   def fresh_views(self, new, positions):
     return self._split(fresh_view(new, positions))
