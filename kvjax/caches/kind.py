@@ -222,9 +222,7 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
 
   In place, if the leaf is donated.
   """
-  if narrow.refuses(leaf):
-    return _scatter(leaf, new, slots)
-  return narrow.write(leaf, new, slots, _scatter)
+  return narrow.put(leaf, new, slots, _scatter)
 
 
 def _scatter(leaf, new, slots):

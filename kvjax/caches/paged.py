@@ -15,7 +15,8 @@ from flax import struct
 
 from kvjax.caches.kind import EMPTY, Kind
 from kvjax.caches.spec import leaf
-from kvjax.caches.view import View
+from kvjax.caches.view import View, by_row, held_by_row
+from kvjax.native import narrow
 
 
 @struct.dataclass
@@ -97,8 +98,8 @@ class Paged(Kind):
     book = allocate(book, have, want)
     column = jnp.clip(positions // self.page, 0, self.columns - 1)
     pages = jnp.take_along_axis(book.table, column, axis=1)
-    pages = jnp.where(positions >= 0, pages, book.references.shape[0])
-    slots = pages, jnp.maximum(positions, 0) % self.page
+    slots = pages * self.page + positions % self.page
+    slots = jnp.where(positions >= 0, slots, book.positions.size)
     held = _put(book.positions, positions[:, None], slots)
     return dataclasses.replace(book, positions=held), slots
 
@@ -110,16 +111,12 @@ class Paged(Kind):
       pages = jax.lax.dynamic_slice_in_dim(
           book.table, start // self.page, size // self.page, axis=1
       )
-      held = jnp.where(
-          (pages >= 0)[None, :, :, None],
-          book.positions[:, jnp.maximum(pages, 0)],
-          EMPTY,
-      )
-      streams = jax.tree.map(lambda x: x[:, jnp.maximum(pages, 0)], store)
-      return jax.tree.map(_rows_first, (streams, held))
+      streams = jax.tree.map(lambda x: by_row(x, pages), store)
+      return streams, held_by_row(book.positions, pages)
 
-    filled = jnp.max(length)
-    return (View(fetch, self.row_slots, filled, self.page, ordered=True),)
+    view = View(fetch, self.row_slots, jnp.max(length), self.page, ordered=True)
+    pools = {'leaves': store, 'positions': book.positions}
+    return (dataclasses.replace(view, table=book.table, **pools),)
 
   def rewind(self, book, before, after):
     book = release(book, self._pages(after), self._pages(before))
@@ -239,17 +236,16 @@ def _owned(positions: jax.Array, table: jax.Array) -> PagedBook:
   return PagedBook(held, table, references)
 
 
-def _put(pool: jax.Array, new: jax.Array, slots: Any) -> jax.Array:
-  """Writes `new [B, K, T, ...]` into `pool [K, pages, page, ...]`."""
-  pages, offsets = slots
+def _put(pool: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+  """Writes `new [B, K, T, ...]` into `pool [K, pages, page, ...]`.
 
-  def put(pool, new):
-    return pool.at[pages, offsets].set(new, mode='drop')
+  At `[B, T]`, counted from the pool's first slot: it is one row's store.
+  """
+  new = jax.lax.collapse(jnp.moveaxis(new, 0, 1), 1, 3)[None]
+  return narrow.put(pool, new, slots.reshape(1, 1, -1), _scatter)
 
-  return jax.vmap(put, (0, 1))(pool, new)
 
-
-def _rows_first(x: jax.Array) -> jax.Array:
-  """Turns `[K, B, m, page, ...]` into `[B, K, m page, ...]`."""
-  x = jnp.moveaxis(x, 1, 0)
-  return x.reshape(x.shape[:2] + (-1,) + x.shape[4:])
+def _scatter(pool, new, slots):
+  pages, offsets = jnp.divmod(slots[0, 0], pool.shape[2])
+  put = lambda pool, new: pool.at[pages, offsets].set(new, mode='drop')
+  return jax.vmap(put)(pool, new[0])

@@ -20,7 +20,8 @@ class Stored:
   """A whole stream as it lies in memory, for kernels that read it there.
 
   Attributes:
-    codes: `[B, K, S, H]`, floats or integers.
+    codes: `[B, K, S, H]`, floats or integers; a pool `[K, pages, page, H]`
+      where the view has a table.
     scale: float32 `[B, K, S]` that multiplies them; None for 1.
   """
 
@@ -51,6 +52,8 @@ class View:
     first, last: it shows these positions and no others.
     leaves: what `fetch` slices, whole and encoded, where it only does that.
     positions: of all slots, shown or not, `[B, 1 | K, S]`, with `leaves`.
+    table: `[B, S / page]`, where leaves `[K, pages, page, ...]` and positions
+      `[1, pages, page]` are pools: the page of each stretch of slots, or -1.
     stored: the streams in place, where `map` was told how they lie.
   """
 
@@ -64,6 +67,7 @@ class View:
   last: int = LAST
   leaves: Streams | None = None
   positions: jax.Array | None = None
+  table: jax.Array | None = None
   stored: dict[str, Stored | None] | None = None
 
   def map(
@@ -127,6 +131,18 @@ def contiguous_view(
       positions=positions,
       **more,
   )
+
+
+def by_row(pool: jax.Array, table: jax.Array) -> jax.Array:
+  """Returns rows `[B, K, n page, ...]` of a pool, through a table `[B, n]`."""
+  pages = jnp.moveaxis(pool[:, jnp.maximum(table, 0)], 1, 0)
+  return jax.lax.collapse(pages, 2, 4)
+
+
+def held_by_row(pool: jax.Array, table: jax.Array) -> jax.Array:
+  """Returns positions `[B, 1, n page]` of such rows; -1 where no page is."""
+  there = jnp.repeat(table >= 0, pool.shape[2], axis=1)[:, None]
+  return jnp.where(there, by_row(pool, table), -1)
 
 
 def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:

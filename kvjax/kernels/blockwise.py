@@ -10,7 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.view import Streams, View, contiguous_view
+from kvjax.caches.view import (
+    Streams,
+    View,
+    by_row,
+    contiguous_view,
+    held_by_row,
+)
 from kvjax.kernels.scoring import Scoring
 from kvjax.target import target
 
@@ -121,9 +127,13 @@ def attend_stored(
     stored: Streams,
     held: jax.Array,
     filled: Any,
+    table: jax.Array | None = None,
     **part: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to whole `Stored` streams: what kernels that read them compute."""
+  if table is not None:
+    stored = jax.tree.map(lambda pool: by_row(pool, table), stored)
+    held = held_by_row(held, table)
   view = contiguous_view(stored, held, filled).only(**part)
   view = view.map(lambda s: {name: x.decode() for name, x in s.items()})
   return attend(queries, positions, view, scoring)

@@ -2,6 +2,7 @@
 
 It reads a cache's leaves where they lie, codes and scales included, so nothing
 is sliced, widened or copied on the way, and a narrower cache is a faster one.
+Pages it finds through their table.
 """
 
 import functools
@@ -24,7 +25,7 @@ CODES = ('float32', 'bfloat16', 'int8')
 def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
   """Returns why this kernel cannot serve a view; '' if it can."""
   rows = max(q.shape[2] * q.shape[3] for q in queries.values())
-  reason = refuses_stored(rows, MAX_ROWS, view, scoring)
+  reason = refuses_stored(rows, MAX_ROWS, view, scoring, follows_tables=True)
   if reason:
     return reason
   assert view.stored is not None
@@ -48,14 +49,13 @@ def attend(
       scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
   shown = view.first, view.last
-  return _attend(
-      rule, shown, queries, positions, stored, view.positions, filled
-  )
+  held, table = view.positions, view.table
+  return _attend(rule, shown, queries, positions, stored, held, filled, table)
 
 
 # Its derivative is that of the plain form: a kernel has none of its own.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attend(rule, shown, queries, positions, stored, held, filled):
+def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
   first = next(iter(queries.values()))
   lead = first.shape[:4]
   value = stored[rule.value]
@@ -77,6 +77,7 @@ def _attend(rule, shown, queries, positions, stored, held, filled):
       positions,
       held,
       filled,
+      jnp.zeros((0,), jnp.int32) if table is None else table,
       *streams,
       shared=np.int32(shared),
       **_rule(rule, *shown),

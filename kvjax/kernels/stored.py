@@ -5,7 +5,14 @@ from kvjax.caches.visibility import Visibility
 from kvjax.kernels.scoring import Scoring
 
 
-def refuses_stored(rows: int, most: int, view: View, scoring: Scoring) -> str:
+def refuses_stored(
+    rows: int,
+    most: int,
+    view: View,
+    scoring: Scoring,
+    *,
+    follows_tables: bool = False,
+) -> str:
   """Returns why such a kernel cannot serve a view; '' if it can.
 
   Args:
@@ -13,6 +20,7 @@ def refuses_stored(rows: int, most: int, view: View, scoring: Scoring) -> str:
     most: rows that the kernel serves.
     view: the slots.
     scoring: how queries score them.
+    follows_tables: whether it finds slots in pages of a pool.
   """
   if rows > most:
     return f'{rows} query rows a kv head; it serves at most {most}'
@@ -23,4 +31,6 @@ def refuses_stored(rows: int, most: int, view: View, scoring: Scoring) -> str:
     return f'{type(scoring.visibility).__name__} is a rule of its own'
   if view.stored is None:
     return 'the view does not read whole leaves as they are stored'
+  if view.table is not None and not follows_tables:
+    return 'slots lie in pages, to be found through a table'
   return ''

@@ -22,12 +22,10 @@
 #include <memory>
 #include <vector>
 
+#include "streams.h"
 #include "tiles.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace {
-
-namespace ffi = xla::ffi;
 
 constexpr int64_t kAhead = 1 << 14;  // bytes of a stream from asking to reading
 constexpr int64_t kAlone = 1 << 18;  // bytes not worth waking a thread for
@@ -37,24 +35,6 @@ int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
 float* aligned(float* p) {  // the next vector that no cache line divides
   return (float*)((uintptr_t(p) + kLine - 1) / kLine * kLine);
 }
-
-// What every token left behind: codes [B, K, S, width], scales [B, K, S].
-struct Stream {
-  ffi::DataType type;
-  const char* codes;
-  const float* scales;  // nullptr: none
-  int64_t width, size;  // elements of a slot, bytes of an element
-
-  int64_t bytes() const { return width * size; }
-
-  // Calls f with a null pointer to the type of the codes.
-  template <class F>
-  void typed(F f) const {
-    if (type == ffi::F32) f((const float*)nullptr);
-    if (type == ffi::BF16) f((const uint16_t*)nullptr);
-    if (type == ffi::S8) f((const int8_t*)nullptr);
-  }
-};
 
 // Positions that a row sees: [low, high], and sinks [sink_low, sink_high].
 struct Range {
@@ -83,23 +63,19 @@ struct Rule {
   }
 };
 
-struct Block {
-  int64_t first, slots;
-  bool whole;  // a full block of which every row sees every slot
-};
-
 struct Item {  // a stretch of the blocks of one head, for one thread
   int64_t head, first, last;
 };
 
-struct Problem {
-  int64_t B, K, T, S, E, rows, filled, held_heads;
+struct Problem : Layout {
+  int64_t T, E, rows, filled, held_heads;
   Rule rule;
   std::vector<Stream> keys;
   std::vector<const float*> queries;  // [B, K, G, T, H] of each key stream
   Stream value;
   int shared;  // the key stream that is the value as well, or -1
   const int32_t *positions, *held;
+  std::unique_ptr<int32_t[]> gathered;  // held of pages
   float *out, *lse;
 
   std::vector<std::vector<Block>> seen;  // [B, held_heads]
@@ -227,18 +203,23 @@ class Stretch {
   float *scores, *products, *sums, *scales, *copy;
   const Block* last;  // of the stretch
 
-  // Returns the codes of a block, rows padded; where it is not whole a copy in
-  // which slots without a token are zeros.
+  bool in_place(const Stream& x, const Block& b) const {
+    return b.whole && padded(x.width) == x.width && p.run(b.first) >= kSlots;
+  }
+
+  // Returns the codes of a block, rows padded; where they do not lie so, or the
+  // block is not whole, a copy in which slots without a token are zeros.
   template <class T>
   const T* read(const Stream& x, const Block& b) const {
+    const T* codes = (const T*)x.codes;
+    if (in_place(x, b)) return codes + p.line(item.head, b.first) * x.width;
     const int64_t width = padded(x.width);
-    const T* from = (const T*)x.codes + (item.head * p.S + b.first) * x.width;
-    if (b.whole && width == x.width) return from;
     T* to = reinterpret_cast<T*>(copy);
     memset(to, 0, kSlots * width * sizeof(T));
-    for (int64_t s = 0; s < b.slots; ++s)
+    p.each(item.head, b, [&](int64_t s, int64_t line) {
       if (held[b.first + s] >= 0)
-        memcpy(to + s * width, from + s * x.width, x.width * sizeof(T));
+        memcpy(to + s * width, codes + line * x.width, x.width * sizeof(T));
+    });
     return to;
   }
 
@@ -246,17 +227,18 @@ class Stretch {
   // b is read, in bytes; 0 for none. A copy is asked for nothing.
   int64_t ahead(const Stream& x, const Block& b) const {
     const int64_t blocks = (kAhead - 1) / (kSlots * x.bytes()) + 1;
-    if (last - &b < blocks || padded(x.width) != x.width || !b.whole) return 0;
-    return ((&b)[blocks].first - b.first) * x.bytes();
+    if (last - &b < blocks || !in_place(x, b)) return 0;
+    const int64_t later = p.line(item.head, (&b)[blocks].first);
+    return (later - p.line(item.head, b.first)) * x.bytes();
   }
 
   // Multiplies [R, block] by the scales of the slots.
   void rescale(const Stream& x, const Block& b, float* to) const {
     if (x.scales == nullptr) return;
     std::fill_n(scales, kSlots, 0.f);
-    for (int64_t s = 0; s < b.slots; ++s)
-      if (b.whole || held[b.first + s] >= 0)
-        scales[s] = x.scales[item.head * p.S + b.first + s];
+    p.each(item.head, b, [&](int64_t s, int64_t line) {
+      if (b.whole || held[b.first + s] >= 0) scales[s] = x.scales[line];
+    });
     for (int64_t r = 0; r < p.rows; ++r, to += kSlots)
       for (int64_t s = 0; s < kSlots; s += kLanes)
         at(to + s) *= at(scales + s);

@@ -8,12 +8,32 @@
 #include "attend.h"
 #include "pool.h"
 #include "project.h"
+#include "streams.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
+// Finds where slots lie, and their positions: [B, 1 | K, S] or, beside a table
+// [B, S / page], those of a pool [1, pages, page].
+bool read_layout(ffi::Buffer<ffi::S32> held, ffi::Buffer<ffi::S32> table,
+                 int32_t filled, Problem* p) {
+  const auto slots = held.dimensions(), columns = table.dimensions();
+  const bool paged = table.element_count() > 0;
+  if (slots.size() != 3 || (paged && columns.size() != 2)) return false;
+  p->held = held.typed_data(), p->held_heads = paged ? 1 : slots[1];
+  p->S = paged ? columns[1] * slots[2] : slots[2];
+  p->filled = std::clamp<int64_t>(filled, 0, p->S);
+  if (!paged) return slots[0] == p->B && (slots[1] == 1 || slots[1] == p->K);
+  if (slots[0] != 1 || columns[0] != p->B) return false;
+  p->table = table.typed_data(), p->pages = slots[1], p->page = slots[2];
+  p->gathered.reset(new int32_t[p->B * p->S]);
+  p->hold(p->held, p->filled, p->gathered.get());
+  p->held = p->gathered.get();
+  return true;
+}
+
 bool read_stream(const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
-                 const Problem& p, Stream* to) {
+                 const Layout& p, Stream* to) {
   const auto shape = codes.dimensions();
   const ffi::DataType type = codes.element_type();
   const int64_t scaled = scales.element_count();
@@ -21,36 +41,39 @@ bool read_stream(const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
          scaled ? static_cast<const float*>(scales.untyped_data()) : nullptr,
          shape.size() == 4 ? shape[3] : 0,
          type == ffi::F32 ? 4 : type == ffi::BF16 ? 2 : 1};
-  return shape.size() == 4 && shape[0] == p.B && shape[1] == p.K &&
-         shape[2] == p.S && scales.element_type() == ffi::F32 &&
+  const auto lead = p.lead();
+  return shape.size() == 4 &&
+         std::equal(lead.begin(), lead.end(), shape.begin()) &&
+         scales.element_type() == ffi::F32 &&
          (type == ffi::F32 || type == ffi::BF16 || type == ffi::S8) &&
-         (scaled == 0 || scaled == p.B * p.K * p.S);
+         (scaled == 0 || scaled == lead[0] * lead[1] * lead[2]);
 }
 
-// Operands: positions [B, T], held [B, 1 | K, S], filled []; of each key
-// stream the queries [B, K, G, T, H], codes, and scales (of size 0 for none);
-// then codes and scales of the value, unless key stream `shared` is the value.
+// Operands: positions [B, T]; held, filled [] and table (of size 0 for none) as
+// above; of each key stream the queries [B, K, G, T, H], codes, and scales (of
+// size 0 for none); then codes and scales of the value, unless key stream
+// `shared` is the value.
 ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
                   ffi::Buffer<ffi::S32> held, ffi::Buffer<ffi::S32> filled,
-                  ffi::RemainingArgs streams, ffi::ResultBuffer<ffi::F32> out,
+                  ffi::Buffer<ffi::S32> table, ffi::RemainingArgs streams,
+                  ffi::ResultBuffer<ffi::F32> out,
                   ffi::ResultBuffer<ffi::F32> lse, float scale, float softcap,
                   int32_t causal, int32_t window, int32_t chunk,
                   int32_t sink_tokens, int32_t first, int32_t last,
                   int32_t shared) {
   // Owned by every worker: one may wake when this call has long returned.
   const auto p = std::make_shared<Problem>();
-  const auto shape = out->dimensions(), slots = held.dimensions();
-  if (shape.size() != 5 || slots.size() != 3)
+  const auto shape = out->dimensions();
+  if (shape.size() != 5)
     return ffi::Error::InvalidArgument("kvjax_decode: wrong rank");
   p->B = shape[0], p->K = shape[1], p->T = shape[3], p->E = shape[4];
-  p->S = slots[2], p->held_heads = slots[1], p->rows = shape[2] * shape[3];
+  p->rows = shape[2] * shape[3];
   p->rule = {scale, softcap, causal, window, chunk, sink_tokens,
              first, last};
   p->shared = shared;
-  p->positions = positions.typed_data(), p->held = held.typed_data();
+  p->positions = positions.typed_data();
   p->out = out->typed_data(), p->lse = lse->typed_data();
-  p->filled = std::clamp<int64_t>(*filled.typed_data(), 0, p->S);
-  bool fits = slots[0] == p->B && (slots[1] == 1 || slots[1] == p->K) &&
+  bool fits = read_layout(held, table, *filled.typed_data(), p.get()) &&
               int64_t(positions.element_count()) == p->B * p->T &&
               int64_t(lse->element_count()) == p->B * p->K * p->rows;
 
@@ -116,19 +139,22 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
 }
 
 // Writes new [B, K, T, ...] into a store [B, K, S, ...] at slots [B, 1 | K, T],
-// all with any axes before; the result is the store, in place.
+// all with any axes before; the result is the store, in place. A store may have
+// other axes, as a pool has, that lie in memory like those.
 ffi::Error Write(ffi::AnyBuffer store, ffi::AnyBuffer fresh,
                  ffi::Buffer<ffi::S32> slots, ffi::Result<ffi::AnyBuffer> out) {
-  const auto at = slots.dimensions(), shape = store.dimensions();
+  const auto at = slots.dimensions(), shape = fresh.dimensions();
   const size_t rank = at.size();
   if (rank < 3 || shape.size() < rank)
     return ffi::Error::InvalidArgument("kvjax_write: wrong rank");
   const int64_t heads = at[rank - 2], T = at[rank - 1];
-  const int64_t K = shape[rank - 2], S = shape[rank - 1];
+  const int64_t K = shape[rank - 2];
   int64_t B = 1, width = 1;
   for (size_t i = 0; i + 2 < rank; ++i) B *= shape[i];
   for (size_t i = rank; i < shape.size(); ++i) width *= shape[i];
-  if ((heads != 1 && heads != K) ||
+  const int64_t each = std::max<int64_t>(B * K * width, 1);
+  const int64_t S = store.element_count() / each;
+  if ((heads != 1 && heads != K) || store.element_count() % each ||
       int64_t(slots.element_count()) != B * heads * T ||
       int64_t(fresh.element_count()) != B * K * T * width ||
       fresh.element_type() != store.element_type())
@@ -154,6 +180,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     kvjax_decode, Decode,
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
+        .Arg<ffi::Buffer<ffi::S32>>()
         .Arg<ffi::Buffer<ffi::S32>>()
         .Arg<ffi::Buffer<ffi::S32>>()
         .Arg<ffi::Buffer<ffi::S32>>()

@@ -18,7 +18,14 @@ import sys
 import sysconfig
 
 SOURCE = pathlib.Path(__file__).with_name('decode_cpu.cc')
-HEADERS = ('attend.h', 'panels.h', 'pool.h', 'project.h', 'tiles.h')
+HEADERS = (
+    'attend.h',
+    'panels.h',
+    'pool.h',
+    'project.h',
+    'streams.h',
+    'tiles.h',
+)
 FLAGS = ('-O3', '-march=native', '-std=c++17', '-fPIC', '-shared', '-w')
 
 

@@ -28,13 +28,23 @@ def refuses(leaf: jax.Array) -> str:
   return loaded.unwanted()
 
 
+def put(
+    leaf: jax.Array, new: jax.Array, slots: jax.Array, plain: Write
+) -> jax.Array:
+  """Returns what `write` does, by `plain` alone where XLA does it as well."""
+  if refuses(leaf):
+    return plain(leaf, new, slots)
+  return write(leaf, new, slots, plain)
+
+
 def write(
     leaf: jax.Array, new: jax.Array, slots: jax.Array, plain: Write
 ) -> jax.Array:
   """Returns `leaf [B, K, S, ...]` with `new [B, K, T, ...]` in its slots.
 
   Args:
-    leaf: that `refuses` did not refuse; donated, it is written in place.
+    leaf: of these axes, or of others that lie in memory like them (a pool);
+      that `refuses` did not refuse; donated, it is written in place.
     new: of the same dtype.
     slots: int32 `[B, 1 | K, T]`; outside the store nothing is written.
     plain: the same by a scatter, for derivatives and other platforms.

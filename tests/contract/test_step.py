@@ -114,9 +114,9 @@ STEPS = [
     for kind in ('dense', 'paged', 'heavy_hitters_by_head')
     for suffix, codec in CODECS
 ]
-NARROW = ['dense', 'sinks']
+NARROW = ['dense', 'sinks', 'paged']
 if jax.__version_info__ >= (0, 11):  # older ones: docs/design.md, known limits
-  NARROW += ['paged', 'last_query']
+  NARROW += ['last_query']
 STEPS += [
     Step(f'{kind}_bfloat16_B2', kind, None, 2, grouped(3), 'bfloat16')
     for kind in NARROW

@@ -1,5 +1,6 @@
 """Every kernel against loops in NumPy, on what a cache may hold."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -13,8 +14,10 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import kernels
+from kvjax.caches.paged import PagedBook
 from kvjax.caches.view import contiguous_view
 from kvjax.kernels import ffi
+from kvjax.kernels.stored import refuses_stored
 from kvjax.native import library, loaded
 from tests.attention import oracle
 
@@ -39,6 +42,14 @@ SHAPES = {
   'gqa': (2, 4, 1, 64, 64),
   'mqa_odd': (1, 7, 3, 13, 5),
   'verify': (2, 3, 5, 24, 40),
+}
+# tokens a page, shape, codec, rules: read in place, in place or copied by run,
+# copied, copied to padded rows
+PAGES = {
+  '64': (64, (2, 4, 1, 64, 64), kvjax.Plain(), 'causal'),
+  '96_int8': (96, (2, 2, 1, 32, 16), kvjax.Int8(), 'causal'),
+  '16_verify': (16, (1, 3, 5, 32, 48), kvjax.Plain(), 'window'),
+  '7': (7, (3, 1, 1, 13, 5), kvjax.Int8(), 'sink_tokens'),
 }
 
 
@@ -77,14 +88,62 @@ def poison(x, held):
   return np.where(held[:, None, :, None] < 0, np.nan, x)
 
 
+def ordered(length, slots=SLOTS):
+  """Returns positions `[B, S]` of rows of a length and half of it."""
+  index = np.arange(slots, dtype=np.int32)
+  return np.where(index < [[length], [length // 2]], index, -1)
+
+
+def in_pages(streams, held, page):
+  """Returns pools of `[B, K, S, H]`, of positions `[B, S]`, and the table.
+
+  Pages lie in no order, rows share the first, what is empty is in none; no row
+  has the pool's last one.
+  """
+  columns = -(-held.shape[1] // page)
+  order = np.random.default_rng(page).permutation(2 * columns)
+  table = order.reshape(2, columns).astype(np.int32)
+  table[1, 0] = table[0, 0]
+
+  def pool(x, fill):
+    x = np.moveaxis(x, 2, 0)
+    more = np.full((columns * page - len(x), *x.shape[1:]), fill, x.dtype)
+    x = np.concatenate([x, more])
+    x = x.reshape(columns, page, *x.shape[1:])
+    x = np.moveaxis(x, (2, 3), (1, 0))  # [K, B, columns, page, ...]
+    whole = np.full((len(x), 2 * columns + 1, *x.shape[3:]), fill, x.dtype)
+    for row in range(2):
+      whole[:, table[row]] = x[:, row]
+    return whole
+
+  pools = {name: pool(x, np.nan) for name, x in streams.items()}
+  positions = pool(held[:, None], -1)
+  empty = (positions[0, table] < 0).all(-1)
+  return pools, positions, np.where(empty, -1, table)
+
+
 @functools.partial(
   jax.jit, static_argnames=('kernel', 'rule', 'codecs', 'part')
 )
 def run(
-  queries, streams, positions, held, *, kernel, rule, codecs, part=(0, 999)
+  queries,
+  streams,
+  positions,
+  held,
+  table=None,
+  *,
+  kernel,
+  rule,
+  codecs,
+  part=(0, 999),
 ):
-  """Attends to streams encoded by their codecs."""
-  view = contiguous_view(streams, held, jnp.int32(held.shape[2]))
+  """Attends to streams encoded by their codecs, pools where a table is."""
+  if table is None:
+    view = contiguous_view(streams, held, jnp.int32(held.shape[2]))
+  else:
+    kind = kvjax.Paged(held.shape[2], slots=table.shape[1] * held.shape[2])
+    book = PagedBook(held, table, jnp.zeros(held.shape[1], jnp.int32))
+    (view,) = kind.views(book, streams, jnp.full(2, kind.slots, jnp.int32))
   view = view.only(*part).map(
     lambda x: {n: c.decode(x[n]) for n, c in codecs},
     lambda x: {n: c.stored(x[n]) for n, c in codecs},
@@ -93,7 +152,16 @@ def run(
 
 
 def grouped(
-  q, k, v, positions, held, kernel, codec=None, part=(0, 999), **rules
+  q,
+  k,
+  v,
+  positions,
+  held,
+  kernel,
+  codec=None,
+  part=(0, 999),
+  table=None,
+  **rules,
 ):
   """Attends to keys and values; returns output and log-sum-exp."""
   codec = codec or kvjax.Plain()
@@ -108,6 +176,7 @@ def grouped(
     streams,
     jnp.asarray(positions),
     jnp.asarray(held),
+    None if table is None else jnp.asarray(table),
     kernel=kernel,
     rule=kvjax.Scoring(q.shape[-1] ** -0.5, **rules),
     codecs=tuple((name, codec) for name in streams),
@@ -188,18 +257,55 @@ class KernelTest(parameterized.TestCase):
     want = oracle.attention(q, positions, k, v, held, scale=0.25)
     self.check(found, want)
 
-  @parameterized.named_parameters(named(kernel=KERNELS, how=('plain', 'int8')))
+  @parameterized.named_parameters(named(case=PAGES))
+  def test_pages(self, case):
+    """In any order, one shared, one missing; NaN wherever no token is."""
+    page, shape, codec, rule = PAGES[case]
+    q, k, v = draw(shape, slots=300)
+    held = ordered(290, 300)
+    held[0, page : 2 * page] = -1
+    for x in (k, v):
+      x[1, :, :page] = x[0, :, :page]
+    pools, slots, table = in_pages(
+      {'key': poison(k, held), 'value': poison(v, held)}, held, page
+    )
+    positions = np.array([[290], [145]], np.int32)
+    positions = positions - np.arange(shape[2], 0, -1, dtype=np.int32)
+    ours, loops = RULES[rule]
+    attend = functools.partial(
+      grouped, q, *pools.values(), positions, slots, 'ffi', codec, **ours
+    )
+    found = attend(table=table)
+    k, v = (np.asarray(codec.decode(codec.encode(x, x.dtype))) for x in (k, v))
+    scale = q.shape[-1] ** -0.5
+    want = oracle.attention(q, positions, k, v, held, scale=scale, **loops)
+    self.check(found, want)
+    for page in (-7, pools['key'].shape[1], 2**31 - 1):  # nor one of these
+      other = attend(table=np.where(table < 0, page, table).astype(np.int32))
+      jax.tree.map(np.testing.assert_array_equal, other, found)
+
+  @parameterized.named_parameters(
+    named(kernel=KERNELS, how=('plain', 'int8', 'pages'))
+  )
   def test_latent_streams(self, kernel, how):
     codec = kvjax.Int8() if how == 'int8' else kvjax.Plain()
     q, latent, rotary = draw((1, 6, 2, 48, 16), slots=70)
     turned = draw((1, 6, 2, 16, 16), slots=70)[0]
     positions, held = book(66, 2, slots=70)
     stored = codec.encode(jnp.asarray(latent), jnp.float32)
+    where = {'latent': stored, 'rotary': rotary}, held[:, None]
+    if how == 'pages':
+      held = ordered(66, 70)
+      for x in (latent, rotary):
+        x[1, :, :16] = x[0, :, :16]
+      where = in_pages({'latent': latent, 'rotary': rotary}, held, 16)
+      stored = jnp.asarray(latent)
+    streams, *where = jax.tree.map(jnp.asarray, where)
     found = run(
       {'latent': jnp.asarray(q), 'rotary': jnp.asarray(turned)},
-      {'latent': stored, 'rotary': jnp.asarray(rotary)},
+      streams,
       jnp.asarray(positions),
-      jnp.asarray(held[:, None]),
+      *where,
       kernel=kernel,
       rule=kvjax.Scoring(0.125, value='latent'),
       codecs=(('latent', codec), ('rotary', kvjax.Plain())),
@@ -247,10 +353,15 @@ class KernelTest(parameterized.TestCase):
 
   def test_derivative_is_that_of_the_plain_form(self):
     q, k, v = draw((2, 2, 1, 16, 16))
-    positions, held = book(30, 1)
+    positions, held = np.array([[29], [14]], np.int32), ordered(30)
+    pools, *where = in_pages({'key': k, 'value': v}, held, 8)
 
     def loss(kernel, q):
-      return jnp.sum(grouped(q, k, v, positions, held, kernel)[0] ** 2)
+      slots, table = where
+      out, _ = grouped(
+        q, *pools.values(), positions, slots, kernel, table=table
+      )
+      return jnp.sum(out**2)
 
     found, want = (jax.grad(loss, 1)(kernel, q) for kernel in KERNELS)
     np.testing.assert_allclose(found, want, atol=1e-5)
@@ -283,6 +394,10 @@ class SelectionTest(parameterized.TestCase):
     self.assertEqual(self.choose(*self.view(), block=16), 'blockwise')
     self.assertEqual(self.choose(*self.view(tokens=100)), 'blockwise')
     queries, view = self.view()
+    pages = dataclasses.replace(view, table=jnp.zeros((2, 1), jnp.int32))
+    self.assertEqual(self.choose(queries, pages), 'ffi')
+    rule = kvjax.Scoring(0.25)
+    self.assertRegex(refuses_stored(1, 1, pages, rule), 'through a table')
     mapped = view.map(dict)  # by what nobody can say of whole leaves
     self.assertEqual(self.choose(queries, mapped), 'blockwise')
 
@@ -346,19 +461,34 @@ class SelectionTest(parameterized.TestCase):
         rule, (0, 29), {'key': q}, positions, streams, held, jnp.int32(30)
       )
       jax.block_until_ready(out)
+    pool = {'key': kvjax.Plain().stored(k), 'value': kvjax.Plain().stored(k)}
+    for lead, columns in (
+      ((1, 2), (3, 1)),
+      ((2, 2), (2, 1)),
+      ((1, 3), (2, 1)),
+      ((1, 2), (2,)),
+    ):
+      held = jnp.zeros((*lead, SLOTS), jnp.int32)
+      table = jnp.zeros(columns, jnp.int32)
+      with self.assertRaisesRegex(Exception, 'shapes do not fit'):
+        out = ffi._attend(
+          rule, (0, 29), {'key': q}, positions, pool, held, 30, table
+        )
+        jax.block_until_ready(out)
 
   def test_a_step_reads_its_cache_in_place_and_lowers_everywhere(self):
     layer = kvjax.Layer(kvjax.Grouped(4, 2, 16), kvjax.MLP(24))
     config = kvjax.ModelConfig(53, 32, (layer,) * 2)
     params = kvjax.init_params(config, jax.random.key(0))
-    cache = kvjax.init_cache(config, 3, 300)
+    kinds = kvjax.Dense(), kvjax.Paged()
+    cache = kvjax.init_cache(config, 3, 300, kinds=kinds)
     token = jnp.zeros((3,), jnp.int32)
     step = lambda params, cache, token: kvjax.decode_step(
       config, params, cache, token, kernel='ffi'
     )
     traced = jax.jit(step, donate_argnames='cache').trace(params, cache, token)
     compiled = traced.lower().compile()
-    self.assertIn(loaded.DECODE, compiled.as_text())
+    self.assertEqual(compiled.as_text().count(f'"{loaded.DECODE}"'), 2)
     kvjax.memory.assert_in_place(compiled, 'cache')
     for platform in ('cuda', 'tpu'):
       text = traced.lower(lowering_platforms=(platform,)).as_text()

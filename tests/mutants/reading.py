@@ -103,6 +103,13 @@ CORE: tuple[Mutant, ...] = (
     'width',
     'tests/kernels/kernels_test.py::KernelTest::test_many_blocks_of_rising_scores_ffi',
   ),
+  Mutant(
+    'blocks_run_over_a_page',
+    'kvjax/native/streams.h',
+    'return table ? page - slot % page : S - slot;',
+    'return table ? page : S - slot;',
+    'tests/kernels/kernels_test.py::KernelTest::test_pages_96_int8',
+  ),
   fault(
     'block_beside_a_kernel_ignored',
     'kernels/selection',

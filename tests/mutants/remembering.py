@@ -197,6 +197,13 @@ PAGES: tuple[Mutant, ...] = (
     'need[order] <= free',
     'caches/paged_test.py',
   ),
+  fault(
+    'page_of_none_holds_tokens',
+    'caches/view',
+    'jnp.where(there, by_row(pool, table), -1)',
+    'by_row(pool, table)',
+    'caches/paged_test.py',
+  ),
 )
 
 ALGEBRA: tuple[Mutant, ...] = (

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kvjax.caches import paged
 from kvjax.caches.kind import _scatter, write_rows
 from kvjax.native import loaded, narrow
 from kvjax.target import targeting
@@ -35,6 +36,18 @@ def test_the_write_is_the_scatter(heads, dtype):
   several = [jnp.stack([x, x[::-1]]) for x in given]
   found = jax.vmap(lambda *x: narrow.write(*x, _scatter))(*several)
   np.testing.assert_array_equal(found, jax.vmap(_scatter)(*several))
+
+
+def test_a_pool_is_written_where_its_pages_lie():
+  leaf, new, _ = draw(1)
+  pool, new = jnp.moveaxis(leaf, 0, 1), jnp.concatenate(new, axis=1)[None]
+  slots = jnp.asarray([[[3, 14, 13, 7, -1, 6, 0, 9]]], jnp.int32)
+  found = narrow.write(pool, new, slots, paged._scatter)
+  flat = pool.reshape(1, 3, 14, 5)
+  want = narrow.write(flat, new, slots, _scatter).reshape(pool.shape)
+  np.testing.assert_array_equal(found, want)
+  slots = slots.at[0, 0, 4].set(99)
+  np.testing.assert_array_equal(found, paged._scatter(pool, new, slots))
 
 
 def test_a_slot_that_is_none_is_written_nowhere():
