@@ -1,4 +1,4 @@
-"""Forms of a program that have not run on a GPU, asked for by name."""
+"""Forms of a program by name; "inside" and "rows first" never ran on a GPU."""
 
 import contextlib
 from collections.abc import Callable, Iterator

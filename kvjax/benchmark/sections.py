@@ -166,6 +166,8 @@ def cuts(run: Run) -> Iterator[Record]:
             row['block'], row['stages'], row['splits'], row['merge']
         )
         table.append((sweep.problem(case), tiles))
+  if not table:  # nothing was found: no table to be copied over an older one
+    return
   path = run.workdir / tuning.file_name(run.kind)
   about = {'device': run.kind, 'jax': jax.__version__}
   text = json.dumps(tuning.dump(table, **about), indent=1)
