@@ -184,7 +184,7 @@ class Stretch {
 
   void run() {
     const std::vector<Block>& blocks = p.seen[p.list(item.head)];
-    last = &blocks[item.last - 1];
+    last = &blocks.back();
     for (int64_t i = item.first; i < item.last; ++i) {
       score(blocks[i]);
       softmax(blocks[i]);
@@ -201,7 +201,7 @@ class Stretch {
   const int32_t* held;       // [S], of this head
   std::vector<const float*> queries;
   float *scores, *products, *sums, *scales, *copy;
-  const Block* last;  // of the stretch
+  const Block* last;  // of the head: the next stretch is this thread's too
 
   bool in_place(const Stream& x, const Block& b) const {
     return b.whole && padded(x.width) == x.width && p.run(b.first) >= kSlots;
