@@ -174,7 +174,8 @@ def test_tiny_runs_end_to_end(tmp_path, commands):
   by = {(row['record'], row['name']): row for row in rows if 'kernel' in row}
   native = 'blockwise' if available()['ffi'] else 'ffi'
   assert by['prefill', 'kvjax']['kernel'] == native
-  assert by['caches', 'kvjax paged:page=8']['kernel'] == 'blockwise'
+  assert by['prefill', 'kvjax uncached']['kernel'] == 'blockwise'
+  assert by['caches', 'kvjax paged:page=8']['kernel'] == native
   bounded = by['caches', 'kvjax bounded:budget=8,score=heavy_hitters+int8']
   assert bounded['kernel'] == native and bounded['error'] < 1e-5
   dense = by['caches', 'kvjax dense']
