@@ -42,8 +42,21 @@ def build(directory: pathlib.Path | None = None) -> pathlib.Path:
   Raises:
     BuildError: no compiler, no headers of jaxlib, or an error of the compiler.
   """
-  target = (directory or _places()[0]) / _name()
-  command = [_compiler(), *FLAGS, f'-I{_headers()}', str(SOURCE), '-o']
+  return compiled(SOURCE, (directory or _places()[0]) / _name())
+
+
+def compiled(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+  """Compiles a source as the kernel is, and returns the library's path.
+
+  Args:
+    source: of C++, which finds the kernel's headers and jaxlib's.
+    target: the library's path.
+
+  Raises:
+    BuildError: as `build`.
+  """
+  folders = f'-I{SOURCE.parent}', f'-I{_headers()}'
+  command = [_compiler(), *FLAGS, *folders, str(source), '-o']
   target.parent.mkdir(parents=True, exist_ok=True)
   # Never a half-written library under the final name.
   scratch = target.with_suffix(f'.{os.getpid()}')

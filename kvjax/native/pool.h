@@ -1,4 +1,4 @@
-// Work shared out to the threads of XLA's own pool.
+// Work shared out to the threads of a pool: XLA's own, where XLA calls.
 
 #pragma once
 
@@ -9,16 +9,14 @@
 #include <thread>
 #include <utility>
 
-#include "xla/ffi/api/ffi.h"
-
 namespace {
 
 // Calls work(i) for every i < count, here and on threads of the pool, and
 // returns when all are done. Each thread takes neighbours in order, so that one
 // may ask for what the next will read, and then what others have left. `work`
 // owns what it needs: a thread may wake when this call has long returned.
-template <class F>
-void share(xla::ffi::ThreadPool& pool, int64_t count, F work) {
+template <class Pool, class F>
+void share(Pool& pool, int64_t count, F work) {
   struct Range {
     std::atomic<int64_t> next;
     int64_t end;

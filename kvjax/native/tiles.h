@@ -209,7 +209,7 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
     for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
   for (int64_t s = 0; s < kSlots; ++s, v += width) {
     if (Ahead && (uintptr_t)v % kLine == 0)
-      UNROLL for (int64_t i = 0; i < N * kLanes * sizeof(T); i += kLine)
+      UNROLL for (int64_t i = 0; i < N * kLanes * int64_t(sizeof(T)); i += kLine)
         ASK((const char*)v + i + ahead);
     Vec x[N];
     for (int n = 0; n < N; ++n) {

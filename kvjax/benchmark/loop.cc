@@ -1,0 +1,217 @@
+// The CPU kernel in a loop of its own: no XLA, and threads that never sleep.
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "attend.h"
+#include "pool.h"
+#include "project.h"
+
+namespace {
+
+double now() {
+  const auto passed = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(passed).count();
+}
+
+// Threads that spin until they are given work: none is woken while time runs.
+class Spinning {
+ public:
+  explicit Spinning(int64_t threads) : given(new Given[threads]) {
+    for (int64_t i = 1; i < threads; ++i)
+      workers.emplace_back([this, i] { spin(given[i]); });
+  }
+  ~Spinning() {
+    over = true;
+    for (std::thread& worker : workers) worker.join();
+  }
+  int64_t num_threads() const { return workers.size() + 1; }
+  void Schedule(std::function<void()> work) {
+    Given& next = given[1 + turn++ % workers.size()];
+    while (next.ready) std::this_thread::yield();
+    next.work = std::move(work);
+    next.ready = true;
+  }
+
+ private:
+  struct Given {
+    std::function<void()> work;
+    std::atomic<bool> ready{false};
+  };
+  void spin(Given& mine) {
+    while (!over)
+      if (mine.ready) {
+        const auto work = std::move(mine.work);
+        mine.ready = false;
+        work();
+      }
+  }
+  std::unique_ptr<Given[]> given;
+  std::atomic<bool> over{false};
+  std::vector<std::thread> workers;
+  int64_t turn = 0;
+};
+
+using Buffer = std::unique_ptr<char, decltype(&std::free)>;
+
+Buffer buffer(int64_t bytes) {
+  bytes = (bytes + kLine - 1) / kLine * kLine;
+  return {static_cast<char*>(std::aligned_alloc(kLine, bytes)), &std::free};
+}
+
+// Numbers between -1 and 1, or codes.
+Buffer drawn(int64_t count, int64_t size) {
+  static std::mt19937 random(0);
+  Buffer made = buffer(count * size);
+  for (int64_t i = 0; i < count; ++i) {
+    const float x = float(int32_t(random())) / 2147483648.f;
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (size == 4) reinterpret_cast<float*>(made.get())[i] = x;
+    if (size == 2) reinterpret_cast<uint16_t*>(made.get())[i] = bits >> 16;
+    if (size == 1) made.get()[i] = char(bits >> 8);
+  }
+  return made;
+}
+
+ffi::DataType type_of(int64_t size) {
+  return size == 4 ? ffi::F32 : size == 2 ? ffi::BF16 : ffi::S8;
+}
+
+// Times `turns` passes over all copies, after one that is not timed.
+template <class F>
+void timed(int64_t copies, int64_t turns, double* seconds, F call) {
+  for (int64_t turn = -1; turn < turns; ++turn) {
+    const double start = now();
+    for (int64_t i = 0; i < copies; ++i) call(i);
+    if (turn >= 0) seconds[turn] = (now() - start) / copies;
+  }
+}
+
+}  // namespace
+
+// Attention of one token to S full slots of K heads, G queries each: keys and
+// values of width H; with rotary > 0 a latent that is both, and another key.
+extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
+                            int64_t rotary, int64_t size, int64_t threads,
+                            int64_t copies, int64_t turns, double* seconds) {
+  struct Cache {
+    Buffer key, second, scales;
+  };
+  const int64_t other = rotary ? rotary : H;
+  std::vector<Cache> caches;
+  const Buffer keys = drawn(K * S * H, size), more = drawn(K * S * other, size);
+  for (int64_t i = 0; i < copies; ++i) {
+    caches.push_back({buffer(K * S * H * size), buffer(K * S * other * size),
+                      buffer(K * S * 4)});
+    std::memcpy(caches[i].key.get(), keys.get(), K * S * H * size);
+    std::memcpy(caches[i].second.get(), more.get(), K * S * other * size);
+    std::fill_n(reinterpret_cast<float*>(caches[i].scales.get()), K * S, .01f);
+  }
+  const Buffer query = drawn(K * G * (H + other), 4);
+  const float* queries = reinterpret_cast<float*>(query.get());
+  std::vector<float> out(K * G * H), lse(K * G);
+  std::vector<int32_t> positions(1, S - 1), held(S);
+  for (int64_t s = 0; s < S; ++s) held[s] = s;
+  Spinning pool(threads);
+  timed(copies, turns, seconds, [&](int64_t i) {
+    const auto scales = reinterpret_cast<float*>(caches[i].scales.get());
+    const auto stream = [&](const Buffer& codes, int64_t width) {
+      return Stream{type_of(size), codes.get(), size == 1 ? scales : nullptr,
+                    width, size};
+    };
+    const auto p = std::make_shared<Problem>();
+    p->B = p->T = p->held_heads = 1, p->K = K, p->S = S, p->E = H;
+    p->rows = G, p->filled = S, p->shared = rotary ? 0 : -1;
+    p->rule = {1 / std::sqrt(float(H)), 0, 1, 0, 0, 0, 0, INT32_MAX};
+    p->keys = {stream(caches[i].key, H)}, p->queries = {queries};
+    if (rotary) {
+      p->keys.push_back(stream(caches[i].second, rotary));
+      p->queries.push_back(queries + K * G * H);
+    }
+    p->value = rotary ? p->keys[0] : stream(caches[i].second, H);
+    p->positions = positions.data(), p->held = held.data();
+    p->out = out.data(), p->lse = lse.data();
+    p->seen.resize(1);
+    p->find(0);
+    p->plan(threads);
+    share(pool, p->items.size(), [p](int64_t j) { p->work(j); });
+  });
+}
+
+// M rows of D numbers times a weight of N lines.
+extern "C" void loop_project(int64_t M, int64_t N, int64_t D, int64_t size,
+                             int64_t threads, int64_t copies, int64_t turns,
+                             double* seconds) {
+  std::vector<Buffer> weights;
+  weights.push_back(drawn(N * D, size));
+  for (int64_t i = 1; i < copies; ++i) {
+    weights.push_back(buffer(N * D * size));
+    std::memcpy(weights[i].get(), weights[0].get(), N * D * size);
+  }
+  const Buffer given = drawn(M * D, 4), out = buffer(M * N * 4);
+  const auto rows = reinterpret_cast<const float*>(given.get());
+  const auto to = reinterpret_cast<float*>(out.get());
+  Spinning pool(threads);
+  timed(copies, turns, seconds, [&](int64_t i) {
+    const Stream weight = {type_of(size), weights[i].get(), nullptr, D, size};
+    const Parts parts(M, N, N * D * size, threads);
+    share(pool, parts.lines, [=](int64_t part) {
+      const auto [first, last] = parts.lines_of(part);
+      weight.typed([&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        project(rows, M, reinterpret_cast<T*>(weight.codes), nullptr, D, N,
+                first, last, to);
+      });
+    });
+  });
+}
+
+// Reads floats and adds them up: what memory gives.
+extern "C" void loop_read(int64_t bytes, int64_t threads, int64_t turns,
+                          double* seconds) {
+  const Buffer numbers = buffer(bytes);
+  const auto from = reinterpret_cast<float*>(numbers.get());
+  const int64_t parts = 8 * threads, each = bytes / 4 / parts;
+  std::fill_n(from, bytes / 4, 1.f);
+  std::vector<float> sums(parts);
+  Spinning pool(threads);
+  timed(1, turns, seconds, [&](int64_t) {
+    share(pool, parts, [=, &sums](int64_t part) {
+      Vec sum[8] = {};
+      for (int64_t i = 0; i + 8 * kLanes <= each; i += 8 * kLanes)
+        UNROLL for (int j = 0; j < 8; ++j)
+          sum[j] += at(from + part * each + i + j * kLanes);
+      for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+      sums[part] = reduce(sum[0], std::plus<>());
+    });
+  });
+}
+
+// `count` multiply-adds of vectors a thread, all in registers: what the
+// processor does. Returns a number that depends on them all.
+extern "C" float loop_multiply(int64_t count, int64_t threads, int64_t turns,
+                               double* seconds) {
+  std::atomic<float> any{0};
+  Spinning pool(threads);
+  timed(1, turns, seconds, [&](int64_t) {
+    share(pool, threads, [=, &any](int64_t) {
+      Vec sum[12], factor = Vec{} + .999f;
+      UNROLL for (Vec& x : sum) x = factor;
+      for (int64_t i = 0; i < count; i += 12)
+        UNROLL for (Vec& x : sum) x = x * factor + factor;
+      for (int j = 1; j < 12; ++j) sum[0] += sum[j];
+      any = reduce(sum[0], std::plus<>());
+    });
+  });
+  return any;
+}
+
+extern "C" int64_t loop_lanes() { return kLanes; }

@@ -1,0 +1,35 @@
+"""The kernel's loop runs, whole, at tiny size."""
+
+import pytest
+
+from kvjax.benchmark import loop
+
+CASES = (
+  loop.Attention(2, 3, 16, 128, 'int8'),
+  loop.Attention(1, 2, 32, 64, 'bfloat16', rotary=16),
+  loop.Projection(8, 32, 64, 'float32'),
+)
+
+
+@pytest.mark.skipif(bool(loop.missing()), reason='no C++ compiler')
+def test_the_loop_runs_at_tiny_size(tmp_path):
+  machine, *records = loop.rows(tmp_path, CASES, turns=1, rotate=40_000)
+  assert machine['flops'] > 0 and machine['read'] > 0
+  assert [r['record'] for r in records] == [
+    'attention', 'attention', 'projection',
+  ]  # fmt: skip
+  for record in records:
+    assert 0 < record['arithmetic'] and 0 < record['seconds']
+    assert record['reading'] == record['bytes'] / record['read']
+
+
+def test_what_fits_the_second_cache_is_as_much_of_the_same_work():
+  whole = loop.Attention(8, 4, 128, 8192, 'float32')
+  assert whole.bytes == 2 * 8 * 8192 * 128 * 4
+  assert whole.operations == 2 * 2 * 8 * 4 * 8192 * 128
+  assert whole.small.bytes == 2 * 256 * 128 * 4 <= loop.HELD
+  latent = loop.Attention(1, 16, 512, 8192, 'float32', rotary=64)
+  assert latent.bytes == 8192 * 576 * 4
+  assert latent.operations == 2 * 16 * 8192 * (512 + 576)
+  weight = loop.Projection(8, 8192, 1024, 'int8')
+  assert weight.small.bytes <= loop.HELD and weight.small.lines % 16 == 0
