@@ -80,12 +80,15 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   const auto operand = [&](size_t i) {
     return *streams.get<ffi::AnyBuffer>(i);
   };
+  // Three of each key stream, and two of a value of its own.
   const size_t count = streams.size() / 3;
+  fits = fits && count > 0 && shared < int64_t(count) &&
+         streams.size() == 3 * count + (shared < 0 ? 2 : 0);
   for (size_t i = 0; i < count && fits; ++i) {
     Stream key;
     const ffi::AnyBuffer q = operand(3 * i);
     fits = read_stream(operand(3 * i + 1), operand(3 * i + 2), *p, &key) &&
-           q.element_type() == ffi::F32 &&
+           key.width > 0 && q.element_type() == ffi::F32 &&
            int64_t(q.element_count()) == p->B * p->K * p->rows * key.width;
     p->keys.push_back(key);
     p->queries.push_back(static_cast<const float*>(q.untyped_data()));
@@ -112,14 +115,16 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
                    ffi::ResultBuffer<ffi::F32> out) {
   const auto shape = weight.dimensions(), given = rows.dimensions();
   const int64_t scaled = scales.element_count();
+  const ffi::DataType type = weight.element_type();
+  if (type != ffi::F32 && type != ffi::BF16 && type != ffi::S8)
+    return ffi::Error::InvalidArgument("kvjax_project: no such weights");
   if (shape.size() != 2 || given.size() != 2 || shape[1] != given[1] ||
-      shape[1] % kLanes || shape[0] < kSums ||
+      shape[1] % kLanes || shape[0] < kSums || given[0] < 1 ||
       (given[0] > 2 && given[0] % 4) || (scaled && scaled != shape[0]) ||
       int64_t(out->element_count()) != given[0] * shape[0])
     return ffi::Error::InvalidArgument("kvjax_project: shapes do not fit");
   const int64_t M = given[0], D = given[1], N = shape[0];
-  const Stream stream = {weight.element_type(),
-                         static_cast<const char*>(weight.untyped_data()),
+  const Stream stream = {type, static_cast<const char*>(weight.untyped_data()),
                          scaled ? scales.typed_data() : nullptr, D, 0};
   const int64_t work = weight.size_bytes() * std::max<int64_t>(M / 8, 1);
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);

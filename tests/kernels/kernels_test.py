@@ -461,6 +461,17 @@ class SelectionTest(parameterized.TestCase):
         rule, (0, 29), {'key': q}, positions, streams, held, jnp.int32(30)
       )
       jax.block_until_ready(out)
+    out = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    call = jax.ffi.ffi_call(
+      loaded.DECODE, (out, jax.ShapeDtypeStruct(q.shape[:4], q.dtype))
+    )
+    none, last = jnp.zeros(0), jnp.int32(30)
+    given = positions, held, last, jnp.zeros(0, jnp.int32), q, k, none
+    # A shared stream that is not there, no value, half a value.
+    for shared, more in ((1, ()), (-1, ()), (-1, (v,))):
+      attributes = ffi._rule(rule, 0, 29) | {'shared': np.int32(shared)}
+      with self.assertRaisesRegex(Exception, 'shapes do not fit'):
+        jax.block_until_ready(call(*given, *more, **attributes))
     pool = {'key': kvjax.Plain().stored(k), 'value': kvjax.Plain().stored(k)}
     for lead, columns in (
       ((1, 2), (3, 1)),

@@ -158,3 +158,18 @@ def test_a_step_uses_it_unless_plain_jax_is_asked_for(kernel):
   step = lambda p, c, t: kvjax.decode_step(config, p, c, t, kernel=kernel)
   text = jax.jit(step).lower(params, cache, jnp.zeros(2, jnp.int32)).as_text()
   assert (loaded.PROJECT in text) == (kernel == 'ffi')
+
+
+def test_the_library_refuses_what_the_package_never_sends():
+  """A call of one's own with other shapes or types ends before any read."""
+  x, weight = draw(4, 32, 16)
+  for rows, other, lines, said in (
+    (x[:3], weight, 32, 'do not fit'),
+    (x, weight[:, :8], 32, 'do not fit'),
+    (x, weight[:8], 8, 'do not fit'),
+    (x, weight.astype(jnp.float16), 32, 'no such weights'),
+  ):
+    out = jax.ShapeDtypeStruct((len(rows), lines), jnp.float32)
+    call = jax.ffi.ffi_call(loaded.PROJECT, out)
+    with pytest.raises(Exception, match=said):
+      jax.block_until_ready(call(rows, other, jnp.zeros(0)))
