@@ -7,13 +7,8 @@ sweep that makes its table. See configs/benchmark_cpu.py and
 configs/benchmark_gpu.py.
 """
 
-import contextlib
 import pathlib
-import traceback
-from collections.abc import Iterator
-from typing import Any
 
-import jax
 from absl import flags
 
 from experiments import launch
@@ -24,12 +19,12 @@ from kvjax.benchmark import (
     findings,
     llama_cpp,
     peers,
+    whole,
 )
-from kvjax.benchmark.sections import SECTIONS, Run
-from kvjax.kernels import available, interpreted
+from kvjax.benchmark.sections import SECTIONS
+from kvjax.kernels import available
 from kvjax.report import records
-from kvjax.report.blocks import Text
-from kvjax.report.writer import Writer, progress, start
+from kvjax.report.writer import start
 
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/benchmark', 'Where files go.')
@@ -45,59 +40,6 @@ _SECTIONS = flags.DEFINE_list(
 _APPEND = flags.DEFINE_bool(
     'append', False, 'Add to the records of an earlier run.'
 )
-
-
-def measure(
-    config: Any, writer: Writer, budget: clock.Budget
-) -> tuple[Writer, list[str]]:
-  """Measures everything; each row is written as it is found.
-
-  Returns:
-    The report, and what of kvjax failed or was wrong.
-  """
-  interpret = config.interpret and jax.default_backend() == 'cpu'
-  with contextlib.ExitStack() as stack:
-    if interpret:
-      stack.enter_context(interpreted())
-    limits = clock.bandwidth(config.bandwidth, config.repeats, config.calls)
-    writer.record({'record': 'bandwidth', **limits})
-    run = Run(config, writer.workdir, budget, limits, stack)
-    return _sections(run, writer)
-
-
-def _sections(run: Run, writer: Writer) -> tuple[Writer, list[str]]:
-  read, found = run.limits['read'], []
-  for name in run.config.sections:
-    title, _ = SECTIONS[name]
-    if run.budget.spent:
-      writer.record({'record': 'stopped', 'section': name})
-      writer = writer.show(Text(f'Not begun, the budget was spent: {title}.'))
-      continue
-    with progress(title, 1):
-      part = list(map(writer.record, _rows(name, run)))
-    clock.give_back()
-    writer = writer.show(*findings.section(title, part))
-    found += part
-    if any(row.get('interrupted') for row in part):
-      break
-  writer = writer.show(*findings.verdict(found))
-  writer = writer.show(*findings.picture(found, read))
-  return writer, findings.wrongs(found)
-
-
-def _rows(name: str, run: Run) -> Iterator[dict[str, Any]]:
-  """Yields a part's records; if it fails, the last says so: the rest go on.
-
-  Unless it was interrupted, which ends the run.
-  """
-  about = {'record': name, 'name': 'the part', 'passed': False, 'ended': True}
-  try:
-    yield from SECTIONS[name][1](run)
-  except KeyboardInterrupt:  # what was found until then is reported
-    yield about | {'failed': 'interrupted', 'interrupted': True}
-  except Exception as error:
-    traceback.print_exc()
-    yield about | {'failed': clock.reason(error)}
 
 
 def _compare(files: list[str]) -> None:
@@ -139,7 +81,7 @@ def main(argv: list[str]) -> None:
   writer = start(
       _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value
   )
-  writer, wrong = measure(config, writer, budget)
+  writer, wrong = whole.measure(config, writer, budget)
   print(f'Report: {writer.save()}')
   if wrong:
     raise SystemExit(f'Wrong: {"; ".join(wrong)}.')

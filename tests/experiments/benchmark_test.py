@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import benchmark_cpu
-from experiments import benchmark, launch
-from kvjax.benchmark import asked, attention, clock, findings, peers
+from experiments import launch
+from kvjax.benchmark import asked, attention, clock, findings, peers, whole
 from kvjax.benchmark.sections import SECTIONS, Run
 from kvjax.kernels import available
 from kvjax.report import records
@@ -145,7 +145,7 @@ def test_an_interrupted_run_is_reported_and_ends(tmp_path, monkeypatch):
   )
   run = Run(config, tmp_path, clock.Budget(), {'read': 1.0}, None)
   start = Writer(tmp_path, 'benchmark', 'Speed')
-  report, wrong = benchmark._sections(run, start)
+  report, wrong = whole.sections(run, start)
   assert [row['name'] for row in records.read([start.lines])] == [
     'found', 'the part',
   ]  # fmt: skip
