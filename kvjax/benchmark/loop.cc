@@ -203,11 +203,12 @@ extern "C" float loop_multiply(int64_t count, int64_t threads, int64_t turns,
   Spinning pool(threads);
   timed(1, turns, seconds, [&](int64_t) {
     share(pool, threads, [=, &any](int64_t) {
-      Vec sum[12], factor = Vec{} + .999f;
-      UNROLL for (Vec& x : sum) x = factor;
+      const Vec factor = Vec{} + .999f;
+      Vec sum[12];
+      UNROLL for (int j = 0; j < 12; ++j) sum[j] = factor + float(j);
       for (int64_t i = 0; i < count; i += 12)
-        UNROLL for (Vec& x : sum) x = x * factor + factor;
-      for (int j = 1; j < 12; ++j) sum[0] += sum[j];
+        UNROLL for (int j = 0; j < 12; ++j) sum[j] = sum[j] * factor + factor;
+      UNROLL for (int j = 1; j < 12; ++j) sum[0] += sum[j];
       any = reduce(sum[0], std::plus<>());
     });
   });
