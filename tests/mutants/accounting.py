@@ -83,6 +83,13 @@ MEMORY: tuple[Mutant, ...] = (
     "return 'slice' if 2 * held > size else None",
     'memory/test_in_place.py',
   ),
+  fault(
+    'exponent_of_the_first_doubling',
+    'benchmark/growth',
+    'dict(sorted(points.items())[-2:])',
+    'dict(sorted(points.items())[:2])',
+    'memory/test_roofline.py',
+  ),
 )
 
 CHECKPOINTS: tuple[Mutant, ...] = (
