@@ -171,8 +171,21 @@ def curves(records: Sequence[Row]) -> tuple[Block, ...]:
       rows,
       'Attention alone, but layers: a whole step.',
   )
-  png = plots.lines('Time along one axis', series, 'size', 'ms')
-  return table, Picture('growth', png, 'Straight lines of slope 1: bytes rule.')
+  longer = {
+      axis: {
+          at / min(found): ms / found[min(found)] for at, ms in found.items()
+      }
+      for axis, found in series.items()
+  }
+  sizes = {size: size for found in longer.values() for size in found}
+  png = plots.lines(
+      'Time and size, over those of the first point',
+      longer | {'slope 1': sizes},
+      'size',
+      'time',
+      dashed=('slope 1',),
+  )
+  return table, Picture('growth', png, 'Along the dashed line bytes rule.')
 
 
 def _round(x: Any) -> Any:
