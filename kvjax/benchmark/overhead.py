@@ -1,5 +1,6 @@
 """What a step costs besides bytes: compiling it, and the work of its host."""
 
+import functools
 import time
 from typing import Any
 
@@ -40,22 +41,32 @@ def dispatching(layers: int) -> list[dict[str, Any]]:
   """Returns seconds until calls return that only start a step.
 
   Of a model so narrow that its leaves are all that its host sees of it; beside
-  `decode_step`, the same program by a bare `jax.jit`, which is what JAX itself
-  takes for as many arrays.
+  `decode_step`, the same program by a bare `jax.jit`, compiled ahead, and with
+  its weights as constants, which are no arguments; and a program that does
+  nothing with as many arrays, which is what JAX itself takes.
   """
   layer = Layer(Grouped(2, 1, 8, rotary=Rotary(8)), MLP(8))
   config = ModelConfig(16, 16, (layer,) * layers)
   params = init_params(config, jax.random.key(0))
   token = jnp.zeros((1,), jnp.int32)
-  bare = jax.jit(
-      lambda params, cache, token: decode_step(config, params, cache, token),
+  step = lambda params, cache, token: decode_step(config, params, cache, token)
+  bare = jax.jit(step, donate_argnames='cache')
+  empty = init_cache(config, 1, SLOTS)
+  ahead = bare.lower(params, empty, token).compile()
+  constant = jax.jit(functools.partial(step, params), donate_argnums=0)
+  idle = jax.jit(
+      lambda params, cache, token: (token, cache),
       donate_argnames='cache',
+      keep_unused=True,
   )
   ways = {
       'starting decode_step': lambda cache: decode_step(
           config, params, cache, token
       ),
       'starting a bare jit of it': lambda cache: bare(params, cache, token),
+      'starting it, compiled ahead': lambda cache: ahead(params, cache, token),
+      'starting it, weights constant': lambda cache: constant(cache, token),
+      'starting nothing, as many': lambda cache: idle(params, cache, token),
   }
   caches = {name: init_cache(config, 1, SLOTS) for name in ways}
   times: dict[str, list[float]] = {name: [] for name in ways}
@@ -67,7 +78,7 @@ def dispatching(layers: int) -> list[dict[str, Any]]:
       jax.block_until_ready((logits, caches[name]))
       if turn >= TURNS // 4:
         times[name].append(spent)
-  leaves = len(jax.tree.leaves((params, init_cache(config, 1, SLOTS))))
+  leaves = len(jax.tree.leaves((params, empty)))
   return [
       {'name': name, 'seconds': float(np.median(spent)), 'leaves': leaves}
       for name, spent in times.items()
