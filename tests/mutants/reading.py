@@ -115,7 +115,7 @@ CORE: tuple[Mutant, ...] = (
     'kernels/selection',
     'reason = reason or _refuses_block(name, view, block)',
     'reason = reason or _refuses_block(name, view, None)',
-    'kernels/kernels_test.py::SelectionTest::test_a_size_of_block_is_refused_by_a_kernel_that_takes_none',
+    'kernels/selection_test.py::SelectionTest::test_a_size_of_block_is_refused_by_a_kernel_that_takes_none',
   ),
   fault(
     'written_before_it_is_read',
