@@ -1,6 +1,6 @@
 """Does the CPU kernel wait for memory, or for arithmetic?
 
-  python -m experiments.kernel_loop                  2 minutes on two cores
+  python -m experiments.kernel_loop               a minute on two cores
   python -m experiments.kernel_loop --turns=9
 
 Compiles `kvjax/benchmark/loop.cc` around the kernel's own headers and runs
@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments import launch
 from kvjax.benchmark import loop
+from kvjax.native.library import BuildError
 from kvjax.report.blocks import Table, Text
 from kvjax.report.writer import follow, start
 
@@ -45,17 +46,16 @@ def table(title: str, names: tuple[str, ...], records: list[dict]) -> Table:
 
 def main(argv: list[str]) -> None:
   del argv
-  with launch.door():
-    reason = loop.missing()
-    if reason:
-      raise ValueError(f'the kernel cannot be compiled here: {reason}')
+  with launch.door(), tempfile.TemporaryDirectory() as folder:
+    try:
+      lib = loop.build(pathlib.Path(folder))
+    except BuildError as error:
+      raise ValueError(f'the kernel cannot be compiled here: {error}') from None
   run = {'command': launch.command(), 'turns': _TURNS.value}
   title = 'The CPU kernel in a loop'
   writer = start(_WORKDIR.value, 'kernel_loop', title, run)
-  with tempfile.TemporaryDirectory() as folder:
-    found = loop.rows(pathlib.Path(folder), turns=_TURNS.value)
-    count = 1 + len(loop.CASES)
-    records = list(follow('loop', map(writer.record, found), count))
+  found = map(writer.record, loop.rows(lib, turns=_TURNS.value))
+  records = list(follow('loop', found, 1 + len(loop.CASES)))
   machine = records.pop(0)
   kinds = {
       'attention': ('dtype', 'groups', 'width', 'rotary'),

@@ -10,7 +10,6 @@ import ctypes
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -122,8 +121,17 @@ CASES: tuple[Case, ...] = (
 )
 
 
+def build(folder: pathlib.Path) -> ctypes.CDLL:
+  """Compiles `loop.cc` into a folder and returns its functions.
+
+  Raises:
+    BuildError: it cannot be compiled here.
+  """
+  return ctypes.CDLL(str(library.compiled(SOURCE, folder / 'loop.so')))
+
+
 def rows(
-    folder: pathlib.Path,
+    lib: ctypes.CDLL,
     cases: Sequence[Case] = CASES,
     turns: int = 5,
     rotate: int = ROTATED,
@@ -134,17 +142,13 @@ def rows(
   same work without memory, and `reading` seconds of its bytes alone.
 
   Args:
-    folder: in which `loop.cc` is compiled.
+    lib: of `build`.
     cases: that are timed.
     turns: of each, of which the median counts.
     rotate: bytes of copies that are passed through.
-
-  Raises:
-    BuildError: it cannot be compiled here.
   """
-  lib = ctypes.CDLL(str(library.compiled(SOURCE, folder / 'loop.so')))
   lib.loop_lanes.restype = ctypes.c_int64
-  threads = len(os.sched_getaffinity(0))
+  threads = os.cpu_count() or 1
   most = _seconds(lib.loop_multiply, MULTIPLIES, threads, turns=turns).min()
   flops = 2 * lib.loop_lanes() * MULTIPLIES * threads / most
   read = _read(lib, rotate, threads, turns)
@@ -170,18 +174,6 @@ def rows(
         'reading': case.bytes / read,
         'of_floor': case.bytes / read / seconds,
     }
-
-
-def missing() -> str:
-  """Returns why nothing can be compiled here; '' where it can."""
-  try:
-    with tempfile.TemporaryDirectory() as folder:
-      empty = pathlib.Path(folder) / 'empty.cc'
-      empty.write_text('')
-      library.compiled(empty, empty.with_suffix('.so'))
-  except library.BuildError as error:
-    return str(error)
-  return ''
 
 
 def _int(x: int) -> ctypes.c_int64:
