@@ -167,6 +167,12 @@ def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
         f'dtype={found} is no floating type. For eight-bit codes with scales '
         'give codec=kvjax.Int8().'
     )
+  if jnp.finfo(found).bits < 8:
+    raise ValueError(
+        f'dtype={found} has {jnp.finfo(found).bits} bits; a floating dtype '
+        'needs 8 or more. For smaller caches give a codec: '
+        'codec=kvjax.Int8().'
+    )
   return found
 
 

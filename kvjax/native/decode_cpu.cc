@@ -159,6 +159,20 @@ ffi::Error Write(ffi::AnyBuffer store, ffi::AnyBuffer fresh,
   for (size_t i = rank; i < shape.size(); ++i) width *= shape[i];
   const int64_t each = std::max<int64_t>(B * K * width, 1);
   const int64_t S = store.element_count() / each;
+  // XLA holds types of four bits at half a byte, and reports a byte for each.
+  switch (store.element_type()) {
+    case ffi::BF16:
+    case ffi::F16:
+    case ffi::F32:
+    case ffi::F64:
+    case ffi::S8:
+    case ffi::U8:
+    case ffi::F8E4M3FN:
+    case ffi::F8E5M2:
+      break;
+    default:
+      return ffi::Error::InvalidArgument("kvjax_write: no such store");
+  }
   if ((heads != 1 && heads != K) || store.element_count() % each ||
       int64_t(slots.element_count()) != B * heads * T ||
       int64_t(fresh.element_count()) != B * K * T * width ||

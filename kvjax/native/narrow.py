@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from kvjax.native import loaded
 from kvjax.target import target
 
+# Of whole bytes: a type of four bits is stored at half a byte.
+NARROW = (jnp.bfloat16, jnp.float16)
+
 Slice = Callable[[jax.Array, Any, int], jax.Array]
 Write = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -22,8 +25,7 @@ def refuses(leaf: jax.Array) -> str:
   """Returns why a store is written by XLA's own scatter; '' if it is not."""
   if jax.__version_info__ >= (0, 11):
     return 'XLA scatters in place'
-  narrow = leaf.dtype.itemsize < 4
-  if not (narrow and jnp.issubdtype(leaf.dtype, jnp.floating)):
+  if leaf.dtype not in NARROW:
     return f'XLA scatters {leaf.dtype} in place'
   return loaded.unwanted()
 

@@ -57,6 +57,11 @@ class ConfigTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       make()
 
+  def test_a_dtype_of_four_bits_is_refused(self):
+    config = tiny.decoder(GQA)
+    with self.assertRaisesRegex(ValueError, 'float4_e2m1fn has 4 bits.*Int8'):
+      kvjax.init_cache(config, 1, 8, dtype='float4_e2m1fn')
+
   def test_equal_configs_are_one_key(self):
     one, two = tiny.decoder(GQA, MLA), tiny.decoder(GQA, MLA)
     self.assertEqual((one, hash(one)), (two, hash(two)))

@@ -57,6 +57,44 @@ def test_a_slot_that_is_none_is_written_nowhere():
   )
 
 
+@pytest.mark.parametrize('dtype', ['int4', 'uint4', 'float4_e2m1fn'])
+def test_a_store_of_half_bytes_is_refused(dtype):
+  leaf, new, slots = draw(1)
+  narrow_leaf, narrow_new = leaf.astype(dtype), new.astype(dtype)
+  assert narrow.refuses(narrow_leaf)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no such store'):
+    narrow._call(narrow_leaf, narrow_new, slots).block_until_ready()
+
+
+def test_values_of_no_width_are_refused():
+  ints = lambda *shape: jnp.zeros(shape, jnp.int32)
+  floats = lambda *shape: jnp.zeros(shape, jnp.float32)
+  rule = dict(causal=1, window=0, chunk=0, sink_tokens=0, first=0, last=-1)
+  call = jax.ffi.ffi_call(
+    loaded.DECODE,
+    (
+      jax.ShapeDtypeStruct((1, 1, 1, 1, 0), 'float32'),
+      jax.ShapeDtypeStruct((1, 1, 1, 1), 'float32'),
+    ),
+  )
+  key = floats(1, 1, 1, 1, 16), floats(1, 1, 8, 16), floats(0)
+  value = floats(1, 1, 8, 0), floats(0)
+  integers = {k: np.int32(v) for k, v in (rule | {'shared': -1}).items()}
+  with pytest.raises(jax.errors.JaxRuntimeError, match='shapes do not fit'):
+    out, _ = call(
+      ints(1, 1),
+      ints(1, 1, 8),
+      ints(1, 1),
+      jnp.full((), 8, jnp.int32),
+      *key,
+      *value,
+      scale=np.float32(1),
+      softcap=np.float32(0),
+      **integers,
+    )
+    out.block_until_ready()
+
+
 def test_a_donated_store_is_not_copied():
   leaf, new, slots = draw(3)
   write = lambda *x: narrow.write(*x, _scatter)
