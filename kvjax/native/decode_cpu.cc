@@ -98,7 +98,7 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
                        &p->value);
   else if (fits)
     p->value = p->keys[shared];
-  if (!fits || p->value.width != p->E)
+  if (!fits || p->E < 1 || p->value.width != p->E)
     return ffi::Error::InvalidArgument("kvjax_decode: shapes do not fit");
 
   p->seen.resize(p->B * p->held_heads);
