@@ -69,7 +69,7 @@ setup(
   extras_require={
     'test': [
       'hypothesis>=6.100',
-      'jinja2>=3.1',
+      'jinja2>=3.1.6',
       'pyright[nodejs]==1.1.414',
       'pytest>=8',
       'pytest-xdist>=3.6',
@@ -77,7 +77,7 @@ setup(
       'tokenizers>=0.21',
     ],
     'report': ['matplotlib>=3.9', 'rich>=13'],
-    'hf': ['jinja2>=3.1', 'tokenizers>=0.21'],
+    'hf': ['jinja2>=3.1.6', 'tokenizers>=0.21'],
     'cuda': ['jax[cuda13]'],
   },
   classifiers=[

@@ -57,7 +57,7 @@ class Template:
           add_generation_prompt=True,
           **dict(self.names),
       )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError) as error:
       raise ValueError(f'The chat template refuses: {error}.') from None
 
 
@@ -92,8 +92,22 @@ def _environment() -> Any:
   def refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
-  def to_json(value: Any, indent: int | None = None, **more: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **more)
+  def to_json(
+      value: Any,
+      ensure_ascii: bool = False,
+      indent: int | None = None,
+      separators: tuple[str, str] | None = None,
+      sort_keys: bool = False,
+  ) -> str:
+    # No default= and no cls=: json.dumps would call what a template gives it,
+    # outside the sandbox.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
   found = sandbox.ImmutableSandboxedEnvironment(
       trim_blocks=True,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.text import prompts, tokenizer
+from kvjax.text import chat, prompts, tokenizer
 from kvjax.text.chat import load_template
 from kvjax.text.streaming import Streaming
 from tests.checkpoints.writing import GOLDEN
@@ -89,6 +89,22 @@ def test_chat(tmp_path):
   assert words.template is not None
   with pytest.raises(ValueError, match='refuses: no assistant'):
     words.template([{'role': 'assistant', 'content': ''}])
+
+
+def test_a_chat_template_calls_nothing_outside_the_sandbox(monkeypatch):
+  pytest.importorskip('jinja2')
+  monkeypatch.setenv('SECRET', 'hunter2')
+  reads = "'{0.__globals__[os].environ[SECRET]}'"
+  for argument in (f'default={reads}.format', 'cls=lipsum'):
+    with pytest.raises(ValueError, match='refuses.*unexpected keyword'):
+      chat.Template('{{ lipsum|tojson(' + argument + ') }}')([])
+  through_attr = '{% set f = ' + reads + "|attr('format') %}{{ f(lipsum) }}"
+  with pytest.raises(ValueError, match='refuses'):
+    chat.Template(through_attr)([])
+  published = chat.Template(
+    "{{ {'b': 'é', 'a': 1}|tojson(sort_keys=True, separators=(',', ':')) }}"
+  )
+  assert published([]) == '{"a":1,"b":"é"}'
 
 
 def test_chat_templates_are_found_where_they_are_published(tmp_path):
