@@ -40,9 +40,10 @@ def build(directory: pathlib.Path | None = None) -> pathlib.Path:
     directory: where to put it; None for the package, or the cache directory.
 
   Raises:
-    BuildError: no compiler, no headers of jaxlib, or an error of the compiler.
+    BuildError: no compiler, no headers of jaxlib, nowhere to write, or an error
+      of the compiler.
   """
-  return compiled(SOURCE, (directory or _places()[0]) / _name())
+  return compiled(SOURCE, (directory or _destination()) / _name())
 
 
 def compiled(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
@@ -70,17 +71,36 @@ def compiled(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
 
 def find() -> pathlib.Path | None:
   """Returns the library built for this processor and jaxlib; None for none."""
-  for place in _places():
-    if (place / _name()).exists():
-      return place / _name()
+  name = _name()
+  for place in (SOURCE.parent, _cache()):
+    try:
+      if place is not None and (place / name).exists():
+        return place / name
+    except OSError:  # a folder that this user may not read holds no library
+      continue
   return None
 
 
-def _places() -> list[pathlib.Path]:
-  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  cache, package = pathlib.Path(home) / 'kvjax', SOURCE.parent
-  places = [package, cache]
-  return places if os.access(package, os.W_OK) else places[::-1]
+def _cache() -> pathlib.Path | None:
+  """Returns the folder in the user's cache; None where there is no home."""
+  try:
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  except RuntimeError:  # no HOME, and no such user in the password file
+    return None
+  return pathlib.Path(home) / 'kvjax'
+
+
+def _destination() -> pathlib.Path:
+  """Returns the folder to build into: the package's, where it is writable."""
+  if os.access(SOURCE.parent, os.W_OK):
+    return SOURCE.parent
+  cache = _cache()
+  if cache is None:
+    raise BuildError(
+        f'{SOURCE.parent} cannot be written and there is no home directory: '
+        'set XDG_CACHE_HOME to a folder that can be written.'
+    )
+  return cache
 
 
 def _name() -> str:
