@@ -27,6 +27,7 @@ test: $(READY)
 	$(RUN) -m pytest -n 2 $(ARGS)
 
 lint: $(READY)
+	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
 

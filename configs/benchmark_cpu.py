@@ -40,7 +40,9 @@ SETTINGS = {
     'overhead': (2,),
     'caches.sizes': ((2, 24),),
     'caches.names': (
-      'dense', 'paged:page=8', 'bounded:budget=8,score=heavy_hitters+int8',
+      'dense',
+      'paged:page=8',
+      'bounded:budget=8,score=heavy_hitters+int8',
     ),
     'steps': ((2, 24),),
     'prompts': (16,),
@@ -70,7 +72,12 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'together': 8,  # buffers that a call reads: what it costs is little then
       'calls': 1,  # queued before one is waited for
       'sections': (
-        'models', 'caches', 'variants', 'latent', 'layer', 'overhead',
+        'models',
+        'caches',
+        'variants',
+        'latent',
+        'layer',
+        'overhead',
         'attention',
       ),
       'models': ('model',),
@@ -102,10 +109,15 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'overhead': (32,),  # layers
       'caches': {
         'names': (  # the rest hold 512 of what dense and paged hold
-          'dense', 'ring:window=512', 'sinks:sinks=4,window=508',
-          'paged:page=64', 'bounded:budget=512,score=recency',
+          'dense',
+          'ring:window=512',
+          'sinks:sinks=4,window=508',
+          'paged:page=64',
+          'bounded:budget=512,score=recency',
           'bounded:budget=512,score=heavy_hitters',
-          'dense+int8', 'ring:window=512+int8', 'paged:page=64+int8',
+          'dense+int8',
+          'ring:window=512+int8',
+          'paged:page=64+int8',
           'bounded:budget=512,score=heavy_hitters+int8',
         ),
         'sizes': ((1, 2048), (8, 2048)),  # batch, context

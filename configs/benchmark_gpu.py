@@ -30,146 +30,164 @@ Would be refuted by: `mosaic_gpu` further below, or slower than `blockwise`.
 from ml_collections import ConfigDict
 
 TINY = {
-    'repeats': 1,
-    'rotate': 0,
-    'bandwidth': 1,
-    'calls': 1,
-    'both': False,
-    'models': ('model',),
-    'memory': (('model', 'mosaic_gpu', 1, 64, 1),),
-    'checks.problems': ((3, 1, 64, 64, 'bfloat16', {}, None),),
-    'checks.lengths': (0, 5),
-    'checks.slots': 64,
-    'sweep.shapes': ((1, 64),),
-    'sweep.heads_groups_width': (1, 4, 64),
-    'sweep.axes': ('merge',),
-    'sweep.repeats': 1,
-    'attention.shapes': ((1, 4, 64),),
-    'attention.slots': 64,
-    'attention.cases': ((1, 40),),
-    'attention.bars': (((1, 40), ('bandwidth', 4.2e12)),),
-    'model.layers': 1,
-    'model.width': 32,
-    'model.num_heads': 2,
-    'model.num_kv_heads': 1,
-    'model.key_width': 64,
-    'model.hidden': 48,
-    'model.vocab_size': 64,
-    'steps': ((1, 8),),
-    'prompts': (72,),  # more rows than a kernel of few serves
-    'generate': (),
-    'room': 56,
+  'repeats': 1,
+  'rotate': 0,
+  'bandwidth': 1,
+  'calls': 1,
+  'both': False,
+  'models': ('model',),
+  'memory': (('model', 'mosaic_gpu', 1, 64, 1),),
+  'checks.problems': ((3, 1, 64, 64, 'bfloat16', {}, None),),
+  'checks.lengths': (0, 5),
+  'checks.slots': 64,
+  'sweep.shapes': ((1, 64),),
+  'sweep.heads_groups_width': (1, 4, 64),
+  'sweep.axes': ('merge',),
+  'sweep.repeats': 1,
+  'attention.shapes': ((1, 4, 64),),
+  'attention.slots': 64,
+  'attention.cases': ((1, 40),),
+  'attention.bars': (((1, 40), ('bandwidth', 4.2e12)),),
+  'model.layers': 1,
+  'model.width': 32,
+  'model.num_heads': 2,
+  'model.num_kv_heads': 1,
+  'model.key_width': 64,
+  'model.hidden': 48,
+  'model.vocab_size': 64,
+  'steps': ((1, 8),),
+  'prompts': (72,),  # more rows than a kernel of few serves
+  'generate': (),
+  'room': 56,
 }
 SETTINGS = {
-    'default': {},
-    'tiny': TINY,
+  'default': {},
+  'tiny': TINY,
 }
 
 
 def get_config(setting: str = 'default') -> ConfigDict:
   """Returns the setting 'default' or 'tiny'."""
   config = ConfigDict(
-      {
-          'repeats': 5,
-          'rotate': 200_000_000,  # bytes of buffers; an L2 has 50 MB
-          'bandwidth': 2048,  # MiB read to find what the machine can read
-          'kernels': ('blockwise', 'mosaic_gpu'),
-          'generate_kernels': ('mosaic_gpu',),
-          'prompt_kernels': ('cudnn',),  # beside the default one
-          'interpret': True,  # where there is no GPU
-          'together': 64,  # buffers that a call reads: a host is slow
-          'calls': 32,  # queued before one is waited for, likewise
-          'sections': (
-              'target', 'memory', 'checks', 'models', 'sweep', 'attention',
+    {
+      'repeats': 5,
+      'rotate': 200_000_000,  # bytes of buffers; an L2 has 50 MB
+      'bandwidth': 2048,  # MiB read to find what the machine can read
+      'kernels': ('blockwise', 'mosaic_gpu'),
+      'generate_kernels': ('mosaic_gpu',),
+      'prompt_kernels': ('cudnn',),  # beside the default one
+      'interpret': True,  # where there is no GPU
+      'together': 64,  # buffers that a call reads: a host is slow
+      'calls': 32,  # queued before one is waited for, likewise
+      'sections': (
+        'target',
+        'memory',
+        'checks',
+        'models',
+        'sweep',
+        'attention',
+      ),
+      'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
+      'both': True,  # forms of the kernel, alone
+      # Of steps; of several rows also how products are written.
+      'forms': ('inside', 'rows first', 'inside + rows first'),
+      'memory': (  # model, kernel, batch, capacity, tokens; ever more
+        ('model', 'mosaic_gpu', 1, 4096, 1),
+        ('model', 'blockwise', 4, 2048, 512),
+      ),
+      'models': ('small', 'model'),
+      'checks': {
+        'forms': ('', 'inside'),
+        # Groups, tokens, key and value width, dtype, rule, softcap.
+        'problems': (
+          (4, 1, 128, 128, 'bfloat16', {}, None),
+          (8, 4, 128, 128, 'bfloat16', {}, None),
+          (1, 1, 64, 64, 'float16', {}, None),
+          (4, 1, 192, 128, 'bfloat16', {}, None),
+          (
+            4,
+            1,
+            128,
+            128,
+            'bfloat16',
+            {'window': 100, 'sink_tokens': 4},
+            50.0,
           ),
-          'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
-          'both': True,  # forms of the kernel, alone
-          # Of steps; of several rows also how products are written.
-          'forms': ('inside', 'rows first', 'inside + rows first'),
-          'memory': (  # model, kernel, batch, capacity, tokens; ever more
-              ('model', 'mosaic_gpu', 1, 4096, 1),
-              ('model', 'blockwise', 4, 2048, 512),
-          ),
-          'models': ('small', 'model'),
-          'checks': {
-              'forms': ('', 'inside'),
-              # Groups, tokens, key and value width, dtype, rule, softcap.
-              'problems': (
-                  (4, 1, 128, 128, 'bfloat16', {}, None),
-                  (8, 4, 128, 128, 'bfloat16', {}, None),
-                  (1, 1, 64, 64, 'float16', {}, None),
-                  (4, 1, 192, 128, 'bfloat16', {}, None),
-                  (
-                      4, 1, 128, 128, 'bfloat16',
-                      {'window': 100, 'sink_tokens': 4}, 50.0,
-                  ),
-                  (4, 3, 128, 64, 'bfloat16', {'chunk': 128}, None),
-                  (16, 4, 64, 128, 'float16', {'causal': False}, None),
-              ),
-              'lengths': (0, 1, 77, 1000),
-              'slots': 1024,
-          },  # fmt: skip
-          'sweep': {
-              'heads_groups_width': (8, 4, 128),
-              'shapes': (  # batch, slots
-                  (8, 32_768), (8, 16_384), (8, 4096),
-                  (1, 32_768), (1, 4096), (1, 1024),
-              ),
-              'axes': ('splits', 'block', 'merge'),  # varied in turn
-              'repeats': 3,
-          },  # fmt: skip
-          'room': 512,  # slots beyond the context for tokens that are timed
-          'attention': {
-              'shapes': ((8, 4, 128),),
-              'cases': (  # batch, filled
-                  (8, 32_768), (8, 16_384), (8, 4096),
-                  (1, 32_768), (1, 4096), (1, 1024),
-              ),
-              'slots': 0,  # as many as are filled
-              'dtypes': ('bfloat16',),
-              'largest': 5_000_000_000,  # bytes of a float32 cache
-              'bars': (  # batch, filled: field, bar on an H200
-                  ((8, 32_768), ('bandwidth', 4.2e12)),
-                  ((8, 16_384), ('bandwidth', 4.0e12)),
-                  ((8, 4096), ('bandwidth', 3.3e12)),
-                  ((1, 32_768), ('seconds', 40e-6)),
-                  ((1, 4096), ('seconds', 14e-6)),
-                  ((1, 1024), ('seconds', 10e-6)),
-              ),
-          },
-          'small': {  # Llama-3.2-1B
-              'layers': 16,
-              'width': 2048,
-              'num_heads': 32,
-              'num_kv_heads': 8,
-              'key_width': 64,
-              'hidden': 8192,
-              'vocab_size': 128_256,
-              'tied': True,
-              'dtype': 'bfloat16',
-              'bar': 0.75,  # of its floor, at one row
-              'transformers': ('static', 'compiled'),
-          },
-          'model': {  # Llama-3.1-8B
-              'layers': 32,
-              'width': 4096,
-              'num_heads': 32,
-              'num_kv_heads': 8,
-              'key_width': 128,
-              'hidden': 14_336,
-              'vocab_size': 128_256,
-              'dtype': 'bfloat16',
-              'bar': 0.80,
-              'transformers': ('static',),  # to be compiled, it takes minutes
-          },
-          'steps': ((8, 2048), (1, 2048)),  # batch, context
-          'prompts': (1024,),
-          'generate': ((1, 2048, 32),),  # batch, context, tokens
-      }
+          (4, 3, 128, 64, 'bfloat16', {'chunk': 128}, None),
+          (16, 4, 64, 128, 'float16', {'causal': False}, None),
+        ),
+        'lengths': (0, 1, 77, 1000),
+        'slots': 1024,
+      },  # fmt: skip
+      'sweep': {
+        'heads_groups_width': (8, 4, 128),
+        'shapes': (  # batch, slots
+          (8, 32_768),
+          (8, 16_384),
+          (8, 4096),
+          (1, 32_768),
+          (1, 4096),
+          (1, 1024),
+        ),
+        'axes': ('splits', 'block', 'merge'),  # varied in turn
+        'repeats': 3,
+      },  # fmt: skip
+      'room': 512,  # slots beyond the context for tokens that are timed
+      'attention': {
+        'shapes': ((8, 4, 128),),
+        'cases': (  # batch, filled
+          (8, 32_768),
+          (8, 16_384),
+          (8, 4096),
+          (1, 32_768),
+          (1, 4096),
+          (1, 1024),
+        ),
+        'slots': 0,  # as many as are filled
+        'dtypes': ('bfloat16',),
+        'largest': 5_000_000_000,  # bytes of a float32 cache
+        'bars': (  # batch, filled: field, bar on an H200
+          ((8, 32_768), ('bandwidth', 4.2e12)),
+          ((8, 16_384), ('bandwidth', 4.0e12)),
+          ((8, 4096), ('bandwidth', 3.3e12)),
+          ((1, 32_768), ('seconds', 40e-6)),
+          ((1, 4096), ('seconds', 14e-6)),
+          ((1, 1024), ('seconds', 10e-6)),
+        ),
+      },
+      'small': {  # Llama-3.2-1B
+        'layers': 16,
+        'width': 2048,
+        'num_heads': 32,
+        'num_kv_heads': 8,
+        'key_width': 64,
+        'hidden': 8192,
+        'vocab_size': 128_256,
+        'tied': True,
+        'dtype': 'bfloat16',
+        'bar': 0.75,  # of its floor, at one row
+        'transformers': ('static', 'compiled'),
+      },
+      'model': {  # Llama-3.1-8B
+        'layers': 32,
+        'width': 4096,
+        'num_heads': 32,
+        'num_kv_heads': 8,
+        'key_width': 128,
+        'hidden': 14_336,
+        'vocab_size': 128_256,
+        'dtype': 'bfloat16',
+        'bar': 0.80,
+        'transformers': ('static',),  # to be compiled, it takes minutes
+      },
+      'steps': ((8, 2048), (1, 2048)),  # batch, context
+      'prompts': (1024,),
+      'generate': ((1, 2048, 32),),  # batch, context, tokens
+    }
   )
   if setting not in SETTINGS:
     raise ValueError(
-        f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
+      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
     )
   config.update_from_flattened_dict(SETTINGS[setting])
   return config

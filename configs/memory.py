@@ -14,31 +14,31 @@ holds the plan's lines against what XLA assigned.
 from ml_collections import ConfigDict
 
 SETTINGS = {
-    'default': {},
-    'tiny': {'contexts': (16, 64), 'batch': 2, 'context': 64, 'measure': True},
+  'default': {},
+  'tiny': {'contexts': (16, 64), 'batch': 2, 'context': 64, 'measure': True},
 }
 
 
 def get_config(setting: str = 'default') -> ConfigDict:
   """Returns the setting 'default' or 'tiny'."""
   config = ConfigDict(
-      {
-          'model': 'llama-3-8b',  # a published name, or a config.json
-          'checkpoint': '',  # a directory with a config.json, before `model`
-          'batch': 8,
-          'context': 8_192,
-          'source': 0,  # positions of an encoder-decoder's source
-          'device': 'H100-80',
-          'devices': 1,  # that share the heads
-          'cache': 'default',  # int8, ring:window=64+int8, paged:page=16, ...
-          'compare': ('mha', 'gqa', 'mqa', 'mla'),
-          'contexts': (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576),
-          'measure': False,
-      }
+    {
+      'model': 'llama-3-8b',  # a published name, or a config.json
+      'checkpoint': '',  # a directory with a config.json, before `model`
+      'batch': 8,
+      'context': 8_192,
+      'source': 0,  # positions of an encoder-decoder's source
+      'device': 'H100-80',
+      'devices': 1,  # that share the heads
+      'cache': 'default',  # int8, ring:window=64+int8, paged:page=16, ...
+      'compare': ('mha', 'gqa', 'mqa', 'mla'),
+      'contexts': (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576),
+      'measure': False,
+    }
   )
   if setting not in SETTINGS:
     raise ValueError(
-        f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
+      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
     )
   config.update_from_flattened_dict(SETTINGS[setting])
   return config

@@ -16,43 +16,43 @@ row (the analysis stops with an error), or the last table of the report.
 from ml_collections import ConfigDict
 
 SETTINGS = {
-    'default': {},
-    'tiny': {
-        'sizes.width': 12,
-        'sizes.key_width': 4,
-        'shape': (8, 12),
-        'decode.layers': 1,
-        'decode.capacity': 256,
-    },
+  'default': {},
+  'tiny': {
+    'sizes.width': 12,
+    'sizes.key_width': 4,
+    'shape': (8, 12),
+    'decode.layers': 1,
+    'decode.capacity': 256,
+  },
 }
 
 
 def get_config(setting: str = 'default') -> ConfigDict:
   """Returns the setting 'default' or 'tiny'."""
   config = ConfigDict(
-      {
-          'variant': 'gqa',
-          'program': '',  # module:function, in place of a variant
-          'seed': 0,
-          'shape': (8, 24),  # of the input of a program
-          'axis': 0,  # of it, that counts positions
-          'vocab_size': 0,  # the program takes token ids below this; 0: floats
-          'device': 'H100-80',  # whose fastest point is named
-          'sizes': {  # of a variant; width is the last of shape
-              'width': 24,
-              'heads': 4,
-              'kv_heads': 2,
-              'key_width': 6,
-              'latent': 8,
-              'rotary': 4,
-              'window': 4,
-          },
-          'decode': {'layers': 2, 'batch_size': 2, 'capacity': 256},
-      }
+    {
+      'variant': 'gqa',
+      'program': '',  # module:function, in place of a variant
+      'seed': 0,
+      'shape': (8, 24),  # of the input of a program
+      'axis': 0,  # of it, that counts positions
+      'vocab_size': 0,  # the program takes token ids below this; 0: floats
+      'device': 'H100-80',  # whose fastest point is named
+      'sizes': {  # of a variant; width is the last of shape
+        'width': 24,
+        'heads': 4,
+        'kv_heads': 2,
+        'key_width': 6,
+        'latent': 8,
+        'rotary': 4,
+        'window': 4,
+      },
+      'decode': {'layers': 2, 'batch_size': 2, 'capacity': 256},
+    }
   )
   if setting not in SETTINGS:
     raise ValueError(
-        f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
+      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
     )
   config.update_from_flattened_dict(SETTINGS[setting])
   return config

@@ -3,9 +3,9 @@
 import importlib.util
 
 _LACKING = [
-    package
-    for package, module in (('absl-py', 'absl'), ('ml_collections',) * 2)
-    if importlib.util.find_spec(module) is None
+  package
+  for package, module in (('absl-py', 'absl'), ('ml_collections',) * 2)
+  if importlib.util.find_spec(module) is None
 ]
 if _LACKING:
   raise SystemExit(f'experiments need more: pip install {" ".join(_LACKING)}')

@@ -48,8 +48,8 @@ def table(title: str, records: list[dict[str, Any]]) -> Table:
   """Returns what matters of the records; the JSON lines have the rest."""
   names = [name for name in SHOWN if name in records[0]]
   rows = [
-      [x if isinstance(x, int | float) else str(x) for x in map(r.get, names)]
-      for r in records
+    [x if isinstance(x, int | float) else str(x) for x in map(r.get, names)]
+    for r in records
   ]
   return Table(title, names, rows)
 
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
   with launch.door():
     if not _TARGET.value:
       raise ValueError(
-          'target is not given: --target=FILE names a description of the GPU '
-          '(a GpuTargetConfigProto in text).'
+        'target is not given: --target=FILE names a description of the GPU '
+        '(a GpuTargetConfigProto in text).'
       )
     jax.config.update('jax_platforms', 'cpu')
     sharding = ahead.device(_TARGET.value)
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> None:
   failed: list[str] = []
   with kernels.targeting('gpu'), ahead.assembler() as reports:
     for title, make, count in (
-        ('Kernels', for_hopper.alone, alone),
-        ('Decode steps', steps, len(for_hopper.STEPS)),
-        ('Prefills', prefills, calls),
+      ('Kernels', for_hopper.alone, alone),
+      ('Decode steps', steps, len(for_hopper.STEPS)),
+      ('Prefills', prefills, calls),
     ):
       found = map(writer.record, make(sharding, reports))
       records = list(follow(title, found, count))

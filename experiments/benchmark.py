@@ -13,13 +13,13 @@ from absl import flags
 
 from experiments import launch
 from kvjax.benchmark import (
-    asked,
-    attention_peers,
-    clock,
-    findings,
-    llama_cpp,
-    peers,
-    whole,
+  asked,
+  attention_peers,
+  clock,
+  findings,
+  llama_cpp,
+  peers,
+  whole,
 )
 from kvjax.benchmark.sections import SECTIONS
 from kvjax.kernels import available
@@ -29,16 +29,16 @@ from kvjax.report.writer import start
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/benchmark', 'Where files go.')
 _COMPARE = flags.DEFINE_list(
-    'compare', None, 'Two .jsonl files of earlier runs; nothing is measured.'
+  'compare', None, 'Two .jsonl files of earlier runs; nothing is measured.'
 )
 _BUDGET = flags.DEFINE_float(
-    'budget', None, 'Seconds after which no row is begun.', lower_bound=0.0
+  'budget', None, 'Seconds after which no row is begun.', lower_bound=0.0
 )
 _SECTIONS = flags.DEFINE_list(
-    'sections', None, "Parts to measure, in order, for the config's."
+  'sections', None, "Parts to measure, in order, for the config's."
 )
 _APPEND = flags.DEFINE_bool(
-    'append', False, 'Add to the records of an earlier run.'
+  'append', False, 'Add to the records of an earlier run.'
 )
 
 
@@ -46,7 +46,7 @@ def _compare(files: list[str]) -> None:
   with launch.door():
     if len(files) != 2:
       raise ValueError(
-          'compare takes two files: --compare=old.jsonl,new.jsonl.'
+        'compare takes two files: --compare=old.jsonl,new.jsonl.'
       )
     shown = findings.compare(*(records.read([pathlib.Path(x)]) for x in files))
   run = {'command': launch.command()}
@@ -65,21 +65,19 @@ def main(argv: list[str]) -> None:
   with launch.door():
     if lacking := peers.missing('rich', 'matplotlib'):
       raise ValueError(
-          f'{", ".join(lacking)} not installed, reports need them: '
-          f'pip install {" ".join(lacking)}'
+        f'{", ".join(lacking)} not installed, reports need them: '
+        f'pip install {" ".join(lacking)}'
       )
     asked.check(config, SECTIONS)
   run = {
-      'config': config.to_dict(),
-      'command': launch.command(),
-      'kernels': available(),
-      'peers': peers.versions(),
-      'absent': (
-          peers.absent() | llama_cpp.absent() | attention_peers.absent()
-      ),
+    'config': config.to_dict(),
+    'command': launch.command(),
+    'kernels': available(),
+    'peers': peers.versions(),
+    'absent': (peers.absent() | llama_cpp.absent() | attention_peers.absent()),
   }
   writer = start(
-      _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value
+    _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value
   )
   writer, wrong = whole.measure(config, writer, budget)
   print(f'Report: {writer.save()}')

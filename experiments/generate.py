@@ -48,10 +48,10 @@ _BLOCK = _int('block', 8, 'Tokens of one device program.')
 _SEED = _int('seed', 0, 'Of sampling.')
 _OUT = _text('out', '', 'JSON lines of texts and figures.')
 _SAMPLING = {
-    'temperature': _real('temperature', 0.0, '0: greedy.'),
-    'top_k': _int('top_k', None, 'Likeliest tokens.'),
-    'top_p': _real('top_p', None, 'Nucleus, up to 1.'),
-    'min_p': _real('min_p', None, 'Of the likeliest, up to 1.'),
+  'temperature': _real('temperature', 0.0, '0: greedy.'),
+  'top_k': _int('top_k', None, 'Likeliest tokens.'),
+  'top_p': _real('top_p', None, 'Nucleus, up to 1.'),
+  'min_p': _real('min_p', None, 'Of the likeliest, up to 1.'),
 }
 
 
@@ -79,12 +79,12 @@ def check() -> Setup:
   kvjax.Sampling(**sampling)  # raises
   stops = tokenizer.stop_tokens(path) if _STOP.value else ()
   how = answer.Answer(
-      _TOKENS.value, stops, _BLOCK.value, _SEED.value, _KERNEL.value, sampling
+    _TOKENS.value, stops, _BLOCK.value, _SEED.value, _KERNEL.value, sampling
   )
   file = _PROMPTS.value
   texts = prompts.read_prompts(file) if file else [_PROMPT.value]
   rows = prompts.encode_prompts(
-      words, texts, chat=_CHAT.value, system=_SYSTEM.value
+    words, texts, chat=_CHAT.value, system=_SYSTEM.value
   )
   batch, source = prompts.make_batch(config, rows), None
   if config.encoder is not None:
@@ -101,8 +101,8 @@ def check() -> Setup:
     check_fits(spec, batch.lengths, how.tokens)
   elif _CACHE.value != DEFAULT or _CAPACITY.value is not None:
     raise ValueError(
-        f'prompt_cache={_LOAD.value} has its own kind and capacity: leave out '
-        '--cache and --capacity.'
+      f'prompt_cache={_LOAD.value} has its own kind and capacity: leave out '
+      '--cache and --capacity.'
     )
   return Setup(texts, words, batch, source, how, cache)
 
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
   with launch.door():
     setup = check()
     model = kvjax.load_checkpoint(
-        _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
+      _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
     )
     room = setup.batch.lengths, setup.how.tokens
     cache = open_cache(_LOAD.value, *model, *room, setup.cache)
@@ -128,10 +128,10 @@ def main(argv: list[str]) -> None:
       source=setup.source, read=read,
   )  # fmt: skip
   speed = watch.speed(
-      rows=len(rows),
-      step_bytes=step_bytes(*model, cache),
-      bandwidth=reading(64, 3),
-      cache_bytes=held_bytes(cache),
+    rows=len(rows),
+    step_bytes=step_bytes(*model, cache),
+    bandwidth=reading(64, 3),
+    cache_bytes=held_bytes(cache),
   )
   print(speed, file=sys.stderr)
   if _OUT.value:

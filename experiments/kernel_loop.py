@@ -32,14 +32,14 @@ COLUMNS = 'MB', 'reading ms', 'arithmetic ms', 'ms', 'of floor', 'GFLOP/s'
 def table(title: str, names: tuple[str, ...], records: list[dict]) -> Table:
   """Returns what matters of records of one kind."""
   rows = [
-      [
-          *(r[name] for name in names),
-          round(r['bytes'] / 1e6, 1),
-          *(round(1e3 * r[x], 2) for x in ('reading', 'arithmetic', 'seconds')),
-          round(r['of_floor'], 2),
-          round(r['flops'] / 1e9),
-      ]
-      for r in records
+    [
+      *(r[name] for name in names),
+      round(r['bytes'] / 1e6, 1),
+      *(round(1e3 * r[x], 2) for x in ('reading', 'arithmetic', 'seconds')),
+      round(r['of_floor'], 2),
+      round(r['flops'] / 1e9),
+    ]
+    for r in records
   ]
   return Table(title, (*names, *COLUMNS), rows)
 
@@ -58,12 +58,12 @@ def main(argv: list[str]) -> None:
   records = list(follow('loop', found, 1 + len(loop.CASES)))
   machine = records.pop(0)
   kinds = {
-      'attention': ('dtype', 'groups', 'width', 'rotary'),
-      'projection': ('dtype', 'rows', 'lines', 'width'),
+    'attention': ('dtype', 'groups', 'width', 'rotary'),
+    'projection': ('dtype', 'rows', 'lines', 'width'),
   }
   said = (
-      f'{machine["threads"]} threads: {machine["flops"] / 1e9:.0f} GFLOP/s of '
-      f'multiply-adds in registers, {machine["read"] / 1e9:.1f} GB/s of a sum.'
+    f'{machine["threads"]} threads: {machine["flops"] / 1e9:.0f} GFLOP/s of '
+    f'multiply-adds in registers, {machine["read"] / 1e9:.1f} GB/s of a sum.'
   )
   for kind, names in kinds.items():
     ran = [r for r in records if r['record'] == kind]

@@ -16,16 +16,16 @@ from experiments import launch
 from kvjax.decoding.cache import check_sizes
 from kvjax.decoding.spelling import parse_cache
 from kvjax.memory import (
-    Device,
-    Fit,
-    MemoryPlan,
-    StepTime,
-    device,
-    fit,
-    measure,
-    plan,
-    reconcile,
-    step_time,
+  Device,
+  Fit,
+  MemoryPlan,
+  StepTime,
+  device,
+  fit,
+  measure,
+  plan,
+  reconcile,
+  step_time,
 )
 from kvjax.memory.program import compile_call
 from kvjax.memory.variants import with_attention
@@ -37,16 +37,16 @@ _TITLE = 'What inference occupies'
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/memory', 'Where files go.')
 _FLAGS = {
-    'model': flags.DEFINE_string('model', None, 'Published name, or a path.'),
-    'checkpoint': flags.DEFINE_string('checkpoint', None, 'A directory.'),
-    'batch': flags.DEFINE_integer('batch', None, 'Rows.'),
-    'context': flags.DEFINE_integer('context', None, 'Tokens a row.'),
-    'source': flags.DEFINE_integer('source', None, 'Positions of a source.'),
-    'device': flags.DEFINE_string('device', None, 'H200, L4, TPU v5e, ...'),
-    'devices': flags.DEFINE_integer('devices', None, 'That share the heads.'),
-    'cache': flags.DEFINE_string('cache', None, 'int8, ring:window=64, ...'),
-    'compare': flags.DEFINE_list('compare', None, 'Of mha, gqa, mqa, mla.'),
-    'measure': flags.DEFINE_bool('measure', None, 'Compile the step here.'),
+  'model': flags.DEFINE_string('model', None, 'Published name, or a path.'),
+  'checkpoint': flags.DEFINE_string('checkpoint', None, 'A directory.'),
+  'batch': flags.DEFINE_integer('batch', None, 'Rows.'),
+  'context': flags.DEFINE_integer('context', None, 'Tokens a row.'),
+  'source': flags.DEFINE_integer('source', None, 'Positions of a source.'),
+  'device': flags.DEFINE_string('device', None, 'H200, L4, TPU v5e, ...'),
+  'devices': flags.DEFINE_integer('devices', None, 'That share the heads.'),
+  'cache': flags.DEFINE_string('cache', None, 'int8, ring:window=64, ...'),
+  'compare': flags.DEFINE_list('compare', None, 'Of mha, gqa, mqa, mla.'),
+  'measure': flags.DEFINE_bool('measure', None, 'Compile the step here.'),
 }
 
 
@@ -68,12 +68,12 @@ class Setup:
 
   def fit(self, model: kvjax.ModelConfig) -> Fit:
     return fit(
-        model,
-        self.device,
-        batch_size=self.batch,
-        capacity=self.context,
-        frontier=self.contexts,
-        **self.options,
+      model,
+      self.device,
+      batch_size=self.batch,
+      capacity=self.context,
+      frontier=self.contexts,
+      **self.options,
     )
 
 
@@ -95,14 +95,14 @@ def check(config: Any) -> Setup:
     if other != model:
       variants[variant.upper()] = other
   setup = Setup(
-      name=name,
-      model=model,
-      variants=variants,
-      device=card,
-      options=options,
-      batch=config.batch,
-      context=config.context,
-      contexts=tuple(n for n in config.contexts if n <= longest),
+    name=name,
+    model=model,
+    variants=variants,
+    device=card,
+    options=options,
+    batch=config.batch,
+    context=config.context,
+    contexts=tuple(n for n in config.contexts if n <= longest),
   )
   setup.plan(model, config.context)
   return setup
@@ -112,23 +112,23 @@ def least_time(setup: Setup, found: MemoryPlan) -> StepTime:
   """Returns the bound of a step of the whole batch at the whole context."""
   size = jnp.dtype(setup.model.dtype).itemsize
   return step_time(
-      batch_size=1,
-      cache_bytes_per_row=found.cache_bytes,
-      weight_bytes=found.active_params_bytes / found.devices,
-      params=setup.batch * found.active_params_bytes / size / found.devices,
-      device=setup.device,
+    batch_size=1,
+    cache_bytes_per_row=found.cache_bytes,
+    weight_bytes=found.active_params_bytes / found.devices,
+    params=setup.batch * found.active_params_bytes / size / found.devices,
+    device=setup.device,
   )
 
 
 def compiled(setup: Setup) -> jax.stages.Compiled:
   """Compiles the decode step for this machine, from shapes alone."""
   return compile_call(
-      setup.model,
-      batch_size=setup.batch,
-      capacity=setup.context,
-      cache=setup.options['cache'],
-      codec=setup.options['codec'],
-      source_length=setup.options['source_length'],
+    setup.model,
+    batch_size=setup.batch,
+    capacity=setup.context,
+    cache=setup.options['cache'],
+    codec=setup.options['codec'],
+    source_length=setup.options['source_length'],
   )
 
 
@@ -166,28 +166,28 @@ def _record(name: str, planned: MemoryPlan, found: Fit) -> dict[str, Any]:
 
 
 def report(
-    setup: Setup,
-    writer: Writer,
-    plans: dict[str, MemoryPlan],
-    fits: dict[str, Fit],
-    caches: dict[str, dict[int, int]],
+  setup: Setup,
+  writer: Writer,
+  plans: dict[str, MemoryPlan],
+  fits: dict[str, Fit],
+  caches: dict[str, dict[int, int]],
 ) -> Writer:
   """Shows tables and pictures."""
   first, name, limit = plans[setup.name], setup.device.name, setup.device.memory
   left = limit - first.params_bytes
   lines = {n: {c: b or 0 for c, b in f.frontier} for n, f in fits.items()}
   return writer.show(
-      *show.plan_table(setup.name, first),
-      show.query_text(first),
-      *show.fits(fits[setup.name], name, least_time(setup, first)),
-      show.breakdown(plans, limit, name),
-      show.growth(
-          caches,
-          (f'{name} beside the weights', left) if left > 0 else None,
-          show.query_bytes(first),
-      ),
-      *show.frontier(lines, name),
-      *show.lifetimes(),
+    *show.plan_table(setup.name, first),
+    show.query_text(first),
+    *show.fits(fits[setup.name], name, least_time(setup, first)),
+    show.breakdown(plans, limit, name),
+    show.growth(
+      caches,
+      (f'{name} beside the weights', left) if left > 0 else None,
+      show.query_bytes(first),
+    ),
+    *show.frontier(lines, name),
+    *show.lifetimes(),
   )
 
 

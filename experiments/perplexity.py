@@ -37,13 +37,13 @@ _int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _CHECKPOINT = _text('checkpoint', '', 'Directory of a model.')
 _TEXT = _text('text', '', 'File of text that the model has not learned.')
 _CACHES = flags.DEFINE_multi_string(
-    'cache', [DEFAULT, 'int8'], 'Any number.', flag_values=FLAGS
+  'cache', [DEFAULT, 'int8'], 'Any number.', flag_values=FLAGS
 )
 _ROWS = _int('rows', 4, 'Windows, spread over the text.')
 _LENGTH = _int('length', 512, 'Tokens of a window.')
 _DTYPE = _text('dtype', None, 'Of params; default: as stored.')
 _WEIGHTS = flags.DEFINE_enum(
-    'weights', None, ['int8'], 'int8: codes, a scale a line.', flag_values=FLAGS
+  'weights', None, ['int8'], 'int8: codes, a scale a line.', flag_values=FLAGS
 )
 _KERNEL = _text('kernel', None, 'That must attend; default: the fastest.')
 _WORKDIR = _text('workdir', 'out/perplexity', 'Where files go.')
@@ -75,7 +75,7 @@ def check() -> Setup:
   words = load_tokenizer(_CHECKPOINT.value)
   text = held_out.read_text(pathlib.Path(_TEXT.value))
   windows = held_out.hold_out(
-      config, words, text, rows=_ROWS.value, length=_LENGTH.value
+    config, words, text, rows=_ROWS.value, length=_LENGTH.value
   )
   return Setup(windows, caches)
 
@@ -104,7 +104,7 @@ def measure(setup: Setup, config: ModelConfig, params: Any) -> Iterator[Record]:
     cache = kvjax.init_cache(config, rows, length, **options)
     with progress(name, length - 1) as advance:
       losses, cache = held_out.cached_losses(
-          config, params, cache, tokens, kernel=_KERNEL.value, progress=advance
+        config, params, cache, tokens, kernel=_KERNEL.value, progress=advance
       )
     promised = plan(
         config, batch_size=rows, capacity=length,
@@ -112,13 +112,13 @@ def measure(setup: Setup, config: ModelConfig, params: Any) -> Iterator[Record]:
     )  # fmt: skip
     found = setup.text.scores(losses)
     yield {
-        'record': 'perplexity',
-        'cache': name,
-        **found,
-        'more_bits': found['bits_per_byte'] - want['bits_per_byte'],
-        'bytes_per_token': promised.bytes_per_token,
-        'cache_bytes': held_bytes(cache),
-        'planned_bytes': promised.cache_bytes,
+      'record': 'perplexity',
+      'cache': name,
+      **found,
+      'more_bits': found['bits_per_byte'] - want['bits_per_byte'],
+      'bytes_per_token': promised.bytes_per_token,
+      'cache_bytes': held_bytes(cache),
+      'planned_bytes': promised.cache_bytes,
     }
 
 

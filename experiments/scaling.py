@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
   writer = start(_WORKDIR.value, 'scaling', 'How a step grows', run)
   load = functools.cache(kvjax.load_config)
   for rows, block in (
-      show.intensities(load, card),
-      show.predictions(load, card),
-      show.published(load),
+    show.intensities(load, card),
+    show.predictions(load, card),
+    show.published(load),
   ):
     for row in rows:
       writer.record(row)

@@ -33,14 +33,12 @@ def main(argv: list[str]) -> None:
   inside = sum(distance(r) <= FACTOR for r in records)
   columns = 'seed', 'case', 'planned', 'temporaries', 'ratio'
   writer = writer.show(
-      Table(
-          'The worst ten: bytes of temporaries',
-          columns,
-          [[r[name] for name in columns] for r in worst[:10]],
-      ),
-      Text(
-          f'{inside} of {len(records)} within a factor of {FACTOR} either way.'
-      ),
+    Table(
+      'The worst ten: bytes of temporaries',
+      columns,
+      [[r[name] for name in columns] for r in worst[:10]],
+    ),
+    Text(f'{inside} of {len(records)} within a factor of {FACTOR} either way.'),
   )
   print(f'Report: {writer.save()}')
 

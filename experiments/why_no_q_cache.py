@@ -28,12 +28,12 @@ Program = Callable[[Any], Any]
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/why', 'Where files go.')
 _FLAGS = {
-    'variant': flags.DEFINE_string(
-        'variant', None, f'Of {", ".join(examples.VARIANTS)}.'
-    ),
-    'program': flags.DEFINE_string('program', None, 'Your module:function.'),
-    'seed': flags.DEFINE_integer('seed', None, 'Of the input.'),
-    'device': flags.DEFINE_string('device', None, 'To name the fastest for.'),
+  'variant': flags.DEFINE_string(
+    'variant', None, f'Of {", ".join(examples.VARIANTS)}.'
+  ),
+  'program': flags.DEFINE_string('program', None, 'Your module:function.'),
+  'seed': flags.DEFINE_integer('seed', None, 'Of the input.'),
+  'device': flags.DEFINE_string('device', None, 'To name the fastest for.'),
 }
 
 
@@ -61,8 +61,8 @@ def check(config: Any) -> Setup:
     sizes = examples.Sizes(**config.sizes)
     if config.shape[-1] != sizes.width:
       raise ValueError(
-          f'shape={config.shape} must end in sizes.width={sizes.width}. '
-          'Change one of the two.'
+        f'shape={config.shape} must end in sizes.width={sizes.width}. '
+        'Change one of the two.'
       )
     name = config.variant
     program = examples.example(name, sizes)
@@ -70,15 +70,15 @@ def check(config: Any) -> Setup:
   kv = kvjax.Grouped(4, 2, key_width=8, rotary=kvjax.Rotary(8))
   layers = (kvjax.Layer(kv, kvjax.MLP(hidden=24)),) * config.decode.layers
   return Setup(
-      name=name,
-      program=program,
-      encoder=encoder,
-      x=x,
-      axis=config.axis,
-      device=device(config.device),
-      model=kvjax.ModelConfig(vocab_size=17, width=16, layers=layers),
-      batch_size=config.decode.batch_size,
-      capacity=config.decode.capacity,
+    name=name,
+    program=program,
+    encoder=encoder,
+    x=x,
+    axis=config.axis,
+    device=device(config.device),
+    model=kvjax.ModelConfig(vocab_size=17, width=16, layers=layers),
+    batch_size=config.decode.batch_size,
+    capacity=config.decode.capacity,
   )
 
 
@@ -86,7 +86,7 @@ def _input(config: Any) -> np.ndarray:
   shape = tuple(config.shape)
   if not 0 <= config.axis < len(shape) or min(shape, default=0) < 1:
     raise ValueError(
-        f'axis={config.axis} must be an axis of shape={shape}, of sizes from 1.'
+      f'axis={config.axis} must be an axis of shape={shape}, of sizes from 1.'
     )
   draw = np.random.default_rng(config.seed)
   if config.vocab_size:
@@ -108,10 +108,10 @@ def main(argv: list[str]) -> None:
   for record in derived.records(report, reads, encoder):
     writer.record(record)
   writer = writer.show(
-      *derived.live(f'{setup.name}: what it must remember', report),
-      *derived.trades(report, setup.device),
-      *(derived.read_by(reads, encoder) if reads else ()),
-      *derived.cut(graph),
+    *derived.live(f'{setup.name}: what it must remember', report),
+    *derived.trades(report, setup.device),
+    *(derived.read_by(reads, encoder) if reads else ()),
+    *derived.cut(graph),
   )
   forms = query_leaf.forms(setup.model, setup.batch_size, setup.capacity)
   for record in derived.form_records(forms):
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
 
 def _leaf_bytes(setup: Setup) -> int:
   cache = kvjax.init_cache(
-      query_leaf.recording(setup.model), setup.batch_size, setup.capacity
+    query_leaf.recording(setup.model), setup.batch_size, setup.capacity
   )
   return sum(leaf.nbytes for leaf in query_leaf.leaves(cache))
 

@@ -15,7 +15,7 @@ import jax
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 
 _TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    'target', default=None
+  'target', default=None
 )
 
 
@@ -36,7 +36,7 @@ def targeting(platform: str) -> Iterator[None]:
   """
   if platform not in PLATFORMS:
     raise ValueError(
-        f'platform={platform!r} must be one of {", ".join(PLATFORMS)}.'
+      f'platform={platform!r} must be one of {", ".join(PLATFORMS)}.'
     )
   token = _TARGET.set(platform)
   try:

@@ -31,7 +31,7 @@ def quick_flags() -> str:
 
 
 def as_users_do(
-    lowered: jax.stages.Lowered, compiler_options: dict[str, Any] | None = None
+  lowered: jax.stages.Lowered, compiler_options: dict[str, Any] | None = None
 ) -> jax.stages.Compiled:
   """Compiles the buffers and fusions that users get."""
   options = {_EMITTERS: True} if _has_choice_of_emitters() else {}

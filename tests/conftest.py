@@ -13,7 +13,7 @@ from tests import compiler
 MAPS = 30_000
 
 os.environ.setdefault(
-    'XLA_FLAGS', compiler.quick_flags()
+  'XLA_FLAGS', compiler.quick_flags()
 )  # read with the first device
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_numpy_rank_promotion', 'raise')

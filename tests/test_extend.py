@@ -43,7 +43,6 @@ def test_a_wrong_kind_is_caught_by_the_proof():
   names = page()
 
   class Short(names['Chapters']):
-
     def slot_of(self, positions):
       slots = super().slot_of(positions)
       return jnp.where(slots == self.span - 1, 0, slots)
@@ -56,7 +55,7 @@ def test_a_wrong_kind_is_caught_by_the_proof():
 def test_chapters_keep_what_they_say():
   names = page()
   config = kvjax.ModelConfig(
-      17, 12, (kvjax.Layer(names['grouped'], kvjax.MLP(11)),)
+    17, 12, (kvjax.Layer(names['grouped'], kvjax.MLP(11)),)
   )
   params = kvjax.init_params(config, jax.random.key(0))
   cache = kvjax.init_cache(config, 1, 9, kinds=names['Chapters'](span=5))
@@ -70,9 +69,7 @@ def test_a_tied_vector_is_half_of_multi_query_attention():
   names = page()
 
   def stream_bytes(attention):
-    config = kvjax.ModelConfig(
-        17, 12, (kvjax.Layer(attention, kvjax.MLP(11)),)
-    )
+    config = kvjax.ModelConfig(17, 12, (kvjax.Layer(attention, kvjax.MLP(11)),))
     stores = kvjax.init_cache(config, 2, 16).stores
     return sum(x.nbytes for x in jax.tree.leaves(stores))
 
@@ -89,13 +86,13 @@ def test_a_fading_score_keeps_the_survivors_of_its_formula(fade):
     params = draw(cell.config, seed)
     try:
       assert_cached_matches_uncached(
-          cell.oracle(params),
-          cell.init,
-          functools.partial(cell.extend, params),
-          take=kvjax.take,
-          tokens=text(seed),
-          widths=(1, 15),
-          rtol=1e-6,
+        cell.oracle(params),
+        cell.init,
+        functools.partial(cell.extend, params),
+        take=kvjax.take,
+        tokens=text(seed),
+        widths=(1, 15),
+        rtol=1e-6,
       )
       return
     except NearTie:

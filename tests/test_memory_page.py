@@ -23,7 +23,7 @@ def test_every_block_prints_what_follows_it():
   found = blocks(PAGE.read_text(encoding='utf-8'))
   scope: dict[str, object] = {}
   for (language, code), (after, text) in zip(
-      found[::2], found[1::2], strict=True
+    found[::2], found[1::2], strict=True
   ):
     assert (language, after) == ('python', 'text')
     assert printed(code, scope) == text

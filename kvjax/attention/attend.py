@@ -20,32 +20,32 @@ import jax.numpy as jnp
 
 from kvjax.caches.view import Streams, View
 from kvjax.kernels.blockwise import (
-    attention_weights,
-    finite,
-    normalize,
-    received,
+  attention_weights,
+  finite,
+  normalize,
+  received,
 )
 from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.selection import attend_view
 
 __all__ = (
-    'Scoring',
-    'add_sinks',
-    'attend',
-    'attention_weights',
-    'merge',
-    'received',
+  'Scoring',
+  'add_sinks',
+  'attend',
+  'attention_weights',
+  'merge',
+  'received',
 )
 
 
 def attend(
-    queries: Streams,
-    positions: jax.Array,
-    segments: Sequence[View],
-    scoring: Scoring,
-    *,
-    block: int | None = None,
-    kernel: str | None = None,
+  queries: Streams,
+  positions: jax.Array,
+  segments: Sequence[View],
+  scoring: Scoring,
+  *,
+  block: int | None = None,
+  kernel: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to disjoint segments of slots.
 
@@ -67,15 +67,15 @@ def attend(
   chex.assert_rank(list(queries.values()), 5)
   chex.assert_rank(positions, 2)
   parts = [
-      attend_view(queries, positions, view, scoring, block=block, kernel=kernel)
-      for view in segments
+    attend_view(queries, positions, view, scoring, block=block, kernel=kernel)
+    for view in segments
   ]
   out, lse = parts[0] if len(parts) == 1 else merge(parts)
   return add_sinks(out, lse, scoring.sinks)
 
 
 def add_sinks(
-    out: jax.Array, lse: jax.Array, sinks: jax.Array | None
+  out: jax.Array, lse: jax.Array, sinks: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
   """Lets logits `[K, G]` without a value join a finished softmax.
 
@@ -89,7 +89,7 @@ def add_sinks(
 
 
 def merge(
-    parts: Sequence[tuple[jax.Array, jax.Array]],
+  parts: Sequence[tuple[jax.Array, jax.Array]],
 ) -> tuple[jax.Array, jax.Array]:
   """Merges attention over disjoint sets of slots, as if it were over all.
 
@@ -107,7 +107,7 @@ def merge(
   total = functools.reduce(jnp.add, weights)
   # A part that saw nothing adds nothing, whatever its output holds.
   shares = [
-      jnp.where(lse[..., None] == -jnp.inf, 0, w[..., None] * out)
-      for w, lse, out in zip(weights, lses, outs, strict=True)
+    jnp.where(lse[..., None] == -jnp.inf, 0, w[..., None] * out)
+    for w, lse, out in zip(weights, lses, outs, strict=True)
   ]
   return normalize(top, total, functools.reduce(jnp.add, shares))

@@ -20,15 +20,15 @@ class PositionBias:
   table: jax.Array
 
   def __call__(
-      self, queries: jax.Array, keys: jax.Array, num_kv_heads: int
+    self, queries: jax.Array, keys: jax.Array, num_kv_heads: int
   ) -> jax.Array:
     bias = self.rule.bias(self.table, queries, keys)  # [B, K|1, T, S, N]
     bias = bias.reshape(bias.shape[:4] + (num_kv_heads, -1))
     if bias.shape[1] == 1:
       return jnp.moveaxis(bias[:, 0], (3, 4), (1, 2))
     return jnp.stack(
-        [jnp.moveaxis(bias[:, k, :, :, k], -1, 1) for k in range(num_kv_heads)],
-        axis=1,
+      [jnp.moveaxis(bias[:, k, :, :, k], -1, 1) for k in range(num_kv_heads)],
+      axis=1,
     )
 
 
@@ -57,7 +57,7 @@ class Alibi:
     return jnp.asarray(self.scale * slopes, jnp.float32)
 
   def bias(
-      self, table: jax.Array, queries: jax.Array, keys: jax.Array
+    self, table: jax.Array, queries: jax.Array, keys: jax.Array
   ) -> jax.Array:
     slopes = table[None, None, None, None, :]
     if not self.rounded:
@@ -94,13 +94,13 @@ class RelativeBias:
     """Returns the learned table `[buckets, N]`, a parameter of the stack."""
     if learned is None or learned.shape != (self.buckets, num_heads):
       raise ValueError(
-          f'A relative bias needs a table [{self.buckets}, {num_heads}], not '
-          f'{None if learned is None else list(learned.shape)}.'
+        f'A relative bias needs a table [{self.buckets}, {num_heads}], not '
+        f'{None if learned is None else list(learned.shape)}.'
       )
     return learned
 
   def bias(
-      self, table: jax.Array, queries: jax.Array, keys: jax.Array
+    self, table: jax.Array, queries: jax.Array, keys: jax.Array
   ) -> jax.Array:
     return table.astype(jnp.float32)[self.bucket(keys - queries)]
 

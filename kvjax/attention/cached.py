@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.attention.attend import (
-    Scoring,
-    add_sinks,
-    attend,
-    attention_weights,
-    merge,
-    received,
+  Scoring,
+  add_sinks,
+  attend,
+  attention_weights,
+  merge,
+  received,
 )
 from kvjax.attention.rotary import Rotary
 from kvjax.caches.codecs import Codec
@@ -39,20 +39,20 @@ class Variant(Protocol):
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]: ...
   def absorbs(self, tokens: int) -> bool: ...
   def ask(
-      self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
+    self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
   ) -> Streams: ...
   def leave(
-      self, params: Mapping[str, Any], x: jax.Array, table: Table
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams: ...
   def reads_stored(self, absorb: bool) -> bool: ...
   def unfold(
-      self, params: Mapping[str, Any], streams: Streams, absorb: bool
+    self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams: ...
   def scoring(
-      self, params: Mapping[str, Any], relative: jax.Array | None, absorb: bool
+    self, params: Mapping[str, Any], relative: jax.Array | None, absorb: bool
   ) -> Scoring: ...
   def output(
-      self, params: Mapping[str, Any], out: jax.Array, absorb: bool
+    self, params: Mapping[str, Any], out: jax.Array, absorb: bool
   ) -> jax.Array: ...
 
 
@@ -108,12 +108,12 @@ class Step:
 
 
 def remember(
-    memory: Memory,
-    books: tuple[Any, Any],
-    slots: Any,
-    store: Streams,
-    streams: Streams,
-    step: Step,
+  memory: Memory,
+  books: tuple[Any, Any],
+  slots: Any,
+  store: Streams,
+  streams: Streams,
+  step: Step,
 ) -> tuple[Streams, tuple[View, ...]]:
   """Writes new tokens and says what their queries may read.
 
@@ -156,18 +156,16 @@ class Reading:
 
   def received(self, heads: int, block: int | None) -> jax.Array:
     """Returns what each slot of the only view received, `[B, heads, S]`."""
-    (queries, (view,)), = self.parts
+    ((queries, (view,)),) = self.parts
     asked = queries, self.positions, self.lse
     return received(*asked, view, self.scoring, heads=heads, block=block)
 
   def weights(self) -> tuple[jax.Array, jax.Array]:
     """Returns weights `[B, N, T, S]` and the slots' positions `[B, 1|K, S]`."""
     found = [
-        attention_weights(
-            queries, self.positions, self.lse, view, self.scoring
-        )
-        for queries, views in self.parts
-        for view in views
+      attention_weights(queries, self.positions, self.lse, view, self.scoring)
+      for queries, views in self.parts
+      for view in views
     ]
     weights = jnp.concatenate([w for w, _ in found], axis=-1)
     held = jnp.concatenate([p for _, p in found], axis=-1)
@@ -177,13 +175,13 @@ class Reading:
 
 
 def read(
-    variant: Variant,
-    params: Mapping[str, Any],
-    x: jax.Array,
-    views: Sequence[View],
-    kind: Kind | None,
-    relative: jax.Array | None,
-    step: Step,
+  variant: Variant,
+  params: Mapping[str, Any],
+  x: jax.Array,
+  views: Sequence[View],
+  kind: Kind | None,
+  relative: jax.Array | None,
+  step: Step,
 ) -> tuple[jax.Array, Reading]:
   """Attends from activations `[B, T, D]` to views; returns `[B, T, D]`.
 
@@ -225,15 +223,15 @@ def _parts(variant, params, x, views, step, absorb: bool):
 def _attend_parts(parts, scoring: Scoring, step: Step):
   bare = dataclasses.replace(scoring, sinks=None)
   found = [
-      attend(
-          queries,
-          step.positions,
-          chosen,
-          bare,
-          block=step.block,
-          kernel=step.kernel,
-      )
-      for queries, chosen in parts
+    attend(
+      queries,
+      step.positions,
+      chosen,
+      bare,
+      block=step.block,
+      kernel=step.kernel,
+    )
+    for queries, chosen in parts
   ]
   out, lse = found[0] if len(found) == 1 else merge(found)
   return add_sinks(out, lse, scoring.sinks)

@@ -72,14 +72,14 @@ class Grouped:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
-          f'num_heads={self.num_heads} is not a multiple of '
-          f'num_kv_heads={self.num_kv_heads}: every kv head serves as many '
-          'query heads. Change one of the two.'
+        f'num_heads={self.num_heads} is not a multiple of '
+        f'num_kv_heads={self.num_kv_heads}: every kv head serves as many '
+        'query heads. Change one of the two.'
       )
     if self.rotary is not None and self.rotary.width > self.key_width:
       raise ValueError(
-          f'Rotary width={self.rotary.width} exceeds key_width='
-          f'{self.key_width}: it rotates the first features of a key.'
+        f'Rotary width={self.rotary.width} exceeds key_width='
+        f'{self.key_width}: it rotates the first features of a key.'
       )
 
   @property
@@ -96,16 +96,16 @@ class Grouped:
     if self.shared_from is not None:
       return {}
     return {
-        'key': Stream(self.num_kv_heads, self.key_width),
-        'value': Stream(self.num_kv_heads, self.value_width or self.key_width),
+      'key': Stream(self.num_kv_heads, self.key_width),
+      'value': Stream(self.num_kv_heads, self.value_width or self.key_width),
     }
 
   def num_params(self, width: int) -> int:
     """Returns elements of its parameters for activations of `width`."""
     value = self.value_width or self.key_width
     key_out, value_out = (
-        self.num_kv_heads * self.key_width,
-        self.num_kv_heads * value,
+      self.num_kv_heads * self.key_width,
+      self.num_kv_heads * value,
     )
     made = self.query_width
     if self.shared_from is None:
@@ -133,15 +133,15 @@ class Grouped:
     params: dict[str, Any] = {}
     for k, (name, out) in zip(keys, make.items(), strict=False):
       params |= init_linear(
-          k, name, width, out, bias=self.projection_bias, dtype=dtype
+        k, name, width, out, bias=self.projection_bias, dtype=dtype
       )
     params |= init_linear(
-        keys[3],
-        'output',
-        self.output_width,
-        width,
-        bias=self.output_bias,
-        dtype=dtype,
+      keys[3],
+      'output',
+      self.output_width,
+      width,
+      bias=self.output_bias,
+      dtype=dtype,
     )
     if self.sinks:
       params['sinks'] = jax.random.normal(key, (self.num_heads,)).astype(dtype)
@@ -158,27 +158,27 @@ class Grouped:
     return False
 
   def ask(
-      self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
+    self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
   ) -> Streams:
     """Returns queries `{'key': [B, K, G, T, H]}` of activations `[B, T, D]`."""
     del absorb
     query = self._project(params, 'query', x)
     query = split_heads(
-        query, self.num_kv_heads, self.num_heads // self.num_kv_heads
+      query, self.num_kv_heads, self.num_heads // self.num_kv_heads
     )
     query = self._turn(params, 'query', query, table)
     return {'key': checkpoint_name(query, 'query')}
 
   def leave(
-      self, params: Mapping[str, Any], x: jax.Array, table: Table
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
     """Returns what tokens `[B, T, D]` leave behind: K and V `[B, K, T, H]`."""
     key = split_heads(self._project(params, 'key', x), self.num_kv_heads)
     key = self._turn(params, 'key', key, table)
     value = split_heads(linear(params, 'value', x), self.num_kv_heads)
     return {
-        'key': checkpoint_name(key, 'key'),
-        'value': checkpoint_name(value, 'value'),
+      'key': checkpoint_name(key, 'key'),
+      'value': checkpoint_name(value, 'value'),
     }
 
   def reads_stored(self, absorb: bool) -> bool:
@@ -186,17 +186,17 @@ class Grouped:
     return True
 
   def unfold(
-      self, params: Mapping[str, Any], streams: Streams, absorb: bool
+    self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams:
     """Returns streams as `ask` scores them: as they are."""
     del params, absorb
     return streams
 
   def scoring(
-      self,
-      params: Mapping[str, Any],
-      relative: jax.Array | None,
-      absorb: bool,
+    self,
+    params: Mapping[str, Any],
+    relative: jax.Array | None,
+    absorb: bool,
   ) -> Scoring:
     """Returns scale, mask, bias and sinks of this layer."""
     del absorb
@@ -207,15 +207,15 @@ class Grouped:
       bias = PositionBias(self.bias, self.bias.table(self.num_heads, relative))
     scale = self.key_width**-0.5 if self.scale is None else self.scale
     return Scoring(
-        scale=scale,
-        softcap=self.softcap,
-        visibility=self.visibility,
-        bias=bias,
-        sinks=sinks,
+      scale=scale,
+      softcap=self.softcap,
+      visibility=self.visibility,
+      bias=bias,
+      sinks=sinks,
     )
 
   def output(
-      self, params: Mapping[str, Any], out: jax.Array, absorb: bool
+    self, params: Mapping[str, Any], out: jax.Array, absorb: bool
   ) -> jax.Array:
     """Returns `[B, T, D]` from attention output `[B, K, G, T, E]`."""
     del absorb

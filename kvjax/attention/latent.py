@@ -79,8 +79,8 @@ class Latent:
   def streams(self) -> dict[str, Stream]:
     """Returns what a token leaves behind: `latent` is key and value in one."""
     return {
-        'latent': Stream(1, self.latent_width),
-        'rotary': Stream(1, self.rotary.width, quantize=False),
+      'latent': Stream(1, self.latent_width),
+      'rotary': Stream(1, self.rotary.width, quantize=False),
     }
 
   def num_params(self, width: int) -> int:
@@ -102,38 +102,36 @@ class Latent:
     bias, rank = self.projection_bias, self.query_rank
     params: dict[str, Any] = {}
     params |= init_linear(
-        keys[0],
-        'latent',
-        width,
-        self.latent_width + self.rotary.width,
-        bias=bias,
-        dtype=dtype,
+      keys[0],
+      'latent',
+      width,
+      self.latent_width + self.rotary.width,
+      bias=bias,
+      dtype=dtype,
     )
     params['latent_norm'] = self.norm.init(self.latent_width, dtype)
     if rank is not None:
       params |= init_linear(
-          keys[1], 'query_down', width, rank, bias=bias, dtype=dtype
+        keys[1], 'query_down', width, rank, bias=bias, dtype=dtype
       )
       params['query_norm'] = self.norm.init(rank, dtype)
     params |= init_linear(
-        keys[2],
-        'query',
-        rank or width,
-        self.query_width,
-        bias=False,
-        dtype=dtype,
+      keys[2],
+      'query',
+      rank or width,
+      self.query_width,
+      bias=False,
+      dtype=dtype,
     )
     out, bias = self.output_width, self.output_bias
-    params |= init_linear(
-        keys[3], 'output', out, width, bias=bias, dtype=dtype
-    )
+    params |= init_linear(keys[3], 'output', out, width, bias=bias, dtype=dtype)
     return params | {
-        'up_key': _init_up(
-            keys[4], self.num_heads, self.key_width, self.latent_width, dtype
-        ),
-        'up_value': _init_up(
-            keys[5], self.num_heads, self.value_width, self.latent_width, dtype
-        ),
+      'up_key': _init_up(
+        keys[4], self.num_heads, self.key_width, self.latent_width, dtype
+      ),
+      'up_value': _init_up(
+        keys[5], self.num_heads, self.value_width, self.latent_width, dtype
+      ),
     }
 
   def absorbs(self, tokens: int) -> bool:
@@ -148,7 +146,7 @@ class Latent:
     return surplus <= 0 or tokens < self.latent_width * heads / surplus
 
   def ask(
-      self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
+    self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
   ) -> Streams:
     """Returns queries of `[B, T, D]`.
 
@@ -166,12 +164,12 @@ class Latent:
       return {'key': checkpoint_name(query, 'query')[:, :, None]}
     plain = _per_head('NMH,NHR->NMR', plain, params['up_key'])
     return {
-        'latent': checkpoint_name(plain, 'query')[:, None],
-        'rotary': checkpoint_name(turned, 'query_rotary')[:, None],
+      'latent': checkpoint_name(plain, 'query')[:, None],
+      'rotary': checkpoint_name(turned, 'query_rotary')[:, None],
     }
 
   def leave(
-      self, params: Mapping[str, Any], x: jax.Array, table: Table
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
     """Returns latent `[B, 1, T, R]` and rotated key `[B, 1, T, P]`."""
     down = linear(params, 'latent', x)
@@ -179,8 +177,8 @@ class Latent:
     latent = self.norm(params['latent_norm'], latent)[:, None]
     turned = self._turn(turned[:, None], table)
     return {
-        'latent': checkpoint_name(latent, 'latent'),
-        'rotary': checkpoint_name(turned, 'rotary'),
+      'latent': checkpoint_name(latent, 'latent'),
+      'rotary': checkpoint_name(turned, 'rotary'),
     }
 
   def reads_stored(self, absorb: bool) -> bool:
@@ -188,7 +186,7 @@ class Latent:
     return absorb
 
   def unfold(
-      self, params: Mapping[str, Any], streams: Streams, absorb: bool
+    self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams:
     """Returns streams as `ask` scores them.
 
@@ -203,27 +201,27 @@ class Latent:
     turned = jnp.broadcast_to(turned, key.shape[:3] + turned.shape[-1:])
     key = jnp.concatenate([key, turned.astype(key.dtype)], axis=-1)
     return {
-        'key': checkpoint_name(key, 'key'),
-        'value': checkpoint_name(value, 'value'),
+      'key': checkpoint_name(key, 'key'),
+      'value': checkpoint_name(value, 'value'),
     }
 
   def scoring(
-      self,
-      params: Mapping[str, Any],
-      relative: jax.Array | None,
-      absorb: bool,
+    self,
+    params: Mapping[str, Any],
+    relative: jax.Array | None,
+    absorb: bool,
   ) -> Scoring:
     """Returns scale and mask; the value of an absorbed layer is its latent."""
     del params, relative
     width = self.key_width + self.rotary.width
     return Scoring(
-        scale=width**-0.5 if self.scale is None else self.scale,
-        value='latent' if absorb else 'value',
-        visibility=self.visibility,
+      scale=width**-0.5 if self.scale is None else self.scale,
+      value='latent' if absorb else 'value',
+      visibility=self.visibility,
     )
 
   def output(
-      self, params: Mapping[str, Any], out: jax.Array, absorb: bool
+    self, params: Mapping[str, Any], out: jax.Array, absorb: bool
   ) -> jax.Array:
     """Returns `[B, T, D]` from `[B, 1, N, T, R]` or `[B, N, 1, T, E]`."""
     if absorb:
@@ -251,7 +249,7 @@ def _per_head(formula: str, x: jax.Array, up: jax.Array) -> jax.Array:
   batch, heads, tokens, width = x.shape
   rows = jnp.moveaxis(x, 1, 0).reshape(heads, batch * tokens, width)
   y = jnp.einsum(
-      formula, rows, up.astype(rows.dtype), preferred_element_type=jnp.float32
+    formula, rows, up.astype(rows.dtype), preferred_element_type=jnp.float32
   )
   y = y.reshape(heads, batch, tokens, -1)
   return jnp.moveaxis(y, 0, 1).astype(x.dtype)
@@ -259,9 +257,9 @@ def _per_head(formula: str, x: jax.Array, up: jax.Array) -> jax.Array:
 
 def _expand(latent: jax.Array, up: jax.Array, formula: str) -> jax.Array:
   y = jnp.einsum(
-      formula,
-      latent[:, 0],
-      up.astype(latent.dtype),
-      preferred_element_type=jnp.float32,
+    formula,
+    latent[:, 0],
+    up.astype(latent.dtype),
+    preferred_element_type=jnp.float32,
   )
   return y.astype(latent.dtype)

@@ -14,11 +14,11 @@ from kvjax.caches.view import Streams
 
 
 def plain_attention(
-    queries: Streams,
-    streams: Streams,
-    positions: jax.Array,
-    key_positions: jax.Array,
-    scoring: Scoring,
+  queries: Streams,
+  streams: Streams,
+  positions: jax.Array,
+  key_positions: jax.Array,
+  scoring: Scoring,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns output `[B, K, G, T, E]` and weights `[B, K, G, T, S]`.
 
@@ -30,13 +30,13 @@ def plain_attention(
     scoring: scale, mask, bias and sinks.
   """
   products = [
-      jnp.einsum(
-          'BKGTH,BKSH->BKGTS',
-          q,
-          streams[name],
-          preferred_element_type=jnp.float32,
-      )
-      for name, q in queries.items()
+    jnp.einsum(
+      'BKGTH,BKSH->BKGTS',
+      q,
+      streams[name],
+      preferred_element_type=jnp.float32,
+    )
+    for name, q in queries.items()
   ]
   scores = functools.reduce(jnp.add, products)
   scores = scores * scoring.scale
@@ -44,9 +44,9 @@ def plain_attention(
     scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
   if scoring.bias is not None:
     scores = scores + scoring.bias(
-        positions[:, None, :, None],
-        key_positions[:, None, None, :],
-        scores.shape[1],
+      positions[:, None, :, None],
+      key_positions[:, None, None, :],
+      scores.shape[1],
     )
   asked, held = positions[:, :, None], key_positions[:, None, :]
   seen = scoring.visibility.sees(asked, held) & (asked >= 0)
@@ -56,16 +56,16 @@ def plain_attention(
   held = (key_positions >= 0)[:, None, :, None]
   values = jnp.where(held, values, jnp.zeros_like(values))
   out = jnp.einsum(
-      'BKGTS,BKSE->BKGTE',
-      weights.astype(values.dtype),
-      values,
-      preferred_element_type=jnp.float32,
+    'BKGTS,BKSE->BKGTE',
+    weights.astype(values.dtype),
+    values,
+    preferred_element_type=jnp.float32,
   )
   return out, weights
 
 
 def masked_softmax(
-    scores: jax.Array, seen: jax.Array, sinks: jax.Array | None = None
+  scores: jax.Array, seen: jax.Array, sinks: jax.Array | None = None
 ) -> jax.Array:
   """Returns softmax over the last axis of what is seen; 0 for an empty row."""
   scores = jnp.where(seen, scores, -jnp.inf)

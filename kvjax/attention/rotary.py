@@ -22,7 +22,7 @@ class Scaling(Protocol):
   def depends_on_length(self) -> bool: ...
 
   def stretch(
-      self, base: float, width: int, length: int
+    self, base: float, width: int, length: int
   ) -> tuple[np.ndarray, float]:
     """Returns frequencies `[width / 2]` and the factor on cos and sin."""
     ...
@@ -48,8 +48,8 @@ class Rotary:
   def __post_init__(self):
     if self.width <= 0 or self.width % 2:
       raise ValueError(
-          f'Rotary width={self.width} is not a positive even number: features '
-          'are rotated in pairs. Use an even width.'
+        f'Rotary width={self.width} is not a positive even number: features '
+        'are rotated in pairs. Use an even width.'
       )
     if self.base <= 1:
       raise ValueError(f'Rotary base={self.base} must be greater than 1.')
@@ -72,7 +72,7 @@ def plain_frequencies(base: float, width: int) -> np.ndarray:
 
 
 def rotary_table(
-    rotary: Rotary, positions: jax.Array, length: int
+  rotary: Rotary, positions: jax.Array, length: int
 ) -> tuple[jax.Array, jax.Array]:
   """Returns cos and sin `[B, T, width / 2]` at integer positions `[B, T]`."""
   frequencies, factor = rotary.frequencies(length)
@@ -82,7 +82,7 @@ def rotary_table(
 
 
 def rotate(
-    x: jax.Array, table: tuple[jax.Array, jax.Array], interleaved: bool
+  x: jax.Array, table: tuple[jax.Array, jax.Array], interleaved: bool
 ) -> jax.Array:
   """Rotates the leading features of `x`.
 
@@ -152,7 +152,7 @@ class Llama3:
     ramp = (self.original / wavelength - self.low) / (self.high - self.low)
     ramp = np.clip(ramp, 0, 1)
     return ((1 - ramp) * plain / self.factor + ramp * plain).astype(
-        np.float32
+      np.float32
     ), 1.0
 
 
@@ -212,7 +212,7 @@ class LongRope:
     divisors = np.asarray(divisors, np.float32)
     if divisors.shape != (width // 2,):
       raise ValueError(
-          f'longrope has {divisors.size} divisors for rotary width={width}; '
-          f'it needs one a frequency: {width // 2}.'
+        f'longrope has {divisors.size} divisors for rotary width={width}; '
+        f'it needs one a frequency: {width // 2}.'
       )
     return plain_frequencies(base, width) / divisors, self.magnitude

@@ -45,22 +45,22 @@ def device(path: str | pathlib.Path) -> NamedSharding:
   text = pathlib.Path(path).read_text('utf-8')
   if not any(importlib.util.find_spec(name) for name in PLUGINS):
     raise ValueError(
-        'no compiler for CUDA: pip install --no-deps '
-        f'jax-cuda13-pjrt=={jax.__version__} '
-        f'jax-cuda13-plugin=={jax.__version__} nvidia-cuda-nvcc nvidia-nvvm '
-        'nvidia-cuda-runtime nvidia-nvjitlink nvidia-cuda-nvrtc '
-        'nvidia-cuda-cupti'
+      'no compiler for CUDA: pip install --no-deps '
+      f'jax-cuda13-pjrt=={jax.__version__} '
+      f'jax-cuda13-plugin=={jax.__version__} nvidia-cuda-nvcc nvidia-nvvm '
+      'nvidia-cuda-runtime nvidia-nvjitlink nvidia-cuda-nvrtc '
+      'nvidia-cuda-cupti'
     )
   try:
     found = topologies.get_topology_desc(
-        platform='cuda', target_config=text, topology='1x1x1'
+      platform='cuda', target_config=text, topology='1x1x1'
     )
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
     raise ValueError(
-        f'{path} is no description that JAX {jax.__version__} reads: {reason} '
-        'Give one dumped by this version, or delete the fields that XLA names '
-        'above.'
+      f'{path} is no description that JAX {jax.__version__} reads: {reason} '
+      'Give one dumped by this version, or delete the fields that XLA names '
+      'above.'
     ) from None
   mesh = topologies.make_mesh(found, (1,), ('device',))
   return NamedSharding(mesh, PartitionSpec())
@@ -115,9 +115,9 @@ def _summed(texts: list[str]) -> dict[str, int]:
   registers = [int(x) for text in texts for x in _REGISTERS.findall(text)]
   spills = [x for text in texts for x in _SPILLS.findall(text)]
   return {
-      'kernels': len(registers),
-      'registers': max(registers, default=0),
-      'spills': sum(int(store) + int(load) for store, load in spills),
+    'kernels': len(registers),
+    'registers': max(registers, default=0),
+    'spills': sum(int(store) + int(load) for store, load in spills),
   }
 
 
@@ -176,8 +176,8 @@ class LeafSize(NamedTuple):
 def leaf_sizes(cache: Any) -> tuple[LeafSize, LeafSize]:
   """Returns the sizes of the smallest and the largest stream of the stores."""
   sizes = [
-      LeafSize(x.size, x.size * np.dtype(x.dtype).itemsize)
-      for x in jax.tree.leaves(cache.stores)
+    LeafSize(x.size, x.size * np.dtype(x.dtype).itemsize)
+    for x in jax.tree.leaves(cache.stores)
   ]
   return min(sizes), max(sizes)
 

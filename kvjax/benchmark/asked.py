@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kvjax.benchmark import (
-    attention,
-    forms,
-    kinds,
-    model,
-    sweep,
+  attention,
+  forms,
+  kinds,
+  model,
+  sweep,
 )
 from kvjax.decoding.spelling import parse_cache
 from kvjax.kernels import KERNELS
@@ -17,14 +17,14 @@ from kvjax.memory.variants import with_attention
 COUNTS = 'repeats', 'calls', 'together', 'bandwidth'
 # Fields of tuples of whole numbers, and how many each has.
 SIZES = {
-    'steps': 2,
-    'generate': 3,
-    'layer': 2,
-    'caches.sizes': 2,
-    'variants.sizes': 2,
-    'attention.shapes': 3,
-    'attention.cases': 2,
-    'sweep.shapes': 2,
+  'steps': 2,
+  'generate': 3,
+  'layer': 2,
+  'caches.sizes': 2,
+  'variants.sizes': 2,
+  'attention.shapes': 3,
+  'attention.cases': 2,
+  'sweep.shapes': 2,
 }
 
 
@@ -107,7 +107,7 @@ def _check_room(config: Any) -> None:
   most = max(turns * config.calls, turns + kinds.MORE)
   if config.room < most:
     raise ValueError(
-        f'room={config.room} is less than the {most} tokens that '
-        f'repeats={config.repeats} and calls={config.calls} may decode. Use '
-        f'room={most}.'
+      f'room={config.room} is less than the {most} tokens that '
+      f'repeats={config.repeats} and calls={config.calls} may decode. Use '
+      f'room={most}.'
     )

@@ -133,8 +133,8 @@ def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
   if jax.default_backend() == 'cpu':
     rng = np.random.default_rng(seed)
     return [
-        jnp.asarray(rng.standard_normal(shape, dtype=np.float32))
-        for shape in shapes
+      jnp.asarray(rng.standard_normal(shape, dtype=np.float32))
+      for shape in shapes
     ]
   keys = jax.random.split(jax.random.key(seed), len(shapes))
   return list(map(jax.random.normal, keys, shapes))
@@ -150,7 +150,7 @@ def reference(case: Case, drawn: Any) -> np.ndarray:
 
 
 def stores(
-    case: Case, drawn: Sequence[Any]
+  case: Case, drawn: Sequence[Any]
 ) -> tuple[Codec, list[dict[str, Any]]]:
   """Returns the codec of a case, and its keys and values as it stores them."""
   narrow = case.dtype == 'int8'
@@ -169,7 +169,7 @@ def positions(case: Case) -> tuple[jax.Array, jax.Array]:
 
 
 def _ours(
-    case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
+  case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
 ) -> Iterator[tuple[str, Entry]]:
   codec, (encoded,) = stores(case, [drawn])
   parts = _parts(copied(encoded, copies), pace)
@@ -179,16 +179,16 @@ def _ours(
     if reason or unserved or kernel not in pace.kernels:
       continue
     attend = functools.partial(
-        _attend, last=last, held=held, codec=codec, kernel=kernel
+      _attend, last=last, held=held, codec=codec, kernel=kernel
     )
     for form in _forms(case, kernel, pace):
       run = forms.formed(form, attend)
       calls = [steady(run, drawn[0], tuple(part)) for part in parts]
       yield (
-          forms.named(kernel, form),
-          functools.partial(
-              _runner, case, want, calls, kernel, pace, len(parts[0])
-          ),
+        forms.named(kernel, form),
+        functools.partial(
+          _runner, case, want, calls, kernel, pace, len(parts[0])
+        ),
       )
 
 
@@ -202,7 +202,7 @@ def _forms(case: Case, kernel: str, pace: Pace) -> tuple[str, ...]:
 
 
 def _theirs(
-    case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
+  case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
 ) -> Iterator[tuple[str, Entry]]:
   if case.dtype == 'int8':
     return
@@ -230,12 +230,12 @@ def _parts(each: Sequence[Any], pace: Pace) -> list[list[Any]]:
 
 
 def _runner(
-    case: Case,
-    want: np.ndarray,
-    calls: list[clock.Call],
-    kernel: str,
-    pace: Pace,
-    each: int,
+  case: Case,
+  want: np.ndarray,
+  calls: list[clock.Call],
+  kernel: str,
+  pace: Pace,
+  each: int,
 ) -> Runner:
   """Returns a runner that takes the calls in turn; the first is checked.
 
@@ -252,17 +252,17 @@ def _runner(
   ready = [clock.queued(call, pace.calls, peers.finished) for call in calls]
   turn = itertools.cycle(ready)
   return Runner(
-      lambda: next(turn)(),
-      case.bytes,
-      kernel,
-      error,
-      TOLERANCE[case.dtype],
-      pace.calls * each,
+    lambda: next(turn)(),
+    case.bytes,
+    kernel,
+    error,
+    TOLERANCE[case.dtype],
+    pace.calls * each,
   )
 
 
 def steady(
-    run: Callable[..., list[jax.Array]], query: jax.Array, part: Sequence[Any]
+  run: Callable[..., list[jax.Array]], query: jax.Array, part: Sequence[Any]
 ) -> clock.Call:
   """Returns a call whose results lie where those of the call before did.
 
@@ -286,10 +286,10 @@ def steady(
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=('codec', 'kernel'),
-    donate_argnames='old',
-    keep_unused=True,
+  jax.jit,
+  static_argnames=('codec', 'kernel'),
+  donate_argnames='old',
+  keep_unused=True,
 )
 def _attend(q, stored, old, *, last, held, codec, kernel):
   """Returns attention to each of several caches, one after the other.
@@ -309,8 +309,8 @@ def _attend(q, stored, old, *, last, held, codec, kernel):
 def _attend_one(q, streams, last, held, *, codec, kernel):
   names = ('key', 'value')
   view = contiguous_view(streams, held, jnp.max(held) + 1, ordered=True).map(
-      lambda x: {n: codec.decode(x[n]) for n in names},
-      lambda x: {n: codec.stored(x[n]) for n in names},
+    lambda x: {n: codec.decode(x[n]) for n in names},
+    lambda x: {n: codec.stored(x[n]) for n in names},
   )
   rule = Scoring(q.shape[-1] ** -0.5)
   return attend_view({'key': q}, last, view, rule, kernel=kernel)[0]

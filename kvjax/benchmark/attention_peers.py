@@ -42,7 +42,7 @@ class Peer:
 
 
 def jax_nn(
-    given: Sequence[Given], implementation: Literal['xla', 'cudnn']
+  given: Sequence[Given], implementation: Literal['xla', 'cudnn']
 ) -> Call:
   """Returns `jax.nn.dot_product_attention`, keys laid out as it asks."""
 
@@ -66,17 +66,17 @@ def jax_nn(
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames='implementation',
-    donate_argnames='old',
-    keep_unused=True,
+  jax.jit,
+  static_argnames='implementation',
+  donate_argnames='old',
+  keep_unused=True,
 )
 def _jax_nn(query, caches, old, implementation):
   outs = []
   for cache, like in zip(caches, old, strict=True):
     # Each asks with the last one's answer: in order.
     query = jax.nn.dot_product_attention(
-        query, *cache, implementation=implementation
+      query, *cache, implementation=implementation
     )
     outs.append(query.reshape(like.shape))
   return outs
@@ -175,28 +175,28 @@ def _backend(name: str, backend: str) -> Peer:
 
 
 PEERS = (
-    Peer('jax.nn', functools.partial(jax_nn, implementation='xla')),
-    Peer(
-        'jax.nn cudnn',
-        functools.partial(jax_nn, implementation='cudnn'),
-        platforms=('gpu',),
-    ),
-    _torch('torch sdpa', sdpa, cpu=True),
-    _backend('torch flash', 'FLASH_ATTENTION'),
-    _backend('torch efficient', 'EFFICIENT_ATTENTION'),
-    _backend('torch cudnn', 'CUDNN_ATTENTION'),
-    _backend('torch math', 'MATH'),
-    _torch('torch flex', flex),
-    _torch('triton split', triton_split, 'triton'),
+  Peer('jax.nn', functools.partial(jax_nn, implementation='xla')),
+  Peer(
+    'jax.nn cudnn',
+    functools.partial(jax_nn, implementation='cudnn'),
+    platforms=('gpu',),
+  ),
+  _torch('torch sdpa', sdpa, cpu=True),
+  _backend('torch flash', 'FLASH_ATTENTION'),
+  _backend('torch efficient', 'EFFICIENT_ATTENTION'),
+  _backend('torch cudnn', 'CUDNN_ATTENTION'),
+  _backend('torch math', 'MATH'),
+  _torch('torch flex', flex),
+  _torch('triton split', triton_split, 'triton'),
 )
 
 
 def here() -> tuple[Peer, ...]:
   """Returns the peers that are raced on this platform and installed."""
   return tuple(
-      peer
-      for peer in PEERS
-      if target() in peer.platforms and not missing(*peer.modules)
+    peer
+    for peer in PEERS
+    if target() in peer.platforms and not missing(*peer.modules)
   )
 
 

@@ -66,7 +66,7 @@ class Runner:
 
 
 def enter(
-    entries: Mapping[str, Callable[[], Runner]],
+  entries: Mapping[str, Callable[[], Runner]],
 ) -> tuple[dict[str, Runner], dict[str, dict[str, Any]]]:
   """Returns who can take part, and of the others `{'skipped': why}`.
 
@@ -95,14 +95,14 @@ def reason(error: Exception) -> str:
 def _check(name: str, runner: Runner) -> None:
   if not runner.error <= runner.tolerance:
     raise ValueError(
-        f'{name} differs from the reference by {runner.error:.1e}, more than '
-        f'{runner.tolerance:.0e}: it computes something else, so its time '
-        'would mean nothing.'
+      f'{name} differs from the reference by {runner.error:.1e}, more than '
+      f'{runner.tolerance:.0e}: it computes something else, so its time '
+      'would mean nothing.'
     )
 
 
 def race(
-    runners: Mapping[str, Runner], repeats: int
+  runners: Mapping[str, Runner], repeats: int
 ) -> dict[str, dict[str, Any]]:
   """Returns seconds of each runner, measured in turns after a warm one each.
 
@@ -126,15 +126,15 @@ def race(
       runner.call()
       times[name].append(time.perf_counter() - start)
   return {
-      name: {
-          'seconds': float(np.median(times[name])) / runner.times,
-          'fastest': min(times[name]) / runner.times,
-          'turns': len(times[name]),
-          'bytes': runner.bytes,
-          'kernel': runner.kernel,
-          'error': runner.error,
-      }
-      for name, runner in runners.items()
+    name: {
+      'seconds': float(np.median(times[name])) / runner.times,
+      'fastest': min(times[name]) / runner.times,
+      'turns': len(times[name]),
+      'bytes': runner.bytes,
+      'kernel': runner.kernel,
+      'error': runner.error,
+    }
+    for name, runner in runners.items()
   }
 
 
@@ -217,7 +217,7 @@ def _most(start: Call, size: int, repeats: int, calls: int) -> float:
 
 
 def rate(
-    results: Mapping[str, Mapping[str, Any]], read: float
+  results: Mapping[str, Mapping[str, Any]], read: float
 ) -> list[dict[str, Any]]:
   """Returns rows: bandwidth, fraction of the floor, ratios to the peers.
 
@@ -229,19 +229,19 @@ def rate(
   peers = {n: r for n, r in timed.items() if not r['kernel']}
   rest = [{'name': n, **r} for n, r in results.items() if n not in timed]
   return rest + [
-      {
-          'name': name,
-          **result,
-          'read': read,
-          'bandwidth': result['bytes'] / result['seconds'],
-          'of_floor': result['bytes'] / result['seconds'] / read,
-          'ratios': {
-              peer: other['seconds'] / result['seconds']
-              for peer, other in peers.items()
-              if peer != name
-          },
-      }
-      for name, result in timed.items()
+    {
+      'name': name,
+      **result,
+      'read': read,
+      'bandwidth': result['bytes'] / result['seconds'],
+      'of_floor': result['bytes'] / result['seconds'] / read,
+      'ratios': {
+        peer: other['seconds'] / result['seconds']
+        for peer, other in peers.items()
+        if peer != name
+      },
+    }
+    for name, result in timed.items()
   ]
 
 

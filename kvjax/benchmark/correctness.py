@@ -48,11 +48,11 @@ class Problem:
 
 
 def rows(
-    kernel: str,
-    problems: Sequence[Any],
-    lengths: Sequence[int],
-    slots: int,
-    form: str = '',
+  kernel: str,
+  problems: Sequence[Any],
+  lengths: Sequence[int],
+  slots: int,
+  form: str = '',
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of each problem: errors of the kernel and of `blockwise`.
 
@@ -66,12 +66,12 @@ def rows(
   for fields in problems:
     problem = Problem(*fields)
     record = {
-        'record': 'correctness',
-        'name': forms.named(kernel, form),
-        'kernel': kernel,
-        **dataclasses.asdict(problem),
-        'lengths': list(lengths),
-        'slots': slots,
+      'record': 'correctness',
+      'name': forms.named(kernel, form),
+      'kernel': kernel,
+      **dataclasses.asdict(problem),
+      'lengths': list(lengths),
+      'slots': slots,
     }
     try:
       record |= _compared(problem, kernel, lengths, slots, form)
@@ -94,15 +94,15 @@ def _compared(problem, kernel, lengths, slots, form) -> dict[str, Any]:
   empty = np.all(out[~seen] == 0) and np.all(np.isneginf(lse[~seen]))
   tolerance = TOLERANCE[problem.dtype]
   return {
-      'error': errors[kernel],
-      'error_blockwise': errors['blockwise'],
-      'difference': _largest(out - found['blockwise'][0]),
-      'lse_error': lse_error,
-      'empty_rows': bool(empty),
-      'tolerance': tolerance,
-      'passed': bool(
-          empty and errors[kernel] <= tolerance and lse_error <= tolerance
-      ),
+    'error': errors[kernel],
+    'error_blockwise': errors['blockwise'],
+    'difference': _largest(out - found['blockwise'][0]),
+    'lse_error': lse_error,
+    'empty_rows': bool(empty),
+    'tolerance': tolerance,
+    'passed': bool(
+      empty and errors[kernel] <= tolerance and lse_error <= tolerance
+    ),
   }
 
 
@@ -119,10 +119,10 @@ def _draw(problem: Problem, lengths, slots) -> list[jax.Array]:
   last = counts - problem.tokens + np.arange(problem.tokens)
   lead = (batch, HEADS)
   q, k, v = normal(
-      0,
-      (*lead, problem.groups, problem.tokens, problem.width),
-      (*lead, slots, problem.width),
-      (*lead, slots, problem.value_width),
+    0,
+    (*lead, problem.groups, problem.tokens, problem.width),
+    (*lead, slots, problem.width),
+    (*lead, slots, problem.value_width),
   )
   empty = jnp.asarray(held < 0)[:, None, :, None]
   k, v = (jnp.where(empty, jnp.nan, x).astype(dtype) for x in (k, v))
@@ -133,9 +133,9 @@ def _draw(problem: Problem, lengths, slots) -> list[jax.Array]:
 
 def _attend(problem: Problem, kernel: str) -> Callable[..., Any]:
   scoring = Scoring(
-      problem.width**-0.5,
-      softcap=problem.softcap,
-      visibility=Visibility(**problem.rule),
+    problem.width**-0.5,
+    softcap=problem.softcap,
+    visibility=Visibility(**problem.rule),
   )
   codec = Plain()
 
@@ -149,12 +149,12 @@ def _attend(problem: Problem, kernel: str) -> Callable[..., Any]:
 
 
 def oracle(
-    problem: Problem,
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    positions: np.ndarray,
-    held: np.ndarray,
+  problem: Problem,
+  q: np.ndarray,
+  k: np.ndarray,
+  v: np.ndarray,
+  positions: np.ndarray,
+  held: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns output and log-sum-exp by a plain masked softmax in float64."""
   q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))

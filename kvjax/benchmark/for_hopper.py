@@ -25,39 +25,39 @@ from kvjax.models.config import ModelConfig
 Reports = Callable[[], dict[str, int]]
 
 STEPS = (  # variant, kernel, its form, batch, capacity
-    ('gqa', 'mosaic_gpu', '', 8, 4096),
-    ('gqa', 'mosaic_gpu', '', 1, 32_768),
-    ('mha', 'mosaic_gpu', '', 8, 4096),
-    ('gqa', 'mosaic_gpu', 'inside', 8, 4096),
-    ('gqa', 'mosaic_gpu', 'inside', 1, 32_768),
-    ('gqa', 'blockwise', '', 8, 4096),
-    ('mha', 'blockwise', '', 8, 4096),
-    ('mla', 'blockwise', '', 8, 4096),
+  ('gqa', 'mosaic_gpu', '', 8, 4096),
+  ('gqa', 'mosaic_gpu', '', 1, 32_768),
+  ('mha', 'mosaic_gpu', '', 8, 4096),
+  ('gqa', 'mosaic_gpu', 'inside', 8, 4096),
+  ('gqa', 'mosaic_gpu', 'inside', 1, 32_768),
+  ('gqa', 'blockwise', '', 8, 4096),
+  ('mha', 'blockwise', '', 8, 4096),
+  ('mla', 'blockwise', '', 8, 4096),
 )
 # Of the few layers of a step, and of the whole model.
 PREFILLS = (  # variant, batch, capacity, tokens
-    ('gqa', 1, 4096, 2048),
-    ('gqa', 4, 2048, 512),
-    ('mha', 2, 4096, 1024),
-    ('mla', 2, 4096, 1024),
+  ('gqa', 1, 4096, 2048),
+  ('gqa', 4, 2048, 512),
+  ('mha', 2, 4096, 1024),
+  ('mla', 2, 4096, 1024),
 )
 # Windows, experts, heads of both, latents among experts, and all of a small
 # one; layers, 0 for all of them.
 OTHERS = (  # model, layers, batch, capacity, tokens
-    ('mistral-7b-v0.1', 4, 1, 16_384, 8192),
-    ('mixtral-8x7b-v0.1', 4, 2, 2048, 512),
-    ('gemma-2-9b', 4, 2, 8192, 1024),
-    ('deepseek-v3', 4, 1, 4096, 1024),
-    ('llama-3.2-1b', 0, 2, 8192, 4096),
+  ('mistral-7b-v0.1', 4, 1, 16_384, 8192),
+  ('mixtral-8x7b-v0.1', 4, 2, 2048, 512),
+  ('gemma-2-9b', 4, 2, 8192, 1024),
+  ('deepseek-v3', 4, 1, 4096, 1024),
+  ('llama-3.2-1b', 0, 2, 8192, 4096),
 )
 # Groups, tokens, key width, value width, dtype, rule, softcap.
 KERNELS: tuple[Any, ...] = (
-    (4, 1, 128, 128, 'bfloat16', {}, None),
-    (8, 4, 128, 128, 'bfloat16', {}, None),
-    (1, 1, 64, 64, 'float16', {}, None),
-    (4, 1, 192, 128, 'bfloat16', {}, None),
-    (4, 1, 128, 128, 'bfloat16', {'window': 1024, 'sink_tokens': 4}, 50.0),
-    (4, 1, 128, 128, 'bfloat16', {'chunk': 1024}, None),
+  (4, 1, 128, 128, 'bfloat16', {}, None),
+  (8, 4, 128, 128, 'bfloat16', {}, None),
+  (1, 1, 64, 64, 'float16', {}, None),
+  (4, 1, 192, 128, 'bfloat16', {}, None),
+  (4, 1, 128, 128, 'bfloat16', {'window': 1024, 'sink_tokens': 4}, 50.0),
+  (4, 1, 128, 128, 'bfloat16', {'chunk': 1024}, None),
 )
 FORMS = 'after', 'inside'  # of each, in pairs
 ROWS, HEADS, SLOTS = 8, 8, 4096  # of a kernel by itself
@@ -65,7 +65,7 @@ WITHIN = {'step': 1, 'prefill': 5}  # per cent of the peak
 
 
 def steps(
-    model: ModelConfig, sharding: Any, reports: Reports
+  model: ModelConfig, sharding: Any, reports: Reports
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of each decode step."""
   for variant, kernel, form, batch, capacity in STEPS:
@@ -77,7 +77,7 @@ def steps(
 
 
 def prefills(
-    model: ModelConfig, few: int, sharding: Any, reports: Reports
+  model: ModelConfig, few: int, sharding: Any, reports: Reports
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of each prefill, of `few` layers and of the whole model."""
   for layers in dict.fromkeys((few, len(model.layers))):
@@ -103,11 +103,11 @@ def _prefill(variant, config, sizes, sharding, reports) -> dict[str, Any]:
 
 
 def _compared(
-    named: dict[str, Any],
-    config: ModelConfig,
-    sizes: dict[str, Any],
-    sharding: Any,
-    reports: Reports,
+  named: dict[str, Any],
+  config: ModelConfig,
+  sizes: dict[str, Any],
+  sharding: Any,
+  reports: Reports,
 ) -> dict[str, Any]:
   """Returns the record of one call, compiled and planned, and what fails."""
   kernel = named['kernel']
@@ -115,11 +115,11 @@ def _compared(
   compile_as = forms.formed(named.get('form', ''), compile_call)
   compiled = compile_as(config, kernel=kernel, sharding=sharding, **sizes)
   record = {
-      **named,
-      **sizes,
-      'layers': len(config.layers),
-      'seconds': round(time.perf_counter() - begun, 1),
-      **reports(),
+    **named,
+    **sizes,
+    'layers': len(config.layers),
+    'seconds': round(time.perf_counter() - begun, 1),
+    **reports(),
   }
   plan = plan_of(config, backend='gpu', kernel=kernel, **sizes)
   tokens = sizes.get('new_tokens_per_step', 1)
@@ -132,42 +132,42 @@ def _compared(
 
 
 def _sizes(
-    compiled: jax.stages.Compiled,
-    plan: MemoryPlan,
-    cache: Any,
-    tokens: int,
-    vocab_size: int,
+  compiled: jax.stages.Compiled,
+  plan: MemoryPlan,
+  cache: Any,
+  tokens: int,
+  vocab_size: int,
 ) -> dict[str, Any]:
   found = measure(compiled)
   batch, leaves = cache.batch_size, len(jax.tree.leaves(cache))
   return {
-      'arguments': found.arguments,
-      'planned_arguments': plan.params_bytes
-      + plan.cache_bytes
-      + 4 * batch * tokens,
-      'outputs': found.outputs,
-      # Logits, and a table of pointers to them and the leaves.
-      'planned_outputs': plan.cache_bytes
-      + 4 * batch * vocab_size
-      + 8 * (1 + leaves),
-      'alias': found.alias,
-      'cache': plan.cache_bytes,
-      'temporaries': found.temporaries,
-      'planned_temporaries': plan.temporaries_bytes,
-      'peak': found.peak,
-      'planned_peak': plan.total_bytes,
-      'ratio': plan.total_bytes / found.peak,
+    'arguments': found.arguments,
+    'planned_arguments': plan.params_bytes
+    + plan.cache_bytes
+    + 4 * batch * tokens,
+    'outputs': found.outputs,
+    # Logits, and a table of pointers to them and the leaves.
+    'planned_outputs': plan.cache_bytes
+    + 4 * batch * vocab_size
+    + 8 * (1 + leaves),
+    'alias': found.alias,
+    'cache': plan.cache_bytes,
+    'temporaries': found.temporaries,
+    'planned_temporaries': plan.temporaries_bytes,
+    'peak': found.peak,
+    'planned_peak': plan.total_bytes,
+    'ratio': plan.total_bytes / found.peak,
   }
 
 
 def _structure(compiled: jax.stages.Compiled, cache: Any) -> dict[str, Any]:
   small, large = ahead.leaf_sizes(cache)
   return {
-      'smallest_leaf': small.nbytes,
-      'largest_leaf': large.nbytes,
-      'calls': ahead.kernel_calls(compiled),
-      'launches': ahead.launches(compiled),
-      'moved': ahead.moved(compiled, small.size),
+    'smallest_leaf': small.nbytes,
+    'largest_leaf': large.nbytes,
+    'calls': ahead.kernel_calls(compiled),
+    'launches': ahead.launches(compiled),
+    'moved': ahead.moved(compiled, small.size),
   }
 
 
@@ -175,10 +175,10 @@ def _failed(record: dict[str, Any]) -> list[str]:
   """Returns what does not hold of a step or a prefill."""
   within = WITHIN[record['record']]
   held = {
-      'alias is the cache': record['alias'] == record['cache'],
-      'arguments': record['arguments'] == record['planned_arguments'],
-      'outputs': record['outputs'] == record['planned_outputs'],
-      f'peak within {within} %': abs(record['ratio'] - 1) <= within / 100,
+    'alias is the cache': record['alias'] == record['cache'],
+    'arguments': record['arguments'] == record['planned_arguments'],
+    'outputs': record['outputs'] == record['planned_outputs'],
+    f'peak within {within} %': abs(record['ratio'] - 1) <= within / 100,
   }
   if record['record'] == 'step':
     held |= _held(record)
@@ -188,20 +188,20 @@ def _failed(record: dict[str, Any]) -> list[str]:
 def _held(record: dict[str, Any]) -> dict[str, bool]:
   """Returns what holds of a step's program beside its sizes."""
   held = {
-      'no copy, no transpose': not any(
-          op.startswith(('copy', 'transpose')) for op in record['moved']
-      ),
-      'no spills': not record['spills'],  # 0 kernels: assembled before
+    'no copy, no transpose': not any(
+      op.startswith(('copy', 'transpose')) for op in record['moved']
+    ),
+    'no spills': not record['spills'],  # 0 kernels: assembled before
   }
   if record['kernel'] == 'mosaic_gpu':
     held |= {
-        'no room for a copy': record['temporaries'] < record['smallest_leaf'],
-        'nothing moved': not record['moved'],
-        'a kernel a layer': record['calls'] == record['layers'],
+      'no room for a copy': record['temporaries'] < record['smallest_leaf'],
+      'nothing moved': not record['moved'],
+      'a kernel a layer': record['calls'] == record['layers'],
     }
   else:  # beside the cache: values without those of empty slots, of one layer
     held['one leaf at a time'] = (
-        record['temporaries'] < 1.5 * record['largest_leaf']
+      record['temporaries'] < 1.5 * record['largest_leaf']
     )
   return held
 
@@ -210,20 +210,20 @@ def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
   """Yields a record of each kernel by itself, in each of its forms."""
   for groups, tokens, width, value, dtype, rule, softcap in KERNELS:
     scoring = Scoring(
-        width**-0.5,
-        softcap=softcap,
-        visibility=Visibility(**rule),
+      width**-0.5,
+      softcap=softcap,
+      visibility=Visibility(**rule),
     )
     lead = ROWS, HEADS
     shapes = (
-        ((*lead, groups, tokens, width), dtype),
-        ((*lead, SLOTS, width), dtype),
-        ((*lead, SLOTS, value), dtype),
-        ((ROWS, tokens), jnp.int32),
-        ((ROWS, 1, SLOTS), jnp.int32),
+      ((*lead, groups, tokens, width), dtype),
+      ((*lead, SLOTS, width), dtype),
+      ((*lead, SLOTS, value), dtype),
+      ((ROWS, tokens), jnp.int32),
+      ((ROWS, 1, SLOTS), jnp.int32),
     )
     given = [
-        jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes
+      jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes
     ]
     described = {
         'groups': groups, 'tokens': tokens, 'width': width,
@@ -235,12 +235,12 @@ def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
       compiled = jax.jit(attend).lower(*given).compile()
       launches[form] = ahead.launches(compiled)
       record = {
-          'record': 'kernel',
-          **described,
-          'form': form,
-          'launches': launches[form],
-          'temporaries': measure(compiled).temporaries,
-          **reports(),
+        'record': 'kernel',
+        **described,
+        'form': form,
+        'launches': launches[form],
+        'temporaries': measure(compiled).temporaries,
+        **reports(),
       }
       yield record | {'failed': _kernel_failed(record, launches['after'])}
 
@@ -248,9 +248,9 @@ def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
 def _kernel_failed(record: dict[str, Any], launches: int) -> list[str]:
   """Returns what does not hold; `launches` of the form that merges after."""
   held = {
-      'no spills': record['kernels'] and not record['spills'],
-      'fewer launches': record['form'] == 'after'
-      or record['launches'] < launches,
+    'no spills': record['kernels'] and not record['spills'],
+    'fewer launches': record['form'] == 'after'
+    or record['launches'] < launches,
   }
   return [name for name, holds in held.items() if not holds]
 
@@ -262,7 +262,7 @@ def _attend(scoring: Scoring) -> Callable[..., Any]:
     view = contiguous_view({'key': k, 'value': v}, held, SLOTS, ordered=True)
     view = view.map(dict, lambda x: {n: codec.stored(x[n]) for n in x})
     return attend_view(
-        {'key': q}, positions, view, scoring, kernel='mosaic_gpu'
+      {'key': q}, positions, view, scoring, kernel='mosaic_gpu'
     )
 
   return attend

@@ -8,9 +8,9 @@ from kvjax.kernels import tuning
 from kvjax.layers import linear
 
 FORMS: dict[str, Callable[[], Any]] = {
-    'after': lambda: tuning.merging('after'),
-    'inside': lambda: tuning.merging('inside'),
-    'rows first': lambda: linear.ordering('rows first'),
+  'after': lambda: tuning.merging('after'),
+  'inside': lambda: tuning.merging('inside'),
+  'rows first': lambda: linear.ordering('rows first'),
 }
 
 

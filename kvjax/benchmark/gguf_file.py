@@ -12,7 +12,7 @@ from kvjax.models.config import ModelConfig
 
 
 def tensors(
-    config: ModelConfig, params: Mapping[str, Any]
+  config: ModelConfig, params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
   """Returns weights by GGUF's names, rows of queries and keys as pairs."""
   gguf: Any = importlib.import_module('gguf')
@@ -40,7 +40,7 @@ def paired(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write(
-    path: pathlib.Path, config: ModelConfig, params: Mapping[str, Any]
+  path: pathlib.Path, config: ModelConfig, params: Mapping[str, Any]
 ) -> None:
   """Writes a float32 model as GGUF, without a vocabulary.
 

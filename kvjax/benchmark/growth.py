@@ -20,10 +20,10 @@ ROTATED = 537_000_000  # bytes of buffers that a race passes through
 
 # Values of each axis: of attention alone, but for layers.
 AXES: dict[str, Sequence[int]] = {
-    'context': (512, 1024, 2048, 4096, 8192, 16_384, 32_768),
-    'batch': (1, 2, 4, 8, 16, 32),
-    'heads': (1, 2, 4, 8, 16, 32),
-    'layers': (1, 2, 4, 8, 16),
+  'context': (512, 1024, 2048, 4096, 8192, 16_384, 32_768),
+  'batch': (1, 2, 4, 8, 16, 32),
+  'heads': (1, 2, 4, 8, 16, 32),
+  'layers': (1, 2, 4, 8, 16),
 }
 
 
@@ -40,10 +40,10 @@ def count(axes: Sequence[str]) -> int:
 
 
 def rows(
-    axes: Sequence[str],
-    repeats: int,
-    values: Mapping[str, Sequence[int]] = AXES,
-    rotate: int = ROTATED,
+  axes: Sequence[str],
+  repeats: int,
+  values: Mapping[str, Sequence[int]] = AXES,
+  rotate: int = ROTATED,
 ) -> Iterator[dict[str, Any]]:
   """Yields a record a point, and after each axis its exponents.
 

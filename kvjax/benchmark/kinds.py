@@ -64,7 +64,7 @@ class Case:
 
 
 def measure(
-    case: Case, params: Mapping[str, Any], caches: Sequence[str], repeats: int
+  case: Case, params: Mapping[str, Any], caches: Sequence[str], repeats: int
 ) -> dict[str, Any]:
   """Returns results by cache, each by the kernel that it gets by default.
 
@@ -76,15 +76,15 @@ def measure(
   """
   layers = range(len(case.config.layers))
   streams = [
-      layer_streams(case.config, case.batch, case.context, index)
-      for index in layers
+    layer_streams(case.config, case.batch, case.context, index)
+    for index in layers
   ]
   masked = functools.cache(functools.partial(_masked, case, params, streams))
   entries = {
-      f'kvjax {text}': functools.partial(
-          _runner, case, params, streams, *parse_cache(text), masked
-      )
-      for text in caches
+    f'kvjax {text}': functools.partial(
+      _runner, case, params, streams, *parse_cache(text), masked
+    )
+    for text in caches
   }
   runners, skipped = clock.enter(entries)
   return clock.race(runners, repeats) | skipped
@@ -95,10 +95,10 @@ def beside_dense(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   dense = {r['name']: r['seconds'] for r in rows if 'seconds' in r}
   base = dense.get(f'kvjax {DENSE}')
   return [
-      row | {'ratios': {DENSE: base / row['seconds']}}
-      if base and 'seconds' in row
-      else row
-      for row in rows
+    row | {'ratios': {DENSE: base / row['seconds']}}
+    if base and 'seconds' in row
+    else row
+    for row in rows
   ]
 
 
@@ -143,10 +143,8 @@ def _masked(case, params, streams, kind, codec) -> np.ndarray:
   if _forgets(kind):
     count = kind.budget - 1
     streams = [
-        jax.tree.map(lambda x, y: x.at[:, :, -count:].set(y), each, chosen)
-        for each, chosen in zip(
-            streams, _kept(case, kind, streams), strict=True
-        )
+      jax.tree.map(lambda x, y: x.at[:, :, -count:].set(y), each, chosen)
+      for each, chosen in zip(streams, _kept(case, kind, streams), strict=True)
     ]
   cache = filled(case, streams, Dense().bind(case.capacity), codec)
   logits, _ = decode_step(other, params, cache, case.token, kernel='blockwise')
@@ -164,7 +162,7 @@ def _forgets(kind: Kind) -> bool:
 def filled(case: Case, streams: Any, kind: Kind, codec: Codec | None) -> Cache:
   """Returns a cache of a kind after the context."""
   cache = init_cache(
-      case.config, case.batch, case.capacity, kinds=kind, codec=codec
+    case.config, case.batch, case.capacity, kinds=kind, codec=codec
   )
   if _forgets(kind):
     places = [_chosen(case, kind, index) for index in range(len(streams))]
@@ -189,8 +187,8 @@ def _kept(case: Case, kind: Any, streams: Any) -> list[Any]:
   places = [_chosen(case, kind, index) for index in range(len(streams))]
   take = lambda place: lambda x: jnp.take_along_axis(x, place[..., None], 2)
   return [
-      jax.tree.map(take(place), each)
-      for each, place in zip(streams, places, strict=True)
+    jax.tree.map(take(place), each)
+    for each, place in zip(streams, places, strict=True)
   ]
 
 
@@ -207,15 +205,15 @@ def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
 
 
 def _keep(
-    cache: Any, streams: Any, places: Sequence[jax.Array], length: jax.Array
+  cache: Any, streams: Any, places: Sequence[jax.Array], length: jax.Array
 ) -> Cache:
   """Returns a bounded cache whose first slots hold tokens of given places."""
   batch, _, count = places[0].shape
   first = jnp.arange(count, dtype=jnp.int32)[None, None, :]
   first = jnp.broadcast_to(first, (batch, 1, count))
   books = tuple(
-      book.replace(positions=book.positions.at[:, :, :count].set(place))
-      for book, place in zip(cache.books, places, strict=True)
+    book.replace(positions=book.positions.at[:, :, :count].set(place))
+    for book, place in zip(cache.books, places, strict=True)
   )
   stores = _written(cache, streams, [first] * len(streams))
   return cache.replace(length=length, books=books, stores=stores)
@@ -223,10 +221,10 @@ def _keep(
 
 def _written(cache: Any, streams: Any, slots: Sequence[Any]) -> tuple[Any, ...]:
   return tuple(
-      _write(memory, store, each, where)
-      for store, memory, each, where in zip(
-          cache.stores, cache.layout.memories, streams, slots, strict=True
-      )
+    _write(memory, store, each, where)
+    for store, memory, each, where in zip(
+      cache.stores, cache.layout.memories, streams, slots, strict=True
+    )
   )
 
 

@@ -70,12 +70,12 @@ def measure(case: Case, pace: Pace) -> dict[str, Any]:
   clock.give_back()
   drawn = functools.cache(functools.partial(_draw, case, pace.rotate))
   entries = {
-      f'kvjax {kernel} {"absorbed" if absorbed else "expanded"}': (
-          functools.partial(_runner, case, drawn, kernel, absorbed)
-      )
-      for kernel, reason in available().items()
-      if not reason and kernel in pace.kernels and kernel != 'mosaic_gpu'
-      for absorbed in (True, False)
+    f'kvjax {kernel} {"absorbed" if absorbed else "expanded"}': (
+      functools.partial(_runner, case, drawn, kernel, absorbed)
+    )
+    for kernel, reason in available().items()
+    if not reason and kernel in pace.kernels and kernel != 'mosaic_gpu'
+    for absorbed in (True, False)
   }
   runners, skipped = clock.enter(entries)
   return clock.race(runners, pace.repeats) | skipped
@@ -88,11 +88,11 @@ def _runner(case: Case, drawn: Any, kernel: str, absorbed: bool) -> Runner:
   error = clock.difference(calls[0]()[0, :, :, 0], want)
   turn = itertools.cycle(calls)
   return Runner(
-      lambda: jax.block_until_ready(next(turn)()),
-      case.bytes(absorbed),
-      kernel if absorbed else '',  # the other form is a peer, whosever it is
-      error,
-      TOLERANCE[case.dtype],
+    lambda: jax.block_until_ready(next(turn)()),
+    case.bytes(absorbed),
+    kernel if absorbed else '',  # the other form is a peer, whosever it is
+    error,
+    TOLERANCE[case.dtype],
   )
 
 
@@ -122,7 +122,7 @@ def _attend(queries, streams, *, case, absorbed, kernel):
   last = jnp.full((case.batch, 1), case.slots - 1, jnp.int32)
   codec = Plain()
   view = contiguous_view(streams, held, case.slots, ordered=True).map(
-      dict, lambda x: {name: codec.stored(x[name]) for name in x}
+    dict, lambda x: {name: codec.stored(x[name]) for name in x}
   )
   rule = case.scoring(absorbed)
   return attend_view(queries, last, view, rule, kernel=kernel)[0]
@@ -133,8 +133,8 @@ def _reference(case, absorbed, queries, streams) -> np.ndarray:
   wide = lambda x: np.asarray(x[0], np.float64)
   rule = case.scoring(absorbed)
   scores = sum(
-      np.einsum('kgth,ksh->kgs', wide(query), wide(streams[name]))
-      for name, query in queries.items()
+    np.einsum('kgth,ksh->kgs', wide(query), wide(streams[name]))
+    for name, query in queries.items()
   )
   scores = np.exp(scores * rule.scale)
   weights = scores / scores.sum(-1, keepdims=True)

@@ -18,12 +18,12 @@ from kvjax.attention.grouped import Grouped
 from kvjax.benchmark import clock
 from kvjax.benchmark.clock import Runner
 from kvjax.benchmark.model import (
-    TOLERANCE,
-    cache_read,
-    filled,
-    layer_streams,
-    step_calls,
-    weights_read,
+  TOLERANCE,
+  cache_read,
+  filled,
+  layer_streams,
+  step_calls,
+  weights_read,
 )
 from kvjax.kernels import available
 from kvjax.models.config import Layer, ModelConfig
@@ -34,12 +34,12 @@ VOCABULARY = 8
 
 
 def measure(
-    shape: Mapping[str, Any],
-    batch: int,
-    context: int,
-    repeats: int,
-    kernels: Sequence[str],
-    room: int,
+  shape: Mapping[str, Any],
+  batch: int,
+  context: int,
+  repeats: int,
+  kernels: Sequence[str],
+  room: int,
 ) -> dict[str, Any]:
   """Returns results of one token a row against a context of random streams.
 
@@ -74,9 +74,9 @@ def measure(
     return _runner(call, want, floor, '')
 
   entries: dict[str, Any] = {
-      f'kvjax {kernel}': functools.partial(entry, kernel)
-      for kernel, reason in available().items()
-      if not reason and kernel in kernels and kernel != 'mosaic_gpu'
+    f'kvjax {kernel}': functools.partial(entry, kernel)
+    for kernel, reason in available().items()
+    if not reason and kernel in kernels and kernel != 'mosaic_gpu'
   }
   runners, skipped = clock.enter(entries | {'flax.nnx': theirs})
   return clock.race(runners, repeats) | skipped
@@ -89,7 +89,7 @@ def _runner(call, want, size, kernel) -> Runner:
 
 def _build(shape: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
   attention = Grouped(
-      shape['num_heads'], shape['num_kv_heads'], shape['key_width']
+    shape['num_heads'], shape['num_kv_heads'], shape['key_width']
   )
   layer = Layer(attention, MLP(1))
   config = ModelConfig(VOCABULARY, shape['width'], (layer,))
@@ -100,11 +100,11 @@ def _build(shape: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _flax(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    streams: Mapping[Any, jax.Array],
-    token: jax.Array,
-    slots: int,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  streams: Mapping[Any, jax.Array],
+  token: jax.Array,
+  slots: int,
 ) -> Callable[[], Any]:
   """Returns a step of flax's layer, with the same weights and streams."""
   graph, state = nnx.split(_module(config, params, streams, slots))
@@ -131,13 +131,13 @@ def _module(config, params, streams, slots) -> Any:
   given, width = params['layers'][0]['attention'], config.width
   batch, _, context, head = streams['key'].shape
   module: Any = nnx.MultiHeadAttention(
-      attention.num_heads,
-      width,
-      attention.num_heads * head,
-      num_kv_heads=attention.num_kv_heads,
-      use_bias=False,
-      decode=True,
-      rngs=nnx.Rngs(0),
+    attention.num_heads,
+    width,
+    attention.num_heads * head,
+    num_kv_heads=attention.num_kv_heads,
+    use_bias=False,
+    decode=True,
+    rngs=nnx.Rngs(0),
   )
   for name in ('query', 'key', 'value'):
     heads = given[name].reshape(-1, head, width)

@@ -29,8 +29,8 @@ CHUNK = 512  # tokens of a prompt that are read at once
 # kernel, largest error. For that kernel llama.cpp makes of a float32 cache a
 # float16 copy at every step. The second kind is its default.
 KINDS = {
-    'llama.cpp': (0, 4, False, 1e-4),
-    'llama.cpp flash float16': (1, 2, True, 5e-3),
+  'llama.cpp': (0, 4, False, 1e-4),
+  'llama.cpp flash float16': (1, 2, True, 5e-3),
 }
 
 
@@ -43,12 +43,12 @@ def absent() -> dict[str, str]:
 
 
 def entries(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    context: int,
-    token: jax.Array,
-    calls: int,
-    weights: int,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  context: int,
+  token: jax.Array,
+  calls: int,
+  weights: int,
 ) -> dict[str, Callable[[], clock.Runner]]:
   """Returns who takes part in a race of steps: `KINDS`, or nobody.
 

@@ -103,21 +103,21 @@ class Projection:
 Case = Attention | Projection
 
 CASES: tuple[Case, ...] = (
-    *(
-        Attention(8, groups, 128, 8192, dtype)
-        for dtype in SIZES
-        for groups in (1, 4, 8)
-    ),
-    Attention(8, 4, 64, 8192, 'float32'),
-    Attention(8, 4, 64, 8192, 'int8'),
-    Attention(1, 16, 512, 8192, 'float32', rotary=64),
-    Attention(1, 16, 512, 8192, 'bfloat16', rotary=64),
-    *(
-        Projection(rows, lines, width, dtype)
-        for rows in (1, 8)
-        for lines, width in ((1024, 1024), (2816, 1024), (8192, 1024))
-        for dtype in ('float32', 'int8')
-    ),
+  *(
+    Attention(8, groups, 128, 8192, dtype)
+    for dtype in SIZES
+    for groups in (1, 4, 8)
+  ),
+  Attention(8, 4, 64, 8192, 'float32'),
+  Attention(8, 4, 64, 8192, 'int8'),
+  Attention(1, 16, 512, 8192, 'float32', rotary=64),
+  Attention(1, 16, 512, 8192, 'bfloat16', rotary=64),
+  *(
+    Projection(rows, lines, width, dtype)
+    for rows in (1, 8)
+    for lines, width in ((1024, 1024), (2816, 1024), (8192, 1024))
+    for dtype in ('float32', 'int8')
+  ),
 )
 
 
@@ -131,10 +131,10 @@ def build(folder: pathlib.Path) -> ctypes.CDLL:
 
 
 def rows(
-    lib: ctypes.CDLL,
-    cases: Sequence[Case] = CASES,
-    turns: int = 5,
-    rotate: int = ROTATED,
+  lib: ctypes.CDLL,
+  cases: Sequence[Case] = CASES,
+  turns: int = 5,
+  rotate: int = ROTATED,
 ) -> Iterator[dict[str, Any]]:
   """Yields what the machine does, then a record a case.
 
@@ -163,16 +163,16 @@ def rows(
     seconds = _median(lib, case, threads, copies, turns)
     read = _read(lib, rotate, threads, turns)
     yield {
-        'record': type(case).__name__.lower(),
-        **dataclasses.asdict(case),
-        'bytes': case.bytes,
-        'operations': case.operations,
-        'seconds': seconds,
-        'arithmetic': arithmetic,
-        'flops': case.operations / arithmetic,
-        'read': read,
-        'reading': case.bytes / read,
-        'of_floor': case.bytes / read / seconds,
+      'record': type(case).__name__.lower(),
+      **dataclasses.asdict(case),
+      'bytes': case.bytes,
+      'operations': case.operations,
+      'seconds': seconds,
+      'arithmetic': arithmetic,
+      'flops': case.operations / arithmetic,
+      'read': read,
+      'reading': case.bytes / read,
+      'of_floor': case.bytes / read / seconds,
     }
 
 
@@ -188,7 +188,7 @@ def _seconds(call: Any, *given: Any, turns: int) -> np.ndarray:
 
 
 def _median(
-    lib: ctypes.CDLL, case: Case, threads: int, copies: int, turns: int
+  lib: ctypes.CDLL, case: Case, threads: int, copies: int, turns: int
 ) -> float:
   def run(*pace):
     case.run(lib, *pace)
@@ -199,5 +199,5 @@ def _median(
 def _read(lib: ctypes.CDLL, rotate: int, threads: int, turns: int) -> float:
   """Returns bytes a second; the best turn, as it is a limit."""
   return rotate / float(
-      _seconds(lib.loop_read, rotate, threads, turns=turns).min()
+    _seconds(lib.loop_read, rotate, threads, turns=turns).min()
   )

@@ -43,32 +43,32 @@ def describe(shape: Mapping[str, Any]) -> ModelConfig:
   """Returns a GQA decoder of a shape."""
   width = shape['key_width']
   attention = Grouped(
-      shape['num_heads'], shape['num_kv_heads'], width, rotary=Rotary(width)
+    shape['num_heads'], shape['num_kv_heads'], width, rotary=Rotary(width)
   )
   layer = Layer(attention, MLP(shape['hidden']))
   layers = (layer,) * shape['layers']
   return ModelConfig(
-      shape['vocab_size'],
-      shape['width'],
-      layers,
-      tied=shape.get('tied', False),
-      dtype=shape['dtype'],
+    shape['vocab_size'],
+    shape['width'],
+    layers,
+    tied=shape.get('tied', False),
+    dtype=shape['dtype'],
   )
 
 
 def step(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    batch: int,
-    context: int,
-    repeats: int,
-    kernels: Sequence[str] = KERNELS,
-    room: int = ROOM,
-    calls: int = 1,
-    caches: Sequence[str] | None = None,
-    variations: Sequence[str] = (),
-    *,
-    alone: bool = False,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  batch: int,
+  context: int,
+  repeats: int,
+  kernels: Sequence[str] = KERNELS,
+  room: int = ROOM,
+  calls: int = 1,
+  caches: Sequence[str] | None = None,
+  variations: Sequence[str] = (),
+  *,
+  alone: bool = False,
 ) -> dict[str, Any]:
   """Returns results of one decode step after a context of random streams.
 
@@ -104,14 +104,14 @@ def step(
 
   def theirs(kind, model):
     call = peers.torch_decode(
-        model, kind, streams, token, context + room, calls
+      model, kind, streams, token, context + room, calls
     )
     return _runner(call, *plain(None, False), '', tolerance, calls)
 
   entries: dict[str, Any] = {
-      name: functools.partial(entry, *choice)
-      for name, *choice in _ours(config, kernels, variations)
-      if not (alone and choice[2])
+    name: functools.partial(entry, *choice)
+    for name, *choice in _ours(config, kernels, variations)
+    if not (alone and choice[2])
   }
   if not alone:
     entries |= _theirs(config, params, theirs, caches)
@@ -127,8 +127,8 @@ def _theirs(config, params, entry, caches) -> dict[str, Any]:
     return {}
   model = peers.torch_model(config, params)
   return {
-      f'transformers {kind}': functools.partial(entry, kind, model)
-      for kind in (peers.caches() if caches is None else caches)
+    f'transformers {kind}': functools.partial(entry, kind, model)
+    for kind in (peers.caches() if caches is None else caches)
   }
 
 
@@ -137,7 +137,7 @@ def decoded(params: Mapping[str, Any]) -> Any:
   coded = lambda x: isinstance(x, CodedWeight)
   wide = lambda x: (x.codes * x.scale[..., None]).astype(x.dtype)
   return jax.tree.map(
-      lambda x: wide(x) if coded(x) else x, params, is_leaf=coded
+    lambda x: wide(x) if coded(x) else x, params, is_leaf=coded
   )
 
 
@@ -147,11 +147,11 @@ def _runner(call, want, size, kernel, tolerance, times=1) -> Runner:
 
 
 def prompt(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: int,
-    repeats: int,
-    kernels: Sequence[str] = (),
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: int,
+  repeats: int,
+  kernels: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Returns results of a prefill of one row, and of the uncached forward.
 
@@ -172,33 +172,33 @@ def prompt(
   size = weights_read(params)
   tolerance = max(1e-3, TOLERANCE[config.dtype])
   entries: dict[str, Any] = {
-      name: functools.partial(_runner, call, want, size, by, tolerance)
-      for name, call, by in (
-          ('kvjax', ours, ran(default, params, make(), given)),
-          ('kvjax uncached', whole, ran(plain, params, given)),
-      )
+    name: functools.partial(_runner, call, want, size, by, tolerance)
+    for name, call, by in (
+      ('kvjax', ours, ran(default, params, make(), given)),
+      ('kvjax uncached', whole, ran(plain, params, given)),
+    )
   }
   for kernel in kernels:
     call = functools.partial(ours, kernel)
     entries[f'kvjax {kernel}'] = functools.partial(
-        _runner, call, want, size, kernel, tolerance
+      _runner, call, want, size, kernel, tolerance
     )
   if not peers.missing('torch', 'transformers'):
     entries['transformers'] = lambda: _runner(
-        peers.torch_prefill(config, params, ids), want, size, '', tolerance
+      peers.torch_prefill(config, params, ids), want, size, '', tolerance
     )
   runners, skipped = clock.enter(entries)
   return clock.race(runners, repeats) | skipped
 
 
 def tokens(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    batch: int,
-    context: int,
-    count: int,
-    repeats: int,
-    kernel: str | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  batch: int,
+  context: int,
+  count: int,
+  repeats: int,
+  kernel: str | None = None,
 ) -> dict[str, Any]:
   """Returns results of generating N tokens, and of N times one step."""
   streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
@@ -211,14 +211,14 @@ def tokens(
 
   def whole():
     out, _ = generate(
-        config,
-        params,
-        cache,
-        logits,
-        count,
-        donate=False,
-        block=count,
-        kernel=kernel,
+      config,
+      params,
+      cache,
+      logits,
+      count,
+      donate=False,
+      block=count,
+      kernel=kernel,
     )
     return jax.block_until_ready(out)
 
@@ -227,7 +227,7 @@ def tokens(
     return Runner(whole, size, by, error, TOLERANCE[config.dtype])
 
   steps = functools.partial(
-      _steps, config, params, cache, logits, count, kernel
+    _steps, config, params, cache, logits, count, kernel
   )
 
   def stepped():
@@ -235,7 +235,7 @@ def tokens(
     return Runner(steps, size, by, error, TOLERANCE[config.dtype])
 
   runners, skipped = clock.enter(
-      {f'kvjax {by} generate': generated, f'kvjax {by} steps': stepped}
+    {f'kvjax {by} generate': generated, f'kvjax {by} steps': stepped}
   )
   return clock.race(runners, repeats) | skipped
 
@@ -247,7 +247,7 @@ def _steps(config, params, cache, logits, count, kernel) -> jax.Array:
   for index in range(count):  # the given cache stays as it is, likewise
     out.append(token)
     seen, cache = decode_step(
-        config, params, cache, token, donate=index > 0, kernel=kernel
+      config, params, cache, token, donate=index > 0, kernel=kernel
     )
     token = np.asarray(seen).argmax(axis=1).astype(np.int32)
   return jnp.stack(out, axis=1)
@@ -271,7 +271,7 @@ def _layers(config: ModelConfig) -> range:
 
 
 def _ours(
-    config: ModelConfig, kernels: Sequence[str], variations: Sequence[str]
+  config: ModelConfig, kernels: Sequence[str], variations: Sequence[str]
 ) -> Iterator[tuple[str, str, Any, bool, str]]:
   """Yields name, kernel, codec, whether weights are in eight bits, form."""
   for kernel, reason in available().items():
@@ -308,20 +308,20 @@ def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
   book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)
   stores = []
   for store, memory, layer in zip(
-      cache.stores, cache.layout.memories, streams, strict=True
+    cache.stores, cache.layout.memories, streams, strict=True
   ):
     assert memory is not None
     new = memory.encode(layer)
     stores.append(memory.kind.write(store, new, slots[:, None]))
   return cache.replace(
-      length=jnp.full((batch,), context, jnp.int32),
-      books=(book[0],),
-      stores=tuple(stores),
+    length=jnp.full((batch,), context, jnp.int32),
+    books=(book[0],),
+    stores=tuple(stores),
   )
 
 
 def step_calls(
-    config, params, cache, token, kernel, calls=1
+  config, params, cache, token, kernel, calls=1
 ) -> Callable[[], Any]:
   """Returns a function that decodes some more tokens at each call."""
   held = [cache]

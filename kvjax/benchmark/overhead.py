@@ -55,18 +55,18 @@ def dispatching(layers: int) -> list[dict[str, Any]]:
   ahead = bare.lower(params, empty, token).compile()
   constant = jax.jit(functools.partial(step, params), donate_argnums=0)
   idle = jax.jit(
-      lambda params, cache, token: (token, cache),
-      donate_argnames='cache',
-      keep_unused=True,
+    lambda params, cache, token: (token, cache),
+    donate_argnames='cache',
+    keep_unused=True,
   )
   ways = {
-      'starting decode_step': lambda cache: decode_step(
-          config, params, cache, token
-      ),
-      'starting a bare jit of it': lambda cache: bare(params, cache, token),
-      'starting it, compiled ahead': lambda cache: ahead(params, cache, token),
-      'starting it, weights constant': lambda cache: constant(cache, token),
-      'starting nothing, as many': lambda cache: idle(params, cache, token),
+    'starting decode_step': lambda cache: decode_step(
+      config, params, cache, token
+    ),
+    'starting a bare jit of it': lambda cache: bare(params, cache, token),
+    'starting it, compiled ahead': lambda cache: ahead(params, cache, token),
+    'starting it, weights constant': lambda cache: constant(cache, token),
+    'starting nothing, as many': lambda cache: idle(params, cache, token),
   }
   caches = {name: init_cache(config, 1, SLOTS) for name in ways}
   times: dict[str, list[float]] = {name: [] for name in ways}
@@ -80,6 +80,6 @@ def dispatching(layers: int) -> list[dict[str, Any]]:
         times[name].append(spent)
   leaves = len(jax.tree.leaves((params, empty)))
   return [
-      {'name': name, 'seconds': float(np.median(spent)), 'leaves': leaves}
-      for name, spent in times.items()
+    {'name': name, 'seconds': float(np.median(spent)), 'leaves': leaves}
+    for name, spent in times.items()
   ]

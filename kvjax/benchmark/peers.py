@@ -68,23 +68,23 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
   attention: Any = layer.attention
   make: Any = transformers.LlamaConfig
   settings = make(
-      vocab_size=config.vocab_size,
-      hidden_size=config.width,
-      intermediate_size=layer.mlp.hidden,
-      num_hidden_layers=len(config.layers),
-      num_attention_heads=attention.num_heads,
-      num_key_value_heads=attention.num_kv_heads,
-      head_dim=attention.key_width,
-      rms_norm_eps=config.norm.eps,
-      max_position_embeddings=1 << 16,
-      tie_word_embeddings=config.tied,
-      attn_implementation='sdpa',
+    vocab_size=config.vocab_size,
+    hidden_size=config.width,
+    intermediate_size=layer.mlp.hidden,
+    num_hidden_layers=len(config.layers),
+    num_attention_heads=attention.num_heads,
+    num_key_value_heads=attention.num_kv_heads,
+    head_dim=attention.key_width,
+    rms_norm_eps=config.norm.eps,
+    max_position_embeddings=1 << 16,
+    tie_word_embeddings=config.tied,
+    attn_implementation='sdpa',
   )
   # Without memory of its own: torch reads the bytes that JAX holds.
   with torch.device('meta'):
     model = transformers.LlamaForCausalLM(settings).eval()
   state = {
-      name: torch.from_dlpack(x) for name, x in llama_names(params).items()
+    name: torch.from_dlpack(x) for name, x in llama_names(params).items()
   }
   model.load_state_dict(state, strict=not config.tied, assign=True)
   model.tie_weights()
@@ -97,8 +97,8 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
 def llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
   """Returns parameters by the names of transformers' Llama."""
   names = {
-      'model.embed_tokens.weight': params['embedding'],
-      'model.norm.weight': params['norm']['weight'],
+    'model.embed_tokens.weight': params['embedding'],
+    'model.norm.weight': params['norm']['weight'],
   }
   if 'head' in params:
     names['lm_head.weight'] = params['head']
@@ -122,7 +122,7 @@ def caches() -> tuple[str, ...]:
 
 
 def torch_decode(
-    model: Any, kind: str, streams: Any, token: Any, room: int, calls: int = 1
+  model: Any, kind: str, streams: Any, token: Any, room: int, calls: int = 1
 ) -> Callable[[], Any]:
   """Returns a step of transformers after a context whose K and V are given.
 
@@ -144,8 +144,8 @@ def torch_decode(
     cache = transformers.DynamicCache(config=model.config)
   for index, layer in enumerate(streams):
     key, value = (
-        torch.from_dlpack(layer[name]).to(model.dtype)
-        for name in ('key', 'value')
+      torch.from_dlpack(layer[name]).to(model.dtype)
+      for name in ('key', 'value')
     )
     cache.update(key, value, index)
   ids = torch.from_numpy(np.array(token, np.int64))[:, None].to(model.device)
@@ -164,7 +164,7 @@ def torch_decode(
 
 
 def torch_prefill(
-    config: ModelConfig, params: Mapping[str, Any], ids: np.ndarray
+  config: ModelConfig, params: Mapping[str, Any], ids: np.ndarray
 ) -> Callable[[], Any]:
   """Returns transformers' prefill of ids `[1, T]`: the last token's logits."""
   torch: Any = importlib.import_module('torch')

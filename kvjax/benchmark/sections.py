@@ -15,17 +15,17 @@ from typing import Any
 import jax
 
 from kvjax.benchmark import (
-    ahead,
-    attention,
-    clock,
-    correctness,
-    kinds,
-    latent,
-    layer,
-    model,
-    occupied,
-    overhead,
-    sweep,
+  ahead,
+  attention,
+  clock,
+  correctness,
+  kinds,
+  latent,
+  layer,
+  model,
+  occupied,
+  overhead,
+  sweep,
 )
 from kvjax.kernels import available, tuning
 from kvjax.memory.variants import with_attention
@@ -89,10 +89,10 @@ class Run:
       value /= share
     own = field, value
     return [
-        row | {'bar': {'field': field, 'value': value, 'met': _met(row, *own)}}
-        if row.get('kernel') and 'seconds' in row
-        else row
-        for row in rows
+      row | {'bar': {'field': field, 'value': value, 'met': _met(row, *own)}}
+      if row.get('kernel') and 'seconds' in row
+      else row
+      for row in rows
     ]
 
 
@@ -121,7 +121,7 @@ def checks(run: Run) -> Iterator[Record]:
     return
   for form in chosen.forms:
     yield from correctness.rows(
-        'mosaic_gpu', chosen.problems, chosen.lengths, chosen.slots, form
+      'mosaic_gpu', chosen.problems, chosen.lengths, chosen.slots, form
     )
 
 
@@ -134,10 +134,10 @@ def memory(run: Run) -> Iterator[Record]:
     batch, capacity, tokens = sizes
     about = {'record': 'memory', 'name': run.kind, 'model': name}
     about |= {
-        'kernel': kernel,
-        'batch': batch,
-        'context': capacity,
-        'tokens': tokens,
+      'kernel': kernel,
+      'batch': batch,
+      'context': capacity,
+      'tokens': tokens,
     }
     shape = model.describe(run.config[name])
     yield about | occupied.measure(shape, kernel, *sizes)
@@ -154,16 +154,16 @@ def cuts(run: Run) -> Iterator[Record]:
     if run.budget.spent:
       break
     case = attention.Case(
-        batch, heads, groups, width, filled, filled, 'bfloat16'
+      batch, heads, groups, width, filled, filled, 'bfloat16'
     )
     pace = dataclasses.replace(
-        attention.Pace.of(run.config), repeats=chosen.repeats
+      attention.Pace.of(run.config), repeats=chosen.repeats
     )
     for row in sweep.rows(case, pace, chosen.axes):
       yield row
       if row.get('best'):
         tiles = tuning.Tiles(
-            row['block'], row['stages'], row['splits'], row['merge']
+          row['block'], row['stages'], row['splits'], row['merge']
         )
         table.append((sweep.problem(case), tiles))
   if not table:  # nothing was found: no table to be copied over an older one
@@ -185,13 +185,13 @@ def alone(run: Run) -> Iterator[Record]:
   sizes = chosen.get('batches', ()), chosen.get('filled', ())
   cases = chosen.get('cases') or list(itertools.product(*sizes))
   for shape, (batch, filled), dtype in itertools.product(
-      chosen.shapes, cases, chosen.dtypes
+    chosen.shapes, cases, chosen.dtypes
   ):
     if run.budget.spent:
       return
     heads, groups, width = shape
     case = attention.Case(
-        batch, heads, groups, width, chosen.slots or filled, filled, dtype
+      batch, heads, groups, width, chosen.slots or filled, filled, dtype
     )
     whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
     if whole.bytes > chosen.get('largest', whole.bytes):
@@ -232,7 +232,7 @@ def variants(run: Run) -> Iterator[Record]:
   config = run.config
   whole = model.describe(config[config.models[0]])
   for (batch, context), name in itertools.product(
-      config.variants.sizes, config.variants.names
+    config.variants.sizes, config.variants.names
   ):
     if run.budget.spent:
       return
@@ -326,7 +326,7 @@ def _rated(run: Run, results: Record, bar: Any) -> list[Record]:
 
 
 def _races(
-    config: Any, shape: Any, params: Any, caches: Any
+  config: Any, shape: Any, params: Any, caches: Any
 ) -> Iterator[tuple[Record, Callable[[], Any]]]:
   """Yields what each race is of, and the race.
 
@@ -342,8 +342,8 @@ def _races(
       about = {'batch': batch, 'context': context, 'tokens': count}
       sizes = batch, context, count
       yield (
-          {'record': 'generate', **about},
-          lambda s=sizes, k=kernel: model.tokens(*given, *s, 3, k),
+        {'record': 'generate', **about},
+        lambda s=sizes, k=kernel: model.tokens(*given, *s, 3, k),
       )
   for batch, context in config.steps:
     about = {'record': 'step', 'batch': batch, 'context': context}
@@ -363,18 +363,18 @@ def _forms(config: Any, batch: int) -> tuple[str, ...]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
-    'target': ('Description of this GPU', target),
-    'memory': ('Memory of this device', memory),
-    'checks': ('Correctness of the kernel', checks),
-    'sweep': ('Tiles of the kernel', cuts),
-    'attention': ('Attention alone', alone),
-    'variants': ('Steps of each variant', variants),
-    'caches': ('Steps of each kind of cache', caches),
-    'latent': ('Latent attention alone', latents),
-    'layer': ('One attention layer', layers),
-    'models': ('The model', models),
-    'prefill': ('Prompts', prefills),
-    'step': ('Steps', steps),
-    'generate': ('Generation', generation),
-    'overhead': ('Before a byte is read', overheads),
+  'target': ('Description of this GPU', target),
+  'memory': ('Memory of this device', memory),
+  'checks': ('Correctness of the kernel', checks),
+  'sweep': ('Tiles of the kernel', cuts),
+  'attention': ('Attention alone', alone),
+  'variants': ('Steps of each variant', variants),
+  'caches': ('Steps of each kind of cache', caches),
+  'latent': ('Latent attention alone', latents),
+  'layer': ('One attention layer', layers),
+  'models': ('The model', models),
+  'prefill': ('Prompts', prefills),
+  'step': ('Steps', steps),
+  'generate': ('Generation', generation),
+  'overhead': ('Before a byte is read', overheads),
 }

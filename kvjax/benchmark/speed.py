@@ -51,21 +51,21 @@ class Speed:
   def __str__(self) -> str:
     rate = self.of_bandwidth * self.bandwidth / 1e9
     lines = {
-        'first token': f'{self.first_seconds:.3f} s, of which compilation '
-        f'{self.first_compilation:.3f}',
-        'decode': f'{self.tokens_per_second:.1f} tokens/s, {self.rows} rows, '
-        f'{self.steps} steps in {self.seconds:.3f} s without compilation',
-        'cache': f'{self.cache_bytes:,} bytes',
-        'bandwidth': f'{rate:.2f} GB/s, {self.of_bandwidth:.2f} of the '
-        f'{self.bandwidth / 1e9:.2f} that this machine reads',
+      'first token': f'{self.first_seconds:.3f} s, of which compilation '
+      f'{self.first_compilation:.3f}',
+      'decode': f'{self.tokens_per_second:.1f} tokens/s, {self.rows} rows, '
+      f'{self.steps} steps in {self.seconds:.3f} s without compilation',
+      'cache': f'{self.cache_bytes:,} bytes',
+      'bandwidth': f'{rate:.2f} GB/s, {self.of_bandwidth:.2f} of the '
+      f'{self.bandwidth / 1e9:.2f} that this machine reads',
     }
     return '\n'.join(f'{name:<13}{text}' for name, text in lines.items())
 
   def record(self) -> dict[str, Any]:
     return dataclasses.asdict(self) | {
-        'record': 'speed',
-        'tokens_per_second': self.tokens_per_second,
-        'of_bandwidth': self.of_bandwidth,
+      'record': 'speed',
+      'tokens_per_second': self.tokens_per_second,
+      'of_bandwidth': self.of_bandwidth,
     }
 
 
@@ -90,10 +90,10 @@ class Stopwatch:
     """Returns the figures; `more` are the fields that no clock tells."""
     (begin, before), first, last = self._begin, self._first, self._last
     return Speed(
-        tokens=self.tokens,
-        steps=self.columns - 1,
-        first_seconds=first[0] - begin,
-        first_compilation=first[1] - before,
-        seconds=(last[0] - first[0]) - (last[1] - first[1]),
-        **more,
+      tokens=self.tokens,
+      steps=self.columns - 1,
+      first_seconds=first[0] - begin,
+      first_compilation=first[1] - before,
+      seconds=(last[0] - first[0]) - (last[1] - first[1]),
+      **more,
     )

@@ -29,7 +29,7 @@ def problem(case: Case) -> Problem:
 
 
 def rows(
-    case: Case, pace: Pace, axes: Sequence[str]
+  case: Case, pace: Pace, axes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of each cut that was timed; the last is the best, again.
 
@@ -96,11 +96,11 @@ def _clusters(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
 
 
 AXES = {
-    'splits': _splits,
-    'block': _blocks,
-    'stages': _stages,
-    'merge': _merges,
-    'cluster': _clusters,
+  'splits': _splits,
+  'block': _blocks,
+  'stages': _stages,
+  'merge': _merges,
+  'cluster': _clusters,
 }
 
 
@@ -122,17 +122,17 @@ def _timer(case: Case, pace: Pace) -> Callable[[Tiles], dict[str, Any]]:
   def entry(tiles):
     one = jax.jit(functools.partial(attend, tiles))
     program = jax.jit(
-        functools.partial(_each, one), donate_argnames='old', keep_unused=True
+      functools.partial(_each, one), donate_argnames='old', keep_unused=True
     )
     start = attention.steady(program, query, stored)
     found = peers.host(start()[0][:1])[0]
     return clock.Runner(
-        clock.queued(start, pace.calls, peers.finished),
-        case.bytes,
-        'mosaic_gpu',
-        clock.difference(found, want),
-        attention.TOLERANCE[case.dtype],
-        pace.calls * copies,
+      clock.queued(start, pace.calls, peers.finished),
+      case.bytes,
+      'mosaic_gpu',
+      clock.difference(found, want),
+      attention.TOLERANCE[case.dtype],
+      pace.calls * copies,
     )
 
   def time(tiles):

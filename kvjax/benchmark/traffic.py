@@ -13,7 +13,7 @@ from kvjax.models.config import ModelConfig
 
 
 def step_bytes(
-    config: ModelConfig, params: Mapping[str, Any], cache: Cache
+  config: ModelConfig, params: Mapping[str, Any], cache: Cache
 ) -> int:
   """Returns bytes that one decode step must read from memory, at least.
 
@@ -29,7 +29,7 @@ def step_bytes(
       held = cache.books[index].positions >= 0
       live += float(jnp.mean(held)) * held_bytes(store)
   return (
-      planned.active_params_bytes + round(live) + held_bytes(cache.cross or ())
+    planned.active_params_bytes + round(live) + held_bytes(cache.cross or ())
   )
 
 

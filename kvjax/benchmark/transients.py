@@ -39,11 +39,11 @@ class Case:
   @property
   def _call(self) -> dict[str, Any]:
     return {
-        'batch_size': self.batch,
-        'capacity': self.capacity,
-        'new_tokens_per_step': self.tokens,
-        'cache': self.kind,
-        'codec': self.codec,
+      'batch_size': self.batch,
+      'capacity': self.capacity,
+      'new_tokens_per_step': self.tokens,
+      'cache': self.kind,
+      'codec': self.codec,
     }
 
   def __str__(self) -> str:
@@ -51,8 +51,8 @@ class Case:
     kind = 'default' if self.kind is None else self.kind.name
     codec = '' if self.codec is None else ' int8'
     return (
-        f'{type(attention).__name__} {attention.num_heads} heads, '
-        f'{kind}{codec}, B={self.batch} T={self.tokens} S={self.capacity}'
+      f'{type(attention).__name__} {attention.num_heads} heads, '
+      f'{kind}{codec}, B={self.batch} T={self.tokens} S={self.capacity}'
     )
 
 
@@ -61,15 +61,15 @@ def compare(seed: int) -> dict[str, Any]:
   case = draw(seed)
   planned, found = case.plan(), measure(case.compile())
   return {
-      'record': 'case',
-      'seed': seed,
-      'case': str(case),
-      'planned': planned.temporaries_bytes,
-      'temporaries': found.temporaries,
-      'ratio': found.temporaries / planned.temporaries_bytes,
-      'planned_total': planned.total_bytes,
-      'peak': found.peak,
-      'cache': planned.cache_bytes,
+    'record': 'case',
+    'seed': seed,
+    'case': str(case),
+    'planned': planned.temporaries_bytes,
+    'temporaries': found.temporaries,
+    'ratio': found.temporaries / planned.temporaries_bytes,
+    'planned_total': planned.total_bytes,
+    'peak': found.peak,
+    'cache': planned.cache_bytes,
   }
 
 
@@ -83,27 +83,27 @@ def draw(seed: int) -> Case:
   rng = random.Random(seed)
   layers = (_layer(rng),) * rng.randint(1, 3)
   config = kvjax.ModelConfig(
-      vocab_size=rng.choice((257, 1_009, 4_001, 16_001)),
-      width=rng.choice((96, 160, 256, 384)),
-      layers=layers,
-      tied=rng.random() < 0.5,
+    vocab_size=rng.choice((257, 1_009, 4_001, 16_001)),
+    width=rng.choice((96, 160, 256, 384)),
+    layers=layers,
+    tied=rng.random() < 0.5,
   )
   tokens = 1 if rng.random() < 0.6 else rng.choice((7, 32, 100, 256, 300, 600))
   capacity = rng.choice((64, 512, 1_024, 2_048, 4_096))
   return Case(
-      config,
-      batch=rng.choice((1, 2, 3, 4, 8)),
-      capacity=max(capacity, tokens),
-      tokens=tokens,
-      kind=_kind(rng),
-      codec=kvjax.Int8() if rng.random() < 0.25 else None,
+    config,
+    batch=rng.choice((1, 2, 3, 4, 8)),
+    capacity=max(capacity, tokens),
+    tokens=tokens,
+    kind=_kind(rng),
+    codec=kvjax.Int8() if rng.random() < 0.25 else None,
   )
 
 
 def _layer(rng: random.Random) -> kvjax.Layer:
   hidden = rng.choice((128, 352, 768, 1_536))
   return kvjax.Layer(
-      _attention(rng), kvjax.MLP(hidden, gated=rng.random() < 0.7)
+    _attention(rng), kvjax.MLP(hidden, gated=rng.random() < 0.7)
   )
 
 
@@ -113,26 +113,26 @@ def _attention(rng: random.Random) -> Any:
   groups = rng.choice((1, 2, 4, 6))
   if rng.random() < 0.25:
     return kvjax.Latent(
-        kv_heads * groups,
-        rng.choice((48, 96)),
-        width,
-        width,
-        kvjax.Rotary(rng.choice((8, 16))),
-        query_rank=rng.choice((None, 64)),
+      kv_heads * groups,
+      rng.choice((48, 96)),
+      width,
+      width,
+      kvjax.Rotary(rng.choice((8, 16))),
+      query_rank=rng.choice((None, 64)),
     )
   return kvjax.Grouped(
-      kv_heads * groups, kv_heads, width, rotary=kvjax.Rotary(width)
+    kv_heads * groups, kv_heads, width, rotary=kvjax.Rotary(width)
   )
 
 
 def _kind(rng: random.Random) -> kvjax.Kind | None:
   window = rng.choice((48, 128, 300))
   return rng.choice(
-      (
-          None,
-          None,
-          kvjax.Paged(page=16),
-          kvjax.Ring(window=window),
-          kvjax.Sinks(sinks=4, window=window),
-      )
+    (
+      None,
+      None,
+      kvjax.Paged(page=16),
+      kvjax.Ring(window=window),
+      kvjax.Sinks(sinks=4, window=window),
+    )
   )

@@ -32,16 +32,16 @@ def attend(q: Any, k: Any, v: Any) -> Any:
   splits = choose_splits(programs, slots)
   rows = max(ROWS, triton.next_power_of_2(groups))
   parts = torch.empty(
-      (programs, splits, groups, width), dtype=torch.float32, device=q.device
+    (programs, splits, groups, width), dtype=torch.float32, device=q.device
   )
   sums = torch.empty(
-      (programs, splits, groups), dtype=torch.float32, device=q.device
+    (programs, splits, groups), dtype=torch.float32, device=q.device
   )
   out = torch.empty_like(q)
   scale = width**-0.5 * LOG2E
   shapes = {'GROUPS': groups, 'WIDTH': width, 'SPLITS': splits}
   _split[(programs, splits)](
-      q, k, v, parts, sums, slots, scale, **shapes, ROWS=rows, BLOCK=BLOCK
+    q, k, v, parts, sums, slots, scale, **shapes, ROWS=rows, BLOCK=BLOCK
   )
   _merge[(programs, groups)](parts, sums, out, **shapes)
   return out
@@ -89,9 +89,9 @@ def _split(
   row = (head * SPLITS + split) * GROUPS + rows
   tl.store(sums + row, top + tl.log2(safe), mask=rows < GROUPS)
   tl.store(
-      parts + row[:, None] * WIDTH + lanes[None, :],
-      out / safe[:, None],
-      mask=rows[:, None] < GROUPS,
+    parts + row[:, None] * WIDTH + lanes[None, :],
+    out / safe[:, None],
+    mask=rows[:, None] < GROUPS,
   )
 
 

@@ -15,7 +15,7 @@ from kvjax.report.writer import Writer, progress
 
 
 def measure(
-    config: Any, writer: Writer, budget: clock.Budget
+  config: Any, writer: Writer, budget: clock.Budget
 ) -> tuple[Writer, list[str]]:
   """Measures everything; each row is written as it is found.
 

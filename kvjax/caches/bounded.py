@@ -50,14 +50,14 @@ class Bounded(Kind):
   def __post_init__(self):
     if self.budget < 2:
       raise ValueError(
-          f'Bounded budget={self.budget} must be at least 2: a query and one '
-          'token to remember.'
+        f'Bounded budget={self.budget} must be at least 2: a query and one '
+        'token to remember.'
       )
     recent = getattr(self.score, 'recent', 0)
     if recent >= self.budget:
       raise ValueError(
-          f'Bounded budget={self.budget} must exceed the recent={recent} '
-          'tokens that its score never forgets.'
+        f'Bounded budget={self.budget} must exceed the recent={recent} '
+        'tokens that its score never forgets.'
       )
     if self.slack < 0:
       raise ValueError(f'Bounded slack={self.slack} must not be negative.')
@@ -86,7 +86,7 @@ class Bounded(Kind):
     shape = (batch, heads if self.per_head else 1, self.size)
     axes = ('batch', 'kv_heads', 'slots')
     return BoundedBook(
-        leaf(shape, jnp.int32, axes, EMPTY), leaf(shape, jnp.float32, axes)
+      leaf(shape, jnp.int32, axes, EMPTY), leaf(shape, jnp.float32, axes)
     )
 
   def place(self, book, length, positions):

@@ -77,8 +77,8 @@ class Int8:
   def leaves(self, width, dtype):
     del dtype
     return {
-        'codes': Trailing((width,), jnp.int8, ('width',)),
-        'scale': Trailing((), jnp.float32, ()),
+      'codes': Trailing((width,), jnp.int8, ('width',)),
+      'scale': Trailing((), jnp.float32, ()),
     }
 
   def encode(self, x, dtype):

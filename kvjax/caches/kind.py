@@ -107,7 +107,7 @@ class Kind:
     return jnp.ones_like(length, bool)
 
   def place(
-      self, book: Any, length: jax.Array, positions: jax.Array
+    self, book: Any, length: jax.Array, positions: jax.Array
   ) -> tuple[Any, Any]:
     """Decides, once a step, where tokens go.
 
@@ -139,7 +139,7 @@ class Kind:
     return jax.tree.map(lambda leaf, x: write_rows(leaf, x, slots), store, new)
 
   def views(
-      self, book: Any, store: Streams, length: jax.Array
+    self, book: Any, store: Streams, length: jax.Array
   ) -> tuple[View, ...]:
     """Returns views of all slots; no array work but what fetches ask for.
 
@@ -153,11 +153,11 @@ class Kind:
     return (fresh_view(new, positions),)
 
   def evict(
-      self,
-      book: Any,
-      weights: jax.Array | None,
-      before: jax.Array,
-      after: jax.Array,
+    self,
+    book: Any,
+    weights: jax.Array | None,
+    before: jax.Array,
+    after: jax.Array,
   ) -> Any:
     """Returns the book after a step from `before [B]` tokens to `after [B]`.
 
@@ -177,7 +177,7 @@ class Kind:
     return jnp.zeros_like(length)
 
   def rewind(
-      self, book: Any, before: jax.Array, after: jax.Array
+    self, book: Any, before: jax.Array, after: jax.Array
   ) -> tuple[Any, jax.Array, Any]:
     """Returns the book without tokens from position `after [B]` on.
 

@@ -73,14 +73,14 @@ class Paged(Kind):
     del heads
     pool = self.pool(batch)
     return PagedBook(
-        leaf(
-            (1, pool, self.page),
-            jnp.int32,
-            ('kv_heads', 'pages', 'slots'),
-            EMPTY,
-        ),
-        leaf((batch, self.columns), jnp.int32, ('batch', 'columns'), EMPTY),
-        leaf((pool,), jnp.int32, ('pages',)),
+      leaf(
+        (1, pool, self.page),
+        jnp.int32,
+        ('kv_heads', 'pages', 'slots'),
+        EMPTY,
+      ),
+      leaf((batch, self.columns), jnp.int32, ('batch', 'columns'), EMPTY),
+      leaf((pool,), jnp.int32, ('pages',)),
     )
 
   def admits(self, book, length, count):
@@ -109,7 +109,7 @@ class Paged(Kind):
   def views(self, book, store, length):
     def fetch(start, size):
       pages = jax.lax.dynamic_slice_in_dim(
-          book.table, start // self.page, size // self.page, axis=1
+        book.table, start // self.page, size // self.page, axis=1
       )
       streams = jax.tree.map(lambda x: by_row(x, pages), store)
       return streams, held_by_row(book.positions, pages)
@@ -136,7 +136,7 @@ class Paged(Kind):
   def settle(self, book, length):
     extra = max(self.pool(len(length)) - book.references.shape[0], 0)
     positions = jnp.pad(
-        book.positions, ((0, 0), (0, extra), (0, 0)), constant_values=EMPTY
+      book.positions, ((0, 0), (0, extra), (0, 0)), constant_values=EMPTY
     )
     columns = jnp.arange(self.columns, dtype=jnp.int32)[None, :]
     kept = columns < self._pages(length)[:, None]
@@ -182,7 +182,7 @@ class Paged(Kind):
     fits = ~copy | (rank < free)
     copy &= fits
     target = jnp.where(
-        copy, order[jnp.clip(rank, 0, len(order) - 1)], len(order)
+      copy, order[jnp.clip(rank, 0, len(order) - 1)], len(order)
     )
     column = jnp.where(copy, length // self.page, self.columns)
     rows = jnp.arange(len(length), dtype=jnp.int32)
@@ -207,9 +207,9 @@ def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:
   fresh = order[jnp.clip(rank, 0, len(order) - 1)]
   target = jnp.where(given, fresh, len(order)).reshape(-1)
   return PagedBook(
-      book.positions,
-      jnp.where(given, fresh, book.table),
-      book.references.at[target].add(1, mode='drop'),
+    book.positions,
+    jnp.where(given, fresh, book.table),
+    book.references.at[target].add(1, mode='drop'),
   )
 
 

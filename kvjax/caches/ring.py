@@ -27,7 +27,7 @@ class Ring(Kind):
   def __post_init__(self):
     if self.window < 1:
       raise ValueError(
-          f'Ring window={self.window} must be at least 1: it counts the query.'
+        f'Ring window={self.window} must be at least 1: it counts the query.'
       )
     if self.slack < 0:
       raise ValueError(f'Ring slack={self.slack} must not be negative.')
@@ -36,14 +36,14 @@ class Ring(Kind):
     if self.slots:
       return self
     return dataclasses.replace(
-        self, slots=min(self.window, capacity) + self.slack
+      self, slots=min(self.window, capacity) + self.slack
     )
 
   @property
   def limit(self):
     # A ring shorter than its window cannot forget: it is full like any other.
     return (
-        self.size - self.slack if self.size < self.window + self.slack else None
+      self.size - self.slack if self.size < self.window + self.slack else None
     )
 
   @property

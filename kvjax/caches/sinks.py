@@ -34,8 +34,8 @@ class Sinks(Kind):
   def __post_init__(self):
     if self.window < 1 or self.sinks < 1:
       raise ValueError(
-          f'Sinks sinks={self.sinks}, window={self.window}: both must be at '
-          'least 1. For a window without sinks use Ring.'
+        f'Sinks sinks={self.sinks}, window={self.window}: both must be at '
+        'least 1. For a window without sinks use Ring.'
       )
     if self.slack < 0:
       raise ValueError(f'Sinks slack={self.slack} must not be negative.')
@@ -68,7 +68,7 @@ class Sinks(Kind):
   def slot_of(self, positions):
     last = jnp.max(positions, axis=-1, keepdims=True)
     kept = (positions >= 0) & (
-        (positions < self.sinks) | (positions > last - self.ring)
+      (positions < self.sinks) | (positions > last - self.ring)
     )
     ring = self.sinks + (positions - self.sinks) % self.ring
     slots = jnp.where(positions < self.sinks, positions, ring)

@@ -37,7 +37,7 @@ class Leaf:
 
 
 def leaf(
-    shape: tuple[int, ...], dtype: Any, axes: tuple[str, ...], fill: int = 0
+  shape: tuple[int, ...], dtype: Any, axes: tuple[str, ...], fill: int = 0
 ) -> Any:
   """Returns a `Leaf`, to stand where a record has an array."""
   return Leaf(shape, dtype, axes, fill)

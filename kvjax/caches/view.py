@@ -71,9 +71,9 @@ class View:
   stored: dict[str, Stored | None] | None = None
 
   def map(
-      self,
-      f: Callable[[Streams], Streams],
-      stored: Callable[[Streams], dict[str, Stored | None]] | None = None,
+    self,
+    f: Callable[[Streams], Streams],
+    stored: Callable[[Streams], dict[str, Stored | None]] | None = None,
   ) -> 'View':
     """Returns this view with `f` applied to each fetched block of streams.
 
@@ -114,7 +114,7 @@ def fresh_view(streams: Streams, positions: jax.Array) -> View:
 
 
 def contiguous_view(
-    store: Streams, positions: jax.Array, filled: Any, **more: Any
+  store: Streams, positions: jax.Array, filled: Any, **more: Any
 ) -> View:
   """Views leaves `[B, K, S, ...]` with positions `[B, 1 | K, S]`."""
   slices = jax.tree.map(_slicer, store)
@@ -124,12 +124,12 @@ def contiguous_view(
     return streams, _slice(positions, start, size)
 
   return View(
-      fetch,
-      positions.shape[2],
-      filled,
-      leaves=store,
-      positions=positions,
-      **more,
+    fetch,
+    positions.shape[2],
+    filled,
+    leaves=store,
+    positions=positions,
+    **more,
   )
 
 

@@ -60,8 +60,8 @@ class Leaf:
       found, blocks = whole.shape, [whole]
     if found != part.shape:
       raise ValueError(
-          f'Tensor {tensor.name} becomes {list(found)}; '
-          f'{self.place} is {list(part.shape)}.'
+        f'Tensor {tensor.name} becomes {list(found)}; '
+        f'{self.place} is {list(part.shape)}.'
       )
     start = 0
     for block in blocks:
@@ -89,7 +89,7 @@ def _key(key: Any) -> str:
 
 
 def bind(
-    family: Family, config: ModelConfig, tensors: Mapping[str, Stored]
+  family: Family, config: ModelConfig, tensors: Mapping[str, Stored]
 ) -> list[Leaf]:
   """Returns every param of the model with its tensors, all of them checked.
 
@@ -101,12 +101,12 @@ def bind(
   for place, leaf in spec(config).items():
     letters = sizes(config, _layer(config, place))
     candidates = [
-        (row, list(_names(row, index, letters)))
-        for row, index in _rows(rows, place, letters)
+      (row, list(_names(row, index, letters)))
+      for row, index in _rows(rows, place, letters)
     ]
     row, names = _present(family, tensors, candidates)
     found = tuple(
-        _find(family, tensors, name, place, row, letters) for name in names
+      _find(family, tensors, name, place, row, letters) for name in names
     )
     leaves.append(Leaf(place, leaf.shape, leaf.dtype, row, letters, found))
   _check_used(family, config, tensors, leaves)
@@ -158,13 +158,13 @@ def _find(family, tensors, name: str, place: str, row: Row, letters) -> Stored:
   want = tuple(size(formula, letters) for formula in row.shape)
   if tensor is None:
     raise ValueError(
-        f'Tensor {name} {list(want)} is missing from the checkpoint; '
-        f'config.json asks for it ({place}).'
+      f'Tensor {name} {list(want)} is missing from the checkpoint; '
+      f'config.json asks for it ({place}).'
     )
   if tensor.shape != want:
     raise ValueError(
-        f'Tensor {name} has shape {list(tensor.shape)}; config.json makes it '
-        f'{list(want)} ({", ".join(row.shape)}).'
+      f'Tensor {name} has shape {list(tensor.shape)}; config.json makes it '
+      f'{list(want)} ({", ".join(row.shape)}).'
     )
   tensor.check_dtype()
   return tensor
@@ -173,16 +173,16 @@ def _find(family, tensors, name: str, place: str, row: Row, letters) -> Stored:
 def _check_used(family, config, tensors, leaves) -> None:
   used = {tensor.name for leaf in leaves for tensor in leaf.tensors}
   left = [
-      name
-      for name in tensors
-      if name not in used and not _ignored(family, config, name)
+    name
+    for name in tensors
+    if name not in used and not _ignored(family, config, name)
   ]
   for name in left:
     original = _get(family, tensors, family.copies.get(name, ''))
     if not config.tied or original is None:
       raise ValueError(
-          f'Unexpected tensor {name} {list(tensors[name].shape)} in the '
-          f'checkpoint ({len(left)} such): config.json has no place for it.'
+        f'Unexpected tensor {name} {list(tensors[name].shape)} in the '
+        f'checkpoint ({len(left)} such): config.json has no place for it.'
       )
     _check_copy(tensors[name], original)
 
@@ -199,15 +199,15 @@ def _check_copy(copy: Stored, original: Stored) -> None:
   same = copy.dtype == original.dtype and copy.shape == original.shape
   if not same or not _equal(copy, original):
     raise ValueError(
-        f'Tensor {copy.name} differs from {original.name}, but '
-        'tie_word_embeddings of config.json makes them one.'
+      f'Tensor {copy.name} differs from {original.name}, but '
+      'tie_word_embeddings of config.json makes them one.'
     )
 
 
 def _equal(copy: Stored, original: Stored) -> bool:
   pairs = zip(copy.blocks(), original.blocks(), strict=True)
   return all(
-      np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs
+    np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs
   )
 
 

@@ -6,28 +6,47 @@ matter of names, so a row is written once.
 
 from kvjax.checkpoints.table import table
 
-ENDS = table('', '', '''
+ENDS = table(
+  '',
+  '',
+  """
   model.embed_tokens.weight   V D   embedding
   model.norm.weight           D     norm.weight
   lm_head.weight              V D   head
-''')
+""",
+)
 
-NORMS = table('model.layers.{i}.', 'layers.{i}.', '''
+NORMS = table(
+  'model.layers.{i}.',
+  'layers.{i}.',
+  """
   input_layernorm.weight            D   attention_norm.weight
   post_attention_layernorm.weight   D   mlp_norm.weight
-''')
+""",
+)
 
 # Gemma 2's four norms; OLMo-2 has the two behind the halves only.
-POST_NORMS = table('model.layers.{i}.', 'layers.{i}.', '''
+POST_NORMS = table(
+  'model.layers.{i}.',
+  'layers.{i}.',
+  """
   post_attention_layernorm.weight     D   attention_post_norm.weight
   post_feedforward_layernorm.weight   D   mlp_post_norm.weight
-''')
-FOUR_NORMS = POST_NORMS + table('model.layers.{i}.', 'layers.{i}.', '''
+""",
+)
+FOUR_NORMS = POST_NORMS + table(
+  'model.layers.{i}.',
+  'layers.{i}.',
+  """
   input_layernorm.weight             D   attention_norm.weight
   pre_feedforward_layernorm.weight   D   mlp_norm.weight
-''')
+""",
+)
 
-GROUPED = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
+GROUPED = table(
+  'model.layers.{i}.self_attn.',
+  'layers.{i}.attention.',
+  """
   q_proj.weight   N*H D   query
   k_proj.weight   K*H D   key
   v_proj.weight   K*H D   value
@@ -36,15 +55,23 @@ GROUPED = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
   k_proj.bias     K*H     key_bias
   v_proj.bias     K*H     value_bias
   o_proj.bias     D       output_bias
-''')
+""",
+)
 
-HEAD_NORMS = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
+HEAD_NORMS = table(
+  'model.layers.{i}.self_attn.',
+  'layers.{i}.attention.',
+  """
   q_norm.weight   H   query_norm.weight
   k_norm.weight   H   key_norm.weight
-''')
+""",
+)
 
 # With a rank for queries, `q_proj` is two projections and a norm.
-LATENT = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
+LATENT = table(
+  'model.layers.{i}.self_attn.',
+  'layers.{i}.attention.',
+  """
   q_proj.weight               N*(H+P) D   query
   q_a_proj.weight             Q D         query_down
   q_a_proj.bias               Q           query_down_bias
@@ -57,32 +84,45 @@ LATENT = table('model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
   kv_b_proj.weight            N*(H+E) R   up_value             up_value
   o_proj.weight               D N*E       output
   o_proj.bias                 D           output_bias
-''')
+""",
+)
 
-GATED = table('model.layers.{i}.mlp.', 'layers.{i}.mlp.', '''
+GATED = table(
+  'model.layers.{i}.mlp.',
+  'layers.{i}.mlp.',
+  """
   gate_proj.weight   F D   gate
   up_proj.weight     F D   up
   down_proj.weight   D F   down
   gate_proj.bias     F     gate_bias
   up_proj.bias       F     up_bias
   down_proj.bias     D     down_bias
-''')
+""",
+)
 
-EXPERTS = table('model.layers.{i}.mlp.', 'layers.{i}.experts.', '''
+EXPERTS = table(
+  'model.layers.{i}.mlp.',
+  'layers.{i}.experts.',
+  """
   gate.weight                    X D   router
   gate.e_score_correction_bias   X     correction
   experts.{e}.gate_proj.weight   F D   gate
   experts.{e}.up_proj.weight     F D   up
   experts.{e}.down_proj.weight   D F   down
-''')
+""",
+)
 
-SHARED = table('model.layers.{i}.mlp.', 'layers.{i}.experts.shared.', '''
+SHARED = table(
+  'model.layers.{i}.mlp.',
+  'layers.{i}.experts.shared.',
+  """
   shared_experts.gate_proj.weight   M D   gate
   shared_experts.up_proj.weight     M D   up
   shared_experts.down_proj.weight   D M   down
   shared_experts.gate_proj.bias     M     gate_bias
   shared_experts.up_proj.bias       M     up_bias
   shared_experts.down_proj.bias     D     down_bias
-''')
+""",
+)
 
 LLAMA = ENDS + NORMS + GROUPED + GATED

@@ -23,9 +23,9 @@ from kvjax.models.mlp import MLP
 
 DESCRIBED = 'described'
 NORMS = {
-    'rms': Norm(1e-5),
-    'layer': Norm(1e-5, centered=True, bias=True),
-    'layer without bias': Norm(1e-5, centered=True),
+  'rms': Norm(1e-5),
+  'layer': Norm(1e-5, centered=True, bias=True),
+  'layer without bias': Norm(1e-5, centered=True),
 }
 
 
@@ -41,15 +41,15 @@ def described(settings: Settings) -> ModelConfig:
   sources = settings.get('keys_and_values_of', [None] * count)
   if len(sources) != count:
     raise ValueError(
-        f'keys_and_values_of names {len(sources)} layers; '
-        f'num_hidden_layers={count}.'
+      f'keys_and_values_of names {len(sources)} layers; '
+      f'num_hidden_layers={count}.'
     )
   layers = [_layer(settings, i, source) for i, source in enumerate(sources)]
   return settings.model(
-      layers,
-      tied=False,
-      norm=NORMS[norm],
-      positions=settings.get('learned_positions', 0),
+    layers,
+    tied=False,
+    norm=NORMS[norm],
+    positions=settings.get('learned_positions', 0),
   )
 
 
@@ -57,13 +57,13 @@ def _layer(settings: Settings, index: int, source: int | None) -> Layer:
   width, bias = settings.head_width(), settings.get('bias', False)
   learned = settings.get('learned_positions', 0)
   attention = Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(),
-      width,
-      rotary=None if learned else Rotary(width),
-      projection_bias=bias,
-      output_bias=bias,
-      shared_from=source,
+    settings.need('num_attention_heads'),
+    settings.kv_heads(),
+    width,
+    rotary=None if learned else Rotary(width),
+    projection_bias=bias,
+    output_bias=bias,
+    shared_from=source,
   )
   parallel = 'shared' if settings.get('parallel', False) else None
   return Layer(attention, _mlp(settings, index), parallel=parallel)
@@ -75,15 +75,15 @@ def _mlp(settings: Settings, index: int) -> MLP | Experts:
   if experts and index not in settings.get('dense_layers', []):
     shared = settings.get('shared_expert_size', 0)
     return Experts(
-        experts,
-        settings.need('num_experts_per_tok'),
-        settings.need('moe_intermediate_size'),
-        activation,
-        shared=MLP(shared, activation) if shared else None,
+      experts,
+      settings.need('num_experts_per_tok'),
+      settings.need('moe_intermediate_size'),
+      activation,
+      shared=MLP(shared, activation) if shared else None,
     )
   return MLP(
-      settings.need('intermediate_size'),
-      activation,
-      gated=settings.get('gated', True),
-      bias=settings.get('bias', False),
+    settings.need('intermediate_size'),
+    activation,
+    gated=settings.get('gated', True),
+    bias=settings.get('bias', False),
   )

@@ -34,15 +34,15 @@ class Family:
   beyond_layers: bool = False
   head: str | None = None
   copies: Mapping[str, str] = dataclasses.field(
-      default_factory=lambda: {'lm_head.weight': 'model.embed_tokens.weight'}
+    default_factory=lambda: {'lm_head.weight': 'model.embed_tokens.weight'}
   )
 
 
 def renamed(rows: tuple[Row, ...], old: str, new: str) -> tuple[Row, ...]:
   """Returns rows whose names begin otherwise."""
   return tuple(
-      dataclasses.replace(row, name=new + row.name.removeprefix(old))
-      for row in rows
+    dataclasses.replace(row, name=new + row.name.removeprefix(old))
+    for row in rows
   )
 
 
@@ -57,16 +57,16 @@ def sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
   attention: Any = layer.attention
   mlp: Any = layer.mlp
   read = {
-      'N': attention.num_heads,
-      'K': getattr(attention, 'num_kv_heads', 1),
-      'H': attention.key_width,
-      'E': attention.value_width or attention.key_width,
-      'R': getattr(attention, 'latent_width', 0),
-      'Q': getattr(attention, 'query_rank', None) or 0,
-      'P': attention.rotary.width if attention.rotary else 0,
-      'W': getattr(attention.bias, 'buckets', 0),
-      'F': mlp.hidden,
-      'X': getattr(mlp, 'num_experts', 0),
+    'N': attention.num_heads,
+    'K': getattr(attention, 'num_kv_heads', 1),
+    'H': attention.key_width,
+    'E': attention.value_width or attention.key_width,
+    'R': getattr(attention, 'latent_width', 0),
+    'Q': getattr(attention, 'query_rank', None) or 0,
+    'P': attention.rotary.width if attention.rotary else 0,
+    'W': getattr(attention.bias, 'buckets', 0),
+    'F': mlp.hidden,
+    'X': getattr(mlp, 'num_experts', 0),
   }
   shared = getattr(mlp, 'shared', None)
   read['M'] = shared.hidden if shared else 0

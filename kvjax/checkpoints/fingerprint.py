@@ -21,10 +21,10 @@ def fingerprint(params: Any) -> dict[str, str]:
   leaves, _ = jax.tree.flatten_with_path(params)
   sums = [_sums(leaf) for _, leaf in leaves]
   return {
-      jax.tree_util.keystr(path, simple=True, separator='.'): ' '.join(
-          [leaf.dtype.name, str(list(leaf.shape)), bytes(np.asarray(x)).hex()]
-      )
-      for (path, leaf), x in zip(leaves, sums, strict=True)
+    jax.tree_util.keystr(path, simple=True, separator='.'): ' '.join(
+      [leaf.dtype.name, str(list(leaf.shape)), bytes(np.asarray(x)).hex()]
+    )
+    for (path, leaf), x in zip(leaves, sums, strict=True)
   }
 
 

@@ -30,11 +30,11 @@ Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
 
 def load_checkpoint(
-    path: str | pathlib.Path,
-    dtype: Any = None,
-    *,
-    sharding: Sharding | None = None,
-    weights: str | None = None,
+  path: str | pathlib.Path,
+  dtype: Any = None,
+  *,
+  sharding: Sharding | None = None,
+  weights: str | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Returns config and params of a published checkpoint.
 
@@ -89,8 +89,8 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
   """
   if not isinstance(name_or_path, str | os.PathLike):
     raise ValueError(
-        f'{name_or_path!r} is no name and no path. Give one: '
-        "load_config('llama-3-8b')."
+      f'{name_or_path!r} is no name and no path. Give one: '
+      "load_config('llama-3-8b')."
     )
   path = pathlib.Path(name_or_path)
   if not path.exists():
@@ -99,8 +99,8 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
       return parse_config(values)
     if path.name == str(name_or_path) and path.suffix != '.json':
       raise ValueError(
-          f'Unknown model {str(name_or_path)!r}; the nearest known: '
-          f'{nearest_names(path.name)}. Or give the path of a config.json.'
+        f'Unknown model {str(name_or_path)!r}; the nearest known: '
+        f'{nearest_names(path.name)}. Or give the path of a config.json.'
       )
   return parse_config(_read_config(path))
 
@@ -132,7 +132,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
   file = path / CONFIG if path.is_dir() else path
   if not file.is_file():
     raise FileNotFoundError(
-        f'{path} is neither a directory with {CONFIG} nor such a file.'
+      f'{path} is neither a directory with {CONFIG} nor such a file.'
     )
   return read_values(file)
 
@@ -148,9 +148,9 @@ def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
 
 
 def _place(
-    leaves: list[Leaf],
-    sharding: Sharding | None,
-    coded: Callable[[str], bool] | None,
+  leaves: list[Leaf],
+  sharding: Sharding | None,
+  coded: Callable[[str], bool] | None,
 ) -> dict[str, Any]:
   """Reads leaf by leaf; each is on its device before the next is read."""
   found = {}

@@ -58,8 +58,8 @@ class Dequantized:
     for part in (self.codes, self.scales):
       if part.dtype not in ('F8_E4M3', 'U8', 'F32', 'BF16'):
         raise ValueError(
-            f'Tensor {part.name} is stored as {part.dtype}: no part of '
-            f'{" or ".join(METHODS)}.'
+          f'Tensor {part.name} is stored as {part.dtype}: no part of '
+          f'{" or ".join(METHODS)}.'
         )
 
   def read(self) -> np.ndarray:
@@ -83,20 +83,20 @@ def check_method(values: Mapping[str, Any]) -> str | None:
   method = found.get('quant_method')
   if method not in METHODS:
     raise ValueError(
-        f'Quantization method {method!r} is not supported; supported: '
-        f'{", ".join(METHODS)}, and plain weights.'
+      f'Quantization method {method!r} is not supported; supported: '
+      f'{", ".join(METHODS)}, and plain weights.'
     )
   if method == 'fp8' and len(found.get('weight_block_size') or ()) != 2:
     raise ValueError(
-        'fp8 with weight_block_size='
-        f'{found.get("weight_block_size")} is not supported; supported: two '
-        'sizes, such as [128, 128].'
+      'fp8 with weight_block_size='
+      f'{found.get("weight_block_size")} is not supported; supported: two '
+      'sizes, such as [128, 128].'
     )
   return method
 
 
 def dequantize(
-    values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+  values: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Stored]:
   """Returns the tensors that the stored ones describe; as they are if plain.
 
@@ -108,8 +108,8 @@ def dequantize(
   if method is None:
     return found
   suffixes = {
-      'fp8': ('.weight', '.weight_scale_inv', '.weight'),
-      'mxfp4': ('_blocks', '_scales', ''),
+    'fp8': ('.weight', '.weight_scale_inv', '.weight'),
+    'mxfp4': ('_blocks', '_scales', ''),
   }[method]
   for name in tensors:
     if name.endswith(suffixes[1]):
@@ -133,8 +133,8 @@ def _pair(values, tensors, stem: str, suffixes) -> Dequantized:
     shape, decode, fit = _mxfp4_shape(codes), _mxfp4, codes.shape[:-1]
   if scales.shape != fit:
     raise ValueError(
-        f'Tensor {scales.name} has shape {list(scales.shape)}; '
-        f'{codes.name} {list(codes.shape)} needs {list(fit)}.'
+      f'Tensor {scales.name} has shape {list(scales.shape)}; '
+      f'{codes.name} {list(codes.shape)} needs {list(fit)}.'
     )
   return Dequantized(stem + suffixes[2], shape, codes, scales, decode)
 
@@ -144,7 +144,7 @@ def _fp8(block: tuple[int, ...]):
     wide = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     for axis, size in enumerate(block):
       scales = scales.repeat(size, axis)[
-          (slice(None),) * axis + (slice(wide.shape[axis]),)
+        (slice(None),) * axis + (slice(wide.shape[axis]),)
       ]
     return wide * scales.astype(np.float32)
 
@@ -154,8 +154,8 @@ def _fp8(block: tuple[int, ...]):
 def _mxfp4_shape(codes: Tensor) -> tuple[int, ...]:
   if len(codes.shape) != 4 or codes.shape[-1] != 16:
     raise ValueError(
-        f'Tensor {codes.name} has shape {list(codes.shape)}; blocks of mxfp4 '
-        'are [experts, out, in / 32, 16].'
+      f'Tensor {codes.name} has shape {list(codes.shape)}; blocks of mxfp4 '
+      'are [experts, out, in / 32, 16].'
     )
   experts, out, blocks, _ = codes.shape
   return experts, blocks * 32, out

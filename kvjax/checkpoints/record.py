@@ -34,8 +34,8 @@ def encode(value: Any) -> Any:
   if isinstance(value, np.dtype | type):
     return {DTYPE: np.dtype(value).name}
   raise ValueError(
-      f'{value!r} cannot be written as JSON: use numbers, strings, dtypes, '
-      'tuples and frozen dataclasses of them.'
+    f'{value!r} cannot be written as JSON: use numbers, strings, dtypes, '
+    'tuples and frozen dataclasses of them.'
   )
 
 
@@ -59,8 +59,8 @@ def decode(value: Any, known: Mapping[str, type]) -> Any:
   made = known.get(str(value.get(TYPE)))
   if made is None:
     raise ValueError(
-        f'{value.get(TYPE)!r} is a type unknown here; known: '
-        f'{", ".join(sorted(known))}.'
+      f'{value.get(TYPE)!r} is a type unknown here; known: '
+      f'{", ".join(sorted(known))}.'
     )
   given = {k: decode(x, known) for k, x in value.items() if k != TYPE}
   _check(made, given)
@@ -101,15 +101,15 @@ def _check(made: type, given: Mapping[str, Any]) -> None:
   wanted = {f.name for f in _fields(made)}
   if wrong := sorted(wanted ^ given.keys()):
     raise ValueError(
-        f'{made.__name__}.{wrong[0]} is '
-        f'{"missing" if wrong[0] in wanted else "no field of it"}.'
+      f'{made.__name__}.{wrong[0]} is '
+      f'{"missing" if wrong[0] in wanted else "no field of it"}.'
     )
   hints = _hints(made)
   for name, value in given.items():
     if not _is(value, hints[name]):
       raise ValueError(
-          f'{made.__name__}.{name}={value!r} is a {type(value).__name__}; '
-          f'declared: {hints[name]}.'
+        f'{made.__name__}.{name}={value!r} is a {type(value).__name__}; '
+        f'declared: {hints[name]}.'
       )
 
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvjax.attention.rotary import (
-    Dynamic,
-    Linear,
-    Llama3,
-    LongRope,
-    Rotary,
-    Scaling,
-    Yarn,
-    yarn_magnitude,
+  Dynamic,
+  Linear,
+  Llama3,
+  LongRope,
+  Rotary,
+  Scaling,
+  Yarn,
+  yarn_magnitude,
 )
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.values import check_values
@@ -38,14 +38,14 @@ KNOWN = {
 
 
 def rotary(
-    settings: Settings,
-    width: int,
-    *,
-    base: float = 10000.0,
-    partial: float | None = None,
-    interleaved: bool = False,
-    layer_type: str | None = None,
-    aliases: Mapping[str, str] | None = None,
+  settings: Settings,
+  width: int,
+  *,
+  base: float = 10000.0,
+  partial: float | None = None,
+  interleaved: bool = False,
+  layer_type: str | None = None,
+  aliases: Mapping[str, str] | None = None,
 ) -> Rotary:
   """Returns the rotation of a head of `width` features.
 
@@ -72,15 +72,15 @@ def rotary(
     width = int(width * (partial if share is None else share))
   elif share not in (None, 1):
     raise ValueError(
-        f'{key}={share} is not supported for model_type={settings.family!r}; '
-        'supported: 1.0.'
+      f'{key}={share} is not supported for model_type={settings.family!r}; '
+      'supported: 1.0.'
     )
   theta = found.get('rope_theta')
   made = Rotary(
-      width,
-      base=float(settings.get('rope_theta', base) if theta is None else theta),
-      interleaved=interleaved,
-      scaling=_scaling(settings, found),
+    width,
+    base=float(settings.get('rope_theta', base) if theta is None else theta),
+    interleaved=interleaved,
+    scaling=_scaling(settings, found),
   )
   for length in (1, 1 << 30):  # tables that do not fit are refused here
     made.frequencies(length)
@@ -88,7 +88,7 @@ def rotary(
 
 
 def parameters(
-    settings: Settings, layer_type: str | None = None
+  settings: Settings, layer_type: str | None = None
 ) -> Mapping[str, Any]:
   """Returns the rope parameters that hold (for a layer type)."""
   found = settings.raw('rope_scaling') or settings.get('rope_parameters', {})
@@ -97,14 +97,14 @@ def parameters(
     return found
   if layer_type not in nested:
     raise ValueError(
-        f'rope parameters are given for {", ".join(sorted(nested))}; '
-        f'model_type={settings.family!r} needs {layer_type or "one set"}.'
+      f'rope parameters are given for {", ".join(sorted(nested))}; '
+      f'model_type={settings.family!r} needs {layer_type or "one set"}.'
     )
   found = nested[layer_type]
   if found.get('truncate', True) is not True:
     raise ValueError(
-        f'truncate={found["truncate"]} in the rope parameters of a layer type '
-        'is not supported: published implementations do not read it there.'
+      f'truncate={found["truncate"]} in the rope parameters of a layer type '
+      'is not supported: published implementations do not read it there.'
     )
   return found
 
@@ -114,13 +114,13 @@ def rope_type(found: Mapping[str, Any]) -> str:
   name = found.get('rope_type', found.get('type', 'default'))
   if name not in KNOWN:
     raise ValueError(
-        f'Unknown rope type {name!r}; supported: {", ".join(sorted(KNOWN))}.'
+      f'Unknown rope type {name!r}; supported: {", ".join(sorted(KNOWN))}.'
     )
   known = KNOWN[name] | SHARED | {'original_max_position_embeddings'}
   if strange := sorted(found.keys() - known):
     raise ValueError(
-        f'Unknown key {strange[0]!r} of rope type {name!r}; supported: '
-        f'{", ".join(sorted(known))}.'
+      f'Unknown key {strange[0]!r} of rope type {name!r}; supported: '
+      f'{", ".join(sorted(known))}.'
     )
   return name
 
@@ -189,12 +189,12 @@ def _yarn(settings: Settings, found: Mapping[str, Any]) -> Yarn:
   if magnitude is None and over and under:
     magnitude = yarn_magnitude(factor, over) / yarn_magnitude(factor, under)
   return Yarn(
-      factor,
-      _original(settings, found),
-      beta_fast=float(found.get('beta_fast') or 32),
-      beta_slow=float(found.get('beta_slow') or 1),
-      magnitude=magnitude,
-      truncate=bool(found.get('truncate', True)),
+    factor,
+    _original(settings, found),
+    beta_fast=float(found.get('beta_fast') or 32),
+    beta_slow=float(found.get('beta_slow') or 1),
+    magnitude=magnitude,
+    truncate=bool(found.get('truncate', True)),
   )
 
 
@@ -208,17 +208,17 @@ def _longrope(settings: Settings, found: Mapping[str, Any]) -> LongRope:
     if found.get(key) is None:
       raise ValueError(f"Rope type 'longrope' needs {key!r}.")
   return LongRope(
-      short=tuple(map(float, found['short_factor'])),
-      long=tuple(map(float, found['long_factor'])),
-      original=original,
-      magnitude=magnitude,
+    short=tuple(map(float, found['short_factor'])),
+    long=tuple(map(float, found['long_factor'])),
+    original=original,
+    magnitude=magnitude,
   )
 
 
 MAKERS = {
-    'linear': _linear,
-    'dynamic': _dynamic,
-    'llama3': _llama3,
-    'yarn': _yarn,
-    'longrope': _longrope,
+  'linear': _linear,
+  'dynamic': _dynamic,
+  'llama3': _llama3,
+  'yarn': _yarn,
+  'longrope': _longrope,
 }

@@ -42,10 +42,10 @@ _TYPES = (Layout, Memory, Kind, *(t for x in _NAMED for t in x.values()))
 
 
 def save_cache(
-    path: str | pathlib.Path,
-    cache: Cache,
-    config: ModelConfig,
-    params: Mapping[str, Any],
+  path: str | pathlib.Path,
+  cache: Cache,
+  config: ModelConfig,
+  params: Mapping[str, Any],
 ) -> None:
   """Writes a cache to one file, whole or not at all.
 
@@ -70,12 +70,12 @@ def save_cache(
   if not path.parent.is_dir():
     raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
   said = {
-      'format': FORMAT,
-      'layout': record.encode(cache.layout),
-      'batch_size': cache.batch_size,
-      'source': _source(cache),
-      'config': record.encode(config),
-      'params': fingerprint(params),
+    'format': FORMAT,
+    'layout': record.encode(cache.layout),
+    'batch_size': cache.batch_size,
+    'source': _source(cache),
+    'config': record.encode(config),
+    'params': fingerprint(params),
   }
   arrays = {n: np.asarray(x, order='C') for n, x in _named(cache).items()}
   with _whole(path) as part:
@@ -83,11 +83,11 @@ def save_cache(
 
 
 def load_cache(
-    path: str | pathlib.Path,
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    *,
-    types: Sequence[type] = (),
+  path: str | pathlib.Path,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  *,
+  types: Sequence[type] = (),
 ) -> Cache:
   """Returns a saved cache: the next token is that of the one saved, bit by bit.
 
@@ -112,7 +112,7 @@ def load_cache(
       return _read_arrays(path, file, spec)
   except safetensors.SafetensorError as error:
     raise ValueError(
-        f'{path} is truncated or no saved cache: {error}.'
+      f'{path} is truncated or no saved cache: {error}.'
     ) from None
 
 
@@ -127,8 +127,8 @@ def _source(cache: Cache) -> list[Any] | None:
 def _named(cache: Any) -> dict[str, Any]:
   leaves, _ = jax.tree.flatten_with_path(cache, is_leaf=is_leaf)
   return {
-      jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-      for path, leaf in leaves
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in leaves
   }
 
 
@@ -149,8 +149,8 @@ def _read_spec(path, metadata, config, params, types) -> Cache:
   """Returns the cache that the file must hold, with `Leaf`s for arrays."""
   if not metadata or KEY not in metadata:
     raise ValueError(
-        f'{path} is no saved cache: its metadata has no {KEY!r}. Give a file '
-        'that save_cache wrote.'
+      f'{path} is no saved cache: its metadata has no {KEY!r}. Give a file '
+      'that save_cache wrote.'
     )
   try:
     said = json.loads(metadata[KEY])
@@ -163,8 +163,8 @@ def _read_spec(path, metadata, config, params, types) -> Cache:
     old, marks = said['config'], said['params']
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(
-        f'{path}: its metadata cannot be read: {error}. A kind, codec or score '
-        'of your own: name its class in types=(...,).'
+      f'{path}: its metadata cannot be read: {error}. A kind, codec or score '
+      'of your own: name its class in types=(...,).'
     ) from None
   _same(path, 'config', old, record.encode(config))
   _same(path, 'params', marks, fingerprint(params))
@@ -175,8 +175,8 @@ def _read_spec(path, metadata, config, params, types) -> Cache:
 def _same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
   if found := record.difference(old, new):
     raise ValueError(
-        f'{path} was saved with other {what}: {found}. Load it with the model '
-        'that filled it, or prefill anew.'
+      f'{path} was saved with other {what}: {found}. Load it with the model '
+      'that filled it, or prefill anew.'
     )
 
 
@@ -190,8 +190,8 @@ def _read_arrays(path, file, spec) -> Cache:
     x = file.get_tensor(name)
     if x.shape != leaf.shape or x.dtype != leaf.dtype:
       raise ValueError(
-          f'{path}: {name} is {x.dtype.name} {list(x.shape)}; its metadata '
-          f'makes it {np.dtype(leaf.dtype).name} {list(leaf.shape)}.'
+        f'{path}: {name} is {x.dtype.name} {list(x.shape)}; its metadata '
+        f'makes it {np.dtype(leaf.dtype).name} {list(leaf.shape)}.'
       )
     arrays.append(x)
   treedef = jax.tree.structure(spec, is_leaf=is_leaf)

@@ -10,15 +10,15 @@ from kvjax.models.config import Encoder, Layer, ModelConfig
 
 # The spelling of checkpoints against that of `kvjax.models.mlp.ACTIVATIONS`.
 ACTIVATIONS = {
-    'silu': 'silu',
-    'swish': 'silu',
-    'gelu': 'gelu',
-    'gelu_python': 'gelu',
-    'gelu_new': 'gelu_tanh',
-    'gelu_fast': 'gelu_tanh',
-    'gelu_accurate': 'gelu_tanh',
-    'gelu_pytorch_tanh': 'gelu_tanh',
-    'relu': 'relu',
+  'silu': 'silu',
+  'swish': 'silu',
+  'gelu': 'gelu',
+  'gelu_python': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_fast': 'gelu_tanh',
+  'gelu_accurate': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'relu': 'relu',
 }
 DTYPES = ('bfloat16', 'float16', 'float32')
 
@@ -59,7 +59,7 @@ class Settings:
       if self.values.get(key) is not None:
         return self.values[key]
     raise ValueError(
-        f'config.json of model_type={self.family!r} has no {keys[0]!r}.'
+      f'config.json of model_type={self.family!r} has no {keys[0]!r}.'
     )
 
   def only(self, key: str, *allowed: Any) -> None:
@@ -67,8 +67,8 @@ class Settings:
     value = self.values.get(key)
     if value is not None and value not in allowed:
       raise ValueError(
-          f'{key}={value!r} of model_type={self.family!r} is not supported; '
-          f'supported: {", ".join(repr(x) for x in allowed)}.'
+        f'{key}={value!r} of model_type={self.family!r} is not supported; '
+        f'supported: {", ".join(repr(x) for x in allowed)}.'
       )
 
   def refuse(self, *keys: str) -> None:
@@ -76,8 +76,8 @@ class Settings:
     for key in keys:
       if self.values.get(key):
         raise ValueError(
-            f'{key}={self.values[key]!r} is not supported for model_type='
-            f'{self.family!r}; remove it if it changes nothing.'
+          f'{key}={self.values[key]!r} is not supported for model_type='
+          f'{self.family!r}; remove it if it changes nothing.'
         )
 
   def activation(self, *keys: str, default: str = 'silu') -> str:
@@ -87,8 +87,8 @@ class Settings:
     name = self.get(key, default)
     if name not in ACTIVATIONS:
       raise ValueError(
-          f'Unknown activation {key}={name!r}; supported: '
-          f'{", ".join(sorted(ACTIVATIONS))}.'
+        f'Unknown activation {key}={name!r}; supported: '
+        f'{", ".join(sorted(ACTIVATIONS))}.'
       )
     return ACTIVATIONS[name]
 
@@ -104,8 +104,8 @@ class Settings:
     """Returns `total / parts`, which must be whole."""
     if total % parts:
       raise ValueError(
-          f'{key}={total} is not a multiple of the {parts} attention heads, '
-          'and config.json gives no head_dim.'
+        f'{key}={total} is not a multiple of the {parts} attention heads, '
+        'and config.json gives no head_dim.'
       )
     return total // parts
 
@@ -129,7 +129,7 @@ class Settings:
     kinds = self.get('layer_types', default)
     if len(kinds) != count:
       raise ValueError(
-          f'layer_types names {len(kinds)} layers; num_hidden_layers={count}.'
+        f'layer_types names {len(kinds)} layers; num_hidden_layers={count}.'
       )
     return [self._window(kind, window) for kind in kinds]
 
@@ -138,13 +138,13 @@ class Settings:
       return None
     if kind != 'sliding_attention':
       raise ValueError(
-          f"Unknown layer type {kind!r}; supported: 'full_attention', "
-          "'sliding_attention'."
+        f"Unknown layer type {kind!r}; supported: 'full_attention', "
+        "'sliding_attention'."
       )
     window = self.raw('sliding_window', default)
     if window is None:
       raise ValueError(
-          'layer_types has sliding_attention, but sliding_window is null.'
+        'layer_types has sliding_attention, but sliding_window is null.'
       )
     return window
 
@@ -154,22 +154,22 @@ class Settings:
     name = name.removeprefix('torch.')
     if name not in DTYPES:
       raise ValueError(
-          f'dtype={name!r} is not supported; supported: {", ".join(DTYPES)}.'
+        f'dtype={name!r} is not supported; supported: {", ".join(DTYPES)}.'
       )
     return name
 
   def model(
-      self,
-      layers: list[Layer],
-      *,
-      tied: bool,
-      norm: Norm,
-      embedding_scale: float = 1.0,
-      residual_scale: float = 1.0,
-      logit_scale: float = 1.0,
-      logit_softcap: float | None = None,
-      positions: int = 0,
-      encoder: Encoder | None = None,
+    self,
+    layers: list[Layer],
+    *,
+    tied: bool,
+    norm: Norm,
+    embedding_scale: float = 1.0,
+    residual_scale: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    positions: int = 0,
+    encoder: Encoder | None = None,
   ) -> ModelConfig:
     """Returns a config with what every family's config.json says alike.
 
@@ -180,16 +180,16 @@ class Settings:
         positions, encoder: as in `ModelConfig`.
     """
     return ModelConfig(
-        vocab_size=self.need('vocab_size'),
-        width=self.need('hidden_size', 'n_embd', 'd_model', 'n_embed'),
-        layers=tuple(layers),
-        norm=norm,
-        tied=bool(self.get('tie_word_embeddings', tied)),
-        embedding_scale=embedding_scale,
-        residual_scale=residual_scale,
-        logit_scale=logit_scale,
-        logit_softcap=logit_softcap,
-        positions=positions,
-        encoder=encoder,
-        dtype=self.dtype(),
+      vocab_size=self.need('vocab_size'),
+      width=self.need('hidden_size', 'n_embd', 'd_model', 'n_embed'),
+      layers=tuple(layers),
+      norm=norm,
+      tied=bool(self.get('tie_word_embeddings', tied)),
+      embedding_scale=embedding_scale,
+      residual_scale=residual_scale,
+      logit_scale=logit_scale,
+      logit_softcap=logit_softcap,
+      positions=positions,
+      encoder=encoder,
+      dtype=self.dtype(),
     )

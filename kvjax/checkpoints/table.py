@@ -83,8 +83,8 @@ def size(formula: str, sizes: Sizes) -> int:
   64
   """
   return math.prod(
-      sum(_letter(x, sizes) for x in factor.strip('()').split('+'))
-      for factor in formula.split('*')
+    sum(_letter(x, sizes) for x in factor.strip('()').split('+'))
+    for factor in formula.split('*')
   )
 
 
@@ -132,12 +132,12 @@ def _up_value(x: np.ndarray, sizes: Sizes) -> np.ndarray:
 
 
 SHAPERS: dict[str, Read] = {
-    'even': lambda x, _: x[..., ::2],
-    'odd': lambda x, _: x[..., 1::2],
-    'queries': _grouped(0),
-    'keys': _grouped(1),
-    'values': _grouped(2),
-    'up_key': _up_key,
-    'up_value': _up_value,
-    'kernel': lambda x, _: x.transpose(2, 1, 0),
+  'even': lambda x, _: x[..., ::2],
+  'odd': lambda x, _: x[..., 1::2],
+  'queries': _grouped(0),
+  'keys': _grouped(1),
+  'values': _grouped(2),
+  'up_key': _up_key,
+  'up_value': _up_value,
+  'kernel': lambda x, _: x.transpose(2, 1, 0),
 }

@@ -23,10 +23,10 @@ MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 BLOCK = 1 << 22  # bytes of a large tensor that are mapped at a time
 
 DTYPES: dict[str, Any] = {
-    'F64': np.float64,
-    'F32': np.float32,
-    'F16': np.float16,
-    'BF16': jnp.bfloat16,
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': jnp.bfloat16,
 }
 CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
 
@@ -35,29 +35,22 @@ class Stored(Protocol):
   """What a param is read from: a stored tensor, or one dequantized."""
 
   @property
-  def name(self) -> str:
-    ...
+  def name(self) -> str: ...
 
   @property
-  def shape(self) -> tuple[int, ...]:
-    ...
+  def shape(self) -> tuple[int, ...]: ...
 
   @property
-  def dtype(self) -> str:
-    ...
+  def dtype(self) -> str: ...
 
   @property
-  def size(self) -> int:
-    ...
+  def size(self) -> int: ...
 
-  def check_dtype(self) -> None:
-    ...
+  def check_dtype(self) -> None: ...
 
-  def read(self) -> np.ndarray:
-    ...
+  def read(self) -> np.ndarray: ...
 
-  def blocks(self) -> Iterator[np.ndarray]:
-    ...
+  def blocks(self) -> Iterator[np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +77,8 @@ class Tensor:
     """Raises ValueError for a type that holds no plain weights."""
     if self.dtype not in DTYPES:
       raise ValueError(
-          f'Tensor {self.name} is stored as {self.dtype}, which is no plain '
-          f'weight; supported: {", ".join(sorted(DTYPES))}.'
+        f'Tensor {self.name} is stored as {self.dtype}, which is no plain '
+        f'weight; supported: {", ".join(sorted(DTYPES))}.'
       )
 
   def read(self) -> np.ndarray:
@@ -94,7 +87,7 @@ class Tensor:
     if not self.size:
       return np.empty(self.shape, dtype)
     mapped = np.memmap(
-        self.path, np.uint8, 'r', offset=self.offset, shape=(self.size,)
+      self.path, np.uint8, 'r', offset=self.offset, shape=(self.size,)
     )
     return mapped.view(dtype).reshape(self.shape)
 
@@ -109,10 +102,10 @@ class Tensor:
     for start in range(0, rows, step):
       count = min(step, rows - start)
       yield dataclasses.replace(
-          self,
-          shape=(count, *rest),
-          offset=self.offset + start * width,
-          size=count * width,
+        self,
+        shape=(count, *rest),
+        offset=self.offset + start * width,
+        size=count * width,
       ).read()
 
 
@@ -135,9 +128,9 @@ def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
     files = sorted(path.glob('*.safetensors'))
   if len(files) != 1:
     raise FileNotFoundError(
-        f'{path} has neither {SINGLE} nor {INDEX} ({len(files)} other '
-        '*.safetensors). kvjax reads safetensors only; convert other formats '
-        'first.'
+      f'{path} has neither {SINGLE} nor {INDEX} ({len(files)} other '
+      '*.safetensors). kvjax reads safetensors only; convert other formats '
+      'first.'
     )
   return read_header(files[0])
 
@@ -154,14 +147,14 @@ def _open_shards(path: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
     for name, tensor in read_header(path / shard).items():
       if where.get(name) != shard:
         raise ValueError(
-            f'Tensor {name} lies in {shard}, but {index.name} says '
-            f'{where.get(name, "nothing of it")}.'
+          f'Tensor {name} lies in {shard}, but {index.name} says '
+          f'{where.get(name, "nothing of it")}.'
         )
       found[name] = tensor
   if lost := sorted(where.keys() - found.keys()):
     raise ValueError(
-        f'Tensor {lost[0]} is in no shard, though {index.name} places it in '
-        f'{where[lost[0]]} ({len(lost)} such).'
+      f'Tensor {lost[0]} is in no shard, though {index.name} places it in '
+      f'{where[lost[0]]} ({len(lost)} such).'
     )
   return found
 
@@ -177,15 +170,15 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
     length = int.from_bytes(file.read(8), 'little')
     if total < 8 or not 2 <= length <= min(total - 8, MAX_HEADER):
       raise ValueError(
-          f'{path} is truncated or no safetensors file: {total} bytes, a '
-          f'header of {length}.'
+        f'{path} is truncated or no safetensors file: {total} bytes, a '
+        f'header of {length}.'
       )
     header = _parse(path, file.read(length))
   start = 8 + length
   return {
-      name: _tensor(path, name, entry, start, total)
-      for name, entry in header.items()
-      if name != '__metadata__'
+    name: _tensor(path, name, entry, start, total)
+    for name, entry in header.items()
+    if name != '__metadata__'
   }
 
 
@@ -207,14 +200,14 @@ def _tensor(path, name, entry, start, total) -> Tensor:
     raise ValueError(f'{path} describes tensor {name} badly.') from None
   if not 0 <= begin <= end or start + end > total:
     raise ValueError(
-        f'{path} is truncated: tensor {name} ends at byte {start + end} of '
-        f'{total}.'
+      f'{path} is truncated: tensor {name} ends at byte {start + end} of '
+      f'{total}.'
     )
   tensor = Tensor(name, shape, dtype, path, start + begin, end - begin)
   width = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else None
   if width is not None and math.prod(shape) * width != tensor.size:
     raise ValueError(
-        f'{path}: tensor {name} {list(shape)} of {dtype} takes '
-        f'{math.prod(shape) * width} bytes; the header gives it {tensor.size}.'
+      f'{path}: tensor {name} {list(shape)} of {dtype} takes '
+      f'{math.prod(shape) * width} bytes; the header gives it {tensor.size}.'
     )
   return tensor

@@ -8,7 +8,7 @@ means what the family says of it.
 from collections.abc import Mapping
 from typing import Any
 
-WHOLE = '''
+WHOLE = """
   d_ff d_kv d_model decoder_attention_heads decoder_ffn_dim decoder_layers
   decoder_sparse_step dim_model_base encoder_attention_heads encoder_ffn_dim
   encoder_layers ffn_hidden_size first_k_dense_replace head_dim hidden_size
@@ -23,41 +23,41 @@ WHOLE = '''
   qk_rope_head_dim relative_attention_max_distance
   relative_attention_num_buckets sliding_window sliding_window_pattern
   topk_group v_head_dim vocab_size
-'''
-NUMBER = '''
+"""
+NUMBER = """
   attention_factor attn_logit_softcapping beta_fast beta_slow factor
   final_logit_softcapping high_freq_factor layer_norm_eps layer_norm_epsilon
   logit_scale low_freq_factor mscale mscale_all_dim partial_rotary_factor
   query_pre_attn_scalar rms_norm_eps rope_local_base_freq rope_theta
   routed_scaling_factor scale_depth scale_emb swiglu_alpha swiglu_limit
-'''
-SWITCH = '''
+"""
+SWITCH = """
   alibi attention_bias bias is_gated_act mlp_bias multi_query
   new_decoder_architecture norm_topk_prob parallel_attn rope_interleave
   scale_attn_by_inverse_layer_idx scale_attn_weights scale_decoder_outputs
   tie_word_embeddings truncate use_qk_norm use_sliding_window
-'''
-TEXT = '''
+"""
+TEXT = """
   activation activation_function dense_act_fn feed_forward_proj hidden_act
   hidden_activation model_type scoring_func topk_method
-'''
-LIST = '''
+"""
+LIST = """
   layer_types long_factor mlp_layer_types mlp_only_layers no_rope_layers
   short_factor
-'''
+"""
 OBJECT = 'quantization_config rope_parameters rope_scaling text_config'
 
 Types = tuple[type, ...]
 RULES: tuple[tuple[str, str, Types], ...] = (
-    (WHOLE, 'a whole number', (int,)),
-    (NUMBER, 'a number', (int, float)),
-    (SWITCH, 'true or false', (bool,)),
-    (TEXT, 'a text', (str,)),
-    (LIST, 'a list', (list, tuple)),
-    (OBJECT, 'an object', (Mapping,)),
+  (WHOLE, 'a whole number', (int,)),
+  (NUMBER, 'a number', (int, float)),
+  (SWITCH, 'true or false', (bool,)),
+  (TEXT, 'a text', (str,)),
+  (LIST, 'a list', (list, tuple)),
+  (OBJECT, 'an object', (Mapping,)),
 )
 KINDS: dict[str, tuple[str, Types]] = {
-    key: (rule, types) for keys, rule, types in RULES for key in keys.split()
+  key: (rule, types) for keys, rule, types in RULES for key in keys.split()
 }
 
 
@@ -69,6 +69,6 @@ def check_values(values: Mapping[str, Any]) -> None:
     rule, types = KINDS[key]
     # To Python true and false are whole numbers as well.
     if not isinstance(value, types) or (bool in types) != isinstance(
-        value, bool
+      value, bool
     ):
       raise ValueError(f'{key}={value!r} of config.json must be {rule}.')

@@ -35,12 +35,12 @@ class Options:
 
 
 def advance(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    tokens: jax.Array,
-    held: jax.Array,
-    options: Options,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  tokens: jax.Array,
+  held: jax.Array,
+  options: Options,
 ) -> tuple[jax.Array, Cache, tuple[Any, ...]]:
   """Feeds tokens `[B, T]` where `held [B, T]` is true.
 
@@ -54,7 +54,7 @@ def advance(
   cache, books, slots, step = place(cache, held, options)
   x = embed(config, params, tokens, step.positions)
   x, cache, weights = _layers(
-      config, params, cache, books, slots, step, x, options
+    config, params, cache, books, slots, step, x, options
   )
   lost = cache.overflow
   if cache.source is not None:
@@ -66,9 +66,9 @@ def _by_chunks(config, params, cache, tokens, held, options, chunk):
   """A kind that evicts takes a long call piece by piece."""
   if options.attention_layers:
     raise ValueError(
-        f'attention_layers={options.attention_layers} of {tokens.shape[1]} '
-        f'tokens at once: this cache evicts every {chunk}. Feed at most '
-        f'{chunk} tokens a call.'
+      f'attention_layers={options.attention_layers} of {tokens.shape[1]} '
+      f'tokens at once: this cache evicts every {chunk}. Feed at most '
+      f'{chunk} tokens a call.'
     )
   # Of a row that does not fit, no piece is written.
   cache, held = _admit(cache, held)
@@ -89,7 +89,7 @@ def _by_chunks(config, params, cache, tokens, held, options, chunk):
 
 
 def place(
-    cache: Cache, held: jax.Array, options: Options
+  cache: Cache, held: jax.Array, options: Options
 ) -> tuple[Cache, tuple[Any, ...], tuple[Any, ...], Step]:
   """Decides where tokens `held [B, T]` go, once for all layers.
 
@@ -104,17 +104,17 @@ def place(
     positions = jnp.where(held, before[:, None] + order, -1)
     after = before + jnp.sum(held, axis=1, dtype=jnp.int32)
     placed = [
-        kind.place(book, before, positions)
-        for kind, book in zip(kinds, cache.books, strict=True)
+      kind.place(book, before, positions)
+      for kind, book in zip(kinds, cache.books, strict=True)
     ]
   table = _tables(positions, cache.layout.rotary_length)
   choices = options.absorb, options.block, options.kernel
   step = Step(positions, before, after, table, *choices)
   old = cache.books
   cache = dataclasses.replace(
-      cache,
-      length=after,
-      books=tuple(book for book, _ in placed),
+    cache,
+    length=after,
+    books=tuple(book for book, _ in placed),
   )
   return cache, old, tuple(slots for _, slots in placed), step
 
@@ -165,13 +165,13 @@ def _layers(config, params, cache, old, slots, step, x, options):
 
     with jax.named_scope(f'layer_{index}'):
       x, (store, views[index], reading) = run_layer(
-          layer,
-          config.norm,
-          p,
-          x,
-          _attention(layer, p, params, memory, step, keep, views.get(owner)),
-          _cross(cache, layer, p, index),
-          config.residual_scale,
+        layer,
+        config.norm,
+        p,
+        x,
+        _attention(layer, p, params, memory, step, keep, views.get(owner)),
+        _cross(cache, layer, p, index),
+        config.residual_scale,
       )
       stores.append({} if store is None else store)
       if index == owner:
@@ -208,7 +208,7 @@ def _attention(layer, params, model, memory, step, keep, shared):
         streams = variant.leave(q, h, table)
       store, views = keep(streams)
     y, reading = read(
-        variant, q, h, views, memory.kind, model.get('relative'), step
+      variant, q, h, views, memory.kind, model.get('relative'), step
     )
     return y, (store, views, reading)
 
@@ -230,10 +230,10 @@ def _cross(cache, layer, params, index):
 
 
 def write_source(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    encoded: Encoded,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  encoded: Encoded,
 ) -> Cache:
   """Returns the cache with keys and values of the source in every layer."""
   cross = []
@@ -245,10 +245,10 @@ def write_source(
     streams = layer.cross.leave(q, encoded.hidden, None)
     if cache.cross is not None:
       streams = {
-          name: x.astype(cache.cross[index][name].dtype)
-          for name, x in streams.items()
+        name: x.astype(cache.cross[index][name].dtype)
+        for name, x in streams.items()
       }
     cross.append(streams)
   return dataclasses.replace(
-      cache, cross=tuple(cross), source=encoded.positions
+    cache, cross=tuple(cross), source=encoded.positions
   )

@@ -46,7 +46,7 @@ def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
   if not is_traced(cache.length, lengths):
     _check_rewind(cache, np.asarray(lengths))
   lengths = jnp.broadcast_to(
-      jnp.asarray(lengths, jnp.int32), (cache.batch_size,)
+    jnp.asarray(lengths, jnp.int32), (cache.batch_size,)
   )
   result, fits = _run(_rewind, donate, cache, lengths)
   return _refuse_lack_of_pages(result, fits, 'rewind')
@@ -88,15 +88,15 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
   if not is_traced(rows):
     host = np.asarray(rows)
     if (
-        host.ndim != 1
-        or not host.size
-        or not np.issubdtype(host.dtype, np.integer)
+      host.ndim != 1
+      or not host.size
+      or not np.issubdtype(host.dtype, np.integer)
     ):
       raise ValueError(f'rows={rows} must be a non-empty list of integers.')
     if host.min() < 0 or host.max() >= cache.batch_size:
       raise ValueError(
-          f'rows={host.tolist()} must lie in [0, {cache.batch_size}), the rows '
-          'of the cache.'
+        f'rows={host.tolist()} must lie in [0, {cache.batch_size}), the rows '
+        'of the cache.'
       )
   rows = jnp.asarray(rows, jnp.int32)
   # Buffers of another number of rows cannot be reused.
@@ -128,8 +128,8 @@ def concat(caches: Sequence[Cache]) -> Cache:
     check_alive(cache)
     if cache.layout != caches[0].layout or _source(cache) != _source(caches[0]):
       raise ValueError(
-          'Caches to concatenate must have the same kinds, codecs, capacity, '
-          'rotary length and source. Allocate them with the same init_cache.'
+        'Caches to concatenate must have the same kinds, codecs, capacity, '
+        'rotary length and source. Allocate them with the same init_cache.'
       )
   return _run(_concat, False, tuple(caches))
 
@@ -155,10 +155,10 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
     spec = kind.book(1, 1)
     names = jax.tree.map(lambda leaf: leaf.axes, spec, is_leaf=is_leaf)
     return jax.tree.map(
-        lambda axes, *x: f(*x, axes=axes),
-        names,
-        *(c.books[i] for c in caches),
-        is_leaf=lambda x: isinstance(x, tuple),
+      lambda axes, *x: f(*x, axes=axes),
+      names,
+      *(c.books[i] for c in caches),
+      is_leaf=lambda x: isinstance(x, tuple),
     )
 
   def stores(i, memory):
@@ -166,19 +166,19 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
       return {}
     axes = tuple(name for _, name in memory.kind.lead(1, 1))
     return jax.tree.map(
-        lambda *x: f(*x, axes=axes), *(c.stores[i] for c in caches)
+      lambda *x: f(*x, axes=axes), *(c.stores[i] for c in caches)
     )
 
   layout = first.layout
   by_batch = functools.partial(jax.tree.map, lambda *x: f(*x, axes=('batch',)))
   return dataclasses.replace(
-      first,
-      length=by_batch(*(c.length for c in caches)),
-      overflow=by_batch(*(c.overflow for c in caches)),
-      books=tuple(books(i, kind) for i, kind in enumerate(layout.kinds())),
-      stores=tuple(stores(i, m) for i, m in enumerate(layout.memories)),
-      cross=by_batch(*(c.cross for c in caches)),
-      source=by_batch(*(c.source for c in caches)),
+    first,
+    length=by_batch(*(c.length for c in caches)),
+    overflow=by_batch(*(c.overflow for c in caches)),
+    books=tuple(books(i, kind) for i, kind in enumerate(layout.kinds())),
+    stores=tuple(stores(i, m) for i, m in enumerate(layout.memories)),
+    cross=by_batch(*(c.cross for c in caches)),
+    source=by_batch(*(c.source for c in caches)),
   )
 
 
@@ -188,7 +188,7 @@ def _rewind(cache, lengths):
 
   def change(lengths):
     return _change_books(
-        cache, lambda kind, book: kind.rewind(book, cache.length, lengths)
+      cache, lambda kind, book: kind.rewind(book, cache.length, lengths)
     )
 
   # A row that stays keeps pages that others counted on: if any has to, all do
@@ -231,17 +231,17 @@ def _change_books(cache, change):
   for kind, book in zip(layout.kinds(), cache.books, strict=True):
     changed.append(change(kind, book))
   fits = functools.reduce(
-      jnp.logical_and,
-      (ok for _, ok, _ in changed),
-      jnp.ones_like(cache.overflow),
+    jnp.logical_and,
+    (ok for _, ok, _ in changed),
+    jnp.ones_like(cache.overflow),
   )
   stores = tuple(
-      store
-      if memory is None or changed[at][2] is None
-      else memory.kind.apply(store, changed[at][2])
-      for store, memory, at in zip(
-          cache.stores, layout.memories, layout.books, strict=True
-      )
+    store
+    if memory is None or changed[at][2] is None
+    else memory.kind.apply(store, changed[at][2])
+    for store, memory, at in zip(
+      cache.stores, layout.memories, layout.books, strict=True
+    )
   )
   books = tuple(book for book, _, _ in changed)
   return cache.replace(books=books, stores=stores), fits
@@ -252,13 +252,13 @@ def _concat(caches):
   shifted, before = [], [0] * len(kinds)
   for cache in caches:
     books = [
-        kind.shift(book, pages)
-        for kind, book, pages in zip(kinds, cache.books, before, strict=True)
+      kind.shift(book, pages)
+      for kind, book, pages in zip(kinds, cache.books, before, strict=True)
     ]
     shifted.append(cache.replace(books=tuple(books)))
     before = [
-        pages + book.positions.shape[1]
-        for pages, book in zip(before, cache.books, strict=True)
+      pages + book.positions.shape[1]
+      for pages, book in zip(before, cache.books, strict=True)
     ]
 
   def join(*leaves, axes):
@@ -270,26 +270,26 @@ def _concat(caches):
 
 def _check_rewind(cache: Cache, lengths: np.ndarray) -> None:
   if not np.issubdtype(lengths.dtype, np.integer) or lengths.shape not in (
-      (),
-      (cache.batch_size,),
+    (),
+    (cache.batch_size,),
   ):
     raise ValueError(
-        f'lengths={lengths.tolist()} must be one integer, or one a row '
-        f'({cache.batch_size}).'
+      f'lengths={lengths.tolist()} must be one integer, or one a row '
+      f'({cache.batch_size}).'
     )
   lengths = np.broadcast_to(lengths, (cache.batch_size,))
   with jax.ensure_compile_time_eval():  # a caller's jit may close over it
     have, low = np.asarray(cache.length), np.asarray(earliest(cache))
   for row in np.flatnonzero((lengths > have) | (lengths < 0)):
     raise ValueError(
-        f'Row {row}: cannot rewind to {lengths[row]}; it has seen {have[row]} '
-        'tokens. Rewind to between 0 and that.'
+      f'Row {row}: cannot rewind to {lengths[row]}; it has seen {have[row]} '
+      'tokens. Rewind to between 0 and that.'
     )
   for row in np.flatnonzero(lengths < low):
     raise ValueError(
-        f'Row {row}: cannot rewind from {have[row]} to {lengths[row]}; what a '
-        f'query there would see is forgotten. It can go back to {low[row]}; '
-        'give its kind more slack to go further.'
+      f'Row {row}: cannot rewind from {have[row]} to {lengths[row]}; what a '
+      f'query there would see is forgotten. It can go back to {low[row]}; '
+      'give its kind more slack to go further.'
     )
 
 
@@ -298,8 +298,8 @@ def _refuse_lack_of_pages(result: Cache, fits: jax.Array, call: str) -> Cache:
     return result
   row = int(np.argmin(np.asarray(fits)))
   raise ValueError(
-      f'Row {row}: out of pages for the copy of a shared page that {call} '
-      'needs. The cache is unchanged. Give the pool more pages.'
+    f'Row {row}: out of pages for the copy of a shared page that {call} '
+    'needs. The cache is unchanged. Give the pool more pages.'
   )
 
 

@@ -58,9 +58,9 @@ class Layout:
   def kinds(self) -> tuple[Kind, ...]:
     """Returns the kind of each book."""
     found = {
-        book: memory.kind
-        for book, memory in zip(self.books, self.memories, strict=True)
-        if memory is not None
+      book: memory.kind
+      for book, memory in zip(self.books, self.memories, strict=True)
+      if memory is not None
     }
     return tuple(found[i] for i in range(len(found)))
 
@@ -114,16 +114,16 @@ class Cache:
 
 
 def init_cache(
-    config: ModelConfig,
-    batch_size: int,
-    capacity: int,
-    dtype: Any = None,
-    *,
-    kinds: Kind | Sequence[Kind | None] | None = None,
-    codec: Codec | None = None,
-    slack: int = 0,
-    rotary_length: int | None = None,
-    source_length: int | None = None,
+  config: ModelConfig,
+  batch_size: int,
+  capacity: int,
+  dtype: Any = None,
+  *,
+  kinds: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  slack: int = 0,
+  rotary_length: int | None = None,
+  source_length: int | None = None,
 ) -> Cache:
   """Returns an empty cache, its buffers allocated once and for all.
 
@@ -147,53 +147,53 @@ def init_cache(
     ValueError: a size is not positive, or a kind cannot serve a layer.
   """
   spec = cache_spec(
-      config,
-      batch_size,
-      capacity,
-      dtype,
-      kinds=kinds,
-      codec=codec,
-      slack=slack,
-      rotary_length=rotary_length,
-      source_length=source_length,
+    config,
+    batch_size,
+    capacity,
+    dtype,
+    kinds=kinds,
+    codec=codec,
+    slack=slack,
+    rotary_length=rotary_length,
+    source_length=source_length,
   )
   return jax.tree.map(Leaf.allocate, spec, is_leaf=is_leaf)
 
 
 def cache_spec(
-    config: ModelConfig,
-    batch_size: int,
-    capacity: int,
-    dtype: Any = None,
-    *,
-    kinds: Kind | Sequence[Kind | None] | None = None,
-    codec: Codec | None = None,
-    slack: int = 0,
-    rotary_length: int | None = None,
-    source_length: int | None = None,
+  config: ModelConfig,
+  batch_size: int,
+  capacity: int,
+  dtype: Any = None,
+  *,
+  kinds: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  slack: int = 0,
+  rotary_length: int | None = None,
+  source_length: int | None = None,
 ) -> Cache:
   """Returns the cache that `init_cache` allocates, with `Leaf`s for arrays."""
   check_sizes(batch_size=batch_size, capacity=capacity)
   if source_length is not None:
     check_sizes(source_length=source_length)
   layout = make_layout(
-      config,
-      capacity,
-      dtype_of(config, dtype),
-      kinds,
-      codec,
-      slack,
-      rotary_length,
+    config,
+    capacity,
+    dtype_of(config, dtype),
+    kinds,
+    codec,
+    slack,
+    rotary_length,
   )
   return arrange(config, layout, batch_size, source_length, dtype)
 
 
 def arrange(
-    config: ModelConfig,
-    layout: Layout,
-    batch_size: int,
-    source_length: int | None = None,
-    dtype: Any = None,
+  config: ModelConfig,
+  layout: Layout,
+  batch_size: int,
+  source_length: int | None = None,
+  dtype: Any = None,
 ) -> Cache:
   """Returns the cache of a layout, with `Leaf`s for arrays.
 
@@ -201,20 +201,20 @@ def arrange(
   """
   heads = _heads_by_book(config, layout)
   books = tuple(
-      kind.book(batch_size, heads[i]) for i, kind in enumerate(layout.kinds())
+    kind.book(batch_size, heads[i]) for i, kind in enumerate(layout.kinds())
   )
   stores = tuple(
-      {} if memory is None else _store_spec(layer.attention, memory, batch_size)
-      for layer, memory in zip(config.layers, layout.memories, strict=True)
+    {} if memory is None else _store_spec(layer.attention, memory, batch_size)
+    for layer, memory in zip(config.layers, layout.memories, strict=True)
   )
   return Cache(
-      length=leaf((batch_size,), jnp.int32, ('batch',)),
-      overflow=leaf((batch_size,), jnp.bool_, ('batch',)),
-      books=books,
-      stores=stores,
-      cross=_cross_spec(config, batch_size, source_length, dtype),
-      source=_source_spec(config, batch_size, source_length),
-      layout=layout,
+    length=leaf((batch_size,), jnp.int32, ('batch',)),
+    overflow=leaf((batch_size,), jnp.bool_, ('batch',)),
+    books=books,
+    stores=stores,
+    cross=_cross_spec(config, batch_size, source_length, dtype),
+    source=_source_spec(config, batch_size, source_length),
+    layout=layout,
   )
 
 
@@ -224,34 +224,34 @@ def is_leaf(x: Any) -> bool:
 
 
 def make_layout(
-    config: ModelConfig,
-    capacity: int,
-    dtype: Any,
-    kinds: Kind | Sequence[Kind | None] | None,
-    codec: Codec | None,
-    slack: int,
-    rotary_length: int | None,
+  config: ModelConfig,
+  capacity: int,
+  dtype: Any,
+  kinds: Kind | Sequence[Kind | None] | None,
+  codec: Codec | None,
+  slack: int,
+  rotary_length: int | None,
 ) -> Layout:
   """Returns kinds, codecs and books of a cache."""
   check_choices(kinds, codec)
   if config.positions and capacity > config.positions:
     raise ValueError(
-        f'capacity={capacity} exceeds the {config.positions} learned positions '
-        'of the model. Use at most that.'
+      f'capacity={capacity} exceeds the {config.positions} learned positions '
+      'of the model. Use at most that.'
     )
   if isinstance(kinds, Kind) or kinds is None:
     kinds = [kinds] * len(config.layers)
   if len(kinds) != len(config.layers):
     raise ValueError(
-        f'{len(kinds)} kinds for {len(config.layers)} layers: give one kind '
-        'for all, or one a layer (None for its default).'
+      f'{len(kinds)} kinds for {len(config.layers)} layers: give one kind '
+      'for all, or one a layer (None for its default).'
     )
   memories, books, found = [], [], {}
   for index, kind in enumerate(kinds):
     served = [
-        layer.attention
-        for i, layer in enumerate(config.layers)
-        if config.owner(i) == index
+      layer.attention
+      for i, layer in enumerate(config.layers)
+      if config.owner(i) == index
     ]
     memory = _memory(served, kind, codec, capacity, dtype, slack)
     memories.append(memory)
@@ -261,13 +261,13 @@ def make_layout(
     own = (memory.kind, index if memory.kind.book_per_layer else None)
     books.append(found.setdefault(own, len(found)))
   depends = any(
-      layer.attention.rotary is not None
-      and layer.attention.rotary.depends_on_length
-      for layer in config.layers
+    layer.attention.rotary is not None
+    and layer.attention.rotary.depends_on_length
+    for layer in config.layers
   )
   length = (rotary_length or capacity) if depends else 0
   return Layout(
-      tuple(memories), tuple(books), capacity, length, config.positions
+    tuple(memories), tuple(books), capacity, length, config.positions
   )
 
 
@@ -318,9 +318,9 @@ def check_alive(cache: Cache) -> None:
     return
   if length.is_deleted():
     raise DonatedCacheError(
-        'This cache was donated to an earlier prefill, decode_step or '
-        'generate, which reused its buffers. Use the cache that call '
-        'returned, or pass donate=False to it.'
+      'This cache was donated to an earlier prefill, decode_step or '
+      'generate, which reused its buffers. Use the cache that call '
+      'returned, or pass donate=False to it.'
     )
 
 
@@ -330,29 +330,29 @@ def _memory(served, kind, codec, capacity, dtype, slack) -> Memory | None:
     return None
   if not all(variant.visibility.causal for variant in served):
     raise ValueError(
-        'A layer with visibility.causal=False has no exact cache: old rows '
-        'change with every new token. Use forward.'
+      'A layer with visibility.causal=False has no exact cache: old rows '
+      'change with every new token. Use forward.'
     )
   kind = (kind or default_kind(served, slack)).bind(capacity)
   if getattr(kind, 'renumber', False) and any(
-      variant.rotary is None or variant.bias is not None for variant in served
+    variant.rotary is None or variant.bias is not None for variant in served
   ):
     raise ValueError(
-        'Sinks(renumber=True) rotates queries: the layer needs rotary '
-        'positions and no position bias. Use renumber=False.'
+      'Sinks(renumber=True) rotates queries: the layer needs rotary '
+      'positions and no position bias. Use renumber=False.'
     )
   codecs = tuple(
-      (name, codec if codec is not None and stream.quantize else Plain())
-      for name, stream in served[0].streams().items()
+    (name, codec if codec is not None and stream.quantize else Plain())
+    for name, stream in served[0].streams().items()
   )
   return Memory(kind, codecs, dtype)
 
 
 def _heads_by_book(config, layout) -> dict[int, int]:
   return {
-      book: next(iter(layer.attention.streams().values())).heads
-      for book, layer in zip(layout.books, config.layers, strict=True)
-      if book >= 0
+    book: next(iter(layer.attention.streams().values())).heads
+    for book, layer in zip(layout.books, config.layers, strict=True)
+    if book >= 0
   }
 
 
@@ -363,8 +363,8 @@ def _store_spec(variant, memory: Memory, batch: int) -> dict[str, Any]:
     lead = memory.kind.lead(batch, stream.heads)
     sizes, axes = zip(*lead, strict=True)
     spec[name] = jax.tree.map(
-        lambda t, s=sizes, a=axes: Leaf(s + t.shape, t.dtype, a + t.axes),
-        codec.leaves(stream.width, memory.dtype),
+      lambda t, s=sizes, a=axes: Leaf(s + t.shape, t.dtype, a + t.axes),
+      codec.leaves(stream.width, memory.dtype),
     )
   return spec
 
@@ -375,11 +375,11 @@ def _cross_spec(config, batch, source_length, dtype):
   dtype = dtype_of(config, dtype)
   axes = ('batch', 'kv_heads', 'source', 'width')
   return tuple(
-      {
-          name: leaf((batch, s.heads, source_length, s.width), dtype, axes)
-          for name, s in cross_streams(layer.cross).items()
-      }
-      for layer in config.layers
+    {
+      name: leaf((batch, s.heads, source_length, s.width), dtype, axes)
+      for name, s in cross_streams(layer.cross).items()
+    }
+    for layer in config.layers
   )
 
 

@@ -55,25 +55,25 @@ class Rules:
 
 
 def generate(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    logits: jax.Array,
-    num_tokens: int,
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    seed: Any = 0,
-    stop_tokens: Sequence[int] = (),
-    stop_lengths: Any = None,
-    log_probs: bool = False,
-    block: int = 32,
-    progress: Progress | None = None,
-    stream: Stream | None = None,
-    donate: bool = True,
-    kernel: str | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  logits: jax.Array,
+  num_tokens: int,
+  *,
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  min_p: float | None = None,
+  seed: Any = 0,
+  stop_tokens: Sequence[int] = (),
+  stop_lengths: Any = None,
+  log_probs: bool = False,
+  block: int = 32,
+  progress: Progress | None = None,
+  stream: Stream | None = None,
+  donate: bool = True,
+  kernel: str | None = None,
 ) -> Any:
   """Samples tokens, each from the logits after the one before.
 
@@ -133,7 +133,7 @@ def generate(
     stops = bool(rules.stop_tokens) or stop_lengths is not None
     told = _Told(num_tokens, stops, progress, stream)
     cache, parts = _blocks(
-        config, params, cache, run, rules, first, block, told
+      config, params, cache, run, rules, first, block, told
     )
   tokens, scores = _join(parts, num_tokens)
   return (tokens, cache, scores) if log_probs else (tokens, cache)
@@ -171,11 +171,11 @@ def _blocks(config, params, cache, run, rules, first, block, told):
 def _new_run(limit: Any, seed: Any) -> Run:
   batch = len(limit)
   return Run(
-      token=jnp.full((batch,), NO_TOKEN, jnp.int32),
-      count=jnp.zeros((batch,), jnp.int32),
-      alive=jnp.asarray(limit > 0),
-      keys=row_keys(seed, batch),
-      limit=jnp.asarray(limit),
+    token=jnp.full((batch,), NO_TOKEN, jnp.int32),
+    count=jnp.zeros((batch,), jnp.int32),
+    alive=jnp.asarray(limit > 0),
+    keys=row_keys(seed, batch),
+    limit=jnp.asarray(limit),
   )
 
 
@@ -189,8 +189,8 @@ def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> Any:
   whole = np.issubdtype(limit.dtype, np.integer)
   if limit.shape != (batch,) or not whole or limit.min() < 0:
     raise ValueError(
-        f'stop_lengths={limit.tolist()} must be {batch} integers, one a row, '
-        'none negative.'
+      f'stop_lengths={limit.tolist()} must be {batch} integers, one a row, '
+      'none negative.'
     )
   return np.minimum(limit, num_tokens).astype(np.int32)
 
@@ -232,9 +232,9 @@ def _steps(config, params, cache, run, rules, count):
 
 
 _steps_jit = jax.jit(
-    _steps,
-    static_argnames=('config', 'rules', 'count'),
-    donate_argnames=('cache',),
+  _steps,
+  static_argnames=('config', 'rules', 'count'),
+  donate_argnames=('cache',),
 )
 
 

@@ -35,21 +35,21 @@ class Inspection:
 
   def __str__(self) -> str:
     head = (
-        f'Cache of {self.batch_size} rows, capacity {self.capacity}, tokens '
-        f'{self.lengths}, {self.total_bytes:,} bytes'
+      f'Cache of {self.batch_size} rows, capacity {self.capacity}, tokens '
+      f'{self.lengths}, {self.total_bytes:,} bytes'
     )
     names = [f.name for f in dataclasses.fields(LayerFacts)]
     cells = [names] + [
-        [
-            f'{getattr(row, n):,}' if n == 'bytes' else str(getattr(row, n))
-            for n in names
-        ]
-        for row in self.rows
+      [
+        f'{getattr(row, n):,}' if n == 'bytes' else str(getattr(row, n))
+        for n in names
+      ]
+      for row in self.rows
     ]
     widths = [max(len(r[i]) for r in cells) for i in range(len(names))]
     lines = [
-        '  '.join(c.rjust(w) for c, w in zip(r, widths, strict=True))
-        for r in cells
+      '  '.join(c.rjust(w) for c, w in zip(r, widths, strict=True))
+      for r in cells
     ]
     return '\n'.join([head] + lines)
 
@@ -71,20 +71,20 @@ def inspect(cache: Cache) -> Inspection:
     filled, span = _filled(memory.kind, book, cache.length)
     codec = {type(c).__name__.lower() for _, c in memory.codecs} - {'plain'}
     rows.append(
-        LayerFacts(
-            index,
-            memory.kind.name,
-            ''.join(sorted(codec)) or str(np.dtype(memory.dtype)),
-            memory.kind.row_slots,
-            filled,
-            span,
-            _nbytes(cache.stores[index]),
-        )
+      LayerFacts(
+        index,
+        memory.kind.name,
+        ''.join(sorted(codec)) or str(np.dtype(memory.dtype)),
+        memory.kind.row_slots,
+        filled,
+        span,
+        _nbytes(cache.stores[index]),
+      )
     )
   lengths = _known(cache.length)
   text = '?' if lengths is None else _range(lengths)
   return Inspection(
-      cache.batch_size, layout.capacity, text, tuple(rows), _nbytes(cache)
+    cache.batch_size, layout.capacity, text, tuple(rows), _nbytes(cache)
   )
 
 
@@ -98,17 +98,17 @@ def check(cache: Cache) -> None:
     rows = np.flatnonzero((np.asarray(cache.source) < 0).all(axis=1)).tolist()
     if rows:
       raise ValueError(
-          f'Rows {rows} hold no source, and their logits are NaN. Call prefill '
-          'with encoded=kvjax.encode(config, params, source).'
+        f'Rows {rows} hold no source, and their logits are NaN. Call prefill '
+        'with encoded=kvjax.encode(config, params, source).'
       )
   overflow = np.asarray(cache.overflow)
   if overflow.any():
     rows = np.flatnonzero(overflow).tolist()
     raise ValueError(
-        f'Rows {rows} were given tokens beyond the capacity of '
-        f'{cache.layout.capacity}; those were not written and the logits of '
-        'these rows have been NaN since. Rewind the rows, or decode with a '
-        'larger capacity.'
+      f'Rows {rows} were given tokens beyond the capacity of '
+      f'{cache.layout.capacity}; those were not written and the logits of '
+      'these rows have been NaN since. Rewind the rows, or decode with a '
+      'larger capacity.'
     )
 
 

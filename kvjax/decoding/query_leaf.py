@@ -33,7 +33,7 @@ class Recording(Grouped):
     return super().streams() | {LEAF: Stream(self.num_heads, self.key_width)}
 
   def leave(
-      self, params: Mapping[str, Any], x: jax.Array, table: Table
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
     query = self.ask(params, x, table, False)['key']
     rows = query.reshape(query.shape[0], self.num_heads, *query.shape[3:])
@@ -73,8 +73,8 @@ def recording(config: ModelConfig) -> ModelConfig:
     own = layer.attention
     if not isinstance(own, Grouped) or own.shared_from is not None:
       raise ValueError(
-          f'layer {index} has {type(own).__name__} attention; only '
-          'Grouped that owns its streams records queries. Use such layers.'
+        f'layer {index} has {type(own).__name__} attention; only '
+        'Grouped that owns its streams records queries. Use such layers.'
       )
     fields = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
     layers.append(dataclasses.replace(layer, attention=Recording(**fields)))
@@ -87,7 +87,7 @@ def leaves(cache: Cache) -> tuple[jax.Array, ...]:
 
 
 def forms(
-    config: ModelConfig, batch_size: int, capacity: int, num_tokens: int = 3
+  config: ModelConfig, batch_size: int, capacity: int, num_tokens: int = 3
 ) -> tuple[Form, ...]:
   """Compiles the three forms and returns what each occupies.
 
@@ -101,13 +101,13 @@ def forms(
   one = measure(programs.compile(programs.step))
   many = measure(programs.compile(programs.loop(num_tokens, False)))
   return (
-      _form('in and out', programs.compile(programs.in_and_out), one),
-      _form('in, not out', programs.compile(programs.in_not_out), one),
-      _form(
-          'in the carry of a loop, not out',
-          programs.compile(programs.loop(num_tokens, True)),
-          many,
-      ),
+    _form('in and out', programs.compile(programs.in_and_out), one),
+    _form('in, not out', programs.compile(programs.in_not_out), one),
+    _form(
+      'in the carry of a loop, not out',
+      programs.compile(programs.loop(num_tokens, True)),
+      many,
+    ),
   )
 
 
@@ -139,7 +139,7 @@ class _Programs:
   def in_and_out(self, params, cache, query, token):
     whole = self._join(cache, query)
     logits, whole = decode_step(
-        self.recorded, params, whole, token, block=self.capacity
+      self.recorded, params, whole, token, block=self.capacity
     )
     return logits, *self._part(whole, cache)
 
@@ -171,7 +171,7 @@ class _Programs:
     return dataclasses.replace(cache, stores=stores, layout=spec.layout)
 
   def _part(
-      self, whole: Cache, cache: Cache
+    self, whole: Cache, cache: Cache
   ) -> tuple[Cache, tuple[jax.Array, ...]]:
     drop = lambda store: {n: x for n, x in store.items() if n != LEAF}
     stores = tuple(map(drop, whole.stores))
@@ -186,10 +186,10 @@ def _form(name: str, compiled: Any, base: Measured) -> Form:
   except ValueError:  # No such argument: nothing uses it.
     asked = None
   return Form(
-      name,
-      found.arguments - base.arguments,
-      found.alias - base.alias,
-      found.temporaries - base.temporaries,
-      asked,
-      readers(compiled, "cache.stores[0]['key']"),
+    name,
+    found.arguments - base.arguments,
+    found.alias - base.alias,
+    found.temporaries - base.temporaries,
+    asked,
+    readers(compiled, "cache.stores[0]['key']"),
   )

@@ -35,7 +35,7 @@ class Sampling:
   def __post_init__(self):
     if not self.temperature >= 0:
       raise ValueError(
-          f'temperature={self.temperature} must not be negative; 0 is greedy.'
+        f'temperature={self.temperature} must not be negative; 0 is greedy.'
       )
     if self.top_k is not None and self.top_k < 1:
       raise ValueError(f'top_k={self.top_k} must be at least 1, or None.')
@@ -46,7 +46,7 @@ class Sampling:
 
 
 def sample(
-    logits: jax.Array, keys: jax.Array, sampling: Sampling
+  logits: jax.Array, keys: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a token a row.
 

@@ -22,17 +22,17 @@ from kvjax.caches.scores import HeavyHitters, LastQuery, Recency
 from kvjax.caches.sinks import Sinks
 
 KINDS: dict[str, type[Kind]] = {
-    'dense': Dense,
-    'ring': Ring,
-    'sinks': Sinks,
-    'paged': Paged,
-    'bounded': Bounded,
+  'dense': Dense,
+  'ring': Ring,
+  'sinks': Sinks,
+  'paged': Paged,
+  'bounded': Bounded,
 }
 CODECS: dict[str, Any] = {'plain': Plain, 'int8': Int8}
 SCORES: dict[str, Any] = {
-    'heavy_hitters': HeavyHitters,
-    'last_query': LastQuery,
-    'recency': Recency,
+  'heavy_hitters': HeavyHitters,
+  'last_query': LastQuery,
+  'recency': Recency,
 }
 DEFAULT = 'default'
 
@@ -53,9 +53,9 @@ def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
       codec = _make(CODECS[name], name, fields)
     elif name != DEFAULT or fields:
       raise ValueError(
-          f'cache={text!r}: {name!r} is no name of one kind and one codec; '
-          f'kinds: {", ".join(KINDS)}; codecs: {", ".join(CODECS)}. Write '
-          'kind:field=value,...+codec, or default.'
+        f'cache={text!r}: {name!r} is no name of one kind and one codec; '
+        f'kinds: {", ".join(KINDS)}; codecs: {", ".join(CODECS)}. Write '
+        'kind:field=value,...+codec, or default.'
       )
   return kind, codec
 
@@ -70,8 +70,8 @@ def check_choices(kinds: Any, codec: Any) -> None:
     if isinstance(text, str):
       kind, made = parse_cache(text)
       raise ValueError(
-          f'{text!r} is a name, and no cache kind or codec. Give '
-          f'{_given(kind, made)}.'
+        f'{text!r} is a name, and no cache kind or codec. Give '
+        f'{_given(kind, made)}.'
       )
   for kind in each:
     if kind is not None and not isinstance(kind, Kind):
@@ -85,7 +85,7 @@ def check_choices(kinds: Any, codec: Any) -> None:
 def _given(kind: Kind | None, codec: Codec | None) -> str:
   found = [f'the kind {kind}'] * (kind is not None)
   return (
-      ' and '.join(found + [f'codec={codec}'] * (codec is not None)) or 'None'
+    ' and '.join(found + [f'codec={codec}'] * (codec is not None)) or 'None'
   )
 
 
@@ -98,8 +98,8 @@ def _make(made: Any, name: str, text: str) -> Any:
     field, _, value = pair.partition('=')
     if field not in known:
       raise ValueError(
-          f'cache={name}:{pair}: {name} has no field {field!r}; its fields: '
-          f'{", ".join(known) or "none"}.'
+        f'cache={name}:{pair}: {name} has no field {field!r}; its fields: '
+        f'{", ".join(known) or "none"}.'
       )
     given[field] = _read(f'cache={name}:{pair}', known[field], value)
   return made(**given)

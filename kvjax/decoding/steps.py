@@ -25,18 +25,18 @@ from kvjax.native.loaded import asking
 
 
 def prefill(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    tokens: jax.Array,
-    lengths: Any = None,
-    *,
-    padding: str = 'right',
-    encoded: Encoded | None = None,
-    donate: bool = True,
-    absorb: bool | None = None,
-    block: int | None = None,
-    kernel: str | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  tokens: jax.Array,
+  lengths: Any = None,
+  *,
+  padding: str = 'right',
+  encoded: Encoded | None = None,
+  donate: bool = True,
+  absorb: bool | None = None,
+  block: int | None = None,
+  kernel: str | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Feeds tokens and returns the logits of each row's last one.
 
@@ -68,19 +68,19 @@ def prefill(
 
 
 def extend(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    tokens: jax.Array,
-    lengths: Any = None,
-    *,
-    padding: str = 'right',
-    encoded: Encoded | None = None,
-    donate: bool = False,
-    absorb: bool | None = None,
-    block: int | None = None,
-    kernel: str | None = None,
-    attention_layers: Sequence[int] = (),
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  tokens: jax.Array,
+  lengths: Any = None,
+  *,
+  padding: str = 'right',
+  encoded: Encoded | None = None,
+  donate: bool = False,
+  absorb: bool | None = None,
+  block: int | None = None,
+  kernel: str | None = None,
+  attention_layers: Sequence[int] = (),
 ) -> Any:
   """Feeds any number of tokens to a warm cache and returns all their logits.
 
@@ -104,28 +104,28 @@ def extend(
   layers = len(config.layers)
   if not all(0 <= index < layers for index in attention_layers):
     raise ValueError(
-        f'attention_layers={tuple(attention_layers)} must lie in [0, {layers}),'
-        ' the layers of the model.'
+      f'attention_layers={tuple(attention_layers)} must lie in [0, {layers}),'
+      ' the layers of the model.'
     )
   options = Options(absorb, block, kernel, tuple(attention_layers))
   run = _choose(_extend, donate)
   logits, cache, weights = run(
-      config, params, cache, tokens, held, encoded, options
+    config, params, cache, tokens, held, encoded, options
   )
   return (logits, cache, weights) if attention_layers else (logits, cache)
 
 
 def decode_step(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    token: jax.Array,
-    active: jax.Array | None = None,
-    *,
-    donate: bool = True,
-    absorb: bool | None = None,
-    block: int | None = None,
-    kernel: str | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  token: jax.Array,
+  active: jax.Array | None = None,
+  *,
+  donate: bool = True,
+  absorb: bool | None = None,
+  block: int | None = None,
+  kernel: str | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token a row; never waits for the device.
 
@@ -169,8 +169,8 @@ def _check(config, cache, tokens, lengths, padding, encoded):
   check_source(config, cache, encoded)
   if not tokens.shape[1]:
     raise ValueError(
-        f'tokens have shape {tokens.shape}: feed at least one a row (-1 where '
-        'a row has none).'
+      f'tokens have shape {tokens.shape}: feed at least one a row (-1 where '
+      'a row has none).'
     )
   count = _host_counts(tokens, lengths)
   held = row_mask(tokens, lengths, padding)
@@ -187,7 +187,7 @@ def _check(config, cache, tokens, lengths, padding, encoded):
 
 
 def check_source(
-    config: ModelConfig, cache: Cache, encoded: Encoded | None = None
+  config: ModelConfig, cache: Cache, encoded: Encoded | None = None
 ) -> None:
   """Raises ValueError if a model with an encoder has no source to read.
 
@@ -202,8 +202,8 @@ def check_source(
       raise ValueError(f'The cache holds no source yet. {fix}')
   elif encoded.positions.shape[0] != cache.batch_size:
     raise ValueError(
-        f'encoded has {encoded.positions.shape[0]} rows and the cache '
-        f'{cache.batch_size}: encode one source a row.'
+      f'encoded has {encoded.positions.shape[0]} rows and the cache '
+      f'{cache.batch_size}: encode one source a row.'
     )
 
 
@@ -217,13 +217,13 @@ def _host_counts(tokens, lengths) -> np.ndarray | None:
   lengths = np.asarray(lengths)
   if lengths.shape != (batch,) or not np.issubdtype(lengths.dtype, np.integer):
     raise ValueError(
-        f'lengths have shape {lengths.shape} and dtype {lengths.dtype}; they '
-        f'must be {batch} integers, one a row.'
+      f'lengths have shape {lengths.shape} and dtype {lengths.dtype}; they '
+      f'must be {batch} integers, one a row.'
     )
   if lengths.min(initial=0) < 0 or lengths.max(initial=0) > width:
     raise ValueError(
-        f'lengths={lengths.tolist()} must lie between 0 and the {width} tokens '
-        'given.'
+      f'lengths={lengths.tolist()} must lie between 0 and the {width} tokens '
+      'given.'
     )
   return lengths
 
@@ -245,17 +245,17 @@ def check_room(cache: Cache, count: np.ndarray) -> None:
       fits = np.asarray(kind.admits(book, cache.length, jnp.asarray(count)))
     for row in np.flatnonzero(~fits):
       raise ValueError(
-          f'Row {row}: out of pages for {count[row]} more tokens after '
-          f'{have[row]}. Nothing was written. Give the pool more pages, or '
-          'free some by rewinding rows that are done.'
+        f'Row {row}: out of pages for {count[row]} more tokens after '
+        f'{have[row]}. Nothing was written. Give the pool more pages, or '
+        'free some by rewinding rows that are done.'
       )
 
 
 def _room(count: int, have: int, limit: int) -> str:
   return (
-      f'{count} tokens do not fit: the cache holds {have} of its capacity of '
-      f'{limit}. Nothing was written. Feed at most {limit - have}, rewind, or '
-      'allocate more with init_cache(capacity=...).'
+    f'{count} tokens do not fit: the cache holds {have} of its capacity of '
+    f'{limit}. Nothing was written. Feed at most {limit - have}, rewind, or '
+    'allocate more with init_cache(capacity=...).'
   )
 
 
@@ -269,9 +269,9 @@ def _choose(run: Any, donate: bool) -> Any:
 @functools.cache
 def _jitted(run: Any, donate: bool) -> Any:
   return jax.jit(
-      run,
-      static_argnames=('config', 'options'),
-      donate_argnames=('cache',) if donate else (),
+    run,
+    static_argnames=('config', 'options'),
+    donate_argnames=('cache',) if donate else (),
   )
 
 
@@ -312,6 +312,6 @@ def _decode_step(config, params, cache, token, active, options):
   if active is not None:
     held &= active
   x, cache, _ = advance(
-      config, params, cache, token[:, None], held[:, None], options
+    config, params, cache, token[:, None], held[:, None], options
   )
   return unembed(config, params, x)[:, 0], cache

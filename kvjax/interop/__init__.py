@@ -8,10 +8,10 @@ from kvjax.interop.layer import attend, init_cache
 from kvjax.interop.weights import from_linen, from_nnx, to_linen, to_nnx
 
 __all__ = (
-    'attend',
-    'from_linen',
-    'from_nnx',
-    'init_cache',
-    'to_linen',
-    'to_nnx',
+  'attend',
+  'from_linen',
+  'from_nnx',
+  'init_cache',
+  'to_linen',
+  'to_nnx',
 )

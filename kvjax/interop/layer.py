@@ -21,37 +21,37 @@ from kvjax.models.mlp import MLP
 
 
 def init_cache(
-    variant: Grouped | Latent,
-    batch_size: int,
-    capacity: int,
-    dtype: Any = 'float32',
-    *,
-    kind: Kind | None = None,
-    codec: Codec | None = None,
-    rotary_length: int | None = None,
+  variant: Grouped | Latent,
+  batch_size: int,
+  capacity: int,
+  dtype: Any = 'float32',
+  *,
+  kind: Kind | None = None,
+  codec: Codec | None = None,
+  rotary_length: int | None = None,
 ) -> Cache:
   """Returns an empty cache of one layer; arguments as in `kvjax.init_cache`."""
   config = ModelConfig(1, 1, (Layer(variant, MLP(1)),))
   return caches.init_cache(
-      config,
-      batch_size,
-      capacity,
-      dtype,
-      kinds=kind,
-      codec=codec,
-      rotary_length=rotary_length,
+    config,
+    batch_size,
+    capacity,
+    dtype,
+    kinds=kind,
+    codec=codec,
+    rotary_length=rotary_length,
   )
 
 
 def attend(
-    variant: Grouped | Latent,
-    params: Mapping[str, Any],
-    cache: Cache,
-    x: jax.Array,
-    active: jax.Array | None = None,
-    *,
-    absorb: bool | None = None,
-    kernel: str | None = None,
+  variant: Grouped | Latent,
+  params: Mapping[str, Any],
+  cache: Cache,
+  x: jax.Array,
+  active: jax.Array | None = None,
+  *,
+  absorb: bool | None = None,
+  kernel: str | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Feeds activations through a layer's attention and its cache. Pure.
 
@@ -74,15 +74,15 @@ def attend(
   chunk, tokens = cache.layout.chunk, x.shape[1]
   if chunk is not None and chunk < tokens:
     raise ValueError(
-        f'{tokens} tokens at once: this cache evicts every {chunk}. Feed at '
-        f'most {chunk} a call, or give the kind slack={tokens - 1}.'
+      f'{tokens} tokens at once: this cache evicts every {chunk}. Feed at '
+      f'most {chunk} a call, or give the kind slack={tokens - 1}.'
     )
   (memory,) = cache.layout.memories
   if memory is None:
     raise ValueError('The layer shares its keys and values: it has no cache.')
   held = jnp.ones(x.shape[:2], bool) if active is None else active
   cache, (old,), (slots,), step = place(
-      cache, held, Options(absorb, kernel=kernel)
+    cache, held, Options(absorb, kernel=kernel)
   )
   (book,), (store,) = cache.books, cache.stores
   streams = variant.leave(params, x, step.table(variant.rotary, None))

@@ -41,36 +41,36 @@ def from_linen(params: Mapping[str, Any]) -> tuple[Grouped, dict[str, Any]]:
   names = {*PROJECTIONS, 'out'}
   if not names <= params.keys() <= names | norms:
     raise ValueError(
-        f'params have {sorted(params)}; an attention of Flax has '
-        f'{sorted(names)}, and perhaps {sorted(norms)}.'
+      f'params have {sorted(params)}; an attention of Flax has '
+      f'{sorted(names)}, and perhaps {sorted(norms)}.'
     )
   kernels = {name: params[name]['kernel'] for name in PROJECTIONS}
   width, heads, key_width = kernels['query'].shape
   for name in ('key', 'value'):
     if kernels[name].shape[0] != width:
       raise ValueError(
-          f'{name} reads {kernels[name].shape[0]} features and query {width}: '
-          'only attention of a sequence to itself leaves a cache.'
+        f'{name} reads {kernels[name].shape[0]} features and query {width}: '
+        'only attention of a sequence to itself leaves a cache.'
       )
   if params['out']['kernel'].shape[-1] != width:
     raise ValueError(
-        f'out makes {params["out"]["kernel"].shape[-1]} features of {width}: '
-        'in a stack of layers they are as many.'
+      f'out makes {params["out"]["kernel"].shape[-1]} features of {width}: '
+      'in a stack of layers they are as many.'
     )
   biased = 'bias' in params['query']
   attention = Grouped(
-      heads,
-      kernels['key'].shape[1],
-      key_width,
-      projection_bias=biased,
-      output_bias=biased,
-      qk_norm=NORM if 'query_ln' in params else None,
+    heads,
+    kernels['key'].shape[1],
+    key_width,
+    projection_bias=biased,
+    output_bias=biased,
+    qk_norm=NORM if 'query_ln' in params else None,
   )
   return attention, _to_kvjax(params)
 
 
 def to_linen(
-    attention: Grouped, params: Mapping[str, Any]
+  attention: Grouped, params: Mapping[str, Any]
 ) -> dict[str, dict[str, jax.Array]]:
   """Returns linen's `params` collection of one attention.
 
@@ -81,13 +81,13 @@ def to_linen(
   _check(attention)
   if isinstance(params['output'], CodedWeight):
     raise ValueError(
-        "params are quantized, and Flax's attention takes floating weights: "
-        'give those that they were made of.'
+      "params are quantized, and Flax's attention takes floating weights: "
+      'give those that they were made of.'
     )
   heads = {
-      'query': attention.num_heads,
-      'key': attention.num_kv_heads,
-      'value': attention.num_kv_heads,
+    'query': attention.num_heads,
+    'key': attention.num_kv_heads,
+    'value': attention.num_kv_heads,
   }
   found: dict[str, dict[str, jax.Array]] = {}
   for name, count in heads.items():
@@ -107,7 +107,7 @@ def to_linen(
 
 
 def from_nnx(
-    module: 'nnx.MultiHeadAttention',
+  module: 'nnx.MultiHeadAttention',
 ) -> tuple[Grouped, dict[str, Any]]:
   """Returns the attention and its params of an nnx module; see `from_linen`."""
   from flax import nnx  # slow to import, and who asks has it
@@ -117,9 +117,9 @@ def from_nnx(
 
 
 def to_nnx(
-    attention: Grouped,
-    params: Mapping[str, Any],
-    module: 'nnx.MultiHeadAttention',
+  attention: Grouped,
+  params: Mapping[str, Any],
+  module: 'nnx.MultiHeadAttention',
 ) -> 'nnx.MultiHeadAttention':
   """Sets the weights of an nnx module, as nnx does, and returns the module.
 
@@ -135,7 +135,7 @@ def to_nnx(
   shapes = [jax.tree.map(jnp.shape, tree) for tree in (old, new)]
   if shapes[0] != shapes[1]:
     raise ValueError(
-        f'The module has weights {shapes[0]}; the params are {shapes[1]}.'
+      f'The module has weights {shapes[0]}; the params are {shapes[1]}.'
     )
   nnx.replace_by_pure_dict(state, new)
   nnx.update(module, state)
@@ -162,21 +162,21 @@ def _to_kvjax(params: Mapping[str, Any]) -> dict[str, Any]:
 def _check(attention: Grouped) -> None:
   width = attention.key_width
   wrong = {
-      'value_width': attention.value_width not in (None, width),
-      'rotary': attention.rotary is not None,
-      'scale': attention.scale not in (None, width**-0.5),
-      'softcap': attention.softcap is not None,
-      'bias': attention.bias is not None,
-      'sinks': attention.sinks,
-      'output_bias': attention.output_bias != attention.projection_bias,
-      'qk_norm': attention.qk_norm not in (None, NORM),
-      'qk_norm_joint': attention.qk_norm_joint,
-      'qk_norm_each': attention.qk_norm_each,
-      'shared_from': attention.shared_from is not None,
+    'value_width': attention.value_width not in (None, width),
+    'rotary': attention.rotary is not None,
+    'scale': attention.scale not in (None, width**-0.5),
+    'softcap': attention.softcap is not None,
+    'bias': attention.bias is not None,
+    'sinks': attention.sinks,
+    'output_bias': attention.output_bias != attention.projection_bias,
+    'qk_norm': attention.qk_norm not in (None, NORM),
+    'qk_norm_joint': attention.qk_norm_joint,
+    'qk_norm_each': attention.qk_norm_each,
+    'shared_from': attention.shared_from is not None,
   }
   for name, is_wrong in wrong.items():
     if is_wrong:
       raise ValueError(
-          f'{name}={getattr(attention, name)!r}: attention of Flax has no '
-          'such thing. Keep this one in kvjax.'
+        f'{name}={getattr(attention, name)!r}: attention of Flax has no '
+        'such thing. Keep this one in kvjax.'
       )

@@ -9,12 +9,12 @@ from kvjax.kernels.selection import KERNELS, attend_view, available, choose
 from kvjax.target import targeting
 
 __all__ = (
-    'KERNELS',
-    'Bias',
-    'Scoring',
-    'attend_view',
-    'available',
-    'choose',
-    'interpreted',
-    'targeting',
+  'KERNELS',
+  'Bias',
+  'Scoring',
+  'attend_view',
+  'available',
+  'choose',
+  'interpreted',
+  'targeting',
 )

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.caches.view import (
-    Streams,
-    View,
-    by_row,
-    contiguous_view,
-    held_by_row,
+  Streams,
+  View,
+  by_row,
+  contiguous_view,
+  held_by_row,
 )
 from kvjax.kernels.scoring import Scoring
 from kvjax.target import target
@@ -27,12 +27,12 @@ MANY = 128  # rows of queries that a CPU multiplies as they lie
 
 
 def attend(
-    queries: Streams,
-    positions: jax.Array,
-    view: View,
-    scoring: Scoring,
-    *,
-    block: int | None = None,
+  queries: Streams,
+  positions: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view, block by block.
 
@@ -62,7 +62,7 @@ def attend(
 
   blocks = jax.tree.map(lambda q: split(q, 3), queries), split(positions, 1)
   parts = jax.lax.map(
-      lambda b: _attend_rows(b[0], b[1], view, scoring, block), blocks
+    lambda b: _attend_rows(b[0], b[1], view, scoring, block), blocks
   )
 
   def join(x):
@@ -94,9 +94,9 @@ def _attend_rows(queries, positions, view, scoring, block):
     return new, total * keep + weights.sum(axis=-1), out
 
   carry = (
-      jnp.full(lead, -jnp.inf, jnp.float32),
-      jnp.zeros(lead, jnp.float32),
-      jnp.zeros(lead + width[-1:], jnp.float32),
+    jnp.full(lead, -jnp.inf, jnp.float32),
+    jnp.zeros(lead, jnp.float32),
+    jnp.zeros(lead + width[-1:], jnp.float32),
   )
   filled = view.filled
   if view.ordered and tokens > 1:
@@ -121,14 +121,14 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def attend_stored(
-    scoring: Scoring,
-    queries: Streams,
-    positions: jax.Array,
-    stored: Streams,
-    held: jax.Array,
-    filled: Any,
-    table: jax.Array | None = None,
-    **part: int,
+  scoring: Scoring,
+  queries: Streams,
+  positions: jax.Array,
+  stored: Streams,
+  held: jax.Array,
+  filled: Any,
+  table: jax.Array | None = None,
+  **part: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to whole `Stored` streams: what kernels that read them compute."""
   if table is not None:
@@ -140,14 +140,14 @@ def attend_stored(
 
 
 def received(
-    queries: Streams,
-    positions: jax.Array,
-    lse: jax.Array,
-    view: View,
-    scoring: Scoring,
-    *,
-    heads: int | None = None,
-    block: int | None = None,
+  queries: Streams,
+  positions: jax.Array,
+  lse: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  heads: int | None = None,
+  block: int | None = None,
 ) -> jax.Array:
   """Returns the weight each slot received of all queries, `[B, heads, S]`.
 
@@ -167,7 +167,7 @@ def received(
     weights = weights.reshape(shape).sum(axis=2)
     old = jax.lax.dynamic_slice_in_dim(total, start, size, axis=2)
     return jax.lax.dynamic_update_slice_in_dim(
-        total, old + weights, start, axis=2
+      total, old + weights, start, axis=2
     )
 
   none = jnp.zeros((lse.shape[0], heads, view.slots), jnp.float32)
@@ -175,11 +175,11 @@ def received(
 
 
 def attention_weights(
-    queries: Streams,
-    positions: jax.Array,
-    lse: jax.Array,
-    view: View,
-    scoring: Scoring,
+  queries: Streams,
+  positions: jax.Array,
+  lse: jax.Array,
+  view: View,
+  scoring: Scoring,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns weights `[B, K, G, T, S]` and positions `[B, 1 | K, S]` of slots.
 
@@ -188,7 +188,7 @@ def attention_weights(
   groups, tokens = lse.shape[2:]
   streams, keys = view.fetch(0, view.slots)
   scores, seen = _scores(
-      _rows(queries), streams, positions, keys, scoring, groups
+    _rows(queries), streams, positions, keys, scoring, groups
   )
   flat = finite(lse).reshape(lse.shape[:2] + (-1, 1))
   weights = jnp.where(seen, jnp.exp(scores - flat), 0.0)
@@ -199,8 +199,8 @@ def attention_weights(
 def _rows(queries: Streams) -> Streams:
   """Folds `[B, K, G, T, H]` to `[B, K, G T, H]`: the queries of one key."""
   return {
-      name: q.reshape(q.shape[:2] + (-1, q.shape[-1]))
-      for name, q in queries.items()
+    name: q.reshape(q.shape[:2] + (-1, q.shape[-1]))
+    for name, q in queries.items()
   }
 
 
@@ -231,10 +231,10 @@ def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
   """
   stream = _wide(stream)
   scores = jnp.einsum(
-      'BKSH,BKRH->BKSR',
-      stream,
-      queries.astype(stream.dtype),
-      preferred_element_type=jnp.float32,
+    'BKSH,BKRH->BKSR',
+    stream,
+    queries.astype(stream.dtype),
+    preferred_element_type=jnp.float32,
   )
   if target() == 'cpu' and queries.shape[2] < MANY:
     scores = jax.lax.optimization_barrier(scores)
@@ -278,7 +278,7 @@ def finite(x: jax.Array) -> jax.Array:
 
 
 def normalize(
-    top: jax.Array, total: jax.Array, out: jax.Array
+  top: jax.Array, total: jax.Array, out: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns output and log-sum-exp of sums scaled by `exp(-top)`."""
   empty = total == 0

@@ -80,7 +80,7 @@ def _refuses_streams(view: View, scoring: Scoring) -> str:
 
 
 def attend(
-    queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+  queries: Streams, positions: jax.Array, view: View, scoring: Scoring
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`.
 
@@ -100,8 +100,8 @@ def _attend(rule, queries, positions, stored, held, filled):
   del filled
   # A masked weight is 0, and 0 times what lies in an empty slot may be NaN.
   key, value = (
-      jnp.where((held >= 0)[..., None], stored[name].codes, 0)
-      for name in ('key', rule.value)
+    jnp.where((held >= 0)[..., None], stored[name].codes, 0)
+    for name in ('key', rule.value)
   )
   batch, heads, groups, tokens, width = queries['key'].shape
   query = queries['key'].astype(key.dtype)
@@ -162,7 +162,7 @@ def _take(x: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _call(
-    rule: Scoring, query, key, value, rows, keys, *, causal: bool
+  rule: Scoring, query, key, value, rows, keys, *, causal: bool
 ) -> tuple[Any, Any]:
   """Returns output `[B, N, T, H]` and log-sum-exp `[B, N, T]`, float32.
 
@@ -177,31 +177,31 @@ def _call(
   window = rule.visibility.window if causal else None
   if not at_home():
     wide = [
-        jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (query, key, value)
+      jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (query, key, value)
     ]
     out, lse = jax.nn.dot_product_attention(
-        *wide,
-        scale=float(rule.scale),
-        is_causal=causal,
-        query_seq_lengths=rows,
-        key_value_seq_lengths=keys,
-        local_window_size=None if window is None else (window - 1, 0),
-        implementation='xla',
-        return_residual=True,
+      *wide,
+      scale=float(rule.scale),
+      is_causal=causal,
+      query_seq_lengths=rows,
+      key_value_seq_lengths=keys,
+      local_window_size=None if window is None else (window - 1, 0),
+      implementation='xla',
+      return_residual=True,
     )
     return jnp.swapaxes(out, 1, 2), jnp.swapaxes(lse, 1, 2)
   cudnn = importlib.import_module(_ROOM)
   masks = cudnn.MaskType
   out, lse = cudnn.dot_product_attention(
-      query,
-      key,
-      value,
-      q_seqlen=rows,
-      kv_seqlen=keys,
-      scale=float(rule.scale),
-      mask_type=masks.PADDING_CAUSAL if causal else masks.PADDING,
-      qkv_layout='BNTH',
-      sliding_window_length=window,
-      return_residual=True,
+    query,
+    key,
+    value,
+    q_seqlen=rows,
+    kv_seqlen=keys,
+    scale=float(rule.scale),
+    mask_type=masks.PADDING_CAUSAL if causal else masks.PADDING,
+    qkv_layout='BNTH',
+    sliding_window_length=window,
+    return_residual=True,
   )
   return out.astype(jnp.float32), lse

@@ -37,7 +37,7 @@ def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
 
 
 def attend(
-    queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+  queries: Streams, positions: jax.Array, view: View, scoring: Scoring
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`."""
   assert view.stored is not None and view.positions is not None
@@ -46,7 +46,7 @@ def attend(
   queries = {name: q.astype(jnp.float32) for name, q in queries.items()}
   filled = jnp.asarray(view.filled, jnp.int32)
   rule = Scoring(
-      scoring.scale, scoring.value, scoring.softcap, scoring.visibility
+    scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
   shown = view.first, view.last
   held, table = view.positions, view.table
@@ -66,21 +66,21 @@ def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
   if shared < 0:
     streams += _operands(value)
   call = jax.ffi.ffi_call(
-      loaded.DECODE,
-      (
-          jax.ShapeDtypeStruct(lead + value.codes.shape[-1:], jnp.float32),
-          jax.ShapeDtypeStruct(lead, jnp.float32),
-      ),
-      vmap_method='sequential',
+    loaded.DECODE,
+    (
+      jax.ShapeDtypeStruct(lead + value.codes.shape[-1:], jnp.float32),
+      jax.ShapeDtypeStruct(lead, jnp.float32),
+    ),
+    vmap_method='sequential',
   )
   return call(
-      positions,
-      held,
-      filled,
-      jnp.zeros((0,), jnp.int32) if table is None else table,
-      *streams,
-      shared=np.int32(shared),
-      **_rule(rule, *shown),
+    positions,
+    held,
+    filled,
+    jnp.zeros((0,), jnp.int32) if table is None else table,
+    *streams,
+    shared=np.int32(shared),
+    **_rule(rule, *shown),
   )
 
 
@@ -88,7 +88,7 @@ def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
 def _attend_jvp(rule, shown, primals, tangents):
   first, last = shown
   plain = functools.partial(
-      blockwise.attend_stored, rule, first=first, last=last
+    blockwise.attend_stored, rule, first=first, last=last
   )
   return jax.jvp(plain, primals, tangents)
 
@@ -102,12 +102,12 @@ def _rule(rule: Scoring, first: int, last: int) -> dict[str, Any]:
   """Returns the attributes of the call; 0 stands for none."""
   seen = rule.visibility
   return {
-      'scale': np.float32(rule.scale),
-      'softcap': np.float32(rule.softcap or 0),
-      'causal': np.int32(seen.causal),
-      'window': np.int32(seen.window or 0),
-      'chunk': np.int32(seen.chunk or 0),
-      'sink_tokens': np.int32(seen.sink_tokens),
-      'first': np.int32(first),
-      'last': np.int32(last),
+    'scale': np.float32(rule.scale),
+    'softcap': np.float32(rule.softcap or 0),
+    'causal': np.int32(seen.causal),
+    'window': np.int32(seen.window or 0),
+    'chunk': np.int32(seen.chunk or 0),
+    'sink_tokens': np.int32(seen.sink_tokens),
+    'first': np.int32(first),
+    'last': np.int32(last),
   }

@@ -27,14 +27,14 @@ LOG2E = math.log2(math.e)
 # Jitted of itself, so that a program lowers it once for all its layers.
 @functools.partial(jax.jit, static_argnames=('launch', 'groups'))
 def flash_decode(
-    queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    positions: jax.Array,
-    held: jax.Array,
-    span: jax.Array,
-    launch: Launch,
-    groups: int,
+  queries: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  positions: jax.Array,
+  held: jax.Array,
+  span: jax.Array,
+  launch: Launch,
+  groups: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns attention of each split, to be merged by log-sum-exp.
 
@@ -62,22 +62,22 @@ def flash_decode(
     _program(launch, *refs, **scratch)
 
   call = plgpu.kernel(
-      kernel,
-      out_type=[
-          jax.ShapeDtypeStruct((*lead, values.shape[3]), jnp.float32),
-          jax.ShapeDtypeStruct(lead, jnp.float32),
-      ],
-      scratch_types=_scratch(launch, queries, values),
-      grid=(launch.splits, heads, batch),
-      grid_names=('split', 'head', 'row'),
-      num_threads=2,
-      thread_name='warpgroup',
-      kernel_name='flash_decode',
-      compiler_params=plgpu.CompilerParams(
-          approx_math=True,
-          lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
-      ),
-      **({} if launch.interpret is None else {'interpret': launch.interpret}),
+    kernel,
+    out_type=[
+      jax.ShapeDtypeStruct((*lead, values.shape[3]), jnp.float32),
+      jax.ShapeDtypeStruct(lead, jnp.float32),
+    ],
+    scratch_types=_scratch(launch, queries, values),
+    grid=(launch.splits, heads, batch),
+    grid_names=('split', 'head', 'row'),
+    num_threads=2,
+    thread_name='warpgroup',
+    kernel_name='flash_decode',
+    compiler_params=plgpu.CompilerParams(
+      approx_math=True,
+      lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+    ),
+    **({} if launch.interpret is None else {'interpret': launch.interpret}),
   )
   out, lse = call(queries, keys, values, positions, held, span)
   return out, lse
@@ -102,16 +102,16 @@ def scratch(launch: Launch, keys, values) -> dict[str, Any]:
   ring = (launch.stages, launch.block)
   tile = tile_of(keys.dtype)
   return {
-      'k_s': tile((*ring, keys.shape[3])),
-      'v_s': tile((*ring, value_width)),
-      'held_s': plgpu.SMEM(ring, jnp.int32),
-      'out_s': plgpu.SMEM((ROWS, value_width), jnp.float32),
-      'lse_s': plgpu.SMEM((ROWS,), jnp.float32),
-      'q_full': plgpu.Barrier(),
-      # Keys and positions arrive together.
-      'k_full': plgpu.Barrier(num_arrivals=2, num_barriers=launch.stages),
-      'v_full': plgpu.Barrier(num_barriers=launch.stages),
-      'free': plgpu.Barrier(num_barriers=launch.stages),
+    'k_s': tile((*ring, keys.shape[3])),
+    'v_s': tile((*ring, value_width)),
+    'held_s': plgpu.SMEM(ring, jnp.int32),
+    'out_s': plgpu.SMEM((ROWS, value_width), jnp.float32),
+    'lse_s': plgpu.SMEM((ROWS,), jnp.float32),
+    'q_full': plgpu.Barrier(),
+    # Keys and positions arrive together.
+    'k_full': plgpu.Barrier(num_arrivals=2, num_barriers=launch.stages),
+    'v_full': plgpu.Barrier(num_barriers=launch.stages),
+    'free': plgpu.Barrier(num_barriers=launch.stages),
   }
 
 
@@ -122,7 +122,7 @@ def _program(
 ) -> None:  # fmt: skip
   """One program: `_g` lies in global memory, `_s` in shared."""
   split, h, b, warpgroup = (
-      jax.lax.axis_index(name) for name in ('split', 'head', 'row', 'warpgroup')
+    jax.lax.axis_index(name) for name in ('split', 'head', 'row', 'warpgroup')
   )
   first, end, full = (span_g[b, i] for i in range(3))
   begin, count = share(first, end, split, launch)
@@ -150,7 +150,7 @@ def _compute(
 ):  # fmt: skip
   plgpu.barrier_wait(q_full)
   out_s[...], lse_s[...] = attend_blocks(
-      launch, q_s, asked, begin, count, full, **ring
+    launch, q_s, asked, begin, count, full, **ring
   )
   write((out_s, lse_s), results)
 
@@ -175,9 +175,9 @@ def attend_blocks(
   refs = k_s, v_s, held_s, k_full, v_full, free
   turn = functools.partial(_turn, launch, asked, query, *refs, begin, full)
   start = (
-      jnp.full((ROWS,), -jnp.inf, jnp.float32),
-      jnp.zeros((ROWS,), jnp.float32),
-      jnp.zeros((ROWS, v_s.shape[-1]), jnp.float32),
+    jnp.full((ROWS,), -jnp.inf, jnp.float32),
+    jnp.zeros((ROWS,), jnp.float32),
+    jnp.zeros((ROWS, v_s.shape[-1]), jnp.float32),
   )
   return _finish(*jax.lax.fori_loop(0, count, turn, start))
 
@@ -234,7 +234,7 @@ def _turn(
   at = jax.lax.rem(i, launch.stages)
   plgpu.barrier_wait(k_full.at[at])
   scores = _product(
-      launch, query, k_s.at[at], (ROWS, launch.block), turned=True
+    launch, query, k_s.at[at], (ROWS, launch.block), turned=True
   )
   scores = _scored(launch, scores)
   seen = _seen(launch, asked, held_s[at])

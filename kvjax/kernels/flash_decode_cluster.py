@@ -28,13 +28,13 @@ from kvjax.kernels.tiling import ROWS, Launch
 # Jitted of itself, so that a program lowers it once for all its layers.
 @functools.partial(jax.jit, static_argnames='launch')
 def flash_decode_cluster(
-    queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    positions: jax.Array,
-    held: jax.Array,
-    span: jax.Array,
-    launch: Launch,
+  queries: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  positions: jax.Array,
+  held: jax.Array,
+  span: jax.Array,
+  launch: Launch,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns attention, merged.
 
@@ -65,21 +65,21 @@ def flash_decode_cluster(
     _program(launch, *refs, **scratch)
 
   call = plgpu.kernel(
-      kernel,
-      out_type=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in types],
-      scratch_types=_scratch(launch, queries, keys, values),
-      grid=(heads, batch),
-      grid_names=('head', 'row'),
-      cluster=(launch.splits,),
-      cluster_names=('split',),
-      num_threads=2,
-      thread_name='warpgroup',
-      kernel_name='flash_decode_cluster',
-      compiler_params=plgpu.CompilerParams(
-          approx_math=True,
-          lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
-      ),
-      **({} if launch.interpret is None else {'interpret': launch.interpret}),
+    kernel,
+    out_type=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in types],
+    scratch_types=_scratch(launch, queries, keys, values),
+    grid=(heads, batch),
+    grid_names=('head', 'row'),
+    cluster=(launch.splits,),
+    cluster_names=('split',),
+    num_threads=2,
+    thread_name='warpgroup',
+    kernel_name='flash_decode_cluster',
+    compiler_params=plgpu.CompilerParams(
+      approx_math=True,
+      lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+    ),
+    **({} if launch.interpret is None else {'interpret': launch.interpret}),
   )
   out, lse, *_ = call(queries, keys, values, positions, held, span)
   return out, lse
@@ -98,7 +98,7 @@ def _scratch(launch: Launch, queries, keys, values) -> dict[str, Any]:
   found['q_s'] = parts.tile_of(keys.dtype)(shape)
   if launch.splits > 1:
     found['met'] = plgpu.ClusterBarrier(
-        collective_axes=('split',), num_barriers=2
+      collective_axes=('split',), num_barriers=2
     )
   return found
 
@@ -110,7 +110,7 @@ def _program(
 ) -> None:  # fmt: skip
   """One program: `_g` lies in global memory, `_s` in shared."""
   split, h, b, warpgroup = (
-      jax.lax.axis_index(name) for name in ('split', 'head', 'row', 'warpgroup')
+    jax.lax.axis_index(name) for name in ('split', 'head', 'row', 'warpgroup')
   )
   asked = [positions_g[b, t] for t in range(positions_g.shape[1])]
   if launch.ordered:

@@ -18,12 +18,12 @@ from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.spans import spans
 from kvjax.kernels.stored import refuses_stored
 from kvjax.kernels.tiling import (
-    BLOCK,
-    LANES,
-    ROWS,
-    TWICE,
-    Launch,
-    choose_stages,
+  BLOCK,
+  LANES,
+  ROWS,
+  TWICE,
+  Launch,
+  choose_stages,
 )
 from kvjax.kernels.tuning import Problem
 from kvjax.target import target
@@ -36,8 +36,8 @@ def missing() -> str:
   if target() == 'gpu' or interpreter.settings() is not None:
     return ''
   return (
-      f'it runs on a Hopper GPU, not on {target()}; '
-      'kvjax.kernels.interpreted() runs it on a CPU, slowly'
+    f'it runs on a Hopper GPU, not on {target()}; '
+    'kvjax.kernels.interpreted() runs it on a CPU, slowly'
   )
 
 
@@ -74,15 +74,15 @@ def _refuses_streams(view: View, scoring: Scoring) -> str:
 
 
 def attend(
-    queries: Streams,
-    positions: jax.Array,
-    view: View,
-    scoring: Scoring,
-    *,
-    block: int | None = None,
-    stages: int | None = None,
-    splits: int | None = None,
-    merge: str | None = None,
+  queries: Streams,
+  positions: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
+  stages: int | None = None,
+  splits: int | None = None,
+  merge: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`.
 
@@ -102,24 +102,24 @@ def attend(
   stored: Streams = {n: view.stored[n] for n in ('key', scoring.value)}
   key, value = stored['key'].codes, stored[scoring.value].codes
   problem = Problem(
-      math.prod(key.shape[:2]), view.slots, key.shape[3], value.shape[3]
+    math.prod(key.shape[:2]), view.slots, key.shape[3], value.shape[3]
   )
   cut = tuning.cut(problem, block, stages, splits, merge)
   if cut.merge == 'inside' and cut.splits > 1 and interpreter.settings():
     if reason := interpreter.missing_clusters():
       raise ValueError(f"{reason}. Give merge='after', or splits=1.")
   launch = Launch(
-      rule=scoring.visibility,
-      scale=scoring.scale,
-      softcap=scoring.softcap,
-      splits=cut.splits,
-      block=cut.block,
-      stages=cut.stages,
-      interpret=interpreter.settings(),
-      ordered=view.ordered,
+    rule=scoring.visibility,
+    scale=scoring.scale,
+    softcap=scoring.softcap,
+    splits=cut.splits,
+    block=cut.block,
+    stages=cut.stages,
+    interpret=interpreter.settings(),
+    ordered=view.ordered,
   )
   rule = Scoring(
-      scoring.scale, scoring.value, scoring.softcap, scoring.visibility
+    scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
   filled = jnp.asarray(view.filled, jnp.int32)
   static = rule, launch, cut.merge
@@ -136,17 +136,17 @@ def _attend(static, queries, positions, stored, held, filled):
   rows = groups * tokens
   attend_rows: Any = _in_one_launch if merge == 'inside' else _in_three
   out, lse = attend_rows(
-      launch,
-      query.reshape(batch, heads, rows, width),
-      (key, stored[rule.value].codes),
-      positions,
-      held,
-      filled,
+    launch,
+    query.reshape(batch, heads, rows, width),
+    (key, stored[rule.value].codes),
+    positions,
+    held,
+    filled,
   )
   shape = batch, heads, groups, tokens
   return (
-      out[:, :, :rows].reshape(*shape, out.shape[-1]),
-      lse[:, :, :rows].reshape(shape),
+    out[:, :, :rows].reshape(*shape, out.shape[-1]),
+    lse[:, :, :rows].reshape(shape),
   )
 
 
@@ -160,7 +160,7 @@ def _in_three(launch, query, stored, positions, held, filled):
   span = spans(positions, held, filled, launch.rule, launch.ordered)
   groups = rows // positions.shape[1]
   return merge(
-      *flash_decode(tile, *stored, positions, held, span, launch, groups)
+    *flash_decode(tile, *stored, positions, held, span, launch, groups)
   )
 
 

@@ -29,20 +29,20 @@ def available() -> dict[str, str]:
   if not reason and target() != 'cpu':
     reason = f'it runs on cpu, not on {target()}'
   return {
-      'ffi': reason,
-      'blockwise': '',
-      'mosaic_gpu': mosaic_gpu.missing(),
-      'cudnn': cudnn.missing(),
+    'ffi': reason,
+    'blockwise': '',
+    'mosaic_gpu': mosaic_gpu.missing(),
+    'cudnn': cudnn.missing(),
   }
 
 
 def choose(
-    queries: Streams,
-    view: View,
-    scoring: Scoring,
-    *,
-    block: int | None = None,
-    kernel: str | None = None,
+  queries: Streams,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
+  kernel: str | None = None,
 ) -> str:
   """Returns the name of the kernel that attends to a view.
 
@@ -66,8 +66,8 @@ def choose(
   reason = reason or _refuses_block(name, view, block)
   if reason and (kernel or (wanted and absent)):
     raise ValueError(
-        f"kernel={name!r} cannot serve: {reason}. Use kernel='blockwise', or "
-        f'None (and no {VARIABLE}) for the fastest that can.'
+      f"kernel={name!r} cannot serve: {reason}. Use kernel='blockwise', or "
+      f'None (and no {VARIABLE}) for the fastest that can.'
     )
   # A size of block is a choice of the block loop, unless a kernel is named. On
   # several devices a plain jit would gather the cache for a call that it cannot
@@ -85,20 +85,19 @@ def _refuses_block(name: str, view: View, block: int | None) -> str:
     return f'block={block} is a size for the block loop; this one takes none'
   if block < BLOCK or block % BLOCK or view.slots % block:
     return (
-        f'block={block} is no multiple of {BLOCK} that divides {view.slots} '
-        'slots'
+      f'block={block} is no multiple of {BLOCK} that divides {view.slots} slots'
     )
   return ''
 
 
 def attend_view(
-    queries: Streams,
-    positions: jax.Array,
-    view: View,
-    scoring: Scoring,
-    *,
-    block: int | None = None,
-    kernel: str | None = None,
+  queries: Streams,
+  positions: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
+  kernel: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to one view by the chosen kernel.
 
@@ -131,10 +130,10 @@ def attend_view(
   # One program may be lowered for another platform than the process runs on.
   if name == 'ffi':
     return jax.lax.platform_dependent(
-        queries, positions, cpu=native, default=plain
+      queries, positions, cpu=native, default=plain
     )
   if (mosaic_gpu if name == 'mosaic_gpu' else cudnn).at_home():
     return jax.lax.platform_dependent(
-        queries, positions, cuda=native, default=plain
+      queries, positions, cuda=native, default=plain
     )
   return native(queries, positions)

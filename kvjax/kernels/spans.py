@@ -9,11 +9,11 @@ from kvjax.caches.visibility import Visibility
 
 
 def spans(
-    positions: jax.Array,
-    held: jax.Array,
-    filled: Any,
-    rule: Visibility,
-    ordered: bool,
+  positions: jax.Array,
+  held: jax.Array,
+  filled: Any,
+  rule: Visibility,
+  ordered: bool,
 ) -> jax.Array:
   """Returns int32 `[B, 3]`: what each row must read of its slots.
 
@@ -40,7 +40,7 @@ def spans(
 
 
 def span_of(
-    last: Any, earliest: Any, most: Any, rule: Visibility
+  last: Any, earliest: Any, most: Any, rule: Visibility
 ) -> tuple[Any, Any, Any]:
   """Returns what is read of slots in order: as `spans`, of one row or many.
 

@@ -6,12 +6,12 @@ from kvjax.kernels.scoring import Scoring
 
 
 def refuses_stored(
-    rows: int,
-    most: int,
-    view: View,
-    scoring: Scoring,
-    *,
-    follows_tables: bool = False,
+  rows: int,
+  most: int,
+  view: View,
+  scoring: Scoring,
+  *,
+  follows_tables: bool = False,
 ) -> str:
   """Returns why such a kernel cannot serve a view; '' if it can.
 

@@ -43,7 +43,7 @@ class Launch:
 
 
 def choose_stages(
-    width: int, value_width: int, block: int = BLOCK, query_bytes: int = 2
+  width: int, value_width: int, block: int = BLOCK, query_bytes: int = 2
 ) -> int:
   """Returns how many blocks fit in shared memory beside query and output.
 

@@ -17,13 +17,13 @@ from typing import Any
 import jax
 
 from kvjax.kernels.tiling import (
-    BLOCK,
-    CLUSTER,
-    MERGES,
-    PORTABLE,
-    TWICE,
-    choose_splits,
-    choose_stages,
+  BLOCK,
+  CLUSTER,
+  MERGES,
+  PORTABLE,
+  TWICE,
+  choose_splits,
+  choose_stages,
 )
 
 FOLDER = pathlib.Path(__file__).parent / 'tuned'
@@ -70,8 +70,8 @@ class Problem:
     if (self.width, self.value_width) != (other.width, other.value_width):
       return math.inf
     return max(
-        abs(math.log2(self.programs / other.programs)),
-        abs(math.log2(self.slots / other.slots)),
+      abs(math.log2(self.programs / other.programs)),
+      abs(math.log2(self.slots / other.slots)),
     )
 
   def reckoned(self, block: int | None = None) -> Tiles:
@@ -93,20 +93,20 @@ def tiles(problem: Problem) -> Tiles:
   table: Table | None = _TABLE.value
   table = of_device() if table is None else table
   fitting = [
-      (problem.distance(swept), index)
-      for index, (swept, found) in enumerate(table)
-      if problem.slots % found.block == 0
+    (problem.distance(swept), index)
+    for index, (swept, found) in enumerate(table)
+    if problem.slots % found.block == 0
   ]
   distance, index = min(fitting, default=(math.inf, 0))
   return table[index][1] if distance <= NEAR else problem.reckoned()
 
 
 def cut(
-    problem: Problem,
-    block: int | None = None,
-    stages: int | None = None,
-    splits: int | None = None,
-    merge: str | None = None,
+  problem: Problem,
+  block: int | None = None,
+  stages: int | None = None,
+  splits: int | None = None,
+  merge: str | None = None,
 ) -> Tiles:
   """Returns the tiles of a launch, with what was asked for in them.
 
@@ -122,7 +122,7 @@ def cut(
   if merge not in MERGES:
     raise ValueError(f'merge={merge!r} must be one of {", ".join(MERGES)}.')
   found = Tiles(
-      chosen.block, stages or chosen.stages, splits or chosen.splits, merge
+    chosen.block, stages or chosen.stages, splits or chosen.splits, merge
   )
   if merge == 'after':
     return found
@@ -134,19 +134,19 @@ def _inside(problem: Problem, tiles: Tiles, splits: int | None) -> Tiles:
   """Returns tiles that one cluster and its shared memory can be."""
   if splits and splits > CLUSTER:
     raise ValueError(
-        f'splits={splits} cannot merge inside one launch: a cluster has at '
-        f"most {CLUSTER} blocks. Give fewer, or merge='after'."
+      f'splits={splits} cannot merge inside one launch: a cluster has at '
+      f"most {CLUSTER} blocks. Give fewer, or merge='after'."
     )
   most = choose_stages(problem.width, problem.value_width, tiles.block, TWICE)
   if most < 2:
     raise ValueError(
-        f'widths {problem.width} and {problem.value_width} leave no room for '
-        "two blocks beside queries as they lie. Give merge='after'."
+      f'widths {problem.width} and {problem.value_width} leave no room for '
+      "two blocks beside queries as they lie. Give merge='after'."
     )
   return dataclasses.replace(
-      tiles,
-      stages=min(tiles.stages, most),
-      splits=splits or min(tiles.splits, PORTABLE),
+    tiles,
+    stages=min(tiles.stages, most),
+    splits=splits or min(tiles.splits, PORTABLE),
   )
 
 
@@ -187,15 +187,15 @@ def _read(path: pathlib.Path) -> Table:
 def load(file: dict[str, Any]) -> Table:
   """Returns the table that `dump` wrote, less what it says for people."""
   return tuple(
-      (Problem(**entry['problem']), Tiles(**entry['tiles']))
-      for entry in file['entries']
+    (Problem(**entry['problem']), Tiles(**entry['tiles']))
+    for entry in file['entries']
   )
 
 
 def dump(table: Table, **about: Any) -> dict[str, Any]:
   """Returns what a table's file holds; `about` says how it came to be."""
   entries = [
-      {'problem': dataclasses.asdict(p), 'tiles': dataclasses.asdict(t)}
-      for p, t in table
+    {'problem': dataclasses.asdict(p), 'tiles': dataclasses.asdict(t)}
+    for p, t in table
   ]
   return {**about, 'entries': entries}

@@ -47,7 +47,7 @@ def ordering(order: str) -> Iterator[None]:
 
 
 def init_linear(
-    key: jax.Array, name: str, width: int, out: int, *, bias: bool, dtype: Any
+  key: jax.Array, name: str, width: int, out: int, *, bias: bool, dtype: Any
 ) -> dict[str, jax.Array]:
   """Returns `{name: [out, width]}` (and `name_bias`), fan-in scaled."""
   weight = jax.random.normal(key, (out, width), jnp.float32) * width**-0.5
@@ -79,16 +79,16 @@ def matmul(rows: jax.Array, weight: jax.Array | CodedWeight) -> jax.Array:
 
 
 def _plain(
-    rows: jax.Array, codes: jax.Array, scale: jax.Array | None
+  rows: jax.Array, codes: jax.Array, scale: jax.Array | None
 ) -> jax.Array:
   if rows.shape[0] == 1 and target() == 'gpu':
     return _summed(rows, codes, scale)
   if target() == 'gpu' and _ORDER.value == 'rows first':
     y = jnp.einsum(
-        'MI,OI->MO',
-        rows,
-        codes.astype(rows.dtype),
-        preferred_element_type=jnp.float32,
+      'MI,OI->MO',
+      rows,
+      codes.astype(rows.dtype),
+      preferred_element_type=jnp.float32,
     )
     return y if scale is None else y * scale[None]
   lone = rows.shape[0] == 1 and rows.dtype != jnp.float32
@@ -110,10 +110,10 @@ def _plain(
 
 def _sums(rows: jax.Array, codes: jax.Array) -> jax.Array:
   return jnp.einsum(
-      'OI,MI->OM',
-      codes.astype(rows.dtype),
-      rows,
-      preferred_element_type=jnp.float32,
+    'OI,MI->OM',
+    codes.astype(rows.dtype),
+    rows,
+    preferred_element_type=jnp.float32,
   )
 
 
@@ -142,7 +142,7 @@ def _by_blocks(rows: jax.Array, codes: jax.Array) -> jax.Array:
 
 
 def _summed(
-    row: jax.Array, codes: jax.Array, scale: jax.Array | None
+  row: jax.Array, codes: jax.Array, scale: jax.Array | None
 ) -> jax.Array:
   """Returns the product of a lone row, as a GPU computes it fastest.
 

@@ -27,7 +27,7 @@ class Norm:
     """Returns parameters of the identity scale: weight (and bias) `[width]`."""
     weight = jnp.full((width,), 1.0 - self.offset, dtype)
     return {'weight': weight} | (
-        {'bias': jnp.zeros((width,), dtype)} if self.bias else {}
+      {'bias': jnp.zeros((width,), dtype)} if self.bias else {}
     )
 
   def num_params(self, width: int) -> int:

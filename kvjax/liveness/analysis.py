@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from kvjax.liveness import (
-    absorb,
-    description,
-    lengths,
-    masked,
-    passes,
-    report,
-    witness,
+  absorb,
+  description,
+  lengths,
+  masked,
+  passes,
+  report,
+  witness,
 )
 from kvjax.liveness import cut as cutting
 from kvjax.liveness import labels as labelling
@@ -98,10 +98,10 @@ def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:
   _check(first, lengths.resized(x, shortest, axis))
   if longer:
     raise AnalysisError(
-        'no two lengths agree on what must be remembered, which grows other '
-        f'than by rows and states: {"; ".join(labelling.places(before)[:4])}. '
-        'Write sums over the past as jnp.cumsum or lax.scan, and shorten '
-        'windows and blocks.'
+      'no two lengths agree on what must be remembered, which grows other '
+      f'than by rows and states: {"; ".join(labelling.places(before)[:4])}. '
+      'Write sums over the past as jnp.cumsum or lax.scan, and shorten '
+      'windows and blocks.'
     )
   return first, True
 
@@ -112,7 +112,7 @@ def _at(program: Program, x: Any, axis: int, length: int) -> Verdict:
 
 
 def _lasts(
-    program: Program, x: Any, axis: int, step: int, found: Verdict
+  program: Program, x: Any, axis: int, step: int, found: Verdict
 ) -> bool:
   """Whether the same is kept at a length where a wider window would end.
 
@@ -137,8 +137,8 @@ def _check(found: Verdict, x: Array) -> None:
     at = found.boundary.position
     if witness.poisoned(found.trace, x, at, found.graph, found.cut) != 0:
       raise AnalysisError(
-          'noise in place of the past outside the cut moves the future; please '
-          'report it.'
+        'noise in place of the past outside the cut moves the future; please '
+        'report it.'
       )
 
 
@@ -156,16 +156,16 @@ def judge(trace: tracing.Trace) -> Verdict:
   names = labelling.Labels(trace, graph).of(cut)
   groups, last = lifetimes(trace, graph, cut, names)
   return Verdict(
-      trace,
-      boundary,
-      whole,
-      graph,
-      cut,
-      names,
-      {n: _range(trace, ids, last) for n, ids in groups.items()},
-      {n: _spans(trace, ids, last) for n, ids in groups.items()},
-      delay,
-      usual,
+    trace,
+    boundary,
+    whole,
+    graph,
+    cut,
+    names,
+    {n: _range(trace, ids, last) for n, ids in groups.items()},
+    {n: _spans(trace, ids, last) for n, ids in groups.items()},
+    delay,
+    usual,
   )
 
 
@@ -178,7 +178,7 @@ def fullest(trace: tracing.Trace) -> passes.Boundary:
 
 
 def latest(
-    trace: tracing.Trace, position: int, whole: cutting.Graph
+  trace: tracing.Trace, position: int, whole: cutting.Graph
 ) -> tuple[cutting.Graph, cutting.Cut]:
   """The cut at zero recomputation, and what of the past it leaves.
 
@@ -192,25 +192,25 @@ def latest(
       kept[whole.nodes[i].ids] = True
   graph = cutting.build(trace, passes.split(trace, position, kept))
   nodes = [
-      dataclasses.replace(n, held=bool(kept[n.ids].all())) for n in graph.nodes
+    dataclasses.replace(n, held=bool(kept[n.ids].all())) for n in graph.nodes
   ]
   graph = dataclasses.replace(graph, nodes=tuple(nodes))
   return graph, cutting.cheapest(graph, None)
 
 
 def lifetimes(
-    trace: tracing.Trace,
-    graph: cutting.Graph,
-    cut: cutting.Cut,
-    names: tuple[str, ...],
+  trace: tracing.Trace,
+  graph: cutting.Graph,
+  cut: cutting.Cut,
+  names: tuple[str, ...],
 ) -> tuple[dict[str, Array], Array]:
   """Scalars of each named or kept tensor, and who reads each one last."""
   makers = {graph.nodes[i].maker for i in cut.redone}
   redone = np.isin(trace.table.maker, list(makers - {-1}))
   last = passes.last_read(trace, passes.needed(trace), redone)
   groups = {
-      name: np.unique(np.concatenate([t.ids[~t.is_const] for t in ts]))
-      for name, ts in trace.names.items()
+    name: np.unique(np.concatenate([t.ids[~t.is_const] for t in ts]))
+    for name, ts in trace.names.items()
   }
   for i in cut.kept:
     if names[i] not in groups:

@@ -51,7 +51,7 @@ def front(graph: cutting.Graph, absorbed: Prices) -> tuple[list[Cut], bool]:
 
 
 def quickest(
-    graph: cutting.Graph, absorbed: Prices, lost: frozenset[int], most: int
+  graph: cutting.Graph, absorbed: Prices, lost: frozenset[int], most: int
 ) -> Cut | None:
   """Returns the cut of `most` bytes or fewer without `lost` that redoes least.
 
@@ -80,20 +80,20 @@ class _Elimination:
   """Decides the nodes of a graph one by one."""
 
   def __init__(
-      self,
-      graph: cutting.Graph,
-      absorbed: Prices,
-      lost: frozenset[int],
-      corners: Sequence[Cut],
-      most: float = math.inf,
-      ceiling: float = math.inf,
+    self,
+    graph: cutting.Graph,
+    absorbed: Prices,
+    lost: frozenset[int],
+    corners: Sequence[Cut],
+    most: float = math.inf,
+    ceiling: float = math.inf,
   ) -> None:
     self.graph = graph
     self.most, self.ceiling = most, ceiling  # of bytes, and of FLOPs
     self.corners = pareto(corners)
     self.sizes = [cutting.size(c) for c in self.corners]
     self.flops = {
-        i: absorbed.get(i, node.flops) for i, node in enumerate(graph.nodes)
+      i: absorbed.get(i, node.flops) for i, node in enumerate(graph.nodes)
     }
     self.made_of: dict[int, set[int]] = {i: set() for i in self.flops}
     self.readers: dict[int, set[int]] = {i: set() for i in self.flops}
@@ -113,9 +113,9 @@ class _Elimination:
       return False
     (reader,) = self.readers[i]
     cost = lambda j, flops: (
-        cutting.bytes_of(self.graph.nodes[j]),
-        flops,
-        cutting.tie(self.graph, j),
+      cutting.bytes_of(self.graph.nodes[j]),
+      flops,
+      cutting.tie(self.graph, j),
     )
     better = cost(reader, 0.0) <= cost(i, self.flops[reader])
     return better and reader not in self.never

@@ -23,7 +23,7 @@ class _Group:
 
 
 def crossing(
-    program: Callable[..., Any], x: Any, axis: int = 0
+  program: Callable[..., Any], x: Any, axis: int = 0
 ) -> report.Dataflow:
   """Returns the program's tensors before a token boundary and at it.
 
@@ -50,9 +50,9 @@ def crossing(
   held = [i for i in range(len(groups)) if np.any(owner == i)]
   number = {i: n for n, i in enumerate(held)}
   edges = [
-      (number[a], number[b])
-      for b in held
-      for a in _made_of(verdict.trace, owner, b)
+    (number[a], number[b])
+    for b in held
+    for a in _made_of(verdict.trace, owner, b)
   ]
   sides = [_side(groups[i]) for i in held]
   nodes = zip((groups[i].name for i in held), sides, strict=True)
@@ -91,7 +91,7 @@ def _kept(verdict: analysis.Verdict) -> dict[str, Array]:
   found = collections.defaultdict(list)
   for i in verdict.cut.kept:
     found[verdict.names[i]].append(
-        _whole(verdict.trace, verdict.graph.nodes[i])
+      _whole(verdict.trace, verdict.graph.nodes[i])
     )
   return {name: np.concatenate(parts) for name, parts in found.items()}
 

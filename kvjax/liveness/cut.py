@@ -66,11 +66,11 @@ def build(trace: tracing.Trace, boundary: passes.Boundary) -> Graph:
 
 
 def cheapest(
-    graph: Graph,
-    price: Fraction | None,
-    absorbed: dict[int, float] | None = None,
-    held: Collection[int] = (),
-    lost: Collection[int] = (),
+  graph: Graph,
+  price: Fraction | None,
+  absorbed: dict[int, float] | None = None,
+  held: Collection[int] = (),
+  lost: Collection[int] = (),
 ) -> Cut:
   """The best cut at `price` bytes a FLOP; None: never redo what costs.
 
@@ -101,7 +101,7 @@ def cheapest(
 
 
 def _costs(
-    graph: Graph, i: int, price: Fraction | None, absorbed: dict[int, float]
+  graph: Graph, i: int, price: Fraction | None, absorbed: dict[int, float]
 ) -> tuple[int, int]:
   """Whole numbers: bytes and FLOPs at the price, then ties."""
   node = graph.nodes[i]
@@ -134,7 +134,7 @@ def tie(graph: Graph, i: int) -> int:
 
 
 def closed(
-    graph: Graph, kept: Collection[int], absorbed: dict[int, float]
+  graph: Graph, kept: Collection[int], absorbed: dict[int, float]
 ) -> Cut:
   """The cut that keeps what is needed of `kept`, and redoes all else."""
   made_of: dict[int, list[int]] = {}
@@ -152,25 +152,25 @@ def closed(
 
 
 def _cut(
-    graph: Graph,
-    kept: Sequence[int],
-    redone: Sequence[int],
-    absorbed: dict[int, float],
+  graph: Graph,
+  kept: Sequence[int],
+  redone: Sequence[int],
+  absorbed: dict[int, float],
 ) -> Cut:
   nodes = graph.nodes
   return Cut(
-      tuple(kept),
-      tuple(redone),
-      sum(nodes[i].bytes_per_token for i in kept),
-      sum(nodes[i].state_bytes for i in kept),
-      sum(absorbed.get(i, nodes[i].flops) for i in redone),
+    tuple(kept),
+    tuple(redone),
+    sum(nodes[i].bytes_per_token for i in kept),
+    sum(nodes[i].state_bytes for i in kept),
+    sum(absorbed.get(i, nodes[i].flops) for i in redone),
   )
 
 
 def frontier(
-    graph: Graph,
-    absorbed: dict[int, float] | None = None,
-    lost: Collection[int] = (),
+  graph: Graph,
+  absorbed: dict[int, float] | None = None,
+  lost: Collection[int] = (),
 ) -> list[Cut]:
   """Every optimum as the price goes from 0 to infinity.
 
@@ -191,8 +191,7 @@ def frontier(
     return [*between(a, middle), middle, *between(middle, b)]
 
   if (
-      size(most) == size(least)
-      and most.flops_per_token == least.flops_per_token
+    size(most) == size(least) and most.flops_per_token == least.flops_per_token
   ):
     return [most]
   return [least, *between(least, most), most]

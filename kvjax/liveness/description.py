@@ -17,24 +17,24 @@ _CORNERS = 'the frontier has the corners of its hull only: too many ways.'
 
 
 def describe(
-    verdict: 'analysis.Verdict', stable: bool
+  verdict: 'analysis.Verdict', stable: bool
 ) -> report.LivenessReport:
   """The public report of a verdict."""
   causal = verdict.delay == 0 and stable
   finite = not math.isinf(verdict.delay) and stable
   front, complete = points.frontier(verdict) if finite else ((), True)
   return report.LivenessReport(
-      causal=causal,
-      live_for=verdict.live_for,
-      keep=_kept(verdict) if finite else (),
-      frontier=front,
-      frontier_complete=complete,
-      equals=points.equals(verdict, front) if finite else (),
-      delay=verdict.delay if stable else math.inf,
-      static=_static(verdict.trace),
-      tensors=_rows(verdict, finite),
-      graph=_dataflow(verdict),
-      notes=_notes(verdict, stable) + (() if complete else (_CORNERS,)),
+    causal=causal,
+    live_for=verdict.live_for,
+    keep=_kept(verdict) if finite else (),
+    frontier=front,
+    frontier_complete=complete,
+    equals=points.equals(verdict, front) if finite else (),
+    delay=verdict.delay if stable else math.inf,
+    static=_static(verdict.trace),
+    tensors=_rows(verdict, finite),
+    graph=_dataflow(verdict),
+    notes=_notes(verdict, stable) + (() if complete else (_CORNERS,)),
   )
 
 
@@ -46,26 +46,24 @@ def _kept(verdict: 'analysis.Verdict') -> tuple[str, ...]:
 
 def _static(trace: tracing.Trace) -> tuple[str, ...]:
   return tuple(
-      name for name, ts in trace.names.items() if all(t.fixed for t in ts)
+    name for name, ts in trace.names.items() if all(t.fixed for t in ts)
   )
 
 
 def _rows(verdict: 'analysis.Verdict', finite: bool) -> tuple[report.Row, ...]:
   kept = _kept(verdict) if finite else ()
   return tuple(
-      _row(verdict, name, live, name in kept)
-      for name, live in verdict.live_for.items()
+    _row(verdict, name, live, name in kept)
+    for name, live in verdict.live_for.items()
   )
 
 
 def _row(
-    verdict: 'analysis.Verdict', name: str, live: float, kept: bool
+  verdict: 'analysis.Verdict', name: str, live: float, kept: bool
 ) -> report.Row:
   trace = verdict.trace
   nodes = [
-      verdict.graph.nodes[i]
-      for i in verdict.cut.kept
-      if verdict.names[i] == name
+    verdict.graph.nodes[i] for i in verdict.cut.kept if verdict.names[i] == name
   ]
   tensors = trace.names.get(name, ())
   if name in _static(trace):
@@ -79,14 +77,14 @@ def _row(
     one = math.prod(shape) * np.asarray(tensors[0].const).dtype.itemsize
     size = size if kept else len(tensors) * one
   return report.Row(
-      name,
-      shape,
-      _available(trace, tensors),
-      live,
-      size,
-      kept,
-      _why(live, kept),
-      verdict.spans[name],
+    name,
+    shape,
+    _available(trace, tensors),
+    live,
+    size,
+    kept,
+    _why(live, kept),
+    verdict.spans[name],
   )
 
 
@@ -113,29 +111,29 @@ def _dataflow(verdict: 'analysis.Verdict') -> report.Dataflow:
   sides = dict.fromkeys(verdict.cut.kept, 'kept')
   sides |= dict.fromkeys(verdict.cut.redone, 'redone')
   nodes = tuple(
-      (name, sides.get(i, 'past')) for i, name in enumerate(verdict.names)
+    (name, sides.get(i, 'past')) for i, name in enumerate(verdict.names)
   )
   sink = len(nodes)
   future = tuple((i, sink) for i in sorted(verdict.graph.future))
   return report.Dataflow(
-      (*nodes, ('future', 'future')), (*verdict.graph.edges, *future)
+    (*nodes, ('future', 'future')), (*verdict.graph.edges, *future)
   )
 
 
 def _notes(verdict: 'analysis.Verdict', stable: bool) -> tuple[str, ...]:
   notes = [
-      f'{verdict.trace.ops[verdict.whole.nodes[i].maker].origin.source}: '
-      f'not absorbed, {reason}.'
-      for i, reason in verdict.absorption.refused.items()
-      if reason.startswith('a table')
+    f'{verdict.trace.ops[verdict.whole.nodes[i].maker].origin.source}: '
+    f'not absorbed, {reason}.'
+    for i, reason in verdict.absorption.refused.items()
+    if reason.startswith('a table')
   ]
   notes = list(dict.fromkeys(notes))
   if not stable:
     notes.append('old rows change with the length: no exact cache.')
   if math.isinf(verdict.delay):
     notes.append(
-        f'old rows change with every token, from {_first(verdict.trace)} on: '
-        'no finite cache.'
+      f'old rows change with every token, from {_first(verdict.trace)} on: '
+      'no finite cache.'
     )
   elif verdict.delay:
     notes.append(f'a row is final {int(verdict.delay)} tokens after its own.')

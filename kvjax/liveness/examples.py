@@ -44,14 +44,13 @@ class Sizes:
         raise ValueError(f'{field.name}={value} must be at least 1.')
     if self.heads % self.kv_heads:
       raise ValueError(
-          f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}. '
-          'Change one of the two.'
+        f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}. '
+        'Change one of the two.'
       )
     for field in ('key_width', 'rotary'):
       if getattr(self, field) % 2:
         raise ValueError(
-            f'{field}={getattr(self, field)} must be even: rotations '
-            'turn pairs.'
+          f'{field}={getattr(self, field)} must be even: rotations turn pairs.'
         )
 
 
@@ -63,7 +62,7 @@ def example(variant: str, sizes: Sizes, causal: bool = True) -> Program:
   """
   if variant not in VARIANTS:
     raise ValueError(
-        f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
+      f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
   return VARIANTS[variant](sizes, causal)
 
@@ -155,8 +154,8 @@ def _shorten(sizes: Sizes, causal: bool) -> Program:
   def program(x: jax.Array) -> jax.Array:
     q, k, v = (name(x @ w, n) for w, n in zip(weights, 'qkv', strict=True))
     q, k, v = (
-        name(convolve(a), f'conv_{n}')
-        for a, n in zip((q, k, v), 'qkv', strict=True)
+      name(convolve(a), f'conv_{n}')
+      for a, n in zip((q, k, v), 'qkv', strict=True)
     )
     scores = name(q @ k.T, 'scores')
     p = name(_softmax(scores, _mask(len(x), causal, 0)), 'weights')
@@ -199,20 +198,20 @@ def _rotate(x: jax.Array) -> jax.Array:
   angle = jnp.arange(len(x), dtype=jnp.float32)[:, None] * rate[None, :]
   angle = angle.reshape(len(x), *(1,) * (x.ndim - 2), half)
   c, s = (
-      jnp.broadcast_to(f(angle), (*x.shape[:-1], half))
-      for f in (jnp.cos, jnp.sin)
+    jnp.broadcast_to(f(angle), (*x.shape[:-1], half))
+    for f in (jnp.cos, jnp.sin)
   )
   a, b = x[..., :half], x[..., half:]
   return jnp.concatenate([a * c - b * s, b * c + a * s], -1)
 
 
 VARIANTS: dict[str, Callable[[Sizes, bool], Program]] = {
-    'mha': lambda s, causal: _grouped(s, s.heads, causal, 0),
-    'gqa': lambda s, causal: _grouped(s, s.kv_heads, causal, 0),
-    'mqa': lambda s, causal: _grouped(s, 1, causal, 0),
-    'mla': _mla,
-    'window': lambda s, causal: _grouped(s, s.kv_heads, causal, s.window),
-    'mta': _mta,
-    'convolution': _shorten,
-    'linear': _linear,
+  'mha': lambda s, causal: _grouped(s, s.heads, causal, 0),
+  'gqa': lambda s, causal: _grouped(s, s.kv_heads, causal, 0),
+  'mqa': lambda s, causal: _grouped(s, 1, causal, 0),
+  'mla': _mla,
+  'window': lambda s, causal: _grouped(s, s.kv_heads, causal, s.window),
+  'mta': _mta,
+  'convolution': _shorten,
+  'linear': _linear,
 }

@@ -26,21 +26,21 @@ def load(path: str, x: Any) -> Program:
     found = getattr(importlib.import_module(module), name)
   except Exception as error:  # A module of the user's may raise anything.
     raise ValueError(
-        f'program={path!r} cannot be imported: {_line(error)}. Name a '
-        'function of a module whose folder is in PYTHONPATH.'
+      f'program={path!r} cannot be imported: {_line(error)}. Name a '
+      'function of a module whose folder is in PYTHONPATH.'
     ) from None
   if not callable(found):
     raise ValueError(
-        f'program={path!r} is of type {type(found).__name__}. Name a function '
-        'of one array.'
+      f'program={path!r} is of type {type(found).__name__}. Name a function '
+      'of one array.'
     )
   try:
     jax.eval_shape(found, x)
   except Exception as error:
     raise ValueError(
-        f'program={path!r} does not take {x.dtype}{list(x.shape)}: '
-        f'{_line(error)}. Name a function of one array, or change '
-        '--config.shape, or --config.vocab_size for token ids.'
+      f'program={path!r} does not take {x.dtype}{list(x.shape)}: '
+      f'{_line(error)}. Name a function of one array, or change '
+      '--config.shape, or --config.vocab_size for token ids.'
     ) from None
   return found
 

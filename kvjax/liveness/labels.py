@@ -63,15 +63,15 @@ class Labels:
 def _own_names(trace: tracing.Trace, graph: cutting.Graph) -> list[str]:
   """The rarest name of each tensor, or none."""
   size = {
-      name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
-      for name, ts in trace.names.items()
+    name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
+    for name, ts in trace.names.items()
   }
   names = [node.names for node in graph.nodes]
   return [min(own, key=lambda n: size[n], default='') for own in names]
 
 
 def _places(
-    trace: tracing.Trace, graph: cutting.Graph, names: list[str]
+  trace: tracing.Trace, graph: cutting.Graph, names: list[str]
 ) -> list[int]:
   """Which of the tensors of its name holds each node; 0 where it has none."""
   out = [0] * len(names)
@@ -120,7 +120,7 @@ def _stems(trace: tracing.Trace, graph: cutting.Graph) -> list[frozenset[Any]]:
     if i not in memo:
       memo[i] = frozenset()  # A state made from itself ends here.
       memo[i] = _own_stem(trace, graph.nodes[i]) or frozenset().union(
-          *(stem(j) for j in made_of[i])
+        *(stem(j) for j in made_of[i])
       )
     return memo[i]
 

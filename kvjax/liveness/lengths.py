@@ -26,8 +26,8 @@ def of(program: Program, x: Any, axis: int, step: int) -> Iterator[int]:
   reach = max(_compared(jax.make_jaxpr(program)(sample).jaxpr), default=0)
   if reach >= LONGEST // 2:
     raise AnalysisError(
-        f'positions are compared with {reach}: a window longer than the '
-        f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
+      f'positions are compared with {reach}: a window longer than the '
+      f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
     )
   start = max(start, 2 * reach)
   every = [start, start + 3, 2 * start, 2 * start + 3]

@@ -27,7 +27,7 @@ _REDUCTIONS = frozenset(('reduce_sum', 'reduce_max', 'reduce_min'))
 
 
 def recurrent(
-    program: Program, x: Any, axis: int
+  program: Program, x: Any, axis: int
 ) -> tuple[Program, tuple[str, ...]]:
   """Returns the program with loops for masked products, and where they were.
 
@@ -51,7 +51,7 @@ def _rewriting(program: Program, axis: int, found: list[str]) -> Program:
     consts = [Value(c, _plain(c)) for c in closed.consts]
     outs = reader.run(closed.jaxpr, consts, [Value(x)])
     return jax.tree.unflatten(
-        jax.tree.structure(shape), [v.array for v in outs]
+      jax.tree.structure(shape), [v.array for v in outs]
     )
 
   return run
@@ -77,11 +77,11 @@ def _promising(jaxpr: Any, length: int) -> bool:
 
 def _alike(program: Program, other: Program, x: Any) -> bool:
   pairs = zip(
-      jax.tree.leaves(program(x)), jax.tree.leaves(other(x)), strict=True
+    jax.tree.leaves(program(x)), jax.tree.leaves(other(x)), strict=True
   )
   return all(
-      np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max(initial=1e-9))
-      for a, b in pairs
+    np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max(initial=1e-9))
+    for a, b in pairs
   )
 
 
@@ -94,7 +94,7 @@ class _Reader:
     self.peaks: dict[Any, tuple[Any, running.Peak]] = {}
 
   def run(
-      self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]
+    self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]
   ) -> list[Value]:
     env: dict[Any, Value] = {}
 
@@ -138,7 +138,7 @@ class _Reader:
     return [Value(outs[0], None, thin, form)]
 
   def scanned(
-      self, params: Any, body: Any, consts: list[Value], ins: list[Value]
+    self, params: Any, body: Any, consts: list[Value], ins: list[Value]
   ) -> list[Value]:
     """A loop over heads or layers, with loops over positions in its body."""
     a, carried = control.scan_counts(params)
@@ -151,11 +151,11 @@ class _Reader:
       return out[:carried], out[carried:]
 
     carry, ys = jax.lax.scan(
-        step,
-        given[:carried],
-        given[carried:],
-        params['length'],
-        params['reverse'],
+      step,
+      given[:carried],
+      given[carried:],
+      params['length'],
+      params['reverse'],
     )
     return [Value(array) for array in (*carry, *ys)]
 
@@ -182,7 +182,7 @@ class _Reader:
     return Value(jnp.broadcast_to(thin, shape), None, thin)
 
   def mixture(
-      self, params: Any, ins: list[Value], side: int
+    self, params: Any, ins: list[Value], side: int
   ) -> tuple[Factor, str] | None:
     """Weights on one side, what they mix on the other."""
     weights, other = ins[side], ins[1 - side]
@@ -194,18 +194,18 @@ class _Reader:
       return None
     taken = ''.join(f.letters for f in form.factors)
     theirs, out = tables.contraction(
-        params, form.letters, taken, other.shape, side
+      params, form.letters, taken, other.shape, side
     )
     thin = tables.thinnest(other, self.length)
     sizes = _sizes(form.letters + theirs, weights.shape + other.shape)
     return self.summed(form, (tables.factor(thin, theirs),), out, sizes)
 
   def summed(
-      self,
-      product: Product,
-      others: Sequence[Factor],
-      out: str,
-      sizes: dict[str, int],
+    self,
+    product: Product,
+    others: Sequence[Factor],
+    out: str,
+    sizes: dict[str, int],
   ) -> tuple[Factor, str] | None:
     """A sum of the product, times others, over all letters but `out`."""
     long = [c for c in product.letters if sizes[c] == self.length]
@@ -219,7 +219,7 @@ class _Reader:
     return None
 
   def parts(
-      self, product: Product, others: Sequence[Factor], axes: str
+    self, product: Product, others: Sequence[Factor], axes: str
   ) -> tuple[list[Factor], list[Factor], list[Factor]] | None:
     """What a state is multiplied by, what is added to it, who asks it."""
     t, s = axes
@@ -240,7 +240,7 @@ class _Reader:
     return (ratios, columns, rows) if columns else None
 
   def greatest(
-      self, score: Score, axes: Sequence[int], shape: tuple[int, ...]
+    self, score: Score, axes: Sequence[int], shape: tuple[int, ...]
   ) -> tuple[Factor, str] | None:
     """The running maximum of a masked score."""
     out = _without(score.letters, axes)
@@ -256,7 +256,7 @@ class _Reader:
     return None
 
   def peak(
-      self, score: Score, bias: Array | None, axes: str
+    self, score: Score, bias: Array | None, axes: str
   ) -> running.Peak | None:
     if bias is None:
       return None
@@ -281,9 +281,9 @@ class _Reader:
     if name == 'dot_general':
       parts = _full_where_summed(params, parts, [v.shape for v in ins])
       few = any(
-          n == 1 and m == self.length
-          for p, v in zip(parts, ins, strict=True)
-          for n, m in zip(np.shape(p), v.shape, strict=True)
+        n == 1 and m == self.length
+        for p, v in zip(parts, ins, strict=True)
+        for n, m in zip(np.shape(p), v.shape, strict=True)
       )
     elif name == 'broadcast_in_dim':
       sizes, dims = np.shape(parts[0]), params['broadcast_dimensions']
@@ -308,15 +308,15 @@ def _few(small: tuple[int, ...], shape: tuple[int, ...], length: int) -> bool:
 
 
 def _full_where_summed(
-    params: Any, parts: Sequence[Any], shapes: Sequence[tuple[int, ...]]
+  params: Any, parts: Sequence[Any], shapes: Sequence[tuple[int, ...]]
 ) -> list[Any]:
   """Operands that are thin along their free axes only."""
   out = []
   for side, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
     paired = [a for axes in params['dimension_numbers'] for a in axes[side]]
     size = tuple(
-        m if a in paired else n
-        for a, (n, m) in enumerate(zip(np.shape(part), shape, strict=True))
+      m if a in paired else n
+      for a, (n, m) in enumerate(zip(np.shape(part), shape, strict=True))
     )
     out.append(_widened(part, size))
   return out

@@ -14,10 +14,10 @@ from jax.extend import core
 from kvjax.liveness.errors import AnalysisError
 
 _BY_DATA = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.NonConcreteBooleanIndexError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
+  jax.errors.ConcretizationTypeError,
+  jax.errors.NonConcreteBooleanIndexError,
+  jax.errors.TracerArrayConversionError,
+  jax.errors.TracerIntegerConversionError,
 )
 
 
@@ -32,13 +32,13 @@ def jaxpr_of(program: Callable[..., Any], x: Any) -> Any:
   except _BY_DATA as error:
     text = str(error).strip().partition('\n')[0].rstrip('.')
     raise AnalysisError(
-        f'a shape, an index or a branch depends on data at {_line(error)}: '
-        f'{text}. Choose by jnp.where or a mask instead.'
+      f'a shape, an index or a branch depends on data at {_line(error)}: '
+      f'{text}. Choose by jnp.where or a mask instead.'
     ) from error
   if closed.effects:
     raise AnalysisError(
-        f'the program has side effects: {_effectful(closed.jaxpr)}. Analyse '
-        'one without.'
+      f'the program has side effects: {_effectful(closed.jaxpr)}. Analyse '
+      'one without.'
     )
   return closed
 

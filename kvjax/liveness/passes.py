@@ -28,7 +28,7 @@ def outputs_from(trace: tracing.Trace, boundary: int = 0) -> Array:
 
 
 def needed(
-    trace: tracing.Trace, boundary: int = 0, kept: Array | None = None
+  trace: tracing.Trace, boundary: int = 0, kept: Array | None = None
 ) -> Array:
   """[scalars] whether any output from `boundary` on depends on it.
 
@@ -42,7 +42,7 @@ def needed(
 
 
 def last_read(
-    trace: tracing.Trace, need: Array, redone: Array | None = None
+  trace: tracing.Trace, need: Array, redone: Array | None = None
 ) -> Array:
   """[scalars] the position of the last needed scalar that reads each one.
 
@@ -102,7 +102,7 @@ class Boundary:
 
 
 def split(
-    trace: tracing.Trace, position: int, kept: Array | None = None
+  trace: tracing.Trace, position: int, kept: Array | None = None
 ) -> Boundary:
   """Splits the program at a token boundary, as partial evaluation does."""
   need = needed(trace, position, kept)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def frontier(
-    verdict: 'analysis.Verdict',
+  verdict: 'analysis.Verdict',
 ) -> tuple[tuple[report.Point, ...], bool]:
   """The optima over all of the past, and whether none is missing.
 
@@ -27,7 +27,7 @@ def frontier(
 
 
 def equals(
-    verdict: 'analysis.Verdict', front: Sequence[report.Point]
+  verdict: 'analysis.Verdict', front: Sequence[report.Point]
 ) -> tuple[report.Point, ...]:
   """Points no larger than the last that keep something else in its place.
 
@@ -51,7 +51,7 @@ def equals(
 
 
 def kept_names(
-    verdict: 'analysis.Verdict', cut: cutting.Cut, names: Sequence[str]
+  verdict: 'analysis.Verdict', cut: cutting.Cut, names: Sequence[str]
 ) -> tuple[str, ...]:
   """What a cut keeps, in the order in which the program names it."""
   found = dict.fromkeys(names[i] for i in cut.kept)
@@ -61,10 +61,10 @@ def kept_names(
 
 
 def _numbered(
-    verdict: 'analysis.Verdict',
-    cut: cutting.Cut,
-    names: Sequence[str],
-    places: Sequence[int],
+  verdict: 'analysis.Verdict',
+  cut: cutting.Cut,
+  names: Sequence[str],
+  places: Sequence[int],
 ) -> tuple[str, ...]:
   """The same, with numbers of the places where a name is kept in some only.
 
@@ -85,26 +85,26 @@ def _numbered(
 def _last(verdict: 'analysis.Verdict') -> report.Point:
   cut = verdict.cut
   return report.Point(
-      kept_names(verdict, cut, verdict.names),
-      cut.bytes_per_token,
-      cut.flops_per_token,
-      cut.state_bytes,
+    kept_names(verdict, cut, verdict.names),
+    cut.bytes_per_token,
+    cut.flops_per_token,
+    cut.state_bytes,
   )
 
 
 def _point(
-    verdict: 'analysis.Verdict', cut: cutting.Cut, labels: labelling.Labels
+  verdict: 'analysis.Verdict', cut: cutting.Cut, labels: labelling.Labels
 ) -> report.Point:
   """A cut of the whole past."""
   price = verdict.absorption.price
   names = labels.of(cut)
   used = dict.fromkeys(names[i] for i in cut.redone if i in price)
   return report.Point(
-      _numbered(verdict, cut, names, labels.place),
-      cut.bytes_per_token,
-      cut.flops_per_token,
-      cut.state_bytes,
-      tuple(f'absorption of {name}' for name in used),
+    _numbered(verdict, cut, names, labels.place),
+    cut.bytes_per_token,
+    cut.flops_per_token,
+    cut.state_bytes,
+    tuple(f'absorption of {name}' for name in used),
   )
 
 

@@ -82,7 +82,7 @@ class LivenessReport:
     if not found:
       least = min((p.flops_per_token for p in points), default=None)
       raise ValueError(
-          f'flops={flops} is too small a budget: the least is {least}.'
+        f'flops={flops} is too small a budget: the least is {least}.'
       )
     key = lambda p: (p.bytes_per_token, p.state_bytes, p.flops_per_token)
     return tuple(sorted(found, key=key))
@@ -95,24 +95,24 @@ class LivenessReport:
       flop_rate: FLOPs a second.
     """
     return min(
-        self.frontier,
-        key=lambda p: (
-            p.bytes_per_token / bandwidth + p.flops_per_token / flop_rate
-        ),
+      self.frontier,
+      key=lambda p: (
+        p.bytes_per_token / bandwidth + p.flops_per_token / flop_rate
+      ),
     )
 
   def __str__(self) -> str:
     head = f'{"tensor":16} {"a token":>14} {"live for":>9} {"bytes":>7}  why\n'
     body = ''.join(
-        f'{r.name:16} {str(r.shape):>14} {_tokens(r.live_for):>9} '
-        f'{r.bytes_per_token:>7}  {"KEPT: " if r.kept else ""}{r.why}\n'
-        for r in self.tensors
+      f'{r.name:16} {str(r.shape):>14} {_tokens(r.live_for):>9} '
+      f'{r.bytes_per_token:>7}  {"KEPT: " if r.kept else ""}{r.why}\n'
+      for r in self.tensors
     )
     points = ''.join(
-        f'keep {" + ".join(p.names) or "nothing"}: {p.bytes_per_token:,} B and '
-        f'{p.flops_per_token:,.0f} FLOP a token'
-        f'{" by " + ", ".join(p.rewrites) if p.rewrites else ""}\n'
-        for p in self.frontier
+      f'keep {" + ".join(p.names) or "nothing"}: {p.bytes_per_token:,} B and '
+      f'{p.flops_per_token:,.0f} FLOP a token'
+      f'{" by " + ", ".join(p.rewrites) if p.rewrites else ""}\n'
+      for p in self.frontier
     )
     return head + body + points + ''.join(f'{n}\n' for n in self.notes)
 

@@ -35,7 +35,7 @@ class Peak(NamedTuple):
 
 
 def maximum(
-    column: Factor, steps: Factor | None, own: Factor | None, axes: str
+  column: Factor, steps: Factor | None, own: Factor | None, axes: str
 ) -> Peak:
   """Runs m over positions; `axes` is t, s. No steps, no own: 0."""
   t, s = axes
@@ -54,7 +54,7 @@ def maximum(
     return high, (high, jnp.exp(before - safe), jnp.exp(here - safe))
 
   shape = jnp.broadcast_shapes(
-      here.shape[1:], () if less is None else less.shape[1:]
+    here.shape[1:], () if less is None else less.shape[1:]
   )
   start = jnp.full(shape, -jnp.inf, here.dtype)
   _, found = jax.lax.scan(step, start, (less, here))
@@ -69,11 +69,11 @@ def above(high: Factor, row: Factor, t: str) -> Factor:
 
 
 def total(
-    ratios: Sequence[Factor],
-    columns: Sequence[Factor],
-    rows: Sequence[Factor],
-    out: str,
-    axes: str,
+  ratios: Sequence[Factor],
+  columns: Sequence[Factor],
+  rows: Sequence[Factor],
+  out: str,
+  axes: str,
 ) -> Factor:
   """Runs S over positions; `columns` have s or t, w among them.
 
@@ -81,21 +81,21 @@ def total(
   """
   t, s = axes
   state = ''.join(
-      c
-      for c in _letters([*ratios, *columns], axes)
-      if c in out or any(c in f.letters for f in (*ratios, *rows))
+    c
+    for c in _letters([*ratios, *columns], axes)
+    if c in out or any(c in f.letters for f in (*ratios, *rows))
   )
   row = ''.join(c for c in out if c in state or c in _letters(rows, axes))
   dtype = jnp.result_type(*(f.array for f in (*ratios, *columns, *rows)))
   dtype = jnp.promote_types(dtype, jnp.float32)
   cast = lambda fs: [
-      _first(f._replace(array=jnp.asarray(f.array, dtype)), axes) for f in fs
+    _first(f._replace(array=jnp.asarray(f.array, dtype)), axes) for f in fs
   ]
   moving = [f for f in rows if t in f.letters]
   still = [jnp.asarray(f.array, dtype) for f in rows if t not in f.letters]
   ask = [
-      *(f.letters for f in rows if t not in f.letters),
-      *_names(moving, axes),
+    *(f.letters for f in rows if t not in f.letters),
+    *_names(moving, axes),
   ]
 
   def step(held: Any, new: Any) -> tuple[Any, Any]:
@@ -106,8 +106,8 @@ def total(
 
   parts = cast(ratios), cast(columns), cast(moving)
   start = jax.eval_shape(
-      lambda *a: _einsum(_names(columns, axes), state, a),
-      *(c[0] for c in parts[1]),
+    lambda *a: _einsum(_names(columns, axes), state, a),
+    *(c[0] for c in parts[1]),
   )
   _, y = jax.lax.scan(step, jnp.zeros(start.shape, start.dtype), parts)
   return Factor(y, t + row)
@@ -139,7 +139,7 @@ def _rows(factor: Factor, position: str, rest: str) -> Any:
   """[T, *rest], of size 1 where the array has not the letter."""
   order = [c for c in (position, *rest) if c in factor.letters]
   array = jnp.transpose(
-      jnp.asarray(factor.array), [factor.letters.index(c) for c in order]
+    jnp.asarray(factor.array), [factor.letters.index(c) for c in order]
   )
   axes = position + rest
   missing = [i for i, c in enumerate(axes) if c not in factor.letters]
@@ -172,7 +172,7 @@ def multiples(table: Factor, axes: str) -> tuple[Factor, Factor] | None:
 
 
 def differences(
-    table: Factor, axes: str
+  table: Factor, axes: str
 ) -> tuple[Factor | None, Factor | None] | None:
   """The same of logarithms: what a row adds to the row before; -inf above."""
   plain = _condensed(table, axes)

@@ -84,7 +84,7 @@ def factor(array: Any, letters: str) -> Factor:
 
 
 def form(
-    name: str, params: Any, ins: Sequence[Value], shape: Shape, length: int
+  name: str, params: Any, ins: Sequence[Value], shape: Shape, length: int
 ) -> Score | Product | None:
   """The form of an equation's result; `ins` are not all constants."""
   if name in SAME:
@@ -115,9 +115,9 @@ class _Operands:
     if len(np.shape(out)) != len(self.shape):
       return out if value.known is not None and np.ndim(out) == 0 else None
     flat = [
-        n
-        for n, m in zip(np.shape(out), self.shape, strict=True)
-        if n == 1 and m == self.length
+      n
+      for n, m in zip(np.shape(out), self.shape, strict=True)
+      if n == 1 and m == self.length
     ]
     return out if flat else None
 
@@ -186,7 +186,7 @@ def _scaled(given: _Operands, i: int, j: int, by: Any) -> Score | None:
   row = None if score.row is None else by(score.row, number)
   with np.errstate(all='ignore'):
     return score._replace(
-        column=by(score.column, number), bias=by(score.bias, number), row=row
+      column=by(score.column, number), bias=by(score.bias, number), row=row
     )
 
 
@@ -235,12 +235,12 @@ def _select(given: _Operands) -> Score | Product | None:
 
 
 _RULES = {
-    'add': _add,
-    'add_any': _add,
-    'div': _div,
-    'mul': _mul,
-    'select_n': _select,
-    'sub': _sub,
+  'add': _add,
+  'add_any': _add,
+  'div': _div,
+  'mul': _mul,
+  'select_n': _select,
+  'sub': _sub,
 }
 
 
@@ -261,7 +261,7 @@ def _exponential(score: Score) -> Product:
 
 
 def contraction(
-    params: Any, one: str, taken: str, two: Shape, side: int
+  params: Any, one: str, taken: str, two: Shape, side: int
 ) -> tuple[str, str]:
   """Letters of the other operand, of shape `two`, and of the result.
 
@@ -275,8 +275,8 @@ def contraction(
     other[j] = one[i]
   lead = [one[i] for i in batch[side]]
   rest = [
-      [c for i, c in enumerate(text) if i not in taken]
-      for text, taken in ((one, mine), (other, theirs))
+    [c for i, c in enumerate(text) if i not in taken]
+    for text, taken in ((one, mine), (other, theirs))
   ]
   rest = rest if side == 0 else rest[::-1]
   return ''.join(other), ''.join([*lead, *rest[0], *rest[1]])
@@ -314,7 +314,7 @@ def seen(product: Product) -> Array | None:
 
 
 def _moved(
-    name: str, params: Any, value: Value, shape: Shape
+  name: str, params: Any, value: Value, shape: Shape
 ) -> Score | Product | None:
   """Axes of a table in another order, or more of them."""
   table = value.form
@@ -332,8 +332,8 @@ def _moved(
     dims = tuple(params['broadcast_dimensions'])
     fresh = unused(len(shape), *_taken(table))
     letters = ''.join(
-        table.letters[dims.index(i)] if i in dims else c
-        for i, c in enumerate(fresh)
+      table.letters[dims.index(i)] if i in dims else c
+      for i, c in enumerate(fresh)
     )
     turn = lambda a: a.reshape(spread(a.shape, dims, len(shape)))
   if isinstance(table, Product):

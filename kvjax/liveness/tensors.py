@@ -56,7 +56,7 @@ def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
   maker = trace.table.maker
   live = np.flatnonzero(cut.live)
   key = np.stack(
-      [maker[live], names[live], readers.code[live], cut.frontier[live]], 1
+    [maker[live], names[live], readers.code[live], cut.frontier[live]], 1
   )
   pairwise, ahead = _pairwise(trace), _ahead(trace)
   groups: dict[Any, list[Array]] = collections.defaultdict(list)
@@ -65,20 +65,20 @@ def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
     kind = _kind(trace, int(maker[one])), names[one], cut.frontier[one]
     groups[kind].append(ids)
   parts = [
-      ids for members in groups.values() for ids in _join_rows(trace, members)
+    ids for members in groups.values() for ids in _join_rows(trace, members)
   ]
   firsts = np.array([ids[0] for ids in parts], np.int64)
   return [
-      _node(
-          trace,
-          cut,
-          ids,
-          labels[int(names[ids[0]])],
-          keys,
-          int(maker[ids[0]]) in pairwise,
-          int(maker[ids[0]]) in ahead,
-      )
-      for ids, keys in zip(parts, readers.of(firsts), strict=True)
+    _node(
+      trace,
+      cut,
+      ids,
+      labels[int(names[ids[0]])],
+      keys,
+      int(maker[ids[0]]) in pairwise,
+      int(maker[ids[0]]) in ahead,
+    )
+    for ids, keys in zip(parts, readers.of(firsts), strict=True)
   ]
 
 
@@ -115,10 +115,10 @@ def _pairwise(trace: tracing.Trace) -> set[int]:
     members[key].append(index)
   last = {key: count[count > 0][-3:] for key, count in sizes.items()}
   return {
-      index
-      for key, count in last.items()
-      if len(count) == 3 and np.all(np.diff(count) > 0)
-      for index in members[key]
+    index
+    for key, count in last.items()
+    if len(count) == 3 and np.all(np.diff(count) > 0)
+    for index in members[key]
   }
 
 
@@ -163,13 +163,13 @@ def _join_rows(trace: tracing.Trace, parts: list[Array]) -> list[Array]:
 
 
 def _node(
-    trace: tracing.Trace,
-    cut: passes.Boundary,
-    ids: Array,
-    names: tuple[str, ...],
-    readers: frozenset[Any],
-    pairwise: bool,
-    ahead: bool,
+  trace: tracing.Trace,
+  cut: passes.Boundary,
+  ids: Array,
+  names: tuple[str, ...],
+  readers: frozenset[Any],
+  pairwise: bool,
+  ahead: bool,
 ) -> Node:
   times, sizes = np.unique(trace.table.available[ids], return_counts=True)
   maker = int(trace.table.maker[ids[0]])
@@ -192,21 +192,21 @@ def _node(
   if not (unbounded or band):
     free |= maker < 0 or trace.ops[maker].name in folding.POINTWISE
   return Node(
-      ids=ids,
-      maker=maker,
-      names=names,
-      readers=readers,
-      frontier=frontier,
-      rows=len(times),
-      width=width,
-      unbounded=unbounded,
-      carry=carry,
-      recurrent=bool(before),
-      lasts=cut.position - int(times[0]),
-      band=band,
-      itemsize=int(trace.table.itemsize[ids[0]]),
-      flops=0.0 if free else flops * width / gap,
-      gap=gap,
+    ids=ids,
+    maker=maker,
+    names=names,
+    readers=readers,
+    frontier=frontier,
+    rows=len(times),
+    width=width,
+    unbounded=unbounded,
+    carry=carry,
+    recurrent=bool(before),
+    lasts=cut.position - int(times[0]),
+    band=band,
+    itemsize=int(trace.table.itemsize[ids[0]]),
+    flops=0.0 if free else flops * width / gap,
+    gap=gap,
   )
 
 
@@ -266,7 +266,7 @@ def _free(trace: tracing.Trace, maker: int) -> bool:
     return False
   made = op.outs[0] >= 0
   return any(
-      t.fixed and np.unique(np.asarray(t.const)[made]).size == 1 for t in op.ins
+    t.fixed and np.unique(np.asarray(t.const)[made]).size == 1 for t in op.ins
   )
 
 
@@ -279,8 +279,8 @@ def _names(trace: tracing.Trace) -> tuple[Array, dict[int, tuple[str, ...]]]:
     ids = np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
     code[ids] += 1 << len(order) - 1
   labels = {
-      int(c): tuple(n for n, i in order.items() if int(c) >> i & 1)
-      for c in np.unique(code)
+    int(c): tuple(n for n, i in order.items() if int(c) >> i & 1)
+    for c in np.unique(code)
   }
   return code, labels
 
@@ -296,7 +296,7 @@ class _Readers:
           if ids.size:
             found[op.origin.equation, a].append(ids)
     self.found = {
-        k: elements.distinct(np.concatenate(v)) for k, v in found.items()
+      k: elements.distinct(np.concatenate(v)) for k, v in found.items()
     }
     self.code = np.zeros(trace.table.size, np.int64)
     for key, ids in self.found.items():

@@ -27,7 +27,7 @@ PRODUCT = 'product of a half of a layer, not yet added'
 
 
 def layer_moments(
-    layer: Layer, reading: Reading, source: Reading | None, width: int
+  layer: Layer, reading: Reading, source: Reading | None, width: int
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one layer, given as to `moments.layer_moments`."""
   call = reading.call
@@ -36,7 +36,7 @@ def layer_moments(
   product = Term(PRODUCT, hidden.dims, FLOAT)
   query = Term(QUERY, (*call.lead, *reading.query), call.size)
   before = Term(
-      'projected, before it is turned to be the query', query.dims, FLOAT
+    'projected, before it is turned to be the query', query.dims, FLOAT
   )
   yield 'project', [hidden, query, before, *reading.new()]
   # A parallel layer's MLP reads what its attention read.
@@ -64,7 +64,7 @@ def unadded(layer: Layer, call: Call, width: int) -> list[Term]:
 
 
 def _attend(
-    reading: Reading, slots: int, stored: bool
+  reading: Reading, slots: int, stored: bool
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one pass over all slots."""
   call, seen = reading.call, Dim('block', slots)
@@ -154,7 +154,7 @@ def _small(weights: Term, read: Term, products: Term) -> bool:
 
 
 def _experts(
-    mlp: Any, call: Call, width: int
+  mlp: Any, call: Call, width: int
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields a turn of the loop: an expert's weights, sliced out, and its units.
 
@@ -171,13 +171,13 @@ def _experts(
   for moment, matrices, products in (('in', 3, 1), ('', 2, 2), ('made', 1, 2)):
     made = moment == 'made' and call.size < FLOAT
     yield (
-        f'mlp experts {moment}'.strip(),
-        [
-            *beside,
-            Term("an expert's weights", (hidden, wide), call.size, matrices),
-            Term('mlp, as products', (*lead, hidden), FLOAT, products),
-            *[Term('mlp', (*lead, hidden), call.size)] * made,
-        ],
+      f'mlp experts {moment}'.strip(),
+      [
+        *beside,
+        Term("an expert's weights", (hidden, wide), call.size, matrices),
+        Term('mlp, as products', (*lead, hidden), FLOAT, products),
+        *[Term('mlp', (*lead, hidden), call.size)] * made,
+      ],
     )
   if mlp.shared is not None:
     for name, terms in _mlp(mlp.shared, call, width):

@@ -19,9 +19,9 @@ from kvjax.models.config import ModelConfig
 # Axes of a cache by their letters, and fields of its books by their names.
 LETTERS = {'batch': 'B', 'kv_heads': 'K', 'slots': 'S', 'width': 'H'}
 BOOKS = {
-    'table': 'page tables',
-    'references': 'reference counts of pages',
-    'total': 'statistics of the score',
+  'table': 'page tables',
+  'references': 'reference counts of pages',
+  'total': 'statistics of the score',
 }
 
 
@@ -53,16 +53,16 @@ def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
   if spec.cross is not None:
     parts = [leaves(x)[0] for x in spec.cross if x]
     yield Line(
-        'cache',
-        'cross keys and values',
-        tree_bytes((spec.cross, spec.source), shards),
-        'layers 2 B K S H bytes + 4 B S',
-        f'{len(parts)} layers of S = {parts[0].shape[2]}',
+      'cache',
+      'cross keys and values',
+      tree_bytes((spec.cross, spec.source), shards),
+      'layers 2 B K S H bytes + 4 B S',
+      f'{len(parts)} layers of S = {parts[0].shape[2]}',
     )
 
 
 def _group_lines(
-    memory: Memory, store: Any, layers: list[int], shards: Shards
+  memory: Memory, store: Any, layers: list[int], shards: Shards
 ) -> Iterator[Line]:
   """Yields the streams of layers alike, their scales, and slots beyond."""
   codec = {type(c).__name__.lower() for _, c in memory.codecs}
@@ -71,7 +71,7 @@ def _group_lines(
   found = jax.tree_util.tree_leaves_with_path(store, is_leaf=is_leaf)
   scales = [x for path, x in found if _key(path) == 'scale']
   yield _leaves_line(
-      name, [x for path, x in found if _key(path) != 'scale'], count, shards
+    name, [x for path, x in found if _key(path) != 'scale'], count, shards
   )
   if scales:
     yield _leaves_line(f'{name}: scales', scales, count, shards)
@@ -79,8 +79,8 @@ def _group_lines(
   pooled = getattr(kind, 'pages', None) is not None
   padding = 0 if pooled else kind.row_slots - kind.size
   for extra, why in (
-      (padding, 'padding: no token may lie there'),
-      (slack, 'slack: written before older tokens are read'),
+    (padding, 'padding: no token may lie there'),
+    (slack, 'slack: written before older tokens are read'),
   ):
     if extra:
       size = count * tree_bytes(store, shards) * extra // kind.row_slots
@@ -103,7 +103,7 @@ def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
 
 
 def _leaves_line(
-    name: str, held: list[Leaf], layers: int, shards: Shards
+  name: str, held: list[Leaf], layers: int, shards: Shards
 ) -> Line:
   symbols = ' + '.join(dict.fromkeys(map(_symbols, held)))
   numbers = _numbers(held, shards)
@@ -118,9 +118,9 @@ def _leaves_line(
 def _symbols(leaf: Leaf) -> str:
   named = zip(leaf.axes, leaf.shape, strict=True)
   letters = [
-      LETTERS.get(axis, axis)
-      for axis, size in named
-      if (axis, size) != ('kv_heads', 1)
+    LETTERS.get(axis, axis)
+    for axis, size in named
+    if (axis, size) != ('kv_heads', 1)
   ]
   return ' '.join([*letters, 'bytes'])
 
@@ -130,24 +130,24 @@ def _key(path: Any) -> str:
 
 
 def query_line(
-    config: ModelConfig,
-    batch: int,
-    capacity: int,
-    spec: Cache,
-    shards: Shards = WHOLE,
+  config: ModelConfig,
+  batch: int,
+  capacity: int,
+  spec: Cache,
+  shards: Shards = WHOLE,
 ) -> Line:
   """Returns what a cache of every past query would take, for nothing."""
   memory = next(m for m in spec.layout.memories if m is not None)
   count = sum(
-      layer.attention.query_width
-      // shards.parts('heads', layer.attention.num_heads)
-      for layer in config.layers
+    layer.attention.query_width
+    // shards.parts('heads', layer.attention.num_heads)
+    for layer in config.layers
   )
   bits = _bits(memory.dtype)
   line = Term(
-      'a cache of past queries',
-      (Dim('B', batch, 'batch'), Dim('S', capacity), Dim('sum(N H)', count)),
-      max(bits // 8, 1),
+    'a cache of past queries',
+    (Dim('B', batch, 'batch'), Dim('S', capacity), Dim('sum(N H)', count)),
+    max(bits // 8, 1),
   ).line('never', shards)
   held, numbers = line.bytes, line.numbers
   if bits < 8:
@@ -166,11 +166,11 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
     lead = memory.kind.lead(1, 1)
     heads = [name for _, name in lead].index('kv_heads')
     one = sum(
-        _packed(
-            shards.shape(leaf)[heads] * math.prod(leaf.shape[len(lead) :]),
-            leaf.dtype,
-        )
-        for leaf in leaves(store)
+      _packed(
+        shards.shape(leaf)[heads] * math.prod(leaf.shape[len(lead) :]),
+        leaf.dtype,
+      )
+      for leaf in leaves(store)
     )
     if memory.kind.limit is None:
       capped += one

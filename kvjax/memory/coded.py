@@ -32,7 +32,7 @@ class Coded(NamedTuple):
 
 
 def coded_parts(
-    config: ModelConfig, cut: Shards = WHOLE, *, active: bool = False
+  config: ModelConfig, cut: Shards = WHOLE, *, active: bool = False
 ) -> dict[str, Coded]:
   """Returns what is coded, by the names of the lines of `param_lines`.
 
@@ -80,10 +80,10 @@ def active_bytes(config: ModelConfig, size: int, *, coded: bool) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _layer_parts(
-    layer: Layer, width: int, cut: Shards, active: bool
+  layer: Layer, width: int, cut: Shards, active: bool
 ) -> tuple[tuple[str, Coded], ...]:
   init = functools.partial(  # norms are not coded: any
-      init_layers, (layer,), Norm(), width=width, dtype=jnp.float32
+    init_layers, (layer,), Norm(), width=width, dtype=jnp.float32
   )
   (leaves,) = jax.eval_shape(init, jax.random.key(0))
   mlp: Any = layer.mlp

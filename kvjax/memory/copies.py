@@ -77,10 +77,10 @@ def _multiplied(layer: Layer, width: int) -> int:
 def starting(pairs: Sequence[tuple[Reading, Any]]) -> Iterator[Term]:
   """Yields what the first of all that needs beside: the copies it is of."""
   copies = [
-      copy
-      for reading, store in pairs
-      for copy in _copies(reading, store)
-      if copy.name == TWICE
+    copy
+    for reading, store in pairs
+    for copy in _copies(reading, store)
+    if copy.name == TWICE
   ]
   yield from copies
   reading = pairs[0][0]
@@ -167,11 +167,11 @@ def _read_in_place(reading: Reading, store: Any) -> Iterator[Leaf]:
 
 
 def _copy(
-    leaf: Leaf, reason: str, times: int, itemsize: int | None = None
+  leaf: Leaf, reason: str, times: int, itemsize: int | None = None
 ) -> Term:
   dims = tuple(
-      Dim(axis, size, axis)
-      for size, axis in zip(leaf.shape, leaf.axes, strict=True)
+    Dim(axis, size, axis)
+    for size, axis in zip(leaf.shape, leaf.axes, strict=True)
   )
   own = np.dtype(leaf.dtype).itemsize
   return Term(reason, dims, itemsize or own, times)

@@ -90,7 +90,7 @@ def device(name: str) -> Device:
   near += [k for k in known if _key(name) in k and _key(name) and k not in near]
   names = [known[key].name for key in near] or [d.name for d in DEVICES]
   raise ValueError(
-      f'unknown device {name!r}; the nearest known: {", ".join(names)}.'
+    f'unknown device {name!r}; the nearest known: {", ".join(names)}.'
   )
 
 

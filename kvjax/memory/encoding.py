@@ -33,7 +33,7 @@ class _Source:
     return Dim('B', self.batch, 'batch'), Dim('S', self.length, 'source')
 
   def term(
-      self, name: str, *dims: Dim, times: int = 1, wide: bool = False
+    self, name: str, *dims: Dim, times: int = 1, wide: bool = False
   ) -> Term:
     """Returns some arrays of every position of the source."""
     itemsize = FLOAT if wide else self.size
@@ -44,11 +44,11 @@ class _Source:
 
 
 def encode_lines(
-    config: ModelConfig,
-    batch: int,
-    length: int,
-    size: int,
-    shards: Shards = WHOLE,
+  config: ModelConfig,
+  batch: int,
+  length: int,
+  size: int,
+  shards: Shards = WHOLE,
 ) -> Iterator[Line]:
   """Yields what `encode` returns, its fullest moment, what lives at others.
 
@@ -88,14 +88,14 @@ def _moments(config: ModelConfig, source: _Source) -> Iterator[list[Term]]:
     if encoder.features is not None and encoder.positions and not index:
       # Where positions are added the activation is made again, by pieces.
       pieces = dataclasses.replace(
-          source.hidden(3), name="source's frames, activated, in pieces"
+        source.hidden(3), name="source's frames, activated, in pieces"
       )
       yield [*next(found), pieces]
     yield from found
 
 
 def _layer_moments(
-    attention: Any, mlp: Any, source: _Source, shared: bool
+  attention: Any, mlp: Any, source: _Source, shared: bool
 ) -> Iterator[list[Term]]:
   """Yields projections, softmax and MLP of one layer of several, if shared."""
   heads = Dim('N', attention.num_heads)
@@ -107,8 +107,8 @@ def _layer_moments(
   width = Dim('H', attention.key_width)
   query = source.term('query (one layer, then dead)', heads, width)
   key, value = (
-      source.term(name, Dim('K', attention.num_kv_heads), width)
-      for name in ('key', 'value')
+    source.term(name, Dim('K', attention.num_kv_heads), width)
+    for name in ('key', 'value')
   )
   hidden = source.hidden()
   turned = dataclasses.replace(query, times=2)

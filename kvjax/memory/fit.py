@@ -67,7 +67,7 @@ class _Question:
 
   def plan(self, batch: int, capacity: int) -> MemoryPlan:
     return plan(
-        self.config, batch_size=batch, capacity=capacity, **self.options
+      self.config, batch_size=batch, capacity=capacity, **self.options
     )
 
   def fits(self, batch: int, capacity: int) -> bool:
@@ -96,21 +96,21 @@ class _Question:
 
 
 def fit(
-    config: ModelConfig,
-    memory_bytes: int | str | Device,
-    *,
-    batch_size: int | None = None,
-    capacity: int | None = None,
-    reserve_bytes: int = 0,
-    new_tokens_per_step: int = 1,
-    cache: Kind | Sequence[Kind | None] | None = None,
-    codec: Codec | None = None,
-    param_dtype: Any = None,
-    cache_dtype: Any = None,
-    source_length: int | None = None,
-    mesh: Any = None,
-    backend: str | None = None,
-    frontier: Sequence[int] = (),
+  config: ModelConfig,
+  memory_bytes: int | str | Device,
+  *,
+  batch_size: int | None = None,
+  capacity: int | None = None,
+  reserve_bytes: int = 0,
+  new_tokens_per_step: int = 1,
+  cache: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  param_dtype: Any = None,
+  cache_dtype: Any = None,
+  source_length: int | None = None,
+  mesh: Any = None,
+  backend: str | None = None,
+  frontier: Sequence[int] = (),
 ) -> Fit:
   """Returns the largest batch or context that a device (of a mesh) can hold.
 
@@ -138,14 +138,14 @@ def fit(
   if batch_size is None and capacity is None:
     raise ValueError('fit needs batch_size or capacity: give one, or both.')
   options = dict(
-      new_tokens_per_step=new_tokens_per_step,
-      cache=cache,
-      codec=codec,
-      param_dtype=param_dtype,
-      cache_dtype=cache_dtype,
-      source_length=source_length,
-      mesh=mesh,
-      backend=backend or platform,
+    new_tokens_per_step=new_tokens_per_step,
+    cache=cache,
+    codec=codec,
+    param_dtype=param_dtype,
+    cache_dtype=cache_dtype,
+    source_length=source_length,
+    mesh=mesh,
+    backend=backend or platform,
   )
   asked = _Question(config, limit, options)
   rows = 1 if batch_size is None else batch_size
@@ -161,21 +161,21 @@ def fit(
     capacity = asked.largest_capacity(rows)
     found = asked.plan(rows, capacity or MOST)
   return Fit(
-      memory_bytes=limit,
-      batch_size=batch_size,
-      capacity=capacity,
-      fits=not short,
-      short_bytes=short,
-      frontier=tuple((n, asked.largest_batch(n)) for n in contexts),
-      remedies=tuple(_remedies(asked, rows, tokens)) if short else (),
-      plan=found,
+    memory_bytes=limit,
+    batch_size=batch_size,
+    capacity=capacity,
+    fits=not short,
+    short_bytes=short,
+    frontier=tuple((n, asked.largest_batch(n)) for n in contexts),
+    remedies=tuple(_remedies(asked, rows, tokens)) if short else (),
+    plan=found,
   )
 
 
 def _contexts(frontier: Any) -> tuple[int, ...]:
   if not isinstance(frontier, Iterable):
     raise ValueError(
-        f'frontier={frontier!r} must be contexts in a sequence: (1024, 4096).'
+      f'frontier={frontier!r} must be contexts in a sequence: (1024, 4096).'
     )
   found = tuple(frontier)
   check_sizes(**{f'frontier[{i}]': n for i, n in enumerate(found)})
@@ -191,13 +191,12 @@ def _limit(memory: int | str | Device, reserve: int) -> tuple[int, str | None]:
     memory, platform = memory.memory, memory.platform
   if not isinstance(memory, numbers.Integral) or memory < 1:
     raise ValueError(
-        f'memory_bytes={memory!r} must be a positive integer, or the name of a '
-        'device.'
+      f'memory_bytes={memory!r} must be a positive integer, or the name of a '
+      'device.'
     )
   if not isinstance(reserve, numbers.Integral) or not 0 <= reserve < memory:
     raise ValueError(
-        f'reserve_bytes={reserve!r} must lie between 0 and memory_bytes='
-        f'{memory}.'
+      f'reserve_bytes={reserve!r} must lie between 0 and memory_bytes={memory}.'
     )
   return int(memory) - int(reserve), platform
 
@@ -241,7 +240,7 @@ def _remedies(asked: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
 
 
 def _changes(
-    asked: _Question, rows: int, tokens: int
+  asked: _Question, rows: int, tokens: int
 ) -> Iterator[tuple[str, _Question]]:
   if asked.options['codec'] is None:
     yield 'codec=Int8()', asked.but(codec=Int8())
@@ -267,6 +266,6 @@ def _changes(
 def _unless_windowed(asked: _Question, kind: Kind) -> list[Kind | None]:
   """Layers with a window of their own keep the ring they have."""
   return [
-      kind if layer.attention.visibility.window is None else None
-      for layer in asked.config.layers
+    kind if layer.attention.visibility.window is None else None
+    for layer in asked.config.layers
   ]

@@ -62,11 +62,11 @@ class Term:
     sizes = [str(d.size // shards.parts(d.axis, d.size)) for d in self.dims]
     letters = [d.letter for d in self.dims]
     return Line(
-        part,
-        self.name,
-        self.bytes(shards),
-        ' '.join([*times, *letters, 'bytes']),
-        ' x '.join([*times, *sizes, str(self.itemsize)]),
+      part,
+      self.name,
+      self.bytes(shards),
+      ' '.join([*times, *letters, 'bytes']),
+      ' x '.join([*times, *sizes, str(self.itemsize)]),
     )
 
 

@@ -20,7 +20,7 @@ FEW = 8  # rows of queries a kv head up to which values are read in pieces
 
 
 def layer_moments(
-    layer: Layer, reading: Reading, source: Reading | None, width: int
+  layer: Layer, reading: Reading, source: Reading | None, width: int
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one layer: projections, attention, MLP.
 
@@ -35,7 +35,7 @@ def layer_moments(
   both = Term('hidden', hidden.dims, call.size, 2)
   query = Term(QUERY, (*call.lead, *reading.query), call.size)
   before = Term(
-      'projected, before it is turned to be the query', query.dims, call.size
+    'projected, before it is turned to be the query', query.dims, call.size
   )
   yield 'project', [hidden, query, before, *reading.new()]
   # A parallel layer's MLP reads what its attention read.
@@ -75,7 +75,7 @@ def carried(reading: Reading) -> Iterator[Term]:
 
 
 def _attend(
-    reading: Reading, slots: int, stored: bool
+  reading: Reading, slots: int, stored: bool
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one pass over one block of slots."""
   call, loops = reading.call, reading.loops(slots)
@@ -147,7 +147,7 @@ def _mlp(mlp: Any, call: Call, width: int) -> Iterator[tuple[str, list[Term]]]:
 
 
 def _experts(
-    mlp: Any, call: Call, width: int
+  mlp: Any, call: Call, width: int
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields a turn of the loop: an expert's weights, sliced out, and its units.
 
@@ -159,14 +159,14 @@ def _experts(
   summed = Term('output of experts', (*call.lead, wide), FLOAT)
   gates = Dim('experts', mlp.num_experts, 'experts')
   yield (
-      'mlp experts',
-      [
-          summed,
-          Term("an expert's weights", (hidden, wide), call.size, 3),
-          Term('mlp', (*lead, hidden), call.size),
-          Term('output of one expert', (*lead, wide), FLOAT),
-          *([] if few else [Term('gates', (*call.lead, gates), FLOAT)]),
-      ],
+    'mlp experts',
+    [
+      summed,
+      Term("an expert's weights", (hidden, wide), call.size, 3),
+      Term('mlp', (*lead, hidden), call.size),
+      Term('output of one expert', (*lead, wide), FLOAT),
+      *([] if few else [Term('gates', (*call.lead, gates), FLOAT)]),
+    ],
   )
   if mlp.shared is not None:
     for name, terms in _mlp(mlp.shared, call, width):

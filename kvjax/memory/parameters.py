@@ -19,10 +19,10 @@ TABLES = 'embedding, head, positions'
 
 
 def param_lines(
-    config: ModelConfig,
-    size: int,
-    cut: Shards = WHOLE,
-    coded: Mapping[str, Any] | None = None,
+  config: ModelConfig,
+  size: int,
+  cut: Shards = WHOLE,
+  coded: Mapping[str, Any] | None = None,
 ) -> Iterator[Line]:
   """Yields what the parameters of `size` bytes an element occupy.
 
@@ -36,10 +36,10 @@ def param_lines(
   counts = _layer_counts(config.layers, config)
   if cut.sizes:
     counts = {
-        'layers': sum(
-            _layer_elements(layer, config, cut) for layer in config.layers
-        ),
-        'norm': config.norm.num_params(config.width),
+      'layers': sum(
+        _layer_elements(layer, config, cut) for layer in config.layers
+      ),
+      'norm': config.norm.num_params(config.width),
     }
   for name, count in counts.items():
     if rest := count - codes.get(name, 0):
@@ -47,11 +47,11 @@ def param_lines(
   wide = sum(_corrections(layer.mlp) for layer in config.layers)
   if wide and size < 4:
     yield Line(
-        'params',
-        'corrections of routing, beyond that',
-        wide * (4 - size),
-        'they are float32',
-        f'{wide} x (4 - {size})',
+      'params',
+      'corrections of routing, beyond that',
+      wide * (4 - size),
+      'they are float32',
+      f'{wide} x (4 - {size})',
     )
   if config.encoder is not None:
     count = _encoder_count(config) - codes.get('encoder', 0)
@@ -62,13 +62,13 @@ def active_elements(config: ModelConfig) -> int:
   """Returns elements that a step reads: of an untied embedding, one row."""
   width, vocab = config.width, config.vocab_size
   layers = sum(
-      layer.attention.num_params(width) + layer.mlp.num_active(width)
-      for layer in config.layers
+    layer.attention.num_params(width) + layer.mlp.num_active(width)
+    for layer in config.layers
   )
   cross = sum(
-      layer.cross.num_params(width)
-      for layer in config.layers
-      if layer.cross is not None
+    layer.cross.num_params(width)
+    for layer in config.layers
+    if layer.cross is not None
   )
   return vocab * width + layers + cross
 
@@ -86,29 +86,27 @@ def _ends(config: ModelConfig, size: int, cut: Shards, coded: bool) -> Line:
   relative = relative_bias(config.layers)
   extra += relative[0] * relative[1] if relative else 0
   return Line(
-      'params',
-      TABLES,
-      (tables * vocab * width + extra) * size,
-      '(tables V D + more) bytes',
-      f'({tables} x {vocab} x {width} + {extra}) x {size}',
+    'params',
+    TABLES,
+    (tables * vocab * width + extra) * size,
+    '(tables V D + more) bytes',
+    f'({tables} x {vocab} x {width} + {extra}) x {size}',
   )
 
 
 def _elements(name: str, count: int, size: int) -> Line:
   return Line(
-      'params', name, count * size, 'elements bytes', f'{count} x {size}'
+    'params', name, count * size, 'elements bytes', f'{count} x {size}'
   )
 
 
 def _layer_counts(
-    layers: tuple[Layer, ...], config: ModelConfig
+  layers: tuple[Layer, ...], config: ModelConfig
 ) -> dict[str, int]:
   width = config.width
   attention = sum(layer.attention.num_params(width) for layer in layers)
   cross = sum(
-      layer.cross.num_params(width)
-      for layer in layers
-      if layer.cross is not None
+    layer.cross.num_params(width) for layer in layers if layer.cross is not None
   )
   norms = sum(_norms(layer) for layer in layers) + 1
   dense = [x for x in layers if not hasattr(x.mlp, 'num_experts')]
@@ -134,7 +132,7 @@ def _encoder_count(config: ModelConfig) -> int:
     return 0
   width = config.width
   inner = dataclasses.replace(
-      config, layers=encoder.layers, norm=encoder.norm, encoder=None
+    config, layers=encoder.layers, norm=encoder.norm, encoder=None
   )
   count = sum(_layer_counts(encoder.layers, inner).values())
   count += encoder.positions * width
@@ -178,7 +176,7 @@ def param_specs(config: ModelConfig, mesh: Any, param_dtype: Any = None) -> Any:
 def _layer_elements(layer: Layer, config: ModelConfig, cut: Shards) -> int:
   """Returns elements of a layer's parameters on one device."""
   init = functools.partial(
-      init_layers, (layer,), config.norm, width=config.width, dtype=jnp.float32
+    init_layers, (layer,), config.norm, width=config.width, dtype=jnp.float32
   )
   (leaves,) = jax.eval_shape(init, jax.random.key(0))
   count = 0
@@ -229,7 +227,7 @@ def _end_axes(name: str, config: ModelConfig) -> list[tuple[str, int]]:
 
 
 def _spec(
-    axes: list[tuple[str, int]], leaf: Any, cut: Shards
+  axes: list[tuple[str, int]], leaf: Any, cut: Shards
 ) -> jax.sharding.PartitionSpec:
   axes = axes[: len(leaf.shape)]
   names = [cut.axis(name, units) if name else None for name, units in axes]

@@ -81,8 +81,7 @@ class MemoryPlan:
   def __str__(self) -> str:
     head = ('part', 'name', 'bytes', 'formula', 'in numbers')
     rows = [head] + [
-        (x.part, x.name, f'{x.bytes:,}', x.symbols, x.numbers)
-        for x in self.lines
+      (x.part, x.name, f'{x.bytes:,}', x.symbols, x.numbers) for x in self.lines
     ]
     rows.append(('total', '', f'{self.total_bytes:,}', '', ''))
     return table(rows)
@@ -98,21 +97,21 @@ class MemoryPlan:
 
 
 def plan(
-    config: ModelConfig,
-    *,
-    batch_size: int,
-    capacity: int,
-    prompt_length: int | None = None,
-    new_tokens_per_step: int = 1,
-    cache: Kind | Sequence[Kind | None] | None = None,
-    codec: Codec | None = None,
-    param_dtype: Any = None,
-    cache_dtype: Any = None,
-    source_length: int | None = None,
-    mesh: Any = None,
-    backend: str | None = None,
-    kernel: str | None = None,
-    donate: bool = True,
+  config: ModelConfig,
+  *,
+  batch_size: int,
+  capacity: int,
+  prompt_length: int | None = None,
+  new_tokens_per_step: int = 1,
+  cache: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  param_dtype: Any = None,
+  cache_dtype: Any = None,
+  source_length: int | None = None,
+  mesh: Any = None,
+  backend: str | None = None,
+  kernel: str | None = None,
+  donate: bool = True,
 ) -> MemoryPlan:
   """Returns what decoding occupies, before anything is allocated or traced.
 
@@ -146,9 +145,9 @@ def plan(
       kind, codec, dtype, backend or kernel is so called.
   """
   check_sizes(
-      batch_size=batch_size,
-      capacity=capacity,
-      new_tokens_per_step=new_tokens_per_step,
+    batch_size=batch_size,
+    capacity=capacity,
+    new_tokens_per_step=new_tokens_per_step,
   )
   _check_names(config, backend, kernel, source_length)
   # NumPy's integers would wrap at 2^63 bytes; Python's never do.
@@ -156,13 +155,13 @@ def plan(
   new_tokens_per_step = int(new_tokens_per_step)
   _check_prompt(prompt_length, capacity)
   spec = cache_spec(
-      config,
-      batch_size,
-      capacity,
-      cache_dtype,
-      kinds=cache,
-      codec=codec,
-      source_length=source_length,
+    config,
+    batch_size,
+    capacity,
+    cache_dtype,
+    kinds=cache,
+    codec=codec,
+    source_length=source_length,
   )
   _check_room(spec, new_tokens_per_step)
   dtype, cut = _param_dtype(config, param_dtype), shards(mesh)
@@ -182,32 +181,32 @@ def plan(
 
 
 def _check_names(
-    config: ModelConfig,
-    backend: str | None,
-    kernel: str | None,
-    source_length: int | None,
+  config: ModelConfig,
+  backend: str | None,
+  kernel: str | None,
+  source_length: int | None,
 ) -> None:
   if not isinstance(config, ModelConfig):
     raise ValueError(
-        f'config={config!r} is no ModelConfig. Give one, or '
-        'kvjax.load_config(name).'
+      f'config={config!r} is no ModelConfig. Give one, or '
+      'kvjax.load_config(name).'
     )
   for name, value, known in (
-      ('backend', backend, PLATFORMS),
-      ('kernel', kernel, KERNELS),
+    ('backend', backend, PLATFORMS),
+    ('kernel', kernel, KERNELS),
   ):
     if value not in (None, *known):
       known = ', '.join(known)
       raise ValueError(f'{name}={value!r} is unknown; known: {known}.')
   if kernel == 'cudnn':
     raise ValueError(
-        "kernel='cudnn' has no plan: what cuDNN occupies has not been measured."
-        ' Leave it out for what the block loop needs.'
+      "kernel='cudnn' has no plan: what cuDNN occupies has not been measured."
+      ' Leave it out for what the block loop needs.'
     )
   if source_length is not None and config.encoder is None:
     raise ValueError(
-        f'source_length={source_length}, but the model has no encoder. Leave '
-        'it out.'
+      f'source_length={source_length}, but the model has no encoder. Leave '
+      'it out.'
     )
 
 
@@ -217,8 +216,8 @@ def _check_prompt(prompt_length: int | None, capacity: int) -> None:
   check_sizes(prompt_length=prompt_length)
   if prompt_length > capacity:
     raise ValueError(
-        f'prompt_length={prompt_length} exceeds capacity={capacity}. Raise the '
-        'capacity to the prompt and all that is to follow, or cut the prompt.'
+      f'prompt_length={prompt_length} exceeds capacity={capacity}. Raise the '
+      'capacity to the prompt and all that is to follow, or cut the prompt.'
     )
 
 
@@ -229,8 +228,8 @@ def _param_dtype(config: ModelConfig, dtype: Any) -> np.dtype:
   # Sub-byte floats too: nothing here multiplies or packs them.
   if not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 8:
     raise ValueError(
-        f'param_dtype={found} is no floating type of eight bits or more. Give '
-        'bfloat16, float8_e4m3fn, say, or int8 for quantized weights.'
+      f'param_dtype={found} is no floating type of eight bits or more. Give '
+      'bfloat16, float8_e4m3fn, say, or int8 for quantized weights.'
     )
   return found
 
@@ -239,19 +238,19 @@ def _check_room(spec: Cache, tokens: int) -> None:
   limit = spec.layout.limit
   if limit is not None and tokens > limit:
     raise ValueError(
-        f'new_tokens_per_step={tokens} do not fit a cache of {limit} tokens a '
-        'row. Raise the capacity or feed fewer at once.'
+      f'new_tokens_per_step={tokens} do not fit a cache of {limit} tokens a '
+      'row. Raise the capacity or feed fewer at once.'
     )
 
 
 def _summed(
-    config: ModelConfig,
-    spec: Cache,
-    batch: int,
-    capacity: int,
-    read: int,
-    cut: Shards,
-    lines: tuple[Line, ...],
+  config: ModelConfig,
+  spec: Cache,
+  batch: int,
+  capacity: int,
+  read: int,
+  cut: Shards,
+  lines: tuple[Line, ...],
 ) -> MemoryPlan:
   past = query_line(config, batch, capacity, spec, cut)
   rows = Dim('B', batch, 'batch')
@@ -259,25 +258,25 @@ def _summed(
   sampling = sampling.line('sampling', cut)
   step = [x for x in lines if x.part == 'step']
   sums = {
-      part: sum(x.bytes for x in lines if x.part == part)
-      for part in ('params', 'cache', 'step', 'encode')
+    part: sum(x.bytes for x in lines if x.part == part)
+    for part in ('params', 'cache', 'step', 'encode')
   }
   growing, capped, cap = per_token(spec, cut)
   return MemoryPlan(
-      params_bytes=sums['params'],
-      cache_bytes=sums['cache'],
-      step_bytes=sums['step'],
-      temporaries_bytes=sum(x.bytes for x in step if x.name not in RESULTS),
-      total_bytes=sums['params'] + sums['cache'] + sums['step'],
-      encode_bytes=sums['encode'],
-      bytes_per_token=growing + capped,
-      growing_bytes_per_token=growing,
-      cap_bytes=cap,
-      active_params_bytes=read,
-      query_cache_bytes=past.bytes,
-      sampling_bytes=sampling.bytes,
-      devices=cut.devices,
-      lines=(*lines, sampling, past),
+    params_bytes=sums['params'],
+    cache_bytes=sums['cache'],
+    step_bytes=sums['step'],
+    temporaries_bytes=sum(x.bytes for x in step if x.name not in RESULTS),
+    total_bytes=sums['params'] + sums['cache'] + sums['step'],
+    encode_bytes=sums['encode'],
+    bytes_per_token=growing + capped,
+    growing_bytes_per_token=growing,
+    cap_bytes=cap,
+    active_params_bytes=read,
+    query_cache_bytes=past.bytes,
+    sampling_bytes=sampling.bytes,
+    devices=cut.devices,
+    lines=(*lines, sampling, past),
   )
 
 

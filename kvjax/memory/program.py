@@ -15,16 +15,16 @@ from kvjax.models.encoder import encode
 
 
 def compile_call(
-    config: ModelConfig,
-    *,
-    batch_size: int,
-    capacity: int,
-    new_tokens_per_step: int = 1,
-    cache: Kind | None = None,
-    codec: Codec | None = None,
-    source_length: int | None = None,
-    kernel: str = 'blockwise',
-    sharding: Any = None,
+  config: ModelConfig,
+  *,
+  batch_size: int,
+  capacity: int,
+  new_tokens_per_step: int = 1,
+  cache: Kind | None = None,
+  codec: Codec | None = None,
+  source_length: int | None = None,
+  kernel: str = 'blockwise',
+  sharding: Any = None,
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.
 
@@ -46,21 +46,21 @@ def compile_call(
   choices: Any = {'kinds': cache, 'codec': codec}
   choices['source_length'] = source_length
   empty = jax.eval_shape(
-      lambda: init_cache(config, batch_size, capacity, **choices)
+    lambda: init_cache(config, batch_size, capacity, **choices)
   )
   params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   shape = (batch_size,) if one else (batch_size, new_tokens_per_step)
   given: Any = params, empty, jax.ShapeDtypeStruct(shape, jnp.int32)
   if sharding is not None:
     given = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        given,
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+      given,
     )
   return jax.jit(call, donate_argnames='cache').lower(*given).compile()
 
 
 def compile_encode(
-    config: ModelConfig, batch_size: int, source_length: int
+  config: ModelConfig, batch_size: int, source_length: int
 ) -> jax.stages.Compiled:
   """Compiles `encode` of whole sources; raises as it does."""
   params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

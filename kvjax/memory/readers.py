@@ -14,7 +14,7 @@ from kvjax.memory.buffers import Instruction, Module, argument_leaves, read
 # Whether an instruction's result is the leaf itself, part by part of a tuple.
 _Leaf: TypeAlias = 'bool | tuple[_Leaf, ...]'
 _PASSES = frozenset(
-    'bitcast copy optimization-barrier tuple get-tuple-element'.split()
+  'bitcast copy optimization-barrier tuple get-tuple-element'.split()
 )
 _UPDATES = frozenset(('dynamic-update-slice', 'scatter'))
 
@@ -40,7 +40,7 @@ def readers(compiled: jax.stages.Compiled, argument: str) -> tuple[str, ...]:
   module, rows = read(compiled)
   leaves = argument_leaves(module, rows, argument)
   numbers = {
-      module.instructions[row.instruction].parameter for row in leaves.values()
+    module.instructions[row.instruction].parameter for row in leaves.values()
   }
   entry = module.computations[module.entry]
   inputs = {i.parameter: i.parameter in numbers for i in entry if _given(i)}
@@ -54,10 +54,10 @@ def _given(i: Instruction) -> bool:
 
 
 def _run(
-    module: Module,
-    computation: int,
-    inputs: Mapping[int, _Leaf],
-    found: dict[str, None],
+  module: Module,
+  computation: int,
+  inputs: Mapping[int, _Leaf],
+  found: dict[str, None],
 ) -> _Leaf:
   local: dict[int, _Leaf] = {}
   for i in module.computations[computation]:
@@ -67,11 +67,11 @@ def _run(
 
 
 def _apply(
-    module: Module,
-    i: Instruction,
-    operands: list[_Leaf],
-    inputs: Mapping[int, _Leaf],
-    found: dict[str, None],
+  module: Module,
+  i: Instruction,
+  operands: list[_Leaf],
+  inputs: Mapping[int, _Leaf],
+  found: dict[str, None],
 ) -> _Leaf:
   """Whether the result is the leaf; notes the instruction when it reads it."""
   if _given(i):
@@ -97,24 +97,24 @@ def _apply(
 
 
 def _call(
-    module: Module,
-    i: Instruction,
-    operands: list[_Leaf],
-    found: dict[str, None],
+  module: Module,
+  i: Instruction,
+  operands: list[_Leaf],
+  found: dict[str, None],
 ) -> _Leaf:
   if i.opcode == 'conditional':
     pairs: Iterator[tuple[int, list[_Leaf]]] = zip(
-        i.called, ([x] for x in operands), strict=True
+      i.called, ([x] for x in operands), strict=True
     )
     results = [
-        _run(module, c, dict(enumerate(given)), found) for c, given in pairs
+      _run(module, c, dict(enumerate(given)), found) for c, given in pairs
     ]
     return any(map(_any, results))
   return _run(module, i.called[0], dict(enumerate(operands)), found)
 
 
 def _loop(
-    module: Module, i: Instruction, carry: _Leaf, found: dict[str, None]
+  module: Module, i: Instruction, carry: _Leaf, found: dict[str, None]
 ) -> _Leaf:
   """A leaf stays in its place of the carry, or is counted as read."""
   for computation in i.called:

@@ -185,6 +185,6 @@ class Reading:
     tile = *lead, Dim('tile', ROWS), self.query[1]
     outs = splits, *lead, Dim('rows', rows), self.value[1]
     return (
-        Term(f'{QUERY}, in tiles', tile, call.size),
-        Term('outputs of each split', outs, FLOAT),
+      Term(f'{QUERY}, in tiles', tile, call.size),
+      Term('outputs of each split', outs, FLOAT),
     )

@@ -22,14 +22,14 @@ from kvjax.memory.plan import RESULTS, MemoryPlan
 ENDS = ('embedding', 'head', 'head_bias', 'positions', 'relative')
 # Names of lines, by their beginnings, and the scopes their buffers carry.
 SCOPES = {
-    'hidden': r'embedding|layer_\d+/(add|mul)',
-    'query': r'/query/',
-    'new ': r'/(leave|cache)/',
-    'mlp': r'/mlp/|/experts/',
-    'logits before': r'/logits/',
-    'logits': '',
-    'copy': r'^$|cache',
-    '': r'/attend/',
+  'hidden': r'embedding|layer_\d+/(add|mul)',
+  'query': r'/query/',
+  'new ': r'/(leave|cache)/',
+  'mlp': r'/mlp/|/experts/',
+  'logits before': r'/logits/',
+  'logits': '',
+  'copy': r'^$|cache',
+  '': r'/attend/',
 }
 
 
@@ -57,11 +57,11 @@ class Row:
 
 
 def reconcile(
-    plan: MemoryPlan,
-    compiled: jax.stages.Compiled,
-    *,
-    params: str = 'params',
-    cache: str = 'cache',
+  plan: MemoryPlan,
+  compiled: jax.stages.Compiled,
+  *,
+  params: str = 'params',
+  cache: str = 'cache',
 ) -> tuple[Row, ...]:
   """Returns the lines of a plan beside what a compiled step was assigned.
 
@@ -102,11 +102,11 @@ def _arguments(part, plan, held, name_of) -> Iterator[Row]:
   for name in dict.fromkeys((*lines, *leaves)):
     own, paid = lines.get(name, []), leaves.get(name, [])
     yield Row(
-        part,
-        ' and '.join(line.name for line in own) or name,
-        sum(line.bytes for line in own),
-        sum(leaf.bytes for leaf in paid),
-        _where(paid, f'{len(paid)} arguments, the largest '),
+      part,
+      ' and '.join(line.name for line in own) or name,
+      sum(line.bytes for line in own),
+      sum(leaf.bytes for leaf in paid),
+      _where(paid, f'{len(paid)} arguments, the largest '),
     )
 
 
@@ -151,9 +151,9 @@ def _cache_name(path: str) -> str:
 def _step(line: Line, rows: Iterable[Buffer]) -> Row:
   scope = next(s for name, s in SCOPES.items() if line.name.startswith(name))
   fits = [
-      row
-      for row in rows
-      if row.shape and row.bytes <= line.bytes and _carries(row, scope)
+    row
+    for row in rows
+    if row.shape and row.bytes <= line.bytes and _carries(row, scope)
   ]
   paid = sorted(fits, key=lambda row: -row.bytes)[:1]
   size = paid[0].bytes if paid else None
@@ -163,7 +163,7 @@ def _step(line: Line, rows: Iterable[Buffer]) -> Row:
 def _carries(row: Buffer, scope: str) -> bool:
   copies = scope == SCOPES['copy']
   return (not copies or row.opcode == 'copy') and bool(
-      re.search(scope, row.op_name)
+    re.search(scope, row.op_name)
   )
 
 

@@ -26,7 +26,7 @@ def attention_core(attention: Any) -> tuple[int, int]:
   if latent is not None:
     elements, product = latent + attention.rotary.width, 2 * latent
     return elements, 2 * attention.num_heads * (
-        product + attention.rotary.width
+      product + attention.rotary.width
     )
   width = attention.key_width + (attention.value_width or attention.key_width)
   return attention.num_kv_heads * width, 2 * attention.num_heads * width
@@ -57,14 +57,14 @@ def read_elements(config: ModelConfig, rows: float) -> float:
 
 
 def roofline(
-    config: ModelConfig,
-    *,
-    batch_size: int,
-    context: int,
-    device: Device,
-    num_devices: int = 1,
-    weight_bytes: float = 2.0,
-    cache_bytes: float = 2.0,
+  config: ModelConfig,
+  *,
+  batch_size: int,
+  context: int,
+  device: Device,
+  num_devices: int = 1,
+  weight_bytes: float = 2.0,
+  cache_bytes: float = 2.0,
 ) -> StepTime:
   """Returns the least time of a decode step, from a config alone.
 
@@ -87,11 +87,11 @@ def roofline(
     size += elements * min(window, context) * cache_bytes
     operations += work * min(window, context)
   return step_time(
-      batch_size=batch_size,
-      cache_bytes_per_row=size,
-      weight_bytes=read_elements(config, batch_size) * weight_bytes,
-      params=active_elements(config),
-      device=device,
-      num_devices=num_devices,
-      attention_operations=operations,
+    batch_size=batch_size,
+    cache_bytes_per_row=size,
+    weight_bytes=read_elements(config, batch_size) * weight_bytes,
+    params=active_elements(config),
+    device=device,
+    num_devices=num_devices,
+    attention_operations=operations,
   )

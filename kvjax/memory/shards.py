@@ -18,10 +18,10 @@ from kvjax.caches.spec import Leaf
 
 # Mesh axis -> names of the axes it splits.
 SPLITS = {
-    'batch': ('batch',),
-    'heads': ('heads', 'kv_heads', 'hidden', 'vocab'),
-    'experts': ('experts',),
-    'slots': ('slots', 'pages'),
+  'batch': ('batch',),
+  'heads': ('heads', 'kv_heads', 'hidden', 'vocab'),
+  'experts': ('experts',),
+  'slots': ('slots', 'pages'),
 }
 
 
@@ -50,8 +50,8 @@ class Shards:
     """Returns the shape of a cache's leaf on one device."""
     paged = 'pages' in leaf.axes
     return tuple(
-        size // (1 if paged and axis == 'slots' else self.parts(axis, size))
-        for size, axis in zip(leaf.shape, leaf.axes, strict=True)
+      size // (1 if paged and axis == 'slots' else self.parts(axis, size))
+      for size, axis in zip(leaf.shape, leaf.axes, strict=True)
     )
 
   def axis(self, axis: str, size: int) -> str | None:
@@ -67,8 +67,8 @@ class Shards:
     name, devices = next(s for s in self.sizes if axis in SPLITS[s[0]])
     if parts < devices:
       raise ValueError(
-          f'{axis}={size} on {devices} devices of mesh axis {name!r} is held '
-          f'{devices // parts} times: give the copies a mesh axis of their own.'
+        f'{axis}={size} on {devices} devices of mesh axis {name!r} is held '
+        f'{devices // parts} times: give the copies a mesh axis of their own.'
       )
     return name
 
@@ -98,14 +98,14 @@ def shards(mesh: Any) -> Shards:
   named = mesh if isinstance(mesh, Mapping) else getattr(mesh, 'shape', None)
   if not isinstance(named, Mapping):
     raise ValueError(
-        f'mesh={mesh!r} is no mesh. Give a jax.sharding.Mesh, or sizes by '
-        "axis: {'heads': 2}."
+      f'mesh={mesh!r} is no mesh. Give a jax.sharding.Mesh, or sizes by '
+      "axis: {'heads': 2}."
     )
   sizes: Mapping[str, int] = named
   for name, size in sizes.items():
     if name not in SPLITS and name != 'copies':
       raise ValueError(
-          f'mesh axis {name!r} is unknown; known: {", ".join(SPLITS)}, copies.'
+        f'mesh axis {name!r} is unknown; known: {", ".join(SPLITS)}, copies.'
       )
     if not isinstance(size, int) or size < 1:
       raise ValueError(f'mesh axis {name}={size!r} must be a positive integer.')

@@ -38,14 +38,14 @@ class StepTime:
 
 
 def step_time(
-    *,
-    batch_size: int,
-    cache_bytes_per_row: float,
-    weight_bytes: float,
-    params: float,
-    device: Device,
-    num_devices: int = 1,
-    attention_operations: float = 0.0,
+  *,
+  batch_size: int,
+  cache_bytes_per_row: float,
+  weight_bytes: float,
+  params: float,
+  device: Device,
+  num_devices: int = 1,
+  attention_operations: float = 0.0,
 ) -> StepTime:
   """Returns the bound for weights and cache spread evenly over devices.
 
@@ -62,8 +62,8 @@ def step_time(
   bandwidth = device.bandwidth * num_devices
   flops = device.flops * num_devices
   return StepTime(
-      weights=weight_bytes / bandwidth,
-      cache=batch_size * cache_bytes_per_row / bandwidth,
-      arithmetic=2 * batch_size * params / flops,
-      attention=batch_size * attention_operations / flops,
+    weights=weight_bytes / bandwidth,
+    cache=batch_size * cache_bytes_per_row / bandwidth,
+    arithmetic=2 * batch_size * params / flops,
+    attention=batch_size * attention_operations / flops,
   )

@@ -24,12 +24,12 @@ from kvjax.decoding.cache import Cache
 from kvjax.memory import accelerator
 from kvjax.memory import moments as processor
 from kvjax.memory.copies import (
-    TWICE,
-    held,
-    starting,
-    unwritten,
-    waiting,
-    widened,
+  TWICE,
+  held,
+  starting,
+  unwritten,
+  waiting,
+  widened,
 )
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.moments import carried, swept
@@ -42,14 +42,14 @@ LOGITS = 'logits, the result'
 
 
 def step_lines(
-    config: ModelConfig,
-    spec: Cache,
-    batch: int,
-    tokens: int,
-    dtype: Any,
-    shards: Shards = WHOLE,
-    backend: str | None = None,
-    kernel: str | None = None,
+  config: ModelConfig,
+  spec: Cache,
+  batch: int,
+  tokens: int,
+  dtype: Any,
+  shards: Shards = WHOLE,
+  backend: str | None = None,
+  kernel: str | None = None,
 ) -> Iterator[Line]:
   """Yields the lines of the fullest moment, then what lives at another.
 
@@ -81,13 +81,13 @@ def step_lines(
 
 
 def moments(
-    config: ModelConfig,
-    spec: Cache,
-    batch: int,
-    tokens: int,
-    dtype: Any,
-    backend: str | None = None,
-    kernel: str | None = None,
+  config: ModelConfig,
+  spec: Cache,
+  batch: int,
+  tokens: int,
+  dtype: Any,
+  backend: str | None = None,
+  kernel: str | None = None,
 ) -> dict[str, list[Term]]:
   """Returns what is alive at each moment of a call, of its fullest layer."""
   # A kind that evicts takes a long call piece by piece.
@@ -95,8 +95,8 @@ def moments(
   size = activation_bytes(dtype)
   call = Call(batch, piece, size, backend or target(), kernel)
   readings = [
-      Reading(layer.attention, _memory(config, spec, index), call)
-      for index, layer in enumerate(config.layers)
+    Reading(layer.attention, _memory(config, spec, index), call)
+    for index, layer in enumerate(config.layers)
   ]
   sources = [_source(x, spec, i, call) for i, x in enumerate(config.layers)]
   stores = list(zip(readings, spec.stores, strict=True))
@@ -104,8 +104,8 @@ def moments(
   hidden = Term('hidden', (*call.lead, width), size)
   last = Term('hidden', (call.rows, width), size)
   ahead = [
-      [*waiting(*pair), *_zeros(source)]
-      for pair, source in zip(stores, sources, strict=True)
+    [*waiting(*pair), *_zeros(source)]
+    for pair, source in zip(stores, sources, strict=True)
   ]
   sums = [list(swept(layer, call, config.width)) for layer in config.layers]
   late = [list(unwritten(reading)) for reading in readings]
@@ -113,8 +113,8 @@ def moments(
   first = starting([pair for pair in stores if pair[1]])
   run = accelerator if _accelerated(call) else processor
   found = {
-      'logits': [_result(config, batch), last],
-      'start': [hidden, *always, *_sum(ahead), *_made(call, sums), *first],
+    'logits': [_result(config, batch), last],
+    'start': [hidden, *always, *_sum(ahead), *_made(call, sums), *first],
   }
   for index, layer in enumerate(config.layers):
     rest = [*always, *_sum([*ahead[index + 1 :], *late[: index + 1]])]
@@ -132,7 +132,7 @@ def moments(
 
 
 def _throughout(
-    config: ModelConfig, dtype: Any, call: Call, tokens: int
+  config: ModelConfig, dtype: Any, call: Call, tokens: int
 ) -> list[Term]:
   """Returns what is alive at every moment."""
   found = list(widened(config, dtype, call.backend))
@@ -160,7 +160,7 @@ def _memory(config: ModelConfig, spec: Cache, index: int) -> Memory:
 
 
 def _source(
-    layer: Layer, spec: Cache, index: int, call: Call
+  layer: Layer, spec: Cache, index: int, call: Call
 ) -> Reading | None:
   """Returns how a layer reads its source, if there is one."""
   if layer.cross is None or spec.cross is None:
@@ -173,7 +173,7 @@ def _source(
 
 
 def _beside_moment(
-    moment: str, own: list[Term], source: Reading | None
+  moment: str, own: list[Term], source: Reading | None
 ) -> list[Term]:
   """Returns what waits in a layer beside the arrays of one of its moments."""
   if moment.startswith('cross'):
@@ -186,7 +186,7 @@ def _beside_moment(
 
 
 def _made(
-    call: Call, sums: list[list[Term]], index: int = -1, moment: str = ''
+  call: Call, sums: list[list[Term]], index: int = -1, moment: str = ''
 ) -> list[Term]:
   """Returns what later loops over experts start from, if it has been made."""
   if call.backend == 'cpu':
@@ -222,7 +222,7 @@ def _result(config: ModelConfig, batch: int) -> Term:
 
 
 def _beside(
-    terms: list[Term], result: Term, shards: Shards
+  terms: list[Term], result: Term, shards: Shards
 ) -> tuple[list[Term], list[Term]]:
   """Parts what needs memory of its own from what lies where logits will."""
   room = result.bytes(shards)

@@ -29,11 +29,11 @@ def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
   """
   if variant not in VARIANTS:
     raise ValueError(
-        f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
+      f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
   layers = tuple(
-      dataclasses.replace(layer, attention=_attention(layer.attention, variant))
-      for layer in config.layers
+    dataclasses.replace(layer, attention=_attention(layer.attention, variant))
+    for layer in config.layers
   )
   return dataclasses.replace(config, layers=layers)
 
@@ -49,21 +49,21 @@ def _attention(own: Any, variant: str) -> Grouped | Latent:
   if getattr(own, 'num_kv_heads', None) == wanted:
     return own
   return Grouped(
-      heads,
-      wanted,
-      own.query_width // heads,
-      own.value_width or own.key_width,
-      rotary=own.rotary,
-      visibility=own.visibility,
+    heads,
+    wanted,
+    own.query_width // heads,
+    own.value_width or own.key_width,
+    rotary=own.rotary,
+    visibility=own.visibility,
   )
 
 
 def _latent(own: Grouped) -> Latent:
   return Latent(
-      own.num_heads,
-      LATENT,
-      own.key_width,
-      own.value_width or own.key_width,
-      Rotary(ROTATED),
-      visibility=own.visibility,
+    own.num_heads,
+    LATENT,
+    own.key_width,
+    own.value_width or own.key_width,
+    Rotary(ROTATED),
+    visibility=own.visibility,
   )

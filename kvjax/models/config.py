@@ -37,11 +37,11 @@ class Layer:
   def __post_init__(self):
     if self.norms not in ('pre', 'post', 'both'):
       raise ValueError(
-          f"norms={self.norms!r} must be one of 'pre', 'post', 'both'."
+        f"norms={self.norms!r} must be one of 'pre', 'post', 'both'."
       )
     if self.parallel not in (None, 'shared', 'separate'):
       raise ValueError(
-          f"parallel={self.parallel!r} must be None, 'shared' or 'separate'."
+        f"parallel={self.parallel!r} must be None, 'shared' or 'separate'."
       )
 
 
@@ -121,28 +121,28 @@ class ModelConfig:
       return
     if not 0 <= source < index:
       raise ValueError(
-          f'Layer {index} has shared_from={source}: it can only share the '
-          'keys and values of an earlier layer.'
+        f'Layer {index} has shared_from={source}: it can only share the '
+        'keys and values of an earlier layer.'
       )
     owner, reader = self.layers[source].attention, self.layers[index].attention
     if owner.shared_from is not None:
       raise ValueError(
-          f'Layer {index} has shared_from={source}, which owns none itself: '
-          f'name its owner, {owner.shared_from}.'
+        f'Layer {index} has shared_from={source}, which owns none itself: '
+        f'name its owner, {owner.shared_from}.'
       )
     if not isinstance(owner, Grouped) or not isinstance(reader, Grouped):
       raise ValueError(
-          f'Layer {index} shares keys and values of layer {source}, and one '
-          'of the two is of another kind. Both must be Grouped.'
+        f'Layer {index} shares keys and values of layer {source}, and one '
+        'of the two is of another kind. Both must be Grouped.'
       )
     own = dataclasses.replace(reader, shared_from=None).streams()
     for name, found in owner.streams().items():
       if own[name] != found:
         raise ValueError(
-            f'Layer {index} shares keys and values of layer {source}, but '
-            f'its {name} has {own[name].heads} heads of width '
-            f'{own[name].width}, not {found.heads} of width {found.width}. '
-            'Give both layers the same.'
+          f'Layer {index} shares keys and values of layer {source}, but '
+          f'its {name} has {own[name].heads} heads of width '
+          f'{own[name].width}, not {found.heads} of width {found.width}. '
+          'Give both layers the same.'
         )
 
   def owner(self, index: int) -> int:
@@ -164,14 +164,14 @@ def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
   found = named_dtype(config.dtype if dtype is None else dtype)
   if not jnp.issubdtype(found, jnp.floating):
     raise ValueError(
-        f'dtype={found} is no floating type. For eight-bit codes with scales '
-        'give codec=kvjax.Int8().'
+      f'dtype={found} is no floating type. For eight-bit codes with scales '
+      'give codec=kvjax.Int8().'
     )
   if jnp.finfo(found).bits < 8:
     raise ValueError(
-        f'dtype={found} has {jnp.finfo(found).bits} bits; a floating dtype '
-        'needs 8 or more. For smaller caches give a codec: '
-        'codec=kvjax.Int8().'
+      f'dtype={found} has {jnp.finfo(found).bits} bits; a floating dtype '
+      'needs 8 or more. For smaller caches give a codec: '
+      'codec=kvjax.Int8().'
     )
   return found
 
@@ -182,12 +182,12 @@ def named_dtype(dtype: Any, argument: str = 'dtype') -> Any:
     found = jnp.dtype(dtype)
   except TypeError:
     raise ValueError(
-        f'{argument}={dtype!r} is no dtype. Give one by name: float32, '
-        'bfloat16 or float16, say.'
+      f'{argument}={dtype!r} is no dtype. Give one by name: float32, '
+      'bfloat16 or float16, say.'
     ) from None
   kept = jax.dtypes.canonicalize_dtype(found)
   if kept != found:
     raise ValueError(
-        f'{argument}={found} would be {kept}: set jax_enable_x64, or give that.'
+      f'{argument}={found} would be {kept}: set jax_enable_x64, or give that.'
     )
   return found

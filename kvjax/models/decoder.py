@@ -16,10 +16,10 @@ Attention = Callable[[jax.Array], tuple[jax.Array, Any]]
 
 
 def embed(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: jax.Array,
-    positions: jax.Array,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  positions: jax.Array,
 ) -> jax.Array:
   """Returns activations `[B, T, D]` of token ids `[B, T]` at positions."""
   with jax.named_scope('embedding'):
@@ -32,7 +32,7 @@ def embed(
 
 
 def unembed(
-    config: ModelConfig, params: Mapping[str, Any], x: jax.Array
+  config: ModelConfig, params: Mapping[str, Any], x: jax.Array
 ) -> jax.Array:
   """Returns float32 logits `[..., V]` of activations `[..., D]`."""
   with jax.named_scope('logits'):
@@ -49,13 +49,13 @@ def unembed(
 
 
 def run_layer(
-    layer: Layer,
-    norm: Norm,
-    params: Mapping[str, Any],
-    x: jax.Array,
-    attention: Attention,
-    cross: Half | None = None,
-    residual_scale: float = 1.0,
+  layer: Layer,
+  norm: Norm,
+  params: Mapping[str, Any],
+  x: jax.Array,
+  attention: Attention,
+  cross: Half | None = None,
+  residual_scale: float = 1.0,
 ) -> tuple[jax.Array, Any]:
   """Returns a layer's output `[B, T, D]` and what its attention gave besides.
 
@@ -108,9 +108,9 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
   keys = jax.random.split(key, 6)
   width, vocab = config.width, config.vocab_size
   params: dict[str, Any] = {
-      'embedding': _normal(keys[0], (vocab, width), 1.0, dtype),
-      'layers': init_layers(config.layers, config.norm, keys[1], width, dtype),
-      'norm': config.norm.init(width, dtype),
+    'embedding': _normal(keys[0], (vocab, width), 1.0, dtype),
+    'layers': init_layers(config.layers, config.norm, keys[1], width, dtype),
+    'norm': config.norm.init(width, dtype),
   }
   if not config.tied:
     params['head'] = _normal(keys[2], (vocab, width), width**-0.5, dtype)
@@ -129,10 +129,8 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 def _init_encoder(encoder, key, width, dtype):
   keys = jax.random.split(key, 5)
   params = {
-      'layers': init_layers(
-          encoder.layers, encoder.norm, keys[0], width, dtype
-      ),
-      'norm': encoder.norm.init(width, dtype),
+    'layers': init_layers(encoder.layers, encoder.norm, keys[0], width, dtype),
+    'norm': encoder.norm.init(width, dtype),
   }
   if (shape := relative_bias(encoder.layers)) is not None:
     params['relative'] = _normal(keys[1], shape, 1.0, dtype)
@@ -141,7 +139,7 @@ def _init_encoder(encoder, key, width, dtype):
     params['positions'] = _normal(keys[2], shape, 1.0, dtype)
   if encoder.features is not None:
     for name, k, fan_in in zip(
-        ('conv_0', 'conv_1'), keys[3:], (encoder.features, width), strict=True
+      ('conv_0', 'conv_1'), keys[3:], (encoder.features, width), strict=True
     ):
       scale = (3 * fan_in) ** -0.5
       params[name] = _normal(k, (3, fan_in, width), scale, dtype)
@@ -150,18 +148,16 @@ def _init_encoder(encoder, key, width, dtype):
 
 
 def init_layers(
-    layers: tuple[Layer, ...],
-    norm: Norm,
-    key: jax.Array,
-    width: int,
-    dtype: Any,
+  layers: tuple[Layer, ...],
+  norm: Norm,
+  key: jax.Array,
+  width: int,
+  dtype: Any,
 ) -> list[dict[str, Any]]:
   """Returns random parameters of a stack of layers."""
   return [
-      _init_layer(layer, norm, k, width, dtype)
-      for layer, k in zip(
-          layers, jax.random.split(key, len(layers)), strict=True
-      )
+    _init_layer(layer, norm, k, width, dtype)
+    for layer, k in zip(layers, jax.random.split(key, len(layers)), strict=True)
   ]
 
 
@@ -171,8 +167,8 @@ def _init_layer(layer, norm, key, width, dtype):
   if layer.cross is not None:
     halves['cross'] = layer.cross
   params = {
-      name: half.init(k, width, dtype)
-      for k, (name, half) in zip(keys, halves.items(), strict=False)
+    name: half.init(k, width, dtype)
+    for k, (name, half) in zip(keys, halves.items(), strict=False)
   }
   normed = ['attention'] if layer.parallel == 'shared' else list(halves)
   for name in normed:

@@ -32,10 +32,10 @@ class Encoded:
 
 
 def encode(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    source: jax.Array,
-    source_lengths: Any = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  source: jax.Array,
+  source_lengths: Any = None,
 ) -> Encoded:
   """Returns the encoder's output for a source.
 
@@ -54,7 +54,7 @@ def encode(
     raise ValueError('The model has no encoder; nothing to encode.')
   rank = 2 if encoder.features is None else 3
   if source.ndim != rank or (
-      encoder.features is not None and source.shape[-1] != encoder.features
+    encoder.features is not None and source.shape[-1] != encoder.features
   ):
     want = '[B, S] ids' if rank == 2 else f'[B, frames, {encoder.features}]'
     raise ValueError(f'source has shape {source.shape}; it must be {want}.')
@@ -88,11 +88,11 @@ def _stack(encoder: Encoder, params: Any, x: jax.Array, positions: jax.Array):
     def attention(h, layer=layer, p=p):
       variant, q = layer.attention, p['attention']
       out, _ = plain_attention(
-          variant.ask(q, h, None, False),
-          variant.unfold(q, variant.leave(q, h, None), False),
-          positions,
-          positions,
-          variant.scoring(q, relative, False),
+        variant.ask(q, h, None, False),
+        variant.unfold(q, variant.leave(q, h, None), False),
+        positions,
+        positions,
+        variant.scoring(q, relative, False),
       )
       return variant.output(q, out.astype(h.dtype), False), None
 
@@ -103,11 +103,11 @@ def _stack(encoder: Encoder, params: Any, x: jax.Array, positions: jax.Array):
 def _convolve(params: Any, x: jax.Array) -> jax.Array:
   for name, stride in (('conv_0', 1), ('conv_1', 2)):
     x = jax.lax.conv_general_dilated(
-        x,
-        params[name],
-        (stride,),
-        [(1, 1)],
-        dimension_numbers=('NWC', 'WIO', 'NWC'),
+      x,
+      params[name],
+      (stride,),
+      [(1, 1)],
+      dimension_numbers=('NWC', 'WIO', 'NWC'),
     )
     x = x + params[f'{name}_bias'][None, None, :]
     x = jax.nn.gelu(x, approximate=False)

@@ -61,23 +61,23 @@ class Experts:
   def __post_init__(self):
     if not 1 <= self.top <= self.num_experts:
       raise ValueError(
-          f'top={self.top} of num_experts={self.num_experts}: a token visits '
-          'at least one and at most all experts.'
+        f'top={self.top} of num_experts={self.num_experts}: a token visits '
+        'at least one and at most all experts.'
       )
     if self.num_experts % self.groups:
       raise ValueError(
-          f'num_experts={self.num_experts} is not a multiple of '
-          f'groups={self.groups}.'
+        f'num_experts={self.num_experts} is not a multiple of '
+        f'groups={self.groups}.'
       )
     if self.score not in ('softmax', 'sigmoid', 'top_softmax'):
       raise ValueError(
-          f"Unknown score={self.score!r}; known: 'softmax', 'sigmoid', "
-          "'top_softmax'."
+        f"Unknown score={self.score!r}; known: 'softmax', 'sigmoid', "
+        "'top_softmax'."
       )
     if self.activation not in ACTIVATIONS:
       raise ValueError(
-          f'Unknown activation={self.activation!r}; known: '
-          f'{", ".join(sorted(ACTIVATIONS))}.'
+        f'Unknown activation={self.activation!r}; known: '
+        f'{", ".join(sorted(ACTIVATIONS))}.'
       )
 
   def num_params(self, width: int) -> int:
@@ -105,12 +105,12 @@ class Experts:
     count, hidden = self.num_experts, self.hidden
     params: dict[str, Any] = {}
     params |= init_linear(
-        keys[0], 'router', width, count, bias=self.bias, dtype=dtype
+      keys[0], 'router', width, count, bias=self.bias, dtype=dtype
     )
     shapes = {
-        'gate': (hidden, width),
-        'up': (hidden, width),
-        'down': (width, hidden),
+      'gate': (hidden, width),
+      'up': (hidden, width),
+      'down': (width, hidden),
     }
     for k, (name, (out, fan_in)) in zip(keys[1:4], shapes.items(), strict=True):
       weight = jax.random.normal(k, (count, out, fan_in), jnp.float32)
@@ -136,7 +136,7 @@ class Experts:
       return y
 
   def route(
-      self, params: Mapping[str, Any], rows: jax.Array
+    self, params: Mapping[str, Any], rows: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """Returns weights and indices `[M, top]` of the experts of `[M, D]`."""
     router = params['router'].astype(jnp.float32)
@@ -147,9 +147,9 @@ class Experts:
       top, picked = jax.lax.top_k(logits, self.top)
       return jax.nn.softmax(top, axis=-1) * self.scale, picked
     scores = (
-        jax.nn.sigmoid(logits)
-        if self.score == 'sigmoid'
-        else jax.nn.softmax(logits, axis=-1)
+      jax.nn.sigmoid(logits)
+      if self.score == 'sigmoid'
+      else jax.nn.softmax(logits, axis=-1)
     )
     choice = scores
     if self.correction:
@@ -169,7 +169,7 @@ class Experts:
     _, kept = jax.lax.top_k(worth, self.top_groups)
     allowed = jax.nn.one_hot(kept, self.groups).sum(1) > 0
     return jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(
-        choice.shape
+      choice.shape
     )
 
   def _expert(self, params, index, rows):

@@ -18,17 +18,17 @@ from kvjax.models.encoder import Encoded
 
 
 def forward(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: jax.Array,
-    *,
-    lengths: Any = None,
-    padding: str = 'right',
-    encoded: Encoded | None = None,
-    rotary_length: int | None = None,
-    codec: Codec | None = None,
-    absorb: bool = False,
-    attention_layers: Sequence[int] = (),
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  *,
+  lengths: Any = None,
+  padding: str = 'right',
+  encoded: Encoded | None = None,
+  rotary_length: int | None = None,
+  codec: Codec | None = None,
+  absorb: bool = False,
+  attention_layers: Sequence[int] = (),
 ) -> Any:
   """Returns logits of a whole sequence, with a plain masked softmax.
 
@@ -54,15 +54,15 @@ def forward(
   positions = row_positions(tokens, lengths, padding)
   check_positions(config, tokens.shape[1])
   logits, weights = _forward(
-      config,
-      params,
-      tokens,
-      positions,
-      encoded,
-      rotary_length=rotary_length or tokens.shape[1],
-      codec=codec,
-      absorb=absorb,
-      attention_layers=tuple(attention_layers),
+    config,
+    params,
+    tokens,
+    positions,
+    encoded,
+    rotary_length=rotary_length or tokens.shape[1],
+    codec=codec,
+    absorb=absorb,
+    attention_layers=tuple(attention_layers),
   )
   return (logits, weights) if attention_layers else logits
 
@@ -93,7 +93,7 @@ def row_mask(tokens: jax.Array, lengths: Any, padding: str) -> jax.Array:
 
 
 def check_tokens(
-    config: ModelConfig, tokens: jax.Array, encoded: Encoded | None
+  config: ModelConfig, tokens: jax.Array, encoded: Encoded | None
 ) -> None:
   """Raises ValueError on ids that are no integers or a missing source."""
   if not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -101,9 +101,9 @@ def check_tokens(
   if (config.encoder is None) != (encoded is None):
     need = 'has no encoder' if config.encoder is None else 'has an encoder'
     fix = (
-        'drop encoded='
-        if config.encoder is None
-        else ('pass encoded=kvjax.encode(config, params, source)')
+      'drop encoded='
+      if config.encoder is None
+      else ('pass encoded=kvjax.encode(config, params, source)')
     )
     raise ValueError(f'The model {need}: {fix}.')
 
@@ -112,47 +112,47 @@ def check_positions(config: ModelConfig, tokens: int) -> None:
   """Raises ValueError if learned positions do not reach that far."""
   if config.positions and tokens > config.positions:
     raise ValueError(
-        f'{tokens} tokens exceed the {config.positions} learned positions of '
-        'the model. Use fewer tokens.'
+      f'{tokens} tokens exceed the {config.positions} learned positions of '
+      'the model. Use fewer tokens.'
     )
 
 
 @functools.partial(
-    jax.jit,
-    static_argnums=0,
-    static_argnames=('rotary_length', 'codec', 'absorb', 'attention_layers'),
+  jax.jit,
+  static_argnums=0,
+  static_argnames=('rotary_length', 'codec', 'absorb', 'attention_layers'),
 )
 def _forward(
-    config,
-    params,
-    tokens,
-    positions,
-    encoded,
-    *,
-    rotary_length,
-    codec,
-    absorb,
-    attention_layers,
+  config,
+  params,
+  tokens,
+  positions,
+  encoded,
+  *,
+  rotary_length,
+  codec,
+  absorb,
+  attention_layers,
 ):
   x = embed(config, params, tokens, positions)
   kept, weights = {}, {}
   for index, (layer, p) in enumerate(
-      zip(config.layers, params['layers'], strict=True)
+    zip(config.layers, params['layers'], strict=True)
   ):
     with jax.named_scope(f'layer_{index}'):
       x, (streams, seen) = _layer(
-          config,
-          layer,
-          p,
-          x,
-          positions,
-          encoded,
-          kept,
-          index,
-          params.get('relative'),
-          rotary_length,
-          codec,
-          absorb,
+        config,
+        layer,
+        p,
+        x,
+        positions,
+        encoded,
+        kept,
+        index,
+        params.get('relative'),
+        rotary_length,
+        codec,
+        absorb,
       )
     kept = kept | {index: streams}
     if index in attention_layers:
@@ -162,18 +162,18 @@ def _forward(
 
 
 def _layer(
-    config,
-    layer,
-    p,
-    x,
-    positions,
-    encoded,
-    kept,
-    index,
-    relative,
-    rotary_length,
-    codec,
-    absorb,
+  config,
+  layer,
+  p,
+  x,
+  positions,
+  encoded,
+  kept,
+  index,
+  relative,
+  rotary_length,
+  codec,
+  absorb,
 ):
   def attention(h):
     variant, q = layer.attention, p['attention']
@@ -185,7 +185,7 @@ def _layer(
     else:
       streams = kept[config.owner(index)]
     y, weights = attend_plainly(
-        variant, q, h, table, streams, positions, positions, relative, absorb
+      variant, q, h, table, streams, positions, positions, relative, absorb
     )
     return y, (streams, weights)
 
@@ -193,7 +193,7 @@ def _layer(
   if layer.cross is not None:
     cross = functools.partial(cross_plainly, layer, p, encoded)
   return run_layer(
-      layer, config.norm, p, x, attention, cross, config.residual_scale
+    layer, config.norm, p, x, attention, cross, config.residual_scale
   )
 
 
@@ -203,32 +203,32 @@ def through_codec(variant: Any, streams: Any, codec: Codec | None) -> Any:
     return streams
   quantize = {name: s.quantize for name, s in variant.streams().items()}
   return {
-      name: codec.decode(codec.encode(x, x.dtype)).astype(x.dtype)
-      if quantize[name]
-      else x
-      for name, x in streams.items()
+    name: codec.decode(codec.encode(x, x.dtype)).astype(x.dtype)
+    if quantize[name]
+    else x
+    for name, x in streams.items()
   }
 
 
 def attend_plainly(
-    variant,
-    params,
-    h,
-    table,
-    streams,
-    positions,
-    key_positions,
-    relative,
-    absorb=False,
+  variant,
+  params,
+  h,
+  table,
+  streams,
+  positions,
+  key_positions,
+  relative,
+  absorb=False,
 ):
   """Returns a layer's attention `[B, T, D]` and weights `[B, N, T, S]`."""
   with jax.named_scope('attend'):
     out, weights = plain_attention(
-        variant.ask(params, h, table, absorb),
-        variant.unfold(params, streams, absorb),
-        positions,
-        key_positions,
-        variant.scoring(params, relative, absorb),
+      variant.ask(params, h, table, absorb),
+      variant.unfold(params, streams, absorb),
+      positions,
+      key_positions,
+      variant.scoring(params, relative, absorb),
     )
   y = variant.output(params, out.astype(h.dtype), absorb)
   heads = weights.shape[1] * weights.shape[2]
@@ -236,7 +236,7 @@ def attend_plainly(
 
 
 def cross_plainly(
-    layer: Layer, params: Mapping[str, Any], encoded: Encoded, h: jax.Array
+  layer: Layer, params: Mapping[str, Any], encoded: Encoded, h: jax.Array
 ) -> jax.Array:
   """Returns attention `[B, T, D]` to the encoder's output."""
   variant = layer.cross
@@ -245,14 +245,14 @@ def cross_plainly(
   streams = variant.leave(params['cross'], encoded.hidden, None)
   positions = jnp.zeros(h.shape[:2], jnp.int32)
   return attend_plainly(
-      variant,
-      params['cross'],
-      h,
-      None,
-      streams,
-      positions,
-      encoded.positions,
-      None,
+    variant,
+    params['cross'],
+    h,
+    None,
+    streams,
+    positions,
+    encoded.positions,
+    None,
   )[0]
 
 
@@ -262,12 +262,12 @@ def with_visibility(config: ModelConfig, visibility: Any) -> ModelConfig:
   What `forward` of it computes is what a ring or sinks cache lets a model see.
   """
   layers = tuple(
-      dataclasses.replace(
-          layer,
-          attention=dataclasses.replace(
-              layer.attention, visibility=visibility(layer.attention.visibility)
-          ),
-      )
-      for layer in config.layers
+    dataclasses.replace(
+      layer,
+      attention=dataclasses.replace(
+        layer.attention, visibility=visibility(layer.attention.visibility)
+      ),
+    )
+    for layer in config.layers
   )
   return dataclasses.replace(config, layers=layers)

@@ -9,10 +9,10 @@ import jax
 from kvjax.layers.linear import init_linear, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    'silu': jax.nn.silu,
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-    'relu': jax.nn.relu,
+  'silu': jax.nn.silu,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'relu': jax.nn.relu,
 }
 
 
@@ -37,8 +37,8 @@ class MLP:
       raise ValueError(f'MLP hidden={self.hidden} must be at least 1.')
     if self.activation not in ACTIVATIONS:
       raise ValueError(
-          f'Unknown activation={self.activation!r}; known: '
-          f'{", ".join(sorted(ACTIVATIONS))}.'
+        f'Unknown activation={self.activation!r}; known: '
+        f'{", ".join(sorted(ACTIVATIONS))}.'
       )
 
   def num_params(self, width: int) -> int:
@@ -58,10 +58,10 @@ class MLP:
     params: dict[str, Any] = {}
     for k, name in zip(keys, names, strict=False):
       params |= init_linear(
-          k, name, width, self.hidden, bias=self.bias, dtype=dtype
+        k, name, width, self.hidden, bias=self.bias, dtype=dtype
       )
     return params | init_linear(
-        keys[2], 'down', self.hidden, width, bias=self.bias, dtype=dtype
+      keys[2], 'down', self.hidden, width, bias=self.bias, dtype=dtype
     )
 
   def __call__(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:

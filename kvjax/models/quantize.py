@@ -19,8 +19,8 @@ from kvjax.layers.coded import CodedWeight
 # more than its bytes, and not MLA's up-projections: they are multiplied from
 # both sides (vLLM widens them for the same reason).
 PROJECTIONS = frozenset(
-    ('query', 'key', 'value', 'output', 'latent', 'query_down')
-    + ('gate', 'up', 'down', 'head')
+  ('query', 'key', 'value', 'output', 'latent', 'query_down')
+  + ('gate', 'up', 'down', 'head')
 )
 
 
@@ -48,8 +48,8 @@ def quantize(params: Any) -> Any:
   coded = lambda leaf: isinstance(leaf, CodedWeight)
   if not isinstance(params, Mapping):
     raise ValueError(
-        f'params is {type(params).__name__}: quantize takes the dict of params '
-        'of a model; `models.quantize.encode` takes one weight.'
+      f'params is {type(params).__name__}: quantize takes the dict of params '
+      'of a model; `models.quantize.encode` takes one weight.'
     )
   tied = 'embedding' in params and 'head' not in params
 
@@ -57,7 +57,7 @@ def quantize(params: Any) -> Any:
     place = '.'.join(_key(entry) for entry in path)
     if coded(leaf):
       raise ValueError(
-          f'{place} is quantized already. Give the params that it was made of.'
+        f'{place} is quantized already. Give the params that it was made of.'
       )
     return encode(leaf, place) if is_projection(place, tied) else leaf
 
@@ -74,7 +74,7 @@ def encode(weight: jax.Array, place: str = 'weight') -> CodedWeight:
   """Returns the codes and scales of a weight `[..., out, in]`."""
   if not jnp.issubdtype(weight.dtype, jnp.floating):
     raise ValueError(
-        f'{place} is {weight.dtype}: quantize takes floating weights.'
+      f'{place} is {weight.dtype}: quantize takes floating weights.'
     )
   return _encode(weight)
 

@@ -19,12 +19,12 @@ import sysconfig
 
 SOURCE = pathlib.Path(__file__).with_name('decode_cpu.cc')
 HEADERS = (
-    'attend.h',
-    'panels.h',
-    'pool.h',
-    'project.h',
-    'streams.h',
-    'tiles.h',
+  'attend.h',
+  'panels.h',
+  'pool.h',
+  'project.h',
+  'streams.h',
+  'tiles.h',
 )
 FLAGS = ('-O3', '-march=native', '-std=c++17', '-fPIC', '-shared', '-w')
 
@@ -97,8 +97,8 @@ def _destination() -> pathlib.Path:
   cache = _cache()
   if cache is None:
     raise BuildError(
-        f'{SOURCE.parent} cannot be written and there is no home directory: '
-        'set XDG_CACHE_HOME to a folder that can be written.'
+      f'{SOURCE.parent} cannot be written and there is no home directory: '
+      'set XDG_CACHE_HOME to a folder that can be written.'
     )
   return cache
 

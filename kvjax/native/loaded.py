@@ -15,7 +15,7 @@ from kvjax.target import target
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
 
 _ASKED: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    'kernel', default=None
+  'kernel', default=None
 )
 
 

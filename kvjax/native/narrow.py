@@ -31,7 +31,7 @@ def refuses(leaf: jax.Array) -> str:
 
 
 def put(
-    leaf: jax.Array, new: jax.Array, slots: jax.Array, plain: Write
+  leaf: jax.Array, new: jax.Array, slots: jax.Array, plain: Write
 ) -> jax.Array:
   """Returns what `write` does, by `plain` alone where XLA does it as well."""
   if refuses(leaf):
@@ -40,7 +40,7 @@ def put(
 
 
 def write(
-    leaf: jax.Array, new: jax.Array, slots: jax.Array, plain: Write
+  leaf: jax.Array, new: jax.Array, slots: jax.Array, plain: Write
 ) -> jax.Array:
   """Returns `leaf [B, K, S, ...]` with `new [B, K, T, ...]` in its slots.
 
@@ -67,10 +67,10 @@ def _write_jvp(plain, primals, tangents):
 
 def _call(leaf, new, slots):
   call = jax.ffi.ffi_call(
-      loaded.WRITE,
-      jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-      input_output_aliases={0: 0},
-      vmap_method='broadcast_all',
+    loaded.WRITE,
+    jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+    input_output_aliases={0: 0},
+    vmap_method='broadcast_all',
   )
   return call(leaf, new, slots)
 

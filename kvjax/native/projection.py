@@ -55,7 +55,7 @@ Product = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 def project(
-    rows: jax.Array, weight: jax.Array, scale: jax.Array | None, plain: Product
+  rows: jax.Array, weight: jax.Array, scale: jax.Array | None, plain: Product
 ) -> jax.Array:
   """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32.
 
@@ -97,16 +97,16 @@ def _project_jvp(plain, primals, tangents):
 
 
 def _call(
-    rows: jax.Array, weight: jax.Array, scale: jax.Array | None
+  rows: jax.Array, weight: jax.Array, scale: jax.Array | None
 ) -> jax.Array:
   count = rows.shape[0]
   more = 0 if count <= 2 else -count % 4  # tiles hold one row, two or four
   rows = jnp.pad(rows.astype(jnp.float32), ((0, more), (0, 0)))
   shape = (count + more, weight.shape[0])
   call = jax.ffi.ffi_call(
-      loaded.PROJECT,
-      jax.ShapeDtypeStruct(shape, jnp.float32),
-      vmap_method='sequential',
+    loaded.PROJECT,
+    jax.ShapeDtypeStruct(shape, jnp.float32),
+    vmap_method='sequential',
   )
   scale = jnp.zeros((0,), jnp.float32) if scale is None else scale
   return call(rows, weight, scale)[:count]

@@ -56,13 +56,13 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
       y = place + 0.8 * (made / positions - 0.5)
       end = min(last, positions - 1)
       axes.plot(
-          [made, end],
-          [y, y],
-          color=KEPT if row.kept else GONE,
-          linewidth=1.6,
-          marker='.',
-          markersize=4,
-          clip_on=False,
+        [made, end],
+        [y, y],
+        color=KEPT if row.kept else GONE,
+        linewidth=1.6,
+        marker='.',
+        markersize=4,
+        clip_on=False,
       )
   axes.set_yticks(range(len(shown)), [row.name for row in shown])
   axes.invert_yaxis()
@@ -77,7 +77,7 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
 
 
 def front(
-    title: str, points: Sequence[Point], beaten: Sequence[Point] = ()
+  title: str, points: Sequence[Point], beaten: Sequence[Point] = ()
 ) -> bytes:
   """Returns the points of a frontier, bytes against FLOPs.
 
@@ -91,17 +91,17 @@ def front(
   every = [*beaten, *points]  # What is filled lies above.
   size, flops = zip(*map(at, every), strict=True)
   axes.plot(
-      *zip(*map(at, points), strict=True), color=FAINT, drawstyle='steps-post'
+    *zip(*map(at, points), strict=True), color=FAINT, drawstyle='steps-post'
   )
   for point in every:
     fill = KEPT if point in points else 'white'
     axes.plot(
-        *at(point),
-        'o',
-        color=KEPT,
-        markerfacecolor=fill,
-        markersize=8 if len(every) < 9 else 5,
-        clip_on=False,
+      *at(point),
+      'o',
+      color=KEPT,
+      markerfacecolor=fill,
+      markersize=8 if len(every) < 9 else 5,
+      clip_on=False,
     )
   axes.set_xlim(0, 1.35 * max(*size, 1))
   axes.set_ylim(0, 1.2 * max(*flops, 1))
@@ -129,7 +129,7 @@ def _short(names: Sequence[str]) -> str:
 
 
 def _name(
-    canvas: Any, axes: Any, places: Sequence[tuple[str, tuple[float, float]]]
+  canvas: Any, axes: Any, places: Sequence[tuple[str, tuple[float, float]]]
 ) -> None:
   """Writes names beside their points, leaving out those that would overlap."""
   canvas.draw_without_rendering()  # So that places in pixels are known.
@@ -137,12 +137,12 @@ def _name(
   taken = []
   for name, at in places:
     text = axes.annotate(
-        name,
-        at,
-        xytext=(7, 6),
-        textcoords='offset points',
-        fontsize=9,
-        annotation_clip=False,
+      name,
+      at,
+      xytext=(7, 6),
+      textcoords='offset points',
+      fontsize=9,
+      annotation_clip=False,
     )
     box = text.get_window_extent()
     hit = any(box.overlaps(other) for other in taken)
@@ -158,11 +158,11 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   lanes = max(x for x, _ in place.values()) + 1
   depth = max(y for _, y in place.values()) + 1
   canvas, (axes,) = figure(
-      1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8)
+    1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8)
   )
   where = {
-      i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
-      for i, (name, side) in enumerate(graph.nodes)
+    i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
+    for i, (name, side) in enumerate(graph.nodes)
   }
   for a, b in graph.edges:
     others = [at for i, at in where.items() if i not in (a, b)]
@@ -174,8 +174,8 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   axes.axvline(boundary, color=GONE, linestyle='--', linewidth=1.4)
   # Behind the boxes, not behind the dashes: the cut is what it passes over.
   for x, text in (
-      (boundary - 0.08, 'past tokens'),
-      (boundary + 0.08, 'the new token'),
+    (boundary - 0.08, 'past tokens'),
+    (boundary + 0.08, 'the new token'),
   ):
     axes.text(x, 0.62, text, ha='right' if x < boundary else 'left', color=GONE)
   axes.set_xlim(-0.5, 2 * lanes - 0.2)
@@ -187,51 +187,51 @@ def crossing(title: str, graph: Dataflow) -> bytes:
 
 def _box(axes: Any, at: tuple[float, float], text: str, side: str) -> None:
   fill, ink = {
-      'kept': (KEPT, 'white'),
-      'past': ('#eef1f5', '#66717f'),
-      'new': ('white', INK),
+    'kept': (KEPT, 'white'),
+    'past': ('#eef1f5', '#66717f'),
+    'new': ('white', INK),
   }[side]
   edge = KEPT if side == 'kept' else PALE if side == 'past' else INK
   axes.text(
-      *at,
-      text,
-      ha='center',
-      va='center',
-      color=ink,
-      fontsize=10,
-      bbox={'boxstyle': 'round,pad=0.35', 'facecolor': fill, 'edgecolor': edge},
-      zorder=3,
+    *at,
+    text,
+    ha='center',
+    va='center',
+    color=ink,
+    fontsize=10,
+    bbox={'boxstyle': 'round,pad=0.35', 'facecolor': fill, 'edgecolor': edge},
+    zorder=3,
   )
 
 
 def _arrow(
-    axes: Any,
-    ends: tuple[tuple[float, float], tuple[float, float]],
-    nodes: tuple[tuple[str, str], tuple[str, str]],
-    bend: float,
+  axes: Any,
+  ends: tuple[tuple[float, float], tuple[float, float]],
+  nodes: tuple[tuple[str, str], tuple[str, str]],
+  bend: float,
 ) -> None:
   (one, a), (two, b) = nodes
   crosses = a != 'new' and b == 'new'
   colour = KEPT if crosses else INK if b == 'new' else PALE
   axes.annotate(
-      '',
-      ends[1],
-      ends[0],
-      arrowprops={
-          'arrowstyle': '-|>',
-          'connectionstyle': f'arc3,rad={bend}',
-          'color': colour,
-          'linewidth': 2.2 if crosses else 1.1,
-          'shrinkA': _edge(one, ends),
-          'shrinkB': _edge(two, ends),
-      },
-      zorder=2 if crosses else 1,
+    '',
+    ends[1],
+    ends[0],
+    arrowprops={
+      'arrowstyle': '-|>',
+      'connectionstyle': f'arc3,rad={bend}',
+      'color': colour,
+      'linewidth': 2.2 if crosses else 1.1,
+      'shrinkA': _edge(one, ends),
+      'shrinkB': _edge(two, ends),
+    },
+    zorder=2 if crosses else 1,
   )
 
 
 def _bend(
-    ends: tuple[tuple[float, float], tuple[float, float]],
-    boxes: Sequence[tuple[float, float]],
+  ends: tuple[tuple[float, float], tuple[float, float]],
+  boxes: Sequence[tuple[float, float]],
 ) -> float:
   """How far an arrow turns outwards from a box that lies on its way."""
   (x0, y0), (x1, y1) = ends
@@ -251,7 +251,7 @@ def _edge(text: str, ends: Sequence[tuple[float, float]]) -> float:
   length = max((across**2 + down**2) ** 0.5, 1e-9)
   wide, high = 3.3 * len(text) + 7, 12
   reach = [
-      size * length / way for size, way in ((wide, across), (high, down)) if way
+    size * length / way for size, way in ((wide, across), (high, down)) if way
   ]
   return min(reach, default=high) + 2
 
@@ -280,7 +280,7 @@ def _layout(graph: Dataflow) -> dict[str, tuple[float, int]]:
     levels[depth[name]].append(name)
   widest = max(map(len, levels.values()))
   return {
-      name: ((widest - len(level)) / 2 + i, y)
-      for y, level in levels.items()
-      for i, name in enumerate(level)
+    name: ((widest - len(level)) / 2 + i, y)
+    for y, level in levels.items()
+    for i, name in enumerate(level)
   }

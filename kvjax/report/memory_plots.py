@@ -17,7 +17,7 @@ def size(count: float) -> str:
 
 
 def stacked(
-    title: str, rows: Mapping[str, Mapping[str, int]], limit: int, device: str
+  title: str, rows: Mapping[str, Mapping[str, int]], limit: int, device: str
 ) -> bytes:
   """Returns a bar a row, its parts side by side, and where memory ends.
 
@@ -33,19 +33,19 @@ def stacked(
   for index, part in enumerate(parts):
     widths = [row.get(part, 0) / 2**30 for row in rows.values()]
     axes.barh(
-        range(len(rows)),
-        widths,
-        left=left,
-        color=COLOURS[index % len(COLOURS)],
-        label=part,
-        height=0.62,
+      range(len(rows)),
+      widths,
+      left=left,
+      color=COLOURS[index % len(COLOURS)],
+      label=part,
+      height=0.62,
     )
     left = [a + b for a, b in zip(left, widths, strict=True)]
   for y, end in enumerate(left):
     axes.text(end, y, f'  {size(end * 2**30)}', va='center', color=INK)
   axes.axvline(limit / 2**30, color=INK, linestyle='--', linewidth=1.2)
   axes.text(
-      limit / 2**30, -0.62, f'{device} ', ha='right', va='bottom', color=INK
+    limit / 2**30, -0.62, f'{device} ', ha='right', va='bottom', color=INK
   )
   axes.set_yticks(range(len(rows)), list(rows))
   axes.set_ylim(len(rows) - 0.5, -0.95)
@@ -57,10 +57,10 @@ def stacked(
 
 
 def against_context(
-    title: str,
-    caches: Mapping[str, Mapping[int, int]],
-    limit: tuple[str, int] | None,
-    query: int,
+  title: str,
+  caches: Mapping[str, Mapping[int, int]],
+  limit: tuple[str, int] | None,
+  query: int,
 ) -> bytes:
   """Returns bytes of caches against the context, and Q's sliver below.
 
@@ -81,14 +81,14 @@ def against_context(
     axes.axhline(limit[1], color=INK, linestyle='--', linewidth=1.2)
     _above(axes, contexts[0], limit[1], f'{limit[0]}: {size(limit[1])}', INK)
   axes.plot(
-      [contexts[0], contexts[-1]], [query] * 2, color=COLOURS[5], linewidth=4
+    [contexts[0], contexts[-1]], [query] * 2, color=COLOURS[5], linewidth=4
   )
   _above(
-      axes,
-      contexts[0],
-      query,
-      f'Q of a step: {size(query)}, whatever the context',
-      COLOURS[5],
+    axes,
+    contexts[0],
+    query,
+    f'Q of a step: {size(query)}, whatever the context',
+    COLOURS[5],
   )
   _log(axes, contexts, 'context (tokens)', 'bytes (all rows)')
   axes.set_xlim(contexts[0] / 1.1, contexts[-1] * 1.9)
@@ -99,7 +99,7 @@ def against_context(
 
 
 def frontier(
-    title: str, lines: Mapping[str, Mapping[int, int]], device: str
+  title: str, lines: Mapping[str, Mapping[int, int]], device: str
 ) -> bytes:
   """Returns the largest batch against the context, a line a variant.
 
@@ -129,7 +129,7 @@ def frontier(
 
 
 def lives(
-    title: str, spans: Mapping[str, Sequence[tuple[int, int]]], steps: int
+  title: str, spans: Mapping[str, Sequence[tuple[int, int]]], steps: int
 ) -> bytes:
   """Returns a row a tensor and a column a step: filled while it is alive.
 
@@ -139,19 +139,19 @@ def lives(
     steps: columns.
   """
   rows = [
-      (f'{name} of token {token}', name, *spans[name][token])
-      for token in range(steps)
-      for name in spans
+    (f'{name} of token {token}', name, *spans[name][token])
+    for token in range(steps)
+    for name in spans
   ]
   canvas, (axes,) = figure(1, 8.0, 0.26 * len(rows) + 1.4)
   colours = dict(zip(spans, (COLOURS[5], COLOURS[0], COLOURS[2]), strict=False))
   for y, (_, name, first, last) in enumerate(rows):
     axes.barh(
-        y,
-        last - first + 0.92,
-        left=first - 0.46,
-        height=0.8,
-        color=colours[name],
+      y,
+      last - first + 0.92,
+      left=first - 0.46,
+      height=0.8,
+      color=colours[name],
     )
   for step in range(1, steps):
     axes.axhline(step * len(spans) - 0.5, color=FAINT, linewidth=1)

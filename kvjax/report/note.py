@@ -25,15 +25,15 @@ SCALE = 3**-0.5
 def sections() -> dict[str, str]:
   """Returns every text of numbers in `docs/why_no_q.md`, by its heading."""
   made = (
-      projections,
-      rows_and_columns,
-      encoder,
-      decoder,
-      syllable,
-      ties,
-      growing,
-      stack,
-      making,
+    projections,
+    rows_and_columns,
+    encoder,
+    decoder,
+    syllable,
+    ties,
+    growing,
+    stack,
+    making,
   )
   return {function.__name__: function() for function in made}
 
@@ -54,15 +54,15 @@ def rows_and_columns() -> str:
   symbols = [[f'q{i}.k{j}' for j in (1, 2, 3)] for i in (1, 2, 3)]
   numbers = [[f'{value:.2f}' for value in row] for row in q @ k.T]
   lines = [
-      f'{_marked(i, a)}      {_marked(i, b)}'
-      for i, (a, b) in enumerate(zip(symbols, numbers, strict=True))
+    f'{_marked(i, a)}      {_marked(i, b)}'
+    for i, (a, b) in enumerate(zip(symbols, numbers, strict=True))
   ]
   scores = lambda q, k: q @ k.T
   lines += [
-      f'row 1    is moved by {_movers("q", scores, (q, k), 0, (0,))}'
-      f' and {_movers("k", scores, (q, k), 1, (0,))}',
-      f'column 1 is moved by {_movers("q", scores, (q, k), 0, (1,))}'
-      f' and {_movers("k", scores, (q, k), 1, (1,))}',
+    f'row 1    is moved by {_movers("q", scores, (q, k), 0, (0,))}'
+    f' and {_movers("k", scores, (q, k), 1, (0,))}',
+    f'column 1 is moved by {_movers("q", scores, (q, k), 0, (1,))}'
+    f' and {_movers("k", scores, (q, k), 1, (1,))}',
   ]
   return _text(lines)
 
@@ -85,11 +85,11 @@ def syllable() -> str:
   other = _softmax(2 * q[0] * k)
   show = lambda w: ' '.join(f'{value:.2f}' for value in w)
   return _text(
-      [
-          f'q = 1: weights {show(found)}, output {found @ v:.2f}',
-          f'q = 2: weights {show(other)}, output {other @ v:.2f}',
-          'one q is asked once; four k and four v are read by it',
-      ]
+    [
+      f'q = 1: weights {show(found)}, output {found @ v:.2f}',
+      f'q = 2: weights {show(other)}, output {other @ v:.2f}',
+      'one q is asked once; four k and four v are read by it',
+    ]
   )
 
 
@@ -97,12 +97,12 @@ def ties() -> str:
   """Who is kept when rows, names and columns change places."""
   x = _input(8)
   cases = (
-      ('softmax over rows', _attention('q', 'k')),
-      ('the names exchanged', _attention('k', 'q')),
-      ('softmax over columns', _columns),
+    ('softmax over rows', _attention('q', 'k')),
+    ('the names exchanged', _attention('k', 'q')),
+    ('softmax over columns', _columns),
   )
   return _text(
-      [f'{label:21} keeps {_kept(program, x)}' for label, program in cases]
+    [f'{label:21} keeps {_kept(program, x)}' for label, program in cases]
   )
 
 
@@ -117,8 +117,8 @@ def growing() -> str:
     report = liveness.analyze(_single(causal), _input(8))
     kept = ', '.join(report.keep) or 'nothing: no finite cache is exact'
     lines += [
-        f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}',
-        f'         q is read by {_live(report.live_for["q"])}; keep {kept}',
+      f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}',
+      f'         q is read by {_live(report.live_for["q"])}; keep {kept}',
     ]
   return _text(lines)
 
@@ -132,16 +132,16 @@ def stack() -> str:
   verdict = analysis.judge(trace)
   at = analysis.fullest(trace).position
   change = lambda lost: witness.poisoned(
-      trace, x, at, verdict.graph, verdict.cut, lost
+    trace, x, at, verdict.graph, verdict.cut, lost
   )
   kept = ' '.join(verdict.names[i] for i in verdict.cut.kept)
   lost = [verdict.names[i] for i in verdict.cut.kept if change((i,)) > 0]
   return _text(
-      [
-          f'noise on old q1, nothing kept: the last row moves by {moved:.2f}',
-          f'keep {kept}: noise on all else moves it by {change(()):g}',
-          f'lose any one of {" ".join(lost)}: it moves',
-      ]
+    [
+      f'noise on old q1, nothing kept: the last row moves by {moved:.2f}',
+      f'keep {kept}: noise on all else moves it by {change(()):g}',
+      f'lose any one of {" ".join(lost)}: it moves',
+    ]
   )
 
 
@@ -150,13 +150,13 @@ def making() -> str:
   x = _input(8)
   same = liveness.analyze(_attention('q', 'k', weights=(0, 0, 0)), x)
   mta = liveness.analyze(
-      examples.example('mta', examples.Sizes(width=3, key_width=4)), x
+    examples.example('mta', examples.Sizes(width=3, key_width=4)), x
   )
   return _text(
-      [
-          f'W_Q = W_K = W_V:          {_lives(same)}',
-          f'scores of six rows mixed: {_lives(mta)}',
-      ]
+    [
+      f'W_Q = W_K = W_V:          {_lives(same)}',
+      f'scores of six rows mixed: {_lives(mta)}',
+    ]
   )
 
 
@@ -192,22 +192,22 @@ def _mixtures(causal: bool) -> str:
   lines = []
   for i in range(3):
     sum_ = ' + '.join(
-        f'{weights[i, j]:.3f} v{j + 1}' for j in range(3) if weights[i, j]
+      f'{weights[i, j]:.3f} v{j + 1}' for j in range(3) if weights[i, j]
     )
     reads = '  '.join(
-        _movers(letter, out, (q, k, v), a, (0, i))
-        for a, letter in enumerate('qkv')
+      _movers(letter, out, (q, k, v), a, (0, i))
+      for a, letter in enumerate('qkv')
     )
     lines.append(f'o{i + 1} = {sum_:31} reads {reads}')
   return _text(lines)
 
 
 def _movers(
-    letter: str,
-    function: Callable[..., Array],
-    operands: Sequence[Array],
-    which: int,
-    seen: tuple[int, ...],
+  letter: str,
+  function: Callable[..., Array],
+  operands: Sequence[Array],
+  which: int,
+  seen: tuple[int, ...],
 ) -> str:
   """The rows of an operand whose change moves a row (0) or column (1)."""
   axis, at = seen[0], (seen[1] if len(seen) > 1 else 0)
@@ -223,13 +223,13 @@ def _movers(
 
 def _marked(row: int, cells: Sequence[str]) -> str:
   return ' '.join(
-      f'[{cell}]' if row == 0 or j == 0 else f' {cell} '
-      for j, cell in enumerate(cells)
+    f'[{cell}]' if row == 0 or j == 0 else f' {cell} '
+    for j, cell in enumerate(cells)
   )
 
 
 def _attention(
-    asks: str, asked: str, weights: Sequence[int] = (0, 1, 2)
+  asks: str, asked: str, weights: Sequence[int] = (0, 1, 2)
 ) -> examples.Program:
   """One causal head; the tensor that asks and the one asked have names."""
   w = [_weight(seed) for seed in weights]
@@ -272,8 +272,8 @@ def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
   past = jnp.tril(jnp.ones((len(x), len(x)), bool))
   for layer in (1, 2):
     q, k, v = (
-        name(x @ _weight(3 * layer + i), f'{n}{layer}')
-        for i, n in enumerate('qkv')
+      name(x @ _weight(3 * layer + i), f'{n}{layer}')
+      for i, n in enumerate('qkv')
     )
     if layer == 1 and noise is not None:
       q = q + noise

@@ -17,7 +17,7 @@ INK, FAINT = '#1d2733', '#d8dee6'
 
 
 def bars(
-    title: str, rows: Mapping[str, tuple[float, float]], unit: str
+  title: str, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> bytes:
   """Returns a bar a row: what is kept, and what a Q cache would add to it."""
   canvas, (axes,) = figure(1, 7.5, 0.55 * len(rows) + 1.5)
@@ -27,12 +27,12 @@ def bars(
 
 
 def lines(
-    title: str,
-    series: Mapping[str, Mapping[float, float]],
-    x: str,
-    y: str,
-    *,
-    dashed: Sequence[str] = (),
+  title: str,
+  series: Mapping[str, Mapping[float, float]],
+  x: str,
+  y: str,
+  *,
+  dashed: Sequence[str] = (),
 ) -> bytes:
   """Returns log-log lines through points, one a series, named beside them.
 
@@ -47,12 +47,12 @@ def lines(
 
 
 def lines_below(
-    title: str,
-    parts: Mapping[str, Mapping[str, Mapping[float, float]]],
-    x: str,
-    y: str,
-    *,
-    limit: tuple[str, float],
+  title: str,
+  parts: Mapping[str, Mapping[str, Mapping[float, float]]],
+  x: str,
+  y: str,
+  *,
+  limit: tuple[str, float],
 ) -> bytes:
   """Returns panels of log-log lines below what none of them can exceed.
 
@@ -66,10 +66,10 @@ def lines_below(
   canvas, axes = figure(len(parts), 4 * len(parts) + 2.5, 4.4)
   strokes = _strokes([name for series in parts.values() for name in series])
   values = [
-      v
-      for part in parts.values()
-      for series in part.values()
-      for v in series.values()
+    v
+    for part in parts.values()
+    for series in part.values()
+    for v in series.values()
   ]
   for panel, (name, series) in zip(axes, parts.items(), strict=True):
     _lines(panel, series, strokes, x)
@@ -78,9 +78,9 @@ def lines_below(
     panel.set_title(name, loc='left', fontsize=10)
   axes[0].set_ylabel(y)
   named = {
-      label: handle
-      for panel in axes
-      for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    label: handle
+    for panel in axes
+    for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
   }
   canvas.legend(named.values(), named, frameon=False, loc='outside right upper')
   canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
@@ -88,7 +88,7 @@ def lines_below(
 
 
 def _strokes(
-    names: Iterable[str], dashed: Sequence[str] = ()
+  names: Iterable[str], dashed: Sequence[str] = ()
 ) -> dict[str, dict[str, str]]:
   """Returns how each series is drawn; no two alike before many."""
   solid = list(dict.fromkeys(name for name in names if name not in dashed))
@@ -97,18 +97,18 @@ def _strokes(
     for place, name in enumerate(order):
       again, index = divmod(place, len(COLOURS))
       found[name] = {
-          'color': COLOURS[index],
-          'marker': MARKERS[(index + again) % len(MARKERS)],
-          'linestyle': STYLES[again % len(STYLES)] if order is solid else '--',
+        'color': COLOURS[index],
+        'marker': MARKERS[(index + again) % len(MARKERS)],
+        'linestyle': STYLES[again % len(STYLES)] if order is solid else '--',
       }
   return found
 
 
 def _lines(
-    axes: Any,
-    series: Mapping[str, Mapping[float, float]],
-    strokes: Mapping[str, Mapping[str, str]],
-    x: str,
+  axes: Any,
+  series: Mapping[str, Mapping[float, float]],
+  strokes: Mapping[str, Mapping[str, str]],
+  x: str,
 ) -> None:
   ticks = sorted({at for points in series.values() for at in points})
   for name, points in series.items():
@@ -120,10 +120,10 @@ def _lines(
 
 
 def scatter(
-    title: str,
-    points: Mapping[str, Mapping[str, tuple[float, float, float]]],
-    x: str,
-    y: str,
+  title: str,
+  points: Mapping[str, Mapping[str, tuple[float, float, float]]],
+  x: str,
+  y: str,
 ) -> bytes:
   """Returns points `(x, y, spread)`: colour by series, marker by name within.
 
@@ -134,14 +134,14 @@ def scatter(
   for index, group in enumerate(points.values()):
     for name, (at, value, spread) in group.items():
       axes.errorbar(
-          at,
-          value,
-          yerr=spread or None,
-          color=COLOURS[index],
-          marker=MARKERS[names.index(name)],
-          markersize=7,
-          alpha=0.85,
-          capsize=2,
+        at,
+        value,
+        yerr=spread or None,
+        color=COLOURS[index],
+        marker=MARKERS[names.index(name)],
+        markersize=7,
+        alpha=0.85,
+        capsize=2,
       )
   for index, series in enumerate(points):
     axes.plot([], [], 's', color=COLOURS[index], label=series, markersize=8)
@@ -157,7 +157,7 @@ def scatter(
 
 
 def heat(
-    title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
+  title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> bytes:
   """Returns square matrices side by side, rows asking and columns asked.
 
@@ -181,10 +181,10 @@ def heat(
 
 
 def lifetimes(
-    title: str,
-    lives: Mapping[str, Sequence[tuple[int, int]]],
-    memory: Mapping[str, tuple[float, float]],
-    unit: str,
+  title: str,
+  lives: Mapping[str, Sequence[tuple[int, int]]],
+  memory: Mapping[str, tuple[float, float]],
+  unit: str,
 ) -> bytes:
   """Returns how long each token's tensors live, and bytes a token beside it.
 
@@ -201,12 +201,12 @@ def lifetimes(
     starts = np.asarray([first - 0.43 for first, _ in spans])
     ends = np.asarray([last + 0.43 for _, last in spans])
     left.barh(
-        np.arange(count) + (index - (len(lives) - 1) / 2) * height,
-        ends - starts,
-        left=starts,
-        height=0.82 * height,
-        color=COLOURS[(5, 0, 2)[index % 3]],
-        label=name,
+      np.arange(count) + (index - (len(lives) - 1) / 2) * height,
+      ends - starts,
+      left=starts,
+      height=0.82 * height,
+      color=COLOURS[(5, 0, 2)[index % 3]],
+      label=name,
     )
   left.set_xlim(-0.6, count - 0.4)
   left.set_xticks(range(count))
@@ -222,20 +222,20 @@ def lifetimes(
 
 
 def _memory_bars(
-    axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
+  axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> None:
   kept, more = np.asarray(list(rows.values()), float).T
   places = range(len(rows))
   axes.barh(places, kept, color=COLOURS[0], label='the cache')
   # What would be kept for nothing is hatched, not filled.
   axes.barh(
-      places,
-      more,
-      left=kept,
-      color='white',
-      edgecolor=COLOURS[5],
-      hatch='////',
-      label='a Q cache would add',
+    places,
+    more,
+    left=kept,
+    color='white',
+    edgecolor=COLOURS[5],
+    hatch='////',
+    label='a Q cache would add',
   )
   widest = max(kept + more)
   for y, (size, end) in enumerate(zip(kept, kept + more, strict=True)):
@@ -256,7 +256,7 @@ def _locator(count: int) -> Any:
 
 
 def figure(
-    panels: int, width: float, height: float, ratio: Sequence[float] = ()
+  panels: int, width: float, height: float, ratio: Sequence[float] = ()
 ) -> tuple[Any, Any]:
   """Returns a matplotlib figure and its panels, side by side."""
   import matplotlib
@@ -266,7 +266,7 @@ def figure(
 
   canvas = Figure((width, height), layout='constrained')
   axes = canvas.subplots(
-      1, panels, squeeze=False, width_ratios=list(ratio) or None
+    1, panels, squeeze=False, width_ratios=list(ratio) or None
   )[0]
   for panel in axes:
     panel.spines[['top', 'right']].set_visible(False)

@@ -65,13 +65,13 @@ def intensities(load: Load, card: Device) -> Part:
     })  # fmt: skip
   names = 'name', 'elements', 'operations', 'bfloat16', 'int8', 'tokens'
   return rows, Table(
-      'Attention, a cached token and layer',
-      ('', 'elements', 'operations', 'a byte', 'int8', 'tokens at the ridge'),
-      [[_round(row[name]) for name in names] for row in rows],
-      f'{card.name}: {ridge:.0f} operations in the time of a byte. With more '
-      'tokens a row than the last column (drafts, a short extension) attention '
-      f'waits for arithmetic; projections from {ridge:.0f} rows in bfloat16, '
-      f'{ridge / 2:.0f} in a byte a weight.',
+    'Attention, a cached token and layer',
+    ('', 'elements', 'operations', 'a byte', 'int8', 'tokens at the ridge'),
+    [[_round(row[name]) for name in names] for row in rows],
+    f'{card.name}: {ridge:.0f} operations in the time of a byte. With more '
+    'tokens a row than the last column (drafts, a short extension) attention '
+    f'waits for arithmetic; projections from {ridge:.0f} rows in bfloat16, '
+    f'{ridge / 2:.0f} in a byte a weight.',
   )
 
 
@@ -151,8 +151,8 @@ def curves(records: Sequence[Row]) -> tuple[Block, ...]:
     if row['record'] == 'growth':
       points.setdefault(row['axis'], {})[row['at']] = row
   series: dict[str, dict[float, float]] = {
-      axis: {at: 1e3 * row['seconds'] for at, row in found.items()}
-      for axis, found in points.items()
+    axis: {at: 1e3 * row['seconds'] for at, row in found.items()}
+    for axis, found in points.items()
   }
   rows = []
   for found in (r for r in records if r['record'] == 'exponent'):
@@ -166,24 +166,22 @@ def curves(records: Sequence[Row]) -> tuple[Block, ...]:
     rows.append([axis, found['kernel'], *ends, *slopes])
   ends = 'from', 'ms', 'GB/s', 'to', 'ms', 'GB/s'
   table = Table(
-      'Exponent of growth',
-      ('axis', 'kernel', *ends, 'exponent', 'of the last doubling'),
-      rows,
-      'Attention alone, but layers: a whole step.',
+    'Exponent of growth',
+    ('axis', 'kernel', *ends, 'exponent', 'of the last doubling'),
+    rows,
+    'Attention alone, but layers: a whole step.',
   )
   longer = {
-      axis: {
-          at / min(found): ms / found[min(found)] for at, ms in found.items()
-      }
-      for axis, found in series.items()
+    axis: {at / min(found): ms / found[min(found)] for at, ms in found.items()}
+    for axis, found in series.items()
   }
   sizes = {size: size for found in longer.values() for size in found}
   png = plots.lines(
-      'Time and size, over those of the first point',
-      longer | {'slope 1': sizes},
-      'size',
-      'time',
-      dashed=('slope 1',),
+    'Time and size, over those of the first point',
+    longer | {'slope 1': sizes},
+    'size',
+    'time',
+    dashed=('slope 1',),
   )
   return table, Picture('growth', png, 'Along the dashed line bytes rule.')
 

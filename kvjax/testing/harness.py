@@ -16,14 +16,14 @@ from kvjax.testing.poison import can_poison
 from kvjax.testing.poison import poison as poison_cache
 from kvjax.testing.scenarios import Outcomes, Plan
 from kvjax.testing.subject import (
-    Extend,
-    Forward,
-    Init,
-    OnCache,
-    OnRows,
-    Subject,
-    as_array,
-    poisoned,
+  Extend,
+  Forward,
+  Init,
+  OnCache,
+  OnRows,
+  Subject,
+  as_array,
+  poisoned,
 )
 from kvjax.testing.verdict import Verdict, judge
 
@@ -31,26 +31,26 @@ Scenario = Callable[[Subject, Plan], Outcomes]
 
 
 def assert_cached_matches_uncached(
-    forward: Forward,
-    init: Init,
-    extend: Extend,
-    *,
-    rewind: OnRows | None = None,
-    take: OnRows | None = None,
-    fork: OnCache | None = None,
-    poison: OnCache | None = None,
-    tokens: Any = None,
-    batch_size: int = 3,
-    length: int = 13,
-    vocab_size: int = 17,
-    seed: int = 0,
-    chunkings: Sequence[int | None] = (1, 3, 7, None),
-    ragged: bool = True,
-    wrap: int | None = None,
-    rewind_by: int = 1,
-    multiple: int = 1,
-    widths: Sequence[int] = (),
-    rtol: float = 1e-5,
+  forward: Forward,
+  init: Init,
+  extend: Extend,
+  *,
+  rewind: OnRows | None = None,
+  take: OnRows | None = None,
+  fork: OnCache | None = None,
+  poison: OnCache | None = None,
+  tokens: Any = None,
+  batch_size: int = 3,
+  length: int = 13,
+  vocab_size: int = 17,
+  seed: int = 0,
+  chunkings: Sequence[int | None] = (1, 3, 7, None),
+  ragged: bool = True,
+  wrap: int | None = None,
+  rewind_by: int = 1,
+  multiple: int = 1,
+  widths: Sequence[int] = (),
+  rtol: float = 1e-5,
 ) -> dict[str, float]:
   """Asserts that a cache gives the logits of the uncached model.
 
@@ -92,7 +92,7 @@ def assert_cached_matches_uncached(
     tokens = rng.integers(0, vocab_size, (batch_size, length), np.int32)
   tokens = np.asarray(tokens)
   subject = Subject(
-      forward, init, extend, rewind, take, fork, tuple(sorted(widths))
+    forward, init, extend, rewind, take, fork, tuple(sorted(widths))
   )
   largest = max(c or tokens.shape[1] for c in chunkings)
   chunk = max(min(largest, 7) // multiple, 1) * multiple
@@ -163,7 +163,7 @@ def _assert_close(verdicts: Sequence[Verdict], rtol: float) -> None:
     message += '\nAlso different: ' + '; '.join(v.short for v in others)
   try:
     chex.assert_trees_all_close(
-        worst.got, worst.want, rtol=0.0, atol=rtol * worst.scale
+      worst.got, worst.want, rtol=0.0, atol=rtol * worst.scale
     )
   except AssertionError as error:
     raise AssertionError(message) from error

@@ -28,8 +28,8 @@ def poison(cache: Any) -> Any:
     TypeError: nothing is registered for this class.
   """
   raise TypeError(
-      f'{type(cache).__name__} is no kvjax cache: which of its slots hold no '
-      'token? Tell with kvjax.testing.poison.register(cls, function).'
+    f'{type(cache).__name__} is no kvjax cache: which of its slots hold no '
+    'token? Tell with kvjax.testing.poison.register(cls, function).'
   )
 
 
@@ -44,14 +44,14 @@ def _poison_cache(cache: Cache) -> Cache:
   layout = cache.layout
   empty = [np.asarray(book.positions) == EMPTY for book in cache.books]
   books = tuple(
-      jax.tree.map(functools.partial(_fill_statistic, slots), book)
-      for slots, book in zip(empty, cache.books, strict=True)
+    jax.tree.map(functools.partial(_fill_statistic, slots), book)
+    for slots, book in zip(empty, cache.books, strict=True)
   )
   stores = tuple(
-      jax.tree.map(functools.partial(_fill, empty[at]), store)
-      if at >= 0
-      else store
-      for at, store in zip(layout.books, cache.stores, strict=True)
+    jax.tree.map(functools.partial(_fill, empty[at]), store)
+    if at >= 0
+    else store
+    for at, store in zip(layout.books, cache.stores, strict=True)
   )
   return dataclasses.replace(cache, books=books, stores=stores)
 

@@ -121,7 +121,7 @@ def after_fork(subject: Subject, plan: Plan) -> Outcomes:
 
 
 def run(
-    subject: Subject, state: State, plan: Plan, tokens: np.ndarray
+  subject: Subject, state: State, plan: Plan, tokens: np.ndarray
 ) -> State:
   """Returns the run at the end of the text, chunk by chunk."""
   ends = np.full(plan.batch, plan.length)
@@ -129,7 +129,7 @@ def run(
 
 
 def feed_to(
-    subject: Subject, state: State, plan: Plan, ends: np.ndarray
+  subject: Subject, state: State, plan: Plan, ends: np.ndarray
 ) -> State:
   """Returns the run after `ends [B]` tokens of each row."""
   while (state.seen < ends).any():

@@ -54,12 +54,12 @@ def poisoned(subject: Subject, poison: OnCache) -> Subject:
     return None if f is None else lambda *args: poison(f(*args))
 
   return dataclasses.replace(
-      subject,
-      init=lambda batch: poison(subject.init(batch)),
-      extend=extend,
-      rewind=after(subject.rewind),
-      take=after(subject.take),
-      fork=after(subject.fork),
+    subject,
+    init=lambda batch: poison(subject.init(batch)),
+    extend=extend,
+    rewind=after(subject.rewind),
+    take=after(subject.take),
+    fork=after(subject.fork),
   )
 
 
@@ -85,7 +85,7 @@ def start(subject: Subject, batch: int) -> State:
 
 
 def feed(
-    subject: Subject, state: State, tokens: np.ndarray, counts: np.ndarray
+  subject: Subject, state: State, tokens: np.ndarray, counts: np.ndarray
 ) -> State:
   """Returns the run after the next `counts [B]` tokens of each row.
 
@@ -99,13 +99,13 @@ def feed(
   held = (steps < counts[:, None]).reshape(at.shape + (1,) * (tokens.ndim - 2))
   chunk = np.where(held, tokens[rows, at], rolled[rows, at])
   logits, cache = unchanged(subject.extend, 'extend', state.cache)(
-      chunk, counts.astype(np.int32)
+    chunk, counts.astype(np.int32)
   )
   logits = as_array(logits)
   chex.assert_shape(logits, (len(tokens), width, ...))
   parts = tuple(
-      new[:count] if old is None else np.concatenate([old, new[:count]])
-      for old, new, count in zip(state.logits, logits, counts, strict=True)
+    new[:count] if old is None else np.concatenate([old, new[:count]])
+    for old, new, count in zip(state.logits, logits, counts, strict=True)
   )
   return State(cache, (state.seen + counts).astype(np.int32), parts)
 
@@ -124,8 +124,8 @@ def unchanged(f: Any, name: str, cache: Any) -> Any:
     for (path, old), (_, new) in zip(before, _leaves(cache, name), strict=True):
       if old.dtype != new.dtype or old.tobytes() != new.tobytes():
         raise AssertionError(
-            f'{name} changed its input cache: leaf {path or "cache"} is not '
-            'bit-identical after the call. Return a new cache instead.'
+          f'{name} changed its input cache: leaf {path or "cache"} is not '
+          'bit-identical after the call. Return a new cache instead.'
         )
     return result
 
@@ -142,14 +142,14 @@ def _leaves(cache: Any, name: str = '') -> list[tuple[str, np.ndarray]]:
   for path, leaf in jax.tree_util.tree_leaves_with_path(cache):
     if not hasattr(leaf, 'dtype') and not isinstance(leaf, int | float):
       raise TypeError(
-          f'A {type(leaf).__name__} in the cache is no array, so whether a '
-          'call changes it cannot be seen. Make the cache a pytree of arrays '
-          '(jax.tree_util.register_dataclass, flax.struct, a dict).'
+        f'A {type(leaf).__name__} in the cache is no array, so whether a '
+        'call changes it cannot be seen. Make the cache a pytree of arrays '
+        '(jax.tree_util.register_dataclass, flax.struct, a dict).'
       )
     if getattr(leaf, 'is_deleted', lambda: False)():
       raise AssertionError(
-          f'{name or "An earlier call"} donated its input cache, which is '
-          'deleted now. Pass a function that does not donate.'
+        f'{name or "An earlier call"} donated its input cache, which is '
+        'deleted now. Pass a function that does not donate.'
       )
     found.append((jax.tree_util.keystr(path), np.array(leaf)))
   return found

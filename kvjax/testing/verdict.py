@@ -38,11 +38,11 @@ class Verdict:
   def __str__(self) -> str:
     at = (self._flat,) + self.index
     return (
-        f'Cached and uncached differ most in scenario "{self.name}", calls of '
-        f'up to {self.chunk} tokens, row {self.row}, position {self.position}, '
-        f'element {self.index}: cached {self.got[at]:.9g}, uncached '
-        f'{self.want[at]:.9g}, {self.relative:.1e} of the largest |uncached| '
-        f'{self.scale:.3g}.'
+      f'Cached and uncached differ most in scenario "{self.name}", calls of '
+      f'up to {self.chunk} tokens, row {self.row}, position {self.position}, '
+      f'element {self.index}: cached {self.got[at]:.9g}, uncached '
+      f'{self.want[at]:.9g}, {self.relative:.1e} of the largest |uncached| '
+      f'{self.scale:.3g}.'
     )
 
   @property
@@ -53,10 +53,10 @@ class Verdict:
 
 
 def judge(
-    name: str,
-    chunk: int,
-    rows: Sequence[np.ndarray | None],
-    reference: np.ndarray,
+  name: str,
+  chunk: int,
+  rows: Sequence[np.ndarray | None],
+  reference: np.ndarray,
 ) -> Verdict:
   """Returns the verdict on logits of rows against `reference [B, T, ...]`."""
   found = [(row, x) for row, x in enumerate(rows) if x is not None]
@@ -66,8 +66,8 @@ def judge(
   if np.isnan(want).any():
     row, position = places[int(np.argwhere(np.isnan(want))[0][0])]
     raise ValueError(
-        f'forward returns NaN in row {row}, position {position}: an uncached '
-        'reference must be a number.'
+      f'forward returns NaN in row {row}, position {position}: an uncached '
+      'reference must be a number.'
     )
   finite = np.abs(want[np.isfinite(want)])
   scale = float(finite.max(initial=0.0)) or 1.0
@@ -76,9 +76,7 @@ def judge(
   row, position = places[worst[0]]
   index = tuple(int(i) for i in worst[1:])
   relative = float(error[worst]) / scale
-  return Verdict(
-      name, chunk, got, want, row, position, index, scale, relative
-  )
+  return Verdict(name, chunk, got, want, row, position, index, scale, relative)
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> np.ndarray:

@@ -43,20 +43,20 @@ class Answer:
     check_sizes(tokens=self.tokens, block=self.block)
     if self.kernel not in (None, *KERNELS):
       raise ValueError(
-          f'kernel={self.kernel!r} must be one of {", ".join(KERNELS)}.'
+        f'kernel={self.kernel!r} must be one of {", ".join(KERNELS)}.'
       )
 
 
 def write(
-    how: Answer,
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    prompts: Batch,
-    text: Streaming,
-    *,
-    source: Batch | None = None,
-    read: Callable[[Cache], None] = lambda cache: None,
+  how: Answer,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  prompts: Batch,
+  text: Streaming,
+  *,
+  source: Batch | None = None,
+  read: Callable[[Cache], None] = lambda cache: None,
 ) -> tuple[Cache, Stopwatch, bool]:
   """Feeds prompts and streams answers until they end, or Ctrl-C is pressed.
 
@@ -77,13 +77,13 @@ def write(
     if source is not None:
       encoded = encode(config, params, source.ids, source.lengths)
     logits, cache = prefill(
-        config,
-        params,
-        cache,
-        prompts.ids,
-        prompts.lengths,
-        encoded=encoded,
-        kernel=how.kernel,
+      config,
+      params,
+      cache,
+      prompts.ids,
+      prompts.lengths,
+      encoded=encoded,
+      kernel=how.kernel,
     )
     read(cache)
 
@@ -93,17 +93,17 @@ def write(
       return pressed()
 
     _, cache = generate(
-        config,
-        params,
-        cache,
-        logits,
-        how.tokens,
-        stop_tokens=how.stop_tokens,
-        block=how.block,
-        seed=how.seed,
-        kernel=how.kernel,
-        stream=stream,
-        **how.sampling,
+      config,
+      params,
+      cache,
+      logits,
+      how.tokens,
+      stop_tokens=how.stop_tokens,
+      block=how.block,
+      seed=how.seed,
+      kernel=how.kernel,
+      stream=stream,
+      **how.sampling,
     )
     jax.block_until_ready(cache.length)
     text.close()
@@ -111,18 +111,18 @@ def write(
 
 
 def records(
-    prompts: Sequence[str], text: Streaming, interrupted: bool
+  prompts: Sequence[str], text: Streaming, interrupted: bool
 ) -> list[dict[str, Any]]:
   """Returns a record a row: prompt, text, tokens, and how it ended."""
   rows = zip(prompts, text.texts, text.tokens, text.stopped, strict=True)
   return [
-      {
-          'record': 'text',
-          'prompt': prompt,
-          'text': written,
-          'tokens': tokens,
-          'stopped': stopped,
-          'interrupted': interrupted and not stopped,
-      }
-      for prompt, written, tokens, stopped in rows
+    {
+      'record': 'text',
+      'prompt': prompt,
+      'text': written,
+      'tokens': tokens,
+      'stopped': stopped,
+      'interrupted': interrupted and not stopped,
+    }
+    for prompt, written, tokens, stopped in rows
   ]

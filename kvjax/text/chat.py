@@ -47,15 +47,15 @@ class Template:
       jinja2: Any = importlib.import_module('jinja2')
     except ImportError:
       raise ValueError(
-          'A chat template is rendered by the library jinja2, which is not '
-          "installed. Install kvjax with its extra: pip install 'kvjax[hf]'."
+        'A chat template is rendered by the library jinja2, which is not '
+        "installed. Install kvjax with its extra: pip install 'kvjax[hf]'."
       ) from None
     try:
       template = _environment().from_string(self.source)
       return template.render(
-          messages=list(messages),
-          add_generation_prompt=True,
-          **dict(self.names),
+        messages=list(messages),
+        add_generation_prompt=True,
+        **dict(self.names),
       )
     except (jinja2.TemplateError, TypeError) as error:
       raise ValueError(f'The chat template refuses: {error}.') from None
@@ -93,26 +93,26 @@ def _environment() -> Any:
     raise jinja2.TemplateError(message)
 
   def to_json(
-      value: Any,
-      ensure_ascii: bool = False,
-      indent: int | None = None,
-      separators: tuple[str, str] | None = None,
-      sort_keys: bool = False,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
   ) -> str:
     # No default= and no cls=: json.dumps would call what a template gives it,
     # outside the sandbox.
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+      value,
+      ensure_ascii=ensure_ascii,
+      indent=indent,
+      separators=separators,
+      sort_keys=sort_keys,
     )
 
   found = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True,
-      lstrip_blocks=True,
-      extensions=['jinja2.ext.loopcontrols'],
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=['jinja2.ext.loopcontrols'],
   )
   found.filters['tojson'] = to_json
   found.globals['raise_exception'] = refuse

@@ -47,18 +47,18 @@ class HeldOut:
     """Returns bits per byte and perplexity of losses `[B, T - 1]` in nats."""
     mean = float(np.mean(losses[:, self.first - 1 :], dtype=np.float64))
     return {
-        'bits_per_byte': bits(mean) * self.tokens_per_byte,
-        'perplexity': math.exp(mean),
+      'bits_per_byte': bits(mean) * self.tokens_per_byte,
+      'perplexity': math.exp(mean),
     }
 
 
 def hold_out(
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    text: str,
-    *,
-    rows: int,
-    length: int,
+  config: ModelConfig,
+  tokenizer: Tokenizer,
+  text: str,
+  *,
+  rows: int,
+  length: int,
 ) -> HeldOut:
   """Returns windows of `length` tokens, spread evenly over a text.
 
@@ -72,21 +72,21 @@ def hold_out(
   count = min(rows, len(ids) // size if size > 1 else 0)
   if count < 1:
     raise ValueError(
-        f'length={length} tokens a window, {len(lead)} of them before any '
-        f'text, and {len(ids)} tokens of text: there must be 2 of a window and '
-        'at least one window. Use a longer text or another length.'
+      f'length={length} tokens a window, {len(lead)} of them before any '
+      f'text, and {len(ids)} tokens of text: there must be 2 of a window and '
+      'at least one window. Use a longer text or another length.'
     )
   starts = np.linspace(0, len(ids) - size, count).astype(int)
   windows = [[*lead, *ids[start : start + size]] for start in starts]
   return HeldOut(
-      make_batch(config, windows).tokens,
-      max(len(lead), 1),
-      len(ids) / len(text.encode()),
+    make_batch(config, windows).tokens,
+    max(len(lead), 1),
+    len(ids) / len(text.encode()),
   )
 
 
 def refuted(
-    record: Mapping[str, Any], uncached: float, dtype: str, *, exact: bool
+  record: Mapping[str, Any], uncached: float, dtype: str, *, exact: bool
 ) -> str:
   """Returns why figures of a cache cannot be right; '' if they can.
 
@@ -115,10 +115,10 @@ def _lead(tokenizer: Tokenizer) -> list[int]:
 
 
 def uncached_losses(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens: np.ndarray,
-    progress: Progress = lambda done: None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: np.ndarray,
+  progress: Progress = lambda done: None,
 ) -> np.ndarray:
   """Returns float32 `[B, T - 1]`, nats of each token but the first of a row.
 
@@ -133,14 +133,14 @@ def uncached_losses(
 
 
 def cached_losses(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    cache: Cache,
-    tokens: np.ndarray,
-    *,
-    block: int = 32,
-    kernel: str | None = None,
-    progress: Progress = lambda done: None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  tokens: np.ndarray,
+  *,
+  block: int = 32,
+  kernel: str | None = None,
+  progress: Progress = lambda done: None,
 ) -> tuple[np.ndarray, Cache]:
   """Returns the same, fed token by token through a cache, and the cache.
 
@@ -166,9 +166,9 @@ def cached_losses(
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=('config', 'kernel'),
-    donate_argnames='cache',
+  jax.jit,
+  static_argnames=('config', 'kernel'),
+  donate_argnames='cache',
 )
 def _block(config, params, cache, tokens, *, kernel):
   """Feeds all of `tokens [B, n + 1]` but the last; returns losses `[B, n]`."""
@@ -180,7 +180,7 @@ def _block(config, params, cache, tokens, *, kernel):
     fed = jnp.where(following >= 0, token, -1)
     logits, cache = decode_step(config, params, cache, fed, kernel=kernel)
     loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.maximum(following, 0)
+      logits, jnp.maximum(following, 0)
     )
     return cache, loss
 

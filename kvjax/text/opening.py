@@ -22,18 +22,18 @@ def check_fits(cache: Cache, lengths: Any, tokens: int) -> None:
   need = int(np.max(np.asarray(lengths))) + tokens - 1
   if limit is not None and need > limit:
     raise ValueError(
-        f'capacity={limit} is less than the {need} tokens of prompt and '
-        f'answer (tokens={tokens}). Use capacity={need}, or fewer tokens.'
+      f'capacity={limit} is less than the {need} tokens of prompt and '
+      f'answer (tokens={tokens}). Use capacity={need}, or fewer tokens.'
     )
 
 
 def open_cache(
-    saved: str | pathlib.Path,
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    lengths: np.ndarray,
-    tokens: int,
-    empty: Mapping[str, Any],
+  saved: str | pathlib.Path,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  lengths: np.ndarray,
+  tokens: int,
+  empty: Mapping[str, Any],
 ) -> Cache:
   """Returns a saved cache with as many rows as there are prompts to go on.
 
@@ -54,8 +54,8 @@ def open_cache(
     cache = repeat(cache, len(lengths))
   if cache.batch_size != len(lengths):
     raise ValueError(
-        f'{saved} has {cache.batch_size} rows for {len(lengths)} prompts: give '
-        'a prompt for each row.'
+      f'{saved} has {cache.batch_size} rows for {len(lengths)} prompts: give '
+      'a prompt for each row.'
     )
   check_fits(cache, np.asarray(cache.length) + lengths, tokens)
   return cache

@@ -46,7 +46,7 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
         line = None
       if not isinstance(line, str):
         raise ValueError(
-            f'{path}:{number} is no JSON string: write "a prompt".'
+          f'{path}:{number} is no JSON string: write "a prompt".'
         )
     found.append(line)
   if not found:
@@ -55,11 +55,11 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
 
 
 def encode_prompts(
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    chat: bool | None = None,
-    system: str | None = None,
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+  *,
+  chat: bool | None = None,
+  system: str | None = None,
 ) -> list[list[int]]:
   """Returns the ids of each prompt.
 
@@ -77,8 +77,8 @@ def encode_prompts(
     chat = template is not None
   if (chat or system) and template is None:
     raise ValueError(
-        'The checkpoint has no chat template (chat_template.jinja, or '
-        'chat_template in tokenizer_config.json). Prompt without chat.'
+      'The checkpoint has no chat template (chat_template.jinja, or '
+      'chat_template in tokenizer_config.json). Prompt without chat.'
     )
   found = []
   for text in prompts:
@@ -104,9 +104,9 @@ def make_batch(config: ModelConfig, rows: Sequence[Sequence[int]]) -> Batch:
     tokens[index, : len(row)] = row
   if tokens.max() >= config.vocab_size:
     raise ValueError(
-        f'The prompt has the token {tokens.max()}, but the model knows '
-        f'{config.vocab_size}: 0 to {config.vocab_size - 1}. The checkpoint '
-        'needs its own tokenizer.json, or other text.'
+      f'The prompt has the token {tokens.max()}, but the model knows '
+      f'{config.vocab_size}: 0 to {config.vocab_size - 1}. The checkpoint '
+      'needs its own tokenizer.json, or other text.'
     )
   return Batch(tokens, lengths)
 
@@ -116,6 +116,6 @@ def check_reads_text(config: ModelConfig) -> None:
   encoder = config.encoder
   if encoder is not None and encoder.features is not None:
     raise ValueError(
-        f'The encoder reads frames of {encoder.features} features, and no '
-        'text: call kvjax.encode with features.'
+      f'The encoder reads frames of {encoder.features} features, and no '
+      'text: call kvjax.encode with features.'
     )

@@ -18,10 +18,10 @@ class Streaming:
   """
 
   def __init__(
-      self,
-      decoders: Sequence[Decode],
-      stop_tokens: Sequence[int] = (),
-      file: TextIO | None = None,
+    self,
+    decoders: Sequence[Decode],
+    stop_tokens: Sequence[int] = (),
+    file: TextIO | None = None,
   ):
     self.texts = [''] * len(decoders)
     self.tokens: list[list[int]] = [[] for _ in decoders]

@@ -60,8 +60,8 @@ class Published:
       library: Any = importlib.import_module('tokenizers')
     except ImportError:
       raise ValueError(
-          f'{path / FILE} is read by the library tokenizers, which is not '
-          "installed. Install kvjax with its extra: pip install 'kvjax[hf]'."
+        f'{path / FILE} is read by the library tokenizers, which is not '
+        "installed. Install kvjax with its extra: pip install 'kvjax[hf]'."
       ) from None
     try:
       self._tokenizer = library.Tokenizer.from_file(str(path / FILE))

@@ -24,9 +24,7 @@ CHUNK = 5  # tokens a call of the ragged way
 PROMPT = 13  # tokens before the greedy continuation
 
 
-def differences(
-    path: pathlib.Path, ways: Iterable[str]
-) -> dict[str, float]:
+def differences(path: pathlib.Path, ways: Iterable[str]) -> dict[str, float]:
   """Returns the largest difference from `reference.npz`, by way.
 
   With the way `steps` also `greedy`: how many tokens of the greedy continuation
@@ -69,7 +67,7 @@ def source(config: Any, params: Any, data: Mapping[str, np.ndarray]) -> Any:
 
 def uncached(config, params, tokens, encoded) -> np.ndarray:
   return np.asarray(
-      kvjax.forward(config, params, jnp.asarray(tokens), encoded=encoded)
+    kvjax.forward(config, params, jnp.asarray(tokens), encoded=encoded)
   )
 
 
@@ -78,7 +76,7 @@ def steps(config, params, tokens, encoded) -> np.ndarray:
   cache = empty(config, tokens)
   tokens = jnp.asarray(tokens)
   logits, cache = kvjax.prefill(
-      config, params, cache, tokens[:, :1], encoded=encoded
+    config, params, cache, tokens[:, :1], encoded=encoded
   )
   found = [logits]
   for t in range(1, tokens.shape[1]):
@@ -92,13 +90,13 @@ def greedy(config, params, tokens, encoded) -> np.ndarray:
   cache = empty(config, tokens)
   ids = np.array(tokens)
   logits, cache = kvjax.prefill(
-      config, params, cache, jnp.asarray(ids[:, :1]), encoded=encoded
+    config, params, cache, jnp.asarray(ids[:, :1]), encoded=encoded
   )
   for t in range(1, ids.shape[1]):
     if t >= PROMPT:
       ids[:, t] = np.asarray(logits).argmax(-1)
     logits, cache = kvjax.decode_step(
-        config, params, cache, jnp.asarray(ids[:, t])
+      config, params, cache, jnp.asarray(ids[:, t])
     )
   return ids[:, PROMPT:]
 
@@ -115,8 +113,12 @@ def ragged(config, params, tokens, encoded) -> np.ndarray:
     for row in range(batch):
       chunk[row, : count[row]] = tokens[row, at[row] : at[row] + count[row]]
     logits, cache = kvjax.extend(
-        config, params, cache, jnp.asarray(chunk), count.astype(np.int32),
-        encoded=encoded,
+      config,
+      params,
+      cache,
+      jnp.asarray(chunk),
+      count.astype(np.int32),
+      encoded=encoded,
     )
     encoded = None if cache.cross is not None else encoded
     for row in range(batch):
@@ -130,9 +132,7 @@ def paged(config, params, tokens, encoded) -> np.ndarray:
   """All tokens at once into pages of 4."""
   cache = empty(config, tokens, kinds=Paged(page=4))
   return np.asarray(
-      kvjax.extend(
-          config, params, cache, jnp.asarray(tokens), encoded=encoded
-      )[0]
+    kvjax.extend(config, params, cache, jnp.asarray(tokens), encoded=encoded)[0]
   )
 
 
@@ -140,13 +140,16 @@ def empty(config: Any, tokens: np.ndarray, **options: Any) -> Any:
   """Returns a cache with room, its tables chosen for the tokens' number."""
   batch, length = tokens.shape
   return kvjax.init_cache(
-      config, batch, length, rotary_length=length, **options
+    config, batch, length, rotary_length=length, **options
   )
 
 
 Way = Callable[[Any, Any, np.ndarray, Any], np.ndarray]
 WAYS: dict[str, Way] = {
-    'uncached': uncached, 'ragged': ragged, 'steps': steps, 'paged': paged
+  'uncached': uncached,
+  'ragged': ragged,
+  'steps': steps,
+  'paged': paged,
 }
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.checkpoints.choices import (
-    PLAIN_ROPES,
-    SPELLED,
-    Config,
-    Draw,
-    head_width,
+  PLAIN_ROPES,
+  SPELLED,
+  Config,
+  Draw,
+  head_width,
 )
 
 PUBLISHED_WINDOW = 4096
@@ -22,17 +22,17 @@ PUBLISHED_WINDOW = 4096
 def llama(d: Draw) -> Config:
   config = d.decoder() | {'head_dim': d.pick(None, 6, 8, 12)}
   return config | {
-      'attention_bias': d.flag(),
-      'mlp_bias': d.flag(),
-      'rope_parameters': d.rope(head_width(config)),
+    'attention_bias': d.flag(),
+    'mlp_bias': d.flag(),
+    'rope_parameters': d.rope(head_width(config)),
   }
 
 
 def mistral(d: Draw) -> Config:
   config = d.decoder() | {'head_dim': d.pick(None, 6, 12)}
   return config | {
-      'sliding_window': d.pick(None, 5, 9, PUBLISHED_WINDOW),
-      'rope_parameters': d.rope(head_width(config)),
+    'sliding_window': d.pick(None, 5, 9, PUBLISHED_WINDOW),
+    'rope_parameters': d.rope(head_width(config)),
   }
 
 
@@ -40,20 +40,20 @@ def mixtral(d: Draw) -> Config:
   config = d.decoder() | {'head_dim': d.pick(None, 6, 12)}
   kinds = PLAIN_ROPES if config['head_dim'] is None else ()
   return config | {
-      'num_local_experts': d.pick(3, 4, 8),
-      'num_experts_per_tok': d.pick(1, 2, 3),
-      'sliding_window': d.pick(None, 5),
-      'rope_parameters': d.rope(head_width(config), *kinds, base=1e6),
+    'num_local_experts': d.pick(3, 4, 8),
+    'num_experts_per_tok': d.pick(1, 2, 3),
+    'sliding_window': d.pick(None, 5),
+    'rope_parameters': d.rope(head_width(config), *kinds, base=1e6),
   }
 
 
 def qwen2(d: Draw) -> Config:
   config = d.decoder()
   return config | {
-      'use_sliding_window': d.flag(),
-      'sliding_window': d.pick(5, 9),
-      'max_window_layers': d.pick(0, 1, 2),
-      'rope_parameters': d.rope(head_width(config)),
+    'use_sliding_window': d.flag(),
+    'sliding_window': d.pick(5, 9),
+    'max_window_layers': d.pick(0, 1, 2),
+    'rope_parameters': d.rope(head_width(config)),
   }
 
 
@@ -65,24 +65,24 @@ def qwen3(d: Draw) -> Config:
 def qwen3_moe(d: Draw) -> Config:
   config = d.decoder() | {'head_dim': d.pick(6, 10)}
   return config | {
-      'attention_bias': d.flag(),
-      'use_sliding_window': d.flag(),
-      'sliding_window': 7,
-      'num_experts': d.pick(3, 5),
-      'num_experts_per_tok': 2,
-      'moe_intermediate_size': d.pick(12, 20),
-      'norm_topk_prob': d.flag(),
-      'decoder_sparse_step': d.pick(1, 2),
-      'mlp_only_layers': d.pick([], [1]),
-      'rope_parameters': d.rope(config['head_dim']),
+    'attention_bias': d.flag(),
+    'use_sliding_window': d.flag(),
+    'sliding_window': 7,
+    'num_experts': d.pick(3, 5),
+    'num_experts_per_tok': 2,
+    'moe_intermediate_size': d.pick(12, 20),
+    'norm_topk_prob': d.flag(),
+    'decoder_sparse_step': d.pick(1, 2),
+    'mlp_only_layers': d.pick([], [1]),
+    'rope_parameters': d.rope(config['head_dim']),
   }
 
 
 def gemma(d: Draw) -> Config:
   config = d.decoder() | {'head_dim': d.pick(6, 10)}
   return config | {
-      'attention_bias': d.flag(),
-      'rope_parameters': d.rope(config['head_dim']),
+    'attention_bias': d.flag(),
+    'rope_parameters': d.rope(config['head_dim']),
   }
 
 
@@ -91,14 +91,14 @@ def gemma2(d: Draw) -> Config:
   config['hidden_activation'] = config.pop('hidden_act')
   kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(3)]
   return config | {
-      'num_hidden_layers': 3,
-      'layer_types': d.pick(None, kinds),
-      'query_pre_attn_scalar': d.pick(8, 20, 256),
-      'sliding_window': d.pick(5, 9, PUBLISHED_WINDOW),
-      'attn_logit_softcapping': d.pick(None, 5.0, 50.0),
-      'final_logit_softcapping': d.pick(None, 10.0, 30.0),
-      'attention_bias': d.flag(),
-      'rope_parameters': d.rope(config['head_dim']),
+    'num_hidden_layers': 3,
+    'layer_types': d.pick(None, kinds),
+    'query_pre_attn_scalar': d.pick(8, 20, 256),
+    'sliding_window': d.pick(5, 9, PUBLISHED_WINDOW),
+    'attn_logit_softcapping': d.pick(None, 5.0, 50.0),
+    'final_logit_softcapping': d.pick(None, 10.0, 30.0),
+    'attention_bias': d.flag(),
+    'rope_parameters': d.rope(config['head_dim']),
   }
 
 
@@ -107,8 +107,8 @@ def gemma3(d: Draw) -> Config:
   config['hidden_activation'] = config.pop('hidden_act')
   kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(3)]
   rope = {
-      'full_attention': d.rope(config['head_dim'], base=1e6),
-      'sliding_attention': d.rope(config['head_dim']),
+    'full_attention': d.rope(config['head_dim'], base=1e6),
+    'sliding_attention': d.rope(config['head_dim']),
   }
   for part in rope.values():
     part.pop('truncate', None)  # not read in nested rope parameters
@@ -132,10 +132,10 @@ def phi3(d: Draw) -> Config:
   rope = d.rope(width, 'default', 'longrope', share=share)
   original = rope.pop('original_max_position_embeddings', 16)
   return config | {
-      'max_position_embeddings': d.pick(original, 64),
-      'original_max_position_embeddings': original,
-      'sliding_window': d.pick(None, 7),
-      'rope_parameters': rope | {'partial_rotary_factor': share},
+    'max_position_embeddings': d.pick(original, 64),
+    'original_max_position_embeddings': original,
+    'sliding_window': d.pick(None, 7),
+    'rope_parameters': rope | {'partial_rotary_factor': share},
   }
 
 
@@ -145,41 +145,41 @@ def gpt_oss(d: Draw) -> Config:
   kinds = [d.pick('sliding_attention', 'full_attention') for _ in range(2)]
   rope = d.rope(config['head_dim'], base=150000.0)
   return config | {
-      'layer_types': d.pick(None, kinds),
-      'sliding_window': d.pick(5, 9, 128),
-      'num_local_experts': d.pick(3, 4),
-      'num_experts_per_tok': d.pick(1, 2, 3),
-      'intermediate_size': 20,
-      'swiglu_limit': d.pick(1.0, 7.0),
-      'swiglu_alpha': d.pick(1.0, 1.702),
-      'attention_bias': d.flag(),
-      'rope_parameters': d.pick(None, rope, rope),
+    'layer_types': d.pick(None, kinds),
+    'sliding_window': d.pick(5, 9, 128),
+    'num_local_experts': d.pick(3, 4),
+    'num_experts_per_tok': d.pick(1, 2, 3),
+    'intermediate_size': 20,
+    'swiglu_limit': d.pick(1.0, 7.0),
+    'swiglu_alpha': d.pick(1.0, 1.702),
+    'attention_bias': d.flag(),
+    'rope_parameters': d.pick(None, rope, rope),
   }
 
 
 def gpt2(d: Draw) -> Config:
   heads = d.pick(1, 3, 5)
   return {
-      'vocab_size': 97,
-      'n_embd': heads * d.pick(6, 7, 8),
-      'n_head': heads,
-      'n_layer': 2,
-      'n_positions': d.pick(21, 32),
-      'n_inner': d.pick(None, 44),
-      'activation_function': d.pick('gelu_new', *SPELLED),
-      'layer_norm_epsilon': d.pick(1e-5, 1e-3),
-      'scale_attn_weights': d.pick(True, True, False),
-      'scale_attn_by_inverse_layer_idx': d.flag(),
-      'reorder_and_upcast_attn': d.flag(),
-      'tie_word_embeddings': d.flag(),
+    'vocab_size': 97,
+    'n_embd': heads * d.pick(6, 7, 8),
+    'n_head': heads,
+    'n_layer': 2,
+    'n_positions': d.pick(21, 32),
+    'n_inner': d.pick(None, 44),
+    'activation_function': d.pick('gelu_new', *SPELLED),
+    'layer_norm_epsilon': d.pick(1e-5, 1e-3),
+    'scale_attn_weights': d.pick(True, True, False),
+    'scale_attn_by_inverse_layer_idx': d.flag(),
+    'reorder_and_upcast_attn': d.flag(),
+    'tie_word_embeddings': d.flag(),
   }
 
 
 def gpt_bigcode(d: Draw) -> Config:
   config = gpt2(d) | {
-      'multi_query': d.flag(),
-      'attention_softmax_in_fp32': d.flag(),
-      'scale_attention_softmax_in_fp32': d.flag(),
+    'multi_query': d.flag(),
+    'attention_softmax_in_fp32': d.flag(),
+    'scale_attention_softmax_in_fp32': d.flag(),
   }
   for key in ('scale_attn_by_inverse_layer_idx', 'reorder_and_upcast_attn'):
     config.pop(key)
@@ -191,23 +191,23 @@ def falcon(d: Draw) -> Config:
   heads = kv * groups
   grouped = d.flag()
   config = {
-      'vocab_size': 97,
-      'hidden_size': heads * d.pick(6, 8),
-      'num_attention_heads': heads,
-      'num_hidden_layers': 2,
-      # Falcon-7B's says `heads`, and has one: read in the newer layout only.
-      'num_kv_heads': d.pick(None, kv if grouped else heads),
-      'new_decoder_architecture': grouped,
-      'num_ln_in_parallel_attn': d.pick(None, 1, 2) if grouped else None,
-      'multi_query': d.flag(),
-      'parallel_attn': True if grouped else d.flag(),
-      'alibi': d.flag(),
-      'bias': d.flag(),
-      'activation': d.pick('gelu', *SPELLED),
-      'layer_norm_epsilon': d.pick(1e-5, 1e-3),
-      'ffn_hidden_size': d.pick(None, 28, 44),
-      'max_position_embeddings': d.pick(16, 64),
-      'tie_word_embeddings': d.flag(),
+    'vocab_size': 97,
+    'hidden_size': heads * d.pick(6, 8),
+    'num_attention_heads': heads,
+    'num_hidden_layers': 2,
+    # Falcon-7B's says `heads`, and has one: read in the newer layout only.
+    'num_kv_heads': d.pick(None, kv if grouped else heads),
+    'new_decoder_architecture': grouped,
+    'num_ln_in_parallel_attn': d.pick(None, 1, 2) if grouped else None,
+    'multi_query': d.flag(),
+    'parallel_attn': True if grouped else d.flag(),
+    'alibi': d.flag(),
+    'bias': d.flag(),
+    'activation': d.pick('gelu', *SPELLED),
+    'layer_norm_epsilon': d.pick(1e-5, 1e-3),
+    'ffn_hidden_size': d.pick(None, 28, 44),
+    'max_position_embeddings': d.pick(16, 64),
+    'tie_word_embeddings': d.flag(),
   }
   return config | {'rope_parameters': d.rope(head_width(config))}
 
@@ -216,8 +216,8 @@ def deepseek_v2(d: Draw) -> Config:
   routing = d.routing()
   grouped = d.flag()
   routing |= {
-      'norm_topk_prob': False,
-      'topk_method': 'group_limited_greedy' if grouped else 'greedy',
+    'norm_topk_prob': False,
+    'topk_method': 'group_limited_greedy' if grouped else 'greedy',
   }
   if not grouped:
     routing |= d.pick({}, {'n_group': None, 'topk_group': None})
@@ -226,22 +226,22 @@ def deepseek_v2(d: Draw) -> Config:
 
 def deepseek_v3(d: Draw) -> Config:
   return (
-      d.latent()
-      | d.routing()
-      | {
-          'rope_interleave': d.flag(),
-          'num_nextn_predict_layers': 0,
-      }
+    d.latent()
+    | d.routing()
+    | {
+      'rope_interleave': d.flag(),
+      'num_nextn_predict_layers': 0,
+    }
   )
 
 
 def minicpm3(d: Draw) -> Config:
   config = d.latent() | {'v_head_dim': d.pick(None, 6, 10)}
   return config | {
-      'mlp_bias': d.flag(),
-      'scale_emb': d.pick(1, 1.5, 12),
-      'scale_depth': d.pick(None, 1.0, 1.4),
-      'dim_model_base': d.pick(None, 16, 256),
+    'mlp_bias': d.flag(),
+    'scale_emb': d.pick(1, 1.5, 12),
+    'scale_depth': d.pick(None, 1.0, 1.4),
+    'dim_model_base': d.pick(None, 16, 256),
   }
 
 
@@ -249,15 +249,15 @@ def glm4_moe(d: Draw) -> Config:
   config = d.decoder() | {'head_dim': d.pick(8, 12)}
   share = d.pick(0.5, 1.0)
   return (
-      config
-      | d.routing()
-      | {
-          'attention_bias': d.flag(),
-          'use_qk_norm': d.flag(),
-          'num_nextn_predict_layers': 0,
-          'rope_parameters': d.rope(config['head_dim'], share=share)
-          | {'partial_rotary_factor': share},
-      }
+    config
+    | d.routing()
+    | {
+      'attention_bias': d.flag(),
+      'use_qk_norm': d.flag(),
+      'num_nextn_predict_layers': 0,
+      'rope_parameters': d.rope(config['head_dim'], share=share)
+      | {'partial_rotary_factor': share},
+    }
   )
 
 
@@ -265,13 +265,13 @@ def glm4_moe_lite(d: Draw) -> Config:
   routing = d.routing()
   routing.pop('first_k_dense_replace')
   return (
-      d.latent()
-      | routing
-      | {
-          'mlp_layer_types': d.pick(None, ['sparse', 'dense'], ['sparse'] * 2),
-          'rope_interleave': d.flag(),
-          'num_nextn_predict_layers': 0,
-      }
+    d.latent()
+    | routing
+    | {
+      'mlp_layer_types': d.pick(None, ['sparse', 'dense'], ['sparse'] * 2),
+      'rope_interleave': d.flag(),
+      'num_nextn_predict_layers': 0,
+    }
   )
 
 
@@ -300,45 +300,45 @@ def t5(d: Draw) -> Config:
 
 def whisper(d: Draw) -> Config:
   return {
-      'vocab_size': 97,
-      'd_model': d.pick(24, 36),
-      'encoder_attention_heads': d.pick(1, 2, 3, 4),
-      'decoder_attention_heads': d.pick(1, 2, 3, 4),
-      'encoder_layers': d.pick(1, 2, 3),
-      'decoder_layers': d.pick(1, 2, 3),
-      'encoder_ffn_dim': d.pick(20, 44),
-      'decoder_ffn_dim': d.pick(28, 44),
-      'num_mel_bins': d.pick(5, 6),
-      'max_source_positions': d.pick(9, 13),
-      'max_target_positions': d.pick(21, 24),
-      'scale_embedding': d.flag(),
-      'activation_function': d.pick('gelu', *SPELLED),
-      **d.pick({}, {'tie_word_embeddings': False}),
-      'decoder_start_token_id': 2,
-      'pad_token_id': 0,
-      'bos_token_id': 1,
-      'eos_token_id': 1,
+    'vocab_size': 97,
+    'd_model': d.pick(24, 36),
+    'encoder_attention_heads': d.pick(1, 2, 3, 4),
+    'decoder_attention_heads': d.pick(1, 2, 3, 4),
+    'encoder_layers': d.pick(1, 2, 3),
+    'decoder_layers': d.pick(1, 2, 3),
+    'encoder_ffn_dim': d.pick(20, 44),
+    'decoder_ffn_dim': d.pick(28, 44),
+    'num_mel_bins': d.pick(5, 6),
+    'max_source_positions': d.pick(9, 13),
+    'max_target_positions': d.pick(21, 24),
+    'scale_embedding': d.flag(),
+    'activation_function': d.pick('gelu', *SPELLED),
+    **d.pick({}, {'tie_word_embeddings': False}),
+    'decoder_start_token_id': 2,
+    'pad_token_id': 0,
+    'bos_token_id': 1,
+    'eos_token_id': 1,
   }
 
 
 def smollm3(d: Draw) -> Config:
   config = d.decoder()
   return config | {
-      'num_hidden_layers': 3,
-      'no_rope_layer_interval': d.pick(2, 3),
-      'use_sliding_window': d.flag(),
-      'sliding_window': 7,
-      'attention_bias': d.flag(),
-      'mlp_bias': d.flag(),
-      'rope_parameters': d.rope(head_width(config), base=2e6),
+    'num_hidden_layers': 3,
+    'no_rope_layer_interval': d.pick(2, 3),
+    'use_sliding_window': d.flag(),
+    'sliding_window': 7,
+    'attention_bias': d.flag(),
+    'mlp_bias': d.flag(),
+    'rope_parameters': d.rope(head_width(config), base=2e6),
   }
 
 
 def olmo2(d: Draw) -> Config:
   config = d.decoder()
   return config | {
-      'attention_bias': d.flag(),
-      'rope_parameters': d.rope(head_width(config)),
+    'attention_bias': d.flag(),
+    'rope_parameters': d.rope(head_width(config)),
   }
 
 
@@ -346,10 +346,10 @@ def cohere(d: Draw) -> Config:
   config = d.decoder() | d.pick({}, {'head_dim': 6}, {'head_dim': 10})
   config['layer_norm_eps'] = config.pop('rms_norm_eps')
   return config | {
-      'logit_scale': d.pick(0.0625, 0.8),
-      'attention_bias': d.flag(),
-      'use_qk_norm': d.flag(),
-      'rope_parameters': d.rope(head_width(config), base=5e5),
+    'logit_scale': d.pick(0.0625, 0.8),
+    'attention_bias': d.flag(),
+    'use_qk_norm': d.flag(),
+    'rope_parameters': d.rope(head_width(config), base=5e5),
   }
 
 

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    pre_tokenizers,
-    processors,
-    trainers,
+  Tokenizer,
+  decoders,
+  models,
+  pre_tokenizers,
+  processors,
+  trainers,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,8 +36,8 @@ TOKENS = 24
 ROWS, LENGTH = 3, 64
 SPECIAL = ['<s>', '</s>', '<|user|>', '<|assistant|>']
 TEMPLATE = (
-    '{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}'
-    '{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}'
+  '{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}'
+  '{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}'
 )
 
 
@@ -48,16 +48,16 @@ def write(path: pathlib.Path, text: str) -> tuple[Any, Any]:
   plain.decoder = decoders.ByteLevel()
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   plain.train_from_iterator(
-      [text],
-      trainers.BpeTrainer(
-          vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet
-      ),
+    [text],
+    trainers.BpeTrainer(
+      vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet
+    ),
   )
   plain.post_processor = processors.TemplateProcessing(
-      single='<s> $A', special_tokens=[('<s>', 0)]
+    single='<s> $A', special_tokens=[('<s>', 0)]
   )
   words = transformers.PreTrainedTokenizerFast(
-      tokenizer_object=plain, bos_token='<s>', eos_token='</s>'
+    tokenizer_object=plain, bos_token='<s>', eos_token='</s>'
   )
   words.chat_template = TEMPLATE
   words.save_pretrained(path)
@@ -83,7 +83,7 @@ def theirs(model: Any, words: Any, prompt: str, chat: bool) -> list[int]:
   if chat:
     message = [{'role': 'user', 'content': prompt}]
     ids = words.apply_chat_template(
-        message, add_generation_prompt=True, return_dict=True
+      message, add_generation_prompt=True, return_dict=True
     )['input_ids']
   ids = torch.tensor([ids])
   out = model.generate(ids, max_new_tokens=TOKENS, do_sample=False)
@@ -98,7 +98,7 @@ def bits_per_byte(model: Any, words: Any, text: str) -> float:
   with torch.no_grad():
     logits = model(rows).logits[:, :-1]
   loss = torch.nn.functional.cross_entropy(
-      logits.flatten(0, 1), rows[:, 1:].flatten()
+    logits.flatten(0, 1), rows[:, 1:].flatten()
   )
   return float(loss) / math.log(2) * len(ids) / len(text.encode())
 

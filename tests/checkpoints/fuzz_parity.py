@@ -35,7 +35,7 @@ from tests.checkpoints import compare, drawing  # noqa: E402
 from tests.golden.reference import quiet, write_checkpoint  # noqa: E402
 
 FAMILY = flags.DEFINE_enum(
-    'family', 'llama', [*sorted(drawing.FAMILIES), 'all'], 'Model family.'
+  'family', 'llama', [*sorted(drawing.FAMILIES), 'all'], 'Model family.'
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Of configs, weights and tokens.')
 COUNT = flags.DEFINE_integer('count', 20, 'Configs a family.')
@@ -66,8 +66,8 @@ def run(family: str, seed: int, count: int) -> int:
       print(f'{family} {index} {style}: {found}')
       print(json.dumps(config), flush=True)
   print(
-      f'{family} seed={seed}: {count - failed} of {count}, worst {worst:.1e}',
-      flush=True,
+    f'{family} seed={seed}: {count - failed} of {count}, worst {worst:.1e}',
+    flush=True,
   )
   return failed
 

@@ -95,17 +95,17 @@ def test_the_parts_of_feed_forward_proj_win_over_it():
   values = json.loads((GOLDEN / 't5' / 'config.json').read_text())
   parts = {'feed_forward_proj': 'gated-gelu', 'is_gated_act': True}
   for given, gated, act in (
-      ({'dense_act_fn': 'gelu'}, True, 'gelu'),
-      ({'dense_act_fn': None}, True, 'gelu_tanh'),
-      ({'dense_act_fn': 'relu', 'is_gated_act': False}, False, 'relu'),
+    ({'dense_act_fn': 'gelu'}, True, 'gelu'),
+    ({'dense_act_fn': None}, True, 'gelu_tanh'),
+    ({'dense_act_fn': 'relu', 'is_gated_act': False}, False, 'relu'),
   ):
     mlp = parse_config(values | parts | given).layers[0].mlp
     assert (mlp.gated, mlp.activation) == (gated, act)
 
 
 @pytest.mark.parametrize(
-    ('spelled', 'meant'),
-    [('gelu', 'gelu_tanh'), ('gelu_python', 'gelu'), ('silu', 'silu')],
+  ('spelled', 'meant'),
+  [('gelu', 'gelu_tanh'), ('gelu_python', 'gelu'), ('silu', 'silu')],
 )
 def test_gelu_of_gemma_alone_means_the_tanh_approximation(spelled, meant):
   values = json.loads((GOLDEN / 'gemma' / 'config.json').read_text())

@@ -22,7 +22,7 @@ def test_params_are_what_init_params_makes():
   for path in sorted(GOLDEN.iterdir()):
     config, params = load_checkpoint(path)
     want = jax.eval_shape(
-        lambda c=config: kvjax.init_params(c, jax.random.key(0))
+      lambda c=config: kvjax.init_params(c, jax.random.key(0))
     )
     assert jax.tree.structure(params) == jax.tree.structure(want)
     kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
@@ -143,13 +143,13 @@ def test_older_and_newer_keys_say_the_same():
   }  # fmt: skip
   scaling = {'factor': 4.0, 'original_max_position_embeddings': 16}
   older = shared | {
-      'torch_dtype': 'bfloat16',
-      'rope_theta': 5e5,
-      'rope_scaling': {'type': 'yarn', **scaling},
+    'torch_dtype': 'bfloat16',
+    'rope_theta': 5e5,
+    'rope_scaling': {'type': 'yarn', **scaling},
   }
   newer = shared | {
-      'dtype': 'bfloat16',
-      'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 5e5, **scaling},
+    'dtype': 'bfloat16',
+    'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 5e5, **scaling},
   }
   assert parse_config(older) == parse_config(newer)
   assert parse_config(older).dtype == 'bfloat16'
@@ -175,10 +175,14 @@ def test_formulas_of_shapes():
 
 
 def test_transformations():
-  rows = table('a.', 'b.', '''
+  rows = table(
+    'a.',
+    'b.',
+    """
     x   N H   y   [1:]T
     x   N H   z   [:1:3]
-  ''')
+  """,
+  )
   x = np.arange(12).reshape(3, 4)
   np.testing.assert_array_equal(rows[0].read(x, {}), x[1:].T)
   np.testing.assert_array_equal(rows[1].read(x, {}), x[:, 1:3])
@@ -226,8 +230,8 @@ def test_host_memory_stays_within_a_fifth_of_the_model(tmp_path):
 
   def tensors(dtype):
     found = {
-        f'model.{name}.weight': np.ones(shape, dtype)
-        for name, shape in shapes.items()
+      f'model.{name}.weight': np.ones(shape, dtype)
+      for name, shape in shapes.items()
     }
     return found | {'lm_head.weight': found['model.embed_tokens.weight']}
 
@@ -238,8 +242,8 @@ def test_host_memory_stays_within_a_fifth_of_the_model(tmp_path):
       'tie_word_embeddings': True,
   }  # fmt: skip
   paths = [
-      altered(tmp_path / str(i), 'llama', config, lambda _, x=x: tensors(x))
-      for i, x in enumerate((np.float32, jnp.bfloat16))
+    altered(tmp_path / str(i), 'llama', config, lambda _, x=x: tensors(x))
+    for i, x in enumerate((np.float32, jnp.bfloat16))
   ]
   run = subprocess.run(
       [sys.executable, '-c', PEAK, str(GOLDEN / 'llama'), *map(str, paths)],
@@ -264,7 +268,7 @@ def test_a_snapshot_of_the_hub(tmp_path):
     blob.write_bytes(file.read_bytes())
     (snapshot / file.name).symlink_to(f'../../blobs/{blob.name}')
   path = hub.snapshot_download(
-      'someone/tiny', cache_dir=tmp_path, local_files_only=True
+    'someone/tiny', cache_dir=tmp_path, local_files_only=True
   )
   config, params = kvjax.load_checkpoint(path)
   want_config, want = kvjax.load_checkpoint(GOLDEN / 'llama')

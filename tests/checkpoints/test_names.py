@@ -8,16 +8,16 @@ import kvjax
 from kvjax.checkpoints import parse_config
 
 SMALL = {
-    'model_type': 'described',
-    'vocab_size': 31,
-    'hidden_size': 12,
-    'intermediate_size': 17,
-    'num_hidden_layers': 3,
-    'num_attention_heads': 4,
-    'num_key_value_heads': 2,
-    'head_dim': 6,
-    'hidden_act': 'silu',
-    'keys_and_values_of': [None, 0, None],
+  'model_type': 'described',
+  'vocab_size': 31,
+  'hidden_size': 12,
+  'intermediate_size': 17,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 6,
+  'hidden_act': 'silu',
+  'keys_and_values_of': [None, 0, None],
 }
 
 
@@ -59,19 +59,19 @@ def test_a_described_model_shares_keys_and_values():
 
 def test_described_parts():
   config = parse_config(
-      SMALL
-      | {
-          'norm': 'layer',
-          'gated': False,
-          'bias': True,
-          'learned_positions': 9,
-          'parallel': True,
-          'num_experts': 4,
-          'num_experts_per_tok': 2,
-          'moe_intermediate_size': 5,
-          'shared_expert_size': 3,
-          'dense_layers': [1],
-      }
+    SMALL
+    | {
+      'norm': 'layer',
+      'gated': False,
+      'bias': True,
+      'learned_positions': 9,
+      'parallel': True,
+      'num_experts': 4,
+      'num_experts_per_tok': 2,
+      'moe_intermediate_size': 5,
+      'shared_expert_size': 3,
+      'dense_layers': [1],
+    }
   )
   assert config.positions == 9 and config.norm.centered and config.norm.bias
   first, second, _ = config.layers

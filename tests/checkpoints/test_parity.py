@@ -35,36 +35,36 @@ CHUNK = 4
 # Bytes that a token adds in float32: layers * (key + value) * 4, and for MLA
 # layers * (latent + rotary) * 4; windows and encoders change nothing here.
 BYTES_PER_TOKEN = {
-    'cohere': 192,  # 2 * (3*4 + 3*4) * 4
-    'deepseek_v2': 112,  # 2 * (10 + 4) * 4, of 3 heads expanded 2*3*(10+5)*4
-    'deepseek_v3': 112,  # 2 * (10 + 4) * 4
-    'falcon': 96,  # 2 * (1*6 + 1*6) * 4
-    'falcon_alibi': 480,  # 2 * (5*6 + 5*6) * 4
-    'falcon_grouped': 128,  # 2 * (2*4 + 2*4) * 4, not 6 heads
-    'gemma': 288,  # 2 * (3*6 + 3*6) * 4
-    'gemma2': 288,  # 2 * (3*6 + 3*6) * 4
-    'gemma3': 288,  # 2 * (3*6 + 3*6) * 4
-    'glm4_moe': 128,  # 2 * (1*8 + 1*8) * 4
-    'glm4_moe_lite': 112,  # 2 * (10 + 4) * 4
-    'gpt2': 480,  # 2 * (5*6 + 5*6) * 4
-    'gpt_bigcode': 96,  # 2 * (1*6 + 1*6) * 4
-    'gpt_oss': 288,  # 2 * (3*6 + 3*6) * 4
-    'llama': 288,  # 2 * (3*6 + 3*6) * 4
-    'llama3_old': 288,  # 2 * (3*6 + 3*6) * 4
-    'llama_dynamic': 96,  # 2 * (1*6 + 1*6) * 4
-    'llama_linear_shards': 96,  # 2 * (1*6 + 1*6) * 4
-    'minicpm3': 112,  # 2 * (10 + 4) * 4
-    'mistral': 288,  # 2 * (3*6 + 3*6) * 4
-    'mixtral': 192,  # 2 * (3*4 + 3*4) * 4
-    'olmo2': 192,  # 2 * (3*4 + 3*4) * 4
-    'phi3': 288,  # 2 * (3*6 + 3*6) * 4
-    'qwen2': 192,  # 2 * (3*4 + 3*4) * 4
-    'qwen3': 288,  # 2 * (3*6 + 3*6) * 4
-    'qwen3_moe': 96,  # 2 * (1*6 + 1*6) * 4
-    'smollm3': 192,  # 2 * (3*4 + 3*4) * 4
-    't5': 288,  # 2 * (3*6 + 3*6) * 4
-    't5_gated': 144,  # 1 * (3*6 + 3*6) * 4
-    'whisper': 288,  # 2 * (3*6 + 3*6) * 4
+  'cohere': 192,  # 2 * (3*4 + 3*4) * 4
+  'deepseek_v2': 112,  # 2 * (10 + 4) * 4, of 3 heads expanded 2*3*(10+5)*4
+  'deepseek_v3': 112,  # 2 * (10 + 4) * 4
+  'falcon': 96,  # 2 * (1*6 + 1*6) * 4
+  'falcon_alibi': 480,  # 2 * (5*6 + 5*6) * 4
+  'falcon_grouped': 128,  # 2 * (2*4 + 2*4) * 4, not 6 heads
+  'gemma': 288,  # 2 * (3*6 + 3*6) * 4
+  'gemma2': 288,  # 2 * (3*6 + 3*6) * 4
+  'gemma3': 288,  # 2 * (3*6 + 3*6) * 4
+  'glm4_moe': 128,  # 2 * (1*8 + 1*8) * 4
+  'glm4_moe_lite': 112,  # 2 * (10 + 4) * 4
+  'gpt2': 480,  # 2 * (5*6 + 5*6) * 4
+  'gpt_bigcode': 96,  # 2 * (1*6 + 1*6) * 4
+  'gpt_oss': 288,  # 2 * (3*6 + 3*6) * 4
+  'llama': 288,  # 2 * (3*6 + 3*6) * 4
+  'llama3_old': 288,  # 2 * (3*6 + 3*6) * 4
+  'llama_dynamic': 96,  # 2 * (1*6 + 1*6) * 4
+  'llama_linear_shards': 96,  # 2 * (1*6 + 1*6) * 4
+  'minicpm3': 112,  # 2 * (10 + 4) * 4
+  'mistral': 288,  # 2 * (3*6 + 3*6) * 4
+  'mixtral': 192,  # 2 * (3*4 + 3*4) * 4
+  'olmo2': 192,  # 2 * (3*4 + 3*4) * 4
+  'phi3': 288,  # 2 * (3*6 + 3*6) * 4
+  'qwen2': 192,  # 2 * (3*4 + 3*4) * 4
+  'qwen3': 288,  # 2 * (3*6 + 3*6) * 4
+  'qwen3_moe': 96,  # 2 * (1*6 + 1*6) * 4
+  'smollm3': 192,  # 2 * (3*4 + 3*4) * 4
+  't5': 288,  # 2 * (3*6 + 3*6) * 4
+  't5_gated': 144,  # 1 * (3*6 + 3*6) * 4
+  'whisper': 288,  # 2 * (3*6 + 3*6) * 4
 }
 
 
@@ -191,7 +191,7 @@ def test_pages_of_int8(case, request):
   want = case.uncached(codec=codec)
   scale = np.abs(want).max()
   np.testing.assert_allclose(
-      found, want, atol=CODEC_TOLERANCE * scale, rtol=CODEC_TOLERANCE
+    found, want, atol=CODEC_TOLERANCE * scale, rtol=CODEC_TOLERANCE
   )
 
 

@@ -36,7 +36,7 @@ def test_mxfp4_by_hand(tmp_path):
     byte = blocks[expert, row, column // 32, column % 32 // 2]
     code = byte >> 4 if column % 2 else byte & 15
     want = four_bits(int(code)) * 2.0 ** (
-        int(scales[expert, row, column // 32]) - 127
+      int(scales[expert, row, column // 32]) - 127
     )
     assert plain[expert, column, row] == want
 
@@ -67,7 +67,7 @@ def in_blocks(*block):
 def test_fp8_checkpoint(tmp_path):
   block = (8, 16)
   path = altered(
-      tmp_path, 'deepseek_v3', in_blocks(*block), lambda x: fp8(x, block)
+    tmp_path, 'deepseek_v3', in_blocks(*block), lambda x: fp8(x, block)
   )
   name = 'model.layers.1.self_attn.o_proj.weight'
   stored = read(path / 'model.safetensors')
@@ -83,7 +83,7 @@ def test_fp8_checkpoint(tmp_path):
 
 def test_scales_that_do_not_fit(tmp_path):
   path = altered(
-      tmp_path, 'deepseek_v3', in_blocks(8, 8), lambda x: fp8(x, (8, 16))
+    tmp_path, 'deepseek_v3', in_blocks(8, 8), lambda x: fp8(x, (8, 16))
   )
   with pytest.raises(ValueError, match='weight_scale_inv has shape'):
     load_checkpoint(path)

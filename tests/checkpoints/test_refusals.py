@@ -12,12 +12,12 @@ from kvjax.checkpoints import load_checkpoint, load_config, parse_config
 from tests.checkpoints.writing import GOLDEN, altered
 
 LLAMA = {
-    'model_type': 'llama',
-    'vocab_size': 97,
-    'hidden_size': 24,
-    'intermediate_size': 28,
-    'num_hidden_layers': 2,
-    'num_attention_heads': 6,
+  'model_type': 'llama',
+  'vocab_size': 97,
+  'hidden_size': 24,
+  'intermediate_size': 28,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 6,
 }
 
 
@@ -144,15 +144,15 @@ def test_wrong_shape(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'num_hidden_layers': 1}, 'Unexpected tensor model.layers.1.'),
-        ({'num_hidden_layers': 3}, 'model.layers.2.* is missing'),
-        ({'num_key_value_heads': 2}, r'k_proj.weight has shape \[18, 24\]'),
-        ({'vocab_size': 96}, r'embed_tokens.weight has shape \[97, 24\]'),
-        ({'tie_word_embeddings': True}, 'lm_head.weight differs from model'),
-        ({'attention_bias': True}, 'k_proj.bias .*is missing'),
-    ],
+  ('changes', 'message'),
+  [
+    ({'num_hidden_layers': 1}, 'Unexpected tensor model.layers.1.'),
+    ({'num_hidden_layers': 3}, 'model.layers.2.* is missing'),
+    ({'num_key_value_heads': 2}, r'k_proj.weight has shape \[18, 24\]'),
+    ({'vocab_size': 96}, r'embed_tokens.weight has shape \[97, 24\]'),
+    ({'tie_word_embeddings': True}, 'lm_head.weight differs from model'),
+    ({'attention_bias': True}, 'k_proj.bias .*is missing'),
+  ],
 )
 def test_config_that_contradicts_the_tensors(tmp_path, changes, message):
   refuses(altered(tmp_path, 'llama', lambda c: c | changes), message)

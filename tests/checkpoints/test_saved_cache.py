@@ -112,7 +112,7 @@ def test_a_kind_from_outside_is_named(model, saved):
   cache = kvjax.init_cache(model[0], 1, 8, kinds=Everything())
   kvjax.save_cache(saved, cache, *model)
   with pytest.raises(
-      ValueError, match="'Everything' is a type unknown.*types="
+    ValueError, match="'Everything' is a type unknown.*types="
   ):
     kvjax.load_cache(saved, *model)
   found = kvjax.load_cache(saved, *model, types=(Everything,))
@@ -127,7 +127,7 @@ def test_the_source_of_an_encoder_decoder(tmp_path):
   cache = kvjax.init_cache(config, 2, 8, 'bfloat16', source_length=5)
   draw = np.random.default_rng(0)
   filled = jax.tree.map(
-      lambda x: jnp.asarray(draw.integers(0, 2, x.shape), x.dtype), cache
+    lambda x: jnp.asarray(draw.integers(0, 2, x.shape), x.dtype), cache
   )
   path = tmp_path / 'prompt'
   kvjax.save_cache(path, filled, config, params)

@@ -60,7 +60,7 @@ def whole(config, params, tokens, encoded) -> Any:
 def steps(config, params, tokens, encoded, chunk: int) -> np.ndarray:
   """Returns logits through pages, `chunk` tokens a call."""
   cache = compare.empty(
-      config, tokens, kinds=kvjax.Paged(page=8), codec=Watched(program='pages')
+    config, tokens, kinds=kvjax.Paged(page=8), codec=Watched(program='pages')
   )
   found = []
   for start in range(0, tokens.shape[1], chunk):

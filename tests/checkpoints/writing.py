@@ -23,9 +23,9 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   at = 0
   for name, x in tensors.items():
     header[name] = {
-        'dtype': NAMES[x.dtype],
-        'shape': list(x.shape),
-        'data_offsets': [at, at + x.nbytes],
+      'dtype': NAMES[x.dtype],
+      'shape': list(x.shape),
+      'data_offsets': [at, at + x.nbytes],
     }
     at += x.nbytes
   text = json.dumps(header).encode()
@@ -42,16 +42,16 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   header = json.loads(data[8:start])
   header.pop('__metadata__', None)
   return {
-      name: np.frombuffer(
-          data[start + e['data_offsets'][0] : start + e['data_offsets'][1]],
-          DTYPES[e['dtype']],
-      ).reshape(e['shape'])
-      for name, e in header.items()
+    name: np.frombuffer(
+      data[start + e['data_offsets'][0] : start + e['data_offsets'][1]],
+      DTYPES[e['dtype']],
+    ).reshape(e['shape'])
+    for name, e in header.items()
   }
 
 
 def altered(
-    folder: pathlib.Path, name: str, config: Any = None, tensors: Any = None
+  folder: pathlib.Path, name: str, config: Any = None, tensors: Any = None
 ) -> pathlib.Path:
   """Copies a fixture, with functions applied to its config and tensors."""
   path = folder / name

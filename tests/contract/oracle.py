@@ -88,8 +88,8 @@ class Evicts:
       received = part.sum(axis=(1, 2)).reshape(groups, -1, length).sum(axis=1)
       total = received + (self.fade * total if self.score == 'mass' else 0)
       kept = [
-          self._survivors(np.append(old, np.arange(start, stop)), row, stop - 1)
-          for old, row in zip(kept, total, strict=True)
+        self._survivors(np.append(old, np.arange(start, stop)), row, stop - 1)
+        for old, row in zip(kept, total, strict=True)
       ]
       start = stop
     return seen
@@ -170,14 +170,14 @@ class Oracle:
   def _attention(self, variant, p, x, rule):
     latent = hasattr(variant, 'latent_width')
     streams = (leave_latent if latent else leave_grouped)(
-        variant, p, x, self.cast
+      variant, p, x, self.cast
     )
     heads = next(iter(streams.values())).shape[0]
     if self.int8:
       plain = ('rotary',) if latent else ()
       streams = {
-          name: s if name in plain else eight_bits(s, self.clear)
-          for name, s in streams.items()
+        name: s if name in plain else eight_bits(s, self.clear)
+        for name, s in streams.items()
       }
     ask = self._ask_latent if latent else self._ask_grouped
     at = np.arange(len(x))

@@ -29,13 +29,11 @@ class Nothing:
 
 
 class Same(Nothing):
-
   def __call__(self, params: Any, x: jax.Array) -> jax.Array:
     return x
 
 
 class Zero(Nothing):
-
   def __call__(self, params: Any, x: jax.Array) -> jax.Array:
     return jnp.zeros_like(x)
 
@@ -54,16 +52,16 @@ def _rotary(width: int, interleaved: bool = False) -> kvjax.Rotary:
 
 
 _latent = functools.partial(
-    kvjax.Latent, 3, 11, 5, 7, rotary=_rotary(4, interleaved=True)
+  kvjax.Latent, 3, 11, 5, 7, rotary=_rotary(4, interleaved=True)
 )
 
 VARIANTS = (
-    Variant('mha', kvjax.Grouped(3, 3, 6, rotary=_rotary(6))),
-    Variant('mqa', kvjax.Grouped(5, 1, 7, rotary=_rotary(4, True))),
-    Variant('gqa', kvjax.Grouped(6, 3, 8, value_width=5, rotary=_rotary(8))),
-    Variant('mla_expanded', _latent(), absorb=False),
-    Variant('mla_absorbed', _latent(), absorb=True),
-    Variant('mla_query_rank', _latent(query_rank=2)),
+  Variant('mha', kvjax.Grouped(3, 3, 6, rotary=_rotary(6))),
+  Variant('mqa', kvjax.Grouped(5, 1, 7, rotary=_rotary(4, True))),
+  Variant('gqa', kvjax.Grouped(6, 3, 8, value_width=5, rotary=_rotary(8))),
+  Variant('mla_expanded', _latent(), absorb=False),
+  Variant('mla_absorbed', _latent(), absorb=True),
+  Variant('mla_query_rank', _latent(query_rank=2)),
 )
 
 
@@ -95,55 +93,55 @@ class Row:
 IN_PLACE = (1, 3, LENGTH)
 
 KINDS = (
-    Row('dense', kvjax.Dense(), Sees(), 4, False),
-    Row('ring', kvjax.Ring(window=5, slack=2), Sees(5), 3, True, IN_PLACE),
-    Row(
-        'sinks',
-        kvjax.Sinks(sinks=2, window=5, slack=2),
-        Sees(5, 2),
-        3,
-        True,
-        IN_PLACE,
+  Row('dense', kvjax.Dense(), Sees(), 4, False),
+  Row('ring', kvjax.Ring(window=5, slack=2), Sees(5), 3, True, IN_PLACE),
+  Row(
+    'sinks',
+    kvjax.Sinks(sinks=2, window=5, slack=2),
+    Sees(5, 2),
+    3,
+    True,
+    IN_PLACE,
+  ),
+  Row(
+    'sinks_renumbered',
+    kvjax.Sinks(sinks=2, window=5, slack=2, renumber=True),
+    Sees(5, 2, renumber=True),
+    3,
+    True,
+    IN_PLACE,
+  ),
+  Row('paged', kvjax.Paged(page=4), Sees(), 4, False),
+  Row(
+    'heavy_hitters_by_head',
+    kvjax.Bounded(budget=5, score=kvjax.HeavyHitters(recent=2)),
+    Evicts(5, 'mass', recent=2),
+    0,
+    True,
+  ),
+  Row(
+    'heavy_hitters',
+    kvjax.Bounded(
+      budget=6, score=kvjax.HeavyHitters(), slack=2, per_head=False
     ),
-    Row(
-        'sinks_renumbered',
-        kvjax.Sinks(sinks=2, window=5, slack=2, renumber=True),
-        Sees(5, 2, renumber=True),
-        3,
-        True,
-        IN_PLACE,
-    ),
-    Row('paged', kvjax.Paged(page=4), Sees(), 4, False),
-    Row(
-        'heavy_hitters_by_head',
-        kvjax.Bounded(budget=5, score=kvjax.HeavyHitters(recent=2)),
-        Evicts(5, 'mass', recent=2),
-        0,
-        True,
-    ),
-    Row(
-        'heavy_hitters',
-        kvjax.Bounded(
-            budget=6, score=kvjax.HeavyHitters(), slack=2, per_head=False
-        ),
-        Evicts(6, 'mass', piece=3, apart=False),
-        0,
-        True,
-    ),
-    Row(
-        'last_query',
-        kvjax.Bounded(budget=5, score=kvjax.LastQuery()),
-        Evicts(5, 'last'),
-        0,
-        True,
-    ),
-    Row(
-        'recency',
-        kvjax.Bounded(budget=5, score=kvjax.Recency(), per_head=False),
-        Sees(5),
-        0,
-        True,
-    ),
+    Evicts(6, 'mass', piece=3, apart=False),
+    0,
+    True,
+  ),
+  Row(
+    'last_query',
+    kvjax.Bounded(budget=5, score=kvjax.LastQuery()),
+    Evicts(5, 'last'),
+    0,
+    True,
+  ),
+  Row(
+    'recency',
+    kvjax.Bounded(budget=5, score=kvjax.Recency(), per_head=False),
+    Sees(5),
+    0,
+    True,
+  ),
 )
 
 CODECS = (('', None), ('_int8', kvjax.Int8()))
@@ -163,7 +161,7 @@ class Cell:
   def config(self) -> kvjax.ModelConfig:
     layer = kvjax.Layer(self.variant.attention, Zero())
     return kvjax.ModelConfig(
-        VOCAB, WIDTH, (layer,), norm=Same(), dtype=self.dtype
+      VOCAB, WIDTH, (layer,), norm=Same(), dtype=self.dtype
     )
 
   def oracle(self, params: Any, rule: Rule | None = None, **more) -> Oracle:
@@ -174,26 +172,26 @@ class Cell:
 
   def init(self, batch: int, capacity: int = CAPACITY) -> kvjax.Cache:
     return kvjax.init_cache(
-        self.config, batch, capacity, kinds=self.row.kind, codec=self.codec
+      self.config, batch, capacity, kinds=self.row.kind, codec=self.codec
     )
 
   def extend(
-      self, params: Any, cache: Any, tokens: Any, lengths: Any
+    self, params: Any, cache: Any, tokens: Any, lengths: Any
   ) -> tuple[jax.Array, kvjax.Cache]:
     return kvjax.extend(
-        self.config,
-        params,
-        cache,
-        jnp.asarray(tokens),
-        lengths,
-        absorb=self.variant.absorb,
+      self.config,
+      params,
+      cache,
+      jnp.asarray(tokens),
+      lengths,
+      absorb=self.variant.absorb,
     )
 
 
 def cells(**more: Any) -> Iterator[Cell]:
   """Yields the product, named as in `gqa_ring_int8`."""
   for variant, row, (suffix, codec) in itertools.product(
-      VARIANTS, KINDS, CODECS
+    VARIANTS, KINDS, CODECS
   ):
     name = f'{variant.name}_{row.name}{suffix}'
     yield Cell(variant, row, codec, name, **more)
@@ -202,9 +200,7 @@ def cells(**more: Any) -> Iterator[Cell]:
 def draw(config: kvjax.ModelConfig, seed: int, sharp: float = 2.0) -> Any:
   """Returns random parameters; `sharp` makes attention choose."""
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(
-      lambda: kvjax.init_params(config, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: kvjax.init_params(config, jax.random.key(0)))
 
   def leaf(path, shape):
     name = jax.tree_util.keystr(path)

@@ -27,29 +27,31 @@ def check(cell: Cell, seed: int) -> None:
   params, tokens = draw(cell.config, seed, sharp=1.0), text(seed)
   plain = cell.oracle(params, cast=bfloat16, clear=False)
   rows = [plain.row(row) for row in tokens]
-  exact = np.stack([
+  exact = np.stack(
+    [
       seeing(cell.oracle(params, clear=False), seen).row(row)[0]
       for row, (_, seen) in zip(tokens, rows, strict=True)
-  ])
+    ]
+  )
   error = np.abs(np.stack([logits for logits, _ in rows]) - exact).max()
   assert error > 1e-3  # it does round
   assert_cached_matches_uncached(
-      lambda _: exact,
-      cell.init,
-      lambda *args: cell.extend(params, *args),
-      poison=poison,
-      tokens=tokens,
-      chunkings=(cell.row.multiple, None),
-      multiple=cell.row.multiple,
-      widths=(LENGTH,),
-      rtol=3 * error / np.abs(exact).max(),
+    lambda _: exact,
+    cell.init,
+    lambda *args: cell.extend(params, *args),
+    poison=poison,
+    tokens=tokens,
+    chunkings=(cell.row.multiple, None),
+    multiple=cell.row.multiple,
+    widths=(LENGTH,),
+    rtol=3 * error / np.abs(exact).max(),
   )
 
 
 def seeing(oracle: Oracle, seen: list[np.ndarray]) -> Oracle:
   """Renumbering changes scores, not what is seen: its rule stays."""
   rules = tuple(
-      rule if rule.renumber else Given(sight)
-      for rule, sight in zip(oracle.rules, seen, strict=True)
+    rule if rule.renumber else Given(sight)
+    for rule, sight in zip(oracle.rules, seen, strict=True)
   )
   return dataclasses.replace(oracle, rules=rules)

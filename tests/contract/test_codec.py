@@ -11,13 +11,14 @@ from tests.contract.table import Cell, cells, draw, text
 
 LATENT = ('dense', 'paged', 'heavy_hitters')
 CELLS = [
-    cell
-    for cell in cells()
-    if cell.codec is not None
-    and (
-        cell.variant.name == 'gqa'
-        or cell.variant.name == 'mla_absorbed' and cell.row.name in LATENT
-    )
+  cell
+  for cell in cells()
+  if cell.codec is not None
+  and (
+    cell.variant.name == 'gqa'
+    or cell.variant.name == 'mla_absorbed'
+    and cell.row.name in LATENT
+  )
 ]
 
 
@@ -30,9 +31,9 @@ def test_codes_are_within_half_a_scale_and_append_only(cell: Cell):
     _, cache = cell.extend(params, cache, chunk, np.full(3, 3))
     held = compare(held, by_token(cache))
   streams = cell.config.layers[0].attention.leave(
-      params['layers'][0]['attention'],
-      params['embedding'][tokens],
-      table(cell, tokens),
+    params['layers'][0]['attention'],
+    params['embedding'][tokens],
+    table(cell, tokens),
   )
   for (row, head, position), stored in held.items():
     for name, leaf in stored.items():

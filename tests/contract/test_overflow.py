@@ -21,24 +21,27 @@ from tests.contract.table import (
 
 CAPACITY, WIDTH = 11, 7
 SHORT = (
-    Row('dense', kvjax.Dense(), Sees(), 4, False),
-    Row('paged', kvjax.Paged(page=4), Sees(), 4, False),
-    Row('short_ring', kvjax.Ring(window=29, slack=2), Sees(29), 3, False),
-    Row(
-        'short_sinks',
-        kvjax.Sinks(sinks=2, window=29, slack=2),
-        Sees(29, 2),
-        3,
-        False,
-    ),
+  Row('dense', kvjax.Dense(), Sees(), 4, False),
+  Row('paged', kvjax.Paged(page=4), Sees(), 4, False),
+  Row('short_ring', kvjax.Ring(window=29, slack=2), Sees(29), 3, False),
+  Row(
+    'short_sinks',
+    kvjax.Sinks(sinks=2, window=29, slack=2),
+    Sees(29, 2),
+    3,
+    False,
+  ),
 )
 CELLS = [
-    Cell(variant, row, codec, f'{variant.name}_{row.name}{suffix}')
-    for variant in VARIANTS
-    for row in SHORT
-    for suffix, codec in CODECS
-    if variant.name == 'gqa' and (codec is None or row in SHORT[:2])
-    or variant.name == 'mla_absorbed' and codec is None and row in SHORT[:2]
+  Cell(variant, row, codec, f'{variant.name}_{row.name}{suffix}')
+  for variant in VARIANTS
+  for row in SHORT
+  for suffix, codec in CODECS
+  if variant.name == 'gqa'
+  and (codec is None or row in SHORT[:2])
+  or variant.name == 'mla_absorbed'
+  and codec is None
+  and row in SHORT[:2]
 ]
 by_cell = pytest.mark.parametrize('cell', CELLS, ids=lambda cell: cell.name)
 
@@ -81,13 +84,13 @@ def live(cache, row):
   if table is not None:
     pages = table[0][table[0] >= 0]
     leaves = [held[:, pages]] + [
-        leaf[:, pages] for leaf in jax.tree.leaves(alone.stores)
+      leaf[:, pages] for leaf in jax.tree.leaves(alone.stores)
     ]
     mask = held[:, pages] >= 0
   else:
     leaves, mask = [held, *jax.tree.leaves(alone.stores)], held >= 0
   return [alone.length] + [
-      leaf[np.broadcast_to(mask, leaf.shape[:3])] for leaf in leaves
+    leaf[np.broadcast_to(mask, leaf.shape[:3])] for leaf in leaves
   ]
 
 
@@ -167,7 +170,6 @@ def test_pieces_beside_a_bounded_layer_are_dropped_whole(kind):
   np.testing.assert_array_equal(got[0], want[0])
 
 
-
 @by_cell
 def test_under_vmap_each_cache_overflows_by_itself(cell):
   params, tokens = draw(cell.config, 0), text(length=CAPACITY)
@@ -178,14 +180,14 @@ def test_under_vmap_each_cache_overflows_by_itself(cell):
   stacked = jax.tree.map(lambda *x: jnp.stack(x), *caches)
   logits, new = traced(cell, True)(params, stacked, chunks, counts)
   for i, (cache, chunk, count) in enumerate(
-      zip(caches, chunks, counts, strict=True)
+    zip(caches, chunks, counts, strict=True)
   ):
     alone_logits, alone = traced(cell)(params, cache, chunk, count)
     mine = jax.tree.map(lambda x, i=i: x[i], new)
     np.testing.assert_array_equal(mine.overflow, alone.overflow)
     held = np.arange(WIDTH)[None, :] < count[:, None]
     np.testing.assert_allclose(
-        logits[i][held], alone_logits[held], rtol=1e-5, atol=1e-5
+      logits[i][held], alone_logits[held], rtol=1e-5, atol=1e-5
     )
     for row in range(3):
       pairs = zip(live(alone, row), live(mine, row), strict=True)
@@ -200,7 +202,7 @@ def test_a_step_past_the_end_is_nan_and_flagged_until_rewound(cell):
   full = np.array([11, 11, 9], np.int32)
   cache = filled(cell, params, tokens, full)
   step = functools.partial(
-      kvjax.decode_step, cell.config, params, absorb=cell.variant.absorb
+    kvjax.decode_step, cell.config, params, absorb=cell.variant.absorb
   )
   token = jnp.asarray(tokens[:, 9])
   logits, after = step(cache, token, donate=False)
@@ -253,7 +255,7 @@ def test_rewinding_further_than_a_kind_can_raises(row):
 
 def test_renumbered_sinks_without_rotary_positions_are_refused():
   config = kvjax.ModelConfig(
-      19, 13, (kvjax.Layer(kvjax.Grouped(3, 3, 6), kvjax.MLP(7)),)
+    19, 13, (kvjax.Layer(kvjax.Grouped(3, 3, 6), kvjax.MLP(7)),)
   )
   kind = kvjax.Sinks(sinks=2, window=5, renumber=True)
   with pytest.raises(ValueError, match='renumber=False'):

@@ -35,30 +35,30 @@ def check(cell: Cell, seed: int) -> dict[str, float]:
   """Runs every scenario that the kind supports."""
   row, params = cell.row, draw(cell.config, seed)
   harness = functools.partial(
-      assert_cached_matches_uncached,
-      init=cell.init,
-      extend=functools.partial(cell.extend, params),
-      tokens=text(seed),
-      widths=row.widths,
-      rtol=RTOL,
+    assert_cached_matches_uncached,
+    init=cell.init,
+    extend=functools.partial(cell.extend, params),
+    tokens=text(seed),
+    widths=row.widths,
+    rtol=RTOL,
   )
   chunkings = tuple(c for c in (1, 3, 7, None) if (c or 0) % row.multiple == 0)
   errors = harness(
-      forward=cell.oracle(params),
-      rewind=kvjax.rewind if row.rewinds else None,
-      take=kvjax.take,
-      fork=kvjax.fork,
-      poison=poison,
-      rewind_by=row.rewinds,
-      chunkings=chunkings,
-      multiple=row.multiple,
-      wrap=LONG if row.wraps else None,
+    forward=cell.oracle(params),
+    rewind=kvjax.rewind if row.rewinds else None,
+    take=kvjax.take,
+    fork=kvjax.fork,
+    poison=poison,
+    rewind_by=row.rewinds,
+    chunkings=chunkings,
+    multiple=row.multiple,
+    wrap=LONG if row.wraps else None,
   )
   for chunk in {1, 3, 7} - set(chunkings):
     errors |= harness(
-        forward=cell.oracle(params, cut(row.rule, chunk)),
-        chunkings=(chunk,),
-        ragged=False,
+      forward=cell.oracle(params, cut(row.rule, chunk)),
+      chunkings=(chunk,),
+      ragged=False,
     )
   return errors
 

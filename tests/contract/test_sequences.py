@@ -20,32 +20,32 @@ from tests.contract.table import VARIANTS, VOCAB, Cell, Row, draw
 
 CAPACITY, WIDTH, BATCH, PAGE, POOL = 13, 3, 3, 2, 11
 ROWS = (
-    Row('dense', kvjax.Dense(), Sees(), 0, False),
-    Row('ring', kvjax.Ring(window=4, slack=2), Sees(4), 0, True),
-    Row('sinks', kvjax.Sinks(sinks=2, window=4, slack=2), Sees(4, 2), 0, True),
-    Row('paged', kvjax.Paged(page=PAGE, pages=POOL), Sees(), 0, False),
+  Row('dense', kvjax.Dense(), Sees(), 0, False),
+  Row('ring', kvjax.Ring(window=4, slack=2), Sees(4), 0, True),
+  Row('sinks', kvjax.Sinks(sinks=2, window=4, slack=2), Sees(4, 2), 0, True),
+  Row('paged', kvjax.Paged(page=PAGE, pages=POOL), Sees(), 0, False),
 )
 counts = st.lists(st.integers(0, WIDTH), min_size=BATCH, max_size=BATCH)
 rows = st.lists(st.integers(0, BATCH - 1), min_size=BATCH, max_size=BATCH)
 operations = st.lists(
-    st.one_of(
-        st.tuples(st.just('extend'), counts, st.integers(0, 99)),
-        st.tuples(st.just('extend'), counts, st.integers(0, 99)),
-        st.tuples(st.just('wrap'), st.just([WIDTH] * BATCH), st.integers(0, 9)),
-        st.tuples(st.just('rewind'), counts, st.just(0)),
-        st.tuples(st.just('gather'), rows, st.just(0)),
-        st.tuples(st.just('fork'), counts, st.integers(0, 99)),
-        st.tuples(st.just('concat'), st.just([]), st.just(0)),
-    ),
-    min_size=3,
-    max_size=12,
+  st.one_of(
+    st.tuples(st.just('extend'), counts, st.integers(0, 99)),
+    st.tuples(st.just('extend'), counts, st.integers(0, 99)),
+    st.tuples(st.just('wrap'), st.just([WIDTH] * BATCH), st.integers(0, 9)),
+    st.tuples(st.just('rewind'), counts, st.just(0)),
+    st.tuples(st.just('gather'), rows, st.just(0)),
+    st.tuples(st.just('fork'), counts, st.integers(0, 99)),
+    st.tuples(st.just('concat'), st.just([]), st.just(0)),
+  ),
+  min_size=3,
+  max_size=12,
 )
 quick = settings(
-    max_examples=25,
-    deadline=None,
-    database=None,
-    derandomize=not os.environ.get('EXPLORE'),
-    suppress_health_check=list(HealthCheck),
+  max_examples=25,
+  deadline=None,
+  database=None,
+  derandomize=not os.environ.get('EXPLORE'),
+  suppress_health_check=list(HealthCheck),
 )
 
 
@@ -69,8 +69,7 @@ class Pages:
   def extend(self, before, after) -> bool:
     """Rows take pages in order; all or none, as the host decides."""
     need = [
-        -(-a // PAGE) - -(-b // PAGE)
-        for a, b in zip(after, before, strict=True)
+      -(-a // PAGE) - -(-b // PAGE) for a, b in zip(after, before, strict=True)
     ]
     if sum(need) > self.free():
       return False
@@ -211,11 +210,11 @@ def test_any_sequence_of_operations(row, steps):
       run.concat()
     else:
       other = dataclasses.replace(
-          run,
-          cache=kvjax.fork(run.cache),
-          held=[list(tokens) for tokens in run.held],
-          pages=run.pages.copy(),
-          low=list(run.low),
+        run,
+        cache=kvjax.fork(run.cache),
+        held=[list(tokens) for tokens in run.held],
+        pages=run.pages.copy(),
+        low=list(run.low),
       )
       other.extend(draw_tokens(seed + 1), numbers)
     run.check_books()
@@ -225,16 +224,14 @@ def test_two_pools_joined_hold_both():
   cell, params, oracle = subject(ROWS[3])
   a, b = draw_tokens(1), draw_tokens(2)
   caches = [
-      cell.extend(params, cell.init(BATCH, CAPACITY), x, np.array([3, 2, 1]))[1]
-      for x in (a, b)
+    cell.extend(params, cell.init(BATCH, CAPACITY), x, np.array([3, 2, 1]))[1]
+    for x in (a, b)
   ]
   both = kvjax.concat(caches)
   new = np.concatenate([b, a])
   count = np.array([3, 1, 2, 0, 3, 2])
   logits, both = cell.extend(params, both, new, count)
-  for i, (old, more, n) in enumerate(
-      zip([*a, *b], new, count, strict=True)
-  ):
+  for i, (old, more, n) in enumerate(zip([*a, *b], new, count, strict=True)):
     tokens = np.concatenate([old[: 3 - i % 3], more[:n]])
     want = oracle(tokens[None])[0, len(tokens) - n :]
     limit = 1e-5 * np.abs(want).max(initial=1.0)

@@ -23,25 +23,25 @@ def grouped(kv_heads: int) -> kvjax.Grouped:
 
 LATENT = kvjax.Latent(3, 96, 64, 64, rotary=kvjax.Rotary(32))
 KINDS = {
-    'dense': lambda size: kvjax.Dense(),
-    'ring': lambda size: kvjax.Ring(window=size),
-    'sinks': lambda size: kvjax.Sinks(sinks=4, window=size - 4),
-    'sinks_renumbered': lambda size: kvjax.Sinks(
-        sinks=4, window=size - 4, renumber=True
-    ),
-    'paged': lambda size: kvjax.Paged(page=64),
-    'heavy_hitters': lambda size: kvjax.Bounded(
-        budget=size, score=kvjax.HeavyHitters(), per_head=False
-    ),
-    'heavy_hitters_by_head': lambda size: kvjax.Bounded(
-        budget=size, score=kvjax.HeavyHitters(recent=8)
-    ),
-    'last_query': lambda size: kvjax.Bounded(
-        budget=size, score=kvjax.LastQuery()
-    ),
-    'recency': lambda size: kvjax.Bounded(
-        budget=size, score=kvjax.Recency(), per_head=False
-    ),
+  'dense': lambda size: kvjax.Dense(),
+  'ring': lambda size: kvjax.Ring(window=size),
+  'sinks': lambda size: kvjax.Sinks(sinks=4, window=size - 4),
+  'sinks_renumbered': lambda size: kvjax.Sinks(
+    sinks=4, window=size - 4, renumber=True
+  ),
+  'paged': lambda size: kvjax.Paged(page=64),
+  'heavy_hitters': lambda size: kvjax.Bounded(
+    budget=size, score=kvjax.HeavyHitters(), per_head=False
+  ),
+  'heavy_hitters_by_head': lambda size: kvjax.Bounded(
+    budget=size, score=kvjax.HeavyHitters(recent=8)
+  ),
+  'last_query': lambda size: kvjax.Bounded(
+    budget=size, score=kvjax.LastQuery()
+  ),
+  'recency': lambda size: kvjax.Bounded(
+    budget=size, score=kvjax.Recency(), per_head=False
+  ),
 }
 
 
@@ -63,12 +63,12 @@ class Step:
 
   def init(self, capacity: int) -> kvjax.Cache:
     return kvjax.init_cache(
-        self.config,
-        self.batch,
-        capacity,
-        kinds=KINDS[self.kind](capacity),
-        codec=self.codec,
-        dtype=self.dtype,
+      self.config,
+      self.batch,
+      capacity,
+      kinds=KINDS[self.kind](capacity),
+      codec=self.codec,
+      dtype=self.dtype,
     )
 
   def compile(self, capacity: int) -> jax.stages.Compiled:
@@ -77,7 +77,7 @@ class Step:
 
     cache = jax.eval_shape(lambda: self.init(capacity))
     params = jax.eval_shape(
-        lambda: kvjax.init_params(self.config, jax.random.key(0))
+      lambda: kvjax.init_params(self.config, jax.random.key(0))
     )
     token = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
     jitted = jax.jit(step, donate_argnames='cache')
@@ -105,21 +105,21 @@ class Step:
 
 SHAPES = ((1, 1), (1, 3), (2, 1), (2, 3))
 STEPS = [
-    Step(f'{kind}{suffix}_B{b}_K{k}', kind, codec, b, grouped(k))
-    for kind in KINDS
-    for suffix, codec in CODECS
-    for b, k in (SHAPES if codec is None else (SHAPES[0], SHAPES[3]))
+  Step(f'{kind}{suffix}_B{b}_K{k}', kind, codec, b, grouped(k))
+  for kind in KINDS
+  for suffix, codec in CODECS
+  for b, k in (SHAPES if codec is None else (SHAPES[0], SHAPES[3]))
 ] + [
-    Step(f'mla_{kind}{suffix}_B2', kind, codec, 2, LATENT)
-    for kind in ('dense', 'paged', 'heavy_hitters_by_head')
-    for suffix, codec in CODECS
+  Step(f'mla_{kind}{suffix}_B2', kind, codec, 2, LATENT)
+  for kind in ('dense', 'paged', 'heavy_hitters_by_head')
+  for suffix, codec in CODECS
 ]
 NARROW = ['dense', 'sinks', 'paged']
 if jax.__version_info__ >= (0, 11):  # older ones: docs/design.md, known limits
   NARROW += ['last_query']
 STEPS += [
-    Step(f'{kind}_bfloat16_B2', kind, None, 2, grouped(3), 'bfloat16')
-    for kind in NARROW
+  Step(f'{kind}_bfloat16_B2', kind, None, 2, grouped(3), 'bfloat16')
+  for kind in NARROW
 ]
 
 
@@ -188,7 +188,6 @@ def test_the_public_step_traces_once_for_eight_positions():
   count = []
 
   class Counted(kvjax.MLP):
-
     def __call__(self, params, x):
       count.append(x.shape)
       return super().__call__(params, x)

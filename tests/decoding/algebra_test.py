@@ -139,9 +139,7 @@ class InspectTest(parameterized.TestCase):
 
   def test_pages_are_counted_by_row_and_freed_ones_are_empty(self):
     cache = kvjax.init_cache(CONFIG, 2, 12, kinds=kvjax.Paged(page=4))
-    _, cache = kvjax.extend(
-      CONFIG, PARAMS, cache, tiny.tokens(2, 10), [10, 6]
-    )
+    _, cache = kvjax.extend(CONFIG, PARAMS, cache, tiny.tokens(2, 10), [10, 6])
     (row,) = kvjax.inspect(cache).rows
     self.assertEqual((row.filled, row.positions), ('6..10', '0..9'))
     cache = kvjax.rewind(cache, 0)

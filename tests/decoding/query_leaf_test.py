@@ -45,12 +45,12 @@ def test_noise_in_past_queries_changes_no_logit():
   params = kvjax.init_params(config, jax.random.key(0))
   cache = kvjax.init_cache(config, 1, 8)
   step = lambda c, token: kvjax.decode_step(
-      config, params, c, jnp.array([token]), donate=False
+    config, params, c, jnp.array([token]), donate=False
   )
   for token in (3, 5, 7):
     _, cache = step(cache, token)
   spoiled = lambda name: cache.replace(
-      stores=tuple({**s, name: s[name] + 1} for s in cache.stores)
+    stores=tuple({**s, name: s[name] + 1} for s in cache.stores)
   )
   logits, _ = step(cache, 2)
   np.testing.assert_array_equal(step(spoiled('query'), 2)[0], logits)

@@ -57,9 +57,7 @@ def test_a_prompt_and_one_that_goes_on_from_it(tmp_path, capsys):
   assert said.out == record['text'] + '\n'
   for line in ('first token', 'tokens/s', 'bytes', 'GB/s'):
     assert line in said.err
-  found = run(
-    tmp_path, 'llama', prompt='CACHE', tokens=4, prompt_cache=file
-  )
+  found = run(tmp_path, 'llama', prompt='CACHE', tokens=4, prompt_cache=file)
   assert found['text'][0]['tokens'] == uncached('llama', 'A KV CACHE', 7)[:4]
 
 

@@ -16,12 +16,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def start(*flags):
   return subprocess.run(
-      [sys.executable, '-m', 'experiments.memory', *flags],
-      cwd=ROOT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
-      capture_output=True,
-      text=True,
-      timeout=900,
+    [sys.executable, '-m', 'experiments.memory', *flags],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    timeout=900,
   )
 
 
@@ -29,11 +29,11 @@ def start(*flags):
 def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('memory')
   done = start(
-      '--config=configs/memory.py:tiny',
-      '--checkpoint=tests/golden/checkpoints/llama',
-      '--device=RTX 4090',
-      '--compare=mha,mqa',
-      f'--workdir={workdir}',
+    '--config=configs/memory.py:tiny',
+    '--checkpoint=tests/golden/checkpoints/llama',
+    '--device=RTX 4090',
+    '--compare=mha,mqa',
+    f'--workdir={workdir}',
   )
   assert done.returncode == 0, done.stderr
   return workdir, done
@@ -65,17 +65,17 @@ def test_the_plan_is_what_xla_was_given(run):
 
 
 @pytest.mark.parametrize(
-    ('field', 'value', 'words'),
-    (
-        ('model', 'llama-3-9b', "'llama-3-9b'; the nearest known: llama-3-8b"),
-        ('device', 'H20', "unknown device 'H20'; the nearest known: H200"),
-        ('batch', -1, 'batch=-1 must be a positive integer'),
-        ('context', 0, 'context=0 must be a positive integer'),
-        ('devices', 0, 'mesh axis heads=0 must be a positive integer'),
-        ('cache', 'int9', "'int9' is no name"),
-        ('compare', ('mxa',), "variant='mxa' is unknown; known: mha"),
-        ('checkpoint', 'no/such', 'no/such is neither a directory'),
-    ),
+  ('field', 'value', 'words'),
+  (
+    ('model', 'llama-3-9b', "'llama-3-9b'; the nearest known: llama-3-8b"),
+    ('device', 'H20', "unknown device 'H20'; the nearest known: H200"),
+    ('batch', -1, 'batch=-1 must be a positive integer'),
+    ('context', 0, 'context=0 must be a positive integer'),
+    ('devices', 0, 'mesh axis heads=0 must be a positive integer'),
+    ('cache', 'int9', "'int9' is no name"),
+    ('compare', ('mxa',), "variant='mxa' is unknown; known: mha"),
+    ('checkpoint', 'no/such', 'no/such is neither a directory'),
+  ),
 )
 def test_nonsense_ends_in_one_line_and_status_2(field, value, words, capsys):
   config = launch.override(get_config(), {field: value})

@@ -28,20 +28,20 @@ def run(*flags, folder):
   (folder / 'mine.py').write_text(MINE)
   paths = os.pathsep.join([str(ROOT), str(folder)])
   return subprocess.run(
-      [
-          sys.executable,
-          '-m',
-          'experiments.why_no_q_cache',
-          '--config=configs/why_no_q_cache.py:tiny',
-          f'--workdir={folder / "out"}',
-          *flags,
-      ],
-      cwd=ROOT,
-      env=os.environ
-      | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': paths, 'XLA_FLAGS': ''},
-      capture_output=True,
-      text=True,
-      timeout=600,
+    [
+      sys.executable,
+      '-m',
+      'experiments.why_no_q_cache',
+      '--config=configs/why_no_q_cache.py:tiny',
+      f'--workdir={folder / "out"}',
+      *flags,
+    ],
+    cwd=ROOT,
+    env=os.environ
+    | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': paths, 'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    timeout=600,
   )
 
 
@@ -64,15 +64,15 @@ def test_a_program_of_the_users_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('flags', 'words'),
-    [
-        (['--variant=mxa'], "variant='mxa' is unknown"),
-        (['--program=mine'], "program='mine' must be module:function"),
-        (
-            ['--program=mine:attention', '--config.shape=8,7'],
-            "program='mine:attention' does not take float32[8, 7]: TypeError",
-        ),
-    ],
+  ('flags', 'words'),
+  [
+    (['--variant=mxa'], "variant='mxa' is unknown"),
+    (['--program=mine'], "program='mine' must be module:function"),
+    (
+      ['--program=mine:attention', '--config.shape=8,7'],
+      "program='mine:attention' does not take float32[8, 7]: TypeError",
+    ),
+  ],
 )
 def test_nonsense_is_refused_in_a_line(flags, words, tmp_path):
   done = run(*flags, folder=tmp_path)

@@ -19,8 +19,8 @@ CONFIG = tiny.decoder(tiny.GQA, tiny.MLA)
 PARAMS = draw(CONFIG, seed=0)
 IDS = tiny.tokens(2, 11)
 KINDS = tiny.KINDS | {
-    'renumbered': kvjax.Sinks(sinks=2, window=5, renumber=True),
-    'mixed': [kvjax.Ring(window=5, slack=2), kvjax.Dense()],
+  'renumbered': kvjax.Sinks(sinks=2, window=5, renumber=True),
+  'mixed': [kvjax.Ring(window=5, slack=2), kvjax.Dense()],
 }
 
 
@@ -29,18 +29,17 @@ def follow(cache, ids):
   found = []
   for token in ids.T:
     logits, cache = kvjax.decode_step(
-        CONFIG, PARAMS, cache, token, donate=False
+      CONFIG, PARAMS, cache, token, donate=False
     )
     found.append(np.asarray(logits))
   return np.stack(found, axis=1), cache
 
 
 class SavedFacts(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(
-        self.enter_context(tempfile.TemporaryDirectory())
+      self.enter_context(tempfile.TemporaryDirectory())
     )
     self.path = self.folder / 'prompt.safetensors'
 
@@ -51,14 +50,12 @@ class SavedFacts(parameterized.TestCase):
     self.assertEqual(jax.tree.structure(found), jax.tree.structure(cache))
     kinds = [(x.dtype, x.weak_type) for x in jax.tree.leaves(cache)]
     self.assertEqual(
-        [(x.dtype, x.weak_type) for x in jax.tree.leaves(found)], kinds
+      [(x.dtype, x.weak_type) for x in jax.tree.leaves(found)], kinds
     )
     tiny.alike(found, cache)
     return found
 
-  @parameterized.named_parameters(
-      *KINDS.items()
-  )
+  @parameterized.named_parameters(*KINDS.items())
   def test_goes_on_as_if_never_saved(self, kinds):
     """T-24: rows of 3, then of 9 and 10 tokens, past every window.
 
@@ -113,23 +110,23 @@ class SavedFacts(parameterized.TestCase):
     kvjax.save_cache(self.path, cache, CONFIG, PARAMS)
     turned = kvjax.Grouped(6, 3, 10, 7, rotary=kvjax.Rotary(6, base=5e5))
     for config, said in (
-        (
-            tiny.decoder(turned, tiny.MLA),
-            'rotary.base is 10000.0, not 500000.0',
-        ),
-        (tiny.decoder(tiny.GQA), 'layers.length is 2, not 1'),
-        (
-            tiny.decoder(tiny.GQA, tiny.MLA, dtype='bfloat16'),
-            'dtype is float32, not bfloat16',
-        ),
+      (
+        tiny.decoder(turned, tiny.MLA),
+        'rotary.base is 10000.0, not 500000.0',
+      ),
+      (tiny.decoder(tiny.GQA), 'layers.length is 2, not 1'),
+      (
+        tiny.decoder(tiny.GQA, tiny.MLA, dtype='bfloat16'),
+        'dtype is float32, not bfloat16',
+      ),
     ):
       with self.assertRaisesRegex(ValueError, f'other config: .*{said}'):
         kvjax.load_cache(self.path, config, PARAMS)
 
   @parameterized.named_parameters(
-      ('one_bit', lambda x: x.at[2, 3].multiply(1 + 2**-23)),
-      ('two_swapped', lambda x: x.at[0].set(x[1]).at[1].set(x[0])),
-      ('a_sign_of_zero', lambda x: x.at[0, 0].set(-0.0)),
+    ('one_bit', lambda x: x.at[2, 3].multiply(1 + 2**-23)),
+    ('two_swapped', lambda x: x.at[0].set(x[1]).at[1].set(x[0])),
+    ('a_sign_of_zero', lambda x: x.at[0, 0].set(-0.0)),
   )
   def test_other_params_are_refused(self, change):
     """C-35: the least change of one weight is told, and where it is."""

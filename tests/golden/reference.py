@@ -30,13 +30,13 @@ SAID = {
 
 
 def write_checkpoint(
-    path: pathlib.Path,
-    config: Mapping[str, Any],
-    *,
-    seed: int,
-    old: bool = False,
-    bare: bool = False,
-    shard: str | None = None,
+  path: pathlib.Path,
+  config: Mapping[str, Any],
+  *,
+  seed: int,
+  old: bool = False,
+  bare: bool = False,
+  shard: str | None = None,
 ) -> None:
   """Writes config.json, safetensors and reference.npz of one model.
 
@@ -149,7 +149,7 @@ def _age(file: pathlib.Path, config: Any) -> None:
   if config.model_type == 't5':
     values['tie_word_embeddings'] = values.pop('scale_decoder_outputs')
     derived = transformers.T5Config(
-        feed_forward_proj=config.feed_forward_proj
+      feed_forward_proj=config.feed_forward_proj
     ).to_dict()
     for key in ('dense_act_fn', 'is_gated_act'):
       if values.get(key) == derived[key]:  # later releases alone wrote them
@@ -171,9 +171,9 @@ def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
   # Falcon's plain path adds ALiBi twice; Gemma 2's fused one drops the softcap.
   plain = not getattr(config, 'alibi', False)
   model = _auto(config).from_pretrained(
-      path,
-      attn_implementation='eager' if plain else 'sdpa',
-      dtype=torch.float32,
+    path,
+    attn_implementation='eager' if plain else 'sdpa',
+    dtype=torch.float32,
   )
   model.eval()
   model.config._experts_implementation = 'eager'  # the fused ones pad widths
@@ -187,9 +187,9 @@ def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
       return model(**inputs, **{name: ids}, use_cache=False).logits
 
   return saved | {
-      'tokens': tokens.astype(np.int32),
-      'logits': logits(torch.tensor(tokens)).numpy().astype(np.float32),
-      'greedy': _greedy(logits, torch.tensor(tokens)).astype(np.int32),
+    'tokens': tokens.astype(np.int32),
+    'logits': logits(torch.tensor(tokens)).numpy().astype(np.float32),
+    'greedy': _greedy(logits, torch.tensor(tokens)).astype(np.int32),
   }
 
 
@@ -206,14 +206,14 @@ def _source(config: Any, rng: np.random.Generator):
     lengths = np.array([11, 7])
     mask = (np.arange(11)[None] < lengths[:, None]).astype(np.int64)
     inputs = {
-        'input_ids': torch.tensor(source),
-        'attention_mask': torch.tensor(mask),
+      'input_ids': torch.tensor(source),
+      'attention_mask': torch.tensor(mask),
     }
     return inputs, {'source': source.astype(np.int32), 'lengths': lengths}
   if config.model_type == 'whisper':
     shape = BATCH, config.num_mel_bins, 2 * config.max_source_positions
     features = rng.normal(size=shape).astype(np.float32)
     return {'input_features': torch.tensor(features)}, {
-        'source': features.transpose(0, 2, 1)
+      'source': features.transpose(0, 2, 1)
     }
   return {}, {}

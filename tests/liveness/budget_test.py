@@ -22,9 +22,9 @@ PROJECTION = 2 * D * D  # of keys or values of all heads, a token
 def rotated(kv: int) -> zoo.Program:
   """Rotary attention of D = N H; the key has a name before its rotation."""
   wq, wk, wv = (
-      zoo.weight(D, kv, N // kv, H),
-      zoo.weight(D, kv, H, seed=1),
-      zoo.weight(D, kv, H, seed=2),
+    zoo.weight(D, kv, N // kv, H),
+    zoo.weight(D, kv, H, seed=1),
+    zoo.weight(D, kv, H, seed=2),
   )
 
   def program(x: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def from_ids(tokens: jax.Array) -> jax.Array:
 def tensor_product(x: jax.Array) -> jax.Array:
   """TPA (arXiv 2501.06425) with its keys and values formed from factors."""
   factor = lambda w, seed: (x @ zoo.weight(60, 2 * w, seed=seed)).reshape(
-      -1, 2, w
+    -1, 2, w
   )
   a_k, a_v = name(factor(N, 0), 'a_k'), name(factor(N, 2), 'a_v')
   b_k = name(zoo.rotate(factor(H, 1)), 'b_k')
@@ -62,7 +62,6 @@ def tensor_product(x: jax.Array) -> jax.Array:
 
 
 class BudgetTest(parameterized.TestCase):
-
   @parameterized.parameters(N, 2, 1)
   def test_a_rotation_admits_the_key_before_it(self, kv: int) -> None:
     report = liveness.analyze(rotated(kv), zoo.weight(8, D) * 3)
@@ -77,7 +76,7 @@ class BudgetTest(parameterized.TestCase):
 
   @parameterized.parameters((N, True), (2, True), (1, False))
   def test_a_projection_admits_x_unless_groups_are_large(
-      self, kv: int, admitted: bool
+    self, kv: int, admitted: bool
   ) -> None:
     report = liveness.analyze(rotated(kv), zoo.weight(8, D) * 3)
     points = report.within(2 * PROJECTION)
@@ -130,23 +129,23 @@ class BudgetTest(parameterized.TestCase):
 def random_graph(draw: np.random.Generator) -> cut.Graph:
   """A chain of layers of nodes, each made of some of the layer before."""
   nodes = tuple(
-      tensors.Node(
-          ids=np.zeros(0, np.int64),
-          maker=-1 if i == 0 else i,
-          names=(),
-          readers=frozenset((i,)),
-          frontier=True,
-          rows=9,
-          width=int(draw.integers(1, 9)),
-          unbounded=True,
-          carry=False,
-          recurrent=False,
-          lasts=9,
-          band=False,
-          itemsize=4,
-          flops=0.0 if i == 0 else float(draw.integers(1, 99)),
-      )
-      for i in range(8)
+    tensors.Node(
+      ids=np.zeros(0, np.int64),
+      maker=-1 if i == 0 else i,
+      names=(),
+      readers=frozenset((i,)),
+      frontier=True,
+      rows=9,
+      width=int(draw.integers(1, 9)),
+      unbounded=True,
+      carry=False,
+      recurrent=False,
+      lasts=9,
+      band=False,
+      itemsize=4,
+      flops=0.0 if i == 0 else float(draw.integers(1, 99)),
+    )
+    for i in range(8)
   )
   edges = {(int(draw.integers(0, b)), b) for b in range(1, 8) for _ in range(2)}
   return cut.Graph(nodes, tuple(sorted(edges)), frozenset((5, 6, 7)))
@@ -170,21 +169,20 @@ def every_cut(graph: cut.Graph) -> set[tuple[int, float]]:
 
 
 class FrontTest(absltest.TestCase):
-
   def test_equals_the_front_of_all_cuts(self) -> None:
     draw, between = np.random.default_rng(0), 0
     for _ in range(12):
       graph = random_graph(draw)
       points = every_cut(graph)
       best = sorted(
-          p
-          for p in points
-          if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)
+        p
+        for p in points
+        if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)
       )
       found, complete = budget.front(graph, {})
       self.assertTrue(complete)
       self.assertEqual(
-          [(c.bytes_per_token, c.flops_per_token) for c in found], best
+        [(c.bytes_per_token, c.flops_per_token) for c in found], best
       )
       between += len(best) - len(cut.frontier(graph))
     self.assertGreater(between, 5)  # off the hull: no price finds them

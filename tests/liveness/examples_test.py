@@ -11,19 +11,19 @@ from kvjax.liveness import examples, given
 from kvjax.liveness.crossing import crossing
 
 SIZES = examples.Sizes(
-    width=10, heads=4, kv_heads=2, key_width=4, latent=5, rotary=2, window=3
+  width=10, heads=4, kv_heads=2, key_width=4, latent=5, rotary=2, window=3
 )
 X = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
 INF = math.inf
 KEPT = {
-    'mha': {'k': INF, 'v': INF},
-    'gqa': {'k': INF, 'v': INF},
-    'mqa': {'k': INF, 'v': INF},
-    'mla': {'k': INF, 'v': INF, 'k_rotary': INF},
-    'window': {'k': 2, 'v': 2},
-    'mta': {'q': 5, 'k': INF, 'v': INF},
-    'convolution': {'q': 3, 'k': 3, 'v': 3, 'conv_k': INF, 'conv_v': INF},
-    'linear': {'state': 1},
+  'mha': {'k': INF, 'v': INF},
+  'gqa': {'k': INF, 'v': INF},
+  'mqa': {'k': INF, 'v': INF},
+  'mla': {'k': INF, 'v': INF, 'k_rotary': INF},
+  'window': {'k': 2, 'v': 2},
+  'mta': {'q': 5, 'k': INF, 'v': INF},
+  'convolution': {'q': 3, 'k': 3, 'v': 3, 'conv_k': INF, 'conv_v': INF},
+  'linear': {'state': 1},
 }
 
 
@@ -38,9 +38,9 @@ def test_keeps_and_crosses(variant):
     assert max(lives) == min(row.live_for, len(lives) - 1), row.name
   graph = crossing(program, X)
   over = {
-      graph.nodes[a][0]
-      for a, b in graph.edges
-      if graph.nodes[a][1] != 'new' and graph.nodes[b][1] == 'new'
+    graph.nodes[a][0]
+    for a, b in graph.edges
+    if graph.nodes[a][1] != 'new' and graph.nodes[b][1] == 'new'
   }
   redone = {'scores'} if variant == 'mta' else set()
   assert over - redone == set(KEPT[variant]) - ({'q'} if redone else set())
@@ -55,12 +55,12 @@ def test_an_old_query_is_made_and_read_in_the_past_alone():
 
 
 @pytest.mark.parametrize(
-    ('sizes', 'words'),
-    [
-        ({'heads': 3}, 'heads=3 is not a multiple of kv_heads=2'),
-        ({'width': 0}, 'width=0 must be at least 1'),
-        ({'rotary': 3}, 'rotary=3 must be even'),
-    ],
+  ('sizes', 'words'),
+  [
+    ({'heads': 3}, 'heads=3 is not a multiple of kv_heads=2'),
+    ({'width': 0}, 'width=0 must be at least 1'),
+    ({'rotary': 3}, 'rotary=3 must be even'),
+  ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, words):
   with pytest.raises(ValueError, match=words):
@@ -77,16 +77,16 @@ fails = lambda x: x.nothing
 
 
 @pytest.mark.parametrize(
-    ('path', 'words'),
-    [
-        ('broken', 'must be module:function'),
-        ('missing_module:f', "ModuleNotFoundError: No module named 'missing"),
-        ('wrong_syntax:f', 'cannot be imported: SyntaxError'),
-        ('broken:other', "has no attribute 'other'.*PYTHONPATH"),
-        ('broken:number', 'is of type int. Name a function of one array'),
-        ('broken:two', 'does not take float32.8, 10.: TypeError: .*missing 1'),
-        ('broken:fails', 'AttributeError: .*no attribute nothing'),
-    ],
+  ('path', 'words'),
+  [
+    ('broken', 'must be module:function'),
+    ('missing_module:f', "ModuleNotFoundError: No module named 'missing"),
+    ('wrong_syntax:f', 'cannot be imported: SyntaxError'),
+    ('broken:other', "has no attribute 'other'.*PYTHONPATH"),
+    ('broken:number', 'is of type int. Name a function of one array'),
+    ('broken:two', 'does not take float32.8, 10.: TypeError: .*missing 1'),
+    ('broken:fails', 'AttributeError: .*no attribute nothing'),
+  ],
 )
 def test_a_name_of_no_program_is_refused(path, words, tmp_path, monkeypatch):
   (tmp_path / 'broken.py').write_text(BROKEN)

@@ -106,7 +106,7 @@ def table(length: int) -> jax.Array:
 
 
 def by_position(
-    x: jax.Array, scores: Callable[..., Any] = lambda q, k: q @ k.T
+  x: jax.Array, scores: Callable[..., Any] = lambda q, k: q @ k.T
 ) -> jax.Array:
   k, v = x @ weight(D, WIDE), x @ weight(D, H, seed=1)
   scored = jnp.where(causal(len(x)), scores(table(len(x)), k), -jnp.inf)
@@ -135,30 +135,28 @@ def by_token(x: jax.Array) -> jax.Array:
 
 
 SPELLINGS: dict[str, Program] = {
-    'named': by_mask,
-    'row': by_row,
-    'loop': by_loop,
-    'library': by_library,
-    'scan': by_scan,
+  'named': by_mask,
+  'row': by_row,
+  'loop': by_loop,
+  'library': by_library,
+  'scan': by_scan,
 }
 
 ENTRIES: dict[str, Entry] = {
-    'fixed_queries': Entry(
-        SPELLINGS,
-        ((12, 1), (12, 1), (12 * H, 1)),
-        frozenset(('carry', 'carry.2', 'carry.3')),
-        (('k', 0), ('v', 0)),
-    ),
-    'attention_free': Entry({'plain': channelwise}, ((4 * H, 1),) * 3),
-    'fixed_queries_window': Entry({'plain': windowed}, ((12, 3), (4 * H, 3))),
-    'queries_by_position': Entry(
-        {'plain': by_position, 'einsum': by_position_einsum},
-        ((4 * H, INF), (4 * WIDE, INF)),
-    ),
-    'a_temperature_a_row': Entry(
-        {'plain': sharpened}, ((4, INF), (4 * H, INF))
-    ),
-    'a_query_with_a_token': Entry(
-        {'plain': by_token}, ((4 * H, INF), (4 * H, INF))
-    ),
+  'fixed_queries': Entry(
+    SPELLINGS,
+    ((12, 1), (12, 1), (12 * H, 1)),
+    frozenset(('carry', 'carry.2', 'carry.3')),
+    (('k', 0), ('v', 0)),
+  ),
+  'attention_free': Entry({'plain': channelwise}, ((4 * H, 1),) * 3),
+  'fixed_queries_window': Entry({'plain': windowed}, ((12, 3), (4 * H, 3))),
+  'queries_by_position': Entry(
+    {'plain': by_position, 'einsum': by_position_einsum},
+    ((4 * H, INF), (4 * WIDE, INF)),
+  ),
+  'a_temperature_a_row': Entry({'plain': sharpened}, ((4, INF), (4 * H, INF))),
+  'a_query_with_a_token': Entry(
+    {'plain': by_token}, ((4 * H, INF), (4 * H, INF))
+  ),
 }

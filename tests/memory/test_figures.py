@@ -19,8 +19,8 @@ from kvjax.memory import MemoryPlan, device, plan
 
 TABLE = pathlib.Path(__file__).parent / 'figures.csv'
 ROWS = {
-    row['name']: row
-    for row in csv.DictReader(TABLE.read_text(encoding='utf-8').splitlines())
+  row['name']: row
+  for row in csv.DictReader(TABLE.read_text(encoding='utf-8').splitlines())
 }
 PRINTED = [name for name, row in ROWS.items() if row['published']]
 
@@ -28,11 +28,11 @@ PRINTED = [name for name, row in ROWS.items() if row['published']]
 def planned(name: str, capacity: int | None = None) -> MemoryPlan:
   config = kvjax.load_config(name)
   return plan(
-      config,
-      batch_size=1,
-      capacity=capacity or config.positions or 200_000,
-      param_dtype='bfloat16',
-      cache_dtype='bfloat16',
+    config,
+    batch_size=1,
+    capacity=capacity or config.positions or 200_000,
+    param_dtype='bfloat16',
+    cache_dtype='bfloat16',
   )
 
 
@@ -69,8 +69,8 @@ def test_a_plan_agrees_with_the_printed_figure_to_its_last_digit(name):
   row, found = ROWS[name], planned(name)
   printed, precision = float(row['published']), float(row['precision'])
   ours = {
-      'total': found.bytes_per_token,
-      'growing': found.growing_bytes_per_token,
+    'total': found.bytes_per_token,
+    'growing': found.growing_bytes_per_token,
   }[row['basis']]
   assert abs(ours - printed) <= precision * printed
 
@@ -86,15 +86,15 @@ def test_every_config_names_its_source():
 # digit). GB is 10^9 and GiB 2^30, as the source meant it.
 GB, GIB = 10**9, 2**30
 TOTALS = {
-    # A blog says about 5 GB at 10,000 tokens: 524,288 x 10,000 = 5.243e9.
-    'llama_2_7b_10000': ('llama-2-7b', 10_000, 5 * GB, 0.5 * GB),
-    'llama_2_7b_kivi': ('llama-2-7b', 4_196, 2.05 * GIB, 0.005 * GIB),
-    'llama_2_13b_vllm': ('llama-2-13b', 2_048, 1.7 * GB, 0.05 * GB),
-    'llama_2_13b_scaling_book': ('llama-2-13b', 8_192, 6.7 * GB, 0.05 * GB),
-    'llama_3_70b_kvpress': ('llama-3-70b', 10**6, 330 * GB, 5 * GB),
-    'llama_3_70b_rocketkv': ('llama-3-70b', 2**20, 320 * GIB, 0.5 * GIB),
-    'llama_3_8b_kvpress': ('llama-3-8b', 128_000, 15.6 * GIB, 0.05 * GIB),
-    'opt_13b_vllm': ('opt-13b', 2_048, 1.6 * GB, 0.1 * GB),
+  # A blog says about 5 GB at 10,000 tokens: 524,288 x 10,000 = 5.243e9.
+  'llama_2_7b_10000': ('llama-2-7b', 10_000, 5 * GB, 0.5 * GB),
+  'llama_2_7b_kivi': ('llama-2-7b', 4_196, 2.05 * GIB, 0.005 * GIB),
+  'llama_2_13b_vllm': ('llama-2-13b', 2_048, 1.7 * GB, 0.05 * GB),
+  'llama_2_13b_scaling_book': ('llama-2-13b', 8_192, 6.7 * GB, 0.05 * GB),
+  'llama_3_70b_kvpress': ('llama-3-70b', 10**6, 330 * GB, 5 * GB),
+  'llama_3_70b_rocketkv': ('llama-3-70b', 2**20, 320 * GIB, 0.5 * GIB),
+  'llama_3_8b_kvpress': ('llama-3-8b', 128_000, 15.6 * GIB, 0.05 * GIB),
+  'opt_13b_vllm': ('opt-13b', 2_048, 1.6 * GB, 0.1 * GB),
 }
 
 
@@ -127,9 +127,9 @@ def test_the_published_rolling_buffer_holds_an_eighth():
 def test_slim_attention_counts_elements():
   assert planned('gpt-2-xl').bytes_per_token // 2 * 1_024 == 157_286_400
   for name, tokens, printed in (
-      ('phi-3-mini-128k', 131_072, '25.8'),
-      ('smollm2-1.7b', 8_192, '0.8'),
-      ('llama-2-7b', 16_384, '4.3'),  # CodeLlama-7B is of its shape
+    ('phi-3-mini-128k', 131_072, '25.8'),
+    ('smollm2-1.7b', 8_192, '0.8'),
+    ('llama-2-7b', 16_384, '4.3'),  # CodeLlama-7B is of its shape
   ):
     elements = planned(name, 1_024).bytes_per_token // 2 * tokens
     assert f'{elements / 1e9:.1f}' == printed, name
@@ -137,11 +137,11 @@ def test_slim_attention_counts_elements():
 
 # Step-3's report, Table 2: bytes at 8K tokens, each stored in one byte.
 STEP_3 = {
-    'deepseek-v3': '2.88e+08',
-    'kimi-k2-instruct': '2.88e+08',
-    'qwen3-235b-a22b': '7.89e+08',
-    'qwen3-32b': '1.07e+09',
-    'step-3': '2.56e+08',
+  'deepseek-v3': '2.88e+08',
+  'kimi-k2-instruct': '2.88e+08',
+  'qwen3-235b-a22b': '7.89e+08',
+  'qwen3-32b': '1.07e+09',
+  'step-3': '2.56e+08',
 }
 
 
@@ -168,9 +168,9 @@ def one_layer(attention, layers=1, **more) -> kvjax.ModelConfig:
 # Table 5 of "Hardware-Efficient Attention for Fast Decoding" (2505.21487), the
 # variants kvjax has: bytes a token and layer, on one device and on two.
 HALVED = {
-    'mha': (kvjax.Grouped(16, 16, 128), 8_192, 4_096),
-    'gqa': (kvjax.Grouped(16, 4, 128), 2_048, 1_024),
-    'mla': (kvjax.Latent(16, 512, 128, 128, kvjax.Rotary(64)), 1_152, 1_152),
+  'mha': (kvjax.Grouped(16, 16, 128), 8_192, 4_096),
+  'gqa': (kvjax.Grouped(16, 4, 128), 2_048, 1_024),
+  'mla': (kvjax.Latent(16, 512, 128, 128, kvjax.Rotary(64)), 1_152, 1_152),
 }
 
 
@@ -178,8 +178,8 @@ HALVED = {
 def test_what_two_devices_that_share_the_heads_hold(name):
   attention, *printed = HALVED[name]
   found = [
-      plan(one_layer(attention), batch_size=1, capacity=8, mesh=mesh)
-      for mesh in (None, {'heads': 2})
+    plan(one_layer(attention), batch_size=1, capacity=8, mesh=mesh)
+    for mesh in (None, {'heads': 2})
   ]
   assert [p.bytes_per_token for p in found] == printed
 

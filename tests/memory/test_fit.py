@@ -9,24 +9,20 @@ from kvjax.memory import device, fit, plan, step_time
 
 LLAMA = kvjax.load_config('llama-3-8b')
 GQA = kvjax.ModelConfig(
-    31,
-    12,
-    (
-        kvjax.Layer(
-            kvjax.Grouped(4, 2, 6, rotary=kvjax.Rotary(6)), kvjax.MLP(17)
-        ),
-    )
-    * 3,
+  31,
+  12,
+  (kvjax.Layer(kvjax.Grouped(4, 2, 6, rotary=kvjax.Rotary(6)), kvjax.MLP(17)),)
+  * 3,
 )
 RINGS = kvjax.ModelConfig(
-    31,
-    12,
-    (
-        kvjax.Layer(
-            kvjax.Grouped(4, 2, 6, visibility=kvjax.Visibility(window=5)),
-            kvjax.MLP(17),
-        ),
+  31,
+  12,
+  (
+    kvjax.Layer(
+      kvjax.Grouped(4, 2, 6, visibility=kvjax.Visibility(window=5)),
+      kvjax.MLP(17),
     ),
+  ),
 )
 
 
@@ -100,10 +96,10 @@ def test_reading_the_source_must_fit_too():
   both = kvjax.Grouped(4, 4, 8, visibility=seen)
   layer = kvjax.Layer(kvjax.Grouped(4, 4, 8), kvjax.MLP(17), cross=both)
   config = kvjax.ModelConfig(
-      31,
-      32,
-      (layer,),
-      encoder=kvjax.Encoder((kvjax.Layer(both, kvjax.MLP(17)),)),
+    31,
+    32,
+    (layer,),
+    encoder=kvjax.Encoder((kvjax.Layer(both, kvjax.MLP(17)),)),
   )
   found = fit(config, 10**7, capacity=16, source_length=500)
   assert found.plan.encode_bytes > 4 * found.plan.step_bytes
@@ -180,12 +176,12 @@ CELLS = {
 def test_the_scaling_book_s_twelve_step_times(row):
   for batch, printed in CELLS[row].items():
     found = step_time(
-        batch_size=batch,
-        cache_bytes_per_row=row,
-        weight_bytes=26e9,
-        params=13e9,
-        device=BOOK,
-        num_devices=8,
+      batch_size=batch,
+      cache_bytes_per_row=row,
+      weight_bytes=26e9,
+      params=13e9,
+      device=BOOK,
+      num_devices=8,
     )
     assert f'{1e3 * found.seconds:.2f}' == printed
 
@@ -196,12 +192,12 @@ def test_the_scaling_book_s_quiz():
   chip = dataclasses.replace(device('TPU v5e'), bandwidth=810 * 10**9)
   for batch, printed in ((4, 2.5e-3), (256, 21e-3)):
     found = step_time(
-        batch_size=batch,
-        cache_bytes_per_row=100_000 * 8_192,
-        weight_bytes=30e9,
-        params=30e9,
-        device=chip,
-        num_devices=16,
+      batch_size=batch,
+      cache_bytes_per_row=100_000 * 8_192,
+      weight_bytes=30e9,
+      params=30e9,
+      device=chip,
+      num_devices=16,
     )
     assert abs(found.seconds - printed) < 1e-4
     assert (found.arithmetic > found.weights) == (batch == 256)
@@ -214,11 +210,11 @@ def test_the_scaling_book_s_llama_3_70b_in_int8():
   rows = 160e3 * 8_192
   assert f'{(32 * rows + 70e9) / 1e9:.0f}' == '112'
   found = step_time(
-      batch_size=32,
-      cache_bytes_per_row=rows,
-      weight_bytes=70e9,
-      params=70e9,
-      device=chip,
-      num_devices=8,
+    batch_size=32,
+    cache_bytes_per_row=rows,
+    weight_bytes=70e9,
+    params=70e9,
+    device=chip,
+    num_devices=8,
   )
   assert f'{1e3 * found.seconds:.0f}' == '17'

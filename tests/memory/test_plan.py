@@ -22,37 +22,37 @@ def _model(attention, mlp=None, **more):
 
 
 MODELS = {
-    'mha': _model(kvjax.Grouped(3, 3, 4, rotary=ROTARY)),
-    'gqa_biases': _model(
-        kvjax.Grouped(
-            6, 2, 4, 5, projection_bias=True, output_bias=True, sinks=True
-        ),
-        kvjax.MLP(17, gated=False, bias=True),
-        tied=True,
-        head_bias=True,
-        positions=64,
+  'mha': _model(kvjax.Grouped(3, 3, 4, rotary=ROTARY)),
+  'gqa_biases': _model(
+    kvjax.Grouped(
+      6, 2, 4, 5, projection_bias=True, output_bias=True, sinks=True
     ),
-    'qk_norm': _model(kvjax.Grouped(4, 2, 4, qk_norm=kvjax.Norm())),
-    'mla': _model(kvjax.Latent(3, 8, 4, 5, rotary=ROTARY, query_rank=7)),
-    'experts': _model(
-        kvjax.Grouped(4, 1, 4),
-        kvjax.Experts(5, 2, 7, shared=kvjax.MLP(6), correction=True),
+    kvjax.MLP(17, gated=False, bias=True),
+    tied=True,
+    head_bias=True,
+    positions=64,
+  ),
+  'qk_norm': _model(kvjax.Grouped(4, 2, 4, qk_norm=kvjax.Norm())),
+  'mla': _model(kvjax.Latent(3, 8, 4, 5, rotary=ROTARY, query_rank=7)),
+  'experts': _model(
+    kvjax.Grouped(4, 1, 4),
+    kvjax.Experts(5, 2, 7, shared=kvjax.MLP(6), correction=True),
+  ),
+  'shared': kvjax.ModelConfig(
+    31,
+    12,
+    (
+      kvjax.Layer(kvjax.Grouped(4, 2, 4), kvjax.MLP(17)),
+      kvjax.Layer(kvjax.Grouped(4, 2, 4, shared_from=0), kvjax.MLP(17)),
     ),
-    'shared': kvjax.ModelConfig(
-        31,
-        12,
-        (
-            kvjax.Layer(kvjax.Grouped(4, 2, 4), kvjax.MLP(17)),
-            kvjax.Layer(kvjax.Grouped(4, 2, 4, shared_from=0), kvjax.MLP(17)),
-        ),
-    ),
+  ),
 }
 KINDS = {
-    'default': None,
-    'ring': kvjax.Ring(window=7, slack=2),
-    'sinks': kvjax.Sinks(sinks=2, window=7),
-    'paged': kvjax.Paged(page=8),
-    'bounded': kvjax.Bounded(budget=6),
+  'default': None,
+  'ring': kvjax.Ring(window=7, slack=2),
+  'sinks': kvjax.Sinks(sinks=2, window=7),
+  'paged': kvjax.Paged(page=8),
+  'bounded': kvjax.Bounded(budget=6),
 }
 
 
@@ -76,15 +76,14 @@ def _planned_and_allocated(config, kinds, codec):
   abstract = sum(x.size * x.dtype.itemsize for x in shapes)
   on_device = sum(x.on_device_size_in_bytes() for x in grown)
   return [found] * 4, [
-      abstract,
-      _nbytes(cache),
-      sum(x.nbytes for x in grown),
-      on_device,
+    abstract,
+    _nbytes(cache),
+    sum(x.nbytes for x in grown),
+    on_device,
   ]
 
 
 class PlanTest(parameterized.TestCase):
-
   @parameterized.named_parameters((k, v) for k, v in MODELS.items())
   def test_parameters_are_those_of_init_params(self, config):
     params = kvjax.init_params(config, jax.random.key(0))
@@ -95,7 +94,7 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(coded.params_bytes, _nbytes(kvjax.quantize(params)))
 
   @parameterized.product(
-      model=tuple(MODELS), kind=tuple(KINDS), codec=(None, kvjax.Int8())
+    model=tuple(MODELS), kind=tuple(KINDS), codec=(None, kvjax.Int8())
   )
   def test_cache_is_what_init_cache_allocates(self, model, kind, codec):
     config, kinds = MODELS[model], KINDS[kind]
@@ -112,7 +111,7 @@ class PlanTest(parameterized.TestCase):
       layers = tuple(dict.fromkeys(config.layers))
       found = dataclasses.replace(config, layers=layers)
       families.setdefault(
-          (str(found.layers[-1].attention.streams()), len(layers)), found
+        (str(found.layers[-1].attention.streams()), len(layers)), found
       )
     self.assertGreater(len(families), 20)
     for index, config in enumerate(families.values()):
@@ -130,7 +129,7 @@ class PlanTest(parameterized.TestCase):
 
   def test_deepseek_v3_keeps_latents(self):
     attention = kvjax.Latent(
-        128, 512, 128, 128, rotary=kvjax.Rotary(64), query_rank=1536
+      128, 512, 128, 128, rotary=kvjax.Rotary(64), query_rank=1536
     )
     layer = kvjax.Layer(attention, kvjax.MLP(18432))
     config = kvjax.ModelConfig(129280, 7168, (layer,) * 61, dtype='bfloat16')
@@ -153,11 +152,11 @@ class PlanTest(parameterized.TestCase):
   def test_lines_tell_streams_scales_positions_and_tables_apart(self):
     config = MODELS['gqa_biases']
     paged = plan(
-        config,
-        batch_size=3,
-        capacity=20,
-        cache=kvjax.Paged(page=8),
-        codec=kvjax.Int8(),
+      config,
+      batch_size=3,
+      capacity=20,
+      cache=kvjax.Paged(page=8),
+      codec=kvjax.Int8(),
     )
     lines = {x.name: x for x in paged.lines_of('cache')}
     # Two layers, 2 kv heads, 9 pages of 8; keys of 4 and values of 5.
@@ -230,12 +229,12 @@ class PlanTest(parameterized.TestCase):
     config = MODELS[name]
     sizes = {'batch_size': 3, 'capacity': 512, 'new_tokens_per_step': 300}
     one, two = (
-        plan(
-            dataclasses.replace(config, layers=config.layers[:n]),
-            backend='gpu',
-            **sizes,
-        )
-        for n in (1, 2)
+      plan(
+        dataclasses.replace(config, layers=config.layers[:n]),
+        backend='gpu',
+        **sizes,
+      )
+      for n in (1, 2)
     )
     heads = config.layers[0].attention.num_heads
     grown = two.temporaries_bytes - one.temporaries_bytes
@@ -251,7 +250,7 @@ class PlanTest(parameterized.TestCase):
     experts = kvjax.Experts(5, 2, 7, correction=True)
     config = _model(kvjax.Grouped(4, 1, 4), experts, dtype=dtype)
     shapes = jax.eval_shape(
-        lambda: kvjax.init_params(config, jax.random.key(0))
+      lambda: kvjax.init_params(config, jax.random.key(0))
     )
     found = plan(config, batch_size=1, capacity=8)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
@@ -276,24 +275,24 @@ class PlanTest(parameterized.TestCase):
       plan(config, batch_size=1, capacity=8, new_tokens_per_step=9)
 
   @parameterized.parameters(
-      ({'batch_size': -1}, 'batch_size=-1 must be a positive integer'),
-      ({'prompt_length': 0}, 'prompt_length=0 must be a positive integer'),
-      ({'prompt_length': 'x'}, "prompt_length='x' must be a positive integer"),
-      ({'param_dtype': 'float33'}, "param_dtype='float33' is no dtype"),
-      ({'param_dtype': 'int16'}, 'param_dtype=int16 is no floating type'),
-      ({'cache_dtype': 'float33'}, "dtype='float33' is no dtype"),
-      ({'cache_dtype': 'float64'}, 'float64 would be float32: set jax_enable'),
-      ({'cache': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),
-      ({'cache': 'ring:window=7'}, r'Give the kind Ring\(.*window=7'),
-      ({'cache': 'int9'}, "'int9' is no name of one kind and one codec"),
-      ({'cache': kvjax.Int8()}, r'Int8\(\) is no cache kind. Give codec='),
-      ({'codec': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),
-      ({'codec': kvjax.Dense()}, r'codec=Dense\(.*is no codec'),
-      ({'kernel': 'potato'}, "kernel='potato' is unknown; known: ffi"),
-      ({'kernel': 'cudnn'}, "kernel='cudnn' has no plan"),
-      ({'mesh': 5}, 'mesh=5 is no mesh'),
-      ({'source_length': 5}, 'source_length=5, but the model has no encoder'),
-      ({'config': 'llama-3-8b'}, 'is no ModelConfig.*load_config'),
+    ({'batch_size': -1}, 'batch_size=-1 must be a positive integer'),
+    ({'prompt_length': 0}, 'prompt_length=0 must be a positive integer'),
+    ({'prompt_length': 'x'}, "prompt_length='x' must be a positive integer"),
+    ({'param_dtype': 'float33'}, "param_dtype='float33' is no dtype"),
+    ({'param_dtype': 'int16'}, 'param_dtype=int16 is no floating type'),
+    ({'cache_dtype': 'float33'}, "dtype='float33' is no dtype"),
+    ({'cache_dtype': 'float64'}, 'float64 would be float32: set jax_enable'),
+    ({'cache': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),
+    ({'cache': 'ring:window=7'}, r'Give the kind Ring\(.*window=7'),
+    ({'cache': 'int9'}, "'int9' is no name of one kind and one codec"),
+    ({'cache': kvjax.Int8()}, r'Int8\(\) is no cache kind. Give codec='),
+    ({'codec': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),
+    ({'codec': kvjax.Dense()}, r'codec=Dense\(.*is no codec'),
+    ({'kernel': 'potato'}, "kernel='potato' is unknown; known: ffi"),
+    ({'kernel': 'cudnn'}, "kernel='cudnn' has no plan"),
+    ({'mesh': 5}, 'mesh=5 is no mesh'),
+    ({'source_length': 5}, 'source_length=5, but the model has no encoder'),
+    ({'config': 'llama-3-8b'}, 'is no ModelConfig.*load_config'),
   )
   def test_nonsense_is_named(self, change, message):
     sizes = {'config': MODELS['mha'], 'batch_size': 1, 'capacity': 8}

@@ -8,7 +8,7 @@ import kvjax
 from kvjax.memory import plan, reconcile
 
 ATTENTION = kvjax.Grouped(
-    4, 2, 8, rotary=kvjax.Rotary(8), qk_norm=kvjax.Norm(), projection_bias=True
+  4, 2, 8, rotary=kvjax.Rotary(8), qk_norm=kvjax.Norm(), projection_bias=True
 )
 EXPERTS = kvjax.Experts(5, 2, 7, shared=kvjax.MLP(6), correction=True)
 CONFIG = kvjax.ModelConfig(
@@ -25,11 +25,11 @@ def rows():
     return kvjax.decode_step(CONFIG, params, cache, token, kernel='blockwise')
 
   init = lambda: kvjax.init_cache(
-      CONFIG, 3, 20, kinds=KINDS, codec=kvjax.Int8()
+    CONFIG, 3, 20, kinds=KINDS, codec=kvjax.Int8()
   )
   cache = jax.eval_shape(init)
   params = jax.eval_shape(
-      lambda: kvjax.quantize(kvjax.init_params(CONFIG, jax.random.key(0)))
+    lambda: kvjax.quantize(kvjax.init_params(CONFIG, jax.random.key(0)))
   )
   token = jax.ShapeDtypeStruct((3,), jnp.int32)
   jitted = jax.jit(step, donate_argnames='cache')
@@ -39,7 +39,7 @@ def rows():
   )  # fmt: skip
   compiled = jitted.lower(params, cache, token).compile()
   with pytest.raises(
-      ValueError, match="no argument 'state'.*has cache, params"
+    ValueError, match="no argument 'state'.*has cache, params"
   ):
     reconcile(planned, compiled, cache='state')
   return reconcile(planned, compiled)
@@ -48,7 +48,7 @@ def rows():
 def test_no_byte_of_an_argument_is_unaccounted_for(rows):
   held = [row for row in rows if row.part in ('params', 'cache')]
   assert {row.name: row.unaccounted for row in held} == {
-      row.name: 0 for row in held
+    row.name: 0 for row in held
   }
   names = ' '.join(row.name for row in held)
   for name in ('attention', 'mlp', 'experts', 'norms', 'scales', 'page tables'):

@@ -14,38 +14,38 @@ from kvjax.decoding.cache import cache_spec
 from kvjax.memory import param_specs, plan, shards
 
 GQA = kvjax.ModelConfig(
-    32,
-    12,
-    (
-        kvjax.Layer(
-            kvjax.Grouped(
-                8,
-                2,
-                6,
-                rotary=kvjax.Rotary(6),
-                sinks=True,
-                projection_bias=True,
-            ),
-            kvjax.Experts(4, 2, 10, bias=True, shared=kvjax.MLP(6)),
-        ),
-        kvjax.Layer(kvjax.Grouped(8, 2, 6), kvjax.MLP(14, bias=True)),
+  32,
+  12,
+  (
+    kvjax.Layer(
+      kvjax.Grouped(
+        8,
+        2,
+        6,
+        rotary=kvjax.Rotary(6),
+        sinks=True,
+        projection_bias=True,
+      ),
+      kvjax.Experts(4, 2, 10, bias=True, shared=kvjax.MLP(6)),
     ),
-    tied=True,
+    kvjax.Layer(kvjax.Grouped(8, 2, 6), kvjax.MLP(14, bias=True)),
+  ),
+  tied=True,
 )
 MLA = kvjax.ModelConfig(
-    32,
-    12,
-    (
-        kvjax.Layer(
-            kvjax.Latent(4, 10, 6, 6, kvjax.Rotary(4), query_rank=8),
-            kvjax.MLP(14),
-        ),
+  32,
+  12,
+  (
+    kvjax.Layer(
+      kvjax.Latent(4, 10, 6, 6, kvjax.Rotary(4), query_rank=8),
+      kvjax.MLP(14),
     ),
+  ),
 )
 LAYOUTS = (
-    {'batch': 2, 'heads': 2},
-    {'heads': 2, 'experts': 2},
-    {'slots': 2, 'copies': 2},
+  {'batch': 2, 'heads': 2},
+  {'heads': 2, 'experts': 2},
+  {'slots': 2, 'copies': 2},
 )
 
 
@@ -54,18 +54,18 @@ def place(config, layout, kinds=None):
   mesh = jax.make_mesh(tuple(layout.values()), tuple(layout))
   cut = shards(mesh)
   specs = jax.tree.map(
-      cut.spec,
-      cache_spec(config, 4, 16, kinds=kinds),
-      is_leaf=lambda x: isinstance(x, Leaf),
+    cut.spec,
+    cache_spec(config, 4, 16, kinds=kinds),
+    is_leaf=lambda x: isinstance(x, Leaf),
   )
   cache = zeros(lambda: kvjax.init_cache(config, 4, 16, kinds=kinds))
   init = lambda: kvjax.init_params(config, jax.random.key(0))
   coded = zeros(lambda: kvjax.quantize(init()))
   held = []
   for tree, spec in (
-      (zeros(init), param_specs(config, mesh)),
-      (coded, param_specs(config, mesh, 'int8')),
-      (cache, specs),
+    (zeros(init), param_specs(config, mesh)),
+    (coded, param_specs(config, mesh, 'int8')),
+    (cache, specs),
   ):
     lay = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
     held.append(first_bytes(jax.device_put(tree, lay)))
@@ -84,10 +84,10 @@ def zeros(make):
 def first_bytes(tree) -> int:
   first = jax.devices()[0]
   return sum(
-      shard.data.nbytes
-      for leaf in jax.tree.leaves(tree)
-      for shard in leaf.addressable_shards
-      if shard.device == first
+    shard.data.nbytes
+    for leaf in jax.tree.leaves(tree)
+    for shard in leaf.addressable_shards
+    if shard.device == first
   )
 
 
@@ -103,11 +103,11 @@ def main() -> None:
 def test_plans_of_three_layouts_are_what_four_devices_hold():
   flags = '--xla_force_host_platform_device_count=4'
   run = subprocess.run(
-      [sys.executable, '-m', 'tests.memory.test_shards'],
-      env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
-      capture_output=True,
-      text=True,
-      check=False,
+    [sys.executable, '-m', 'tests.memory.test_shards'],
+    env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert not run.returncode, run.stderr[-2_000:]
   assert len(set(run.stdout.splitlines())) > 6
@@ -127,8 +127,8 @@ def test_a_mesh_is_split_where_it_comes_out_even():
 def test_heads_fewer_than_devices_are_held_twice():
   config = kvjax.load_config('llama-3-8b')
   eight, sixteen, thirty_two = (
-      plan(config, batch_size=8, capacity=64, mesh={'heads': n})
-      for n in (8, 16, 32)
+    plan(config, batch_size=8, capacity=64, mesh={'heads': n})
+    for n in (8, 16, 32)
   )
   assert eight.bytes_per_token == 131_072 // 8
   assert sixteen.cache_bytes == eight.cache_bytes == thirty_two.cache_bytes

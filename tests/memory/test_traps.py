@@ -75,14 +75,14 @@ def test_scales_of_codes_ignored():
 def test_attention_output_sized_tokens_by_tokens(backend):
   config = kvjax.load_config('llama-3-8b')
   short, long = (
-      plan(
-          dataclasses.replace(config, dtype='float32'),
-          batch_size=1,
-          capacity=2 * tokens,
-          new_tokens_per_step=tokens,
-          backend=backend,
-      ).step_bytes
-      for tokens in (4_096, 8_192)
+    plan(
+      dataclasses.replace(config, dtype='float32'),
+      batch_size=1,
+      capacity=2 * tokens,
+      new_tokens_per_step=tokens,
+      backend=backend,
+    ).step_bytes
+    for tokens in (4_096, 8_192)
   )
   assert long <= 2 * short
   # One head's scores of 8,192 by 8,192 tokens in all heads: 8 GiB.
@@ -93,7 +93,7 @@ def test_embedding_and_head_left_out():
   config = kvjax.load_config('llama-3-8b')
   tied = dataclasses.replace(config, tied=True)
   both, one = (
-      plan(c, batch_size=1, capacity=8).params_bytes for c in (config, tied)
+    plan(c, batch_size=1, capacity=8).params_bytes for c in (config, tied)
   )
   assert both - one == 128_256 * 4_096 * 2
 
@@ -102,7 +102,7 @@ def test_the_parameters_of_every_family_are_those_of_init_params():
   for name in ('gpt-2', 'opt-13b', 'palm-8b', 'gpt-oss-20b', 'deepseek-v2'):
     config = kvjax.load_config(name)
     shapes = jax.eval_shape(
-        lambda config=config: kvjax.init_params(config, jax.random.key(0))
+      lambda config=config: kvjax.init_params(config, jax.random.key(0))
     )
     size = jnp.dtype(config.dtype).itemsize
     count = sum(x.size for x in jax.tree.leaves(shapes))

@@ -37,9 +37,9 @@ def forward(tokens):
 
 def init(batch):
   return {
-      'vectors': np.zeros((batch, SLOTS, WIDTH)),
-      'positions': np.full((batch, SLOTS), -1),
-      'length': np.zeros(batch, np.int32),
+    'vectors': np.zeros((batch, SLOTS, WIDTH)),
+    'positions': np.full((batch, SLOTS), -1),
+    'length': np.zeros(batch, np.int32),
   }
 
 
@@ -55,10 +55,10 @@ def extend(cache, tokens, lengths, *, slots=SLOTS, skip=0, attend=attend):
         cache['positions'][row, slot] = position
       cache['length'][row] += 1
       logits[row, t] = attend(
-          TABLE[tokens[row, t]],
-          position,
-          cache['vectors'][row],
-          cache['positions'][row],
+        TABLE[tokens[row, t]],
+        position,
+        cache['vectors'][row],
+        cache['positions'][row],
       )
   return logits, cache
 
@@ -66,8 +66,8 @@ def extend(cache, tokens, lengths, *, slots=SLOTS, skip=0, attend=attend):
 def rewind(cache, lengths):
   kept = cache['positions'] < lengths[:, None]
   return cache | {
-      'positions': np.where(kept, cache['positions'], -1),
-      'length': lengths,
+    'positions': np.where(kept, cache['positions'], -1),
+    'length': lengths,
   }
 
 
@@ -82,12 +82,12 @@ def fork(cache):
 def fill(cache):
   empty = cache['positions'] < 0
   return cache | {
-      'vectors': np.where(empty[..., None], np.nan, cache['vectors'])
+    'vectors': np.where(empty[..., None], np.nan, cache['vectors'])
   }
 
 
 check = functools.partial(
-    assert_cached_matches_uncached, vocab_size=VOCAB, rtol=1e-12, length=9
+  assert_cached_matches_uncached, vocab_size=VOCAB, rtol=1e-12, length=9
 )
 GOOD = dict(rewind=rewind, take=take, fork=fork, poison=fill, wrap=29)
 
@@ -95,16 +95,16 @@ GOOD = dict(rewind=rewind, take=take, fork=fork, poison=fill, wrap=29)
 def test_a_sound_cache_passes_every_scenario():
   errors = check(forward, init, extend, rewind_by=3, **GOOD)
   plain = [
-      'chunks of 1',
-      'chunks of 3',
-      'chunks of 7',
-      'the whole text at once',
-      'ragged rows',
-      'wrap-around (29 tokens)',
-      'after rewind',
-      'after row gather',
-      'after fork: the original',
-      'after fork: the copy',
+    'chunks of 1',
+    'chunks of 3',
+    'chunks of 7',
+    'the whole text at once',
+    'ragged rows',
+    'wrap-around (29 tokens)',
+    'after rewind',
+    'after row gather',
+    'after fork: the original',
+    'after fork: the copy',
   ]
   assert list(errors) == plain + [f'poisoned, {name}' for name in plain]
   assert max(errors.values()) < 1e-12
@@ -152,17 +152,17 @@ def forks_another_row(cache):
 
 
 @pytest.mark.parametrize(
-    ('broken', 'scenario'),
-    [
-        (dict(extend=loses_every_third), 'chunks of 3'),
-        (dict(extend=counts_padding), 'ragged rows'),
-        (dict(extend=wraps_early), 'wrap-around'),
-        (dict(rewind=keeps_rewound_tokens), 'after rewind'),
-        (dict(take=forgets_lengths), 'after row gather'),
-        (dict(fork=forks_another_row), 'after fork: the copy'),
-        (dict(extend=reads_unwritten), 'poisoned, chunks of 1'),
-    ],
-    ids=lambda x: x if isinstance(x, str) else '',
+  ('broken', 'scenario'),
+  [
+    (dict(extend=loses_every_third), 'chunks of 3'),
+    (dict(extend=counts_padding), 'ragged rows'),
+    (dict(extend=wraps_early), 'wrap-around'),
+    (dict(rewind=keeps_rewound_tokens), 'after rewind'),
+    (dict(take=forgets_lengths), 'after row gather'),
+    (dict(fork=forks_another_row), 'after fork: the copy'),
+    (dict(extend=reads_unwritten), 'poisoned, chunks of 1'),
+  ],
+  ids=lambda x: x if isinstance(x, str) else '',
 )
 def test_a_broken_cache_is_caught_and_its_scenario_named(broken, scenario):
   functions = dict(extend=extend) | GOOD | broken
@@ -202,14 +202,14 @@ def test_a_donated_cache_is_named():
   params = kvjax.init_params(config, jax.random.key(0))
   with pytest.raises(AssertionError, match='donated its input cache'):
     assert_cached_matches_uncached(
-        lambda tokens: kvjax.forward(config, params, jnp.asarray(tokens)),
-        lambda batch: kvjax.init_cache(config, batch, 13),
-        lambda cache, tokens, lengths: kvjax.extend(
-            config, params, cache, jnp.asarray(tokens), lengths, donate=True
-        ),
-        chunkings=(7,),
-        ragged=False,
-        widths=(7,),
+      lambda tokens: kvjax.forward(config, params, jnp.asarray(tokens)),
+      lambda batch: kvjax.init_cache(config, batch, 13),
+      lambda cache, tokens, lengths: kvjax.extend(
+        config, params, cache, jnp.asarray(tokens), lengths, donate=True
+      ),
+      chunkings=(7,),
+      ragged=False,
+      widths=(7,),
     )
 
 
@@ -237,12 +237,12 @@ def test_tokens_may_be_activations_and_logits_may_have_more_axes():
     return total[..., None] + np.zeros(3), padded[np.arange(2), lengths]
 
   assert_cached_matches_uncached(
-      running,
-      lambda batch: np.zeros((batch, WIDTH)),
-      step,
-      tokens=x,
-      take=lambda cache, rows: cache[rows],
-      rtol=1e-12,
+    running,
+    lambda batch: np.zeros((batch, WIDTH)),
+    step,
+    tokens=x,
+    take=lambda cache, rows: cache[rows],
+    rtol=1e-12,
   )
 
 
@@ -268,13 +268,13 @@ def tiny():
 
 
 @pytest.mark.parametrize(
-    ('kind', 'codec'),
-    [
-        (kvjax.Dense(), None),
-        (kvjax.Paged(page=3), kvjax.Int8()),
-        (kvjax.Bounded(budget=3), None),
-    ],
-    ids=['dense', 'paged_int8', 'bounded'],
+  ('kind', 'codec'),
+  [
+    (kvjax.Dense(), None),
+    (kvjax.Paged(page=3), kvjax.Int8()),
+    (kvjax.Bounded(budget=3), None),
+  ],
+  ids=['dense', 'paged_int8', 'bounded'],
 )
 def test_poison_fills_all_that_holds_no_token_and_nothing_else(kind, codec):
   config = tiny()
@@ -285,9 +285,7 @@ def test_poison_fills_all_that_holds_no_token_and_nothing_else(kind, codec):
   filled = poison(cache)
   empty = np.asarray(cache.books[0].positions) == -1
   assert empty.any() and not empty.all()
-  for old, new in zip(
-      leaves(cache.stores), leaves(filled.stores), strict=True
-  ):
+  for old, new in zip(leaves(cache.stores), leaves(filled.stores), strict=True):
     where = np.broadcast_to(empty, old.shape[:3])
     assert (old[~where] == new[~where]).all()
     assert (new[where] == 127).all() or np.isnan(new[where]).all()

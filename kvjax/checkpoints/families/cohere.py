@@ -14,11 +14,20 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-ROWS = ENDS + GROUPED + GATED + table('model.layers.{i}.', 'layers.{i}.', '''
+ROWS = (
+  ENDS
+  + GROUPED
+  + GATED
+  + table(
+    'model.layers.{i}.',
+    'layers.{i}.',
+    """
   input_layernorm.weight      D     attention_norm.weight
   self_attn.q_norm.weight     N H   attention.query_norm.weight
   self_attn.k_norm.weight     K H   attention.key_norm.weight
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -26,24 +35,24 @@ def config(settings: Settings) -> ModelConfig:
   width, bias = settings.head_width(), settings.get('attention_bias', False)
   norm = Norm(settings.get('layer_norm_eps', 1e-5), centered=True)
   attention = Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(),
-      width,
-      rotary=rotary(settings, width, base=5e5, interleaved=True),
-      projection_bias=bias,
-      output_bias=bias,
-      qk_norm=norm if settings.get('use_qk_norm', False) else None,
-      qk_norm_each=True,
+    settings.need('num_attention_heads'),
+    settings.kv_heads(),
+    width,
+    rotary=rotary(settings, width, base=5e5, interleaved=True),
+    projection_bias=bias,
+    output_bias=bias,
+    qk_norm=norm if settings.get('use_qk_norm', False) else None,
+    qk_norm_each=True,
   )
   mlp = MLP(
-      settings.need('intermediate_size'), settings.activation('hidden_act')
+    settings.need('intermediate_size'), settings.activation('hidden_act')
   )
   layers = [Layer(attention, mlp, parallel='shared')]
   return settings.model(
-      layers * settings.need('num_hidden_layers'),
-      tied=True,
-      norm=norm,
-      logit_scale=settings.get('logit_scale', 0.0625),
+    layers * settings.need('num_hidden_layers'),
+    tied=True,
+    norm=norm,
+    logit_scale=settings.get('logit_scale', 0.0625),
   )
 
 

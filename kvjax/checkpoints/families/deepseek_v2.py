@@ -32,14 +32,14 @@ def config(settings: Settings) -> ModelConfig:
   attention = latent(settings, interleaved=True)
   bias = settings.get('mlp_bias', False)
   dense = MLP(
-      settings.need('intermediate_size'),
-      settings.activation('hidden_act'),
-      bias=bias,
+    settings.need('intermediate_size'),
+    settings.activation('hidden_act'),
+    bias=bias,
   )
   first = settings.get('first_k_dense_replace', 0)
   layers = [
-      Layer(attention, dense if i < first else _experts(settings, bias))
-      for i in range(settings.need('num_hidden_layers'))
+    Layer(attention, dense if i < first else _experts(settings, bias))
+    for i in range(settings.need('num_hidden_layers'))
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=False, norm=norm)
@@ -51,15 +51,15 @@ def _experts(settings: Settings, bias: bool) -> Experts:
   shared = hidden * (settings.raw('n_shared_experts', 2) or 0)
   grouped = settings.get('topk_method', 'greedy') != 'greedy'
   return Experts(
-      settings.need('n_routed_experts'),
-      settings.need('num_experts_per_tok'),
-      hidden,
-      activation,
-      renormalize=False,
-      scale=settings.get('routed_scaling_factor', 1.0),
-      groups=settings.need('n_group') if grouped else 1,
-      top_groups=settings.need('topk_group') if grouped else 1,
-      shared=MLP(shared, activation, bias=bias) if shared else None,
+    settings.need('n_routed_experts'),
+    settings.need('num_experts_per_tok'),
+    hidden,
+    activation,
+    renormalize=False,
+    scale=settings.get('routed_scaling_factor', 1.0),
+    groups=settings.need('n_group') if grouped else 1,
+    top_groups=settings.need('topk_group') if grouped else 1,
+    shared=MLP(shared, activation, bias=bias) if shared else None,
   )
 
 

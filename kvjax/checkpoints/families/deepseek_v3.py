@@ -33,15 +33,15 @@ def config(settings: Settings) -> ModelConfig:
   attention = latent(settings, settings.get('rope_interleave', True))
   sparse = experts(settings, scale=2.5, groups=8, top_groups=4)
   layers = [
-      Layer(attention, mlp(settings) if i < dense else sparse)
-      for i in range(settings.need('num_hidden_layers'))
+    Layer(attention, mlp(settings) if i < dense else sparse)
+    for i in range(settings.need('num_hidden_layers'))
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=False, norm=norm)
 
 
 def latent(
-    settings: Settings, interleaved: bool, query_rank: int = 1536
+  settings: Settings, interleaved: bool, query_rank: int = 1536
 ) -> Latent:
   """Returns MLA as DeepSeek's config.json describes it.
 
@@ -54,28 +54,28 @@ def latent(
   rotary_width = settings.need('qk_rope_head_dim')
   bias = settings.get('attention_bias', False)
   return Latent(
-      settings.need('num_attention_heads'),
-      settings.need('kv_lora_rank'),
-      key_width,
-      settings.need('v_head_dim'),
-      rotary(settings, rotary_width, interleaved=interleaved),
-      query_rank=settings.raw('q_lora_rank', query_rank),
-      norm=Norm(1e-6),
-      scale=score_scale(settings, key_width + rotary_width),
-      projection_bias=bias,
-      output_bias=bias,
+    settings.need('num_attention_heads'),
+    settings.need('kv_lora_rank'),
+    key_width,
+    settings.need('v_head_dim'),
+    rotary(settings, rotary_width, interleaved=interleaved),
+    query_rank=settings.raw('q_lora_rank', query_rank),
+    norm=Norm(1e-6),
+    scale=score_scale(settings, key_width + rotary_width),
+    projection_bias=bias,
+    output_bias=bias,
   )
 
 
 def mlp(settings: Settings) -> MLP:
   """Returns the MLP of a dense layer."""
   return MLP(
-      settings.need('intermediate_size'), settings.activation('hidden_act')
+    settings.need('intermediate_size'), settings.activation('hidden_act')
   )
 
 
 def experts(
-    settings: Settings, *, scale: float, groups: int = 1, top_groups: int = 1
+  settings: Settings, *, scale: float, groups: int = 1, top_groups: int = 1
 ) -> Experts:
   """Returns the experts of a sparse layer, with their shared one.
 
@@ -88,23 +88,23 @@ def experts(
   activation = settings.activation('hidden_act')
   shared = hidden * (settings.raw('n_shared_experts', 1) or 0)
   return Experts(
-      settings.need('n_routed_experts'),
-      settings.need('num_experts_per_tok'),
-      hidden,
-      activation,
-      score='sigmoid',
-      renormalize=settings.get('norm_topk_prob', True),
-      scale=settings.get('routed_scaling_factor', scale),
-      correction=True,
-      groups=settings.get('n_group', groups),
-      top_groups=settings.get('topk_group', top_groups),
-      group_score='top2',
-      shared=MLP(shared, activation) if shared else None,
+    settings.need('n_routed_experts'),
+    settings.need('num_experts_per_tok'),
+    hidden,
+    activation,
+    score='sigmoid',
+    renormalize=settings.get('norm_topk_prob', True),
+    scale=settings.get('routed_scaling_factor', scale),
+    correction=True,
+    groups=settings.get('n_group', groups),
+    top_groups=settings.get('topk_group', top_groups),
+    group_score='top2',
+    shared=MLP(shared, activation) if shared else None,
   )
 
 
 FAMILY = Family(
-    config,
-    ENDS + NORMS + LATENT + GATED + EXPERTS + SHARED,
-    beyond_layers=True,
+  config,
+  ENDS + NORMS + LATENT + GATED + EXPERTS + SHARED,
+  beyond_layers=True,
 )

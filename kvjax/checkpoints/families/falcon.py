@@ -18,12 +18,21 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-ROWS = table('transformer.', '', '''
+ROWS = (
+  table(
+    'transformer.',
+    '',
+    """
   word_embeddings.weight   V D   embedding
   ln_f.weight              D     norm.weight
   ln_f.bias                D     norm.bias
-''') + (Row('lm_head.weight', ('V', 'D'), 'head'),) + table(
-    'transformer.h.{i}.', 'layers.{i}.', '''
+""",
+  )
+  + (Row('lm_head.weight', ('V', 'D'), 'head'),)
+  + table(
+    'transformer.h.{i}.',
+    'layers.{i}.',
+    """
   input_layernorm.weight            D   attention_norm.weight
   input_layernorm.bias              D   attention_norm.bias
   post_attention_layernorm.weight   D   mlp_norm.weight
@@ -36,8 +45,12 @@ ROWS = table('transformer.', '', '''
   mlp.dense_h_to_4h.bias            F     mlp.up_bias
   mlp.dense_4h_to_h.weight          D F   mlp.down
   mlp.dense_4h_to_h.bias            D     mlp.down_bias
-''') + table(
-    'transformer.h.{i}.self_attention.', 'layers.{i}.attention.', '''
+""",
+  )
+  + table(
+    'transformer.h.{i}.self_attention.',
+    'layers.{i}.attention.',
+    """
   query_key_value.weight   K*(G+2)*H D   query         queries
   query_key_value.weight   K*(G+2)*H D   key           keys
   query_key_value.weight   K*(G+2)*H D   value         values
@@ -46,27 +59,29 @@ ROWS = table('transformer.', '', '''
   query_key_value.bias     K*(G+2)*H     value_bias    values
   dense.weight             D D           output
   dense.bias               D             output_bias
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Falcon config.json."""
   width = settings.need('hidden_size', 'n_embed')
   layer = Layer(
-      _attention(settings, width),
-      MLP(
-          settings.get('ffn_hidden_size', 4 * width),
-          settings.activation('activation', default='gelu'),
-          gated=False,
-          bias=settings.get('bias', False),
-      ),
-      parallel=_parallel(settings),
+    _attention(settings, width),
+    MLP(
+      settings.get('ffn_hidden_size', 4 * width),
+      settings.activation('activation', default='gelu'),
+      gated=False,
+      bias=settings.get('bias', False),
+    ),
+    parallel=_parallel(settings),
   )
   eps = settings.get('layer_norm_epsilon', 1e-5)
   return settings.model(
-      [layer] * settings.need('num_hidden_layers'),
-      tied=True,
-      norm=Norm(eps, centered=True, bias=True),
+    [layer] * settings.need('num_hidden_layers'),
+    tied=True,
+    norm=Norm(eps, centered=True, bias=True),
   )
 
 
@@ -76,13 +91,13 @@ def _attention(settings: Settings, hidden: int) -> Grouped:
   alibi = settings.get('alibi', False)
   bias = settings.get('bias', False)
   return Grouped(
-      heads,
-      _kv_heads(settings, heads),
-      width,
-      rotary=None if alibi else rotary(settings, width),
-      bias=Alibi(1 / math.sqrt(width), rounded=True) if alibi else None,
-      projection_bias=bias,
-      output_bias=bias,
+    heads,
+    _kv_heads(settings, heads),
+    width,
+    rotary=None if alibi else rotary(settings, width),
+    bias=Alibi(1 / math.sqrt(width), rounded=True) if alibi else None,
+    projection_bias=bias,
+    output_bias=bias,
   )
 
 
@@ -103,8 +118,8 @@ def _parallel(settings: Settings) -> str | None:
 
 
 FAMILY = Family(
-    config,
-    ROWS,
-    prefix='transformer.',
-    copies={'lm_head.weight': 'transformer.word_embeddings.weight'},
+  config,
+  ROWS,
+  prefix='transformer.',
+  copies={'lm_head.weight': 'transformer.word_embeddings.weight'},
 )

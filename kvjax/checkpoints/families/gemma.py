@@ -21,21 +21,21 @@ def config(settings: Settings) -> ModelConfig:
   width = settings.get('head_dim', 256)
   bias = settings.get('attention_bias', False)
   layer = Layer(
-      Grouped(
-          settings.need('num_attention_heads'),
-          settings.kv_heads(16),
-          width,
-          rotary=rotary(settings, width),
-          projection_bias=bias,
-          output_bias=bias,
-      ),
-      MLP(settings.need('intermediate_size'), _activation(settings)),
+    Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(16),
+      width,
+      rotary=rotary(settings, width),
+      projection_bias=bias,
+      output_bias=bias,
+    ),
+    MLP(settings.need('intermediate_size'), _activation(settings)),
   )
   return settings.model(
-      [layer] * settings.need('num_hidden_layers'),
-      tied=True,
-      norm=Norm(settings.get('rms_norm_eps', 1e-6), offset=1.0),
-      embedding_scale=settings.need('hidden_size') ** 0.5,
+    [layer] * settings.need('num_hidden_layers'),
+    tied=True,
+    norm=Norm(settings.get('rms_norm_eps', 1e-6), offset=1.0),
+    embedding_scale=settings.need('hidden_size') ** 0.5,
   )
 
 

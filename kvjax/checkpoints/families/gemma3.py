@@ -32,20 +32,20 @@ def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Gemma 3 (text) config.json."""
   settings.refuse('use_bidirectional_attention', 'attn_logit_softcapping')
   activation = settings.activation(
-      'hidden_activation', default='gelu_pytorch_tanh'
+    'hidden_activation', default='gelu_pytorch_tanh'
   )
   mlp = MLP(settings.get('intermediate_size', 9216), activation)
   norm = Norm(settings.get('rms_norm_eps', 1e-6), offset=1.0)
   layers = [
-      Layer(_attention(settings, window, norm), mlp, norms='both')
-      for window in _windows(settings)
+    Layer(_attention(settings, window, norm), mlp, norms='both')
+    for window in _windows(settings)
   ]
   return settings.model(
-      layers,
-      tied=True,
-      norm=norm,
-      embedding_scale=settings.need('hidden_size') ** 0.5,
-      logit_softcap=settings.raw('final_logit_softcapping'),
+    layers,
+    tied=True,
+    norm=norm,
+    embedding_scale=settings.need('hidden_size') ** 0.5,
+    logit_softcap=settings.raw('final_logit_softcapping'),
   )
 
 
@@ -53,9 +53,9 @@ def text_config(settings: Settings) -> ModelConfig:
   """Returns the config of the decoder of a Gemma 3 with a vision tower."""
   text = settings.need('text_config')
   outer = {
-      key: value
-      for key, value in settings.values.items()
-      if key in ('dtype', 'torch_dtype', 'tie_word_embeddings')
+    key: value
+    for key, value in settings.values.items()
+    if key in ('dtype', 'torch_dtype', 'tie_word_embeddings')
   }
   sizes = {'vocab_size': 262208, 'hidden_size': 2304, 'num_hidden_layers': 26}
   return config(Settings(sizes | outer | dict(text)))
@@ -63,12 +63,12 @@ def text_config(settings: Settings) -> ModelConfig:
 
 def _windows(settings: Settings) -> list[int | None]:
   pattern = settings.get(
-      'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
+    'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
   )
   kinds = ['full_attention', 'sliding_attention']
   count = settings.need('num_hidden_layers')
   return settings.windows(
-      [kinds[(i + 1) % pattern > 0] for i in range(count)], 4096
+    [kinds[(i + 1) % pattern > 0] for i in range(count)], 4096
   )
 
 
@@ -76,15 +76,15 @@ def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
   width = settings.get('head_dim', 256)
   bias = settings.get('attention_bias', False)
   return Grouped(
-      settings.get('num_attention_heads', 8),
-      settings.kv_heads(4),
-      width,
-      rotary=_rotary(settings, width, window),
-      visibility=Visibility(window=window),
-      scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
-      projection_bias=bias,
-      output_bias=bias,
-      qk_norm=norm,
+    settings.get('num_attention_heads', 8),
+    settings.kv_heads(4),
+    width,
+    rotary=_rotary(settings, width, window),
+    visibility=Visibility(window=window),
+    scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
+    projection_bias=bias,
+    output_bias=bias,
+    qk_norm=norm,
   )
 
 
@@ -104,9 +104,9 @@ def _check_nested(settings: Settings, found: Mapping[str, Any]) -> None:
   flat = [k for k, v in found.items() if not isinstance(v, Mapping)]
   if flat or settings.raw('rope_scaling'):
     raise ValueError(
-        f'{flat[0] if flat else "rope_scaling"} beside or inside the '
-        f'rope_parameters of model_type={settings.family!r} holds for no layer '
-        'type: give full_attention and sliding_attention a set each.'
+      f'{flat[0] if flat else "rope_scaling"} beside or inside the '
+      f'rope_parameters of model_type={settings.family!r} holds for no layer '
+      'type: give full_attention and sliding_attention a set each.'
     )
 
 
@@ -114,10 +114,10 @@ ROWS = ENDS + FOUR_NORMS + GROUPED + HEAD_NORMS + GATED
 FAMILY = Family(config, ROWS)
 # The decoder inside a model with a vision tower, in both published spellings.
 VISION_ROWS = renamed(ROWS, '', 'language_model.') + renamed(
-    ROWS, 'model.', 'model.language_model.'
+  ROWS, 'model.', 'model.language_model.'
 )
 VISION = Family(
-    text_config,
-    VISION_ROWS,
-    ignored=(r'(model\.)?(vision_tower|multi_modal_projector)\..*',),
+  text_config,
+  VISION_ROWS,
+  ignored=(r'(model\.)?(vision_tower|multi_modal_projector)\..*',),
 )

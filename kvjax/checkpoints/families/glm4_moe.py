@@ -19,22 +19,22 @@ def config(settings: Settings) -> ModelConfig:
   width = settings.head_width()
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   attention = Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(8),
-      width,
-      rotary=rotary(settings, width, partial=0.5),
-      projection_bias=settings.get('attention_bias', False),
-      qk_norm=norm if settings.get('use_qk_norm', False) else None,
+    settings.need('num_attention_heads'),
+    settings.kv_heads(8),
+    width,
+    rotary=rotary(settings, width, partial=0.5),
+    projection_bias=settings.get('attention_bias', False),
+    qk_norm=norm if settings.get('use_qk_norm', False) else None,
   )
   dense = settings.get('first_k_dense_replace', 1)
   sparse = experts(settings, scale=1.0)
   layers = [
-      Layer(attention, mlp(settings) if i < dense else sparse)
-      for i in range(settings.need('num_hidden_layers'))
+    Layer(attention, mlp(settings) if i < dense else sparse)
+    for i in range(settings.need('num_hidden_layers'))
   ]
   return settings.model(layers, tied=False, norm=norm)
 
 
 FAMILY = Family(
-    config, LLAMA + HEAD_NORMS + EXPERTS + SHARED, beyond_layers=True
+  config, LLAMA + HEAD_NORMS + EXPERTS + SHARED, beyond_layers=True
 )

@@ -15,14 +15,14 @@ from kvjax.models.config import Layer, ModelConfig
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a GLM-4 MoE Lite config.json."""
   attention = latent(
-      settings, settings.get('rope_interleave', True), query_rank=768
+    settings, settings.get('rope_interleave', True), query_rank=768
   )
   layers = [
-      Layer(
-          attention,
-          experts(settings, scale=1.8) if sparse else mlp(settings),
-      )
-      for sparse in _sparse(settings)
+    Layer(
+      attention,
+      experts(settings, scale=1.8) if sparse else mlp(settings),
+    )
+    for sparse in _sparse(settings)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   return settings.model(layers, tied=False, norm=norm)
@@ -35,7 +35,7 @@ def _sparse(settings: Settings) -> list[bool]:
   kinds = settings.get('mlp_layer_types', default)
   if len(kinds) != count or set(kinds) - {'dense', 'sparse'}:
     raise ValueError(
-        f"mlp_layer_types={kinds} must be {count} of 'dense' and 'sparse'."
+      f"mlp_layer_types={kinds} must be {count} of 'dense' and 'sparse'."
     )
   return [kind == 'sparse' for kind in kinds]
 

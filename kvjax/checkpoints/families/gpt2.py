@@ -11,21 +11,35 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-OUTER = table('transformer.', '', '''
+OUTER = table(
+  'transformer.',
+  '',
+  """
   wte.weight    V D   embedding
   wpe.weight    C D   positions
   ln_f.weight   D     norm.weight
   ln_f.bias     D     norm.bias
-''') + (Row('lm_head.weight', ('V', 'D'), 'head'),)
+""",
+) + (Row('lm_head.weight', ('V', 'D'), 'head'),)
 
-NORMS = table('transformer.h.{i}.', 'layers.{i}.', '''
+NORMS = table(
+  'transformer.h.{i}.',
+  'layers.{i}.',
+  """
   ln_1.weight   D   attention_norm.weight
   ln_1.bias     D   attention_norm.bias
   ln_2.weight   D   mlp_norm.weight
   ln_2.bias     D   mlp_norm.bias
-''')
+""",
+)
 
-ROWS = OUTER + NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
+ROWS = (
+  OUTER
+  + NORMS
+  + table(
+    'transformer.h.{i}.',
+    'layers.{i}.',
+    """
   attn.c_attn.weight   D 3*D   attention.query         [:0:D]T
   attn.c_attn.weight   D 3*D   attention.key           [:D:2*D]T
   attn.c_attn.weight   D 3*D   attention.value         [:2*D:]T
@@ -38,7 +52,9 @@ ROWS = OUTER + NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
   mlp.c_fc.bias        F       mlp.up_bias
   mlp.c_proj.weight    F D     mlp.down                T
   mlp.c_proj.bias      D       mlp.down_bias
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -53,18 +69,18 @@ def config(settings: Settings) -> ModelConfig:
 
 def _attention(settings: Settings, kv_heads: int, scale: float) -> Grouped:
   return Grouped(
-      settings.need('n_head'),
-      kv_heads,
-      head_width(settings),
-      scale=scale,
-      projection_bias=True,
-      output_bias=True,
+    settings.need('n_head'),
+    kv_heads,
+    head_width(settings),
+    scale=scale,
+    projection_bias=True,
+    output_bias=True,
   )
 
 
 def head_width(settings: Settings) -> int:
   return settings.divide(
-      'n_embd', settings.need('n_embd'), settings.need('n_head')
+    'n_embd', settings.need('n_embd'), settings.need('n_head')
   )
 
 
@@ -78,24 +94,24 @@ def model(settings: Settings, attentions: list[Grouped]) -> ModelConfig:
   """Returns the config of a decoder in GPT-2's frame."""
   width = settings.need('n_embd')
   mlp = MLP(
-      settings.get('n_inner', 4 * width),
-      settings.activation('activation_function', default='gelu_new'),
-      gated=False,
-      bias=True,
+    settings.get('n_inner', 4 * width),
+    settings.activation('activation_function', default='gelu_new'),
+    gated=False,
+    bias=True,
   )
   eps = settings.get('layer_norm_epsilon', 1e-5)
   return settings.model(
-      [Layer(attention, mlp) for attention in attentions],
-      tied=True,
-      norm=Norm(eps, centered=True, bias=True),
-      positions=settings.need('n_positions', 'n_ctx'),
+    [Layer(attention, mlp) for attention in attentions],
+    tied=True,
+    norm=Norm(eps, centered=True, bias=True),
+    positions=settings.need('n_positions', 'n_ctx'),
   )
 
 
 FAMILY = Family(
-    config,
-    ROWS,
-    prefix='transformer.',
-    ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
-    copies={'lm_head.weight': 'transformer.wte.weight'},
+  config,
+  ROWS,
+  prefix='transformer.',
+  ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
+  copies={'lm_head.weight': 'transformer.wte.weight'},
 )

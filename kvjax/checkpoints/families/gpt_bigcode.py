@@ -11,7 +11,13 @@ from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.table import table
 from kvjax.models.config import ModelConfig
 
-ROWS = gpt2.OUTER + gpt2.NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
+ROWS = (
+  gpt2.OUTER
+  + gpt2.NORMS
+  + table(
+    'transformer.h.{i}.',
+    'layers.{i}.',
+    """
   attn.c_attn.weight   K*(G+2)*H D   attention.query         queries
   attn.c_attn.weight   K*(G+2)*H D   attention.key           keys
   attn.c_attn.weight   K*(G+2)*H D   attention.value         values
@@ -24,7 +30,9 @@ ROWS = gpt2.OUTER + gpt2.NORMS + table('transformer.h.{i}.', 'layers.{i}.', '''
   mlp.c_fc.bias        F             mlp.up_bias
   mlp.c_proj.weight    D F           mlp.down
   mlp.c_proj.bias      D             mlp.down_bias
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -32,20 +40,20 @@ def config(settings: Settings) -> ModelConfig:
   settings.refuse('add_cross_attention')
   heads = settings.need('n_head')
   attention = Grouped(
-      heads,
-      1 if settings.get('multi_query', True) else heads,
-      gpt2.head_width(settings),
-      scale=gpt2.scale(settings),
-      projection_bias=True,
-      output_bias=True,
+    heads,
+    1 if settings.get('multi_query', True) else heads,
+    gpt2.head_width(settings),
+    scale=gpt2.scale(settings),
+    projection_bias=True,
+    output_bias=True,
   )
   return gpt2.model(settings, [attention] * settings.need('n_layer'))
 
 
 FAMILY = Family(
-    config,
-    ROWS,
-    prefix='transformer.',
-    ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
-    copies={'lm_head.weight': 'transformer.wte.weight'},
+  config,
+  ROWS,
+  prefix='transformer.',
+  ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
+  copies={'lm_head.weight': 'transformer.wte.weight'},
 )

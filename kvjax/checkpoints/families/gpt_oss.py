@@ -18,8 +18,14 @@ from kvjax.models.experts import Experts
 
 BASE = 150000.0
 
-ROWS = ENDS + NORMS + GROUPED + table(
-    'model.layers.{i}.', 'layers.{i}.', '''
+ROWS = (
+  ENDS
+  + NORMS
+  + GROUPED
+  + table(
+    'model.layers.{i}.',
+    'layers.{i}.',
+    """
   self_attn.sinks                   N         attention.sinks
   mlp.router.weight                 X D       experts.router
   mlp.router.bias                   X         experts.router_bias
@@ -29,7 +35,9 @@ ROWS = ENDS + NORMS + GROUPED + table(
   mlp.experts.gate_up_proj_bias     X 2*F     experts.gate_bias     even
   mlp.experts.gate_up_proj_bias     X 2*F     experts.up_bias       odd
   mlp.experts.down_proj_bias        X D       experts.down_bias
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -37,8 +45,8 @@ def config(settings: Settings) -> ModelConfig:
   kinds = ['sliding_attention', 'full_attention']
   count = settings.need('num_hidden_layers')
   layers = [
-      Layer(_attention(settings, window), _experts(settings))
-      for window in settings.windows((kinds * count)[:count], 128)
+    Layer(_attention(settings, window), _experts(settings))
+    for window in settings.windows((kinds * count)[:count], 128)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   return settings.model(layers, tied=False, norm=norm)
@@ -48,14 +56,14 @@ def _attention(settings: Settings, window: int | None) -> Grouped:
   width = settings.head_width()
   bias = settings.get('attention_bias', True)
   return Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(8),
-      width,
-      rotary=_rotary(settings, width),
-      visibility=Visibility(window=window),
-      sinks=True,
-      projection_bias=bias,
-      output_bias=bias,
+    settings.need('num_attention_heads'),
+    settings.kv_heads(8),
+    width,
+    rotary=_rotary(settings, width),
+    visibility=Visibility(window=window),
+    sinks=True,
+    projection_bias=bias,
+    output_bias=bias,
   )
 
 
@@ -68,13 +76,13 @@ def _rotary(settings: Settings, width: int) -> Rotary:
 
 def _experts(settings: Settings) -> Experts:
   return Experts(
-      settings.need('num_local_experts', 'num_experts'),
-      settings.get('num_experts_per_tok', 4),
-      settings.need('intermediate_size'),
-      score='top_softmax',
-      bias=True,
-      clamp=settings.get('swiglu_limit', 7.0),
-      sharpness=settings.get('swiglu_alpha', 1.702),
+    settings.need('num_local_experts', 'num_experts'),
+    settings.get('num_experts_per_tok', 4),
+    settings.need('intermediate_size'),
+    score='top_softmax',
+    bias=True,
+    clamp=settings.get('swiglu_limit', 7.0),
+    sharpness=settings.get('swiglu_alpha', 1.702),
   )
 
 

@@ -18,24 +18,24 @@ def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Llama config.json."""
   width, bias = settings.head_width(), settings.get('attention_bias', False)
   layer = Layer(
-      Grouped(
-          settings.need('num_attention_heads'),
-          settings.kv_heads(),
-          width,
-          rotary=rotary(settings, width),
-          projection_bias=bias,
-          output_bias=bias,
-      ),
-      MLP(
-          settings.need('intermediate_size'),
-          settings.activation('hidden_act'),
-          bias=settings.get('mlp_bias', False),
-      ),
+    Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(),
+      width,
+      rotary=rotary(settings, width),
+      projection_bias=bias,
+      output_bias=bias,
+    ),
+    MLP(
+      settings.need('intermediate_size'),
+      settings.activation('hidden_act'),
+      bias=settings.get('mlp_bias', False),
+    ),
   )
   return settings.model(
-      [layer] * settings.need('num_hidden_layers'),
-      tied=False,
-      norm=Norm(settings.get('rms_norm_eps', 1e-6)),
+    [layer] * settings.need('num_hidden_layers'),
+    tied=False,
+    norm=Norm(settings.get('rms_norm_eps', 1e-6)),
   )
 
 

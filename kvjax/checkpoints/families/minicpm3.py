@@ -25,20 +25,20 @@ def config(settings: Settings) -> ModelConfig:
     value_width = settings.divide('hidden_size', width, heads)
   settings = Settings({**settings.values, 'v_head_dim': value_width})
   mlp = MLP(
-      settings.need('intermediate_size'),
-      settings.activation('hidden_act'),
-      bias=settings.get('mlp_bias', False),
+    settings.need('intermediate_size'),
+    settings.activation('hidden_act'),
+    bias=settings.get('mlp_bias', False),
   )
   layer = Layer(latent(settings, False, query_rank=768), mlp)
   depth = settings.raw('scale_depth', 1.4)
   base = settings.raw('dim_model_base', 256)
   return settings.model(
-      [layer] * count,
-      tied=True,
-      norm=Norm(settings.get('rms_norm_eps', 1e-5)),
-      embedding_scale=float(settings.get('scale_emb', 12)),
-      residual_scale=1.0 if depth is None else depth / math.sqrt(count),
-      logit_scale=1.0 if base is None else base / width,
+    [layer] * count,
+    tied=True,
+    norm=Norm(settings.get('rms_norm_eps', 1e-5)),
+    embedding_scale=float(settings.get('scale_emb', 12)),
+    residual_scale=1.0 if depth is None else depth / math.sqrt(count),
+    logit_scale=1.0 if base is None else base / width,
   )
 
 

@@ -20,21 +20,19 @@ def config(settings: Settings) -> ModelConfig:
   settings.refuse('layer_types')
   width = settings.head_width()
   layer = Layer(
-      Grouped(
-          settings.need('num_attention_heads'),
-          settings.kv_heads(8),
-          width,
-          rotary=rotary(settings, width),
-          visibility=Visibility(window=settings.raw('sliding_window', 4096)),
-      ),
-      MLP(
-          settings.need('intermediate_size'), settings.activation('hidden_act')
-      ),
+    Grouped(
+      settings.need('num_attention_heads'),
+      settings.kv_heads(8),
+      width,
+      rotary=rotary(settings, width),
+      visibility=Visibility(window=settings.raw('sliding_window', 4096)),
+    ),
+    MLP(settings.need('intermediate_size'), settings.activation('hidden_act')),
   )
   return settings.model(
-      [layer] * settings.need('num_hidden_layers'),
-      tied=False,
-      norm=Norm(settings.get('rms_norm_eps', 1e-6)),
+    [layer] * settings.need('num_hidden_layers'),
+    tied=False,
+    norm=Norm(settings.get('rms_norm_eps', 1e-6)),
   )
 
 

@@ -15,35 +15,43 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
 
-ROWS = ENDS + NORMS + GROUPED + table(
-    'model.layers.{i}.block_sparse_moe.', 'layers.{i}.experts.', '''
+ROWS = (
+  ENDS
+  + NORMS
+  + GROUPED
+  + table(
+    'model.layers.{i}.block_sparse_moe.',
+    'layers.{i}.experts.',
+    """
   gate.weight             X D   router
   experts.{e}.w1.weight   F D   gate
   experts.{e}.w3.weight   F D   up
   experts.{e}.w2.weight   D F   down
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Mixtral config.json."""
   width = settings.head_width()
   attention = Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(8),
-      width,
-      rotary=rotary(settings, width, base=1e6),
-      visibility=Visibility(window=settings.raw('sliding_window')),
+    settings.need('num_attention_heads'),
+    settings.kv_heads(8),
+    width,
+    rotary=rotary(settings, width, base=1e6),
+    visibility=Visibility(window=settings.raw('sliding_window')),
   )
   experts = Experts(
-      settings.get('num_local_experts', 8),
-      settings.get('num_experts_per_tok', 2),
-      settings.need('intermediate_size'),
-      settings.activation('hidden_act'),
+    settings.get('num_local_experts', 8),
+    settings.get('num_experts_per_tok', 2),
+    settings.need('intermediate_size'),
+    settings.activation('hidden_act'),
   )
   return settings.model(
-      [Layer(attention, experts)] * settings.need('num_hidden_layers'),
-      tied=False,
-      norm=Norm(settings.get('rms_norm_eps', 1e-5)),
+    [Layer(attention, experts)] * settings.need('num_hidden_layers'),
+    tied=False,
+    norm=Norm(settings.get('rms_norm_eps', 1e-5)),
   )
 
 

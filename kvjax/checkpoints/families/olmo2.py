@@ -10,11 +10,20 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-ROWS = ENDS + POST_NORMS + GROUPED + GATED + table(
-    'model.layers.{i}.self_attn.', 'layers.{i}.attention.', '''
+ROWS = (
+  ENDS
+  + POST_NORMS
+  + GROUPED
+  + GATED
+  + table(
+    'model.layers.{i}.self_attn.',
+    'layers.{i}.attention.',
+    """
   q_norm.weight   N*H   query_norm.weight
   k_norm.weight   K*H   key_norm.weight
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -22,21 +31,21 @@ def config(settings: Settings) -> ModelConfig:
   width, bias = settings.head_width(), settings.get('attention_bias', False)
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   attention = Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(),
-      width,
-      rotary=rotary(settings, width),
-      projection_bias=bias,
-      output_bias=bias,
-      qk_norm=norm,
-      qk_norm_joint=True,
+    settings.need('num_attention_heads'),
+    settings.kv_heads(),
+    width,
+    rotary=rotary(settings, width),
+    projection_bias=bias,
+    output_bias=bias,
+    qk_norm=norm,
+    qk_norm_joint=True,
   )
   mlp = MLP(
-      settings.need('intermediate_size'), settings.activation('hidden_act')
+    settings.need('intermediate_size'), settings.activation('hidden_act')
   )
   layers = [Layer(attention, mlp, norms='post')]
   return settings.model(
-      layers * settings.need('num_hidden_layers'), tied=False, norm=norm
+    layers * settings.need('num_hidden_layers'), tied=False, norm=norm
   )
 
 

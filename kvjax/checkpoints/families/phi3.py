@@ -16,7 +16,13 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-ROWS = ENDS + NORMS + table('model.layers.{i}.', 'layers.{i}.', '''
+ROWS = (
+  ENDS
+  + NORMS
+  + table(
+    'model.layers.{i}.',
+    'layers.{i}.',
+    """
   self_attn.qkv_proj.weight   (N+K+K)*H D   attention.query    [:N*H]
   self_attn.qkv_proj.weight   (N+K+K)*H D   attention.key      [N*H:(N+K)*H]
   self_attn.qkv_proj.weight   (N+K+K)*H D   attention.value    [(N+K)*H:]
@@ -24,26 +30,28 @@ ROWS = ENDS + NORMS + table('model.layers.{i}.', 'layers.{i}.', '''
   mlp.gate_up_proj.weight     2*F D         mlp.gate           [:F]
   mlp.gate_up_proj.weight     2*F D         mlp.up             [F:]
   mlp.down_proj.weight        D F           mlp.down
-''')
+""",
+  )
+)
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Phi-3 config.json."""
   width = settings.head_width()
   attention = Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(),
-      width,
-      rotary=rotary(settings, width, partial=1.0, aliases=ALIASES),
-      visibility=Visibility(window=settings.raw('sliding_window')),
+    settings.need('num_attention_heads'),
+    settings.kv_heads(),
+    width,
+    rotary=rotary(settings, width, partial=1.0, aliases=ALIASES),
+    visibility=Visibility(window=settings.raw('sliding_window')),
   )
   mlp = MLP(
-      settings.need('intermediate_size'), settings.activation('hidden_act')
+    settings.need('intermediate_size'), settings.activation('hidden_act')
   )
   return settings.model(
-      [Layer(attention, mlp)] * settings.need('num_hidden_layers'),
-      tied=False,
-      norm=Norm(settings.get('rms_norm_eps', 1e-5)),
+    [Layer(attention, mlp)] * settings.need('num_hidden_layers'),
+    tied=False,
+    norm=Norm(settings.get('rms_norm_eps', 1e-5)),
   )
 
 

@@ -18,21 +18,21 @@ def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Qwen2 config.json."""
   width = settings.head_width()
   mlp = MLP(
-      settings.need('intermediate_size'), settings.activation('hidden_act')
+    settings.need('intermediate_size'), settings.activation('hidden_act')
   )
   layers = [
-      Layer(
-          Grouped(
-              settings.need('num_attention_heads'),
-              settings.kv_heads(32),
-              width,
-              rotary=rotary(settings, width),
-              visibility=Visibility(window=window),
-              projection_bias=True,
-          ),
-          mlp,
-      )
-      for window in windows(settings)
+    Layer(
+      Grouped(
+        settings.need('num_attention_heads'),
+        settings.kv_heads(32),
+        width,
+        rotary=rotary(settings, width),
+        visibility=Visibility(window=window),
+        projection_bias=True,
+      ),
+      mlp,
+    )
+    for window in windows(settings)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=False, norm=norm)

@@ -15,10 +15,10 @@ from kvjax.models.mlp import MLP
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Qwen3 config.json."""
   mlp = MLP(
-      settings.need('intermediate_size'), settings.activation('hidden_act')
+    settings.need('intermediate_size'), settings.activation('hidden_act')
   )
   layers = [
-      Layer(_attention(settings, window), mlp) for window in windows(settings)
+    Layer(_attention(settings, window), mlp) for window in windows(settings)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=False, norm=norm)
@@ -30,19 +30,19 @@ def _attention(settings: Settings, window: int | None) -> Grouped:
 
 
 def attention(
-    settings: Settings, window: int | None, width: int, kv_heads: int
+  settings: Settings, window: int | None, width: int, kv_heads: int
 ) -> Grouped:
   """Returns the attention of a layer with heads of `width`."""
   bias = settings.get('attention_bias', False)
   return Grouped(
-      settings.need('num_attention_heads'),
-      kv_heads,
-      width,
-      rotary=rotary(settings, width),
-      visibility=Visibility(window=window),
-      projection_bias=bias,
-      output_bias=bias,
-      qk_norm=Norm(settings.get('rms_norm_eps', 1e-6)),
+    settings.need('num_attention_heads'),
+    kv_heads,
+    width,
+    rotary=rotary(settings, width),
+    visibility=Visibility(window=window),
+    projection_bias=bias,
+    output_bias=bias,
+    qk_norm=Norm(settings.get('rms_norm_eps', 1e-6)),
   )
 
 

@@ -17,7 +17,7 @@ def config(settings: Settings) -> ModelConfig:
   if settings.get('use_sliding_window', False):
     window = settings.get('sliding_window', 4096)
   seen = attention(
-      settings, window, settings.head_width(), settings.kv_heads(4)
+    settings, window, settings.head_width(), settings.kv_heads(4)
   )
   layers = [Layer(seen, mlp) for mlp in _mlps(settings)]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
@@ -28,17 +28,17 @@ def _mlps(settings: Settings) -> list[MLP | Experts]:
   activation = settings.activation('hidden_act')
   dense = MLP(settings.need('intermediate_size'), activation)
   experts = Experts(
-      settings.get('num_experts', settings.get('num_local_experts', 128)),
-      settings.get('num_experts_per_tok', 8),
-      settings.need('moe_intermediate_size'),
-      activation,
-      renormalize=settings.get('norm_topk_prob', False),
+    settings.get('num_experts', settings.get('num_local_experts', 128)),
+    settings.get('num_experts_per_tok', 8),
+    settings.need('moe_intermediate_size'),
+    activation,
+    renormalize=settings.get('norm_topk_prob', False),
   )
   plain = settings.get('mlp_only_layers', [])
   step = settings.get('decoder_sparse_step', 1)
   return [
-      dense if i in plain or (i + 1) % step else experts
-      for i in range(settings.need('num_hidden_layers'))
+    dense if i in plain or (i + 1) % step else experts
+    for i in range(settings.need('num_hidden_layers'))
   ]
 
 

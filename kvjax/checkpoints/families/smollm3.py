@@ -17,14 +17,14 @@ from kvjax.models.mlp import MLP
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a SmolLM3 config.json."""
   mlp = MLP(
-      settings.need('intermediate_size'),
-      settings.activation('hidden_act'),
-      bias=settings.get('mlp_bias', False),
+    settings.need('intermediate_size'),
+    settings.activation('hidden_act'),
+    bias=settings.get('mlp_bias', False),
   )
   rotated = _rotated(settings)
   layers = [
-      Layer(_attention(settings, window, turn), mlp)
-      for window, turn in zip(_windows(settings, rotated), rotated, strict=True)
+    Layer(_attention(settings, window, turn), mlp)
+    for window, turn in zip(_windows(settings, rotated), rotated, strict=True)
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=True, norm=norm)
@@ -37,7 +37,7 @@ def _rotated(settings: Settings) -> list[bool]:
   found = settings.get('no_rope_layers', default)
   if len(found) != count:
     raise ValueError(
-        f'no_rope_layers names {len(found)} layers; num_hidden_layers={count}.'
+      f'no_rope_layers names {len(found)} layers; num_hidden_layers={count}.'
     )
   return [bool(x) for x in found]
 
@@ -53,13 +53,13 @@ def _windows(settings: Settings, rotated: list[bool]) -> list[int | None]:
 def _attention(settings: Settings, window: int | None, turn: bool) -> Grouped:
   width, bias = settings.head_width(), settings.get('attention_bias', False)
   return Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(4),
-      width,
-      rotary=rotary(settings, width, base=2e6) if turn else None,
-      visibility=Visibility(window=window),
-      projection_bias=bias,
-      output_bias=bias,
+    settings.need('num_attention_heads'),
+    settings.kv_heads(4),
+    width,
+    rotary=rotary(settings, width, base=2e6) if turn else None,
+    visibility=Visibility(window=window),
+    projection_bias=bias,
+    output_bias=bias,
   )
 
 

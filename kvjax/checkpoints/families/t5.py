@@ -5,6 +5,8 @@ A relative bias that the layers of a stack share, no scale of scores, RMSNorm.
 is not scaled; where such a checkpoint holds no head, the embedding is it.
 """
 
+# ruff: noqa: E501
+
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.caches.visibility import Visibility
@@ -15,17 +17,28 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-ENDS = table('', '', '''
+ENDS = table(
+  '',
+  '',
+  """
   shared.weight                     V D   embedding
   decoder.final_layer_norm.weight   D     norm.weight
   encoder.final_layer_norm.weight   D     encoder.norm.weight
   lm_head.weight                    V D   head
-''') + table('', '', '''
+""",
+) + table(
+  '',
+  '',
+  """
   decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  relative
   encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  encoder.relative
-''')  # noqa: E501
+""",
+)
 
-ENCODER = table('encoder.block.{i}.layer.', 'encoder.layers.{i}.', '''
+ENCODER = table(
+  'encoder.block.{i}.layer.',
+  'encoder.layers.{i}.',
+  """
   0.layer_norm.weight           D       attention_norm.weight
   0.SelfAttention.q.weight      N*H D   attention.query
   0.SelfAttention.k.weight      N*H D   attention.key
@@ -36,9 +49,13 @@ ENCODER = table('encoder.block.{i}.layer.', 'encoder.layers.{i}.', '''
   1.DenseReluDense.wi_0.weight  F D     mlp.gate
   1.DenseReluDense.wi_1.weight  F D     mlp.up
   1.DenseReluDense.wo.weight    D F     mlp.down
-''')
+""",
+)
 
-DECODER = table('decoder.block.{i}.layer.', 'layers.{i}.', '''
+DECODER = table(
+  'decoder.block.{i}.layer.',
+  'layers.{i}.',
+  """
   0.layer_norm.weight           D       attention_norm.weight
   0.SelfAttention.q.weight      N*H D   attention.query
   0.SelfAttention.k.weight      N*H D   attention.key
@@ -54,7 +71,8 @@ DECODER = table('decoder.block.{i}.layer.', 'layers.{i}.', '''
   2.DenseReluDense.wi_0.weight  F D     mlp.gate
   2.DenseReluDense.wi_1.weight  F D     mlp.up
   2.DenseReluDense.wo.weight    D F     mlp.down
-''')
+""",
+)
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -63,35 +81,35 @@ def config(settings: Settings) -> ModelConfig:
   count = settings.need('num_layers')
   encoder = Layer(_attention(settings, causal=False), mlp)
   decoder = Layer(
-      _attention(settings, causal=True),
-      mlp,
-      cross=_attention(settings, causal=False, bias=False),
+    _attention(settings, causal=True),
+    mlp,
+    cross=_attention(settings, causal=False, bias=False),
   )
   tied = settings.get('tie_word_embeddings', True)
   scaled = settings.get('scale_decoder_outputs', tied)
   return settings.model(
-      [decoder] * settings.get('num_decoder_layers', count),
-      tied=True,
-      norm=norm,
-      logit_scale=settings.need('d_model') ** -0.5 if scaled else 1.0,
-      encoder=Encoder((encoder,) * count, norm=norm),
+    [decoder] * settings.get('num_decoder_layers', count),
+    tied=True,
+    norm=norm,
+    logit_scale=settings.need('d_model') ** -0.5 if scaled else 1.0,
+    encoder=Encoder((encoder,) * count, norm=norm),
   )
 
 
 def _attention(settings: Settings, causal: bool, bias: bool = True) -> Grouped:
   heads = settings.need('num_heads')
   relative = RelativeBias(
-      settings.get('relative_attention_num_buckets', 32),
-      settings.get('relative_attention_max_distance', 128),
-      bidirectional=not causal,
+    settings.get('relative_attention_num_buckets', 32),
+    settings.get('relative_attention_max_distance', 128),
+    bidirectional=not causal,
   )
   return Grouped(
-      heads,
-      heads,
-      settings.need('d_kv'),
-      visibility=Visibility(causal=causal),
-      scale=1.0,
-      bias=relative if bias else None,
+    heads,
+    heads,
+    settings.need('d_kv'),
+    visibility=Visibility(causal=causal),
+    scale=1.0,
+    bias=relative if bias else None,
   )
 
 
@@ -101,28 +119,30 @@ def _mlp(settings: Settings) -> MLP:
   gated, _, act = name.rpartition('-')
   if gated not in ('', 'gated'):
     raise ValueError(
-        f"feed_forward_proj={name!r} must be an activation or 'gated-' and one."
+      f"feed_forward_proj={name!r} must be an activation or 'gated-' and one."
     )
   # `gated-gelu` was published for the tanh approximation.
   act = 'gelu_new' if name == 'gated-gelu' else act
   named = {'dense_act_fn': settings.raw('dense_act_fn')}
   named |= {'feed_forward_proj': act}
   return MLP(
-      settings.need('d_ff'),
-      Settings(named).activation('dense_act_fn', 'feed_forward_proj'),
-      gated=settings.get('is_gated_act', bool(gated)),
+    settings.need('d_ff'),
+    Settings(named).activation('dense_act_fn', 'feed_forward_proj'),
+    gated=settings.get('is_gated_act', bool(gated)),
   )
 
 
 FAMILY = Family(
-    config,
-    ENDS + ENCODER + DECODER,
-    ignored=(r'decoder\.block\.0\.layer\.1\.EncDecAttention\.'
-             r'relative_attention_bias\.weight',),
-    copies={
-        'encoder.embed_tokens.weight': 'shared.weight',
-        'decoder.embed_tokens.weight': 'shared.weight',
-        'lm_head.weight': 'shared.weight',
-    },
-    head='lm_head.weight',
+  config,
+  ENDS + ENCODER + DECODER,
+  ignored=(
+    r'decoder\.block\.0\.layer\.1\.EncDecAttention\.'
+    r'relative_attention_bias\.weight',
+  ),
+  copies={
+    'encoder.embed_tokens.weight': 'shared.weight',
+    'decoder.embed_tokens.weight': 'shared.weight',
+    'lm_head.weight': 'shared.weight',
+  },
+  head='lm_head.weight',
 )

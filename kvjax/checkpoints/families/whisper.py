@@ -13,7 +13,10 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-ENDS = table('model.', '', '''
+ENDS = table(
+  'model.',
+  '',
+  """
   decoder.embed_tokens.weight      V D     embedding
   decoder.embed_positions.weight   C D     positions
   decoder.layer_norm.weight        D       norm.weight
@@ -25,9 +28,10 @@ ENDS = table('model.', '', '''
   encoder.conv1.bias               D       encoder.conv_0_bias
   encoder.conv2.weight             D D 3   encoder.conv_1        kernel
   encoder.conv2.bias               D       encoder.conv_1_bias
-''') + (Row('proj_out.weight', ('V', 'D'), 'head'),)
+""",
+) + (Row('proj_out.weight', ('V', 'D'), 'head'),)
 
-SELF = '''
+SELF = """
   self_attn_layer_norm.weight   D       attention_norm.weight
   self_attn_layer_norm.bias     D       attention_norm.bias
   self_attn.q_proj.weight       N*H D   attention.query
@@ -44,9 +48,9 @@ SELF = '''
   fc1.bias                      F       mlp.up_bias
   fc2.weight                    D F     mlp.down
   fc2.bias                      D       mlp.down_bias
-'''
+"""
 
-CROSS = '''
+CROSS = """
   encoder_attn_layer_norm.weight   D       cross_norm.weight
   encoder_attn_layer_norm.bias     D       cross_norm.bias
   encoder_attn.q_proj.weight       N*H D   cross.query
@@ -57,12 +61,12 @@ CROSS = '''
   encoder_attn.v_proj.bias         N*H     cross.value_bias
   encoder_attn.out_proj.weight     D N*H   cross.output
   encoder_attn.out_proj.bias       D       cross.output_bias
-'''
+"""
 
 ROWS = (
-    ENDS
-    + table('model.encoder.layers.{i}.', 'encoder.layers.{i}.', SELF)
-    + table('model.decoder.layers.{i}.', 'layers.{i}.', SELF + CROSS.lstrip())
+  ENDS
+  + table('model.encoder.layers.{i}.', 'encoder.layers.{i}.', SELF)
+  + table('model.decoder.layers.{i}.', 'layers.{i}.', SELF + CROSS.lstrip())
 )
 
 
@@ -70,50 +74,50 @@ def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Whisper config.json."""
   norm = Norm(1e-5, centered=True, bias=True)
   encoder = Layer(
-      _attention(settings, 'encoder', False), _mlp(settings, 'encoder')
+    _attention(settings, 'encoder', False), _mlp(settings, 'encoder')
   )
   decoder = Layer(
-      _attention(settings, 'decoder', True),
-      _mlp(settings, 'decoder'),
-      cross=_attention(settings, 'decoder', False),
+    _attention(settings, 'decoder', True),
+    _mlp(settings, 'decoder'),
+    cross=_attention(settings, 'decoder', False),
   )
   return settings.model(
-      [decoder] * settings.need('decoder_layers'),
-      tied=True,
+    [decoder] * settings.need('decoder_layers'),
+    tied=True,
+    norm=norm,
+    positions=settings.get('max_target_positions', 448),
+    encoder=Encoder(
+      (encoder,) * settings.need('encoder_layers'),
+      features=settings.get('num_mel_bins', 80),
+      positions=settings.get('max_source_positions', 1500),
       norm=norm,
-      positions=settings.get('max_target_positions', 448),
-      encoder=Encoder(
-          (encoder,) * settings.need('encoder_layers'),
-          features=settings.get('num_mel_bins', 80),
-          positions=settings.get('max_source_positions', 1500),
-          norm=norm,
-      ),
+    ),
   )
 
 
 def _attention(settings: Settings, stack: str, causal: bool) -> Grouped:
   heads = settings.need(f'{stack}_attention_heads')
   return Grouped(
-      heads,
-      heads,
-      settings.divide('d_model', settings.need('d_model'), heads),
-      visibility=Visibility(causal=causal),
-      projection_bias=True,
-      output_bias=True,
+    heads,
+    heads,
+    settings.divide('d_model', settings.need('d_model'), heads),
+    visibility=Visibility(causal=causal),
+    projection_bias=True,
+    output_bias=True,
   )
 
 
 def _mlp(settings: Settings, stack: str) -> MLP:
   return MLP(
-      settings.need(f'{stack}_ffn_dim'),
-      settings.activation('activation_function', default='gelu'),
-      gated=False,
-      bias=True,
+    settings.need(f'{stack}_ffn_dim'),
+    settings.activation('activation_function', default='gelu'),
+    gated=False,
+    bias=True,
   )
 
 
 FAMILY = Family(
-    config,
-    ROWS,
-    copies={'proj_out.weight': 'model.decoder.embed_tokens.weight'},
+  config,
+  ROWS,
+  copies={'proj_out.weight': 'model.decoder.embed_tokens.weight'},
 )
