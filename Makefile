@@ -48,7 +48,7 @@ fuzz-parity: $(READY)
 	$(RUN) tests/checkpoints/fuzz_parity.py --family=$(FAMILY) --seed=$(SEED) $(ARGS)
 
 picture: $(READY)
-	$(RUN) -m experiments.lifetimes
+	$(RUN) -m experiments.why_no_q_cache.lifetimes
 
 kernels: $(READY)
 	$(RUN) kvjax/native/library.py
@@ -65,7 +65,7 @@ bench-gpu: $(READY)
 # Needs the wheels of the CUDA compiler, which it names where they are missing,
 # and no GPU: make aot-h200 TARGET=h200.txtpb
 aot-h200: $(READY)
-	$(RUN) -m experiments.aot_h200 --target=$(TARGET) $(ARGS)
+	$(RUN) -m experiments.benchmark.gpu.aot_h200 --target=$(TARGET) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info out

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from kvjax.report.writer import Unwritable
+from experiments.reporting.writer import Unwritable
 
 # `--help` of an experiment shows `--config` beside its own flags.
 flags.disclaim_key_flags()
@@ -95,16 +95,25 @@ def door() -> Iterator[None]:
 
 def refuse(message: str) -> NoReturn:
   """Ends the program with a line on stderr and exit status 2."""
-  program = pathlib.Path(sys.argv[0]).stem
+  name = _program().rpartition('.')[2]
   line = ' '.join(message.split())
-  print(f'{program}: {line}', file=sys.stderr)
+  print(f'{name}: {line}', file=sys.stderr)
   raise SystemExit(2)
 
 
 def command() -> list[str]:
   """Returns the command line as another machine can run it."""
-  program = pathlib.Path(sys.argv[0]).stem
-  return ['python', '-m', f'experiments.{program}', *sys.argv[1:]]
+  return ['python', '-m', f'experiments.{_program()}', *sys.argv[1:]]
+
+
+def _program() -> str:
+  """Returns what `python -m experiments.` runs, in the words of Python."""
+  parts = pathlib.Path(sys.argv[0]).with_suffix('').parts
+  if 'experiments' in parts:  # the whole path of a file in it
+    parts = parts[len(parts) - parts[::-1].index('experiments') :]
+  else:
+    parts = parts[-1:]
+  return '.'.join(parts).removesuffix('.__main__')
 
 
 def settled(

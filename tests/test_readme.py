@@ -50,9 +50,9 @@ def test_make_targets_exist():
 
 def test_the_table_of_bytes_is_what_the_configs_say():
   import kvjax
-  from kvjax.report.answer import LLAMA, llama_bytes
-  from kvjax.training.footprint import bytes_per_token
-  from kvjax.training.variants import model
+  from experiments.reporting.answer import LLAMA, llama_bytes
+  from experiments.training.footprint import bytes_per_token
+  from experiments.training.variants import model
 
   for name, (kept, query) in llama_bytes().items():
     int8 = bytes_per_token(model(name.lower(), LLAMA), kvjax.Int8())
@@ -63,7 +63,7 @@ def test_the_table_of_bytes_is_what_the_configs_say():
 
 @pytest.mark.parametrize('module', ['sweep', 'aggregate'])
 def test_flags_of_the_commands_exist(module):
-  source = (ROOT / 'experiments' / f'{module}.py').read_text()
+  source = (ROOT / 'experiments' / module / '__main__.py').read_text()
   commands = ' '.join(code for language, code in BLOCKS if language == 'sh')
   line = commands.replace('\\\n', ' ').split(f'experiments.{module}')[1]
   line = line.split('\n')[0].split(' -- ')[0]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.decoding import query_leaf
-from kvjax.memory.readers import readers
-from kvjax.report import derived
+from experiments.why_no_q_cache import derived, query_leaf
+from experiments.why_no_q_cache.readers import readers
 from tests.compiler import as_users_do
 
 

@@ -9,20 +9,23 @@ import jax.numpy as jnp
 import pytest
 
 import kvjax
-from kvjax import kernels
-from kvjax.benchmark import (
-  ahead,
-  clock,
-  correctness,
-  for_hopper,
-  forms,
-  occupied,
-  sections,
+from experiments.benchmark import sections
+from experiments.benchmark.gpu import (
+  aot_compile as ahead,
 )
+from experiments.benchmark.gpu import (
+  aot_programs as for_hopper,
+)
+from experiments.benchmark.gpu import (
+  correctness,
+  occupied,
+)
+from experiments.measuring import clock, forms
+from experiments.measuring.variants import VARIANTS, with_attention
+from kvjax import kernels
 from kvjax.kernels import tuning
 from kvjax.layers import linear
 from kvjax.memory import plan
-from kvjax.memory.variants import VARIANTS, with_attention
 from tests.experiments.commands import ROOT
 
 PTXAS = """ptxas info    : Function properties for a

@@ -7,11 +7,20 @@ import pytest
 
 from configs import benchmark_cpu
 from experiments import launch
-from kvjax.benchmark import asked, attention, clock, findings, peers, whole
-from kvjax.benchmark.sections import SECTIONS, Run
+from experiments.benchmark import (
+  check_config as asked,
+)
+from experiments.benchmark import (
+  tables as findings,
+)
+from experiments.benchmark import (
+  whole,
+)
+from experiments.benchmark.sections import SECTIONS, Run
+from experiments.measuring import attention, clock, peers
+from experiments.reporting import records
+from experiments.reporting.writer import Writer
 from kvjax.kernels import available
-from kvjax.report import records
-from kvjax.report.writer import Writer
 from tests.experiments.commands import ROOT
 
 

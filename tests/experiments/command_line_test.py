@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import experiments
-from experiments import aggregate
-from kvjax.report import grid
+from experiments.aggregate import __main__ as aggregate
+from experiments.sweep import grid
 from tests.experiments.commands import ROOT, run
 
 BAD = {

@@ -12,11 +12,17 @@ import sys
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
-HEAVY = 'matplotlib.figure kvjax.training.study kvjax.training.sample'
-HEAVY += ' experiments.launch kvjax.report.findings kvjax.report.answer'
+HEAVY = (
+  'matplotlib.figure',
+  'experiments.launch',
+  'experiments.compare.study',
+  'experiments.compare.sample',
+  'experiments.compare.findings',
+  'experiments.reporting.answer',
+)
 FORK = f"""
 import importlib, json, os, runpy, sys
-for name in {HEAVY!r}.split():
+for name in {HEAVY!r}:
   importlib.import_module(name)
 for line in sys.stdin:
   module, flags, out, err = json.loads(line)

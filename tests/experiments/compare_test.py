@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from kvjax.report import findings, records
+from experiments.compare import findings
+from experiments.reporting import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 

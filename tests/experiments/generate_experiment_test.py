@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import kvjax
-from experiments import generate
-from kvjax.text.streaming import Streaming
+from experiments.generate import __main__ as generate
+from experiments.generate.streaming import Streaming
 from tests.checkpoints.writing import GOLDEN, altered
 from tests.experiments.flags import given_flags
 

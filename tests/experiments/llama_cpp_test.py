@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kvjax.benchmark import gguf_file, llama_cpp, model
+from experiments.measuring import gguf_file, llama_cpp, model
 
 SHAPE = {
   'layers': 2, 'width': 32, 'num_heads': 4, 'num_kv_heads': 2, 'key_width': 8,

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from configs.memory import get_config
-from experiments import launch, memory
-from kvjax.report import records
+from experiments import launch
+from experiments.memory import __main__ as memory
+from experiments.reporting import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 

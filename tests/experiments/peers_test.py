@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kvjax.benchmark import (
+from experiments.measuring import (
   attention,
   attention_peers,
   clock,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import kvjax
-from experiments import perplexity
-from kvjax.text import held_out, tokenizer
+from experiments.perplexity import __main__ as perplexity
+from experiments.perplexity import held_out
+from kvjax.text import tokenizer
 from tests.checkpoints.writing import GOLDEN
 from tests.experiments.flags import given_flags
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kvjax.report import records
+from experiments.reporting import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINE = """

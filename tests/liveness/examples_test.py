@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.why_no_q_cache import examples, given
+from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
-from kvjax.liveness import examples, given
-from kvjax.liveness.crossing import crossing
 
 SIZES = examples.Sizes(
   width=10, heads=4, kv_heads=2, key_width=4, latent=5, rotary=2, window=3

@@ -8,10 +8,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import kvjax
+from experiments.measuring.variants import with_attention
 from kvjax.checkpoints import published_names
 from kvjax.decoding import generate
 from kvjax.memory import measure, plan
-from kvjax.memory.variants import with_attention
 
 ROTARY = kvjax.Rotary(4)
 

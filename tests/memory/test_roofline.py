@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 import kvjax
-from kvjax.benchmark import growth
+from experiments.scaling import growth
+from experiments.scaling import tables as scaling
 from kvjax.memory import device, intensity, roofline
 from kvjax.memory.roofline import attention_core, read_elements
-from kvjax.report import scaling
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 import kvjax
-from kvjax.benchmark.transients import FACTOR, Case, compare, distance
+from experiments.transients.programs import (
+  FACTOR,
+  Case,
+  compare,
+  distance,
+)
 from kvjax.memory import buffers, measure, plan
 from kvjax.memory.program import compile_call, compile_encode
 

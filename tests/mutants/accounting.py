@@ -1,117 +1,117 @@
 """Faults in what is derived, counted, watched and loaded."""
 
-from tests.mutants.fault import Mutant, fault
+from tests.mutants.fault import Mutant
 
 LIVENESS: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'the_future_reads_nothing',
-    'liveness/cut',
+    'kvjax/liveness/cut.py',
     "(('out', a), 'future', maxflow.INFINITE)",
     "(('out', a), 'future', 0)",
-    'liveness/analysis_test.py',
+    'tests/liveness/analysis_test.py',
   ),
-  fault(
+  Mutant(
     'recomputation_is_free',
-    'liveness/cut',
+    'kvjax/liveness/cut.py',
     'return _keep(graph, i, size * down), redo',
     'return _keep(graph, i, size * down), 0',
-    'liveness/analysis_test.py',
+    'tests/liveness/analysis_test.py',
   ),
-  fault(
+  Mutant(
     'what_is_redone_needs_nothing',
-    'liveness/budget',
+    'kvjax/liveness/budget.py',
     'missing = any(labels.get(j) == _ABSENT for j in self.made_of[i])',
     'missing = False',
-    'liveness/budget_test.py',
+    'tests/liveness/budget_test.py',
   ),
-  fault(
+  Mutant(
     'scores_of_the_future_are_kept',
-    'liveness/tensors',
+    'kvjax/liveness/tensors.py',
     'band |= ahead',
     'band |= False',
-    'liveness/zoo_test.py::ZooTest::test_verdict_queries_by_position_plain',
+    'tests/liveness/zoo_test.py::ZooTest::test_verdict_queries_by_position_plain',
   ),
-  fault(
+  Mutant(
     'two_short_lengths_suffice',
-    'liveness/analysis',
+    'kvjax/liveness/analysis.py',
     'if length <= found.trace.length:',
     'if length:',
-    'liveness/analysis_test.py::LengthTest',
+    'tests/liveness/analysis_test.py::LengthTest',
   ),
-  fault(
+  Mutant(
     'a_higher_maximum_rescales_nothing',
-    'liveness/running',
+    'kvjax/liveness/running.py',
     'jnp.exp(before - safe)',
     'jnp.ones_like(safe)',
-    'liveness/derive_test.py::DeriveTest::test_equals_the_uncached_program_fixed_queries_named',
+    'tests/liveness/derive_test.py::DeriveTest::test_equals_the_uncached_program_fixed_queries_named',
   ),
 )
 
 MEMORY: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'codes_counted_as_floats',
-    'memory/cached',
+    'kvjax/memory/cached.py',
     'return 8 * found.itemsize',
     'return 32',
-    'memory/test_plan.py',
+    'tests/memory/test_plan.py',
   ),
-  fault(
+  Mutant(
     'windows_grow_for_ever',
-    'memory/cached',
+    'kvjax/memory/cached.py',
     'if memory.kind.limit is None:',
     'if False:',
-    'memory/test_plan.py',
+    'tests/memory/test_plan.py',
   ),
-  fault(
+  Mutant(
     'later_loops_start_from_nothing',
-    'memory/transient',
+    'kvjax/memory/transient.py',
     '[*ahead[index + 1 :], *late[: index + 1]]',
     'late[: index + 1]',
-    'memory/test_plan.py',
+    'tests/memory/test_plan.py',
   ),
-  fault(
+  Mutant(
     'a_copied_output_passes',
-    'memory/in_place',
+    'kvjax/memory/in_place.py',
     "if row.kind not in ('temporary', 'output')",
     "if row.kind not in ('temporary',)",
-    'memory/test_in_place.py',
+    'tests/memory/test_in_place.py',
   ),
-  fault(
+  Mutant(
     'a_sliced_layer_passes',
-    'memory/in_place',
+    'kvjax/memory/in_place.py',
     "return 'slice' if layer or 2 * held > size else None",
     "return 'slice' if 2 * held > size else None",
-    'memory/test_in_place.py',
+    'tests/memory/test_in_place.py',
   ),
-  fault(
+  Mutant(
     'exponent_of_the_first_doubling',
-    'benchmark/growth',
+    'experiments/scaling/growth.py',
     'dict(sorted(points.items())[-2:])',
     'dict(sorted(points.items())[:2])',
-    'memory/test_roofline.py',
+    'tests/memory/test_roofline.py',
   ),
 )
 
 CHECKPOINTS: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'four_bits_without_a_sign',
-    'checkpoints/quantized',
+    'kvjax/checkpoints/quantized.py',
     'np.concatenate([FP4, -FP4])',
     'np.concatenate([FP4, FP4])',
-    'checkpoints/test_quantized.py',
+    'tests/checkpoints/test_quantized.py',
   ),
-  fault(
+  Mutant(
     'older_rope_style_loses',
-    'checkpoints/rope',
+    'kvjax/checkpoints/rope.py',
     "settings.raw('rope_scaling') or settings.get('rope_parameters', {})",
     "settings.get('rope_parameters', {})",
-    'checkpoints/test_parity.py::test_uncached[llama3_old]',
+    'tests/checkpoints/test_parity.py::test_uncached[llama3_old]',
   ),
-  fault(
+  Mutant(
     'a_cache_of_other_params',
-    'checkpoints/saved_cache',
+    'kvjax/checkpoints/saved_cache.py',
     "_same(path, 'params', marks, fingerprint(params))",
     "_same(path, 'params', marks, marks)",
-    'facts/saved_facts_test.py',
+    'tests/facts/saved_facts_test.py',
   ),
 )

@@ -26,10 +26,9 @@ class Mutant:
 
   @property
   def row(self) -> str:
-    """A row of the table in docs/testing.md."""
-    path = self.path.removeprefix('kvjax/')
+    """A row of docs/dev/mutants.md."""
     old, new = (text.replace('|', '\\|') for text in (self.old, self.new))
-    return f'| {self.name} | {path} | `{old}` | `{new}` |'
+    return f'| {self.name} | {self.path} | `{old}` | `{new}` |'
 
   def apply(self, text: str) -> str:
     """Returns the file with the fault.
@@ -44,8 +43,3 @@ class Mutant:
         'fault must match once. Change its text in tests/mutants/.'
       )
     return text.replace(self.old, self.new)
-
-
-def fault(name: str, module: str, old: str, new: str, test: str) -> Mutant:
-  """Returns a fault of `kvjax/{module}.py` for `tests/{test}` to notice."""
-  return Mutant(name, f'kvjax/{module}.py', old, new, f'tests/{test}')

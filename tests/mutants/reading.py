@@ -1,93 +1,93 @@
 """Faults in what is read: scores, positions, steps and draws."""
 
-from tests.mutants.fault import Mutant, fault
+from tests.mutants.fault import Mutant
 
 CORE: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'merge_without_the_maximum',
-    'attention/attend',
+    'kvjax/attention/attend.py',
     'finite(jnp.max(jnp.stack(lses), axis=0))',
     'jnp.zeros_like(lses[0])',
-    'attention/merge_test.py::MergeTest',
+    'tests/attention/merge_test.py::MergeTest',
   ),
-  fault(
+  Mutant(
     'sink_logit_ignored',
-    'attention/attend',
+    'kvjax/attention/attend.py',
     'out * jax.nn.sigmoid(lse - sinks)[..., None]',
     'out',
-    'attention/merge_test.py::SinkLogitTest',
+    'tests/attention/merge_test.py::SinkLogitTest',
   ),
-  fault(
+  Mutant(
     'sink_logit_not_in_lse',
-    'attention/attend',
+    'kvjax/attention/attend.py',
     'jnp.logaddexp(lse, sinks)',
     'lse',
-    'attention/merge_test.py::SinkLogitTest',
+    'tests/attention/merge_test.py::SinkLogitTest',
   ),
-  fault(
+  Mutant(
     'blocks_not_rescaled',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     'out * keep[..., None] + _weigh',
     'out + _weigh',
-    'attention/attend_test.py::AttendTest',
+    'tests/attention/attend_test.py::AttendTest',
   ),
-  fault(
+  Mutant(
     'values_not_zeroed_in_empty_slots',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     'jnp.where(held, values, jnp.zeros_like(values))',
     'values',
-    'attention/attend_test.py::AttendTest',
+    'tests/attention/attend_test.py::AttendTest',
   ),
-  fault(
+  Mutant(
     'empty_row_divides_by_zero',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     'jnp.where(empty, 1.0, total)',
     'total',
-    'attention/attend_test.py::AttendTest',
+    'tests/attention/attend_test.py::AttendTest',
   ),
-  fault(
+  Mutant(
     'softcap_after_bias',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     'scores = (scores.reshape(shape) + bias).reshape(scores.shape)',
     'scores = (scores.reshape(shape) + bias).reshape(scores.shape); c = '
     'scoring.softcap; '
     'scores = scores if c is None else c * jnp.tanh(scores / c)',
-    'attention/attend_test.py::AttendTest',
+    'tests/attention/attend_test.py::AttendTest',
   ),
-  fault(
+  Mutant(
     'last_block_read_twice',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     'jnp.where(repeated[None, None, :], -1, keys)',
     'keys',
-    'attention/attend_test.py::AttendTest',
+    'tests/attention/attend_test.py::AttendTest',
   ),
-  fault(
+  Mutant(
     'last_block_not_read',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     '(jnp.minimum(filled, view.slots) + size - 1) // size',
     'jnp.minimum(filled, view.slots) // size',
-    'attention/attend_test.py::AttendTest',
+    'tests/attention/attend_test.py::AttendTest',
   ),
-  fault(
+  Mutant(
     'ordered_slots_stop_too_early',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     'jnp.max(positions) + 1)',
     'jnp.max(positions))',
-    'attention/attend_test.py::AttendTest',
+    'tests/attention/attend_test.py::AttendTest',
   ),
-  fault(
+  Mutant(
     'received_forgets_other_blocks',
-    'kernels/blockwise',
+    'kvjax/kernels/blockwise.py',
     'total, old + weights, start',
     'total, weights, start',
-    'attention/passes_test.py::WeightsTest',
+    'tests/attention/passes_test.py::WeightsTest',
   ),
-  fault(
+  Mutant(
     'prompt_kernel_reads_empty_slots',
-    'kernels/cudnn',
+    'kvjax/kernels/cudnn.py',
     'jnp.where((held >= 0)[..., None], stored[name].codes, 0)',
     'stored[name].codes',
-    'kernels/cudnn_test.py::AnswerTest',
+    'tests/kernels/cudnn_test.py::AnswerTest',
   ),
   Mutant(
     'larger_score_leaves_the_sums',
@@ -110,223 +110,223 @@ CORE: tuple[Mutant, ...] = (
     'return table ? page : S - slot;',
     'tests/kernels/kernels_test.py::KernelTest::test_pages_96_int8',
   ),
-  fault(
+  Mutant(
     'block_beside_a_kernel_ignored',
-    'kernels/selection',
+    'kvjax/kernels/selection.py',
     'reason = reason or _refuses_block(name, view, block)',
     'reason = reason or _refuses_block(name, view, None)',
-    'kernels/selection_test.py::SelectionTest::test_a_size_of_block_is_refused_by_a_kernel_that_takes_none',
+    'tests/kernels/selection_test.py::SelectionTest::test_a_size_of_block_is_refused_by_a_kernel_that_takes_none',
   ),
-  fault(
+  Mutant(
     'written_before_it_is_read',
-    'attention/cached',
+    'kvjax/attention/cached.py',
     'views = kind.views(old, store, step.before)',
     'views = kind.views(book, store, step.before)',
-    'facts/storage_facts_test.py::StorageFacts::test_hybrid_offers_more_than_it_stores',
+    'tests/facts/storage_facts_test.py::StorageFacts::test_hybrid_offers_more_than_it_stores',
   ),
-  fault(
+  Mutant(
     'kind_does_not_narrow_the_mask',
-    'attention/cached',
+    'kvjax/attention/cached.py',
     'seen = kind.narrow(scoring.visibility)',
     'seen = scoring.visibility',
-    'facts/latent_facts_test.py::LatentFacts::test_chunks_that_straddle_the_wrap_chunk',
+    'tests/facts/latent_facts_test.py::LatentFacts::test_chunks_that_straddle_the_wrap_chunk',
   ),
 )
 
 POSITIONS: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'rotated_the_wrong_way',
-    'attention/rotary',
+    'kvjax/attention/rotary.py',
     '(a * cos - b * sin, a * sin + b * cos)',
     '(a * cos + b * sin, b * cos - a * sin)',
-    'attention/rotary_test.py::RotaryTest::test_golden',
+    'tests/attention/rotary_test.py::RotaryTest::test_golden',
   ),
-  fault(
+  Mutant(
     'yarn_ramp_reversed',
-    'attention/rotary',
+    'kvjax/attention/rotary.py',
     'plain * (1 - ramp)',
     'plain * ramp',
-    'attention/rotary_test.py::RotaryTest::test_table_yarn__with_jit',
+    'tests/attention/rotary_test.py::RotaryTest::test_table_yarn__with_jit',
   ),
-  fault(
+  Mutant(
     'longrope_off_by_one',
-    'attention/rotary',
+    'kvjax/attention/rotary.py',
     'length > self.original',
     'length >= self.original',
-    'attention/rotary_test.py::RotaryTest::test_table_longrope_short__with_jit',
+    'tests/attention/rotary_test.py::RotaryTest::test_table_longrope_short__with_jit',
   ),
-  fault(
+  Mutant(
     'alibi_backwards',
-    'attention/bias',
+    'kvjax/attention/bias.py',
     '(keys - queries).astype',
     '(queries - keys).astype',
-    'attention/bias_test.py',
+    'tests/attention/bias_test.py',
   ),
-  fault(
+  Mutant(
     'buckets_off_by_one',
-    'attention/bias',
+    'kvjax/attention/bias.py',
     'exact = buckets // 2',
     'exact = buckets // 2 + 1',
-    'attention/bias_test.py',
+    'tests/attention/bias_test.py',
   ),
-  fault(
+  Mutant(
     'latent_wrong_scale',
-    'attention/latent',
+    'kvjax/attention/latent.py',
     'width = self.key_width + self.rotary.width',
     'width = self.latent_width + self.rotary.width',
-    'attention/variants_test.py::LatentTest::test_expanded_is_the_paper',
+    'tests/attention/variants_test.py::LatentTest::test_expanded_is_the_paper',
   ),
-  fault(
+  Mutant(
     'absorbed_reads_no_rotary',
-    'attention/latent',
+    'kvjax/attention/latent.py',
     "'rotary': checkpoint_name(turned, 'query_rotary')[:, None],",
     "'rotary': 0 * checkpoint_name(turned, 'query_rotary')[:, None],",
-    'attention/variants_test.py::LatentTest::test_absorbed_equals_expanded_plain__with_jit',
+    'tests/attention/variants_test.py::LatentTest::test_absorbed_equals_expanded_plain__with_jit',
   ),
-  fault(
+  Mutant(
     'latent_not_normalised',
-    'attention/latent',
+    'kvjax/attention/latent.py',
     "latent = self.norm(params['latent_norm'], latent)[:, None]",
     'latent = latent[:, None]',
-    'attention/variants_test.py::LatentTest::test_expanded_is_the_paper',
+    'tests/attention/variants_test.py::LatentTest::test_expanded_is_the_paper',
   ),
 )
 
 STEPS: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'rotary_at_the_retained_count',
-    'decoding/advance',
+    'kvjax/decoding/advance.py',
     'at = positions if limit is None',
     'at = jnp.minimum(positions, 5) if limit is None',
-    'facts/position_facts_test.py::PositionFacts::test_evicted_cache_equals_attention_to_survivors',
+    'tests/facts/position_facts_test.py::PositionFacts::test_evicted_cache_equals_attention_to_survivors',
   ),
-  fault(
+  Mutant(
     'overflow_not_sticky',
-    'decoding/advance',
+    'kvjax/decoding/advance.py',
     'overflow=cache.overflow | ~fits',
     'overflow=~fits',
-    'facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
+    'tests/facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
   ),
-  fault(
+  Mutant(
     'too_long_a_chunk_written',
-    'decoding/advance',
+    'kvjax/decoding/advance.py',
     'return cache, held & fits[:, None]',
     'return cache, held',
-    'facts/overflow_facts_test.py::OverflowFacts::test_a_chunk_that_does_not_fit_is_dropped_whole1',
+    'tests/facts/overflow_facts_test.py::OverflowFacts::test_a_chunk_that_does_not_fit_is_dropped_whole1',
   ),
-  fault(
+  Mutant(
     'nan_row_not_marked',
-    'decoding/advance',
+    'kvjax/decoding/advance.py',
     'jnp.where(lost[:, None, None], jnp.nan, x)',
     'x',
-    'facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
+    'tests/facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
   ),
-  fault(
+  Mutant(
     'lengths_ignored',
-    'models/forward',
+    'kvjax/models/forward.py',
     'return held & (steps < lengths[:, None])',
     'return held',
-    'decoding/steps_test.py::StepsTest::test_prefill_is_the_last_row_of_extend',
+    'tests/decoding/steps_test.py::StepsTest::test_prefill_is_the_last_row_of_extend',
   ),
-  fault(
+  Mutant(
     'left_padding_as_right',
-    'models/forward',
+    'kvjax/models/forward.py',
     'steps = tokens.shape[1] - 1 - steps',
     'steps = steps + 0',
-    'decoding/steps_test.py::StepsTest::test_left_and_right_padding_agree',
+    'tests/decoding/steps_test.py::StepsTest::test_left_and_right_padding_agree',
   ),
-  fault(
+  Mutant(
     'inactive_rows_advance',
-    'decoding/steps',
+    'kvjax/decoding/steps.py',
     'held &= active',
     'held |= active',
-    'decoding/steps_test.py::StepsTest::test_inactive_rows_stand_still',
+    'tests/decoding/steps_test.py::StepsTest::test_inactive_rows_stand_still',
   ),
-  fault(
+  Mutant(
     'correction_joins_the_weights',
-    'models/experts',
+    'kvjax/models/experts.py',
     'jnp.take_along_axis(scores, picked',
     'jnp.take_along_axis(choice, picked',
-    'models/experts_test.py::ExpertsTest::test_equals_loops_deepseek_v3__with_jit',
+    'tests/models/experts_test.py::ExpertsTest::test_equals_loops_deepseek_v3__with_jit',
   ),
-  fault(
+  Mutant(
     'line_not_scaled',
-    'layers/linear',
+    'kvjax/layers/linear.py',
     'y = y * scale[:, None]',
     'y = y * scale[0]',
-    'models/quantize_test.py::test_a_coded_model_is_the_float_model_that_it_decodes_to',
+    'tests/models/quantize_test.py::test_a_coded_model_is_the_float_model_that_it_decodes_to',
   ),
 )
 
 SAMPLING: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'top_p_off',
-    'decoding/sampling',
+    'kvjax/decoding/sampling.py',
     'before < sampling.top_p',
     'before + probs < sampling.top_p',
-    'decoding/sampling_test.py::FilterTest::test_golden_nucleus',
+    'tests/decoding/sampling_test.py::FilterTest::test_golden_nucleus',
   ),
-  fault(
+  Mutant(
     'top_k_off',
-    'decoding/sampling',
+    'kvjax/decoding/sampling.py',
     'jax.lax.top_k(logits, top_k)[1]',
     'jax.lax.top_k(logits, 1)[1]',
-    'decoding/sampling_test.py::FilterTest::test_equals_numpy_top_k_4__with_jit',
+    'tests/decoding/sampling_test.py::FilterTest::test_equals_numpy_top_k_4__with_jit',
   ),
-  fault(
+  Mutant(
     'min_p_not_a_logarithm',
-    'decoding/sampling',
+    'kvjax/decoding/sampling.py',
     'jnp.log(jnp.float32(sampling.min_p))',
     'jnp.float32(sampling.min_p)',
-    'decoding/sampling_test.py::FilterTest::test_equals_numpy_min_p_0.05__with_jit',
+    'tests/decoding/sampling_test.py::FilterTest::test_equals_numpy_min_p_0.05__with_jit',
   ),
-  fault(
+  Mutant(
     'temperature_ignored',
-    'decoding/sampling',
+    'kvjax/decoding/sampling.py',
     'below / temperature, below',
     'below, below',
-    'decoding/sampling_test.py::SampleTest::test_temperature_and_counts0',
+    'tests/decoding/sampling_test.py::SampleTest::test_temperature_and_counts0',
   ),
-  fault(
+  Mutant(
     'nan_row_gives_a_token',
-    'decoding/sampling',
+    'kvjax/decoding/sampling.py',
     'jnp.where(lost, NO_TOKEN, tokens)',
     'tokens',
-    'decoding/sampling_test.py::SampleTest::test_a_row_of_nan_gives_no_token',
+    'tests/decoding/sampling_test.py::SampleTest::test_a_row_of_nan_gives_no_token',
   ),
-  fault(
+  Mutant(
     'row_seed_ignored',
-    'decoding/sampling',
+    'kvjax/decoding/sampling.py',
     'jax.vmap(jax.random.key)(seeds)',
     'jax.vmap(jax.random.key)(0 * seeds)',
-    'decoding/generate_test.py::SeedTest::test_rows_draw_by_their_own_seed',
+    'tests/decoding/generate_test.py::SeedTest::test_rows_draw_by_their_own_seed',
   ),
-  fault(
+  Mutant(
     'stop_token_ignored',
-    'decoding/generate',
+    'kvjax/decoding/generate.py',
     'alive &= token != stop',
     'alive &= alive',
-    'decoding/generate_test.py::StopTest::test_stop_tokens',
+    'tests/decoding/generate_test.py::StopTest::test_stop_tokens',
   ),
-  fault(
+  Mutant(
     'stop_length_off_by_one',
-    'decoding/generate',
+    'kvjax/decoding/generate.py',
     'count < run.limit',
     'count <= run.limit',
-    'decoding/generate_test.py::StopTest::test_stop_lengths',
+    'tests/decoding/generate_test.py::StopTest::test_stop_lengths',
   ),
-  fault(
+  Mutant(
     'room_off_by_one',
-    'decoding/generate',
+    'kvjax/decoding/generate.py',
     'np.maximum(limit - 1, 0)',
     'limit',
-    'decoding/generate_test.py::RoomTest::test_room_is_asked_for_first',
+    'tests/decoding/generate_test.py::RoomTest::test_room_is_asked_for_first',
   ),
-  fault(
+  Mutant(
     'every_token_draws_with_one_key',
-    'decoding/generate',
+    'kvjax/decoding/generate.py',
     'jax.vmap(jax.random.fold_in)(run.keys, run.count)',
     'run.keys',
-    'decoding/generate_test.py::SeedTest::test_every_token_is_drawn_anew',
+    'tests/decoding/generate_test.py::SeedTest::test_every_token_is_drawn_anew',
   ),
 )

@@ -1,245 +1,245 @@
 """Faults in what is kept, where it goes and which rows there are."""
 
-from tests.mutants.fault import Mutant, fault
+from tests.mutants.fault import Mutant
 
 MASKS: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'window_off_by_one',
-    'caches/visibility',
+    'kvjax/caches/visibility.py',
     'keys < self.window',
     'keys <= self.window',
-    'caches/visibility_test.py',
+    'tests/caches/visibility_test.py',
   ),
-  fault(
+  Mutant(
     'causal_off_by_one',
-    'caches/visibility',
+    'kvjax/caches/visibility.py',
     'keys <= queries',
     'keys < queries',
-    'caches/visibility_test.py',
+    'tests/caches/visibility_test.py',
   ),
-  fault(
+  Mutant(
     'chunk_sees_earlier_chunks',
-    'caches/visibility',
+    'kvjax/caches/visibility.py',
     'self.chunk == keys',
     'self.chunk >= keys',
-    'caches/visibility_test.py',
+    'tests/caches/visibility_test.py',
   ),
-  fault(
+  Mutant(
     'sinks_not_seen',
-    'caches/visibility',
+    'kvjax/caches/visibility.py',
     'near | (keys < self.sink_tokens)',
     'near',
-    'caches/visibility_test.py',
+    'tests/caches/visibility_test.py',
   ),
 )
 
 KINDS: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'clamp_on_overflow',
-    'caches/kind',
+    'kvjax/caches/kind.py',
     "mode='drop'",
     "mode='clip'",
-    'caches/kinds_test.py::KindTest',
+    'tests/caches/kinds_test.py::KindTest',
   ),
-  fault(
+  Mutant(
     'one_token_too_many',
-    'decoding/advance',
+    'kvjax/decoding/advance.py',
     '(cache.length + count <= cache.layout.limit)',
     '(cache.length + count <= cache.layout.limit + 1)',
-    'facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
+    'tests/facts/overflow_facts_test.py::OverflowFacts::test_decode_beyond_the_end_dense',
   ),
-  fault(
+  Mutant(
     'position_is_slot',
-    'caches/kind',
+    'kvjax/caches/kind.py',
     'write_rows(book.positions, positions[:, None, :], slots)',
     'write_rows(book.positions, slots, slots)',
-    'facts/storage_facts_test.py::StorageFacts::test_ring_cycles',
+    'tests/facts/storage_facts_test.py::StorageFacts::test_ring_cycles',
   ),
-  fault(
+  Mutant(
     'rewind_keeps_positions',
-    'caches/kind',
+    'kvjax/caches/kind.py',
     'jnp.where(held < after[:, None, None], held, EMPTY)',
     'held',
-    'caches/kinds_test.py::KindTest',
+    'tests/caches/kinds_test.py::KindTest',
   ),
-  fault(
+  Mutant(
     'ring_not_modulo',
-    'caches/ring',
+    'kvjax/caches/ring.py',
     'positions % self.size',
     'jnp.minimum(positions, self.size - 1)',
-    'facts/storage_facts_test.py::StorageFacts::test_ring_cycles',
+    'tests/facts/storage_facts_test.py::StorageFacts::test_ring_cycles',
   ),
-  fault(
+  Mutant(
     'ring_forgets_too_early',
-    'caches/ring',
+    'kvjax/caches/ring.py',
     'positions > last - self.size',
     'positions > last - self.size + 1',
-    'facts/storage_facts_test.py::StorageFacts::test_long_prompt_keeps_its_end',
+    'tests/facts/storage_facts_test.py::StorageFacts::test_long_prompt_keeps_its_end',
   ),
-  fault(
+  Mutant(
     'ring_chunk_off_by_one',
-    'caches/ring',
+    'kvjax/caches/ring.py',
     'else self.slack + 1',
     'else self.slack + 2',
-    'facts/storage_facts_test.py::StorageFacts::test_bursts_lose_no_key_2_slack_0',
+    'tests/facts/storage_facts_test.py::StorageFacts::test_bursts_lose_no_key_2_slack_0',
   ),
-  fault(
+  Mutant(
     'ring_rewinds_too_far',
-    'caches/ring',
+    'kvjax/caches/ring.py',
     'lowest + self.window - 1',
     'lowest + self.window - 2',
-    'caches/kinds_test.py::KindTest',
+    'tests/caches/kinds_test.py::KindTest',
   ),
-  fault(
+  Mutant(
     'sinks_not_kept',
-    'caches/sinks',
+    'kvjax/caches/sinks.py',
     '(positions < self.sinks) | (positions > last - self.ring)',
     'positions > last - self.ring',
-    'facts/storage_facts_test.py::StorageFacts::test_sinks_stay_while_the_ring_cycles',
+    'tests/facts/storage_facts_test.py::StorageFacts::test_sinks_stay_while_the_ring_cycles',
   ),
-  fault(
+  Mutant(
     'sinks_overwritten',
-    'caches/sinks',
+    'kvjax/caches/sinks.py',
     'self.sinks + (positions - self.sinks) % self.ring',
     'positions % self.size',
-    'facts/storage_facts_test.py::StorageFacts::test_sinks_stay_while_the_ring_cycles',
+    'tests/facts/storage_facts_test.py::StorageFacts::test_sinks_stay_while_the_ring_cycles',
   ),
-  fault(
+  Mutant(
     'renumber_limit_off_by_one',
-    'caches/sinks',
+    'kvjax/caches/sinks.py',
     'self.sinks + self.window - 1',
     'self.sinks + self.window',
-    'facts/position_facts_test.py::PositionFacts::test_renumbered_sinks_use_the_models_own_table_paper',
+    'tests/facts/position_facts_test.py::PositionFacts::test_renumbered_sinks_use_the_models_own_table_paper',
   ),
 )
 
 BOUNDED: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'budget_off_by_one',
-    'caches/bounded',
+    'kvjax/caches/bounded.py',
     'survivors = self.budget - 1',
     'survivors = self.budget',
-    'caches/kinds_test.py::ScoreTest',
+    'tests/caches/kinds_test.py::ScoreTest',
   ),
-  fault(
+  Mutant(
     'reused_slot_keeps_its_score',
-    'caches/bounded',
+    'kvjax/caches/bounded.py',
     'jnp.where(book.positions < before, total, 0.0)',
     'total',
-    'caches/kinds_test.py::ScoreTest',
+    'tests/caches/kinds_test.py::ScoreTest',
   ),
-  fault(
+  Mutant(
     'bounded_evicts_newest',
-    'caches/scores',
+    'kvjax/caches/scores.py',
     'return -age.astype(jnp.float32)',
     'return age.astype(jnp.float32)',
-    'caches/kinds_test.py::ScoreTest',
+    'tests/caches/kinds_test.py::ScoreTest',
   ),
-  fault(
+  Mutant(
     'score_summed_over_batch',
-    'caches/scores',
+    'kvjax/caches/scores.py',
     'return total + weights',
     'return total + weights.sum(axis=0, keepdims=True)',
-    'caches/kinds_test.py::ScoreTest',
+    'tests/caches/kinds_test.py::ScoreTest',
   ),
-  fault(
+  Mutant(
     'recent_off_by_one',
-    'caches/scores',
+    'kvjax/caches/scores.py',
     'age < self.recent',
     'age <= self.recent',
-    'caches/kinds_test.py::ScoreTest',
+    'tests/caches/kinds_test.py::ScoreTest',
   ),
 )
 
 CODECS: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'one_scale_for_all',
-    'caches/codecs',
+    'kvjax/caches/codecs.py',
     'jnp.max(jnp.abs(x), axis=-1) / 127',
     'jnp.broadcast_to(jnp.max(jnp.abs(x)), x.shape[:-1]) / 127',
-    'caches/codecs_test.py',
+    'tests/caches/codecs_test.py',
   ),
-  fault(
+  Mutant(
     'codes_cut_not_rounded',
-    'caches/codecs',
+    'kvjax/caches/codecs.py',
     'jnp.round(',
     'jnp.trunc(',
-    'caches/codecs_test.py',
+    'tests/caches/codecs_test.py',
   ),
 )
 
 PAGES: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'freed_page_not_cleared',
-    'caches/paged',
+    'kvjax/caches/paged.py',
     'held = jnp.where((references > 0)[None, :, None], positions, EMPTY)',
     'held = positions',
-    'caches/paged_test.py',
+    'tests/caches/paged_test.py',
   ),
-  fault(
+  Mutant(
     'shared_partial_page_not_copied',
-    'caches/paged',
+    'kvjax/caches/paged.py',
     'copy = valid & (earlier | (readers > 0))',
     'copy = jnp.zeros_like(valid)',
-    'caches/paged_test.py',
+    'tests/caches/paged_test.py',
   ),
-  fault(
+  Mutant(
     'reference_not_released',
-    'caches/paged',
+    'kvjax/caches/paged.py',
     'jnp.where(dropped, EMPTY, book.table)',
     'book.table',
-    'caches/paged_test.py',
+    'tests/caches/paged_test.py',
   ),
-  fault(
+  Mutant(
     'free_pages_promised_twice',
-    'caches/paged',
+    'kvjax/caches/paged.py',
     'jnp.cumsum(need[order]) <= free',
     'need[order] <= free',
-    'caches/paged_test.py',
+    'tests/caches/paged_test.py',
   ),
-  fault(
+  Mutant(
     'page_of_none_holds_tokens',
-    'caches/view',
+    'kvjax/caches/view.py',
     'jnp.where(there, by_row(pool, table), -1)',
     'by_row(pool, table)',
-    'caches/paged_test.py',
+    'tests/caches/paged_test.py',
   ),
 )
 
 ALGEBRA: tuple[Mutant, ...] = (
-  fault(
+  Mutant(
     'scale_not_gathered',
-    'decoding/algebra',
+    'kvjax/decoding/algebra.py',
     "if 'batch' not in axes:",
     "if 'batch' not in axes or (x.ndim == 3 and x.dtype == 'float32'):",
-    'facts/batch_facts_test.py::AlgebraFacts::test_reorder_gqa_int8',
+    'tests/facts/batch_facts_test.py::AlgebraFacts::test_reorder_gqa_int8',
   ),
-  fault(
+  Mutant(
     'take_not_gathering_positions',
-    'decoding/algebra',
+    'kvjax/decoding/algebra.py',
     "if 'batch' not in axes:",
     "if 'batch' not in axes or (x.ndim == 3 and x.dtype == 'int32'):",
-    'facts/batch_facts_test.py::AlgebraFacts::test_reorder_gqa_int8',
+    'tests/facts/batch_facts_test.py::AlgebraFacts::test_reorder_gqa_int8',
   ),
-  fault(
+  Mutant(
     'flag_survives_rewind',
-    'decoding/algebra',
+    'kvjax/decoding/algebra.py',
     'lost = ~(able & fits)',
     'lost = cache.overflow | ~(able & fits)',
-    'decoding/algebra_test.py::RewindTest::test_it_clears_the_flag',
+    'tests/decoding/algebra_test.py::RewindTest::test_it_clears_the_flag',
   ),
-  fault(
+  Mutant(
     'earliest_of_the_wrong_layer',
-    'decoding/algebra',
+    'kvjax/decoding/algebra.py',
     'found = jnp.maximum(found, kind.earliest',
     'found = jnp.minimum(found, kind.earliest',
-    'decoding/algebra_test.py::RewindTest::test_every_layer_of_a_mixture',
+    'tests/decoding/algebra_test.py::RewindTest::test_every_layer_of_a_mixture',
   ),
-  fault(
+  Mutant(
     'donated_check_missing',
-    'decoding/cache',
+    'kvjax/decoding/cache.py',
     'if length.is_deleted():',
     'if False:',
-    'decoding/donation_test.py::DonationTest::test_the_rest_says_so_too',
+    'tests/decoding/donation_test.py::DonationTest::test_the_rest_says_so_too',
   ),
 )

@@ -25,9 +25,11 @@ from tests.mutants.fault import Mutant
 from tests.mutants.table import MUTANTS
 
 ROOT = pathlib.Path(__file__).parents[2]
-PARTS = ('kvjax', 'tests', 'pyproject.toml')
+PARTS = ('kvjax', 'experiments', 'configs', 'tests', 'pyproject.toml')
 
-LIST = flags.DEFINE_bool('list', False, 'Print a Markdown table, run nothing.')
+LIST = flags.DEFINE_bool(
+  'list', False, 'Print docs/dev/mutants.md, run nothing.'
+)
 ONLY = flags.DEFINE_multi_string('only', [], 'Names of faults to apply.')
 PROCESSES = flags.DEFINE_integer('processes', 2, 'Faults tried at a time.')
 TIMEOUT = flags.DEFINE_integer('timeout', 600, 'Seconds for one fault.')
@@ -39,8 +41,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Unknown argument {argv[1]!r}; use --only NAME.')
   mutants = choose(ONLY.value)
   if LIST.value:
-    print('| fault | file | stands | becomes |\n| --- | --- | --- | --- |')
-    print('\n'.join(mutant.row for mutant in mutants))
+    print(page(mutants), end='')
     return
   start = time.time()
   with tempfile.TemporaryDirectory(prefix='mutants-') as scratch:
@@ -53,6 +54,18 @@ def main(argv: Sequence[str]) -> None:
   if alive:
     print('Not dead:', ', '.join(alive))
     sys.exit(1)
+
+
+def page(mutants: Sequence[Mutant]) -> str:
+  """Returns docs/dev/mutants.md."""
+  rows = '\n'.join(mutant.row for mutant in mutants)
+  return (
+    '# Faults that the suite must notice\n\n'
+    'Each row is one edit of one file, made by `make mutants` on a copy; the '
+    'tests named in `tests/mutants/` must fail.\n'
+    'This page is printed by `python -m tests.mutants.run --list`.\n\n'
+    f'| fault | file | text | becomes |\n| --- | --- | --- | --- |\n{rows}\n'
+  )
 
 
 def choose(names: Sequence[str]) -> list[Mutant]:
@@ -96,7 +109,7 @@ def by_file(mutants: Sequence[Mutant]) -> dict[str, list[str]]:
   """Returns the tests that faults name, each once, by file."""
   files: dict[str, list[str]] = {}
   for test in dict.fromkeys(mutant.test for mutant in mutants):
-    files.setdefault(test.partition('::')[0], []).append(test)
+    files.setdeMutant(test.partition('::')[0], []).append(test)
   return files
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvjax.benchmark import loop
+from experiments.kernel_loop import loop
 from kvjax.native.library import BuildError
 
 CASES = (

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from experiments.why_no_q_cache import note
 from kvjax import liveness
-from kvjax.report import note
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs'
 PAGES = ('why_no_q.md', 'why_no_q.zh.md')

@@ -7,8 +7,16 @@ import re
 import numpy as np
 import pytest
 
-from kvjax.report import answer, plots, records, summary, writer
-from kvjax.report.blocks import Code, Heading, Picture, Table, Text, page
+from experiments.aggregate import summary
+from experiments.reporting import answer, plots, records, writer
+from experiments.reporting.blocks import (
+  Code,
+  Heading,
+  Picture,
+  Table,
+  Text,
+  page,
+)
 
 PNG = b'\x89PNG'
 BLOCKS = (

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import kvjax
+from experiments.generate.streaming import Streaming
 from kvjax.text import chat, prompts, tokenizer
 from kvjax.text.chat import load_template
-from kvjax.text.streaming import Streaming
 from tests.checkpoints.writing import GOLDEN
 
 CONFIG = kvjax.load_config(GOLDEN / 'llama')

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvjax.training import text
+from experiments.training import text
 
 
 def _corpus(blocks=45, extra=7):

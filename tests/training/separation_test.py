@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.decoding.separation import readers, replay, separate
-from kvjax.training import variants
+from experiments.measuring.separation import readers, replay, separate
+from experiments.training import variants
 
 SHAPE = variants.Shape(2, 20, 4, 2, 6, 4, 10, 2, 30, vocab_size=23)
 

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.training import evaluate, loss, step, variants
-from kvjax.training.footprint import bytes_per_token, query_bytes_per_token
-from kvjax.training.text import split
+from experiments.compare import evaluate
+from experiments.training import loss, step, variants
+from experiments.training.footprint import (
+  bytes_per_token,
+  query_bytes_per_token,
+)
+from experiments.training.text import split
 
 SHAPE = variants.Shape(
   layers=2,

@@ -1,0 +1,73 @@
+"""Turns JSON lines of any experiments into tables for a paper.
+
+  python -m experiments.aggregate --where=record=quality --by=variant,cache \
+      --value=bits,held_per_token --format=latex out/sweep/*/compare.jsonl
+
+A row a group; median over its records and half their range (±). Formats:
+markdown, csv (all digits, spread in a column of its own) and latex (booktabs).
+"""
+
+import pathlib
+from typing import Any
+
+from absl import app, flags
+
+from experiments import launch
+from experiments.aggregate import summary
+from experiments.reporting import records
+
+_BY = flags.DEFINE_list('by', ['variant', 'cache'], 'Fields of a group.')
+_VALUE = flags.DEFINE_list('value', ['bits'], 'Numeric fields.')
+_WHERE = flags.DEFINE_multi_string('where', [], 'field=value to select by.')
+_FORMAT = flags.DEFINE_list('format', ['markdown'], 'markdown, csv, latex.')
+_OUT = flags.DEFINE_string('out', None, 'Path without ending; default stdout.')
+_ENDINGS = {'markdown': '.md', 'csv': '.csv', 'latex': '.tex'}
+
+
+def conditions(where: list[str]) -> dict[str, str]:
+  """Returns field -> value of `field=value` texts."""
+  pairs = {}
+  for text in where:
+    name, equals, value = text.partition('=')
+    if not name or not equals:
+      raise ValueError(f'where={text!r} must be field=value.')
+    pairs[name] = value
+  return pairs
+
+
+def tables(paths: list[str]) -> dict[str, str]:
+  """Returns the table in each wanted format."""
+  if not paths:
+    raise ValueError('No files: name the .jsonl files to aggregate.')
+  for name in _FORMAT.value:
+    if name not in summary.FORMATS:
+      raise ValueError(
+        f'format={name!r} is unknown; known: {", ".join(summary.FORMATS)}.'
+      )
+  found: list[dict[str, Any]] = records.read(map(pathlib.Path, paths))
+  columns, rows = summary.summarize(
+    found, _BY.value, _VALUE.value, conditions(_WHERE.value)
+  )
+  return {name: summary.FORMATS[name](columns, rows) for name in _FORMAT.value}
+
+
+def main(argv: list[str]) -> None:
+  with launch.door():
+    made = tables(argv[1:])
+  for name, text in made.items():
+    if _OUT.value is None:
+      print(text)
+    else:
+      path = pathlib.Path(_OUT.value + _ENDINGS[name])
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(text)
+      print(path)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  with launch.door():
+    return flags.FLAGS(argv)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)

@@ -1,0 +1,131 @@
+"""Median and spread of a field over repeats, as Markdown, CSV or LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.reporting.blocks import cell
+
+Row = list[Any]
+
+
+def summarize(
+  records: Sequence[Mapping[str, Any]],
+  by: Sequence[str],
+  values: Sequence[str],
+  where: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[Row]]:
+  """Groups records and returns a table of medians and half ranges.
+
+  A field may be dotted, to reach into a record: `config.seed`.
+
+  Args:
+    records: as read from JSON lines.
+    by: fields whose values make a group, one row each, in order of appearance.
+    values: numeric fields; two columns each, median and half the range.
+    where: field -> value that a record must have, compared as text.
+
+  Returns:
+    Column names, the last of them `n`, and rows.
+
+  Raises:
+    ValueError: no record has these fields.
+  """
+  wanted = [r for r in records if _matches(r, where or {})]
+  groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+  for record in wanted:
+    key = tuple(_get(record, name) for name in by)
+    if None not in key and any(_get(record, v) is not None for v in values):
+      groups.setdefault(key, []).append(record)
+  kept = [record for group in groups.values() for record in group]
+  if not all(any(_get(r, v) is not None for r in kept) for v in values):
+    known = sorted({name for record in wanted for name in record})
+    raise ValueError(
+      f'by={",".join(by)} value={",".join(values)}: not all are fields of the '
+      f'{len(wanted)} selected records; theirs: {", ".join(known) or "none"}.'
+    )
+  columns = [*by]
+  for value in values:
+    columns += [value, f'{value} ±']
+  rows = [
+    [*key, *_statistics(group, values), len(group)]
+    for key, group in groups.items()
+  ]
+  return [*columns, 'n'], rows
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
+  """Returns a Markdown table, spreads joined to their medians."""
+  head, body = _joined(columns, rows)
+  lines = [head, ['---'] * len(head), *body]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
+  """Returns a LaTeX tabular (booktabs), spreads joined to their medians."""
+  head, body = _joined(columns, rows)
+  lines = [_latex_row(head), r'\midrule', *map(_latex_row, body)]
+  inside = '\n'.join([r'\toprule', *lines, r'\bottomrule'])
+  align = 'l' * (len(head) - 1) + 'r'
+  return f'\\begin{{tabular}}{{{align}}}\n{inside}\n\\end{{tabular}}\n'
+
+
+def comma_separated(columns: Sequence[str], rows: Sequence[Row]) -> str:
+  """Returns CSV, every number in full."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(columns)
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+FORMATS: dict[str, Callable[[Sequence[str], Sequence[Row]], str]] = {
+  'markdown': markdown,
+  'csv': comma_separated,
+  'latex': latex,
+}
+
+
+def _statistics(group, values):
+  found = []
+  for value in values:
+    numbers = [float(x) for r in group if (x := _get(r, value)) is not None]
+    found += (
+      [float(np.median(numbers)), float(np.ptp(numbers)) / 2]
+      if numbers
+      else [float('nan'), 0.0]
+    )
+  return found
+
+
+def _joined(columns, rows):
+  spreads = {i for i, name in enumerate(columns) if name.endswith(' ±')}
+  keep = [i for i in range(len(columns)) if i not in spreads]
+
+  def show(row, index):
+    spread = row[index + 1] if index + 1 in spreads else 0.0
+    text = cell(row[index])
+    return text + (' ± ' + cell(spread) if spread else '')
+
+  head = [columns[i] for i in keep]
+  return head, [[show(row, i) for i in keep] for row in rows]
+
+
+def _get(record: Mapping[str, Any], name: str) -> Any:
+  found: Any = record
+  for part in [name] if name in record else name.split('.'):
+    found = found.get(part) if isinstance(found, Mapping) else None
+  return found
+
+
+def _matches(record, where):
+  return all(str(_get(record, name)) == value for name, value in where.items())
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+  text = (re.sub(r'[&%_#$]', r'\\\g<0>', c) for c in cells)
+  return ' & '.join(text).replace('±', r'$\pm$') + r' \\'

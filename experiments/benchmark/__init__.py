@@ -1,0 +1,1 @@
+"""How close to the speed of memory kvjax decodes, and how its peers do."""

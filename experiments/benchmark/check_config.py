@@ -1,0 +1,109 @@
+"""What a benchmark's config may ask: refused before anything is measured."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from experiments.benchmark import cache_kinds as kinds
+from experiments.benchmark.gpu import tile_sweep as sweep
+from experiments.measuring import attention, forms, model
+from experiments.measuring.variants import with_attention
+from kvjax.decoding.spelling import parse_cache
+from kvjax.kernels import KERNELS
+
+COUNTS = 'repeats', 'calls', 'together', 'bandwidth'
+# Fields of tuples of whole numbers, and how many each has.
+SIZES = {
+  'steps': 2,
+  'generate': 3,
+  'layer': 2,
+  'caches.sizes': 2,
+  'variants.sizes': 2,
+  'attention.shapes': 3,
+  'attention.cases': 2,
+  'sweep.shapes': 2,
+}
+
+
+def check(config: Any, known: Iterable[str]) -> None:
+  """Raises if a config asks for what there is not.
+
+  Args:
+    config: of the experiment.
+    known: names of sections.
+
+  Raises:
+    ValueError: names the field, its value, the rule and the fix.
+  """
+  flat = dict(_flat(config.to_dict()))
+  if not config.sections:
+    raise ValueError('sections= is empty: name at least one.')
+  _among('sections', config.sections, known)
+  for name in COUNTS:
+    if config[name] < 1:
+      raise ValueError(f'{name}={config[name]} must be 1 or more.')
+  for name, count in SIZES.items():
+    for sizes in flat.get(name, ()):
+      _check_sizes(name, sizes, count)
+  for name in 'prompts', 'overhead':
+    for count in flat.get(name, ()):
+      _check_sizes(name, [count], 1)
+  for case in flat.get('latent', ()):
+    sizes, dtype = (case[:-1], case[-1]) if isinstance(case, tuple) else (0, 0)
+    _check_sizes('latent', sizes, 6)
+    _among('latent', [dtype], model.TOLERANCE)
+  for name in 'kernels', 'prompt_kernels':
+    _among(name, config[name], KERNELS)
+  _among('generate_kernels', config.generate_kernels, (None, *KERNELS))
+  _among('attention.dtypes', config.attention.dtypes, attention.TOLERANCE)
+  _among('sweep.axes', flat.get('sweep.axes', ()), sweep.AXES)
+  for name in 'forms', 'checks.forms':
+    parts = [part for form in flat.get(name, ()) for part in form.split(' + ')]
+    _among(name, filter(None, parts), forms.FORMS)
+  for text in flat.get('caches.names', ()):
+    parse_cache(text)
+  _check_models(config, flat)
+  _check_room(config)
+
+
+def _flat(fields: Mapping[str, Any], at: str = '') -> Iterator[tuple[str, Any]]:
+  for name, value in fields.items():
+    if isinstance(value, Mapping):
+      yield from _flat(value, f'{at}{name}.')
+    else:
+      yield at + name, value
+
+
+def _among(field: str, given: Iterable[Any], known: Iterable[Any]) -> None:
+  for name in given:
+    if name not in known:
+      names = ', '.join(map(str, known))
+      raise ValueError(f'{field}: {name!r} is unknown; known: {names}.')
+
+
+def _check_sizes(field: str, sizes: Any, count: int) -> None:
+  whole = isinstance(sizes, tuple | list) and len(sizes) == count
+  if not whole or not all(isinstance(x, int) and x > 0 for x in sizes):
+    rule = 'a whole number' if count == 1 else f'{count} whole numbers'
+    raise ValueError(f'{field}: {sizes!r} must be {rule} above 0.')
+
+
+def _check_models(config: Any, flat: Mapping[str, Any]) -> None:
+  for name in config.models:
+    if f'{name}.layers' not in flat:
+      raise ValueError(f'models: {name!r} is no model of this config.')
+    _among(f'{name}.dtype', [config[name].dtype], model.TOLERANCE)
+    model.describe(config[name])
+  for name in flat.get('variants.names', ()):
+    with_attention(model.describe(config[config.models[0]]), name)
+
+
+def _check_room(config: Any) -> None:
+  """A step past the capacity reads NaN, and its time would mean nothing."""
+  turns = 1 + 2 * config.repeats
+  most = max(turns * config.calls, turns + kinds.MORE)
+  if config.room < most:
+    raise ValueError(
+      f'room={config.room} is less than the {most} tokens that '
+      f'repeats={config.repeats} and calls={config.calls} may decode. Use '
+      f'room={most}.'
+    )

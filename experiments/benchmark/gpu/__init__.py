@@ -1,0 +1,1 @@
+"""What a benchmark does on a GPU, or compiles for one."""

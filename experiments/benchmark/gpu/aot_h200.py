@@ -1,0 +1,101 @@
+"""What does XLA make of decode steps and prefills for an H200, without one?
+
+  make aot-h200 TARGET=h200.txtpb              minutes, on two cores, no GPU
+  python -m experiments.benchmark.gpu.aot_h200 --target=h200.txtpb --layers=2
+
+The target is a description of the card in text, a GpuTargetConfigProto: dumped
+on such a machine, or XLA's own
+xla/backends/gpu/target_config/specs/h200.txtpb. It needs the wheels of the
+CUDA compiler, which it names where they are missing, and no GPU.
+
+Expected, and held: alias bytes are the cache's; arguments and outputs are the
+plan's; peaks of steps within 1 % of the plan's and of prefills within 5 %; in a
+step no transpose of a cache-sized array; with `mosaic_gpu` no cache-sized array
+at all beside the cache, and no spills. Where one of these fails the last line
+says `Wrong`, and what, and the exit status is 1. It says nothing of speed: no
+GPU runs.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import launch
+from experiments.benchmark.gpu import (
+  aot_compile as ahead,
+)
+from experiments.benchmark.gpu import (
+  aot_programs as for_hopper,
+)
+from experiments.reporting.blocks import Table, Text
+from experiments.reporting.writer import follow, start
+from kvjax import kernels
+from kvjax.checkpoints.load import load_config
+
+_TARGET = flags.DEFINE_string('target', None, 'Description of the GPU.')
+_LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of a step.', lower_bound=1)
+_MODEL = flags.DEFINE_string('model', 'llama-3-8b', 'Published config.')
+_WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
+
+
+SHOWN = (
+    'variant', 'layers', 'kernel', 'form', 'batch_size', 'capacity',
+    'new_tokens_per_step', 'groups', 'tokens', 'width', 'dtype', 'ratio',
+    'peak', 'temporaries', 'planned_temporaries', 'launches', 'registers',
+    'spills', 'failed',
+)  # fmt: skip
+
+
+def table(title: str, records: list[dict[str, Any]]) -> Table:
+  """Returns what matters of the records; the JSON lines have the rest."""
+  names = [name for name in SHOWN if name in records[0]]
+  rows = [
+    [x if isinstance(x, int | float) else str(x) for x in map(r.get, names)]
+    for r in records
+  ]
+  return Table(title, names, rows)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  with launch.door():
+    if not _TARGET.value:
+      raise ValueError(
+        'target is not given: --target=FILE names a description of the GPU '
+        '(a GpuTargetConfigProto in text).'
+      )
+    jax.config.update('jax_platforms', 'cpu')
+    sharding = ahead.device(_TARGET.value)
+    whole = load_config(_MODEL.value)
+  few = dataclasses.replace(whole, layers=whole.layers[: _LAYERS.value])
+  steps = functools.partial(for_hopper.steps, few)
+  prefills = functools.partial(for_hopper.prefills, whole, _LAYERS.value)
+  depths = len({_LAYERS.value, len(whole.layers)})
+  calls = depths * len(for_hopper.PREFILLS) + len(for_hopper.OTHERS)
+  alone = len(for_hopper.KERNELS) * len(for_hopper.FORMS)
+  run = {'command': launch.command(), 'a_gpu_ran': False}
+  run |= ahead.name_of(_TARGET.value)
+  writer = start(_WORKDIR.value, 'aot_h200', 'Compiled for an H200', run)
+  failed: list[str] = []
+  with kernels.targeting('gpu'), ahead.assembler() as reports:
+    for title, make, count in (
+      ('Kernels', for_hopper.alone, alone),
+      ('Decode steps', steps, len(for_hopper.STEPS)),
+      ('Prefills', prefills, calls),
+    ):
+      found = map(writer.record, make(sharding, reports))
+      records = list(follow(title, found, count))
+      writer = writer.show(table(title, records))
+      for r in records:
+        failed += [f'{r.get("variant", title)}: {x}' for x in r['failed']]
+  said = f'Wrong: {"; ".join(failed)}.' if failed else 'All held. No GPU ran.'
+  print(f'Report: {writer.show(Text(said)).save()}')
+  if failed:
+    raise SystemExit(said)
+
+
+if __name__ == '__main__':
+  launch.run(main)

@@ -1,0 +1,1 @@
+"""What each attention variant remembers, and what forgetting costs."""

@@ -1,0 +1,148 @@
+"""Text in, text out, from a published checkpoint: streamed as it comes.
+
+  python -m experiments.generate --checkpoint=DIR --prompt='Once upon a time'
+  python -m experiments.generate --checkpoint=DIR --prompts=FILE --cache=int8
+Text goes to stdout, figures to stderr; Ctrl-C ends the text and keeps it. After
+--save_prompt_cache=FILE --capacity=N, --prompt_cache=FILE goes on from there.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+import kvjax
+from experiments import launch
+from experiments.generate import answer
+from experiments.generate.opening import check_fits, open_cache
+from experiments.generate.streaming import Streaming
+from experiments.measuring.clock import reading
+from experiments.measuring.traffic import held_bytes, step_bytes
+from experiments.reporting import records
+from kvjax.decoding.cache import cache_spec
+from kvjax.decoding.spelling import DEFAULT, parse_cache
+from kvjax.text import prompts, tokenizer
+
+FLAGS = flags.FlagValues()  # its own: other experiments have a --seed as well
+_text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+_real = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+_CHECKPOINT = _text('checkpoint', '', 'Directory of a model.')
+_PROMPT = _text('prompt', '', 'What to continue.')
+_PROMPTS = _text('prompts', '', 'File: a prompt a line.')
+_CHAT = _bool('chat', None, 'Through the chat template; default: if any.')
+_SYSTEM = _text('system', '', 'Instruction of a chat.')
+_TOKENS = _int('tokens', 128, 'Most to generate.')
+_STOP = _bool('stop', True, "At the checkpoint's end of text.")
+_CACHE = _text('cache', DEFAULT, 'kind:field=value,...+codec.')
+_CAPACITY = _int('capacity', None, 'Of the cache, in tokens; default: enough.')
+_LOAD = _text('prompt_cache', '', 'File to go on from.')
+_SAVE = _text('save_prompt_cache', '', 'File to write after the prompts.')
+_DTYPE = _text('dtype', None, 'Of params; default: as stored.')
+_WEIGHTS = _text('weights', None, 'int8: codes, a scale a line.')
+_KERNEL = _text('kernel', None, 'That must attend; default: the fastest.')
+_BLOCK = _int('block', 8, 'Tokens of one device program.')
+_SEED = _int('seed', 0, 'Of sampling.')
+_OUT = _text('out', '', 'JSON lines of texts and figures.')
+_SAMPLING = {
+  'temperature': _real('temperature', 0.0, '0: greedy.'),
+  'top_k': _int('top_k', None, 'Likeliest tokens.'),
+  'top_p': _real('top_p', None, 'Nucleus, up to 1.'),
+  'min_p': _real('min_p', None, 'Of the likeliest, up to 1.'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What the command line asks for, checked before any tensor is read."""
+
+  texts: list[str]
+  words: tokenizer.Tokenizer
+  batch: prompts.Batch
+  source: prompts.Batch | None
+  how: answer.Answer
+  cache: dict[str, Any]
+
+
+def check() -> Setup:
+  """Returns the setup; raises ValueError for what makes no sense."""
+  if not _CHECKPOINT.value:
+    raise ValueError('No model is named: give --checkpoint=DIR.')
+  if bool(_PROMPT.value) == bool(_PROMPTS.value):
+    raise ValueError('Give one of --prompt=TEXT and --prompts=FILE.')
+  path = pathlib.Path(_CHECKPOINT.value)
+  config, words = kvjax.load_config(path), tokenizer.load_tokenizer(path)
+  sampling = {name: flag.value for name, flag in _SAMPLING.items()}
+  kvjax.Sampling(**sampling)  # raises
+  stops = tokenizer.stop_tokens(path) if _STOP.value else ()
+  how = answer.Answer(
+    _TOKENS.value, stops, _BLOCK.value, _SEED.value, _KERNEL.value, sampling
+  )
+  file = _PROMPTS.value
+  texts = prompts.read_prompts(file) if file else [_PROMPT.value]
+  rows = prompts.encode_prompts(
+    words, texts, chat=_CHAT.value, system=_SYSTEM.value
+  )
+  batch, source = prompts.make_batch(config, rows), None
+  if config.encoder is not None:
+    prompts.check_reads_text(config)
+    start = [[tokenizer.start_token(path)]] * len(rows)
+    batch, source = prompts.make_batch(config, start), batch
+  kind, codec = parse_cache(_CACHE.value)
+  capacity = _CAPACITY.value
+  if capacity is None:
+    capacity = int(batch.lengths.max()) + how.tokens - 1
+  cache = {'capacity': capacity, 'kinds': kind, 'codec': codec}
+  if not _LOAD.value:
+    spec = cache_spec(config, len(rows), **cache)
+    check_fits(spec, batch.lengths, how.tokens)
+  elif _CACHE.value != DEFAULT or _CAPACITY.value is not None:
+    raise ValueError(
+      f'prompt_cache={_LOAD.value} has its own kind and capacity: leave out '
+      '--cache and --capacity.'
+    )
+  return Setup(texts, words, batch, source, how, cache)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  with launch.door():
+    setup = check()
+    model = kvjax.load_checkpoint(
+      _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
+    )
+    room = setup.batch.lengths, setup.how.tokens
+    cache = open_cache(_LOAD.value, *model, *room, setup.cache)
+
+  def read(cache: kvjax.Cache) -> None:
+    if _SAVE.value:
+      kvjax.save_cache(_SAVE.value, cache, *model)
+
+  rows = [setup.words.stream() for _ in setup.texts]
+  text = Streaming(rows, setup.how.stop_tokens)
+  cache, watch, interrupted = answer.write(
+      setup.how, *model, cache, setup.batch, text,
+      source=setup.source, read=read,
+  )  # fmt: skip
+  speed = watch.speed(
+    rows=len(rows),
+    step_bytes=step_bytes(*model, cache),
+    bandwidth=reading(64, 3),
+    cache_bytes=held_bytes(cache),
+  )
+  print(speed, file=sys.stderr)
+  if _OUT.value:
+    run = {'command': launch.command(), 'environment': records.environment()}
+    said = answer.records(setup.texts, text, interrupted)
+    for record in ({'record': 'run'} | run, *said, speed.record()):
+      records.append(pathlib.Path(_OUT.value), record)
+  if interrupted:
+    raise SystemExit(130)
+
+
+if __name__ == '__main__':
+  launch.run_flags(main, FLAGS)

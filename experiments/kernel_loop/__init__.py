@@ -1,0 +1,1 @@
+"""The CPU kernel alone: does it wait for memory or for arithmetic?"""

@@ -1,0 +1,1 @@
+"""Clocks, races and what they measure: shared by several questions."""

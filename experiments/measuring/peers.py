@@ -1,0 +1,179 @@
+"""What else one could use. Each is optional, and named where it is absent."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.measuring import clock
+from kvjax.models.config import ModelConfig
+
+PACKAGES = 'torch', 'transformers', 'triton', 'llama-cpp-python', 'jaxlib'
+
+
+def missing(*modules: str) -> list[str]:
+  """Returns which of some modules are not installed."""
+  return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+def absent() -> dict[str, str]:
+  """Returns why transformers' model is not raced here, if it is not."""
+  lacking = missing('torch', 'transformers')
+  reason = f'not installed: {", ".join(lacking)}'
+  return {'transformers': reason} if lacking else {}
+
+
+def versions() -> dict[str, str]:
+  """Returns the version of each package of a peer that is installed here."""
+  found = {}
+  for name in PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
+
+
+def host(result: Any) -> np.ndarray:
+  """Returns a peer's result, or ours, in NumPy."""
+  if hasattr(result, 'detach'):
+    return result.float().cpu().numpy()
+  return np.asarray(result, np.float32)
+
+
+def finished(results: Any) -> Any:
+  """Waits for results of JAX or torch, whichever they are, and returns them."""
+  first = results[0] if isinstance(results, list) else results
+  if not hasattr(first, 'detach'):
+    return jax.block_until_ready(results)
+  if first.is_cuda:
+    importlib.import_module('torch').cuda.synchronize()
+  return results
+
+
+def torch_device() -> str:
+  """Returns torch's name of the device that JAX uses."""
+  return 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
+
+
+def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
+  """Returns the same model, with the same weights, of transformers."""
+  torch: Any = importlib.import_module('torch')
+  transformers: Any = importlib.import_module('transformers')
+
+  layer = config.layers[0]
+  attention: Any = layer.attention
+  make: Any = transformers.LlamaConfig
+  settings = make(
+    vocab_size=config.vocab_size,
+    hidden_size=config.width,
+    intermediate_size=layer.mlp.hidden,
+    num_hidden_layers=len(config.layers),
+    num_attention_heads=attention.num_heads,
+    num_key_value_heads=attention.num_kv_heads,
+    head_dim=attention.key_width,
+    rms_norm_eps=config.norm.eps,
+    max_position_embeddings=1 << 16,
+    tie_word_embeddings=config.tied,
+    attn_implementation='sdpa',
+  )
+  # Without memory of its own: torch reads the bytes that JAX holds.
+  with torch.device('meta'):
+    model = transformers.LlamaForCausalLM(settings).eval()
+  state = {
+    name: torch.from_dlpack(x) for name, x in llama_names(params).items()
+  }
+  model.load_state_dict(state, strict=not config.tied, assign=True)
+  model.tie_weights()
+  # Frequencies are no weights, and stay float32 whatever those are.
+  rotary = model.model.rotary_emb
+  model.model.rotary_emb = type(rotary)(settings).to(torch_device())
+  return model
+
+
+def llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns parameters by the names of transformers' Llama."""
+  names = {
+    'model.embed_tokens.weight': params['embedding'],
+    'model.norm.weight': params['norm']['weight'],
+  }
+  if 'head' in params:
+    names['lm_head.weight'] = params['head']
+  for index, layer in enumerate(params['layers']):
+    at = f'model.layers.{index}.'
+    for ours, theirs in (('query', 'q'), ('key', 'k'), ('value', 'v')):
+      names[f'{at}self_attn.{theirs}_proj.weight'] = layer['attention'][ours]
+    names[f'{at}self_attn.o_proj.weight'] = layer['attention']['output']
+    for name in ('gate', 'up', 'down'):
+      names[f'{at}mlp.{name}_proj.weight'] = layer['mlp'][name]
+    names[f'{at}input_layernorm.weight'] = layer['attention_norm']['weight']
+    names[f'{at}post_attention_layernorm.weight'] = layer['mlp_norm']['weight']
+  return names
+
+
+def caches() -> tuple[str, ...]:
+  """Returns the kinds of cache of transformers that are raced here."""
+  most = ('static', 'dynamic')
+  # What graphs save is a GPU's host; a CPU compiles for minutes.
+  return (*most, 'compiled') if torch_device() == 'cuda' else most
+
+
+def torch_decode(
+  model: Any, kind: str, streams: Any, token: Any, room: int, calls: int = 1
+) -> Callable[[], Any]:
+  """Returns a step of transformers after a context whose K and V are given.
+
+  Args:
+    model: of `torch_model`.
+    kind: 'static' or 'dynamic' cache; 'compiled' is a static one, its step
+      compiled and replayed as a graph.
+    streams: JAX's `{'key', 'value'}` `[B, K, S, H]`, of each layer.
+    token: int `[B]`.
+    room: slots of a static cache.
+    calls: steps that are queued before one is waited for.
+  """
+  torch: Any = importlib.import_module('torch')
+  transformers: Any = importlib.import_module('transformers')
+
+  if kind != 'dynamic':
+    cache = transformers.StaticCache(config=model.config, max_cache_len=room)
+  else:
+    cache = transformers.DynamicCache(config=model.config)
+  for index, layer in enumerate(streams):
+    key, value = (
+      torch.from_dlpack(layer[name]).to(model.dtype)
+      for name in ('key', 'value')
+    )
+    cache.update(key, value, index)
+  ids = torch.from_numpy(np.array(token, np.int64))[:, None].to(model.device)
+
+  step = model
+  if kind == 'compiled':
+    step = torch.compile(model, mode='reduce-overhead', dynamic=False)
+
+  def one():
+    with torch.inference_mode():
+      if kind == 'compiled':
+        torch.compiler.cudagraph_mark_step_begin()
+      return step(ids, past_key_values=cache, use_cache=True).logits[:, -1]
+
+  return clock.queued(one, calls, host)
+
+
+def torch_prefill(
+  config: ModelConfig, params: Mapping[str, Any], ids: np.ndarray
+) -> Callable[[], Any]:
+  """Returns transformers' prefill of ids `[1, T]`: the last token's logits."""
+  torch: Any = importlib.import_module('torch')
+  model = torch_model(config, params)
+  given = torch.from_numpy(ids).to(model.device)
+
+  def call():
+    with torch.inference_mode():
+      out = model(given, use_cache=True, logits_to_keep=1)
+      return out.logits[:, -1].float().cpu().numpy()
+
+  return call

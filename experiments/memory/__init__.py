@@ -1,0 +1,1 @@
+"""What inference with a model occupies, and what fits."""

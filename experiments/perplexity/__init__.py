@@ -1,0 +1,1 @@
+"""What a smaller cache costs a published model, in bits per byte."""

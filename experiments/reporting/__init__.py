@@ -1,0 +1,1 @@
+"""Where findings go: terminal, JSON lines, plots, one HTML page."""

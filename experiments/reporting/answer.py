@@ -1,0 +1,141 @@
+"""The answer in small: three rows, who reads which, and what that costs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.measuring.separation import readers
+from experiments.reporting.blocks import Block, Heading, Table, Text
+from experiments.training.footprint import (
+  bytes_per_token,
+  query_bytes_per_token,
+)
+from experiments.training.variants import VARIANTS, Shape, model
+from kvjax.attention.attend import Scoring
+from kvjax.attention.plain import plain_attention
+from kvjax.caches.codecs import Int8
+
+PHRASES = ('不爱吃|香菜的|萌新', '喜欢|骑|摩托车', '爱好|是|研究')
+X = np.asarray([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)
+# Small weights that anyone can multiply by: a tenth of a permutation each.
+WEIGHTS = {
+  'query': np.eye(3, dtype=np.float32)[[0, 1, 2]] / 10,
+  'key': np.eye(3, dtype=np.float32)[[1, 2, 0]] / 10,
+  'value': np.eye(3, dtype=np.float32)[[0, 2, 1]] / 10,
+}
+LLAMA = Shape(
+  layers=32,
+  width=4096,
+  num_heads=32,
+  num_kv_heads=8,
+  key_width=128,
+  rotary_width=128,
+  latent_width=512,
+  latent_rotary_width=64,
+  hidden=14336,
+  vocab_size=128256,
+  dtype='bfloat16',
+)
+
+
+def answer() -> tuple[Block, ...]:
+  """Returns the answer as blocks; takes a second."""
+  return (
+    Heading('The answer in small'),
+    Text(
+      'Three phrases of three features go through one causal head, '
+      '`O = softmax(mask(Q K^T) / sqrt(3)) V` with `Q = X W_Q`, `K = X W_K` '
+      'and `V = X W_V`: three projections of the same rows, made alike.'
+    ),
+    *_three_rows(),
+    Text(
+      'Row i of the output reads **one** row of Q, its own, and **every** '
+      'earlier row of K and V. A new token asks for a new row: it brings '
+      'its own q and finds old k and v. No old q is asked again, so none '
+      'is kept. (The first q is not read at all: a softmax over a single '
+      'key is 1 whatever the query is.)'
+    ),
+    _sizes(),
+  )
+
+
+def llama_bytes() -> dict[str, tuple[int, int]]:
+  """Returns bytes a token at Llama-3-8B's size: the cache, and a Q cache's."""
+  models = {name: model(name, LLAMA) for name in VARIANTS}
+  return {
+    name.upper(): (bytes_per_token(config), query_bytes_per_token(config))
+    for name, config in models.items()
+  }
+
+
+def _three_rows() -> tuple[Table, Table]:
+  q, k, v = (X @ w for w in WEIGHTS.values())
+  weights = np.asarray(_attention_weights(q, k, v))
+  reads = {n: np.asarray(r) for n, r in readers(3, Scoring(1.0)).items()}
+  made, read = [], []
+  for i, phrase in enumerate(PHRASES):
+    made.append([phrase, *(_vector(x[i]) for x in (X, q, k, v))])
+    output = ' + '.join(
+      f'{weight:.2f} v{j}' for j, weight in enumerate(weights[i, : i + 1])
+    )
+    found = [
+      _indices(letter, reads[name][i])
+      for letter, name in zip('qkv', WEIGHTS, strict=True)
+    ]
+    read.append([f'o{i} = {output}', *found])
+  return (
+    Table('What a token makes', ('token', 'x', 'q', 'k', 'v'), made),
+    Table(
+      'Who reads which row (found by changing one row at a time)',
+      ('output row', 'of Q', 'of K', 'of V'),
+      read,
+    ),
+  )
+
+
+@jax.jit
+def _attention_weights(q, k, v):
+  positions = jnp.arange(3, dtype=jnp.int32)[None, :]
+  streams = {'key': k[None, None], 'value': v[None, None]}
+  queries = {'key': q[None, None, None]}
+  scoring = Scoring(3**-0.5)
+  weights = plain_attention(queries, streams, positions, positions, scoring)[1]
+  return weights[0, 0, 0]
+
+
+def _sizes() -> Table:
+  rows = []
+  for name, (kept, query) in llama_bytes().items():
+    gibibytes = kept * 131072 / 2**30
+    rows.append(
+      [
+        name,
+        kept,
+        f'{gibibytes:.1f} GiB',
+        bytes_per_token(model(name.lower(), LLAMA), Int8()),
+        query,
+        f'x {(kept + query) / kept:.1f}',
+      ]
+    )
+  return Table(
+    'Bytes a token leaves behind, at the size of Llama-3-8B in bfloat16',
+    (
+      'attention',
+      'kept per token',
+      '128k tokens',
+      'with Int8()',
+      'a Q cache would add',
+      'and make it',
+    ),
+    rows,
+    note='32 layers, 32 heads of 128; GQA 8 kv heads (Llama-3-8B itself), MLA '
+    'a latent of 512 and a rotated key of 64 (sizes of DeepSeek-V3).',
+  )
+
+
+def _vector(x: np.ndarray) -> str:
+  return '(' + ' '.join(f'{value:.2g}' for value in x) + ')'
+
+
+def _indices(letter: str, read: np.ndarray) -> str:
+  return ' '.join(f'{letter}{j}' for j in np.flatnonzero(read)) or 'none'

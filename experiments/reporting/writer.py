@@ -1,0 +1,141 @@
+"""Where an experiment's findings go, each as soon as it is there."""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from experiments.reporting import records
+from experiments.reporting.blocks import Block, Picture, page
+
+T = TypeVar('T')
+
+
+class Unwritable(ValueError):
+  """Where files should go, none can be written; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+  """A report under way: a value; `show` returns the next one.
+
+  Blocks go to the terminal at once (a picture to a file), records to
+  `name.jsonl` at once, and `save` makes one HTML of all blocks.
+
+  Attributes:
+    workdir: where files go.
+    name: of the experiment.
+    title: of the report.
+    blocks: shown so far.
+  """
+
+  workdir: pathlib.Path
+  name: str
+  title: str
+  blocks: tuple[Block, ...] = ()
+
+  def show(self, *blocks: Block) -> 'Writer':
+    """Returns the report with more blocks, after showing them."""
+    for block in blocks:
+      if isinstance(block, Picture):
+        (self.workdir / f'{block.name}.png').write_bytes(block.png)
+        continue
+      _print(block.terminal())
+    return dataclasses.replace(self, blocks=self.blocks + blocks)
+
+  def record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a record and returns it."""
+    records.append(self.lines, record)
+    return dict(record)
+
+  @property
+  def lines(self) -> pathlib.Path:
+    return self.workdir / f'{self.name}.jsonl'
+
+  def save(self) -> pathlib.Path:
+    """Writes the HTML report and returns its path."""
+    path = self.workdir / f'{self.name}.html'
+    path.write_text(page(self.title, self.blocks), encoding='utf-8')
+    return path
+
+
+def start(
+  workdir: str | pathlib.Path,
+  name: str,
+  title: str,
+  run: Mapping[str, Any],
+  *,
+  append: bool = False,
+) -> Writer:
+  """Returns a new report, its JSON lines emptied and the run recorded.
+
+  Args:
+    workdir: made where it is missing.
+    name: of the experiment.
+    title: of the report.
+    run: configuration, seed, command; the environment is added.
+    append: add to the JSON lines that are there.
+
+  Raises:
+    Unwritable: files cannot be written there.
+  """
+  writer = Writer(pathlib.Path(workdir), name, title)
+  try:
+    writer.workdir.mkdir(parents=True, exist_ok=True)
+    with writer.lines.open('a' if append else 'w'):
+      pass
+  except OSError as error:
+    raise Unwritable(
+      f'{str(workdir)!r} cannot be written: {error.strerror}. Name another '
+      'folder: --workdir=DIR.'
+    ) from None
+  facts = {'record': 'run', **run, 'environment': records.environment()}
+  writer.record(facts)
+  return writer
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+  """Shows a bar on stderr; yields a function of the work done so far."""
+  from rich.console import Console
+  from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+  )
+
+  columns: Sequence[Any] = (
+    TextColumn('{task.description}'),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+  )
+  console = Console(stderr=True)
+  quiet = not sys.stderr.isatty()
+  with Progress(
+    *columns, console=console, disable=quiet, transient=True
+  ) as bar:
+    task = bar.add_task(label, total=total)
+    yield lambda done: bar.update(task, completed=done)
+
+
+def follow(label: str, steps: Iterable[T], total: int) -> Iterator[T]:
+  """Yields what `steps` yields, with a bar on stderr."""
+  with progress(label, total) as advance:
+    for done, step in enumerate(steps, 1):
+      yield step
+      advance(done)
+
+
+def _print(renderable: Any) -> None:
+  from rich.console import Console
+
+  if renderable is None:
+    return
+  # A pipe has no width of its own; 80 columns would cut tables.
+  console = Console(width=None if sys.stdout.isatty() else 120)
+  console.print(renderable)

@@ -1,0 +1,1 @@
+"""How the least time of a decode step grows."""

@@ -1,0 +1,62 @@
+"""How does the least time of a decode step grow, and what says it of a card?
+
+  python -m experiments.scaling                             arithmetic, seconds
+  python -m experiments.scaling --device=H100-80
+  python -m experiments.scaling --measure      minutes; the same curves, timed
+  python -m experiments.scaling --measure --axes=context,heads --repeats=9
+
+On paper: operations a byte of each variant's cache, the rows and tokens from
+which a step waits for arithmetic, least times of models on one card and many,
+and the same bound beside step times that others have published. Timed here:
+attention against context, rows and kv heads, a step against layers, with the
+exponent of growth (the slope of log time over log size) over all and over the
+last doubling.
+
+Expected: exponents near 1 where bytes decide, less where a call's own cost
+does. Would be refuted by: a published time below its bound, or an exponent
+well above 1.
+"""
+
+import functools
+
+from absl import flags
+
+import kvjax
+from experiments import launch
+from experiments.reporting.writer import follow, start
+from experiments.scaling import growth
+from experiments.scaling import tables as show
+from kvjax.memory import device
+
+_DEVICE = flags.DEFINE_string('device', 'H200', 'H200, L4, TPU v5e, ...')
+_MEASURE = flags.DEFINE_bool('measure', False, 'Time the curves here as well.')
+_AXES = flags.DEFINE_list('axes', list(growth.AXES), 'That are timed.')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each time.', lower_bound=1)
+_WORKDIR = flags.DEFINE_string('workdir', 'out/scaling', 'Where files go.')
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  with launch.door():
+    card = device(_DEVICE.value)
+    growth.check(_AXES.value)
+  run = {'command': launch.command(), 'device': card.name}
+  writer = start(_WORKDIR.value, 'scaling', 'How a step grows', run)
+  load = functools.cache(kvjax.load_config)
+  for rows, block in (
+    show.intensities(load, card),
+    show.predictions(load, card),
+    show.published(load),
+  ):
+    for row in rows:
+      writer.record(row)
+    writer = writer.show(block)
+  if _MEASURE.value:
+    found = map(writer.record, growth.rows(_AXES.value, _REPEATS.value))
+    records = list(follow('curves', found, growth.count(_AXES.value)))
+    writer = writer.show(*show.curves(records))
+  print(f'Report: {writer.save()}')
+
+
+if __name__ == '__main__':
+  launch.run(main)

@@ -1,0 +1,1 @@
+"""An experiment over a grid of settings, one process a point."""

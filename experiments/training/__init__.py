@@ -1,0 +1,1 @@
+"""Small models trained on text, for the questions that need them."""

@@ -1,0 +1,113 @@
+"""MHA, MQA, GQA and MLA models of equal size.
+
+A variant with smaller key and value projections gets a wider MLP, so that a
+difference between models is not a difference in parameters.
+"""
+
+import dataclasses
+
+import jax
+
+from experiments.training.text import VOCABULARY
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.latent import Latent
+from kvjax.attention.rotary import Rotary
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.decoder import init_params
+from kvjax.models.mlp import MLP
+
+VARIANTS = ('mha', 'gqa', 'mqa', 'mla')
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Sizes that the variants share; see `Grouped` and `Latent`.
+
+  Attributes:
+    layers: L.
+    width: D.
+    num_heads: N.
+    num_kv_heads: K of GQA; MHA has N, MQA has 1.
+    key_width: H of a query, key and value.
+    rotary_width: rotated features of a key in MHA, MQA and GQA.
+    latent_width: R of MLA.
+    latent_rotary_width: P of MLA's shared rotated key.
+    hidden: F of MHA; the others' follows from equal size.
+    vocab_size: V.
+    dtype: of parameters and activations.
+  """
+
+  layers: int
+  width: int
+  num_heads: int
+  num_kv_heads: int
+  key_width: int
+  rotary_width: int
+  latent_width: int
+  latent_rotary_width: int
+  hidden: int
+  vocab_size: int = VOCABULARY
+  dtype: str = 'float32'
+
+
+def model(variant: str, shape: Shape, hidden: int | None = None) -> ModelConfig:
+  """Returns the model of a variant, with MLPs of `hidden` features.
+
+  Raises:
+    ValueError: the variant is unknown, or sizes do not fit together.
+  """
+  attention = _attention(variant, shape)
+  layer = Layer(attention, MLP(shape.hidden if hidden is None else hidden))
+  return ModelConfig(
+    vocab_size=shape.vocab_size,
+    width=shape.width,
+    layers=(layer,) * shape.layers,
+    dtype=shape.dtype,
+  )
+
+
+def equal_models(
+  variants: tuple[str, ...], shape: Shape, tolerance: float = 0.02
+) -> dict[str, ModelConfig]:
+  """Returns a model a variant, of equal parameters: only `hidden` differs.
+
+  Raises:
+    ValueError: as `model`, or sizes cannot be made equal within `tolerance`.
+  """
+  target = num_params(model('mha', shape))
+  models = {}
+  for variant in variants:
+    one, two = (num_params(model(variant, shape, h)) for h in (1, 2))
+    hidden = max(1, 1 + round((target - one) / (two - one)))
+    models[variant] = model(variant, shape, hidden)
+    count = num_params(models[variant])
+    if abs(count / target - 1) > tolerance:
+      raise ValueError(
+        f'{variant} has {count} parameters where mha has {target}: more than '
+        f'{tolerance:.0%} apart whatever its MLP. Use a larger hidden.'
+      )
+  return models
+
+
+def num_params(config: ModelConfig) -> int:
+  """Returns the number of parameters, without making any."""
+  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _attention(variant: str, shape: Shape) -> Grouped | Latent:
+  if variant not in VARIANTS:
+    raise ValueError(
+      f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
+    )
+  if variant == 'mla':
+    return Latent(
+      num_heads=shape.num_heads,
+      latent_width=shape.latent_width,
+      key_width=shape.key_width,
+      value_width=shape.key_width,
+      rotary=Rotary(shape.latent_rotary_width),
+    )
+  kv = {'mha': shape.num_heads, 'gqa': shape.num_kv_heads, 'mqa': 1}[variant]
+  rotary = Rotary(shape.rotary_width)
+  return Grouped(shape.num_heads, kv, shape.key_width, rotary=rotary)

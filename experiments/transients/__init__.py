@@ -1,0 +1,1 @@
+"""How well a plan predicts XLA's temporaries."""

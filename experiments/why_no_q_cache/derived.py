@@ -1,0 +1,232 @@
+"""What an analysis of liveness found, as blocks of a report and as records."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
+from experiments.why_no_q_cache import plots as live_plots
+from experiments.why_no_q_cache.query_leaf import Form
+from kvjax.liveness import Dataflow, LivenessReport, Point, Row
+from kvjax.memory.devices import Device
+
+Reads = dict[str, np.ndarray]
+_COLUMNS = (
+  'tensor',
+  'a token',
+  'available',
+  'live for',
+  'bytes a token',
+  'kept',
+  'why',
+)
+_EQUALS = ' What follows is no larger than the row that redoes nothing.'
+
+
+def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
+  """Returns the table of tensors, how long each lives, and a sentence."""
+  rows = [
+    [
+      row.name,
+      ' x '.join(map(str, row.shape)) or '1',
+      row.available,
+      tokens(row.live_for),
+      row.bytes_per_token,
+      'kept' if row.kept else 'not kept',
+      row.why,
+    ]
+    for row in report.tensors
+  ]
+  return (
+    Heading(title),
+    Text(_verdict(report)),
+    Table('What lives on', _COLUMNS, rows, note=' '.join(report.notes)),
+    Picture(
+      'lifetimes',
+      live_plots.spans('How long each row lives', report.tensors),
+      'A line a row, from the step that makes it to the last reader.',
+    ),
+  )
+
+
+def tokens(count: float) -> str:
+  """Returns a live range in words."""
+  if math.isinf(count):
+    return 'every later token'
+  return 'its own step' if count == 0 else f'{int(count)} more'
+
+
+def _verdict(report: LivenessReport) -> str:
+  if not report.frontier:
+    return (
+      '**No finite cache is exact**: old rows change when tokens come, so '
+      'all of them are computed again.'
+    )
+  kept = ', '.join(f'`{name}`' for name in report.keep) or 'nothing'
+  wait = '' if report.causal else f' Rows wait for {report.delay:g} tokens.'
+  return f'Computing nothing twice, the past must keep {kept}.{wait}'
+
+
+def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
+  """Returns the frontier of bytes and FLOPs, and the fastest on a device."""
+  if not report.frontier:
+    return ()
+  best = report.fastest(device.bandwidth, device.flops)
+  columns = ('keep', 'bytes a token', 'state', 'FLOPs', 'by', device.name)
+  rows = [
+    [
+      ' + '.join(p.names) or 'nothing',
+      p.bytes_per_token,
+      p.state_bytes,
+      int(p.flops_per_token),
+      ', '.join(p.rewrites) or '-',
+      'fastest' if p is best else '-',
+    ]
+    for p in (*report.frontier, *report.equals)
+  ]
+  table = Table(
+    'What may be kept, and what the rest costs a past token and step',
+    columns,
+    rows,
+    note='`fastest` counts bytes over bandwidth plus FLOPs over rate.'
+    + _EQUALS * bool(report.equals),
+  )
+  if len(rows) < 2:
+    return (table,)  # Nothing to trade.
+  return (
+    table,
+    Picture(
+      'frontier',
+      live_plots.front(
+        'Bytes kept against FLOPs redone', report.frontier, report.equals
+      ),
+      'Every point is a sufficient cache; the last recomputes nothing. '
+      'Hollow ones are no better than another. The table names all.',
+    ),
+  )
+
+
+def read_by(decoder: Reads, encoder: Reads | None) -> tuple[Block, ...]:
+  """Returns which rows of every tensor each output row reads."""
+  named = {'decoder': decoder} | ({'encoder': encoder} if encoder else {})
+  pictures = [
+    Picture(
+      f'reads_{kind}',
+      live_plots.reads(f'Which rows each output row reads: {kind}', panels),
+      f'The {kind}: row i of the output depends on the dark rows.',
+    )
+    for kind, panels in named.items()
+  ]
+  return (
+    Heading('Who reads which row'),
+    Text(
+      'A row of the output reads the rows of q on its diagonal and whole '
+      'lower triangles of k and v. Without the mask it is still one row '
+      'of q: what differs is that *old* rows of the output then read new '
+      'k and v, and are asked again.'
+    ),
+    *pictures,
+  )
+
+
+def cut(graph: Dataflow) -> tuple[Block, ...]:
+  """Returns the dataflow over a token boundary with the cut through it."""
+  return (
+    Heading('The cut'),
+    Picture(
+      'cut',
+      live_plots.crossing('What a new row is made of', graph),
+      'Left the rows of past tokens, right those of a new one. What the '
+      'bold arrows carry over the boundary must have been kept (blue), or '
+      'be made of what is.',
+    ),
+  )
+
+
+def query_leaf(forms: Sequence[Form], leaf: int) -> tuple[Block, ...]:
+  """Returns the three forms of a cache with a query leaf of `leaf` bytes."""
+  rows = [
+    [
+      form.name,
+      form.arguments,
+      form.aliased,
+      form.temporaries,
+      'no such argument' if form.query_readers is None else _who(form),
+      ', '.join(form.key_readers),
+    ]
+    for form in forms
+  ]
+  return (
+    Heading('A query leaf in a real cache'),
+    Text(
+      f'A decode step of GQA whose cache stores its queries too, {leaf:,} '
+      'bytes of them. What XLA makes of that leaf, in bytes beyond the '
+      'same program without it, read from the compiled programs:'
+    ),
+    Table(
+      'Three forms of one step',
+      (
+        'the leaf',
+        'arguments',
+        'aliased',
+        'temporary',
+        'reads q',
+        'reads k',
+      ),
+      rows,
+    ),
+    Table('Claims', ('claim', 'holds'), claims(forms, leaf)),
+  )
+
+
+def _who(form: Form) -> str:
+  return ', '.join(form.query_readers or ()) or 'no instruction'
+
+
+def claims(forms: Sequence[Form], leaf: int) -> list[tuple[str, bool]]:
+  """Returns what the three forms show, and whether they do."""
+  both, given, carried = forms
+  gone = lambda f: (f.arguments, f.aliased) == (0, 0) and f.temporaries < leaf
+  return [
+    (
+      'in and out: allocated and written in place',
+      both.arguments == both.aliased == leaf,
+    ),
+    ('in and out: no instruction reads it', both.query_readers == ()),
+    ('keys are read', all(form.key_readers for form in forms)),
+    ('in, not out: the argument is pruned', gone(given)),
+    ('in a carry, not out: eliminated', gone(carried)),
+  ]
+
+
+def records(
+  report: LivenessReport, decoder: Reads, encoder: Reads | None
+) -> Iterator[dict[str, Any]]:
+  """Yields the analysis as records."""
+  yield {
+    'record': 'verdict',
+    'causal': report.causal,
+    'delay': report.delay,
+    'keep': report.keep,
+    'notes': report.notes,
+  }
+  yield from _each('tensor', report.tensors)
+  yield from _each('point', report.frontier)
+  for kind, reads in (('decoder', decoder), ('encoder', encoder or {})):
+    for name, matrix in reads.items():
+      rows = matrix.astype(int)
+      yield {'record': 'reads', 'of': kind, 'tensor': name, 'rows': rows}
+
+
+def _each(
+  kind: str, items: Sequence[Row] | Sequence[Point] | Sequence[Form]
+) -> Iterator[dict[str, Any]]:
+  for item in items:
+    yield {'record': kind, **vars(item)}
+
+
+def form_records(forms: Sequence[Form]) -> Iterator[dict[str, Any]]:
+  """Yields the three forms as records."""
+  yield from _each('form', forms)

@@ -1,0 +1,286 @@
+"""Pictures of an analysis: who reads which row, for how long, across what."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.reporting.plots import COLOURS, FAINT, INK, figure, png
+from kvjax.liveness import Dataflow, Point, Row
+
+KEPT, GONE, PALE = COLOURS[0], COLOURS[5], '#aab4c0'
+_ACROSS, _DOWN = 1.5, 0.72  # Inches between boxes.
+
+
+def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
+  """Returns a square a tensor: which of its rows (columns) an output row reads.
+
+  Args:
+    title: above all.
+    panels: bool `[T, T]` by tensor.
+  """
+  count = len(panels)
+  canvas, axes = figure(count, 2.1 * count + 0.6, 2.9)
+  for panel, (name, read) in zip(axes, panels.items(), strict=True):
+    panel.imshow(read, cmap='Blues', vmin=0, vmax=1.25)
+    length = len(read)
+    panel.set_xticks(np.arange(length) - 0.5, minor=True)
+    panel.set_yticks(np.arange(length) - 0.5, minor=True)
+    panel.grid(False)
+    panel.grid(True, which='minor', color='white', linewidth=1.5)
+    panel.set_xticks(range(0, length, 2))
+    panel.set_yticks(range(0, length, 2))
+    panel.tick_params(which='both', length=0, labelsize=8)
+    panel.set_title(name, loc='left', fontsize=11)
+  axes[0].set_ylabel('output row ...')
+  axes[0].set_xlabel('... reads row')
+  canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
+  return png(canvas)
+
+
+def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
+  """Returns a band a tensor: each row a line from its making to its last read.
+
+  Args:
+    title: above it.
+    rows: of a report.
+    positions: shown of the length analysed.
+  """
+  shown = [row for row in rows if row.spans]
+  canvas, (axes,) = figure(1, 8, 0.62 * len(shown) + 1.4)
+  for place, row in enumerate(shown):
+    for made, last in row.spans:
+      if made >= positions:
+        continue
+      y = place + 0.8 * (made / positions - 0.5)
+      end = min(last, positions - 1)
+      axes.plot(
+        [made, end],
+        [y, y],
+        color=KEPT if row.kept else GONE,
+        linewidth=1.6,
+        marker='.',
+        markersize=4,
+        clip_on=False,
+      )
+  axes.set_yticks(range(len(shown)), [row.name for row in shown])
+  axes.invert_yaxis()
+  axes.set_xlim(-0.3, positions - 0.7)
+  axes.set_xticks(range(positions))
+  axes.set_xlabel('position whose step makes it, to the last whose step reads')
+  axes.plot([], [], color=KEPT, label='kept')
+  axes.plot([], [], color=GONE, label='not kept')
+  axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
+  axes.set_title(title, loc='left')
+  return png(canvas)
+
+
+def front(
+  title: str, points: Sequence[Point], beaten: Sequence[Point] = ()
+) -> bytes:
+  """Returns the points of a frontier, bytes against FLOPs.
+
+  Args:
+    title: above it.
+    points: of the frontier; as many are named as there is room for.
+    beaten: others, hollow, no better than one of the frontier.
+  """
+  canvas, (axes,) = figure(1, 8, 4)
+  at = lambda p: (p.bytes_per_token + p.state_bytes, p.flops_per_token)
+  every = [*beaten, *points]  # What is filled lies above.
+  size, flops = zip(*map(at, every), strict=True)
+  axes.plot(
+    *zip(*map(at, points), strict=True), color=FAINT, drawstyle='steps-post'
+  )
+  for point in every:
+    fill = KEPT if point in points else 'white'
+    axes.plot(
+      *at(point),
+      'o',
+      color=KEPT,
+      markerfacecolor=fill,
+      markersize=8 if len(every) < 9 else 5,
+      clip_on=False,
+    )
+  axes.set_xlim(0, 1.35 * max(*size, 1))
+  axes.set_ylim(0, 1.2 * max(*flops, 1))
+  axes.set_xlabel('bytes kept, a token (a state: in all)')
+  axes.set_ylabel('FLOPs redone, a past token and step')
+  axes.set_title(title, loc='left')
+  ranked = [*_ends_first(points), *beaten]
+  _name(canvas, axes, [(_short(p.names), at(p)) for p in ranked])
+  return png(canvas)
+
+
+def _ends_first(points: Sequence[Point]) -> list[Point]:
+  """The last and the first, then those between, halves before quarters."""
+  order, step = [len(points) - 1, 0], len(points)
+  while step > 1:
+    step = (step + 1) // 2
+    order += range(0, len(points), step)
+  return [points[i] for i in dict.fromkeys(order)]
+
+
+def _short(names: Sequence[str]) -> str:
+  if len(names) > 3:
+    return f'{names[0]} + {names[1]} + {len(names) - 2} more'
+  return ' + '.join(names) or 'nothing'
+
+
+def _name(
+  canvas: Any, axes: Any, places: Sequence[tuple[str, tuple[float, float]]]
+) -> None:
+  """Writes names beside their points, leaving out those that would overlap."""
+  canvas.draw_without_rendering()  # So that places in pixels are known.
+  points = axes.transData.transform([at for _, at in places])
+  taken = []
+  for name, at in places:
+    text = axes.annotate(
+      name,
+      at,
+      xytext=(7, 6),
+      textcoords='offset points',
+      fontsize=9,
+      annotation_clip=False,
+    )
+    box = text.get_window_extent()
+    hit = any(box.overlaps(other) for other in taken)
+    if hit or any(box.contains(x, y) for x, y in points):
+      text.remove()
+    else:
+      taken.append(box)
+
+
+def crossing(title: str, graph: Dataflow) -> bytes:
+  """Returns the dataflow, past rows left and the new row right of the cut."""
+  place = _layout(graph)
+  lanes = max(x for x, _ in place.values()) + 1
+  depth = max(y for _, y in place.values()) + 1
+  canvas, (axes,) = figure(
+    1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8)
+  )
+  where = {
+    i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
+    for i, (name, side) in enumerate(graph.nodes)
+  }
+  for a, b in graph.edges:
+    others = [at for i, at in where.items() if i not in (a, b)]
+    bend = _bend((where[a], where[b]), others)
+    _arrow(axes, (where[a], where[b]), (graph.nodes[a], graph.nodes[b]), bend)
+  for i, (name, side) in enumerate(graph.nodes):
+    _box(axes, where[i], name, side)
+  boundary = lanes - 0.35
+  axes.axvline(boundary, color=GONE, linestyle='--', linewidth=1.4)
+  # Behind the boxes, not behind the dashes: the cut is what it passes over.
+  for x, text in (
+    (boundary - 0.08, 'past tokens'),
+    (boundary + 0.08, 'the new token'),
+  ):
+    axes.text(x, 0.62, text, ha='right' if x < boundary else 'left', color=GONE)
+  axes.set_xlim(-0.5, 2 * lanes - 0.2)
+  axes.set_ylim(-depth + 0.5, 0.85)
+  axes.set_axis_off()
+  axes.set_title(title, loc='left')
+  return png(canvas)
+
+
+def _box(axes: Any, at: tuple[float, float], text: str, side: str) -> None:
+  fill, ink = {
+    'kept': (KEPT, 'white'),
+    'past': ('#eef1f5', '#66717f'),
+    'new': ('white', INK),
+  }[side]
+  edge = KEPT if side == 'kept' else PALE if side == 'past' else INK
+  axes.text(
+    *at,
+    text,
+    ha='center',
+    va='center',
+    color=ink,
+    fontsize=10,
+    bbox={'boxstyle': 'round,pad=0.35', 'facecolor': fill, 'edgecolor': edge},
+    zorder=3,
+  )
+
+
+def _arrow(
+  axes: Any,
+  ends: tuple[tuple[float, float], tuple[float, float]],
+  nodes: tuple[tuple[str, str], tuple[str, str]],
+  bend: float,
+) -> None:
+  (one, a), (two, b) = nodes
+  crosses = a != 'new' and b == 'new'
+  colour = KEPT if crosses else INK if b == 'new' else PALE
+  axes.annotate(
+    '',
+    ends[1],
+    ends[0],
+    arrowprops={
+      'arrowstyle': '-|>',
+      'connectionstyle': f'arc3,rad={bend}',
+      'color': colour,
+      'linewidth': 2.2 if crosses else 1.1,
+      'shrinkA': _edge(one, ends),
+      'shrinkB': _edge(two, ends),
+    },
+    zorder=2 if crosses else 1,
+  )
+
+
+def _bend(
+  ends: tuple[tuple[float, float], tuple[float, float]],
+  boxes: Sequence[tuple[float, float]],
+) -> float:
+  """How far an arrow turns outwards from a box that lies on its way."""
+  (x0, y0), (x1, y1) = ends
+  along = np.array([_ACROSS * (x1 - x0), _DOWN * (y1 - y0)])
+  for x, y in boxes:
+    to = np.array([_ACROSS * (x - x0), _DOWN * (y - y0)])
+    part = to @ along / (along @ along)
+    if 0.05 < part < 0.95 and np.abs(to - part * along).max() < 0.16:
+      return 0.3 if x0 <= x1 else -0.3
+  return 0.0
+
+
+def _edge(text: str, ends: Sequence[tuple[float, float]]) -> float:
+  """Points from the middle of a box to its edge on the way between `ends`."""
+  (x0, y0), (x1, y1) = ends
+  across, down = _ACROSS * abs(x1 - x0), _DOWN * abs(y1 - y0)
+  length = max((across**2 + down**2) ** 0.5, 1e-9)
+  wide, high = 3.3 * len(text) + 7, 12
+  reach = [
+    size * length / way for size, way in ((wide, across), (high, down)) if way
+  ]
+  return min(reach, default=high) + 2
+
+
+def _layout(graph: Dataflow) -> dict[str, tuple[float, int]]:
+  """A column and a depth for every name, the same on both sides."""
+  names = list(dict.fromkeys(name for name, _ in graph.nodes))
+  parents = collections.defaultdict(set)
+  for a, b in graph.edges:
+    one, two = graph.nodes[a][0], graph.nodes[b][0]
+    if one != two and names.index(one) != names.index(two):
+      parents[two].add(one)
+  depth: dict[str, int] = {}
+
+  def rank(name: str, above: frozenset[str]) -> int:
+    if name not in depth:
+      older = parents[name] - above  # A loop ends where it began.
+      ranks = [rank(p, above | {name}) for p in sorted(older)]
+      depth[name] = 1 + max(ranks, default=-1)
+    return depth[name]
+
+  for name in names:
+    rank(name, frozenset([name]))
+  levels = collections.defaultdict(list)
+  for name in names:
+    levels[depth[name]].append(name)
+  widest = max(map(len, levels.values()))
+  return {
+    name: ((widest - len(level)) / 2 + i, y)
+    for y, level in levels.items()
+    for i, name in enumerate(level)
+  }

@@ -1,0 +1,195 @@
+"""A cache with a query leaf, and what XLA makes of it.
+
+The step of a model whose attention stores its queries beside its keys and
+values, in three forms: the leaf goes in and comes out, goes in and does not
+come out, or is the carry of a loop and does not come out.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.why_no_q_cache.readers import readers
+from kvjax.attention.grouped import Grouped, Table
+from kvjax.caches.spec import Stream
+from kvjax.caches.view import Streams
+from kvjax.decoding.cache import Cache, cache_spec, init_cache
+from kvjax.decoding.steps import decode_step
+from kvjax.memory.measured import Measured, measure
+from kvjax.models.config import ModelConfig
+from kvjax.models.decoder import init_params
+
+LEAF = 'query'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording(Grouped):
+  """Grouped attention that remembers its queries too, for nothing."""
+
+  def streams(self) -> dict[str, Stream]:
+    return super().streams() | {LEAF: Stream(self.num_heads, self.key_width)}
+
+  def leave(
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
+  ) -> Streams:
+    query = self.ask(params, x, table, False)['key']
+    rows = query.reshape(query.shape[0], self.num_heads, *query.shape[3:])
+    return {**super().leave(params, x, table), LEAF: rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """One form of the program; bytes beyond those of the one without the leaf.
+
+  Attributes:
+    name: which form.
+    arguments: bytes of arguments.
+    aliased: bytes of donated arguments that hold outputs.
+    temporaries: bytes.
+    query_readers: instructions that read the leaf; None where the program has
+      no such argument.
+    key_readers: instructions that read the keys.
+  """
+
+  name: str
+  arguments: int
+  aliased: int
+  temporaries: int
+  query_readers: tuple[str, ...] | None
+  key_readers: tuple[str, ...]
+
+
+def recording(config: ModelConfig) -> ModelConfig:
+  """Returns the model of grouped attention whose cache has a query leaf.
+
+  Raises:
+    ValueError: a layer's attention is not `Grouped`, or shares its streams.
+  """
+  layers = []
+  for index, layer in enumerate(config.layers):
+    own = layer.attention
+    if not isinstance(own, Grouped) or own.shared_from is not None:
+      raise ValueError(
+        f'layer {index} has {type(own).__name__} attention; only '
+        'Grouped that owns its streams records queries. Use such layers.'
+      )
+    fields = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
+    layers.append(dataclasses.replace(layer, attention=Recording(**fields)))
+  return dataclasses.replace(config, layers=tuple(layers))
+
+
+def leaves(cache: Cache) -> tuple[jax.Array, ...]:
+  """Returns the query leaf of every layer, `[B, N, S, H]`."""
+  return tuple(store[LEAF] for store in cache.stores)
+
+
+def forms(
+  config: ModelConfig, batch_size: int, capacity: int, num_tokens: int = 3
+) -> tuple[Form, ...]:
+  """Compiles the three forms and returns what each occupies.
+
+  Args:
+    config: a decoder of grouped attention.
+    batch_size: B.
+    capacity: slots a row.
+    num_tokens: steps of the loop of the third form.
+  """
+  programs = _Programs(config, recording(config), batch_size, capacity)
+  one = measure(programs.compile(programs.step))
+  many = measure(programs.compile(programs.loop(num_tokens, False)))
+  return (
+    _form('in and out', programs.compile(programs.in_and_out), one),
+    _form('in, not out', programs.compile(programs.in_not_out), one),
+    _form(
+      'in the carry of a loop, not out',
+      programs.compile(programs.loop(num_tokens, True)),
+      many,
+    ),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+  """The same step with and without the leaf, the leaf an argument apart."""
+
+  plain: ModelConfig
+  recorded: ModelConfig
+  batch_size: int
+  capacity: int
+
+  def compile(self, function: Callable[..., Any]) -> Any:
+    # What does not come out cannot be aliased: donated, it would warn.
+    donate = ('cache',) + ('query',) * (function == self.in_and_out)
+    jitted = jax.jit(function, donate_argnames=donate)
+    return jitted.lower(*jax.eval_shape(self._arguments)).compile()
+
+  def _arguments(self) -> tuple[Any, ...]:
+    params = init_params(self.plain, jax.random.key(0))
+    cache = init_cache(self.plain, self.batch_size, self.capacity)
+    whole = init_cache(self.recorded, self.batch_size, self.capacity)
+    return params, cache, leaves(whole), jnp.zeros(self.batch_size, jnp.int32)
+
+  def step(self, params, cache, query, token):
+    del query
+    return decode_step(self.plain, params, cache, token, block=self.capacity)
+
+  def in_and_out(self, params, cache, query, token):
+    whole = self._join(cache, query)
+    logits, whole = decode_step(
+      self.recorded, params, whole, token, block=self.capacity
+    )
+    return logits, *self._part(whole, cache)
+
+  def in_not_out(self, params, cache, query, token):
+    logits, cache, _ = self.in_and_out(params, cache, query, token)
+    return logits, cache
+
+  def loop(self, num_tokens: int, record: bool) -> Callable[..., Any]:
+    def run(params, cache, query, token):
+      blank = tuple(map(jnp.zeros_like, query)) if record else ()
+
+      def body(carry, _):
+        cache, query = carry
+        if record:
+          logits, *carry = self.in_and_out(params, cache, query, token)
+          return tuple(carry), logits
+        logits, cache = self.step(params, cache, query, token)
+        return (cache, query), logits
+
+      carry, logits = jax.lax.scan(body, (cache, blank), length=num_tokens)
+      return logits, carry[0]
+
+    return run
+
+  def _join(self, cache: Cache, query: tuple[jax.Array, ...]) -> Cache:
+    spec = cache_spec(self.recorded, self.batch_size, self.capacity)
+    pairs = zip(cache.stores, query, strict=True)
+    stores = tuple({**store, LEAF: leaf} for store, leaf in pairs)
+    return dataclasses.replace(cache, stores=stores, layout=spec.layout)
+
+  def _part(
+    self, whole: Cache, cache: Cache
+  ) -> tuple[Cache, tuple[jax.Array, ...]]:
+    drop = lambda store: {n: x for n, x in store.items() if n != LEAF}
+    stores = tuple(map(drop, whole.stores))
+    part = dataclasses.replace(whole, stores=stores, layout=cache.layout)
+    return part, leaves(whole)
+
+
+def _form(name: str, compiled: Any, base: Measured) -> Form:
+  found = measure(compiled)
+  try:
+    asked = readers(compiled, LEAF)
+  except ValueError:  # No such argument: nothing uses it.
+    asked = None
+  return Form(
+    name,
+    found.arguments - base.arguments,
+    found.alias - base.alias,
+    found.temporaries - base.temporaries,
+    asked,
+    readers(compiled, "cache.stores[0]['key']"),
+  )

@@ -1,1 +1,0 @@
-"""Decoding against the machine's own limit, and beside the peers."""

@@ -1,1 +1,0 @@
-"""One writer for every experiment: terminal, JSON lines, plots, one HTML."""

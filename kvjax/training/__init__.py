@@ -1,1 +1,0 @@
-"""Training small models on text, and asking what they predict."""
