@@ -12,15 +12,12 @@ from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
 from kvjax.attention.rotary import Rotary
 from kvjax.caches.bounded import Bounded
-from kvjax.caches.codecs import Codec, Int8, Plain
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.caches.paged import Paged
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
 from kvjax.caches.sinks import Sinks
-from kvjax.caches.view import View
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.load import load_checkpoint, load_config
 from kvjax.checkpoints.saved_cache import load_cache, save_cache
 from kvjax.decoding.algebra import concat, earliest, fork, repeat, rewind, take
@@ -37,6 +34,9 @@ from kvjax.models.experts import Experts
 from kvjax.models.forward import forward
 from kvjax.models.mlp import MLP
 from kvjax.models.quantize import quantize
+from kvjax.streams.codecs import Codec, Int8, Plain
+from kvjax.streams.view import View
+from kvjax.streams.visibility import Visibility
 
 __version__ = '0.1.0'
 

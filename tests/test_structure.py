@@ -12,11 +12,12 @@ FILES = sorted(
 # What a room may import of the package, beside itself.
 BELOW = {
   'native': {'target'},
-  'caches': {'native', 'target'},
+  'streams': {'native', 'target'},
+  'caches': {'native', 'streams', 'target'},
   'layers': {'native', 'target'},
-  'kernels': {'caches', 'native', 'target'},
-  'attention': {'caches', 'kernels', 'layers'},
-  'models': {'attention', 'caches', 'layers', 'kernels'},
+  'kernels': {'native', 'streams', 'target'},
+  'attention': {'kernels', 'layers', 'streams'},
+  'models': {'attention', 'layers', 'kernels', 'streams'},
   'liveness': set(),
 }
 

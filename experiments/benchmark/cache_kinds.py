@@ -22,13 +22,13 @@ from experiments.measuring.clock import Runner
 from experiments.measuring.model import layer_streams, step_calls
 from experiments.measuring.ran import ran
 from experiments.measuring.traffic import step_bytes
-from kvjax.caches.codecs import Codec
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache, init_cache
 from kvjax.decoding.spelling import parse_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
+from kvjax.streams.codecs import Codec
 
 DENSE = 'dense'
 TOLERANCE = 1e-4  # relative to the largest logit

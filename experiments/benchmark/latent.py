@@ -16,9 +16,9 @@ import numpy as np
 from experiments.measuring import clock
 from experiments.measuring.attention import TOLERANCE, Pace, copied, normal
 from experiments.measuring.clock import Runner
-from kvjax.caches.codecs import Plain
-from kvjax.caches.view import contiguous_view
 from kvjax.kernels import Scoring, attend_view, available
+from kvjax.streams.codecs import Plain
+from kvjax.streams.view import contiguous_view
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,6 @@ from experiments.training.footprint import (
 )
 from experiments.training.variants import num_params
 from kvjax.caches.bounded import Bounded
-from kvjax.caches.codecs import Codec, Int8
 from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters
@@ -29,6 +28,7 @@ from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import init_cache
 from kvjax.models.config import ModelConfig
 from kvjax.models.forward import forward
+from kvjax.streams.codecs import Codec, Int8
 
 Record = dict[str, Any]
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from experiments.measuring import attention_peers, clock, forms, peers
 from experiments.measuring.clock import Runner
-from kvjax.caches.codecs import Codec, Int8, Plain
-from kvjax.caches.view import contiguous_view
 from kvjax.kernels import KERNELS, Scoring, attend_view, available
 from kvjax.kernels.mosaic_gpu import DTYPES
 from kvjax.kernels.tuning import Problem, tiles
+from kvjax.streams.codecs import Codec, Int8, Plain
+from kvjax.streams.view import contiguous_view
 
 TOLERANCE = {
   'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 3e-3, 'int8': 3e-2,

@@ -14,7 +14,6 @@ from experiments.measuring.clock import Runner
 from experiments.measuring.ran import ran
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.caches.codecs import Int8
 from kvjax.decoding.cache import Cache, init_cache
 from kvjax.decoding.generate import generate
 from kvjax.decoding.steps import decode_step, extend, prefill
@@ -26,6 +25,7 @@ from kvjax.models.decoder import init_params
 from kvjax.models.forward import forward
 from kvjax.models.mlp import MLP
 from kvjax.models.quantize import quantize
+from kvjax.streams.codecs import Int8
 
 BLOCKWISE = 'blockwise'  # the kernel that others are held against
 ROOM = 256  # slots beyond the context, for the tokens that are timed

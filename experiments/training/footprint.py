@@ -2,10 +2,10 @@
 
 import jax
 
-from kvjax.caches.codecs import Codec
 from kvjax.decoding.cache import Cache
 from kvjax.memory.plan import plan
 from kvjax.models.config import ModelConfig
+from kvjax.streams.codecs import Codec
 
 
 def bytes_per_token(config: ModelConfig, codec: Codec | None = None) -> int:

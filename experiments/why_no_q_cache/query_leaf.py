@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from experiments.why_no_q_cache.readers import readers
-from kvjax.attention.grouped import Grouped, Table
-from kvjax.caches.spec import Stream
-from kvjax.caches.view import Streams
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.variant import Table
 from kvjax.decoding.cache import Cache, cache_spec, init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.memory.measured import Measured, measure
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import init_params
+from kvjax.streams.stream import Stream
+from kvjax.streams.view import Streams
 
 LEAF = 'query'
 

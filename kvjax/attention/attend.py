@@ -18,15 +18,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.view import Streams, View
 from kvjax.kernels.blockwise import (
   attention_weights,
   finite,
   normalize,
   received,
 )
-from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.selection import attend_view
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import Streams, View
 
 __all__ = (
   'Scoring',

@@ -16,13 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 from kvjax.attention.attend import Scoring
 from kvjax.attention.bias import Alibi, PositionBias, RelativeBias
 from kvjax.attention.rotary import Rotary, rotate
-from kvjax.caches.spec import Stream
-from kvjax.caches.view import Streams
-from kvjax.caches.visibility import Visibility
+from kvjax.attention.variant import Table
 from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
-
-Table = tuple[jax.Array, jax.Array] | None
+from kvjax.streams.stream import Stream
+from kvjax.streams.view import Streams
+from kvjax.streams.visibility import Visibility
 
 
 @dataclasses.dataclass(frozen=True)

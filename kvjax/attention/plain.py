@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.attention.attend import Scoring
-from kvjax.caches.view import Streams
+from kvjax.streams.view import Streams
 
 
 def plain_attention(

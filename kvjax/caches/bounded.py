@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kvjax.caches.array_spec import leaf
 from kvjax.caches.kind import EMPTY, Kind, write_rows
 from kvjax.caches.scores import HeavyHitters, Score
-from kvjax.caches.spec import leaf
 
 
 @struct.dataclass

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.caches.spec import leaf
-from kvjax.caches.view import Streams, View, contiguous_view, fresh_view
-from kvjax.caches.visibility import Visibility
+from kvjax.caches.array_spec import leaf
 from kvjax.native import narrow
+from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
+from kvjax.streams.visibility import Visibility
 from kvjax.target import target
 
 EMPTY = -1  # position of a slot that holds no token

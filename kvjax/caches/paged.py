@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kvjax.caches.array_spec import leaf
 from kvjax.caches.kind import EMPTY, Kind
-from kvjax.caches.spec import leaf
-from kvjax.caches.view import View, by_row, held_by_row
 from kvjax.native import narrow
+from kvjax.streams.view import View, by_row, held_by_row
 
 
 @struct.dataclass

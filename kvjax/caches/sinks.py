@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from kvjax.caches.kind import Kind, first_held
-from kvjax.caches.view import View, fresh_view
+from kvjax.streams.view import View, fresh_view
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from kvjax.attention.cached import Memory
 from kvjax.caches.kind import Kind
 from kvjax.checkpoints import record
 from kvjax.checkpoints.fingerprint import fingerprint
@@ -32,6 +31,7 @@ from kvjax.decoding.cache import (
   is_leaf,
   is_traced,
 )
+from kvjax.decoding.layer import Memory
 from kvjax.decoding.spelling import CODECS, KINDS, SCORES
 from kvjax.models.config import ModelConfig
 

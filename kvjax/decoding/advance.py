@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.attention.cached import Step, read, remember
 from kvjax.attention.rotary import rotary_table
 from kvjax.caches.kind import Kind
-from kvjax.caches.view import fresh_view
 from kvjax.decoding.cache import Cache
+from kvjax.decoding.layer import Step, read, remember
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import embed, run_layer
 from kvjax.models.encoder import Encoded
+from kvjax.streams.view import fresh_view
 
 
 @dataclasses.dataclass(frozen=True)

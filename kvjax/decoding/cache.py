@@ -13,16 +13,16 @@ from flax import struct
 from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
-from kvjax.attention.cached import Memory
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.codecs import Codec, Plain
+from kvjax.caches.array_spec import Leaf, leaf
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.sinks import Sinks
-from kvjax.caches.spec import Leaf, leaf
+from kvjax.decoding.layer import Memory
 from kvjax.decoding.spelling import check_choices
 from kvjax.models.config import ModelConfig, dtype_of
+from kvjax.streams.codecs import Codec, Plain
 
 
 class DonatedCacheError(RuntimeError):

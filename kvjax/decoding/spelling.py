@@ -13,13 +13,13 @@ import typing
 from typing import Any
 
 from kvjax.caches.bounded import Bounded
-from kvjax.caches.codecs import Codec, Int8, Plain
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.caches.paged import Paged
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters, LastQuery, Recency
 from kvjax.caches.sinks import Sinks
+from kvjax.streams.codecs import Codec, Int8, Plain
 
 KINDS: dict[str, type[Kind]] = {
   'dense': Dense,

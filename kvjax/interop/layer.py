@@ -8,16 +8,16 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kvjax.attention.cached import read, remember
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
-from kvjax.caches.codecs import Codec
 from kvjax.caches.kind import Kind
 from kvjax.decoding import cache as caches
 from kvjax.decoding.advance import Options, evict, place
 from kvjax.decoding.cache import Cache
+from kvjax.decoding.layer import read, remember
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.codecs import Codec
 
 
 def init_cache(

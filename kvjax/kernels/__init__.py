@@ -4,8 +4,8 @@
 """
 
 from kvjax.kernels.interpreter import interpreted
-from kvjax.kernels.scoring import Bias, Scoring
 from kvjax.kernels.selection import KERNELS, attend_view, available, choose
+from kvjax.streams.scoring import Bias, Scoring
 from kvjax.target import targeting
 
 __all__ = (

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.view import (
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import (
   Streams,
   View,
   by_row,
   contiguous_view,
   held_by_row,
 )
-from kvjax.kernels.scoring import Scoring
 from kvjax.target import target
 
 BLOCK = 128  # slots a turn of the loop reads: a few rows' worth stays in L2

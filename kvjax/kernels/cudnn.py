@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.view import LAST, Streams, View
 from kvjax.kernels import blockwise, interpreter, mosaic_gpu
 from kvjax.kernels.merging import merge
 from kvjax.kernels.mosaic_gpu import DTYPES
-from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.stored import refuses_stored
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import LAST, Streams, View
 from kvjax.target import target
 
 _ROOM = 'jax._src.cudnn.fused_attention_stablehlo'

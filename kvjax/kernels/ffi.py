@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.caches.view import Streams, View
 from kvjax.kernels import blockwise
-from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.stored import refuses_stored
 from kvjax.native import loaded
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import Streams, View
 
 MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
 CODES = ('float32', 'bfloat16', 'int8')

@@ -11,10 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.view import Streams, View
 from kvjax.kernels import blockwise, interpreter, tuning
 from kvjax.kernels.merging import merge
-from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.spans import spans
 from kvjax.kernels.stored import refuses_stored
 from kvjax.kernels.tiling import (
@@ -26,6 +24,8 @@ from kvjax.kernels.tiling import (
   choose_stages,
 )
 from kvjax.kernels.tuning import Problem
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import Streams, View
 from kvjax.target import target
 
 DTYPES = ('bfloat16', 'float16')

@@ -12,11 +12,11 @@ import os
 
 import jax
 
-from kvjax.caches.view import Streams, View
 from kvjax.kernels import blockwise, cudnn, ffi, mosaic_gpu
-from kvjax.kernels.scoring import Scoring
 from kvjax.kernels.tiling import BLOCK
 from kvjax.native import loaded
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import Streams, View
 from kvjax.target import target
 
 KERNELS = ('ffi', 'blockwise', 'mosaic_gpu', 'cudnn')

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.visibility import Visibility
+from kvjax.streams.visibility import Visibility
 
 
 def spans(

@@ -1,8 +1,8 @@
 """What kernels that read whole leaves where they lie have in common."""
 
-from kvjax.caches.view import View
-from kvjax.caches.visibility import Visibility
-from kvjax.kernels.scoring import Scoring
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import View
+from kvjax.streams.visibility import Visibility
 
 
 def refuses_stored(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from kvjax.caches.visibility import Visibility
+from kvjax.streams.visibility import Visibility
 
 ROWS = 64  # of a tile of queries: what one warpgroup multiplies at once
 LANES = 64  # elements of two bytes in a row of 128 swizzled bytes

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.attention.cached import Memory
-from kvjax.caches.spec import Leaf
+from kvjax.caches.array_spec import Leaf
 from kvjax.decoding.cache import Cache, is_leaf
+from kvjax.decoding.layer import Memory
 from kvjax.memory.lines import Dim, Line, Term
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import ModelConfig

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.caches.codecs import Plain
-from kvjax.caches.spec import Leaf
+from kvjax.caches.array_spec import Leaf
 from kvjax.memory.cached import leaves
 from kvjax.memory.lines import Dim, Term
 from kvjax.memory.moments import carried
 from kvjax.memory.reading import FLOAT, Reading
 from kvjax.models.config import Layer, ModelConfig
+from kvjax.streams.codecs import Plain
 
 OLD = 'copy: old slots are read before they are overwritten'
 TWICE = 'copy: one row, in a store of one block (XLA:CPU)'

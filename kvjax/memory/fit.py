@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from kvjax.caches.bounded import Bounded
-from kvjax.caches.codecs import Codec, Int8
 from kvjax.caches.kind import Kind
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import check_sizes
@@ -19,6 +18,7 @@ from kvjax.memory.devices import Device, device
 from kvjax.memory.plan import MemoryPlan, plan
 from kvjax.memory.shards import shards
 from kvjax.models.config import ModelConfig
+from kvjax.streams.codecs import Codec, Int8
 
 MOST = 1 << 40  # rows or tokens from which a size counts as unlimited
 

@@ -16,7 +16,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.caches.codecs import Codec
 from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache, cache_spec, check_sizes
 from kvjax.kernels import KERNELS
@@ -28,6 +27,7 @@ from kvjax.memory.parameters import param_lines
 from kvjax.memory.shards import Shards, shards
 from kvjax.memory.transient import LOGITS, activation_bytes, step_lines
 from kvjax.models.config import ModelConfig, named_dtype
+from kvjax.streams.codecs import Codec
 from kvjax.target import PLATFORMS
 
 COPIES = 'the next cache, as this one is not donated'

@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.codecs import Codec
 from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import init_cache
 from kvjax.decoding.steps import decode_step, prefill
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.encoder import encode
+from kvjax.streams.codecs import Codec
 
 
 def compile_call(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.attention.cached import Memory
-from kvjax.caches.codecs import Plain
+from kvjax.decoding.layer import Memory
 from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
 from kvjax.kernels.tiling import BLOCK as TILE
 from kvjax.kernels.tiling import ROWS, choose_splits
 from kvjax.memory.lines import Dim, Term
+from kvjax.streams.codecs import Plain
 
 FLOAT = 4  # bytes of what is accumulated in float32
 QUERY = 'query (one layer, then dead)'

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from kvjax.caches.spec import Leaf
+from kvjax.caches.array_spec import Leaf
 
 # Mesh axis -> names of the axes it splits.
 SPLITS = {

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.attention.cached import Memory
-from kvjax.caches.codecs import Plain
 from kvjax.caches.dense import Dense
 from kvjax.decoding.cache import Cache
+from kvjax.decoding.layer import Memory
 from kvjax.memory import accelerator
 from kvjax.memory import moments as processor
 from kvjax.memory.copies import (
@@ -36,6 +35,7 @@ from kvjax.memory.moments import carried, swept
 from kvjax.memory.reading import FLOAT, Call, Reading
 from kvjax.memory.shards import WHOLE, Shards
 from kvjax.models.config import Layer, ModelConfig
+from kvjax.streams.codecs import Plain
 from kvjax.target import target
 
 LOGITS = 'logits, the result'

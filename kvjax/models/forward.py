@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from kvjax.attention.plain import plain_attention
 from kvjax.attention.rotary import rotary_table
-from kvjax.caches.codecs import Codec
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
+from kvjax.streams.codecs import Codec
 
 
 def forward(

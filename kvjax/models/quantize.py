@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.codecs import Int8
 from kvjax.layers.coded import CodedWeight
+from kvjax.streams.codecs import Int8
 
 # What `linear` and `matmul` multiply by. Not a router, whose picks are worth
 # more than its bytes, and not MLA's up-projections: they are multiplied from

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import kvjax
-from kvjax.caches.view import fresh_view
+from kvjax.streams.view import fresh_view
 
 B, K, G, T, S, H, E = 2, 3, 2, 5, 13, 7, 11
 SCALE = H**-0.5

@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.caches.view import fresh_view
+from kvjax.streams.view import fresh_view
 from tests.attention import oracle
 from tests.attention.case import (
   HELD,

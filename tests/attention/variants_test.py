@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax.attention.rotary import rotary_table
-from kvjax.caches.view import fresh_view
+from kvjax.streams.view import fresh_view
 
 WIDTH, TOKENS = 13, 5
 LATENT = kvjax.Latent(

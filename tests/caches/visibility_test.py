@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from kvjax.caches.visibility import Visibility
+from kvjax.streams.visibility import Visibility
 
 RULES = {
   'causal': (Visibility(), lambda p, s: s <= p),

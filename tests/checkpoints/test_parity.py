@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.caches.codecs import Int8
 from kvjax.caches.dense import Dense
 from kvjax.caches.paged import Paged
 from kvjax.checkpoints import load_checkpoint, load_config
 from kvjax.checkpoints.families import FAMILIES
+from kvjax.streams.codecs import Int8
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
 CASES = sorted(path.name for path in GOLDEN.iterdir())

@@ -8,8 +8,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.caches.view import contiguous_view, fresh_view
-from kvjax.caches.visibility import Visibility
+from kvjax.streams.view import contiguous_view, fresh_view
+from kvjax.streams.visibility import Visibility
 from tests.facts import tape, tiny
 
 PLAIN = kvjax.Scoring(scale=0.3)

@@ -5,7 +5,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.caches.visibility import Visibility
+from kvjax.streams.visibility import Visibility
 from tests.facts import tape, tiny
 
 FULL = Visibility()

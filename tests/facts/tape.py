@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from kvjax.attention.cached import Memory, Step, remember
-from kvjax.caches.codecs import Plain
+from kvjax.caches.array_spec import Leaf
 from kvjax.caches.kind import Kind
-from kvjax.caches.spec import Leaf
+from kvjax.decoding.layer import Memory, Step, remember
+from kvjax.streams.codecs import Plain
 
 
 @struct.dataclass

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 import kvjax
 from kvjax import kernels
 from kvjax.caches.paged import PagedBook
-from kvjax.caches.view import contiguous_view
+from kvjax.streams.view import contiguous_view
 from tests.attention import oracle
 from tests.kernels.drawn import (
   book,

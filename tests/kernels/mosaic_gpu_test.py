@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import kernels
-from kvjax.caches.view import contiguous_view
 from kvjax.kernels import interpreter, mosaic_gpu, spans, tiling, tuning
+from kvjax.streams.view import contiguous_view
 from tests.attention import oracle
 
 SEES = {

@@ -13,10 +13,10 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import kernels
-from kvjax.caches.view import contiguous_view
 from kvjax.kernels import ffi
 from kvjax.kernels.stored import refuses_stored
 from kvjax.native import library, loaded
+from kvjax.streams.view import contiguous_view
 from tests.kernels.drawn import SLOTS, book, build_or_skip, draw
 
 setUpModule = build_or_skip

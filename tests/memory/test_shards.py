@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.caches.spec import Leaf
+from kvjax.caches.array_spec import Leaf
 from kvjax.decoding.cache import cache_spec
 from kvjax.memory import param_specs, plan, shards
 

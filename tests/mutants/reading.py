@@ -119,14 +119,14 @@ CORE: tuple[Mutant, ...] = (
   ),
   Mutant(
     'written_before_it_is_read',
-    'kvjax/attention/cached.py',
+    'kvjax/decoding/layer.py',
     'views = kind.views(old, store, step.before)',
     'views = kind.views(book, store, step.before)',
     'tests/facts/storage_facts_test.py::StorageFacts::test_hybrid_offers_more_than_it_stores',
   ),
   Mutant(
     'kind_does_not_narrow_the_mask',
-    'kvjax/attention/cached.py',
+    'kvjax/decoding/layer.py',
     'seen = kind.narrow(scoring.visibility)',
     'seen = scoring.visibility',
     'tests/facts/latent_facts_test.py::LatentFacts::test_chunks_that_straddle_the_wrap_chunk',

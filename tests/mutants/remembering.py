@@ -5,28 +5,28 @@ from tests.mutants.fault import Mutant
 MASKS: tuple[Mutant, ...] = (
   Mutant(
     'window_off_by_one',
-    'kvjax/caches/visibility.py',
+    'kvjax/streams/visibility.py',
     'keys < self.window',
     'keys <= self.window',
     'tests/caches/visibility_test.py',
   ),
   Mutant(
     'causal_off_by_one',
-    'kvjax/caches/visibility.py',
+    'kvjax/streams/visibility.py',
     'keys <= queries',
     'keys < queries',
     'tests/caches/visibility_test.py',
   ),
   Mutant(
     'chunk_sees_earlier_chunks',
-    'kvjax/caches/visibility.py',
+    'kvjax/streams/visibility.py',
     'self.chunk == keys',
     'self.chunk >= keys',
     'tests/caches/visibility_test.py',
   ),
   Mutant(
     'sinks_not_seen',
-    'kvjax/caches/visibility.py',
+    'kvjax/streams/visibility.py',
     'near | (keys < self.sink_tokens)',
     'near',
     'tests/caches/visibility_test.py',
@@ -154,14 +154,14 @@ BOUNDED: tuple[Mutant, ...] = (
 CODECS: tuple[Mutant, ...] = (
   Mutant(
     'one_scale_for_all',
-    'kvjax/caches/codecs.py',
+    'kvjax/streams/codecs.py',
     'jnp.max(jnp.abs(x), axis=-1) / 127',
     'jnp.broadcast_to(jnp.max(jnp.abs(x)), x.shape[:-1]) / 127',
     'tests/caches/codecs_test.py',
   ),
   Mutant(
     'codes_cut_not_rounded',
-    'kvjax/caches/codecs.py',
+    'kvjax/streams/codecs.py',
     'jnp.round(',
     'jnp.trunc(',
     'tests/caches/codecs_test.py',
@@ -199,7 +199,7 @@ PAGES: tuple[Mutant, ...] = (
   ),
   Mutant(
     'page_of_none_holds_tokens',
-    'kvjax/caches/view.py',
+    'kvjax/streams/view.py',
     'jnp.where(there, by_row(pool, table), -1)',
     'by_row(pool, table)',
     'tests/caches/paged_test.py',

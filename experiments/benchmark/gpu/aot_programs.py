@@ -11,9 +11,6 @@ import jax.numpy as jnp
 from experiments.benchmark.gpu import aot_compile as ahead
 from experiments.measuring import forms
 from experiments.measuring.variants import with_attention
-from kvjax.caches.codecs import Plain
-from kvjax.caches.view import contiguous_view
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.load import load_config
 from kvjax.decoding.cache import init_cache
 from kvjax.kernels import Scoring, attend_view
@@ -22,6 +19,9 @@ from kvjax.memory.plan import MemoryPlan
 from kvjax.memory.plan import plan as plan_of
 from kvjax.memory.program import compile_call
 from kvjax.models.config import ModelConfig
+from kvjax.streams.codecs import Plain
+from kvjax.streams.view import contiguous_view
+from kvjax.streams.visibility import Visibility
 
 Reports = Callable[[], dict[str, int]]
 

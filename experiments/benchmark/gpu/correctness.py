@@ -15,10 +15,10 @@ import numpy as np
 
 from experiments.measuring import clock, forms
 from experiments.measuring.attention import normal
-from kvjax.caches.codecs import Plain
-from kvjax.caches.view import contiguous_view
-from kvjax.caches.visibility import Visibility
 from kvjax.kernels import Scoring, attend_view
+from kvjax.streams.codecs import Plain
+from kvjax.streams.view import contiguous_view
+from kvjax.streams.visibility import Visibility
 
 TOLERANCE = {'bfloat16': 8e-3, 'float16': 1e-3, 'float32': 1e-5}
 HEADS = 2

@@ -14,10 +14,10 @@ import jax
 
 from experiments.measuring import attention, clock, peers
 from experiments.measuring.attention import Case, Pace
-from kvjax.caches.view import contiguous_view
 from kvjax.kernels import Scoring, mosaic_gpu
 from kvjax.kernels.tiling import CLUSTER, PORTABLE
 from kvjax.kernels.tuning import Problem, Tiles
+from kvjax.streams.view import contiguous_view
 
 BLOCKS = (64, 128)
 FACTORS = (0.5, 2.0)  # of the splits that are reckoned

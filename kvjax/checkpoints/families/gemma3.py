@@ -10,7 +10,6 @@ from typing import Any
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import (
   ENDS,
   FOUR_NORMS,
@@ -24,6 +23,7 @@ from kvjax.checkpoints.settings import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
 
 GLOBAL, LOCAL = 1e6, 1e4  # published bases
 

@@ -6,7 +6,6 @@ tensor, columns alternating, clamped at `swiglu_limit`.
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary, Yarn
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import ENDS, GROUPED, NORMS
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
@@ -15,6 +14,7 @@ from kvjax.checkpoints.table import table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
+from kvjax.streams.visibility import Visibility
 
 BASE = 150000.0
 

@@ -5,7 +5,6 @@ means the published default of 4096.
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import LLAMA
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
@@ -13,6 +12,7 @@ from kvjax.checkpoints.settings import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
 
 
 def config(settings: Settings) -> ModelConfig:

@@ -5,7 +5,6 @@ are w1 (gate), w3 (up) and w2 (down).
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import ENDS, GROUPED, NORMS
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
@@ -14,6 +13,7 @@ from kvjax.checkpoints.table import table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
+from kvjax.streams.visibility import Visibility
 
 ROWS = (
   ENDS

@@ -6,7 +6,6 @@ holds depends on the planned length: give it as `rotary_length`.
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import ENDS, NORMS
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
@@ -15,6 +14,7 @@ from kvjax.checkpoints.table import table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
 
 ROWS = (
   ENDS

@@ -4,7 +4,6 @@ With `use_sliding_window`, layers from `max_window_layers` on have a window.
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import LLAMA
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
@@ -12,6 +11,7 @@ from kvjax.checkpoints.settings import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
 
 
 def config(settings: Settings) -> ModelConfig:

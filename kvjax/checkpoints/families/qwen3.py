@@ -1,7 +1,6 @@
 """Qwen3 (arXiv 2505.09388): queries and keys normalised head by head."""
 
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.blocks import HEAD_NORMS, LLAMA
 from kvjax.checkpoints.families.qwen2 import windows
 from kvjax.checkpoints.family import Family
@@ -10,6 +9,7 @@ from kvjax.checkpoints.settings import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
 
 
 def config(settings: Settings) -> ModelConfig:

@@ -9,13 +9,13 @@ is not scaled; where such a checkpoint holds no head, the embedding is it.
 
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.table import table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
 
 ENDS = table(
   '',

@@ -5,13 +5,13 @@ Key projections have no bias. The encoder's sinusoids are stored as a table.
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.visibility import Visibility
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.table import Row, table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
 
 ENDS = table(
   'model.',

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from kvjax.caches.view import Stored
+from kvjax.streams.view import Stored
 
 
 class Codec(Protocol):

@@ -12,18 +12,6 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
-  """What one token leaves behind under one name: `[heads, width]` elements.
-
-  `quantize` is False where precision decides (MLA's rotated key).
-  """
-
-  heads: int
-  width: int
-  quantize: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
 class Leaf:
   """One array of a cache: shape, dtype, initial value and named axes."""
 

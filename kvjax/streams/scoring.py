@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from kvjax.caches.visibility import Visibility
+from kvjax.streams.visibility import Visibility
 
 # (query positions, key positions, kv heads) -> [B, K, G, T, S], to be added.
 Bias = Callable[[jax.Array, jax.Array, int], jax.Array]

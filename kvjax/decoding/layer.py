@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,44 +16,10 @@ from kvjax.attention.attend import (
   received,
 )
 from kvjax.attention.rotary import Rotary
-from kvjax.caches.codecs import Codec
+from kvjax.attention.variant import Table, Variant
 from kvjax.caches.kind import Kind
-from kvjax.caches.spec import Stream
-from kvjax.caches.view import Stored, Streams, View
-
-Table = tuple[jax.Array, jax.Array] | None
-
-
-class Variant(Protocol):
-  """What an attention variant asks and leaves behind; see `Grouped`, `Latent`.
-
-  `absorb` is static: whether queries read the streams as they are stored
-  (True) or as `unfold` expands them. Variants with one form ignore it.
-  """
-
-  @property
-  def rotary(self) -> Rotary | None: ...
-  @property
-  def shared_from(self) -> int | None: ...
-  def streams(self) -> dict[str, Stream]: ...
-  def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]: ...
-  def absorbs(self, tokens: int) -> bool: ...
-  def ask(
-    self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
-  ) -> Streams: ...
-  def leave(
-    self, params: Mapping[str, Any], x: jax.Array, table: Table
-  ) -> Streams: ...
-  def reads_stored(self, absorb: bool) -> bool: ...
-  def unfold(
-    self, params: Mapping[str, Any], streams: Streams, absorb: bool
-  ) -> Streams: ...
-  def scoring(
-    self, params: Mapping[str, Any], relative: jax.Array | None, absorb: bool
-  ) -> Scoring: ...
-  def output(
-    self, params: Mapping[str, Any], out: jax.Array, absorb: bool
-  ) -> jax.Array: ...
+from kvjax.streams.codecs import Codec
+from kvjax.streams.view import Stored, Streams, View
 
 
 @dataclasses.dataclass(frozen=True)
