@@ -51,7 +51,7 @@ picture: $(READY)
 	$(RUN) -m experiments.why_no_q_cache.lifetimes
 
 kernels: $(READY)
-	$(RUN) kvjax/native/library.py
+	$(RUN) kvjax/native/build.py
 
 bench: kernels
 	$(RUN) -m experiments.benchmark --config=configs/benchmark_cpu.py \
@@ -74,5 +74,5 @@ $(VENV)/.ok$(addprefix -,$(EXTRAS)): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: kvjax needs 3.11 or newer. Use make PYTHON=python3.11." % v[:2])'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e ".[test,report$(addprefix $(COMMA),$(EXTRAS))]"
-	$(VENV)/bin/python kvjax/native/library.py
+	$(VENV)/bin/python kvjax/native/build.py
 	touch $@

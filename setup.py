@@ -29,7 +29,7 @@ class BuildWithKernels(build_py):
   def run(self):
     super().run()
     home = ROOT if self.editable_mode else pathlib.Path(self.build_lib)
-    library = runpy.run_path(str(ROOT / 'kvjax' / 'native' / 'library.py'))
+    library = runpy.run_path(str(ROOT / 'kvjax' / 'native' / 'build.py'))
     try:
       library['build'](home / 'kvjax' / 'native')
     except (library['BuildError'], OSError) as error:

@@ -19,11 +19,11 @@ from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
 from kvjax.caches.sinks import Sinks
 from kvjax.checkpoints.load import load_checkpoint, load_config
-from kvjax.checkpoints.saved_cache import load_cache, save_cache
-from kvjax.decoding.algebra import concat, earliest, fork, repeat, rewind, take
+from kvjax.checkpoints.prompt_cache.save import load_cache, save_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, init_cache
-from kvjax.decoding.generate import generate
-from kvjax.decoding.inspect import check, inspect
+from kvjax.decoding.generation import generate
+from kvjax.decoding.inspection import check, inspect
+from kvjax.decoding.rows import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.sampling import Sampling, sample
 from kvjax.decoding.steps import decode_step, extend, prefill
 from kvjax.layers.norm import Norm
@@ -31,9 +31,9 @@ from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.encoder import encode
 from kvjax.models.experts import Experts
-from kvjax.models.forward import forward
 from kvjax.models.mlp import MLP
 from kvjax.models.quantize import quantize
+from kvjax.models.uncached import forward
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.view import View
 from kvjax.streams.visibility import Visibility

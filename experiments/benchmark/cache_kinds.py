@@ -25,7 +25,7 @@ from experiments.measuring.traffic import step_bytes
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache, init_cache
-from kvjax.decoding.spelling import parse_cache
+from kvjax.decoding.parse import parse_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Codec

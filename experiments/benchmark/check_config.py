@@ -7,7 +7,7 @@ from experiments.benchmark import cache_kinds as kinds
 from experiments.benchmark.gpu import tile_sweep as sweep
 from experiments.measuring import attention, forms, model
 from experiments.measuring.variants import with_attention
-from kvjax.decoding.spelling import parse_cache
+from kvjax.decoding.parse import parse_cache
 from kvjax.kernels import KERNELS
 
 COUNTS = 'repeats', 'calls', 'together', 'bandwidth'

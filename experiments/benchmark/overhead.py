@@ -12,7 +12,7 @@ from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.decoding.cache import init_cache
 from kvjax.decoding.steps import decode_step
-from kvjax.memory.program import compile_call
+from kvjax.memory.compiled.calls import compile_call
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.mlp import MLP

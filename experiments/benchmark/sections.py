@@ -34,7 +34,8 @@ from experiments.benchmark.gpu import (
 )
 from experiments.measuring import attention, clock, model
 from experiments.measuring.variants import with_attention
-from kvjax.kernels import available, tuning
+from kvjax.kernels import available
+from kvjax.kernels.hopper import tuning
 from kvjax.models.decoder import init_params
 
 Record = dict[str, Any]

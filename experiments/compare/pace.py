@@ -11,7 +11,7 @@ import numpy as np
 from kvjax.decoding.cache import init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
-from kvjax.models.forward import forward
+from kvjax.models.uncached import forward
 
 
 def measure(

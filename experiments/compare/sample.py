@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.decoding.cache import init_cache
-from kvjax.decoding.generate import generate
+from kvjax.decoding.generation import generate
 from kvjax.decoding.sampling import Sampling
 from kvjax.decoding.steps import prefill
 from kvjax.models.config import ModelConfig
-from kvjax.models.forward import forward
+from kvjax.models.uncached import forward
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from kvjax.caches.scores import HeavyHitters
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import init_cache
 from kvjax.models.config import ModelConfig
-from kvjax.models.forward import forward
+from kvjax.models.uncached import forward
 from kvjax.streams.codecs import Codec, Int8
 
 Record = dict[str, Any]

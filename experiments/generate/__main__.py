@@ -23,7 +23,7 @@ from experiments.measuring.clock import reading
 from experiments.measuring.traffic import held_bytes, step_bytes
 from experiments.reporting import records
 from kvjax.decoding.cache import cache_spec
-from kvjax.decoding.spelling import DEFAULT, parse_cache
+from kvjax.decoding.parse import DEFAULT, parse_cache
 from kvjax.text import prompts, tokenizer
 
 FLAGS = flags.FlagValues()  # its own: other experiments have a --seed as well

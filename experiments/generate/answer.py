@@ -11,7 +11,7 @@ from experiments.generate.compilation import compilation
 from experiments.generate.speed import Stopwatch
 from experiments.generate.streaming import Streaming, interrupts
 from kvjax.decoding.cache import Cache, check_sizes
-from kvjax.decoding.generate import generate
+from kvjax.decoding.generation import generate
 from kvjax.decoding.steps import prefill
 from kvjax.kernels import KERNELS
 from kvjax.models.config import ModelConfig

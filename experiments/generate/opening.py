@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.checkpoints.saved_cache import load_cache
-from kvjax.decoding.algebra import repeat
+from kvjax.checkpoints.prompt_cache.save import load_cache
 from kvjax.decoding.cache import Cache, init_cache
+from kvjax.decoding.rows import repeat
 from kvjax.models.config import ModelConfig
 
 

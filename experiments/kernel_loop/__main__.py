@@ -21,7 +21,7 @@ from experiments import launch
 from experiments.kernel_loop import loop
 from experiments.reporting.blocks import Table, Text
 from experiments.reporting.writer import follow, start
-from kvjax.native.library import BuildError
+from kvjax.native.build import BuildError
 
 _TURNS = flags.DEFINE_integer('turns', 5, 'Of each time.', lower_bound=1)
 _WORKDIR = flags.DEFINE_string('workdir', 'out/kernel_loop', 'Where files go.')

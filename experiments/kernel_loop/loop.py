@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.native import library
+from kvjax.native import build as library
 
 SOURCE = pathlib.Path(__file__).with_name('loop.cc')
 SIZES = {'float32': 4, 'bfloat16': 2, 'int8': 1}

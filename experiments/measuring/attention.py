@@ -13,8 +13,8 @@ import numpy as np
 from experiments.measuring import attention_peers, clock, forms, peers
 from experiments.measuring.clock import Runner
 from kvjax.kernels import KERNELS, Scoring, attend_view, available
-from kvjax.kernels.mosaic_gpu import DTYPES
-from kvjax.kernels.tuning import Problem, tiles
+from kvjax.kernels.hopper.launch import DTYPES
+from kvjax.kernels.hopper.tuning import Problem, tiles
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.view import contiguous_view
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvjax.kernels import tuning
+from kvjax.kernels.hopper import tuning
 from kvjax.layers import linear
 
 FORMS: dict[str, Callable[[], Any]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from kvjax.native import loaded
+from kvjax.native import load as loaded
 
 # What stands for a kernel in a lowered program; the block loop is plain JAX.
 MARKS = {'ffi': loaded.DECODE, 'mosaic_gpu': 'mosaic_gpu', 'cudnn': 'cudnn'}

@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 
 from kvjax.attention.attend import Scoring
-from kvjax.attention.plain import plain_attention
+from kvjax.attention.reference import plain_attention
 from kvjax.attention.rotary import rotary_table
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import embed, run_layer, unembed

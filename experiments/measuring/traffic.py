@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.decoding.cache import Cache
-from kvjax.layers.coded import CodedWeight
-from kvjax.memory.plan import plan
+from kvjax.layers.int8_weight import CodedWeight
+from kvjax.memory.planning import plan
 from kvjax.models.config import ModelConfig
 
 

@@ -17,20 +17,13 @@ from experiments.measuring.variants import with_attention
 from experiments.memory import tables as show
 from experiments.reporting.writer import Writer, follow, start
 from kvjax.decoding.cache import check_sizes
-from kvjax.decoding.spelling import parse_cache
-from kvjax.memory import (
-  Device,
-  Fit,
-  MemoryPlan,
-  StepTime,
-  device,
-  fit,
-  measure,
-  plan,
-  reconcile,
-  step_time,
-)
-from kvjax.memory.program import compile_call
+from kvjax.decoding.parse import parse_cache
+from kvjax.memory import Device, Fit, MemoryPlan, StepTime, device, measure
+from kvjax.memory import fitting as fit
+from kvjax.memory import planning as plan
+from kvjax.memory.compiled import reconciliation as reconcile
+from kvjax.memory.compiled.calls import compile_call
+from kvjax.memory.speed import least_time as step_time
 
 _TITLE = 'What inference occupies'
 

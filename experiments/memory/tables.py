@@ -10,12 +10,12 @@ from experiments.memory import plots as memory_plots
 from experiments.memory.plots import size
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
 from kvjax.attention.attend import Scoring
-from kvjax.memory.fit import Fit
-from kvjax.memory.measured import Measured
-from kvjax.memory.plan import MemoryPlan
-from kvjax.memory.reading import QUERY
-from kvjax.memory.reconcile import Row
-from kvjax.memory.step_time import StepTime
+from kvjax.memory.compiled.measurement import Measured
+from kvjax.memory.compiled.reconciliation import Row
+from kvjax.memory.fitting import Fit
+from kvjax.memory.planning import MemoryPlan
+from kvjax.memory.speed.least_time import StepTime
+from kvjax.memory.temporaries.attention_call import QUERY
 
 TOKENS = 5  # of the lifetime chart
 WEIGHTS = {'attention', 'mlp', 'experts', 'layers', 'encoder'}

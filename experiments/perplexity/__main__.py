@@ -24,8 +24,8 @@ from experiments.perplexity import held_out
 from experiments.reporting.blocks import Table
 from experiments.reporting.writer import progress, start
 from kvjax.decoding.cache import cache_spec, check_sizes
-from kvjax.decoding.spelling import DEFAULT, parse_cache
-from kvjax.memory.plan import plan
+from kvjax.decoding.parse import DEFAULT, parse_cache
+from kvjax.memory.planning import plan
 from kvjax.models.config import ModelConfig
 from kvjax.text.tokenizer import load_tokenizer
 

@@ -20,7 +20,7 @@ from experiments.training.loss import bits, next_token_loss
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
-from kvjax.models.forward import forward
+from kvjax.models.uncached import forward
 from kvjax.text.prompts import make_batch
 from kvjax.text.tokenizer import Tokenizer
 

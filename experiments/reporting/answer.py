@@ -12,7 +12,7 @@ from experiments.training.footprint import (
 )
 from experiments.training.variants import VARIANTS, Shape, model
 from kvjax.attention.attend import Scoring
-from kvjax.attention.plain import plain_attention
+from kvjax.attention.reference import plain_attention
 from kvjax.streams.codecs import Int8
 
 PHRASES = ('不爱吃|香菜的|萌新', '喜欢|骑|摩托车', '爱好|是|研究')

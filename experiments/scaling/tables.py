@@ -6,9 +6,9 @@ from typing import Any
 from experiments.measuring.variants import VARIANTS, with_attention
 from experiments.reporting import plots
 from experiments.reporting.blocks import Block, Picture, Table
-from kvjax.memory.devices import Device, device
-from kvjax.memory.parameters import param_lines
-from kvjax.memory.roofline import attention_core, intensity, roofline
+from kvjax.memory.parts.param_bytes import param_lines
+from kvjax.memory.speed.bounds import attention_core, intensity, roofline
+from kvjax.memory.speed.devices import Device, device
 from kvjax.models.config import ModelConfig
 
 Row = dict[str, Any]

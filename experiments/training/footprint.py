@@ -3,7 +3,7 @@
 import jax
 
 from kvjax.decoding.cache import Cache
-from kvjax.memory.plan import plan
+from kvjax.memory.planning import plan
 from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Codec
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from kvjax.models.config import ModelConfig
-from kvjax.models.forward import forward
+from kvjax.models.uncached import forward
 
 
 def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from experiments.why_no_q_cache import (
 )
 from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
-from kvjax.memory.devices import Device, device
+from kvjax.memory.speed.devices import Device, device
 
 _TITLE = 'Why there is no Q cache'
 Program = Callable[[Any], Any]

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness import analysis, cut, passes, report
-from kvjax.liveness import trace as tracing
+from kvjax.liveness import analysis, report
+from kvjax.liveness.cut import lifetimes as passes
+from kvjax.liveness.cut import min_cut as cut
+from kvjax.liveness.program import record as tracing
 
 Array = np.ndarray
 NONE = -1

@@ -10,7 +10,7 @@ from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
 from experiments.why_no_q_cache import plots as live_plots
 from experiments.why_no_q_cache.query_leaf import Form
 from kvjax.liveness import Dataflow, LivenessReport, Point, Row
-from kvjax.memory.devices import Device
+from kvjax.memory.speed.devices import Device
 
 Reads = dict[str, np.ndarray]
 _COLUMNS = (

@@ -16,8 +16,10 @@ from jax.ad_checkpoint import checkpoint_name as name
 from experiments.reporting.answer import WEIGHTS, X
 from experiments.why_no_q_cache import examples
 from kvjax import liveness
-from kvjax.liveness import analysis, lengths, witness
-from kvjax.liveness import trace as tracing
+from kvjax.liveness import analysis
+from kvjax.liveness.evidence import lengths
+from kvjax.liveness.evidence import perturb as witness
+from kvjax.liveness.program import record as tracing
 
 Array = np.ndarray
 SCALE = 3**-0.5

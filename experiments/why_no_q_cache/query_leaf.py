@@ -17,7 +17,7 @@ from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Table
 from kvjax.decoding.cache import Cache, cache_spec, init_cache
 from kvjax.decoding.steps import decode_step
-from kvjax.memory.measured import Measured, measure
+from kvjax.memory.compiled.measurement import Measured, measure
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.streams.stream import Stream

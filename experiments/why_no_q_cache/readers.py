@@ -9,7 +9,12 @@ from typing import TypeAlias
 
 import jax
 
-from kvjax.memory.buffers import Instruction, Module, argument_leaves, read
+from kvjax.memory.compiled.assignment import (
+  Instruction,
+  Module,
+  argument_leaves,
+  read,
+)
 
 # Whether an instruction's result is the leaf itself, part by part of a tuple.
 _Leaf: TypeAlias = 'bool | tuple[_Leaf, ...]'

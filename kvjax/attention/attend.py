@@ -24,7 +24,7 @@ from kvjax.kernels.blockwise import (
   normalize,
   received,
 )
-from kvjax.kernels.selection import attend_view
+from kvjax.kernels.registry import attend_view
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from kvjax.caches.array_spec import leaf
-from kvjax.native import narrow
+from kvjax.native import write_narrow as narrow
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
 from kvjax.target import target

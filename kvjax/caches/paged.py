@@ -15,7 +15,7 @@ from flax import struct
 
 from kvjax.caches.array_spec import leaf
 from kvjax.caches.kind import EMPTY, Kind
-from kvjax.native import narrow
+from kvjax.native import write_narrow as narrow
 from kvjax.streams.view import View, by_row, held_by_row
 
 

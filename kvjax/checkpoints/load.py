@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.checkpoints.bind import Leaf, bind, stored_dtype
-from kvjax.checkpoints.described import DESCRIBED, described
+from kvjax.checkpoints.catalogue import nearest_names, published_values
+from kvjax.checkpoints.dequantize import check_method, dequantize
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.published import nearest_names, published_values
-from kvjax.checkpoints.quantized import check_method, dequantize
+from kvjax.checkpoints.match import Leaf, bind, stored_dtype
+from kvjax.checkpoints.paper_models import DESCRIBED, described
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig

@@ -20,7 +20,7 @@ from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.layer import Memory
-from kvjax.decoding.spelling import check_choices
+from kvjax.decoding.parse import check_choices
 from kvjax.models.config import ModelConfig, dtype_of
 from kvjax.streams.codecs import Codec, Plain
 
@@ -105,7 +105,7 @@ class Cache:
     return self.length.shape[0]
 
   def __repr__(self) -> str:
-    from kvjax.decoding.inspect import inspect  # a table needs this class
+    from kvjax.decoding.inspection import inspect  # a table needs this class
 
     try:
       return str(inspect(self))

@@ -20,8 +20,8 @@ from kvjax.decoding.cache import Cache, check_alive, in_trace, is_traced
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded
-from kvjax.models.forward import check_tokens, row_mask
-from kvjax.native.loaded import asking
+from kvjax.models.uncached import check_tokens, row_mask
+from kvjax.native.load import asking
 
 
 def prefill(

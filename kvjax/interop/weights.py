@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.attention.grouped import Grouped
-from kvjax.layers.coded import CodedWeight
+from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.norm import Norm
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 `available()` says which ones this process can use, and why not the others.
 """
 
-from kvjax.kernels.interpreter import interpreted
-from kvjax.kernels.selection import KERNELS, attend_view, available, choose
+from kvjax.kernels.hopper.interpreter import interpreted
+from kvjax.kernels.registry import KERNELS, attend_view, available, choose
 from kvjax.streams.scoring import Bias, Scoring
 from kvjax.target import targeting
 

@@ -17,10 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.kernels import blockwise, interpreter, mosaic_gpu
-from kvjax.kernels.merging import merge
-from kvjax.kernels.mosaic_gpu import DTYPES
-from kvjax.kernels.stored import refuses_stored
+from kvjax.kernels import blockwise
+from kvjax.kernels.hopper import interpreter
+from kvjax.kernels.hopper import launch as mosaic_gpu
+from kvjax.kernels.hopper.launch import DTYPES
+from kvjax.kernels.log_sum_exp import merge
+from kvjax.kernels.refusals import refuses_stored
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import LAST, Streams, View
 from kvjax.target import target

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.layers.coded import CodedWeight
-from kvjax.native import projection
+from kvjax.kernels.matmul import cpu_library as projection
+from kvjax.layers.int8_weight import CodedWeight
 from kvjax.target import target
 
 BLOCK = 1 << 20  # elements of a coded weight that a CPU widens at a time

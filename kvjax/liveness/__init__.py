@@ -4,9 +4,9 @@
 """
 
 from kvjax.liveness.analysis import analyze
-from kvjax.liveness.derivation import DerivedCache, derive
+from kvjax.liveness.decoder.derivation import DerivedCache, derive
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.reach import reach
+from kvjax.liveness.evidence.reading import reach
 from kvjax.liveness.report import Dataflow, LivenessReport, Point, Row
 
 __all__ = [

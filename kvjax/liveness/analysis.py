@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness import (
-  absorb,
-  description,
-  lengths,
-  masked,
-  passes,
-  report,
-  witness,
-)
-from kvjax.liveness import cut as cutting
-from kvjax.liveness import labels as labelling
-from kvjax.liveness import trace as tracing
+from kvjax.liveness import describe as description
+from kvjax.liveness import report
+from kvjax.liveness.cut import absorption as absorb
+from kvjax.liveness.cut import lifetimes as passes
+from kvjax.liveness.cut import min_cut as cutting
+from kvjax.liveness.cut import names as labelling
 from kvjax.liveness.errors import AnalysisError
+from kvjax.liveness.evidence import lengths
+from kvjax.liveness.evidence import perturb as witness
+from kvjax.liveness.program import record as tracing
+from kvjax.liveness.recurrence import rewrite as masked
 
 Array = np.ndarray
 Program = Callable[..., Any]

@@ -1,23 +1,23 @@
 """What inference occupies: from a config, and from a compiled step."""
 
-from kvjax.memory.buffers import Buffer, EncodingError, buffers
-from kvjax.memory.devices import DEVICES, Device, device
-from kvjax.memory.fit import Fit, Remedy, fit
-from kvjax.memory.in_place import (
+from kvjax.memory.compiled.assignment import Buffer, EncodingError, buffers
+from kvjax.memory.compiled.measurement import Measured, measure
+from kvjax.memory.compiled.reconciliation import Row, reconcile
+from kvjax.memory.compiled.updates import (
   Finding,
   InPlaceError,
   Verdict,
   assert_in_place,
   in_place,
 )
-from kvjax.memory.lines import Line
-from kvjax.memory.measured import Measured, measure
-from kvjax.memory.parameters import param_specs
-from kvjax.memory.plan import MemoryPlan, plan
-from kvjax.memory.reconcile import Row, reconcile
-from kvjax.memory.roofline import intensity, roofline
-from kvjax.memory.shards import Shards, shards
-from kvjax.memory.step_time import StepTime, step_time
+from kvjax.memory.fitting import Fit, Remedy, fit
+from kvjax.memory.parts.lines import Line
+from kvjax.memory.parts.param_bytes import param_specs
+from kvjax.memory.parts.sharding import Shards, shards
+from kvjax.memory.planning import MemoryPlan, plan
+from kvjax.memory.speed.bounds import intensity, roofline
+from kvjax.memory.speed.devices import DEVICES, Device, device
+from kvjax.memory.speed.least_time import StepTime, step_time
 
 __all__ = [
   'DEVICES',

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.attention.plain import plain_attention
+from kvjax.attention.reference import plain_attention
 from kvjax.models.config import Encoder, ModelConfig
 from kvjax.models.decoder import run_layer
 

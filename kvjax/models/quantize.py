@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.layers.coded import CodedWeight
+from kvjax.layers.int8_weight import CodedWeight
 from kvjax.streams.codecs import Int8
 
 # What `linear` and `matmul` multiply by. Not a router, whose picks are worth

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.native import narrow
+from kvjax.native import write_narrow as narrow
 
 Streams = dict[str, Any]
 

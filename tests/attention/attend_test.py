@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax.attention.bias import PositionBias
-from kvjax.attention.plain import plain_attention
+from kvjax.attention.reference import plain_attention
 from kvjax.streams.view import contiguous_view, fresh_view
 from tests.attention import oracle
 from tests.attention.case import (

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax.attention.attend import attention_weights, received
-from kvjax.attention.plain import plain_attention
+from kvjax.attention.reference import plain_attention
 from kvjax.streams.view import contiguous_view
 from tests.attention import oracle
 from tests.attention.case import (

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from kvjax.checkpoints import parse_config
-from kvjax.checkpoints.bind import spec
+from kvjax.checkpoints.match import spec
 
 COMMON = {'torch_dtype': 'bfloat16', 'hidden_act': 'silu'}
 YARN = {

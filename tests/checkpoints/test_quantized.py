@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kvjax.checkpoints import load_checkpoint, parse_config
-from kvjax.checkpoints.quantized import dequantize
+from kvjax.checkpoints.dequantize import dequantize
 from kvjax.checkpoints.tensors import read_header
 from tests.checkpoints.writing import GOLDEN, altered, read, write
 

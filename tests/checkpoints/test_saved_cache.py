@@ -14,7 +14,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 import kvjax
-from kvjax.checkpoints import saved_cache
+from kvjax.checkpoints.prompt_cache import save as saved_cache
 from tests.checkpoints.writing import GOLDEN
 
 

@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.decoding.spelling import parse_cache
+from kvjax.decoding.parse import parse_cache
 
 
 class SpellingTest(parameterized.TestCase):

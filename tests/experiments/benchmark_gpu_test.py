@@ -23,9 +23,9 @@ from experiments.benchmark.gpu import (
 from experiments.measuring import clock, forms
 from experiments.measuring.variants import VARIANTS, with_attention
 from kvjax import kernels
-from kvjax.kernels import tuning
+from kvjax.kernels.hopper import tuning
 from kvjax.layers import linear
-from kvjax.memory import plan
+from kvjax.memory import planning as plan
 from tests.experiments.commands import ROOT
 
 PTXAS = """ptxas info    : Function properties for a

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
 import kvjax
-from kvjax.checkpoints.saved_cache import KEY
+from kvjax.checkpoints.prompt_cache.save import KEY
 from tests.contract.table import draw
 from tests.facts import tiny
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import kvjax
 from kvjax.caches.kind import Kind
-from kvjax.models.forward import with_visibility
+from kvjax.models.uncached import with_visibility
 
 VOCAB = 31
 GQA = kvjax.Grouped(6, 3, 10, 7, rotary=kvjax.Rotary(6))

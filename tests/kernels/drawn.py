@@ -3,7 +3,8 @@
 import numpy as np
 from absl.testing import absltest
 
-from kvjax.native import library, loaded
+from kvjax.native import build as library
+from kvjax.native import load as loaded
 
 BATCH, SLOTS = 2, 37
 

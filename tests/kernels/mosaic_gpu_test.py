@@ -12,7 +12,8 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import kernels
-from kvjax.kernels import interpreter, mosaic_gpu, spans, tiling, tuning
+from kvjax.kernels.hopper import interpreter, spans, tiling, tuning
+from kvjax.kernels.hopper import launch as mosaic_gpu
 from kvjax.streams.view import contiguous_view
 from tests.attention import oracle
 

@@ -13,9 +13,10 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import kernels
-from kvjax.kernels import ffi
-from kvjax.kernels.stored import refuses_stored
-from kvjax.native import library, loaded
+from kvjax.kernels import cpu_library as ffi
+from kvjax.kernels.refusals import refuses_stored
+from kvjax.native import build as library
+from kvjax.native import load as loaded
 from kvjax.streams.view import contiguous_view
 from tests.kernels.drawn import SLOTS, book, build_or_skip, draw
 
@@ -154,7 +155,7 @@ class SelectionTest(parameterized.TestCase):
   def test_without_a_compiler_the_build_says_so_in_one_line(self):
     env = os.environ | {'PATH': '', 'CXX': ''}
     done = subprocess.run(
-      [sys.executable, str(library.SOURCE.with_name('library.py'))],
+      [sys.executable, str(library.PACKAGE / 'build.py')],
       env=env,
       capture_output=True,
       text=True,

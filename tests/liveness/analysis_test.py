@@ -8,8 +8,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from kvjax import liveness
-from kvjax.liveness import analysis, lengths, maxflow, witness
-from kvjax.liveness import trace as tracing
+from kvjax.liveness import analysis
+from kvjax.liveness.cut import maxflow
+from kvjax.liveness.evidence import lengths
+from kvjax.liveness.evidence import perturb as witness
+from kvjax.liveness.program import record as tracing
 from tests.liveness import zoo, zoo_mixers, zoo_variants
 from tests.liveness.zoo import D, H, K, N, P, R
 

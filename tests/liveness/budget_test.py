@@ -11,7 +11,9 @@ from absl.testing import absltest, parameterized
 from jax.ad_checkpoint import checkpoint_name as name
 
 from kvjax import liveness
-from kvjax.liveness import budget, cut, tensors
+from kvjax.liveness.cut import budget
+from kvjax.liveness.cut import min_cut as cut
+from kvjax.liveness.cut import nodes as tensors
 from tests.liveness import zoo, zoo_variants
 
 N, H = 4, 6

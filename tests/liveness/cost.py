@@ -16,7 +16,8 @@ import numpy as np
 from jax.extend import core
 
 import kvjax
-from kvjax.liveness import analysis, description
+from kvjax.liveness import analysis
+from kvjax.liveness import describe as description
 from tests.liveness import zoo, zoo_variants
 
 Case = tuple[Callable[[Any], Any], Any, int]

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import liveness
-from kvjax.memory.buffers import argument_leaves, read
+from kvjax.memory.compiled.assignment import argument_leaves, read
 
 N, D = 4, 14
 ROTARY = kvjax.Rotary(4)

@@ -10,8 +10,9 @@ from absl.testing import absltest, parameterized
 import kvjax
 from experiments.measuring.variants import with_attention
 from kvjax.checkpoints import published_names
-from kvjax.decoding import generate
-from kvjax.memory import measure, plan
+from kvjax.decoding import generation as generate
+from kvjax.memory import measure
+from kvjax.memory import planning as plan
 
 ROTARY = kvjax.Rotary(4)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import kvjax
-from kvjax.memory import plan, reconcile
+from kvjax.memory import planning as plan
+from kvjax.memory.compiled import reconciliation as reconcile
 
 ATTENTION = kvjax.Grouped(
   4, 2, 8, rotary=kvjax.Rotary(8), qk_norm=kvjax.Norm(), projection_bias=True

@@ -7,8 +7,9 @@ import pytest
 import kvjax
 from experiments.scaling import growth
 from experiments.scaling import tables as scaling
-from kvjax.memory import device, intensity, roofline
-from kvjax.memory.roofline import attention_core, read_elements
+from kvjax.memory import device, intensity
+from kvjax.memory.speed import bounds as roofline
+from kvjax.memory.speed.bounds import attention_core, read_elements
 
 
 @pytest.mark.parametrize(

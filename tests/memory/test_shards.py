@@ -11,7 +11,9 @@ import pytest
 import kvjax
 from kvjax.caches.array_spec import Leaf
 from kvjax.decoding.cache import cache_spec
-from kvjax.memory import param_specs, plan, shards
+from kvjax.memory import param_specs
+from kvjax.memory import planning as plan
+from kvjax.memory.parts import sharding as shards
 
 GQA = kvjax.ModelConfig(
   32,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.layers.coded import CodedWeight
+from kvjax.kernels.matmul import cpu_library as projection
+from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.linear import matmul
-from kvjax.native import projection
 from tests.facts import tiny
 
 GQA = kvjax.Grouped(4, 2, 16, rotary=kvjax.Rotary(16), projection_bias=True)

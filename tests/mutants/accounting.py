@@ -5,28 +5,28 @@ from tests.mutants.fault import Mutant
 LIVENESS: tuple[Mutant, ...] = (
   Mutant(
     'the_future_reads_nothing',
-    'kvjax/liveness/cut.py',
+    'kvjax/liveness/cut/min_cut.py',
     "(('out', a), 'future', maxflow.INFINITE)",
     "(('out', a), 'future', 0)",
     'tests/liveness/analysis_test.py',
   ),
   Mutant(
     'recomputation_is_free',
-    'kvjax/liveness/cut.py',
+    'kvjax/liveness/cut/min_cut.py',
     'return _keep(graph, i, size * down), redo',
     'return _keep(graph, i, size * down), 0',
     'tests/liveness/analysis_test.py',
   ),
   Mutant(
     'what_is_redone_needs_nothing',
-    'kvjax/liveness/budget.py',
+    'kvjax/liveness/cut/budget.py',
     'missing = any(labels.get(j) == _ABSENT for j in self.made_of[i])',
     'missing = False',
     'tests/liveness/budget_test.py',
   ),
   Mutant(
     'scores_of_the_future_are_kept',
-    'kvjax/liveness/tensors.py',
+    'kvjax/liveness/cut/nodes.py',
     'band |= ahead',
     'band |= False',
     'tests/liveness/zoo_test.py::ZooTest::test_verdict_queries_by_position_plain',
@@ -40,7 +40,7 @@ LIVENESS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'a_higher_maximum_rescales_nothing',
-    'kvjax/liveness/running.py',
+    'kvjax/liveness/recurrence/loops.py',
     'jnp.exp(before - safe)',
     'jnp.ones_like(safe)',
     'tests/liveness/derive_test.py::DeriveTest::test_equals_the_uncached_program_fixed_queries_named',
@@ -50,35 +50,35 @@ LIVENESS: tuple[Mutant, ...] = (
 MEMORY: tuple[Mutant, ...] = (
   Mutant(
     'codes_counted_as_floats',
-    'kvjax/memory/cached.py',
+    'kvjax/memory/parts/cache_bytes.py',
     'return 8 * found.itemsize',
     'return 32',
     'tests/memory/test_plan.py',
   ),
   Mutant(
     'windows_grow_for_ever',
-    'kvjax/memory/cached.py',
+    'kvjax/memory/parts/cache_bytes.py',
     'if memory.kind.limit is None:',
     'if False:',
     'tests/memory/test_plan.py',
   ),
   Mutant(
     'later_loops_start_from_nothing',
-    'kvjax/memory/transient.py',
+    'kvjax/memory/temporaries/peak.py',
     '[*ahead[index + 1 :], *late[: index + 1]]',
     'late[: index + 1]',
     'tests/memory/test_plan.py',
   ),
   Mutant(
     'a_copied_output_passes',
-    'kvjax/memory/in_place.py',
+    'kvjax/memory/compiled/updates.py',
     "if row.kind not in ('temporary', 'output')",
     "if row.kind not in ('temporary',)",
     'tests/memory/test_in_place.py',
   ),
   Mutant(
     'a_sliced_layer_passes',
-    'kvjax/memory/in_place.py',
+    'kvjax/memory/compiled/updates.py',
     "return 'slice' if layer or 2 * held > size else None",
     "return 'slice' if 2 * held > size else None",
     'tests/memory/test_in_place.py',
@@ -95,7 +95,7 @@ MEMORY: tuple[Mutant, ...] = (
 CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'four_bits_without_a_sign',
-    'kvjax/checkpoints/quantized.py',
+    'kvjax/checkpoints/dequantize.py',
     'np.concatenate([FP4, -FP4])',
     'np.concatenate([FP4, FP4])',
     'tests/checkpoints/test_quantized.py',
@@ -109,7 +109,7 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'a_cache_of_other_params',
-    'kvjax/checkpoints/saved_cache.py',
+    'kvjax/checkpoints/prompt_cache/save.py',
     "_same(path, 'params', marks, fingerprint(params))",
     "_same(path, 'params', marks, marks)",
     'tests/facts/saved_facts_test.py',

@@ -209,28 +209,28 @@ PAGES: tuple[Mutant, ...] = (
 ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'scale_not_gathered',
-    'kvjax/decoding/algebra.py',
+    'kvjax/decoding/rows.py',
     "if 'batch' not in axes:",
     "if 'batch' not in axes or (x.ndim == 3 and x.dtype == 'float32'):",
     'tests/facts/batch_facts_test.py::AlgebraFacts::test_reorder_gqa_int8',
   ),
   Mutant(
     'take_not_gathering_positions',
-    'kvjax/decoding/algebra.py',
+    'kvjax/decoding/rows.py',
     "if 'batch' not in axes:",
     "if 'batch' not in axes or (x.ndim == 3 and x.dtype == 'int32'):",
     'tests/facts/batch_facts_test.py::AlgebraFacts::test_reorder_gqa_int8',
   ),
   Mutant(
     'flag_survives_rewind',
-    'kvjax/decoding/algebra.py',
+    'kvjax/decoding/rows.py',
     'lost = ~(able & fits)',
     'lost = cache.overflow | ~(able & fits)',
     'tests/decoding/algebra_test.py::RewindTest::test_it_clears_the_flag',
   ),
   Mutant(
     'earliest_of_the_wrong_layer',
-    'kvjax/decoding/algebra.py',
+    'kvjax/decoding/rows.py',
     'found = jnp.maximum(found, kind.earliest',
     'found = jnp.minimum(found, kind.earliest',
     'tests/decoding/algebra_test.py::RewindTest::test_every_layer_of_a_mixture',

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kvjax.native import library, loaded
+from kvjax.native import build as library
+from kvjax.native import load as loaded
 
 
 @pytest.fixture(autouse=True, scope='module')

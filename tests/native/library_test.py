@@ -4,12 +4,12 @@ import pathlib
 
 import pytest
 
-from kvjax.native import library
+from kvjax.native import build as library
 
 
 @pytest.fixture
 def nothing_built(monkeypatch, tmp_path):
-  monkeypatch.setattr(library, 'SOURCE', tmp_path / library.SOURCE.name)
+  monkeypatch.setattr(library, 'PACKAGE', tmp_path)
   monkeypatch.setattr(library, '_name', lambda: 'decode_cpu.so')
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
   return tmp_path

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.kernel_loop import loop
-from kvjax.native.library import BuildError
+from kvjax.native.build import BuildError
 
 CASES = (
   loop.Attention(2, 3, 16, 128, 'int8'),

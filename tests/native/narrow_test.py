@@ -7,7 +7,8 @@ import pytest
 
 from kvjax.caches import paged
 from kvjax.caches.kind import _scatter, write_rows
-from kvjax.native import loaded, narrow
+from kvjax.native import load as loaded
+from kvjax.native import write_narrow as narrow
 from kvjax.target import targeting
 
 

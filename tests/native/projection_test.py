@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import kvjax
+from kvjax.kernels.matmul import cpu_library as projection
 from kvjax.layers import linear
-from kvjax.layers.coded import CodedWeight
+from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.linear import matmul
-from kvjax.native import loaded, projection
+from kvjax.native import load as loaded
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from experiments.measuring.variants import with_attention
 from kvjax.checkpoints.load import load_config
 from kvjax.decoding.cache import init_cache
 from kvjax.kernels import Scoring, attend_view
-from kvjax.memory.measured import measure
-from kvjax.memory.plan import MemoryPlan
-from kvjax.memory.plan import plan as plan_of
-from kvjax.memory.program import compile_call
+from kvjax.memory.compiled.calls import compile_call
+from kvjax.memory.compiled.measurement import measure
+from kvjax.memory.planning import MemoryPlan
+from kvjax.memory.planning import plan as plan_of
 from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Plain
 from kvjax.streams.view import contiguous_view

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.memory.plan import plan as plan_of
-from kvjax.memory.program import compile_call
+from kvjax.memory.compiled.calls import compile_call
+from kvjax.memory.planning import plan as plan_of
 from kvjax.models.config import ModelConfig
 
 

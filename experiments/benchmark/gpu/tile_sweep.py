@@ -14,9 +14,10 @@ import jax
 
 from experiments.measuring import attention, clock, peers
 from experiments.measuring.attention import Case, Pace
-from kvjax.kernels import Scoring, mosaic_gpu
-from kvjax.kernels.tiling import CLUSTER, PORTABLE
-from kvjax.kernels.tuning import Problem, Tiles
+from kvjax.kernels import Scoring
+from kvjax.kernels.hopper import launch as mosaic_gpu
+from kvjax.kernels.hopper.tiling import CLUSTER, PORTABLE
+from kvjax.kernels.hopper.tuning import Problem, Tiles
 from kvjax.streams.view import contiguous_view
 
 BLOCKS = (64, 128)

@@ -5,10 +5,10 @@ keys head by head, with a weight of its own for every head.
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.checkpoints.blocks import ENDS, GATED, GROUPED
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED
 from kvjax.checkpoints.table import table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

@@ -3,7 +3,10 @@
 Lite has no rank for queries. Picked weights are not renormalised.
 """
 
-from kvjax.checkpoints.blocks import (
+from kvjax.checkpoints.families.deepseek_v3 import latent
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import (
   ENDS,
   EXPERTS,
   GATED,
@@ -11,9 +14,6 @@ from kvjax.checkpoints.blocks import (
   NORMS,
   SHARED,
 )
-from kvjax.checkpoints.families.deepseek_v3 import latent
-from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts

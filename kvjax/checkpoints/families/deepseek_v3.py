@@ -7,7 +7,10 @@ Layers beyond `num_hidden_layers` (multi-token prediction) are left out.
 """
 
 from kvjax.attention.latent import Latent
-from kvjax.checkpoints.blocks import (
+from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.rope import rotary, score_scale
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import (
   ENDS,
   EXPERTS,
   GATED,
@@ -15,9 +18,6 @@ from kvjax.checkpoints.blocks import (
   NORMS,
   SHARED,
 )
-from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.rope import rotary, score_scale
-from kvjax.checkpoints.settings import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts

@@ -10,16 +10,16 @@ from typing import Any
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.checkpoints.blocks import (
+from kvjax.checkpoints.family import Family, renamed
+from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import (
   ENDS,
   FOUR_NORMS,
   GATED,
   GROUPED,
   HEAD_NORMS,
 )
-from kvjax.checkpoints.family import Family, renamed
-from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP

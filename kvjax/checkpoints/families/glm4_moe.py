@@ -5,11 +5,11 @@ Biases on q, k and v alone; routing as DeepSeek-V3's. Layers beyond
 """
 
 from kvjax.attention.grouped import Grouped
-from kvjax.checkpoints.blocks import EXPERTS, HEAD_NORMS, LLAMA, SHARED
 from kvjax.checkpoints.families.deepseek_v3 import experts, mlp
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import EXPERTS, HEAD_NORMS, LLAMA, SHARED
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 

@@ -6,10 +6,10 @@ rotary halves, not interleaved; longrope in the published checkpoint.
 
 import math
 
-from kvjax.checkpoints.blocks import ENDS, GATED, LATENT, NORMS
 from kvjax.checkpoints.families.deepseek_v3 import latent
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import ENDS, GATED, LATENT, NORMS
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP

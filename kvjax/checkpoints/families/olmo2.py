@@ -1,10 +1,10 @@
 """OLMo 2 (arXiv 2501.00656): norms behind each half, q and k normed whole."""
 
 from kvjax.attention.grouped import Grouped
-from kvjax.checkpoints.blocks import ENDS, GATED, GROUPED, POST_NORMS
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED, POST_NORMS
 from kvjax.checkpoints.table import table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

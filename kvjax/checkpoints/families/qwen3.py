@@ -1,11 +1,11 @@
 """Qwen3 (arXiv 2505.09388): queries and keys normalised head by head."""
 
 from kvjax.attention.grouped import Grouped
-from kvjax.checkpoints.blocks import HEAD_NORMS, LLAMA
 from kvjax.checkpoints.families.qwen2 import windows
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import HEAD_NORMS, LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP

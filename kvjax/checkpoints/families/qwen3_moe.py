@@ -1,9 +1,9 @@
 """Qwen3-MoE (arXiv 2505.09388): Qwen3 with experts, in some layers or all."""
 
-from kvjax.checkpoints.blocks import EXPERTS, HEAD_NORMS, LLAMA
 from kvjax.checkpoints.families.qwen3 import attention
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.shared_rows import EXPERTS, HEAD_NORMS, LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts

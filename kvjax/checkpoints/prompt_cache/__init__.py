@@ -1,0 +1,1 @@
+"""A prompt cache as one file."""

@@ -1,0 +1,113 @@
+"""Attention of few query rows on a CPU: `decode_cpu.cc` through `jax.ffi`.
+
+It reads a cache's leaves where they lie, codes and scales included, so nothing
+is sliced, widened or copied on the way, and a narrower cache is a faster one.
+Pages it finds through their table.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.kernels import blockwise
+from kvjax.kernels.refusals import refuses_stored
+from kvjax.native import load as loaded
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import Streams, View
+
+MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
+CODES = ('float32', 'bfloat16', 'int8')
+
+
+def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+  """Returns why this kernel cannot serve a view; '' if it can."""
+  rows = max(q.shape[2] * q.shape[3] for q in queries.values())
+  reason = refuses_stored(rows, MAX_ROWS, view, scoring, follows_tables=True)
+  if reason:
+    return reason
+  assert view.stored is not None
+  for name in [*queries, scoring.value]:
+    stream = view.stored[name]
+    if stream is None or stream.codes.dtype.name not in CODES:
+      return f'stream {name!r} is not stored as one of {", ".join(CODES)}'
+  return ''
+
+
+def attend(
+  queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+) -> tuple[jax.Array, jax.Array]:
+  """Attends to the slots of one view; see `blockwise.attend`."""
+  assert view.stored is not None and view.positions is not None
+  names = dict.fromkeys([*queries, scoring.value])
+  stored = {name: view.stored[name] for name in names}
+  queries = {name: q.astype(jnp.float32) for name, q in queries.items()}
+  filled = jnp.asarray(view.filled, jnp.int32)
+  rule = Scoring(
+    scoring.scale, scoring.value, scoring.softcap, scoring.visibility
+  )
+  shown = view.first, view.last
+  held, table = view.positions, view.table
+  return _attend(rule, shown, queries, positions, stored, held, filled, table)
+
+
+# Its derivative is that of the plain form: a kernel has none of its own.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
+  first = next(iter(queries.values()))
+  lead = first.shape[:4]
+  value = stored[rule.value]
+  streams, shared = [], -1
+  for index, (name, query) in enumerate(queries.items()):
+    streams += [query, *_operands(stored[name])]
+    shared = index if name == rule.value else shared
+  if shared < 0:
+    streams += _operands(value)
+  call = jax.ffi.ffi_call(
+    loaded.DECODE,
+    (
+      jax.ShapeDtypeStruct(lead + value.codes.shape[-1:], jnp.float32),
+      jax.ShapeDtypeStruct(lead, jnp.float32),
+    ),
+    vmap_method='sequential',
+  )
+  return call(
+    positions,
+    held,
+    filled,
+    jnp.zeros((0,), jnp.int32) if table is None else table,
+    *streams,
+    shared=np.int32(shared),
+    **_rule(rule, *shown),
+  )
+
+
+@_attend.defjvp
+def _attend_jvp(rule, shown, primals, tangents):
+  first, last = shown
+  plain = functools.partial(
+    blockwise.attend_stored, rule, first=first, last=last
+  )
+  return jax.jvp(plain, primals, tangents)
+
+
+def _operands(stream: Any) -> list[jax.Array]:
+  none = jnp.zeros((0,), jnp.float32)
+  return [stream.codes, none if stream.scale is None else stream.scale]
+
+
+def _rule(rule: Scoring, first: int, last: int) -> dict[str, Any]:
+  """Returns the attributes of the call; 0 stands for none."""
+  seen = rule.visibility
+  return {
+    'scale': np.float32(rule.scale),
+    'softcap': np.float32(rule.softcap or 0),
+    'causal': np.int32(seen.causal),
+    'window': np.int32(seen.window or 0),
+    'chunk': np.int32(seen.chunk or 0),
+    'sink_tokens': np.int32(seen.sink_tokens),
+    'first': np.int32(first),
+    'last': np.int32(last),
+  }

@@ -1,0 +1,1 @@
+"""Attention of few query rows on a Hopper GPU, and how its launches are cut."""

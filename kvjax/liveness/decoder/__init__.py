@@ -1,0 +1,1 @@
+"""A decoder made from an uncached program and its analysis."""

@@ -1,0 +1,1 @@
+"""Evidence by changing values and watching what changes."""

@@ -1,0 +1,1 @@
+"""A program as a record of operations on scalars."""

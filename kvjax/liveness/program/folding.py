@@ -1,0 +1,246 @@
+"""Pointwise primitives: which results are constants, copies, or new scalars.
+
+A masked weight is no dependence. So a product with an exact constant zero is
+zero, a choice by a constant is what it chooses, and an exponential of
+something to which minus a great constant was added is zero. Data never
+decides here: only constants do.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kvjax.liveness.program import movement
+from kvjax.liveness.program import scalars as elements
+
+Array = np.ndarray
+Tensor = elements.Tensor
+
+# A constant this far below zero is a mask: exp(-104) is already 0 in float32,
+# and no score makes up for the rest.
+FAR = 5e3
+
+POINTWISE = frozenset(
+  """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
+  clz complex conj convert_element_type cos cosh digamma div eq erf erf_inv
+  erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log
+  log1p logistic lt max min mul ne neg nextafter not or population_count pow
+  real reduce_precision rem round rsqrt select_n shift_left
+  shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan
+  tanh xor""".split()
+)
+
+# Folds of these hang on the numbers in a table, not on a choice.
+ARITHMETIC = frozenset(('add', 'add_any', 'div', 'mul', 'sub'))
+
+_LIMITS = {'exp': 0, 'exp2': 0, 'logistic': 0, 'expm1': -1, 'tanh': -1}
+
+
+def fold(
+  name: str,
+  ins: Sequence[Tensor],
+  shape: tuple[int, ...],
+  dtype: Any,
+  natural: int = 0,
+) -> tuple[Tensor, Array]:
+  """Resolves what can be resolved without making a scalar.
+
+  Args:
+    name: of the primitive.
+    ins: its operands, of the result's shape.
+    shape: of the result.
+    dtype: of the result.
+    natural: scalars numbered below this are known to be at least 0.
+
+  Returns:
+    The result, and a mask of the scalars still to be made or evaluated.
+  """
+  state = _Folding(ins, shape, dtype, natural)
+  for pattern in _PATTERNS.get(name, ()):
+    pattern(state)
+  if name in _LIMITS and ins[0].offset is not None:
+    state.settle(ins[0].offset < -FAR, _LIMITS[name])
+  return Tensor(state.ids, state.const, _offset(name, ins, shape)), state.open
+
+
+class _Folding:
+  """The result so far; `open` scalars are not decided yet."""
+
+  def __init__(
+    self,
+    ins: Sequence[Tensor],
+    shape: tuple[int, ...],
+    dtype: Any,
+    natural: int,
+  ) -> None:
+    self.ins = ins
+    self.natural = natural
+    self.ids = np.full(shape, elements.CONST, np.int64)
+    self.const = np.zeros(shape, dtype)
+    self.open = np.ones(shape, bool)
+
+  def settle(self, where: Array, value: Any) -> None:
+    where = where & self.open
+    self.const[where] = np.broadcast_to(value, self.const.shape)[where]
+    self.open &= ~where
+
+  def copy(self, where: Array, source: Tensor) -> None:
+    where = where & self.open
+    self.ids[where] = source.ids[where]
+    self.const[where] = np.asarray(source.const)[where]
+    self.open &= ~where
+
+  def equals(self, operand: int, value: Any) -> Array:
+    """Where an operand is this very constant."""
+    tensor = self.ins[operand]
+    return tensor.is_const & (np.asarray(tensor.const) == value)
+
+
+def _sign(left: int, value: bool) -> Callable[[_Folding], None]:
+  """Ids are never negative: what a comparison of `left` with 0 gives."""
+
+  def settle(state: _Folding) -> None:
+    ids = state.ins[left].ids
+    known = (ids != elements.CONST) & (ids < state.natural)
+    state.settle(known & state.equals(1 - left, 0), value)
+
+  return settle
+
+
+def _mul(state: _Folding) -> None:
+  for a in (0, 1):
+    state.settle(state.equals(a, 0), 0)
+
+
+def _div(state: _Folding) -> None:
+  if jax.numpy.issubdtype(state.const.dtype, np.inexact):
+    state.settle(state.equals(0, 0) & ~state.ins[1].is_const, 0)
+
+
+def _add(state: _Folding) -> None:
+  _infinite(state, 1)
+
+
+def _sub(state: _Folding) -> None:
+  _infinite(state, -1)
+
+
+def _infinite(state: _Folding, sign: int) -> None:
+  """A finite number added to an infinite constant leaves it."""
+  for a, s in ((0, 1), (1, sign)):
+    for value in (np.inf, -np.inf):
+      other = ~state.ins[1 - a].is_const
+      state.settle(state.equals(a, value) & other, s * value)
+
+
+def _max(state: _Folding) -> None:
+  for a in (0, 1):
+    far = state.ins[1 - a].offset
+    if far is not None:
+      near = np.asarray(state.ins[a].const) > -FAR / 2
+      state.copy(state.ins[a].is_const & near & (far < -FAR), state.ins[a])
+
+
+def _and(state: _Folding) -> None:
+  if state.const.dtype == bool:
+    for a in (0, 1):
+      state.settle(state.equals(a, False), False)
+      state.copy(state.equals(a, True), state.ins[1 - a])
+
+
+def _or(state: _Folding) -> None:
+  if state.const.dtype == bool:
+    for a in (0, 1):
+      state.settle(state.equals(a, True), True)
+      state.copy(state.equals(a, False), state.ins[1 - a])
+
+
+def _select(state: _Folding) -> None:
+  which, *cases = state.ins
+  for a, case in enumerate(cases):
+    state.copy(state.equals(0, a), case)
+  if len(cases) != 2:
+    return
+  # Whichever is chosen, it is the same scalar, or the same constant.
+  one, two = cases
+  state.copy((one.ids == two.ids) & ~one.is_const, two)
+  alike = np.asarray(one.const) == np.asarray(two.const)
+  state.copy(one.is_const & two.is_const & alike & ~which.is_const, two)
+
+
+def _convert(state: _Folding) -> None:
+  if np.asarray(state.ins[0].const).dtype == state.const.dtype:
+    state.copy(np.ones(state.open.shape, bool), state.ins[0])
+
+
+_PATTERNS = {
+  'mul': (_mul,),
+  'div': (_div,),
+  'add': (_add,),
+  'add_any': (_add,),
+  'sub': (_sub,),
+  'max': (_max,),
+  'and': (_and,),
+  'or': (_or,),
+  'select_n': (_select,),
+  'ge': (_sign(0, True),),
+  'lt': (_sign(0, False),),
+  'le': (_sign(1, True),),
+  'gt': (_sign(1, False),),
+  'convert_element_type': (_convert,),
+}
+
+
+def _offset(
+  name: str, ins: Sequence[Tensor], shape: tuple[int, ...]
+) -> Array | None:
+  """What constant each data scalar carries; None when no mask is about."""
+  masks = [t for t in ins if _carries_mask(t)]
+  if not masks or name not in _LINEAR or 0 in shape:
+    return None
+  parts = [movement.offset_of(t) for t in ins]
+  with np.errstate(all='ignore'):
+    if name in ('mul', 'div'):
+      a, b = ins
+      scale = np.where(b.is_const, parts[1], 0.0)
+      out = parts[0] / scale if name == 'div' else parts[0] * scale
+      if name == 'mul':
+        out = np.where(a.is_const, parts[0] * parts[1], out)
+      known = b.is_const | (a.is_const if name == 'mul' else False)
+      out = np.where(known, out, 0.0)
+    elif name == 'select_n':
+      out = _chosen(ins[0], parts[1:])
+    else:
+      out = _LINEAR[name](parts)
+  return np.nan_to_num(out, nan=0.0) if np.any(np.abs(out) > FAR) else None
+
+
+def _carries_mask(tensor: Tensor) -> bool:
+  if tensor.offset is not None:
+    return True
+  const = np.asarray(tensor.const)
+  if not jax.numpy.issubdtype(const.dtype, np.inexact):
+    return False
+  return bool(np.any(tensor.is_const & (np.abs(const) > FAR)))
+
+
+def _chosen(which: Tensor, parts: Sequence[Array]) -> Array:
+  out = np.zeros(parts[0].shape)
+  for a, case in enumerate(parts):
+    out = np.where(which.is_const & (np.asarray(which.const) == a), case, out)
+  return out
+
+
+_LINEAR = {
+  'add': lambda p: p[0] + p[1],
+  'add_any': lambda p: p[0] + p[1],
+  'sub': lambda p: p[0] - p[1],
+  'neg': lambda p: -p[0],
+  'mul': None,
+  'div': None,
+  'convert_element_type': lambda p: p[0],
+  'reduce_precision': lambda p: p[0],
+  'select_n': None,
+}

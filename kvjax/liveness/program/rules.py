@@ -1,0 +1,160 @@
+"""For every primitive that mixes scalars: what reads what, and at what price.
+
+A rule gives one relation an operand and the FLOPs of one result scalar. What
+has no rule here, is not pointwise and moves more than constants is refused.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvjax.liveness.program import movement, relations
+from kvjax.liveness.program import scalars as elements
+
+Tensor = elements.Tensor
+Relation = relations.Relation
+Params = dict[str, Any]
+Shape = tuple[int, ...]
+Related = tuple[Sequence[Relation], float]
+Rule = Callable[[Params, Sequence[Tensor], Shape], Related]
+
+
+def relate(
+  name: str, params: Params, ins: Sequence[Tensor], shape: Shape
+) -> Related | None:
+  """Relations of the operands and FLOPs a scalar; None for the unknown."""
+  rule = _RULES.get(name)
+  return None if rule is None else rule(params, ins, shape)
+
+
+def _reduce(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+  axes = tuple(params['axes'])
+  operand = ins[0].shape
+  flops = math.prod(operand[a] for a in axes)
+  return [relations.Mix(axes, operand, shape, squeeze=True)], flops
+
+
+def _along(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+  """Sorts, top-k and what is left of cumulative sums: all along one axis."""
+  keys = ('dimension', 'axis', 'operand_axis', 'reduction_dimension')
+  axis = next(params[key] for key in keys if key in params)
+  mix = [relations.Mix((axis % len(t.shape),), t.shape, shape) for t in ins]
+  size = ins[0].shape[axis]
+  return mix, max(1.0, math.log2(max(size, 1)))
+
+
+def _fft(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+  rank = len(ins[0].shape)
+  axes = tuple(range(rank - len(params['fft_lengths']), rank))
+  flops = 5 * math.log2(max(2, math.prod(params['fft_lengths'])))
+  return [relations.Mix(axes, ins[0].shape, shape)], flops
+
+
+def _dot(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+  orders = dot_orders(params, ins)
+  depth = math.prod(ins[0].shape[a] for a in params['dimension_numbers'][0][0])
+  sides = [
+    np.transpose(nonzero(t), order).reshape(dims)
+    for t, (order, dims) in zip(ins, orders, strict=True)
+  ]
+  out: list[Relation] = []
+  for a, (order, (b, m, k)) in enumerate(orders):
+    dims = (b, m, k, sides[1 - a].shape[1])
+    out.append(
+      relations.Contract(
+        order, ins[a].shape, dims, shape, sides[1 - a], bool(a)
+      )
+    )
+  return out, 2 * depth
+
+
+def dot_orders(
+  params: Params, ins: Sequence[Tensor]
+) -> list[tuple[tuple[int, ...], tuple[int, int, int]]]:
+  """Axes of each operand as (batch, free, contracted), and their sizes."""
+  contracted, batch = params['dimension_numbers']
+  out = []
+  for tensor, c, b in zip(ins, contracted, batch, strict=True):
+    rank = range(len(tensor.shape))
+    free = [a for a in rank if a not in c and a not in b]
+    size = lambda axes, t=tensor: math.prod(t.shape[a] for a in axes)
+    out.append(((*b, *free, *c), (size(b), size(free), size(c))))
+  return out
+
+
+def nonzero(tensor: Tensor) -> np.ndarray:
+  """Everything but exact constant zeros."""
+  return ~(tensor.is_const & (np.asarray(tensor.const) == 0))
+
+
+def _gather(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+  """With indices that depend on data: anything along the indexed axes."""
+  operand, indices = ins
+  lead = indices.shape[:-1]
+  mixed = relations.Mix((len(lead),), indices.shape, lead, squeeze=True)
+  rows = np.arange(math.prod(lead)).reshape(lead)
+  rows = np.expand_dims(rows, params['dimension_numbers'].offset_dims)
+  spread = relations.Index(np.broadcast_to(rows, shape), lead)
+  table = _gathered(params, operand, indices, shape)
+  return [table, relations.Then(mixed, spread)], 0.0
+
+
+def _gathered(
+  params: Params, operand: Tensor, indices: Tensor, shape: Shape
+) -> Relation:
+  if operand.fixed:
+    return relations.All(operand.shape, shape)
+  axes = tuple(params['dimension_numbers'].start_index_map)
+  mixed = relations.Mix(axes, operand.shape, operand.shape)
+  anywhere = np.zeros(indices.shape, np.int32)
+  source = movement.gather_source(params, operand.shape, anywhere)
+  return relations.Then(mixed, relations.Index(source, operand.shape))
+
+
+def _scatter_add(
+  params: Params, ins: Sequence[Tensor], shape: Shape
+) -> Related:
+  operand, indices, updates = ins
+  if not indices.fixed:
+    return [relations.All(t.shape, shape) for t in ins], 1.0
+  target = movement.scatter_targets(params, ins)
+  return [
+    relations.Pointwise(),
+    relations.All(indices.shape, shape),
+    relations.Target(target, operand.shape),
+  ], 1.0
+
+
+def _everything(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+  return [relations.All(t.shape, shape) for t in ins], 0.0
+
+
+_RULES: dict[str, Rule] = {
+  **dict.fromkeys(
+    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
+    reduce_xor argmax argmin""".split(),
+    _reduce,
+  ),
+  **dict.fromkeys(
+    """sort top_k approx_top_k cumsum cummax cummin cumprod
+    cumlogsumexp""".split(),
+    _along,
+  ),
+  **dict.fromkeys(
+    'scatter-add scatter_add scatter_mul scatter-mul'.split(), _scatter_add
+  ),
+  **dict.fromkeys(
+    'dynamic_slice dynamic_update_slice scatter'.split(), _everything
+  ),
+  'dot_general': _dot,
+  'fft': _fft,
+  'gather': _gather,
+}
+
+# Relations wider than the truth: which index is read depends on data.
+LOOSE = frozenset(
+  """gather scatter scatter-add scatter_add dynamic_slice dynamic_update_slice
+  sort top_k approx_top_k argmax argmin fft""".split()
+)

@@ -1,0 +1,1 @@
+"""Programs whose past folds into a state of fixed size."""

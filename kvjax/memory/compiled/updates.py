@@ -1,0 +1,211 @@
+"""Whether a compiled step updates its donated cache in place.
+
+Neither the alias table nor an unchanged pointer proves it: a scan with the
+cache as xs and ys aliases every byte and copies all of them. What proves it
+is that no buffer holds a moved leaf. Each leaf is followed from its parameter
+through the optimized HLO (tuples, bitcasts, loops, calls, fusions), and a
+buffer counts only if the leaf's contents flow into it: a weight matrix or a
+row of attention weights that happens to have the leaf's shape is no copy.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+
+import jax
+
+from kvjax.memory.compiled.assignment import (
+  Buffer,
+  EncodingError,
+  argument_leaves,
+  read,
+)
+from kvjax.memory.compiled.dataflow import Trace, Value, flat, follow, part
+from kvjax.memory.compiled.measurement import measure
+
+KINDS = ('copy', 'relayout', 'upcast', 'slice')
+
+
+class InPlaceError(AssertionError):
+  """A donated argument is not updated in place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One buffer that holds a moved leaf."""
+
+  kind: str  # one of KINDS
+  leaf: str  # argument path of the leaf, as in "cache[0]['key']"
+  bytes: int
+  opcode: str
+  dtype: str
+  shape: tuple[int, ...]
+  name: str  # of the HLO instruction that fills the buffer
+  op_name: str  # its jax.named_scope path; '' where XLA kept none
+
+  def __str__(self) -> str:
+    shape = f'{self.dtype}[{",".join(map(str, self.shape))}]'
+    where = f' in {self.op_name}' if self.op_name else ''
+    return (
+      f'{self.kind} of {self.leaf}: {shape}, {self.bytes:,} bytes, by'
+      f' {self.opcode} {self.name}{where}'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What became of every leaf of one argument."""
+
+  argument: str
+  leaves: tuple[str, ...]
+  aliased: tuple[str, ...]  # the leaves whose memory holds an output
+  findings: tuple[Finding, ...]  # largest first
+
+  @property
+  def ok(self) -> bool:
+    """Every leaf is aliased and none is moved."""
+    return len(self.aliased) == len(self.leaves) and not self.findings
+
+  @property
+  def bytes(self) -> dict[str, int]:
+    """Bytes of the moved leaves by kind, every kind included."""
+    found = self.findings
+    return {k: sum(f.bytes for f in found if f.kind == k) for k in KINDS}
+
+  def __str__(self) -> str:
+    count = f'{len(self.aliased)} of {len(self.leaves)} leaves aliased'
+    lines = [f'{self.argument!r}: {count}, {len(self.findings)} moved']
+    kept = [leaf for leaf in self.leaves if leaf not in self.aliased]
+    if kept:
+      lines.append(
+        f'not aliased: {", ".join(kept)}; donate the argument (donate_argnames)'
+        ' and return each leaf with its own shape and dtype'
+      )
+    return '\n  '.join(lines + [str(f) for f in self.findings])
+
+
+def assert_in_place(
+  compiled: jax.stages.Compiled, argument: str, *, min_bytes: int = 4096
+) -> None:
+  """Raises unless `compiled` updates `argument` in place; see `in_place`.
+
+  Raises:
+    InPlaceError: (an AssertionError) names each leaf that is not aliased and
+      each buffer that holds a moved leaf: operation, shape, bytes, scope.
+    TypeError, ValueError: as `in_place`.
+  """
+  verdict = in_place(compiled, argument, min_bytes=min_bytes)
+  if not verdict.ok:
+    raise InPlaceError(f'not updated in place: {verdict}')
+
+
+def in_place(
+  compiled: jax.stages.Compiled, argument: str, *, min_bytes: int = 4096
+) -> Verdict:
+  """Judges whether `compiled` updates a donated argument in place.
+
+  Findings are buffers outside the leaf's own memory that hold its contents:
+
+  - copy: the whole leaf as it was;
+  - relayout: the whole leaf in another memory order;
+  - upcast: the whole leaf in a wider dtype (dequantized codes included);
+  - slice: one index of a stacked leaf's first axis, chosen by a constant or a
+    loop counter (a layer), or any part of more than half of the leaf.
+
+  Smaller parts are how a step is meant to read: blocks of a loop, and pages
+  or rows that a table in an argument names. A step that rewrites every slot
+  where it lies passes: the verdict is on memory, not on traffic. On CPU judge
+  float32: before JAX 0.12 XLA upcasts operands of bfloat16 dots there.
+
+  Args:
+    compiled: `jax.jit(step, donate_argnames='cache').lower(...).compile()`.
+    argument: name of the argument in the step's signature, or a path in it
+      (`"variables['cache']"`).
+    min_bytes: smaller leaves and buffers (lengths, say) are never findings.
+
+  Returns:
+    A `Verdict`. Where this JAX's encoding of the executable cannot be read,
+    it warns and judges all donated arguments from stable fields: alias bytes,
+    and temporaries smaller than the largest leaf.
+
+  Raises:
+    TypeError: `compiled` is not a compiled program.
+    ValueError: no argument has that name, or all its leaves are smaller than
+      `min_bytes`, so nothing could be found.
+  """
+  try:
+    module, rows = read(compiled)
+  except EncodingError as error:
+    warnings.warn(f'in_place sees no buffers: {error}', stacklevel=2)
+    return _stable(compiled, argument)
+  leaves = argument_leaves(module, rows, argument)
+  if all(leaf.bytes < min_bytes for leaf in leaves.values()):
+    raise ValueError(
+      f'every leaf of {argument!r} is smaller than min_bytes={min_bytes}, so'
+      ' no copy could be found; compile a larger cache or lower min_bytes.'
+    )
+  values = follow(module, rows, leaves)
+  found = {}
+  for row in rows:
+    if finding := _finding(row, values, leaves, min_bytes):
+      # An update of a moved leaf stays where the move put it: one finding.
+      key = (finding.kind, finding.leaf, row.allocation, row.offset)
+      found.setdefault(key, finding)
+  names = tuple(x.op_name for x in leaves.values())
+  aliased = tuple(x.op_name for x in leaves.values() if x.kind == 'aliased')
+  return Verdict(argument, names, aliased, tuple(found.values()))
+
+
+def _finding(
+  row: Buffer,
+  values: Mapping[int, Value],
+  leaves: Mapping[int, Buffer],
+  min_bytes: int,
+) -> Finding | None:
+  if row.kind not in ('temporary', 'output') or row.bytes < min_bytes:
+    return None
+  if not row.shape or row.instruction not in values:
+    return None
+  trace = flat(part(values[row.instruction], row.index))
+  held = [key for key in trace.held if leaves[key].bytes >= min_bytes]
+  # Codes and scales flow into one dequantized buffer: say the larger leaf.
+  for key in sorted(held, key=lambda key: -leaves[key].bytes):
+    kind = _kind(row, trace, leaves[key], trace.held[key])
+    if kind:
+      return Finding(
+        kind, leaves[key].op_name, row.bytes, row.opcode, row.dtype,
+        row.shape, row.name, row.op_name,
+      )  # fmt: skip
+  return None
+
+
+def _kind(row: Buffer, trace: Trace, leaf: Buffer, held: int) -> str | None:
+  size = math.prod(leaf.shape)
+  if held < size:
+    first = leaf.shape[0] if leaf.shape else 1
+    layer = trace.indexed and first > 1 and held * first == size
+    return 'slice' if layer or 2 * held > size else None
+  if row.bytes * size > leaf.bytes * math.prod(row.shape):
+    return 'upcast'
+  if row.layout != leaf.layout and sorted(row.layout) == sorted(leaf.layout):
+    return 'relayout'
+  return 'copy'
+
+
+def _stable(compiled: jax.stages.Compiled, argument: str) -> Verdict:
+  """Judges all donated leaves together, from stable fields alone."""
+  donated = {
+    jax.tree_util.keystr(path): math.prod(info.shape) * info.dtype.itemsize
+    for path, info in jax.tree.leaves_with_path(compiled.args_info)
+    if info.donated
+  }
+  if not donated:
+    return Verdict(argument, ('(nothing is donated)',), (), ())
+  found, leaves = measure(compiled), tuple(donated)
+  aliased = leaves if found.alias >= sum(donated.values()) else ()
+  largest = max(donated, key=lambda leaf: donated[leaf])
+  if (size := found.temporaries) < donated[largest]:
+    return Verdict(argument, leaves, aliased, ())
+  copy = Finding('copy', largest, size, 'some', 'u8', (size,), 'operation', '')
+  return Verdict(argument, leaves, aliased, (copy,))

@@ -1,0 +1,271 @@
+"""What fits in a given memory, and what would make more fit.
+
+The plan decides: it only grows with rows and with tokens, so the largest of
+either that still fits is found by bisection over whole plans, exactly.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from kvjax.caches.bounded import Bounded
+from kvjax.caches.kind import Kind
+from kvjax.caches.sinks import Sinks
+from kvjax.decoding.cache import check_sizes
+from kvjax.memory.parts.sharding import shards
+from kvjax.memory.planning import MemoryPlan, plan
+from kvjax.memory.speed.devices import Device, device
+from kvjax.models.config import ModelConfig
+from kvjax.streams.codecs import Codec, Int8
+
+MOST = 1 << 40  # rows or tokens from which a size counts as unlimited
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+  """A change under which the request fits, and what it occupies then."""
+
+  change: str
+  total_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """What fits on each device.
+
+  Attributes:
+    memory_bytes: of one device, less what is reserved.
+    batch_size: the largest, or the one asked for; 0 if not even one row fits,
+      None if there is no limit.
+    capacity: the largest, or the one asked for; likewise.
+    fits: whether what was asked for does.
+    short_bytes: by how much it does not.
+    frontier: `(capacity, largest batch)` pairs; None for no limit.
+    remedies: changes that would make it fit, the first the smallest change.
+    plan: of the batch and capacity above, or of what was asked for.
+  """
+
+  memory_bytes: int
+  batch_size: int | None
+  capacity: int | None
+  fits: bool
+  short_bytes: int
+  frontier: tuple[tuple[int, int | None], ...]
+  remedies: tuple[Remedy, ...]
+  plan: MemoryPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+  """A model and all choices but the two sizes."""
+
+  config: ModelConfig
+  limit: int
+  options: dict[str, Any]
+
+  def plan(self, batch: int, capacity: int) -> MemoryPlan:
+    return plan(
+      self.config, batch_size=batch, capacity=capacity, **self.options
+    )
+
+  def fits(self, batch: int, capacity: int) -> bool:
+    return self.plan(batch, capacity).peak_bytes <= self.limit
+
+  def largest_batch(self, capacity: int) -> int | None:
+    rows = self.step('batch')
+    count = _largest(lambda n: self.fits(n * rows, capacity), MOST)
+    return None if count is None else rows * count
+
+  def largest_capacity(self, batch: int) -> int | None:
+    slots = self.step('slots')
+    most = (self.config.positions or MOST) // slots
+    least = self.options['new_tokens_per_step']
+    count = _largest(lambda n: self.fits(batch, max(n * slots, least)), most)
+    if count is None:
+      count = most if self.config.positions else None
+    return None if count is None else slots * count
+
+  def step(self, axis: str) -> int:
+    # A mesh splits what comes out even: only its multiples grow steadily.
+    return dict(shards(self.options['mesh']).sizes).get(axis, 1)
+
+  def but(self, **options: Any) -> '_Question':
+    return dataclasses.replace(self, options={**self.options, **options})
+
+
+def fit(
+  config: ModelConfig,
+  memory_bytes: int | str | Device,
+  *,
+  batch_size: int | None = None,
+  capacity: int | None = None,
+  reserve_bytes: int = 0,
+  new_tokens_per_step: int = 1,
+  cache: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  param_dtype: Any = None,
+  cache_dtype: Any = None,
+  source_length: int | None = None,
+  mesh: Any = None,
+  backend: str | None = None,
+  frontier: Sequence[int] = (),
+) -> Fit:
+  """Returns the largest batch or context that a device (of a mesh) can hold.
+
+  With a capacity, the largest batch at it; with a batch size, the largest
+  capacity at it; with both, whether they fit, and what would make them.
+
+  Args:
+    config: the model.
+    memory_bytes: of one device: bytes, or a named device ('H200', 'TPU v5e').
+    batch_size: B rows; None to ask for the most.
+    capacity: tokens a row; None to ask for the most.
+    reserve_bytes: kept free, for the driver and other programs.
+    new_tokens_per_step, cache, codec, param_dtype, cache_dtype, source_length,
+      mesh: as in `plan`.
+    backend: likewise; None for that of a named device.
+    frontier: contexts whose largest batches are wanted.
+
+  Raises:
+    ValueError: a size is not positive, neither a batch nor a capacity is
+      given, the frontier is no sequence, or no device has that name.
+  """
+  limit, platform = _limit(memory_bytes, reserve_bytes)
+  most = config.positions or math.inf
+  contexts = [n for n in _contexts(frontier) if n <= most]
+  if batch_size is None and capacity is None:
+    raise ValueError('fit needs batch_size or capacity: give one, or both.')
+  options = dict(
+    new_tokens_per_step=new_tokens_per_step,
+    cache=cache,
+    codec=codec,
+    param_dtype=param_dtype,
+    cache_dtype=cache_dtype,
+    source_length=source_length,
+    mesh=mesh,
+    backend=backend or platform,
+  )
+  asked = _Question(config, limit, options)
+  rows = 1 if batch_size is None else batch_size
+  tokens = new_tokens_per_step if capacity is None else capacity
+  found = asked.plan(rows, tokens)
+  short = max(found.peak_bytes - limit, 0)
+  if short:
+    batch_size, capacity = batch_size or 0, capacity or 0
+  elif batch_size is None:
+    batch_size = asked.largest_batch(tokens)
+    found = asked.plan(batch_size or MOST, tokens)
+  elif capacity is None:
+    capacity = asked.largest_capacity(rows)
+    found = asked.plan(rows, capacity or MOST)
+  return Fit(
+    memory_bytes=limit,
+    batch_size=batch_size,
+    capacity=capacity,
+    fits=not short,
+    short_bytes=short,
+    frontier=tuple((n, asked.largest_batch(n)) for n in contexts),
+    remedies=tuple(_remedies(asked, rows, tokens)) if short else (),
+    plan=found,
+  )
+
+
+def _contexts(frontier: Any) -> tuple[int, ...]:
+  if not isinstance(frontier, Iterable):
+    raise ValueError(
+      f'frontier={frontier!r} must be contexts in a sequence: (1024, 4096).'
+    )
+  found = tuple(frontier)
+  check_sizes(**{f'frontier[{i}]': n for i, n in enumerate(found)})
+  return found
+
+
+def _limit(memory: int | str | Device, reserve: int) -> tuple[int, str | None]:
+  """Returns bytes to fill, and the platform of a named device."""
+  if isinstance(memory, str):
+    memory = device(memory)
+  platform = None
+  if isinstance(memory, Device):
+    memory, platform = memory.memory, memory.platform
+  if not isinstance(memory, numbers.Integral) or memory < 1:
+    raise ValueError(
+      f'memory_bytes={memory!r} must be a positive integer, or the name of a '
+      'device.'
+    )
+  if not isinstance(reserve, numbers.Integral) or not 0 <= reserve < memory:
+    raise ValueError(
+      f'reserve_bytes={reserve!r} must lie between 0 and memory_bytes={memory}.'
+    )
+  return int(memory) - int(reserve), platform
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int | None:
+  """Returns the largest n that fits, 0 if none, None if `most` does."""
+  low, high = 0, 1
+  while high < most and fits(high):
+    low, high = high, 2 * high
+  high = min(high, most)
+  if high == most and fits(most):
+    return None
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return low
+
+
+def _remedies(asked: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
+  """Yields what would fit: each change alone, then a smaller request."""
+  for change, other in _changes(asked, rows, tokens):
+    total = other.plan(rows, tokens).peak_bytes
+    if total <= asked.limit:
+      yield Remedy(change, total)
+  fewer = asked.largest_batch(tokens) if rows > 1 else 0
+  if fewer:
+    total = asked.plan(fewer, tokens).peak_bytes
+    yield Remedy(f'batch_size={fewer} rows', total)
+  shorter = asked.largest_capacity(rows)
+  if shorter:
+    total = asked.plan(rows, shorter).peak_bytes
+    yield Remedy(f'capacity={shorter} tokens', total)
+  if shards(asked.options['mesh']).sizes:
+    return
+  for count in (2, 4, 8, 16, 32, 64):
+    other = asked.but(mesh={'heads': count})
+    total = other.plan(rows, tokens).peak_bytes
+    if total <= asked.limit:
+      yield Remedy(f'{count} devices that share the heads', total)
+      return
+
+
+def _changes(
+  asked: _Question, rows: int, tokens: int
+) -> Iterator[tuple[str, _Question]]:
+  if asked.options['codec'] is None:
+    yield 'codec=Int8()', asked.but(codec=Int8())
+  if asked.options['cache'] is not None:
+    return
+
+  def sinks(n: int) -> _Question:
+    return asked.but(cache=_unless_windowed(asked, Sinks(window=n)))
+
+  window = _largest(lambda n: sinks(n).fits(rows, tokens), tokens)
+  if window:
+    yield f'Sinks(window={window}): forgets the middle', sinks(window)
+
+  def bounded(n: int) -> _Question:
+    return asked.but(cache=_unless_windowed(asked, Bounded(budget=n)))
+
+  budget = _largest(lambda n: bounded(n + 1).fits(rows, tokens), tokens)
+  if budget:
+    change = f'Bounded(budget={budget + 1}): keeps what attention weighs most'
+    yield change, bounded(budget + 1)
+
+
+def _unless_windowed(asked: _Question, kind: Kind) -> list[Kind | None]:
+  """Layers with a window of their own keep the ring they have."""
+  return [
+    kind if layer.attention.visibility.window is None else None
+    for layer in asked.config.layers
+  ]

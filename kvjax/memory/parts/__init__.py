@@ -1,0 +1,1 @@
+"""Bytes of parameters, caches and encoders, counted from the config."""

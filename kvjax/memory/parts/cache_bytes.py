@@ -1,0 +1,214 @@
+"""Bytes of a cache, from the very specification that is allocated."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.caches.array_spec import Leaf
+from kvjax.decoding.cache import Cache, is_leaf
+from kvjax.decoding.layer import Memory
+from kvjax.memory.parts.lines import Dim, Line, Term
+from kvjax.memory.parts.sharding import WHOLE, Shards
+from kvjax.models.config import ModelConfig
+
+# Axes of a cache by their letters, and fields of its books by their names.
+LETTERS = {'batch': 'B', 'kv_heads': 'K', 'slots': 'S', 'width': 'H'}
+BOOKS = {
+  'table': 'page tables',
+  'references': 'reference counts of pages',
+  'total': 'statistics of the score',
+}
+
+
+def tree_bytes(tree: Any, shards: Shards = WHOLE) -> int:
+  """Returns the bytes of a tree of `Leaf`s, on one device."""
+  return sum(_leaf_bytes(leaf, shards) for leaf in leaves(tree))
+
+
+def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
+  """Yields what each kind of cache occupies, and the books beside.
+
+  Lines of the part 'in cache' say what of those bytes no token can ever use
+  (padding), or only tokens beyond the window (slack).
+  """
+  groups: dict[Any, list[int]] = {}
+  for index, memory in enumerate(spec.layout.memories):
+    if memory is None:
+      groups.setdefault(None, []).append(index)
+    else:
+      shapes = tuple(leaf.shape for leaf in leaves(spec.stores[index]))
+      groups.setdefault((memory, shapes), []).append(index)
+  for key, layers in groups.items():
+    if key is None:
+      name = f'layers that read what others keep, {len(layers)} layers'
+      yield Line('cache', name, 0, '0', '0')
+    else:
+      yield from _group_lines(key[0], spec.stores[layers[0]], layers, shards)
+  yield from _book_lines(spec, shards)
+  if spec.cross is not None:
+    parts = [leaves(x)[0] for x in spec.cross if x]
+    yield Line(
+      'cache',
+      'cross keys and values',
+      tree_bytes((spec.cross, spec.source), shards),
+      'layers 2 B K S H bytes + 4 B S',
+      f'{len(parts)} layers of S = {parts[0].shape[2]}',
+    )
+
+
+def _group_lines(
+  memory: Memory, store: Any, layers: list[int], shards: Shards
+) -> Iterator[Line]:
+  """Yields the streams of layers alike, their scales, and slots beyond."""
+  codec = {type(c).__name__.lower() for _, c in memory.codecs}
+  kind, count = memory.kind, len(layers)
+  name = f'{kind.name} {" and ".join(sorted(codec))}, {count} layers'
+  found = jax.tree_util.tree_leaves_with_path(store, is_leaf=is_leaf)
+  scales = [x for path, x in found if _key(path) == 'scale']
+  yield _leaves_line(
+    name, [x for path, x in found if _key(path) != 'scale'], count, shards
+  )
+  if scales:
+    yield _leaves_line(f'{name}: scales', scales, count, shards)
+  slack = getattr(kind, 'slack', 0) if kind.limit is None else 0
+  pooled = getattr(kind, 'pages', None) is not None
+  padding = 0 if pooled else kind.row_slots - kind.size
+  for extra, why in (
+    (padding, 'padding: no token may lie there'),
+    (slack, 'slack: written before older tokens are read'),
+  ):
+    if extra:
+      size = count * tree_bytes(store, shards) * extra // kind.row_slots
+      numbers = f'{extra} of {kind.row_slots} slots a row'
+      yield Line('in cache', f'{name}, {why}', size, 'slots of a row', numbers)
+
+
+def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
+  """Yields lengths and flags, then the fields of all books by name."""
+  fields: dict[str, list[Leaf]] = {'lengths and flags': []}
+  fields['lengths and flags'] += leaves((spec.length, spec.overflow))
+  found = jax.tree_util.tree_leaves_with_path(spec.books, is_leaf=is_leaf)
+  for path, leaf in found:
+    name = _key(path)
+    fields.setdefault(BOOKS.get(name, name), []).append(leaf)
+  for name, held in fields.items():
+    alike = len(set(held)) == 1
+    one, times = (held[:1], len(held)) if alike else (held, 1)
+    yield _leaves_line(name, one, times, shards)
+
+
+def _leaves_line(
+  name: str, held: list[Leaf], layers: int, shards: Shards
+) -> Line:
+  symbols = ' + '.join(dict.fromkeys(map(_symbols, held)))
+  numbers = _numbers(held, shards)
+  if layers > 1 or len(held) > 1:
+    symbols = f'sum({symbols})' if layers == 1 else f'layers sum({symbols})'
+  if layers > 1:
+    numbers = f'{layers} x ({numbers})'
+  size = layers * tree_bytes(held, shards)
+  return Line('cache', name, size, symbols, numbers)
+
+
+def _symbols(leaf: Leaf) -> str:
+  named = zip(leaf.axes, leaf.shape, strict=True)
+  letters = [
+    LETTERS.get(axis, axis)
+    for axis, size in named
+    if (axis, size) != ('kv_heads', 1)
+  ]
+  return ' '.join([*letters, 'bytes'])
+
+
+def _key(path: Any) -> str:
+  return str(getattr(path[-1], 'key', getattr(path[-1], 'name', '')))
+
+
+def query_line(
+  config: ModelConfig,
+  batch: int,
+  capacity: int,
+  spec: Cache,
+  shards: Shards = WHOLE,
+) -> Line:
+  """Returns what a cache of every past query would take, for nothing."""
+  memory = next(m for m in spec.layout.memories if m is not None)
+  count = sum(
+    layer.attention.query_width
+    // shards.parts('heads', layer.attention.num_heads)
+    for layer in config.layers
+  )
+  bits = _bits(memory.dtype)
+  line = Term(
+    'a cache of past queries',
+    (Dim('B', batch, 'batch'), Dim('S', capacity), Dim('sum(N H)', count)),
+    max(bits // 8, 1),
+  ).line('never', shards)
+  held, numbers = line.bytes, line.numbers
+  if bits < 8:
+    held = _packed(held, memory.dtype)
+    numbers = f'{numbers.removesuffix(" x 1")} x {bits} / 8'
+  numbers = f'{numbers}: nothing would read it'
+  return dataclasses.replace(line, bytes=held, numbers=numbers)
+
+
+def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
+  """Returns bytes a token: growing, of capped layers; and the cap of a row."""
+  growing = capped = cap = 0
+  for memory, store in zip(spec.layout.memories, spec.stores, strict=True):
+    if memory is None:
+      continue
+    lead = memory.kind.lead(1, 1)
+    heads = [name for _, name in lead].index('kv_heads')
+    one = sum(
+      _packed(
+        shards.shape(leaf)[heads] * math.prod(leaf.shape[len(lead) :]),
+        leaf.dtype,
+      )
+      for leaf in leaves(store)
+    )
+    if memory.kind.limit is None:
+      capped += one
+      cap += one * memory.kind.row_slots
+    else:
+      growing += one
+  return growing, capped, cap
+
+
+def _numbers(held: list[Leaf], shards: Shards) -> str:
+  terms = []
+  for leaf in held:
+    sizes, bits = map(str, shards.shape(leaf)), _bits(leaf.dtype)
+    size = f'x {bits // 8}' if bits >= 8 else f'x {bits} / 8'
+    terms.append(f'{" x ".join(sizes)} {size}')
+  return ' + '.join(terms)
+
+
+def leaves(tree: Any) -> list[Leaf]:
+  """Returns the `Leaf`s of a tree of them."""
+  return jax.tree.leaves(tree, is_leaf=is_leaf)
+
+
+def _leaf_bytes(leaf: Leaf, shards: Shards) -> int:
+  # In Python's integers: a plan of 10^15 bytes is a plan like any other.
+  return _packed(math.prod(map(int, shards.shape(leaf))), leaf.dtype)
+
+
+def _packed(count: int, dtype: Any) -> int:
+  """Returns bytes of so many elements as XLA packs them, two of 4 bits in one.
+
+  `nbytes` counts such an element as a whole byte.
+  """
+  return -(-count * _bits(dtype) // 8)
+
+
+def _bits(dtype: Any) -> int:
+  found = np.dtype(dtype)
+  if jnp.issubdtype(found, jnp.floating):
+    return jnp.finfo(found).bits
+  return 8 * found.itemsize

@@ -1,0 +1,105 @@
+"""Elements of the weights that `quantize` turns into codes, and their lines."""
+
+import collections
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.layers.norm import Norm
+from kvjax.memory.parts.lines import Line
+from kvjax.memory.parts.param_bytes import TABLES, active_elements, axes_of
+from kvjax.memory.parts.sharding import WHOLE, Shards
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.decoder import init_layers
+from kvjax.models.quantize import PROJECTIONS
+
+SCALE = 4  # bytes of a line's scale, float32
+
+
+class Coded(NamedTuple):
+  """Elements of codes, a byte each, and lines, each with a scale."""
+
+  codes: int
+  lines: int
+
+  @property
+  def bytes(self) -> int:
+    return self.codes + SCALE * self.lines
+
+
+def coded_parts(
+  config: ModelConfig, cut: Shards = WHOLE, *, active: bool = False
+) -> dict[str, Coded]:
+  """Returns what is coded, by the names of the lines of `param_lines`.
+
+  Args:
+    config: the model.
+    cut: what one device of a mesh holds.
+    active: count the experts that one token visits, not all.
+  """
+  found: dict[str, Any] = collections.defaultdict(lambda: Coded(0, 0))
+  vocab = config.vocab_size // cut.parts('vocab', config.vocab_size)
+  found[TABLES] = Coded(vocab * config.width, vocab)
+  stacks = [(layer, '', cut) for layer in config.layers]
+  if config.encoder is not None and not active:
+    stacks += [(layer, 'encoder', WHOLE) for layer in config.encoder.layers]
+  for layer, stack, parts in stacks:
+    for name, more in _layer_parts(layer, config.width, parts, active):
+      name = stack or ('layers' if parts.sizes else name)
+      have = found[name]
+      found[name] = Coded(have.codes + more.codes, have.lines + more.lines)
+  return dict(found)
+
+
+def coded_lines(parts: dict[str, Coded]) -> Iterator[Line]:
+  """Yields two lines a part: its codes, and the scales of its lines."""
+  for name, part in parts.items():
+    codes, lines = part
+    numbers = f'{codes} x 1', f'{lines} x {SCALE}'
+    yield Line('params', f'codes of {name}', codes, 'elements', numbers[0])
+    size = SCALE * lines
+    yield Line('params', f'scales of {name}', size, 'lines bytes', numbers[1])
+
+
+def active_bytes(config: ModelConfig, size: int, *, coded: bool) -> int:
+  """Returns bytes of parameters that a step of one token reads.
+
+  Args:
+    config: the model.
+    size: bytes of an element that is not coded.
+    coded: whether projections are.
+  """
+  parts = coded_parts(config, active=True).values() if coded else ()
+  rest = active_elements(config) - sum(part.codes for part in parts)
+  return rest * size + sum(part.bytes for part in parts)
+
+
+@functools.lru_cache(maxsize=256)
+def _layer_parts(
+  layer: Layer, width: int, cut: Shards, active: bool
+) -> tuple[tuple[str, Coded], ...]:
+  init = functools.partial(  # norms are not coded: any
+    init_layers, (layer,), Norm(), width=width, dtype=jnp.float32
+  )
+  (leaves,) = jax.eval_shape(init, jax.random.key(0))
+  mlp: Any = layer.mlp
+  experts = hasattr(mlp, 'num_experts')
+  found = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
+    keys = [key.key for key in path]
+    if keys[-1] not in PROJECTIONS:
+      continue
+    axes = axes_of(keys, layer)
+    sizes = list(leaf.shape)
+    for i, (name, units) in enumerate(axes):
+      sizes[i] //= cut.parts(name, units) if name else 1
+    if active and len(sizes) == 3:
+      sizes[0] = mlp.top
+    name = keys[0] if keys[0] == 'mlp' else 'attention'
+    name = 'experts' if name == 'mlp' and experts else name
+    found.append((name, Coded(math.prod(sizes), math.prod(sizes[:-1]))))
+  return tuple(found)

@@ -1,0 +1,82 @@
+"""Lines of a plan: bytes with their formula, in symbols and in numbers."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from kvjax.memory.parts.sharding import WHOLE, Shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """One line of a plan.
+
+  Attributes:
+    part: 'params', 'cache', 'step' (alive when a step is fullest), 'in logits'
+      (alive then too, in memory that the logits will need), 'encode' (alive
+      when the reading of a source is fullest), 'another moment' (of either),
+      'sampling', or 'never' for what nobody would read.
+    name: what it is.
+    bytes: integer, exact; of one device.
+    symbols: its formula.
+    numbers: the formula with numbers put in.
+  """
+
+  part: str
+  name: str
+  bytes: int
+  symbols: str
+  numbers: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dim:
+  """One factor of a size: a letter of `kvjax`'s legend and what it stands for.
+
+  `axis` is the named axis that a mesh may split; '' for none.
+  """
+
+  letter: str
+  size: int
+  axis: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """Bytes of some arrays of one shape."""
+
+  name: str
+  dims: tuple[Dim, ...]
+  itemsize: int
+  times: int = 1
+
+  def bytes(self, shards: Shards = WHOLE) -> int:
+    """Returns the bytes of one device."""
+    count = self.times * self.itemsize
+    for dim in self.dims:
+      count *= dim.size // shards.parts(dim.axis, dim.size)
+    return count
+
+  def line(self, part: str, shards: Shards = WHOLE) -> Line:
+    """Returns this term as a line of a plan."""
+    times = [] if self.times == 1 else [str(self.times)]
+    sizes = [str(d.size // shards.parts(d.axis, d.size)) for d in self.dims]
+    letters = [d.letter for d in self.dims]
+    return Line(
+      part,
+      self.name,
+      self.bytes(shards),
+      ' '.join([*times, *letters, 'bytes']),
+      ' x '.join([*times, *sizes, str(self.itemsize)]),
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+  """Returns rows as text, the third column to the right."""
+  widths = [max(len(r[i]) for r in rows) for i in range(4)]
+  return '\n'.join(_pad(row, widths) for row in rows)
+
+
+def _pad(row: Sequence[str], widths: list[int]) -> str:
+  cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+  cells += [row[2].rjust(widths[2]), row[3].ljust(widths[3]), row[4]]
+  return '  '.join(cells).rstrip()

@@ -1,0 +1,285 @@
+"""What inference occupies, to the byte, from the config alone.
+
+Parameters and cache are exact: the cache is the very specification that
+`init_cache` allocates from. The transient of a step is a formula over the
+moments of a layer, of which the fullest counts; XLA fuses more or less than it
+says, and `measure` of a compiled step tells by how much.
+
+Every line says its formula in symbols and in numbers. Q has a line like any
+other: it lives in one layer of one step, whatever the context.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.caches.kind import Kind
+from kvjax.decoding.cache import Cache, cache_spec, check_sizes
+from kvjax.kernels import KERNELS
+from kvjax.memory.parts.cache_bytes import cache_lines, per_token, query_line
+from kvjax.memory.parts.encoder_bytes import encode_lines
+from kvjax.memory.parts.int8_bytes import active_bytes, coded_lines, coded_parts
+from kvjax.memory.parts.lines import Dim, Line, Term, table
+from kvjax.memory.parts.param_bytes import param_lines
+from kvjax.memory.parts.sharding import Shards, shards
+from kvjax.memory.temporaries.peak import LOGITS, activation_bytes, step_lines
+from kvjax.models.config import ModelConfig, named_dtype
+from kvjax.streams.codecs import Codec
+from kvjax.target import PLATFORMS
+
+COPIES = 'the next cache, as this one is not donated'
+RESULTS = LOGITS, COPIES
+SAMPLING = 21  # token, count and limit int32, key 2 uint32, alive bool: a row
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+  """Bytes of inference, of one device; integers until they are printed.
+
+  Attributes:
+    params_bytes: parameters.
+    cache_bytes: all that `init_cache` allocates.
+    step_bytes: transient of one call at its fullest moment, its logits
+      included; with `donate=False` the second cache as well.
+    temporaries_bytes: of that, what XLA counts as temporaries and not as
+      output.
+    total_bytes: the sum of the three.
+    encode_bytes: transient of one `encode` at its fullest moment, its result
+      included; over when the first step begins. 0 without a source.
+    bytes_per_token: stream bytes (codes and scales; no positions) that one
+      more token of one row adds while nothing is full.
+    growing_bytes_per_token: of that, what goes on growing when every window
+      is full.
+    cap_bytes: what the layers that stop growing hold of one row at most.
+    active_params_bytes: parameters that a step of one token reads, of the
+      whole model.
+    query_cache_bytes: what a cache of every past query would take. Nothing
+      would ever read it.
+    sampling_bytes: what `generate` carries beside the cache.
+    devices: of the mesh; 1 without one.
+    lines: where all this comes from.
+  """
+
+  params_bytes: int
+  cache_bytes: int
+  step_bytes: int
+  temporaries_bytes: int
+  total_bytes: int
+  encode_bytes: int
+  bytes_per_token: int
+  growing_bytes_per_token: int
+  cap_bytes: int
+  active_params_bytes: int
+  query_cache_bytes: int
+  sampling_bytes: int
+  devices: int
+  lines: tuple[Line, ...]
+
+  def __str__(self) -> str:
+    head = ('part', 'name', 'bytes', 'formula', 'in numbers')
+    rows = [head] + [
+      (x.part, x.name, f'{x.bytes:,}', x.symbols, x.numbers) for x in self.lines
+    ]
+    rows.append(('total', '', f'{self.total_bytes:,}', '', ''))
+    return table(rows)
+
+  @property
+  def peak_bytes(self) -> int:
+    """The most that is ever alive: in a step, or while the source is read."""
+    return self.total_bytes + max(self.encode_bytes - self.step_bytes, 0)
+
+  def lines_of(self, part: str) -> tuple[Line, ...]:
+    """Returns the lines of one part."""
+    return tuple(line for line in self.lines if line.part == part)
+
+
+def plan(
+  config: ModelConfig,
+  *,
+  batch_size: int,
+  capacity: int,
+  prompt_length: int | None = None,
+  new_tokens_per_step: int = 1,
+  cache: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  param_dtype: Any = None,
+  cache_dtype: Any = None,
+  source_length: int | None = None,
+  mesh: Any = None,
+  backend: str | None = None,
+  kernel: str | None = None,
+  donate: bool = True,
+) -> MemoryPlan:
+  """Returns what decoding occupies, before anything is allocated or traced.
+
+  Args:
+    config: the model.
+    batch_size: B rows.
+    capacity: most tokens a row may hold.
+    prompt_length: checked against the capacity; None for no check.
+    new_tokens_per_step: T tokens a row of one call.
+    cache: kinds, as in `init_cache(kinds=)`.
+    codec: how streams are stored.
+    param_dtype: of the parameters; None for the config's. 'int8' for those
+      that `quantize` makes, all else in the config's.
+    cache_dtype: of the streams; None for the config's.
+    source_length: positions of the source of an encoder-decoder; None leaves
+      the source, its keys and values and its encoder's transient out.
+    mesh: a JAX mesh, or sizes by axis name, of devices that share the work;
+      the plan is then that of one device (`kvjax.memory.shards`).
+    backend: 'cpu', 'gpu' or 'tpu', for which attention differs in what it
+      reads at once; None for the default one.
+    kernel: 'mosaic_gpu' for what that one needs; None, 'ffi' or 'blockwise'
+      for the block loop, which needs most of these: on a Hopper GPU, which
+      decodes by 'mosaic_gpu' where that serves, no less than what is needed.
+      Not 'cudnn'.
+    donate: the step is given the cache's buffers; otherwise a second cache is
+      alive beside the first.
+
+  Raises:
+    ValueError: a size is not positive, the prompt or the tokens of one call
+      exceed the capacity, the mesh has an axis that nothing is split by, or no
+      kind, codec, dtype, backend or kernel is so called.
+  """
+  check_sizes(
+    batch_size=batch_size,
+    capacity=capacity,
+    new_tokens_per_step=new_tokens_per_step,
+  )
+  _check_names(config, backend, kernel, source_length)
+  # NumPy's integers would wrap at 2^63 bytes; Python's never do.
+  batch_size, capacity = int(batch_size), int(capacity)
+  new_tokens_per_step = int(new_tokens_per_step)
+  _check_prompt(prompt_length, capacity)
+  spec = cache_spec(
+    config,
+    batch_size,
+    capacity,
+    cache_dtype,
+    kinds=cache,
+    codec=codec,
+    source_length=source_length,
+  )
+  _check_room(spec, new_tokens_per_step)
+  dtype, cut = _param_dtype(config, param_dtype), shards(mesh)
+  coded = coded_parts(config, cut) if dtype == jnp.int8 else {}
+  dtype = np.dtype(config.dtype) if coded else dtype
+  held = [*param_lines(config, dtype.itemsize, cut, coded)]
+  held += [*coded_lines(coded), *cache_lines(spec, cut)]
+  rows = batch_size, new_tokens_per_step
+  step = step_lines(config, spec, *rows, dtype, cut, backend, kernel)
+  copies = [] if donate else [_copies(held)]
+  found = [*held, *step, *copies]
+  if source_length is not None:
+    read = batch_size, int(source_length), activation_bytes(dtype)
+    found += encode_lines(config, *read, cut)
+  read = active_bytes(config, dtype.itemsize, coded=bool(coded))
+  return _summed(config, spec, batch_size, capacity, read, cut, tuple(found))
+
+
+def _check_names(
+  config: ModelConfig,
+  backend: str | None,
+  kernel: str | None,
+  source_length: int | None,
+) -> None:
+  if not isinstance(config, ModelConfig):
+    raise ValueError(
+      f'config={config!r} is no ModelConfig. Give one, or '
+      'kvjax.load_config(name).'
+    )
+  for name, value, known in (
+    ('backend', backend, PLATFORMS),
+    ('kernel', kernel, KERNELS),
+  ):
+    if value not in (None, *known):
+      known = ', '.join(known)
+      raise ValueError(f'{name}={value!r} is unknown; known: {known}.')
+  if kernel == 'cudnn':
+    raise ValueError(
+      "kernel='cudnn' has no plan: what cuDNN occupies has not been measured."
+      ' Leave it out for what the block loop needs.'
+    )
+  if source_length is not None and config.encoder is None:
+    raise ValueError(
+      f'source_length={source_length}, but the model has no encoder. Leave '
+      'it out.'
+    )
+
+
+def _check_prompt(prompt_length: int | None, capacity: int) -> None:
+  if prompt_length is None:
+    return
+  check_sizes(prompt_length=prompt_length)
+  if prompt_length > capacity:
+    raise ValueError(
+      f'prompt_length={prompt_length} exceeds capacity={capacity}. Raise the '
+      'capacity to the prompt and all that is to follow, or cut the prompt.'
+    )
+
+
+def _param_dtype(config: ModelConfig, dtype: Any) -> np.dtype:
+  found = named_dtype(config.dtype if dtype is None else dtype, 'param_dtype')
+  if found == jnp.int8:
+    return found
+  # Sub-byte floats too: nothing here multiplies or packs them.
+  if not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 8:
+    raise ValueError(
+      f'param_dtype={found} is no floating type of eight bits or more. Give '
+      'bfloat16, float8_e4m3fn, say, or int8 for quantized weights.'
+    )
+  return found
+
+
+def _check_room(spec: Cache, tokens: int) -> None:
+  limit = spec.layout.limit
+  if limit is not None and tokens > limit:
+    raise ValueError(
+      f'new_tokens_per_step={tokens} do not fit a cache of {limit} tokens a '
+      'row. Raise the capacity or feed fewer at once.'
+    )
+
+
+def _summed(
+  config: ModelConfig,
+  spec: Cache,
+  batch: int,
+  capacity: int,
+  read: int,
+  cut: Shards,
+  lines: tuple[Line, ...],
+) -> MemoryPlan:
+  past = query_line(config, batch, capacity, spec, cut)
+  rows = Dim('B', batch, 'batch')
+  sampling = Term('token, count, limit, key, alive', (rows,), SAMPLING)
+  sampling = sampling.line('sampling', cut)
+  step = [x for x in lines if x.part == 'step']
+  sums = {
+    part: sum(x.bytes for x in lines if x.part == part)
+    for part in ('params', 'cache', 'step', 'encode')
+  }
+  growing, capped, cap = per_token(spec, cut)
+  return MemoryPlan(
+    params_bytes=sums['params'],
+    cache_bytes=sums['cache'],
+    step_bytes=sums['step'],
+    temporaries_bytes=sum(x.bytes for x in step if x.name not in RESULTS),
+    total_bytes=sums['params'] + sums['cache'] + sums['step'],
+    encode_bytes=sums['encode'],
+    bytes_per_token=growing + capped,
+    growing_bytes_per_token=growing,
+    cap_bytes=cap,
+    active_params_bytes=read,
+    query_cache_bytes=past.bytes,
+    sampling_bytes=sampling.bytes,
+    devices=cut.devices,
+    lines=(*lines, sampling, past),
+  )
+
+
+def _copies(held: list[Line]) -> Line:
+  size = sum(line.bytes for line in held if line.part == 'cache')
+  return Line('step', COPIES, size, 'the cache again', str(size))

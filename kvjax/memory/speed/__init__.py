@@ -1,0 +1,1 @@
+"""Devices, and the least time that bytes and operations take on them."""

@@ -1,0 +1,1 @@
+"""Bytes that one call needs for intermediate results."""

@@ -1,0 +1,151 @@
+"""Builds and finds the CPU kernel's shared library. Nothing but Python's own.
+
+`python kvjax/native/build.py` (or `make kernels`) compiles `decode_cpu.cc`
+for this very processor into the package, or where that is not writable into
+the user's cache directory. A library is named by all that it depends on, so one
+built from other sources, for another jaxlib or another processor is not found,
+and never loaded.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+PACKAGE = pathlib.Path(__file__).parent
+SOURCE = PACKAGE / 'src' / 'decode_cpu.cc'
+HEADERS = (
+  'attend.h',
+  'panels.h',
+  'pool.h',
+  'project.h',
+  'streams.h',
+  'tiles.h',
+)
+FLAGS = ('-O3', '-march=native', '-std=c++17', '-fPIC', '-shared', '-w')
+
+
+class BuildError(RuntimeError):
+  """The kernel cannot be compiled here; the message says why."""
+
+
+def build(directory: pathlib.Path | None = None) -> pathlib.Path:
+  """Compiles the kernel and returns the library's path.
+
+  Args:
+    directory: where to put it; None for the package, or the cache directory.
+
+  Raises:
+    BuildError: no compiler, no headers of jaxlib, nowhere to write, or an error
+      of the compiler.
+  """
+  return compiled(SOURCE, (directory or _destination()) / _name())
+
+
+def compiled(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+  """Compiles a source as the kernel is, and returns the library's path.
+
+  Args:
+    source: of C++, which finds the kernel's headers and jaxlib's.
+    target: the library's path.
+
+  Raises:
+    BuildError: as `build`.
+  """
+  folders = f'-I{SOURCE.parent}', f'-I{_headers()}'
+  command = [_compiler(), *FLAGS, *folders, str(source), '-o']
+  target.parent.mkdir(parents=True, exist_ok=True)
+  # Never a half-written library under the final name.
+  scratch = target.with_suffix(f'.{os.getpid()}')
+  command.append(str(scratch))
+  done = subprocess.run(command, capture_output=True, text=True)
+  if done.returncode:
+    raise BuildError(f'{" ".join(command)}: {done.stderr.strip()[-2000:]}')
+  os.replace(scratch, target)
+  return target
+
+
+def find() -> pathlib.Path | None:
+  """Returns the library built for this processor and jaxlib; None for none."""
+  name = _name()
+  for place in (PACKAGE, _cache()):
+    try:
+      if place is not None and (place / name).exists():
+        return place / name
+    except OSError:  # a folder that this user may not read holds no library
+      continue
+  return None
+
+
+def _cache() -> pathlib.Path | None:
+  """Returns the folder in the user's cache; None where there is no home."""
+  try:
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  except RuntimeError:  # no HOME, and no such user in the password file
+    return None
+  return pathlib.Path(home) / 'kvjax'
+
+
+def _destination() -> pathlib.Path:
+  """Returns the folder to build into: the package's, where it is writable."""
+  if os.access(PACKAGE, os.W_OK):
+    return PACKAGE
+  cache = _cache()
+  if cache is None:
+    raise BuildError(
+      f'{PACKAGE} cannot be written and there is no home directory: '
+      'set XDG_CACHE_HOME to a folder that can be written.'
+    )
+  return cache
+
+
+def _name() -> str:
+  files = SOURCE, *(SOURCE.with_name(name) for name in HEADERS)
+  sources = (file.read_text() for file in files)
+  facts = (*sources, *FLAGS, _jaxlib_version(), *_processor())
+  digest = hashlib.sha256('\n'.join(facts).encode()).hexdigest()
+  return f'decode_cpu-{digest[:16]}.so'
+
+
+def _processor() -> tuple[str, ...]:
+  """Returns what `-march=native` depends on."""
+  info = pathlib.Path('/proc/cpuinfo')
+  lines = info.read_text().splitlines() if info.exists() else []
+  keys = ('flags', 'Features', 'model name')
+  found = sorted({x for x in lines if x.startswith(keys)})
+  found = found or [platform.processor()]
+  return platform.system(), platform.machine(), *found
+
+
+def _compiler() -> str:
+  for name in (os.environ.get('CXX'), 'c++', 'g++', 'clang++'):
+    if name and shutil.which(name):
+      return name
+  raise BuildError('no C++ compiler: install one, or set CXX to its path.')
+
+
+def _headers() -> pathlib.Path:
+  for root in [sysconfig.get_path('purelib'), *sys.path]:
+    headers = pathlib.Path(root) / 'jaxlib' / 'include'
+    if headers.is_dir():
+      return headers
+  raise BuildError('no headers: install jaxlib in this environment first.')
+
+
+def _jaxlib_version() -> str:
+  # An isolated build sees the environment it builds for by this path alone.
+  path = [sysconfig.get_path('purelib'), *sys.path]
+  found = importlib.metadata.distributions(name='jaxlib', path=path)
+  return next((x.version for x in found), '')
+
+
+if __name__ == '__main__':
+  try:
+    print(build())
+  except BuildError as error:
+    print(f'kvjax runs without its CPU kernel: {error}')

@@ -1,0 +1,60 @@
+"""The compiled library: loaded once, called by XLA through `jax.ffi`."""
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+
+import jax
+
+from kvjax.native import build as library
+from kvjax.target import target
+
+DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
+
+_ASKED: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+  'kernel', default=None
+)
+
+
+@functools.cache
+def missing() -> str:
+  """Loads the library, once; returns why there is none, '' if there is."""
+  path = library.find()
+  if path is None:
+    return 'the kernel is not built: `make kernels` does, with a C++ compiler'
+  try:
+    loaded = ctypes.cdll.LoadLibrary(str(path))
+    for name in (DECODE, PROJECT, WRITE):
+      capsule = jax.ffi.pycapsule(getattr(loaded, name))
+      jax.ffi.register_ffi_target(name, capsule, platform='cpu')
+  except Exception as error:  # whatever it is, the fallback gives the answer
+    return f'{path} does not load: {error}'
+  return ''
+
+
+def unwanted() -> str:
+  """Returns why what is traced now must not call the library; '' if it may."""
+  if (_ASKED.get() or os.environ.get('KVJAX_KERNEL')) == 'blockwise':
+    return 'plain JAX is asked for'
+  if target() != 'cpu':
+    return f'it runs on cpu, not on {target()}'
+  if jax.device_count() > 1:
+    return 'on several devices a jit would gather what it cannot split'
+  return missing()
+
+
+@contextlib.contextmanager
+def asking(kernel: str | None) -> Iterator[None]:
+  """Lets what is traced meanwhile project and write as attention is asked to.
+
+  'blockwise' is plain JAX for all of it, and so is KVJAX_KERNEL=blockwise
+  where None is asked; any other leaves the choice open.
+  """
+  token = _ASKED.set(kernel)
+  try:
+    yield
+  finally:
+    _ASKED.reset(token)
