@@ -13,12 +13,8 @@ from absl import flags
 
 from experiments import launch
 from experiments.benchmark import (
-  check_config as asked,
-)
-from experiments.benchmark import (
-  tables as findings,
-)
-from experiments.benchmark import (
+  check_config,
+  tables,
   whole,
 )
 from experiments.benchmark.sections import SECTIONS
@@ -49,7 +45,7 @@ def _compare(files: list[str]) -> None:
       raise ValueError(
         'compare takes two files: --compare=old.jsonl,new.jsonl.'
       )
-    shown = findings.compare(*(records.read([pathlib.Path(x)]) for x in files))
+    shown = tables.compare(*(records.read([pathlib.Path(x)]) for x in files))
   run = {'command': launch.command()}
   writer = start(_WORKDIR.value, 'comparison', 'Two runs', run).show(shown)
   print(f'Report: {writer.save()}')
@@ -69,7 +65,7 @@ def main(argv: list[str]) -> None:
         f'{", ".join(lacking)} not installed, reports need them: '
         f'pip install {" ".join(lacking)}'
       )
-    asked.check(config, SECTIONS)
+    check_config.check(config, SECTIONS)
   run = {
     'config': config.to_dict(),
     'command': launch.command(),

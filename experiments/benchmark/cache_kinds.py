@@ -134,7 +134,9 @@ def _masked(case, params, streams, kind, codec) -> np.ndarray:
 
   def narrowed(layer):
     rule = layer.attention.visibility
-    rule = rule.narrow(kind.budget) if _forgets(kind) else kind.narrow(rule)
+    rule = (
+      rule.narrow(kind.budget) if _forgets(kind) else kind.visible_through(rule)
+    )
     attention = dataclasses.replace(layer.attention, visibility=rule)
     return dataclasses.replace(layer, attention=attention)
 
@@ -223,7 +225,7 @@ def _written(cache: Any, streams: Any, slots: Sequence[Any]) -> tuple[Any, ...]:
   return tuple(
     _write(memory, store, each, where)
     for store, memory, each, where in zip(
-      cache.stores, cache.layout.memories, streams, slots, strict=True
+      cache.stores, cache.layout.stores, streams, slots, strict=True
     )
   )
 

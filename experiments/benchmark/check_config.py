@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from experiments.benchmark import cache_kinds as kinds
-from experiments.benchmark.gpu import tile_sweep as sweep
+from experiments.benchmark import cache_kinds
+from experiments.benchmark.gpu import tile_sweep
 from experiments.measuring import attention, forms, model
 from experiments.measuring.variants import with_attention
 from kvjax.decoding.parse import parse_cache
@@ -20,7 +20,7 @@ SIZES = {
   'variants.sizes': 2,
   'attention.shapes': 3,
   'attention.cases': 2,
-  'sweep.shapes': 2,
+  'tile_sweep.shapes': 2,
 }
 
 
@@ -55,7 +55,7 @@ def check(config: Any, known: Iterable[str]) -> None:
     _among(name, config[name], KERNELS)
   _among('generate_kernels', config.generate_kernels, (None, *KERNELS))
   _among('attention.dtypes', config.attention.dtypes, attention.TOLERANCE)
-  _among('sweep.axes', flat.get('sweep.axes', ()), sweep.AXES)
+  _among('tile_sweep.axes', flat.get('tile_sweep.axes', ()), tile_sweep.AXES)
   for name in 'forms', 'checks.forms':
     parts = [part for form in flat.get(name, ()) for part in form.split(' + ')]
     _among(name, filter(None, parts), forms.FORMS)
@@ -100,7 +100,7 @@ def _check_models(config: Any, flat: Mapping[str, Any]) -> None:
 def _check_room(config: Any) -> None:
   """A step past the capacity reads NaN, and its time would mean nothing."""
   turns = 1 + 2 * config.repeats
-  most = max(turns * config.calls, turns + kinds.MORE)
+  most = max(turns * config.calls, turns + cache_kinds.MORE)
   if config.room < most:
     raise ValueError(
       f'room={config.room} is less than the {most} tokens that '

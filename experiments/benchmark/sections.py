@@ -15,22 +15,16 @@ from typing import Any
 import jax
 
 from experiments.benchmark import (
-  cache_kinds as kinds,
-)
-from experiments.benchmark import (
+  cache_kinds,
   latent,
   layer,
   overhead,
 )
 from experiments.benchmark.gpu import (
-  aot_compile as ahead,
-)
-from experiments.benchmark.gpu import (
+  aot_compile,
   correctness,
   occupied,
-)
-from experiments.benchmark.gpu import (
-  tile_sweep as sweep,
+  tile_sweep,
 )
 from experiments.measuring import attention, clock, model
 from experiments.measuring.variants import with_attention
@@ -113,11 +107,11 @@ def target(run: Run) -> Iterator[Record]:
   path = run.workdir / f'{pathlib.Path(tuning.file_name(run.kind)).stem}.txtpb'
   record = {'record': 'target', 'name': run.kind}
   try:
-    ahead.dump(path)
+    aot_compile.dump(path)
   except Exception as error:  # nothing else depends on it
     yield record | {'skipped': str(error).splitlines()[0]}
   else:
-    yield record | {'file': str(path), **ahead.name_of(path)}
+    yield record | {'file': str(path), **aot_compile.name_of(path)}
 
 
 def checks(run: Run) -> Iterator[Record]:
@@ -166,13 +160,13 @@ def cuts(run: Run) -> Iterator[Record]:
     pace = dataclasses.replace(
       attention.Pace.of(run.config), repeats=chosen.repeats
     )
-    for row in sweep.rows(case, pace, chosen.axes):
+    for row in tile_sweep.rows(case, pace, chosen.axes):
       yield row
       if row.get('best'):
         tiles = tuning.Tiles(
           row['block'], row['stages'], row['splits'], row['merge']
         )
-        table.append((sweep.problem(case), tiles))
+        table.append((tile_sweep.problem(case), tiles))
   if not table:  # nothing was found: no table to be copied over an older one
     return
   path = run.workdir / tuning.file_name(run.kind)
@@ -259,11 +253,13 @@ def caches(run: Run) -> Iterator[Record]:
   for batch, context in config.caches.sizes:
     if run.budget.spent:
       return
-    case = kinds.Case(shape, batch, context, config.room)
-    results = kinds.measure(case, params, config.caches.names, config.repeats)
+    case = cache_kinds.Case(shape, batch, context, config.room)
+    results = cache_kinds.measure(
+      case, params, config.caches.names, config.repeats
+    )
     about = {'record': 'caches', 'batch': batch, 'context': context}
     rows = run.rated(results)
-    for row in kinds.beside_dense(rows):
+    for row in cache_kinds.beside_dense(rows):
       yield about | _paced(row, batch)
 
 
@@ -371,7 +367,7 @@ def _forms(config: Any, batch: int) -> tuple[str, ...]:
 
 SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
   'target': ('Description of this GPU', target),
-  'memory': ('Memory of this device', memory),
+  'memory': ('LayerStore of this device', memory),
   'checks': ('Correctness of the kernel', checks),
   'sweep': ('Tiles of the kernel', cuts),
   'attention': ('Attention alone', alone),

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark import tables as findings
+from experiments.benchmark import tables
 from experiments.benchmark.sections import SECTIONS, Run
 from experiments.measuring import clock
 from experiments.reporting.blocks import Text
@@ -45,13 +45,13 @@ def sections(run: Run, writer: Writer) -> tuple[Writer, list[str]]:
     with progress(title, 1):
       part = list(map(writer.record, _rows(name, run)))
     clock.give_back()
-    writer = writer.show(*findings.section(title, part))
+    writer = writer.show(*tables.section(title, part))
     found += part
     if any(row.get('interrupted') for row in part):
       break
-  writer = writer.show(*findings.verdict(found))
-  writer = writer.show(*findings.picture(found, read))
-  return writer, findings.wrongs(found)
+  writer = writer.show(*tables.verdict(found))
+  writer = writer.show(*tables.picture(found, read))
+  return writer, tables.wrongs(found)
 
 
 def _rows(name: str, run: Run) -> Iterator[dict[str, Any]]:

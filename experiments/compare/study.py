@@ -139,7 +139,7 @@ def footprint(
   """
   rows, tokens = shape
   cache = init_cache(config, rows, tokens, kinds=kind, codec=codec)
-  slots = sum(m.kind.size for m in cache.layout.memories if m is not None)
+  slots = sum(m.kind.size for m in cache.layout.stores if m is not None)
   allocated, promised = stream_bytes(cache), bytes_per_token(config, codec)
   predicted = promised * rows * slots // len(config.layers)
   if allocated != predicted:

@@ -308,7 +308,7 @@ def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
   book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)
   stores = []
   for store, memory, layer in zip(
-    cache.stores, cache.layout.memories, streams, strict=True
+    cache.stores, cache.layout.stores, streams, strict=True
   ):
     assert memory is not None
     new = memory.encode(layer)

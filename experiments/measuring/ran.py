@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from kvjax.native import load as loaded
+from kvjax.native import load
 
 # What stands for a kernel in a lowered program; the block loop is plain JAX.
-MARKS = {'ffi': loaded.DECODE, 'mosaic_gpu': 'mosaic_gpu', 'cudnn': 'cudnn'}
+MARKS = {'ffi': load.DECODE, 'mosaic_gpu': 'mosaic_gpu', 'cudnn': 'cudnn'}
 
 
 def ran(program: Callable[..., Any], *args: Any) -> str:

@@ -180,20 +180,23 @@ def replay(
         if rotary is None
         else rotary_table(rotary, positions, tokens.shape[1])
       )
-      asked = variant.ask(q, h, table, False)
-      left = variant.leave(q, h, table)
+      asked = variant.project_queries(q, h, table, False)
+      left = variant.project_streams(q, h, table)
       if past is not None:
         asked = jax.tree.map(_before_last, past.queries[index], asked)
         kept = jax.tree.map(_before_last, past.streams[index], left)
         left = _choose(keep, kept, left)
       out, _ = plain_attention(
         asked,
-        variant.unfold(q, left, False),
+        variant.expand(q, left, False),
         positions,
         positions,
         variant.scoring(q, params.get('relative'), False),
       )
-      return variant.output(q, out.astype(h.dtype), False), (asked, left)
+      return variant.project_output(q, out.astype(h.dtype), False), (
+        asked,
+        left,
+      )
 
     x, found = run_layer(
       layer, config.norm, p, x, attention, None, config.residual_scale

@@ -14,16 +14,23 @@ from absl import flags
 import kvjax
 from experiments import launch
 from experiments.measuring.variants import with_attention
-from experiments.memory import tables as show
+from experiments.memory import tables
 from experiments.reporting.writer import Writer, follow, start
 from kvjax.decoding.cache import check_sizes
 from kvjax.decoding.parse import parse_cache
-from kvjax.memory import Device, Fit, MemoryPlan, StepTime, device, measure
-from kvjax.memory import fitting as fit
-from kvjax.memory import planning as plan
-from kvjax.memory.compiled import reconciliation as reconcile
+from kvjax.memory import (
+  Device,
+  Fit,
+  MemoryPlan,
+  StepTime,
+  device,
+  fit,
+  measure,
+  plan,
+  reconcile,
+  step_time,
+)
 from kvjax.memory.compiled.calls import compile_call
-from kvjax.memory.speed import least_time as step_time
 
 _TITLE = 'What inference occupies'
 
@@ -148,7 +155,7 @@ def main(argv: list[str]) -> None:
     here = dataclasses.replace(setup, options={**setup.options, **here})
     planned = here.plan(setup.model, setup.context)
     rows = reconcile(planned, step)
-    writer = writer.show(*show.against_xla(planned, found, rows))
+    writer = writer.show(*tables.against_xla(planned, found, rows))
   print(f'Report: {writer.save()}')
 
 
@@ -170,17 +177,17 @@ def report(
   left = limit - first.params_bytes
   lines = {n: {c: b or 0 for c, b in f.frontier} for n, f in fits.items()}
   return writer.show(
-    *show.plan_table(setup.name, first),
-    show.query_text(first),
-    *show.fits(fits[setup.name], name, least_time(setup, first)),
-    show.breakdown(plans, limit, name),
-    show.growth(
+    *tables.plan_table(setup.name, first),
+    tables.query_text(first),
+    *tables.fits(fits[setup.name], name, least_time(setup, first)),
+    tables.breakdown(plans, limit, name),
+    tables.growth(
       caches,
       (f'{name} beside the weights', left) if left > 0 else None,
-      show.query_bytes(first),
+      tables.query_bytes(first),
     ),
-    *show.frontier(lines, name),
-    *show.lifetimes(),
+    *tables.frontier(lines, name),
+    *tables.lifetimes(),
   )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.measuring.separation import readers
-from experiments.memory import plots as memory_plots
+from experiments.memory import plots
 from experiments.memory.plots import size
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
 from kvjax.attention.attend import Scoring
@@ -87,7 +87,7 @@ def breakdown(
   rows = {name: _parts(plan) for name, plan in plans.items()}
   return Picture(
     'breakdown',
-    memory_plots.stacked(
+    plots.stacked(
       'What it occupies, and where memory ends', rows, limit, device
     ),
     'Parameters, cache and what one step needs. Q is in the last part, and '
@@ -101,7 +101,7 @@ def growth(
   query: int,
 ) -> Picture:
   """Returns the caches of variants against the context."""
-  picture = memory_plots.against_context(
+  picture = plots.against_context(
     'The cache grows with the context; Q does not', caches, limit, query
   )
   return Picture(
@@ -128,7 +128,7 @@ def frontier(
     ),
     Picture(
       'frontier',
-      memory_plots.frontier('How many rows, of how many tokens', lines, device),
+      plots.frontier('How many rows, of how many tokens', lines, device),
       'Below a line it fits.',
     ),
   )
@@ -140,7 +140,7 @@ def lifetimes() -> tuple[Block, ...]:
     Heading('Who lives until when'),
     Picture(
       'lives',
-      memory_plots.lives(
+      plots.lives(
         'Q lives one step; K and V live to the end', lives(TOKENS), TOKENS
       ),
       'A tensor is alive in a step that reads it. Found by changing one '

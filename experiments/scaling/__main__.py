@@ -24,8 +24,7 @@ from absl import flags
 import kvjax
 from experiments import launch
 from experiments.reporting.writer import follow, start
-from experiments.scaling import growth
-from experiments.scaling import tables as show
+from experiments.scaling import growth, tables
 from kvjax.memory import device
 
 _DEVICE = flags.DEFINE_string('device', 'H200', 'H200, L4, TPU v5e, ...')
@@ -44,9 +43,9 @@ def main(argv: list[str]) -> None:
   writer = start(_WORKDIR.value, 'scaling', 'How a step grows', run)
   load = functools.cache(kvjax.load_config)
   for rows, block in (
-    show.intensities(load, card),
-    show.predictions(load, card),
-    show.published(load),
+    tables.intensities(load, card),
+    tables.predictions(load, card),
+    tables.published(load),
   ):
     for row in rows:
       writer.record(row)
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> None:
   if _MEASURE.value:
     found = map(writer.record, growth.rows(_AXES.value, _REPEATS.value))
     records = list(follow('curves', found, growth.count(_AXES.value)))
-    writer = writer.show(*show.curves(records))
+    writer = writer.show(*tables.curves(records))
   print(f'Report: {writer.save()}')
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 
 import kvjax
-from kvjax.memory import MemoryPlan, measure
-from kvjax.memory import planning as plan
+from kvjax.memory import MemoryPlan, measure, plan
 from kvjax.memory.compiled.calls import compile_call
 
 FACTOR = 1.25  # within which a prediction is good, either way

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from kvjax.liveness import analysis, report
-from kvjax.liveness.cut import lifetimes as passes
-from kvjax.liveness.cut import min_cut as cut
-from kvjax.liveness.program import record as tracing
+from kvjax.liveness.cut import lifetimes, min_cut
+from kvjax.liveness.program import record
 
 Array = np.ndarray
 NONE = -1
@@ -44,7 +43,7 @@ def crossing(
   verdict, _ = analysis.settle(program, x, axis)
   position = analysis.fullest(verdict.trace).position
   groups = _groups(verdict, position)
-  need = passes.needed(verdict.trace)
+  need = lifetimes.needed(verdict.trace)
   owner = np.full(verdict.trace.table.size, NONE, np.int64)
   for i, group in enumerate(groups):
     owner[group.ids[need[group.ids]]] = i
@@ -98,7 +97,7 @@ def _kept(verdict: analysis.Verdict) -> dict[str, Array]:
   return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _whole(trace: tracing.Trace, node: cut.Node) -> Array:
+def _whole(trace: record.Trace, node: min_cut.Node) -> Array:
   """A kept tensor's scalars at every position, if one equation makes them."""
   if node.maker < 0 or node.names:
     return node.ids
@@ -112,11 +111,11 @@ def _data(tensor: Any) -> Array:
   return np.unique(tensor.ids[~tensor.is_const])
 
 
-def _made_of(trace: tracing.Trace, owner: Array, target: int) -> list[int]:
+def _made_of(trace: record.Trace, owner: Array, target: int) -> list[int]:
   """The groups that some of the target's scalars are made of directly."""
-  mark = np.where(owner == target, 0, passes.NEVER).astype(np.int32)
+  mark = np.where(owner == target, 0, lifetimes.NEVER).astype(np.int32)
   shut = (owner != NONE) & (owner != target)
   for op in reversed(trace.ops):
-    passes.pull(op, passes.outs_of(op, mark, shut), mark)
+    lifetimes.pull(op, lifetimes.outs_of(op, mark, shut), mark)
   found = set(np.unique(owner[mark >= 0]).tolist())
   return sorted(found - {NONE, target})

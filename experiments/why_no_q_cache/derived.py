@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
-from experiments.why_no_q_cache import plots as live_plots
+from experiments.why_no_q_cache import plots
 from experiments.why_no_q_cache.query_leaf import Form
 from kvjax.liveness import Dataflow, LivenessReport, Point, Row
 from kvjax.memory.speed.devices import Device
@@ -45,7 +45,7 @@ def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
     Table('What lives on', _COLUMNS, rows, note=' '.join(report.notes)),
     Picture(
       'lifetimes',
-      live_plots.spans('How long each row lives', report.tensors),
+      plots.spans('How long each row lives', report.tensors),
       'A line a row, from the step that makes it to the last reader.',
     ),
   )
@@ -99,7 +99,7 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
     table,
     Picture(
       'frontier',
-      live_plots.front(
+      plots.front(
         'Bytes kept against FLOPs redone', report.frontier, report.equals
       ),
       'Every point is a sufficient cache; the last recomputes nothing. '
@@ -114,7 +114,7 @@ def read_by(decoder: Reads, encoder: Reads | None) -> tuple[Block, ...]:
   pictures = [
     Picture(
       f'reads_{kind}',
-      live_plots.reads(f'Which rows each output row reads: {kind}', panels),
+      plots.reads(f'Which rows each output row reads: {kind}', panels),
       f'The {kind}: row i of the output depends on the dark rows.',
     )
     for kind, panels in named.items()
@@ -137,7 +137,7 @@ def cut(graph: Dataflow) -> tuple[Block, ...]:
     Heading('The cut'),
     Picture(
       'cut',
-      live_plots.crossing('What a new row is made of', graph),
+      plots.crossing('What a new row is made of', graph),
       'Left the rows of past tokens, right those of a new one. What the '
       'bold arrows carry over the boundary must have been kept (blue), or '
       'be made of what is.',

@@ -17,9 +17,8 @@ from experiments.reporting.answer import WEIGHTS, X
 from experiments.why_no_q_cache import examples
 from kvjax import liveness
 from kvjax.liveness import analysis
-from kvjax.liveness.evidence import lengths
-from kvjax.liveness.evidence import perturb as witness
-from kvjax.liveness.program import record as tracing
+from kvjax.liveness.evidence import lengths, perturb
+from kvjax.liveness.program import record
 
 Array = np.ndarray
 SCALE = 3**-0.5
@@ -131,10 +130,10 @@ def stack() -> str:
   x = lengths.resized(_input(8), 14, 0)
   noise = np.where(np.arange(14)[:, None] < 13, _input(14), 0)
   moved = np.abs(_two_layers(x, noise) - _two_layers(x))[-1].max()
-  trace = tracing.trace(_two_layers, x)
+  trace = record.trace(_two_layers, x)
   verdict = analysis.judge(trace)
   at = analysis.fullest(trace).position
-  change = lambda lost: witness.poisoned(
+  change = lambda lost: perturb.poisoned(
     trace, x, at, verdict.graph, verdict.cut, lost
   )
   kept = ' '.join(verdict.names[i] for i in verdict.cut.kept)

@@ -33,12 +33,12 @@ class Recording(Grouped):
   def streams(self) -> dict[str, Stream]:
     return super().streams() | {LEAF: Stream(self.num_heads, self.key_width)}
 
-  def leave(
+  def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
-    query = self.ask(params, x, table, False)['key']
+    query = self.project_queries(params, x, table, False)['key']
     rows = query.reshape(query.shape[0], self.num_heads, *query.shape[3:])
-    return {**super().leave(params, x, table), LEAF: rows}
+    return {**super().project_streams(params, x, table), LEAF: rows}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,7 +156,7 @@ class Grouped:
   def absorbs(self, tokens: int) -> bool:
     return False
 
-  def ask(
+  def project_queries(
     self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
   ) -> Streams:
     """Returns queries `{'key': [B, K, G, T, H]}` of activations `[B, T, D]`."""
@@ -168,7 +168,7 @@ class Grouped:
     query = self._turn(params, 'query', query, table)
     return {'key': checkpoint_name(query, 'query')}
 
-  def leave(
+  def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
     """Returns what tokens `[B, T, D]` leave behind: K and V `[B, K, T, H]`."""
@@ -181,13 +181,13 @@ class Grouped:
     }
 
   def reads_stored(self, absorb: bool) -> bool:
-    """Returns whether `unfold` changes nothing."""
+    """Returns whether `expand` changes nothing."""
     return True
 
-  def unfold(
+  def expand(
     self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams:
-    """Returns streams as `ask` scores them: as they are."""
+    """Returns streams as `project_queries` scores them: as they are."""
     del params, absorb
     return streams
 
@@ -213,7 +213,7 @@ class Grouped:
       sinks=sinks,
     )
 
-  def output(
+  def project_output(
     self, params: Mapping[str, Any], out: jax.Array, absorb: bool
   ) -> jax.Array:
     """Returns `[B, T, D]` from attention output `[B, K, G, T, E]`."""

@@ -144,7 +144,7 @@ class Latent:
     surplus = 2 * self.latent_width - heads
     return surplus <= 0 or tokens < self.latent_width * heads / surplus
 
-  def ask(
+  def project_queries(
     self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
   ) -> Streams:
     """Returns queries of `[B, T, D]`.
@@ -167,7 +167,7 @@ class Latent:
       'rotary': checkpoint_name(turned, 'query_rotary')[:, None],
     }
 
-  def leave(
+  def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
     """Returns latent `[B, 1, T, R]` and rotated key `[B, 1, T, P]`."""
@@ -181,13 +181,13 @@ class Latent:
     }
 
   def reads_stored(self, absorb: bool) -> bool:
-    """Returns whether `unfold` changes nothing."""
+    """Returns whether `expand` changes nothing."""
     return absorb
 
-  def unfold(
+  def expand(
     self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams:
-    """Returns streams as `ask` scores them.
+    """Returns streams as `project_queries` scores them.
 
     Absorbed: as they are. Expanded: key `[B, N, S, H + P]`, value
     `[B, N, S, E]` of the given tokens.
@@ -219,7 +219,7 @@ class Latent:
       visibility=self.visibility,
     )
 
-  def output(
+  def project_output(
     self, params: Mapping[str, Any], out: jax.Array, absorb: bool
   ) -> jax.Array:
     """Returns `[B, T, D]` from `[B, 1, N, T, R]` or `[B, N, 1, T, E]`."""

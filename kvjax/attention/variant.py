@@ -17,7 +17,7 @@ class Variant(Protocol):
   """What an attention variant asks and leaves behind; see `Grouped`, `Latent`.
 
   `absorb` is static: whether queries read the streams as they are stored
-  (True) or as `unfold` expands them. Variants with one form ignore it.
+  (True) or as `expand` expands them. Variants with one form ignore it.
   """
 
   @property
@@ -27,19 +27,19 @@ class Variant(Protocol):
   def streams(self) -> dict[str, Stream]: ...
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]: ...
   def absorbs(self, tokens: int) -> bool: ...
-  def ask(
+  def project_queries(
     self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
   ) -> Streams: ...
-  def leave(
+  def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams: ...
   def reads_stored(self, absorb: bool) -> bool: ...
-  def unfold(
+  def expand(
     self, params: Mapping[str, Any], streams: Streams, absorb: bool
   ) -> Streams: ...
   def scoring(
     self, params: Mapping[str, Any], relative: jax.Array | None, absorb: bool
   ) -> Scoring: ...
-  def output(
+  def project_output(
     self, params: Mapping[str, Any], out: jax.Array, absorb: bool
   ) -> jax.Array: ...

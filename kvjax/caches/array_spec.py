@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class ArraySpec:
   """One array of a cache: shape, dtype, initial value and named axes."""
 
   shape: tuple[int, ...]
@@ -24,8 +24,8 @@ class Leaf:
     return jnp.full(self.shape, self.fill, self.dtype)
 
 
-def leaf(
+def array_spec(
   shape: tuple[int, ...], dtype: Any, axes: tuple[str, ...], fill: int = 0
 ) -> Any:
-  """Returns a `Leaf`, to stand where a record has an array."""
-  return Leaf(shape, dtype, axes, fill)
+  """Returns a `ArraySpec`, to stand where a record has an array."""
+  return ArraySpec(shape, dtype, axes, fill)

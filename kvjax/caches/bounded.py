@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.caches.array_spec import leaf
+from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import EMPTY, Kind, write_rows
 from kvjax.caches.scores import HeavyHitters, Score
 
@@ -86,7 +86,8 @@ class Bounded(Kind):
     shape = (batch, heads if self.per_head else 1, self.size)
     axes = ('batch', 'kv_heads', 'slots')
     return BoundedBook(
-      leaf(shape, jnp.int32, axes, EMPTY), leaf(shape, jnp.float32, axes)
+      array_spec(shape, jnp.int32, axes, EMPTY),
+      array_spec(shape, jnp.float32, axes),
     )
 
   def place(self, book, length, positions):
@@ -122,7 +123,7 @@ class Bounded(Kind):
     empty = jnp.full(slots.shape, EMPTY, jnp.int32)
     return BoundedBook(write_rows(book.positions, empty, slots), total)
 
-  def earliest(self, book, length):
+  def shortest_rewind(self, book, length):
     # What was forgotten cannot be told from here, nor the scores undone.
     return length
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.caches.array_spec import leaf
-from kvjax.native import write_narrow as narrow
+from kvjax.caches.array_spec import array_spec
+from kvjax.native import write_narrow
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
 from kvjax.target import target
@@ -83,11 +83,11 @@ class Kind:
     """Returns this kind with slots for `capacity` tokens a row."""
     return dataclasses.replace(self, slots=self.slots or capacity)
 
-  def narrow(self, visibility: Visibility) -> Visibility:
+  def visible_through(self, visibility: Visibility) -> Visibility:
     """Returns what a query sees through this kind."""
     return visibility
 
-  def lead(self, batch: int, heads: int) -> tuple[tuple[int, str], ...]:
+  def leaf_axes(self, batch: int, heads: int) -> tuple[tuple[int, str], ...]:
     """Returns `(size, axis name)` of a leaf's axes before its features."""
     return (batch, 'batch'), (heads, 'kv_heads'), (self.size, 'slots')
 
@@ -96,9 +96,11 @@ class Kind:
     del heads
     shape = (batch, 1, self.size)
     axes = ('batch', 'kv_heads', 'slots')
-    return Book(leaf(shape, jnp.int32, axes, EMPTY))
+    return Book(array_spec(shape, jnp.int32, axes, EMPTY))
 
-  def admits(self, book: Any, length: jax.Array, count: jax.Array) -> jax.Array:
+  def has_room(
+    self, book: Any, length: jax.Array, count: jax.Array
+  ) -> jax.Array:
     """Returns bool `[B]`: rows of `length` tokens with room for `count` more.
 
     Beyond `limit`, which the caller asks. A row without new tokens has room.
@@ -167,7 +169,7 @@ class Kind:
     del weights, before, after
     return book
 
-  def earliest(self, book: Any, length: jax.Array) -> jax.Array:
+  def shortest_rewind(self, book: Any, length: jax.Array) -> jax.Array:
     """Returns int32 `[B]`: the smallest length a row can be rewound to.
 
     All that a query at that position sees is still there. The present length
@@ -195,17 +197,19 @@ class Kind:
     del book
     return jnp.ones_like(length, bool)
 
-  def settle(self, book: Any, length: jax.Array) -> tuple[Any, jax.Array, Any]:
+  def after_gather(
+    self, book: Any, length: jax.Array
+  ) -> tuple[Any, jax.Array, Any]:
     """Returns the same, after rows were gathered and some emptied."""
     held = jnp.where(length[:, None, None] > 0, book.positions, EMPTY)
     return book.replace(positions=held), jnp.ones_like(length, bool), None
 
-  def apply(self, store: Streams, moves: Any) -> Streams:
+  def copy_pages(self, store: Streams, moves: Any) -> Streams:
     """Returns the store after the moves that `rewind` or `settle` asked for."""
     del moves
     return store
 
-  def shift(self, book: Any, pages: int) -> Any:
+  def offset_pages(self, book: Any, pages: int) -> Any:
     """Returns the book for a pool that begins `pages` later."""
     del pages
     return book
@@ -222,7 +226,7 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
 
   In place, if the leaf is donated.
   """
-  return narrow.put(leaf, new, slots, _scatter)
+  return write_narrow.put(leaf, new, slots, _scatter)
 
 
 def _scatter(leaf, new, slots):

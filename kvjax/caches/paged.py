@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.caches.array_spec import leaf
+from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import EMPTY, Kind
-from kvjax.native import write_narrow as narrow
+from kvjax.native import write_narrow
 from kvjax.streams.view import View, by_row, held_by_row
 
 
@@ -65,7 +65,7 @@ class Paged(Kind):
     """Pages in the pool."""
     return batch * self.columns if self.pages is None else self.pages
 
-  def lead(self, batch, heads):
+  def leaf_axes(self, batch, heads):
     pool = (self.pool(batch), 'pages')
     return (heads, 'kv_heads'), pool, (self.page, 'slots')
 
@@ -73,17 +73,17 @@ class Paged(Kind):
     del heads
     pool = self.pool(batch)
     return PagedBook(
-      leaf(
+      array_spec(
         (1, pool, self.page),
         jnp.int32,
         ('kv_heads', 'pages', 'slots'),
         EMPTY,
       ),
-      leaf((batch, self.columns), jnp.int32, ('batch', 'columns'), EMPTY),
-      leaf((pool,), jnp.int32, ('pages',)),
+      array_spec((batch, self.columns), jnp.int32, ('batch', 'columns'), EMPTY),
+      array_spec((pool,), jnp.int32, ('pages',)),
     )
 
-  def admits(self, book, length, count):
+  def has_room(self, book, length, count):
     room = (length + count <= self.size) | (count == 0)
     need = jnp.where(room, self._pages(length + count) - self._pages(length), 0)
     # Fewest pages first, so that no row that is refused counts for another.
@@ -133,7 +133,7 @@ class Paged(Kind):
     page, valid = self._partial(book, length)
     return ~valid | (book.references[page] == 1)
 
-  def settle(self, book, length):
+  def after_gather(self, book, length):
     extra = max(self.pool(len(length)) - book.references.shape[0], 0)
     positions = jnp.pad(
       book.positions, ((0, 0), (0, extra), (0, 0)), constant_values=EMPTY
@@ -145,7 +145,7 @@ class Paged(Kind):
     book, fits, (_, source, target) = self._separate(book, length)
     return book, fits, (extra, source, target)
 
-  def apply(self, store, moves):
+  def copy_pages(self, store, moves):
     extra, source, target = moves
 
     def move(pool):
@@ -156,7 +156,7 @@ class Paged(Kind):
 
     return jax.tree.map(move, store)
 
-  def shift(self, book, pages):
+  def offset_pages(self, book, pages):
     table = jnp.where(book.table >= 0, book.table + pages, EMPTY)
     return dataclasses.replace(book, table=table)
 
@@ -242,7 +242,7 @@ def _put(pool: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   At `[B, T]`, counted from the pool's first slot: it is one row's store.
   """
   new = jax.lax.collapse(jnp.moveaxis(new, 0, 1), 1, 3)[None]
-  return narrow.put(pool, new, slots.reshape(1, 1, -1), _scatter)
+  return write_narrow.put(pool, new, slots.reshape(1, 1, -1), _scatter)
 
 
 def _scatter(pool, new, slots):

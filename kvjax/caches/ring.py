@@ -50,7 +50,7 @@ class Ring(Kind):
   def chunk(self):
     return None if self.limit else self.slack + 1
 
-  def narrow(self, visibility):
+  def visible_through(self, visibility):
     return visibility.narrow(self.window)
 
   def slot_of(self, positions):
@@ -58,6 +58,6 @@ class Ring(Kind):
     kept = (positions >= 0) & (positions > last - self.size)
     return jnp.where(kept, positions % self.size, self.outside(positions))
 
-  def earliest(self, book, length):
+  def shortest_rewind(self, book, length):
     lowest = first_held(book.positions)
     return jnp.where(lowest == 0, 0, lowest + self.window - 1)

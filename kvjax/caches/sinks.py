@@ -62,7 +62,7 @@ class Sinks(Kind):
   def chunk(self):
     return None if self.limit else self.slack + 1
 
-  def narrow(self, visibility):
+  def visible_through(self, visibility):
     return visibility.narrow(self.window, self.sinks)
 
   def slot_of(self, positions):
@@ -88,7 +88,7 @@ class Sinks(Kind):
     sinks = view.only(last=self.sinks - 1, query_limit=limit)
     return sinks, view.only(first=self.sinks)
 
-  def earliest(self, book, length):
+  def shortest_rewind(self, book, length):
     held = book.positions
     recent = first_held(jnp.where(held < self.sinks, -1, held))
     whole = recent <= self.sinks

@@ -131,7 +131,7 @@ def _admit(cache, held):
     fits = (cache.length + count <= cache.layout.limit) | (count == 0)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
     # A row that is refused asks for no pages.
-    fits &= kind.admits(book, cache.length, jnp.where(fits, count, 0))
+    fits &= kind.has_room(book, cache.length, jnp.where(fits, count, 0))
   cache = dataclasses.replace(cache, overflow=cache.overflow | ~fits)
   return cache, held & fits[:, None]
 
@@ -157,7 +157,7 @@ def _layers(config, params, cache, old, slots, step, x, options):
   weights: dict[int, Any] = {}
   for index, layer in enumerate(config.layers):
     p, owner = params['layers'][index], config.owner(index)
-    memory, at = layout.memories[owner], layout.books[owner]
+    memory, at = layout.stores[owner], layout.books[owner]
 
     def keep(streams, index=index, memory=memory, at=at):
       place = (old[at], books[at]), slots[at], cache.stores[index]
@@ -205,7 +205,7 @@ def _attention(layer, params, model, memory, step, keep, shared):
     if views is None:
       with jax.named_scope('leave'):
         table = step.table(variant.rotary, None)
-        streams = variant.leave(q, h, table)
+        streams = variant.project_streams(q, h, table)
       store, views = keep(streams)
     y, reading = read(
       variant, q, h, views, memory.kind, model.get('relative'), step
@@ -242,7 +242,7 @@ def write_source(
       cross.append({})
       continue
     q = params['layers'][index]['cross']
-    streams = layer.cross.leave(q, encoded.hidden, None)
+    streams = layer.cross.project_streams(q, encoded.hidden, None)
     if cache.cross is not None:
       streams = {
         name: x.astype(cache.cross[index][name].dtype)

@@ -14,12 +14,12 @@ from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from kvjax.attention.grouped import Grouped
-from kvjax.caches.array_spec import Leaf, leaf
+from kvjax.caches.array_spec import ArraySpec, array_spec
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.sinks import Sinks
-from kvjax.decoding.layer import Memory
+from kvjax.decoding.layer import LayerStore
 from kvjax.decoding.parse import check_choices
 from kvjax.models.config import ModelConfig, dtype_of
 from kvjax.streams.codecs import Codec, Plain
@@ -34,7 +34,7 @@ class Layout:
   """How a cache is arranged; static, hashed once.
 
   Attributes:
-    memories: kind and codecs of each layer; None for one that owns nothing.
+    stores: kind and codecs of each layer; None for one that owns nothing.
     books: index of each layer's book; -1 for none.
     capacity: most tokens a row may hold in a kind with a limit.
     rotary_length: length for which rotary tables that depend on it are
@@ -42,7 +42,7 @@ class Layout:
     positions: rows of the model's learned position table; 0 for none.
   """
 
-  memories: tuple[Memory | None, ...]
+  stores: tuple[LayerStore | None, ...]
   books: tuple[int, ...]
   capacity: int
   rotary_length: int
@@ -59,7 +59,7 @@ class Layout:
     """Returns the kind of each book."""
     found = {
       book: memory.kind
-      for book, memory in zip(self.books, self.memories, strict=True)
+      for book, memory in zip(self.books, self.stores, strict=True)
       if memory is not None
     }
     return tuple(found[i] for i in range(len(found)))
@@ -157,7 +157,7 @@ def init_cache(
     rotary_length=rotary_length,
     source_length=source_length,
   )
-  return jax.tree.map(Leaf.allocate, spec, is_leaf=is_leaf)
+  return jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
 
 
 def cache_spec(
@@ -172,7 +172,7 @@ def cache_spec(
   rotary_length: int | None = None,
   source_length: int | None = None,
 ) -> Cache:
-  """Returns the cache that `init_cache` allocates, with `Leaf`s for arrays."""
+  """Returns the cache that `init_cache` allocates, of `ArraySpec`s."""
   check_sizes(batch_size=batch_size, capacity=capacity)
   if source_length is not None:
     check_sizes(source_length=source_length)
@@ -195,7 +195,7 @@ def arrange(
   source_length: int | None = None,
   dtype: Any = None,
 ) -> Cache:
-  """Returns the cache of a layout, with `Leaf`s for arrays.
+  """Returns the cache of a layout, with `ArraySpec`s for arrays.
 
   `dtype` is that of the source's streams alone; None for the model's.
   """
@@ -205,11 +205,11 @@ def arrange(
   )
   stores = tuple(
     {} if memory is None else _store_spec(layer.attention, memory, batch_size)
-    for layer, memory in zip(config.layers, layout.memories, strict=True)
+    for layer, memory in zip(config.layers, layout.stores, strict=True)
   )
   return Cache(
-    length=leaf((batch_size,), jnp.int32, ('batch',)),
-    overflow=leaf((batch_size,), jnp.bool_, ('batch',)),
+    length=array_spec((batch_size,), jnp.int32, ('batch',)),
+    overflow=array_spec((batch_size,), jnp.bool_, ('batch',)),
     books=books,
     stores=stores,
     cross=_cross_spec(config, batch_size, source_length, dtype),
@@ -219,8 +219,8 @@ def arrange(
 
 
 def is_leaf(x: Any) -> bool:
-  """Returns whether x is a `Leaf`, the array of a cache not yet allocated."""
-  return isinstance(x, Leaf)
+  """Returns whether x is an `ArraySpec`, an array not allocated yet."""
+  return isinstance(x, ArraySpec)
 
 
 def make_layout(
@@ -246,7 +246,7 @@ def make_layout(
       f'{len(kinds)} kinds for {len(config.layers)} layers: give one kind '
       'for all, or one a layer (None for its default).'
     )
-  memories, books, found = [], [], {}
+  stores, books, found = [], [], {}
   for index, kind in enumerate(kinds):
     served = [
       layer.attention
@@ -254,7 +254,7 @@ def make_layout(
       if config.owner(i) == index
     ]
     memory = _memory(served, kind, codec, capacity, dtype, slack)
-    memories.append(memory)
+    stores.append(memory)
     if memory is None:
       books.append(-1)
       continue
@@ -266,9 +266,7 @@ def make_layout(
     for layer in config.layers
   )
   length = (rotary_length or capacity) if depends else 0
-  return Layout(
-    tuple(memories), tuple(books), capacity, length, config.positions
-  )
+  return Layout(tuple(stores), tuple(books), capacity, length, config.positions)
 
 
 def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
@@ -324,7 +322,7 @@ def check_alive(cache: Cache) -> None:
     )
 
 
-def _memory(served, kind, codec, capacity, dtype, slack) -> Memory | None:
+def _memory(served, kind, codec, capacity, dtype, slack) -> LayerStore | None:
   """Returns how the first of the layers is cached for all that it serves."""
   if not served:
     return None
@@ -345,7 +343,7 @@ def _memory(served, kind, codec, capacity, dtype, slack) -> Memory | None:
     (name, codec if codec is not None and stream.quantize else Plain())
     for name, stream in served[0].streams().items()
   )
-  return Memory(kind, codecs, dtype)
+  return LayerStore(kind, codecs, dtype)
 
 
 def _heads_by_book(config, layout) -> dict[int, int]:
@@ -356,14 +354,14 @@ def _heads_by_book(config, layout) -> dict[int, int]:
   }
 
 
-def _store_spec(variant, memory: Memory, batch: int) -> dict[str, Any]:
+def _store_spec(variant, memory: LayerStore, batch: int) -> dict[str, Any]:
   spec = {}
   for name, codec in memory.codecs:
     stream = variant.streams()[name]
-    lead = memory.kind.lead(batch, stream.heads)
+    lead = memory.kind.leaf_axes(batch, stream.heads)
     sizes, axes = zip(*lead, strict=True)
     spec[name] = jax.tree.map(
-      lambda t, s=sizes, a=axes: Leaf(s + t.shape, t.dtype, a + t.axes),
+      lambda t, s=sizes, a=axes: ArraySpec(s + t.shape, t.dtype, a + t.axes),
       codec.leaves(stream.width, memory.dtype),
     )
   return spec
@@ -376,7 +374,7 @@ def _cross_spec(config, batch, source_length, dtype):
   axes = ('batch', 'kv_heads', 'source', 'width')
   return tuple(
     {
-      name: leaf((batch, s.heads, source_length, s.width), dtype, axes)
+      name: array_spec((batch, s.heads, source_length, s.width), dtype, axes)
       for name, s in cross_streams(layer.cross).items()
     }
     for layer in config.layers
@@ -391,4 +389,4 @@ def cross_streams(cross: Grouped | None) -> dict[str, Any]:
 def _source_spec(config, batch, source_length):
   if config.encoder is None or source_length is None:
     return None
-  return leaf((batch, source_length), jnp.int32, ('batch', 'source'), -1)
+  return array_spec((batch, source_length), jnp.int32, ('batch', 'source'), -1)

@@ -63,7 +63,7 @@ def inspect(cache: Cache) -> Inspection:
   check_alive(cache)
   rows = []
   layout = cache.layout
-  for index, memory in enumerate(layout.memories):
+  for index, memory in enumerate(layout.stores):
     if memory is None:
       rows.append(LayerFacts(index, 'shared', '-', 0, '-', '-', 0))
       continue

@@ -23,7 +23,7 @@ from kvjax.streams.view import Stored, Streams, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class LayerStore:
   """How one layer is cached: a kind and a codec a stream. Static.
 
   Attributes:
@@ -74,7 +74,7 @@ class Step:
 
 
 def remember(
-  memory: Memory,
+  memory: LayerStore,
   books: tuple[Any, Any],
   slots: Any,
   store: Streams,
@@ -159,12 +159,12 @@ def read(
     absorb = variant.absorbs(step.tokens)
   scoring = variant.scoring(params, relative, absorb)
   if kind is not None:
-    seen = kind.narrow(scoring.visibility)
+    seen = kind.visible_through(scoring.visibility)
     scoring = dataclasses.replace(scoring, visibility=seen)
   parts = _parts(variant, params, x, views, step, absorb)
   with jax.named_scope('attend'):
     out, lse = _attend_parts(parts, scoring, step)
-  y = variant.output(params, out.astype(x.dtype), absorb)
+  y = variant.project_output(params, out.astype(x.dtype), absorb)
   return y, Reading(out, lse, scoring, parts, step.positions)
 
 
@@ -174,13 +174,13 @@ def _parts(variant, params, x, views, step, absorb: bool):
   def shown(view):
     if variant.reads_stored(absorb):
       return view
-    return view.map(lambda streams: variant.unfold(params, streams, absorb))
+    return view.map(lambda streams: variant.expand(params, streams, absorb))
 
   parts = []
   for limit in dict.fromkeys(view.query_limit for view in views):
     with jax.named_scope('query'):
       table = step.table(variant.rotary, limit)
-      queries = variant.ask(params, x, table, absorb)
+      queries = variant.project_queries(params, x, table, absorb)
     chosen = [shown(view) for view in views if view.query_limit == limit]
     parts.append((queries, tuple(chosen)))
   return tuple(parts)

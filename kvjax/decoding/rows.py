@@ -60,7 +60,7 @@ def earliest(cache: Cache) -> jax.Array:
   """
   found = jnp.zeros_like(cache.length)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    found = jnp.maximum(found, kind.earliest(book, cache.length))
+    found = jnp.maximum(found, kind.shortest_rewind(book, cache.length))
   return jnp.minimum(found, cache.length)
 
 
@@ -164,7 +164,7 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
   def stores(i, memory):
     if memory is None:
       return {}
-    axes = tuple(name for _, name in memory.kind.lead(1, 1))
+    axes = tuple(name for _, name in memory.kind.leaf_axes(1, 1))
     return jax.tree.map(
       lambda *x: f(*x, axes=axes), *(c.stores[i] for c in caches)
     )
@@ -176,7 +176,7 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
     length=by_batch(*(c.length for c in caches)),
     overflow=by_batch(*(c.overflow for c in caches)),
     books=tuple(books(i, kind) for i, kind in enumerate(layout.kinds())),
-    stores=tuple(stores(i, m) for i, m in enumerate(layout.memories)),
+    stores=tuple(stores(i, m) for i, m in enumerate(layout.stores)),
     cross=by_batch(*(c.cross for c in caches)),
     source=by_batch(*(c.source for c in caches)),
   )
@@ -217,7 +217,9 @@ def _take(cache, rows):
   cache = map_rows(gather, cache)
 
   def settle(lengths):
-    return _change_books(cache, lambda kind, book: kind.settle(book, lengths))
+    return _change_books(
+      cache, lambda kind, book: kind.after_gather(book, lengths)
+    )
 
   _, fits = settle(cache.length)
   # Of all kinds, only an empty row is sure to be exact without its last page.
@@ -238,9 +240,9 @@ def _change_books(cache, change):
   stores = tuple(
     store
     if memory is None or changed[at][2] is None
-    else memory.kind.apply(store, changed[at][2])
+    else memory.kind.copy_pages(store, changed[at][2])
     for store, memory, at in zip(
-      cache.stores, layout.memories, layout.books, strict=True
+      cache.stores, layout.stores, layout.books, strict=True
     )
   )
   books = tuple(book for book, _, _ in changed)
@@ -252,7 +254,7 @@ def _concat(caches):
   shifted, before = [], [0] * len(kinds)
   for cache in caches:
     books = [
-      kind.shift(book, pages)
+      kind.offset_pages(book, pages)
       for kind, book, pages in zip(kinds, cache.books, before, strict=True)
     ]
     shifted.append(cache.replace(books=tuple(books)))

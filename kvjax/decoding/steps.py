@@ -242,7 +242,7 @@ def check_room(cache: Cache, count: np.ndarray) -> None:
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
     # Also where a caller's jit closes over a cache whose lengths are known.
     with jax.ensure_compile_time_eval():
-      fits = np.asarray(kind.admits(book, cache.length, jnp.asarray(count)))
+      fits = np.asarray(kind.has_room(book, cache.length, jnp.asarray(count)))
     for row in np.flatnonzero(~fits):
       raise ValueError(
         f'Row {row}: out of pages for {count[row]} more tokens after '

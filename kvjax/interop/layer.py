@@ -77,7 +77,7 @@ def attend(
       f'{tokens} tokens at once: this cache evicts every {chunk}. Feed at '
       f'most {chunk} a call, or give the kind slack={tokens - 1}.'
     )
-  (memory,) = cache.layout.memories
+  (memory,) = cache.layout.stores
   if memory is None:
     raise ValueError('The layer shares its keys and values: it has no cache.')
   held = jnp.ones(x.shape[:2], bool) if active is None else active
@@ -85,7 +85,7 @@ def attend(
     cache, held, Options(absorb, kernel=kernel)
   )
   (book,), (store,) = cache.books, cache.stores
-  streams = variant.leave(params, x, step.table(variant.rotary, None))
+  streams = variant.project_streams(params, x, step.table(variant.rotary, None))
   store, views = remember(memory, (old, book), slots, store, streams, step)
   y, reading = read(variant, params, x, views, memory.kind, None, step)
   book = evict(memory.kind, book, reading, step)

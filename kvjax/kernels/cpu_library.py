@@ -14,7 +14,7 @@ import numpy as np
 
 from kvjax.kernels import blockwise
 from kvjax.kernels.refusals import refuses_stored
-from kvjax.native import load as loaded
+from kvjax.native import load
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 
@@ -66,7 +66,7 @@ def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
   if shared < 0:
     streams += _operands(value)
   call = jax.ffi.ffi_call(
-    loaded.DECODE,
+    load.DECODE,
     (
       jax.ShapeDtypeStruct(lead + value.codes.shape[-1:], jnp.float32),
       jax.ShapeDtypeStruct(lead, jnp.float32),

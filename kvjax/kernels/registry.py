@@ -12,11 +12,10 @@ import os
 
 import jax
 
-from kvjax.kernels import blockwise, cudnn
-from kvjax.kernels import cpu_library as ffi
-from kvjax.kernels.hopper import launch as mosaic_gpu
+from kvjax.kernels import blockwise, cpu_library, cudnn
+from kvjax.kernels.hopper import launch
 from kvjax.kernels.hopper.tiling import BLOCK
-from kvjax.native import load as loaded
+from kvjax.native import load
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 from kvjax.target import target
@@ -27,13 +26,13 @@ VARIABLE = 'KVJAX_KERNEL'
 
 def available() -> dict[str, str]:
   """Returns, for each kernel, '' if this process can use it, or why not."""
-  reason = loaded.missing()
+  reason = load.missing()
   if not reason and target() != 'cpu':
     reason = f'it runs on cpu, not on {target()}'
   return {
     'ffi': reason,
     'blockwise': '',
-    'mosaic_gpu': mosaic_gpu.missing(),
+    'mosaic_gpu': launch.missing(),
     'cudnn': cudnn.missing(),
   }
 
@@ -61,9 +60,9 @@ def choose(
     raise ValueError(f'kernel={wanted!r} must be one of {", ".join(KERNELS)}.')
   if wanted == 'blockwise':
     return 'blockwise'
-  name = wanted or ('mosaic_gpu' if mosaic_gpu.at_home() else 'ffi')
+  name = wanted or ('mosaic_gpu' if launch.at_home() else 'ffi')
   absent = available()[name]
-  serving = {'ffi': ffi, 'mosaic_gpu': mosaic_gpu, 'cudnn': cudnn}
+  serving = {'ffi': cpu_library, 'mosaic_gpu': launch, 'cudnn': cudnn}
   reason = absent or serving[name].refuses(queries, view, scoring)
   reason = reason or _refuses_block(name, view, block)
   if reason and (kernel or (wanted and absent)):
@@ -121,10 +120,10 @@ def attend_view(
 
   def native(queries, positions):
     if name == 'ffi':
-      return ffi.attend(queries, positions, view, scoring)
+      return cpu_library.attend(queries, positions, view, scoring)
     if name == 'cudnn':
       return cudnn.attend(queries, positions, view, scoring)
-    return mosaic_gpu.attend(queries, positions, view, scoring, block=block)
+    return launch.attend(queries, positions, view, scoring, block=block)
 
   name = choose(queries, view, scoring, block=block, kernel=kernel)
   if name == 'blockwise':
@@ -134,7 +133,7 @@ def attend_view(
     return jax.lax.platform_dependent(
       queries, positions, cpu=native, default=plain
     )
-  if (mosaic_gpu if name == 'mosaic_gpu' else cudnn).at_home():
+  if (launch if name == 'mosaic_gpu' else cudnn).at_home():
     return jax.lax.platform_dependent(
       queries, positions, cuda=native, default=plain
     )

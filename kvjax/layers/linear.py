@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.kernels.matmul import cpu_library as projection
+from kvjax.kernels.matmul import cpu_library
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.target import target
 
@@ -73,9 +73,9 @@ def matmul(rows: jax.Array, weight: jax.Array | CodedWeight) -> jax.Array:
   """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32."""
   coded = isinstance(weight, CodedWeight)
   codes, scale = (weight.codes, weight.scale) if coded else (weight, None)
-  if projection.refuses(rows, codes):
+  if cpu_library.refuses(rows, codes):
     return _plain(rows, codes, scale)
-  return projection.project(rows, codes, scale, _plain)
+  return cpu_library.project(rows, codes, scale, _plain)
 
 
 def _plain(

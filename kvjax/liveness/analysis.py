@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness import describe as description
-from kvjax.liveness import report
+from kvjax.liveness import describe, report
 from kvjax.liveness.cut import absorption as absorb
 from kvjax.liveness.cut import lifetimes as passes
-from kvjax.liveness.cut import min_cut as cutting
+from kvjax.liveness.cut import min_cut
 from kvjax.liveness.cut import names as labelling
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.evidence import lengths
-from kvjax.liveness.evidence import perturb as witness
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.recurrence import rewrite as masked
+from kvjax.liveness.evidence import lengths, perturb
+from kvjax.liveness.program import record
+from kvjax.liveness.recurrence import rewrite
 
 Array = np.ndarray
 Program = Callable[..., Any]
@@ -32,11 +30,11 @@ Program = Callable[..., Any]
 class Verdict:
   """One length's answer, with what it was found from."""
 
-  trace: tracing.Trace
+  trace: record.Trace
   boundary: passes.Boundary
-  whole: cutting.Graph  # all of the past
-  graph: cutting.Graph  # what of it the cut at zero recomputation leaves
-  cut: cutting.Cut
+  whole: min_cut.Graph  # all of the past
+  graph: min_cut.Graph  # what of it the cut at zero recomputation leaves
+  cut: min_cut.Cut
   names: tuple[str, ...]  # label of each graph node
   live_for: dict[str, float]
   spans: dict[str, report.Spans]
@@ -73,9 +71,9 @@ def analyze(program: Program, x: Any, axis: int = 0) -> report.LivenessReport:
   """
   if not 0 <= axis < np.ndim(x):
     raise AnalysisError(f'axis={axis} is not an axis of x {np.shape(x)}.')
-  program, rewrites = masked.recurrent(program, x, axis)
+  program, rewrites = rewrite.recurrent(program, x, axis)
   verdict, stable = settle(program, x, axis)
-  found = description.describe(verdict, stable)
+  found = describe.describe(verdict, stable)
   return dataclasses.replace(found, notes=rewrites + found.notes)
 
 
@@ -91,7 +89,7 @@ def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:
       if _lasts(program, x, axis, step, now):
         sample = lengths.resized(x, length, axis)
         _check(before, lengths.resized(x, before.trace.length, axis))
-        return now, witness.stable(before.trace, now.trace, sample)
+        return now, perturb.stable(before.trace, now.trace, sample)
     before = now
   _check(first, lengths.resized(x, shortest, axis))
   if longer:
@@ -106,7 +104,7 @@ def settle(program: Program, x: Any, axis: int) -> tuple[Verdict, bool]:
 
 def _at(program: Program, x: Any, axis: int, length: int) -> Verdict:
   sample = lengths.resized(x, length, axis)
-  return judge(tracing.trace(program, sample, axis))
+  return judge(record.trace(program, sample, axis))
 
 
 def _lasts(
@@ -130,27 +128,27 @@ def _lasts(
 
 def _check(found: Verdict, x: Array) -> None:
   """Raises where numbers part from the relations, or noise gets through."""
-  witness.check(found.trace, x)
+  perturb.check(found.trace, x)
   if not math.isinf(found.delay):
     at = found.boundary.position
-    if witness.poisoned(found.trace, x, at, found.graph, found.cut) != 0:
+    if perturb.poisoned(found.trace, x, at, found.graph, found.cut) != 0:
       raise AnalysisError(
         'noise in place of the past outside the cut moves the future; please '
         'report it.'
       )
 
 
-def judge(trace: tracing.Trace) -> Verdict:
+def judge(trace: record.Trace) -> Verdict:
   """The answer at one length, from the relations."""
-  most, usual = witness.lag(trace)
+  most, usual = perturb.lag(trace)
   delay: float = most
   if delay >= trace.length - 1:
     delay = math.inf
   boundary = fullest(trace)
-  whole = cutting.build(trace, boundary)
+  whole = min_cut.build(trace, boundary)
   graph, cut = latest(trace, boundary.position, whole)
   if math.isinf(delay):
-    cut = cutting.Cut((), (), 0, 0, 0.0)
+    cut = min_cut.Cut((), (), 0, 0, 0.0)
   names = labelling.Labels(trace, graph).of(cut)
   groups, last = lifetimes(trace, graph, cut, names)
   return Verdict(
@@ -167,7 +165,7 @@ def judge(trace: tracing.Trace) -> Verdict:
   )
 
 
-def fullest(trace: tracing.Trace) -> passes.Boundary:
+def fullest(trace: record.Trace) -> passes.Boundary:
   """The boundary, of a few, across which most is read: chunks end at some."""
   last = trace.length - 3
   every = range(max(1, last - 3), last + 1)
@@ -176,8 +174,8 @@ def fullest(trace: tracing.Trace) -> passes.Boundary:
 
 
 def latest(
-  trace: tracing.Trace, position: int, whole: cutting.Graph
-) -> tuple[cutting.Graph, cutting.Cut]:
+  trace: record.Trace, position: int, whole: min_cut.Graph
+) -> tuple[min_cut.Graph, min_cut.Cut]:
   """The cut at zero recomputation, and what of the past it leaves.
 
   With the long streams and states kept, what they are made of need not be
@@ -185,21 +183,21 @@ def latest(
   its inputs, and features of keys that wait for a state from those keys.
   """
   kept = np.zeros(trace.table.size, bool)
-  for i in cutting.cheapest(whole, None).kept:
+  for i in min_cut.cheapest(whole, None).kept:
     if whole.nodes[i].unbounded or whole.nodes[i].carry:
       kept[whole.nodes[i].ids] = True
-  graph = cutting.build(trace, passes.split(trace, position, kept))
+  graph = min_cut.build(trace, passes.split(trace, position, kept))
   nodes = [
     dataclasses.replace(n, held=bool(kept[n.ids].all())) for n in graph.nodes
   ]
   graph = dataclasses.replace(graph, nodes=tuple(nodes))
-  return graph, cutting.cheapest(graph, None)
+  return graph, min_cut.cheapest(graph, None)
 
 
 def lifetimes(
-  trace: tracing.Trace,
-  graph: cutting.Graph,
-  cut: cutting.Cut,
+  trace: record.Trace,
+  graph: min_cut.Graph,
+  cut: min_cut.Cut,
   names: tuple[str, ...],
 ) -> tuple[dict[str, Array], Array]:
   """Scalars of each named or kept tensor, and who reads each one last."""
@@ -217,7 +215,7 @@ def lifetimes(
   return groups, last
 
 
-def _range(trace: tracing.Trace, ids: Array, last: Array) -> float:
+def _range(trace: record.Trace, ids: Array, last: Array) -> float:
   if not ids.size:
     return math.inf  # A constant: every row reads the same one.
   ready = trace.table.available[ids]
@@ -228,7 +226,7 @@ def _range(trace: tracing.Trace, ids: Array, last: Array) -> float:
   return math.inf if np.any(early) else int(beyond.max())
 
 
-def _spans(trace: tracing.Trace, ids: Array, last: Array) -> report.Spans:
+def _spans(trace: record.Trace, ids: Array, last: Array) -> report.Spans:
   ready = trace.table.available[ids]
   end = np.maximum(last[ids], ready)
   return tuple((int(t), int(end[ready == t].max())) for t in np.unique(ready))

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvjax.liveness import report
-from kvjax.liveness.cut import frontier as points
-from kvjax.liveness.evidence import perturb as witness
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.cut import frontier
+from kvjax.liveness.evidence import perturb
+from kvjax.liveness.program import record, scalars
 
 if TYPE_CHECKING:
   from kvjax.liveness import analysis
@@ -25,14 +24,14 @@ def describe(
   """The public report of a verdict."""
   causal = verdict.delay == 0 and stable
   finite = not math.isinf(verdict.delay) and stable
-  front, complete = points.frontier(verdict) if finite else ((), True)
+  front, complete = frontier.frontier(verdict) if finite else ((), True)
   return report.LivenessReport(
     causal=causal,
     live_for=verdict.live_for,
     keep=_kept(verdict) if finite else (),
     frontier=front,
     frontier_complete=complete,
-    equals=points.equals(verdict, front) if finite else (),
+    equals=frontier.equals(verdict, front) if finite else (),
     delay=verdict.delay if stable else math.inf,
     static=_static(verdict.trace),
     tensors=_rows(verdict, finite),
@@ -43,11 +42,11 @@ def describe(
 
 def _kept(verdict: 'analysis.Verdict') -> tuple[str, ...]:
   """What tokens leave behind, and what was there before any."""
-  names = points.kept_names(verdict, verdict.cut, verdict.names)
+  names = frontier.kept_names(verdict, verdict.cut, verdict.names)
   return (*names, *_static(verdict.trace))
 
 
-def _static(trace: tracing.Trace) -> tuple[str, ...]:
+def _static(trace: record.Trace) -> tuple[str, ...]:
   return tuple(
     name for name, ts in trace.names.items() if all(t.fixed for t in ts)
   )
@@ -75,7 +74,7 @@ def _row(
   shape: tuple[int, ...] = (sum(n.width for n in nodes),)
   size = sum(n.state_bytes or n.bytes_per_token for n in nodes)
   if tensors:
-    axis = witness.row_axis(trace, tensors[0])
+    axis = perturb.row_axis(trace, tensors[0])
     shape = tuple(n for i, n in enumerate(tensors[0].shape) if i != axis)
     one = math.prod(shape) * np.asarray(tensors[0].const).dtype.itemsize
     size = size if kept else len(tensors) * one
@@ -91,7 +90,7 @@ def _row(
   )
 
 
-def _available(trace: tracing.Trace, tensors: Any) -> str:
+def _available(trace: record.Trace, tensors: Any) -> str:
   for tensor in tensors:
     if tensor.fixed:
       continue
@@ -143,11 +142,11 @@ def _notes(verdict: 'analysis.Verdict', stable: bool) -> tuple[str, ...]:
   return tuple(notes)
 
 
-def _first(trace: tracing.Trace) -> str:
+def _first(trace: record.Trace) -> str:
   """The first equation whose row 0 waits for the last position."""
   for op in trace.ops:
     for ids in op.outs:
-      ready = elements.lookup(trace.table.available, ids)
+      ready = scalars.lookup(trace.table.available, ids)
       for axis, size in enumerate(ids.shape):
         row = np.take(ready, 0, axis)
         if size == trace.length and min(row[row >= 0], default=0) == size - 1:

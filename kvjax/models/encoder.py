@@ -88,13 +88,13 @@ def _stack(encoder: Encoder, params: Any, x: jax.Array, positions: jax.Array):
     def attention(h, layer=layer, p=p):
       variant, q = layer.attention, p['attention']
       out, _ = plain_attention(
-        variant.ask(q, h, None, False),
-        variant.unfold(q, variant.leave(q, h, None), False),
+        variant.project_queries(q, h, None, False),
+        variant.expand(q, variant.project_streams(q, h, None), False),
         positions,
         positions,
         variant.scoring(q, relative, False),
       )
-      return variant.output(q, out.astype(h.dtype), False), None
+      return variant.project_output(q, out.astype(h.dtype), False), None
 
     x, _ = run_layer(layer, encoder.norm, p, x, attention)
   return x

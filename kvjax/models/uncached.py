@@ -181,7 +181,9 @@ def _layer(
     if variant.rotary is not None:
       table = rotary_table(variant.rotary, positions, rotary_length)
     if variant.shared_from is None:
-      streams = through_codec(variant, variant.leave(q, h, table), codec)
+      streams = through_codec(
+        variant, variant.project_streams(q, h, table), codec
+      )
     else:
       streams = kept[config.owner(index)]
     y, weights = attend_plainly(
@@ -224,13 +226,13 @@ def attend_plainly(
   """Returns a layer's attention `[B, T, D]` and weights `[B, N, T, S]`."""
   with jax.named_scope('attend'):
     out, weights = plain_attention(
-      variant.ask(params, h, table, absorb),
-      variant.unfold(params, streams, absorb),
+      variant.project_queries(params, h, table, absorb),
+      variant.expand(params, streams, absorb),
       positions,
       key_positions,
       variant.scoring(params, relative, absorb),
     )
-  y = variant.output(params, out.astype(h.dtype), absorb)
+  y = variant.project_output(params, out.astype(h.dtype), absorb)
   heads = weights.shape[1] * weights.shape[2]
   return y, weights.reshape(weights.shape[:1] + (heads,) + weights.shape[3:])
 
@@ -242,7 +244,7 @@ def cross_plainly(
   variant = layer.cross
   if variant is None:
     raise ValueError('The layer has no cross attention.')
-  streams = variant.leave(params['cross'], encoded.hidden, None)
+  streams = variant.project_streams(params['cross'], encoded.hidden, None)
   positions = jnp.zeros(h.shape[:2], jnp.int32)
   return attend_plainly(
     variant,

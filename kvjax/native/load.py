@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
-from kvjax.native import build as library
+from kvjax.native import build
 from kvjax.target import target
 
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
@@ -22,7 +22,7 @@ _ASKED: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 @functools.cache
 def missing() -> str:
   """Loads the library, once; returns why there is none, '' if there is."""
-  path = library.find()
+  path = build.find()
   if path is None:
     return 'the kernel is not built: `make kernels` does, with a C++ compiler'
   try:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.native import load as loaded
+from kvjax.native import load
 from kvjax.target import target
 
 # Of whole bytes: a type of four bits is stored at half a byte.
@@ -27,7 +27,7 @@ def refuses(leaf: jax.Array) -> str:
     return 'XLA scatters in place'
   if leaf.dtype not in NARROW:
     return f'XLA scatters {leaf.dtype} in place'
-  return loaded.unwanted()
+  return load.unwanted()
 
 
 def put(
@@ -67,7 +67,7 @@ def _write_jvp(plain, primals, tangents):
 
 def _call(leaf, new, slots):
   call = jax.ffi.ffi_call(
-    loaded.WRITE,
+    load.WRITE,
     jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
     input_output_aliases={0: 0},
     vmap_method='broadcast_all',

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.native import write_narrow as narrow
+from kvjax.native import write_narrow
 
 Streams = dict[str, Any]
 
@@ -152,6 +152,6 @@ def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:
 
 
 def _slicer(leaf: jax.Array) -> Callable[[Any, int], jax.Array]:
-  if narrow.slices_widely(leaf):
-    return narrow.slicer(leaf, _slice)
+  if write_narrow.slices_widely(leaf):
+    return write_narrow.slicer(leaf, _slice)
   return lambda start, size: _slice(leaf, start, size)

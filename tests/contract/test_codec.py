@@ -30,7 +30,7 @@ def test_codes_are_within_half_a_scale_and_append_only(cell: Cell):
     chunk = tokens[:, start : start + 3]
     _, cache = cell.extend(params, cache, chunk, np.full(3, 3))
     held = compare(held, by_token(cache))
-  streams = cell.config.layers[0].attention.leave(
+  streams = cell.config.layers[0].attention.project_streams(
     params['layers'][0]['attention'],
     params['embedding'][tokens],
     table(cell, tokens),
@@ -60,7 +60,7 @@ def by_token(cache):
   found = {}
   for name, store in cache.stores[0].items():
     store = jax.tree.map(np.asarray, store)
-    paged = cache.layout.memories[0].kind.name == 'paged'
+    paged = cache.layout.stores[0].kind.name == 'paged'
     heads = jax.tree.leaves(store)[0].shape[0 if paged else 1]
     for row, head in np.ndindex(cache.batch_size, heads):
       slots = (in_pages if paged else in_row)(cache.books[0], row, head)

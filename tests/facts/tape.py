@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from kvjax.caches.array_spec import Leaf
+from kvjax.caches.array_spec import ArraySpec
 from kvjax.caches.kind import Kind
-from kvjax.decoding.layer import Memory, Step, remember
+from kvjax.decoding.layer import LayerStore, Step, remember
 from kvjax.streams.codecs import Plain
 
 
@@ -37,11 +37,11 @@ class Tape:
 def blank(kind: Kind, batch: int = 1, heads: int = 1) -> Tape:
   """Returns an empty tape of a bound kind."""
   book = jax.tree.map(
-    Leaf.allocate,
+    ArraySpec.allocate,
     kind.book(batch, heads),
-    is_leaf=lambda x: isinstance(x, Leaf),
+    is_leaf=lambda x: isinstance(x, ArraySpec),
   )
-  lead = tuple(size for size, _ in kind.lead(batch, heads))
+  lead = tuple(size for size, _ in kind.leaf_axes(batch, heads))
   store = {'value': jnp.full(lead + (1,), jnp.nan)}
   return Tape(jnp.zeros(batch, jnp.int32), book, store)
 
@@ -61,14 +61,14 @@ def _feed(kind, tape, values, lengths):
   held = steps < lengths[:, None]
   positions = jnp.where(held, tape.length[:, None] + steps, -1)
   book, slots = kind.place(tape.book, tape.length, positions)
-  axis = [name for _, name in kind.lead(1, 1)].index('kv_heads')
+  axis = [name for _, name in kind.leaf_axes(1, 1)].index('kv_heads')
   heads = tape.store['value'].shape[axis]
   new = jnp.broadcast_to(
     values[:, None, :, None], (len(values), heads, values.shape[1], 1)
   )
   step = Step(positions, tape.length, tape.length + lengths, lambda *_: None)
   store, views = remember(
-    Memory(kind, (('value', Plain()),), jnp.float32),
+    LayerStore(kind, (('value', Plain()),), jnp.float32),
     (tape.book, book),
     slots,
     tape.store,
@@ -106,7 +106,7 @@ def seen(kind: Kind, tape: Tape, query: int, rule: Any, row: int = 0) -> list:
   """Returns the values that a query at that position sees, oldest first."""
   pairs = offered(tape, row)
   keys = np.asarray(sorted(pairs), np.int32)
-  mask = np.asarray(kind.narrow(rule).sees(np.int32(query), keys))
+  mask = np.asarray(kind.visible_through(rule).sees(np.int32(query), keys))
   return [pairs[int(p)] for p in keys[mask]]
 
 

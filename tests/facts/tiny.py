@@ -52,7 +52,7 @@ def tokens(batch: int, length: int, seed: int = 1) -> jax.Array:
 
 def as_seen(config: kvjax.ModelConfig, kind: Kind) -> kvjax.ModelConfig:
   """Returns the model whose uncached mask is that of a kind."""
-  return with_visibility(config, kind.narrow)
+  return with_visibility(config, kind.visible_through)
 
 
 def feed(

@@ -3,20 +3,19 @@
 import numpy as np
 from absl.testing import absltest
 
-from kvjax.native import build as library
-from kvjax.native import load as loaded
+from kvjax.native import build, load
 
 BATCH, SLOTS = 2, 37
 
 
 def build_or_skip():
   """Builds the library, or skips a module: to be its `setUpModule`."""
-  if loaded.missing():
+  if load.missing():
     try:
-      library.build()
-    except library.BuildError as error:
+      build.build()
+    except build.BuildError as error:
       raise absltest.SkipTest(str(error)) from error
-    loaded.missing.cache_clear()
+    load.missing.cache_clear()
 
 
 def draw(shape, slots=SLOTS):

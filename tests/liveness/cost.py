@@ -16,8 +16,7 @@ import numpy as np
 from jax.extend import core
 
 import kvjax
-from kvjax.liveness import analysis
-from kvjax.liveness import describe as description
+from kvjax.liveness import analysis, describe
 from tests.liveness import zoo, zoo_variants
 
 Case = tuple[Callable[[Any], Any], Any, int]
@@ -48,7 +47,7 @@ def seconds(program: Any, x: Any, axis: int) -> tuple[float, float, int]:
   start = time.perf_counter()
   verdict, stable = analysis.settle(program, x, axis)
   settled = time.perf_counter() - start
-  report = description.describe(verdict, stable)
+  report = describe.describe(verdict, stable)
   return settled, time.perf_counter() - start, len(report.frontier)
 
 

@@ -15,8 +15,7 @@ import pytest
 
 import kvjax
 from kvjax.checkpoints import published_names
-from kvjax.memory import MemoryPlan, device
-from kvjax.memory import planning as plan
+from kvjax.memory import MemoryPlan, device, plan
 
 TABLE = pathlib.Path(__file__).parent / 'figures.csv'
 ROWS = {

@@ -5,10 +5,7 @@ import dataclasses
 import pytest
 
 import kvjax
-from kvjax.memory import device
-from kvjax.memory import fitting as fit
-from kvjax.memory import planning as plan
-from kvjax.memory.speed import least_time as step_time
+from kvjax.memory import device, fit, plan, step_time
 
 LLAMA = kvjax.load_config('llama-3-8b')
 GQA = kvjax.ModelConfig(

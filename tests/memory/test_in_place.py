@@ -44,7 +44,7 @@ from tests.memory.steps import (
 )
 
 # The package's `in_place` is the function; this is its module.
-IN_PLACE = importlib.import_module('kvjax.memory.in_place')
+IN_PLACE = importlib.import_module('kvjax.memory.compiled.updates')
 
 
 def compiled(step, *args, donate='cache'):

@@ -12,7 +12,7 @@ from absl.testing import parameterized
 from kvjax import memory
 from tests.compiler import as_users_do
 
-BUFFERS = importlib.import_module('kvjax.memory.buffers')
+BUFFERS = importlib.import_module('kvjax.memory.compiled.assignment')
 CACHE = jax.ShapeDtypeStruct((3, 5, 128, 64), jnp.float32)  # 491,520 bytes
 TOKEN = jax.ShapeDtypeStruct((3, 5, 64), jnp.float32)  # 3,840 bytes
 

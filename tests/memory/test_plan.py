@@ -10,9 +10,8 @@ from absl.testing import absltest, parameterized
 import kvjax
 from experiments.measuring.variants import with_attention
 from kvjax.checkpoints import published_names
-from kvjax.decoding import generation as generate
-from kvjax.memory import measure
-from kvjax.memory import planning as plan
+from kvjax.decoding import generation
+from kvjax.memory import measure, plan
 
 ROTARY = kvjax.Rotary(4)
 
@@ -242,7 +241,7 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(grown, 3 * 512 * heads * 4 * 4)
 
   def test_sampling_state_is_what_generate_carries(self):
-    run = generate._new_run(np.full(5, 7), 0)
+    run = generation._new_run(np.full(5, 7), 0)
     found = plan(MODELS['mha'], batch_size=5, capacity=8)
     self.assertEqual(found.sampling_bytes, _nbytes(run))
 

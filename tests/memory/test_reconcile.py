@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import kvjax
-from kvjax.memory import planning as plan
-from kvjax.memory.compiled import reconciliation as reconcile
+from kvjax.memory import plan, reconcile
 
 ATTENTION = kvjax.Grouped(
   4, 2, 8, rotary=kvjax.Rotary(8), qk_norm=kvjax.Norm(), projection_bias=True

@@ -5,10 +5,8 @@ import dataclasses
 import pytest
 
 import kvjax
-from experiments.scaling import growth
-from experiments.scaling import tables as scaling
-from kvjax.memory import device, intensity
-from kvjax.memory.speed import bounds as roofline
+from experiments.scaling import growth, tables
+from kvjax.memory import device, intensity, roofline
 from kvjax.memory.speed.bounds import attention_core, read_elements
 
 
@@ -44,7 +42,7 @@ def test_step_3_s_table_of_attention_at_8k(name, operations):
 
 def test_the_scaling_book_from_our_own_config():
   # It rounds 819,200 x 8192 bytes a row to 6.7e9 and the weights to 26e9.
-  rows, _ = scaling.published(kvjax.load_config)
+  rows, _ = tables.published(kvjax.load_config)
   book = [r for r in rows if r['name'] == 'llama-2-13b']
   assert len(book) == 6
   for row in book:
@@ -73,7 +71,7 @@ def test_exponents_of_curves(monkeypatch):
   # Log2 sizes 9 to 15: their squares about the mean are 28, the last is 3 off.
   assert records[-1]['exponent'] == pytest.approx(0.75 + 3 * 0.25 / 28)
   assert records[-1]['last'] == pytest.approx(1)
-  table, _ = scaling.curves(records)
+  table, _ = tables.curves(records)
   assert table.rows[0][0] == 'context' and table.rows[0][4] == 5
   assert table.rows[0][-2:] == [0.78, 1]
   with pytest.raises(ValueError, match="axis 'depth' is unknown"):

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.caches.array_spec import Leaf
+from kvjax.caches.array_spec import ArraySpec
 from kvjax.decoding.cache import cache_spec
-from kvjax.memory import param_specs
-from kvjax.memory import planning as plan
-from kvjax.memory.parts import sharding as shards
+from kvjax.memory import param_specs, plan, shards
 
 GQA = kvjax.ModelConfig(
   32,
@@ -58,7 +56,7 @@ def place(config, layout, kinds=None):
   specs = jax.tree.map(
     cut.spec,
     cache_spec(config, 4, 16, kinds=kinds),
-    is_leaf=lambda x: isinstance(x, Leaf),
+    is_leaf=lambda x: isinstance(x, ArraySpec),
   )
   cache = zeros(lambda: kvjax.init_cache(config, 4, 16, kinds=kinds))
   init = lambda: kvjax.init_params(config, jax.random.key(0))

@@ -16,9 +16,7 @@ from experiments.transients.programs import (
   compare,
   distance,
 )
-from kvjax.memory import measure
-from kvjax.memory import planning as plan
-from kvjax.memory.compiled import assignment as buffers
+from kvjax.memory import buffers, measure, plan
 from kvjax.memory.compiled.calls import compile_call, compile_encode
 
 pytestmark = pytest.mark.usefixtures('as_users_do')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import kvjax
-from kvjax.memory import planning as plan
+from kvjax.memory import plan
 
 
 def per_token(name: str, **more) -> int:

@@ -2,15 +2,14 @@
 
 import pytest
 
-from kvjax.native import build as library
-from kvjax.native import load as loaded
+from kvjax.native import build, load
 
 
 @pytest.fixture(autouse=True, scope='module')
 def built():
-  if loaded.missing():
+  if load.missing():
     try:
-      library.build()
-    except library.BuildError as error:
+      build.build()
+    except build.BuildError as error:
       pytest.skip(str(error))
-    loaded.missing.cache_clear()
+    load.missing.cache_clear()

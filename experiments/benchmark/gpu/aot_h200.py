@@ -25,10 +25,8 @@ from absl import flags
 
 from experiments import launch
 from experiments.benchmark.gpu import (
-  aot_compile as ahead,
-)
-from experiments.benchmark.gpu import (
-  aot_programs as for_hopper,
+  aot_compile,
+  aot_programs,
 )
 from experiments.reporting.blocks import Table, Text
 from experiments.reporting.writer import follow, start
@@ -68,22 +66,22 @@ def main(argv: list[str]) -> None:
         '(a GpuTargetConfigProto in text).'
       )
     jax.config.update('jax_platforms', 'cpu')
-    sharding = ahead.device(_TARGET.value)
+    sharding = aot_compile.device(_TARGET.value)
     whole = load_config(_MODEL.value)
   few = dataclasses.replace(whole, layers=whole.layers[: _LAYERS.value])
-  steps = functools.partial(for_hopper.steps, few)
-  prefills = functools.partial(for_hopper.prefills, whole, _LAYERS.value)
+  steps = functools.partial(aot_programs.steps, few)
+  prefills = functools.partial(aot_programs.prefills, whole, _LAYERS.value)
   depths = len({_LAYERS.value, len(whole.layers)})
-  calls = depths * len(for_hopper.PREFILLS) + len(for_hopper.OTHERS)
-  alone = len(for_hopper.KERNELS) * len(for_hopper.FORMS)
+  calls = depths * len(aot_programs.PREFILLS) + len(aot_programs.OTHERS)
+  alone = len(aot_programs.KERNELS) * len(aot_programs.FORMS)
   run = {'command': launch.command(), 'a_gpu_ran': False}
-  run |= ahead.name_of(_TARGET.value)
+  run |= aot_compile.name_of(_TARGET.value)
   writer = start(_WORKDIR.value, 'aot_h200', 'Compiled for an H200', run)
   failed: list[str] = []
-  with kernels.targeting('gpu'), ahead.assembler() as reports:
+  with kernels.targeting('gpu'), aot_compile.assembler() as reports:
     for title, make, count in (
-      ('Kernels', for_hopper.alone, alone),
-      ('Decode steps', steps, len(for_hopper.STEPS)),
+      ('Kernels', aot_programs.alone, alone),
+      ('Decode steps', steps, len(aot_programs.STEPS)),
       ('Prefills', prefills, calls),
     ):
       found = map(writer.record, make(sharding, reports))

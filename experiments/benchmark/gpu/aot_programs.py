@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.gpu import aot_compile as ahead
+from experiments.benchmark.gpu import aot_compile
 from experiments.measuring import forms
 from experiments.measuring.variants import with_attention
 from kvjax.checkpoints.load import load_config
@@ -162,13 +162,13 @@ def _sizes(
 
 
 def _structure(compiled: jax.stages.Compiled, cache: Any) -> dict[str, Any]:
-  small, large = ahead.leaf_sizes(cache)
+  small, large = aot_compile.leaf_sizes(cache)
   return {
     'smallest_leaf': small.nbytes,
     'largest_leaf': large.nbytes,
-    'calls': ahead.kernel_calls(compiled),
-    'launches': ahead.launches(compiled),
-    'moved': ahead.moved(compiled, small.size),
+    'calls': aot_compile.kernel_calls(compiled),
+    'launches': aot_compile.launches(compiled),
+    'moved': aot_compile.moved(compiled, small.size),
   }
 
 
@@ -234,7 +234,7 @@ def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
     for form in FORMS:
       attend = forms.formed(form, _attend(scoring))
       compiled = jax.jit(attend).lower(*given).compile()
-      launches[form] = ahead.launches(compiled)
+      launches[form] = aot_compile.launches(compiled)
       record = {
         'record': 'kernel',
         **described,

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.memory import plan
 from kvjax.memory.compiled.calls import compile_call
-from kvjax.memory.planning import plan as plan_of
 from kvjax.models.config import ModelConfig
 
 
@@ -41,7 +41,7 @@ def measure(
     return {'skipped': f'{device.platform} does not say what it has in use'}
   sizes: dict[str, Any] = {'batch_size': batch, 'capacity': capacity}
   sizes['new_tokens_per_step'] = tokens
-  planned = plan_of(config, backend='gpu', kernel=kernel, **sizes).total_bytes
+  planned = plan(config, backend='gpu', kernel=kernel, **sizes).total_bytes
   compiled = compile_call(config, kernel=kernel, **sizes)
   before = _stats(device)
   shapes, _ = compiled.args_info

@@ -15,7 +15,7 @@ import jax
 from experiments.measuring import attention, clock, peers
 from experiments.measuring.attention import Case, Pace
 from kvjax.kernels import Scoring
-from kvjax.kernels.hopper import launch as mosaic_gpu
+from kvjax.kernels.hopper import launch
 from kvjax.kernels.hopper.tiling import CLUSTER, PORTABLE
 from kvjax.kernels.hopper.tuning import Problem, Tiles
 from kvjax.streams.view import contiguous_view
@@ -118,7 +118,7 @@ def _timer(case: Case, pace: Pace) -> Callable[[Tiles], dict[str, Any]]:
     view = contiguous_view(streams, held, case.filled, ordered=True)
     view = view.map(dict, lambda x: {n: codec.stored(x[n]) for n in x})
     rule, cut = Scoring(case.width**-0.5), dataclasses.asdict(tiles)
-    return mosaic_gpu.attend({'key': q}, last, view, rule, **cut)[0]
+    return launch.attend({'key': q}, last, view, rule, **cut)[0]
 
   def entry(tiles):
     one = jax.jit(functools.partial(attend, tiles))

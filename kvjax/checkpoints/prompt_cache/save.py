@@ -20,7 +20,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from kvjax.caches.kind import Kind
-from kvjax.checkpoints.prompt_cache import encoding as record
+from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
 from kvjax.decoding.cache import (
   Cache,
@@ -31,14 +31,18 @@ from kvjax.decoding.cache import (
   is_leaf,
   is_traced,
 )
-from kvjax.decoding.layer import Memory
+from kvjax.decoding.layer import LayerStore
 from kvjax.decoding.parse import CODECS, KINDS, SCORES
 from kvjax.models.config import ModelConfig
 
 KEY = 'kvjax_cache'
 FORMAT = 1
+# The words of format 1, where the code has other names.
+_LAYOUT, _STORE = ('stores', 'memories'), ('LayerStore', 'Memory')
+# The words of format 1, where the code has other names.
+_LAYOUT, _STORE = ('stores', 'memories'), ('LayerStore', 'Memory')
 _NAMED = (KINDS, CODECS, SCORES)
-_TYPES = (Layout, Memory, Kind, *(t for x in _NAMED for t in x.values()))
+_TYPES = (Layout, LayerStore, Kind, *(t for x in _NAMED for t in x.values()))
 
 
 def save_cache(
@@ -71,10 +75,10 @@ def save_cache(
     raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
   said = {
     'format': FORMAT,
-    'layout': record.encode(cache.layout),
+    'layout': _write_layout(cache.layout),
     'batch_size': cache.batch_size,
     'source': _source(cache),
-    'config': record.encode(config),
+    'config': encoding.encode(config),
     'params': fingerprint(params),
   }
   arrays = {n: np.asarray(x, order='C') for n, x in _named(cache).items()}
@@ -116,6 +120,21 @@ def load_cache(
     ) from None
 
 
+def _write_layout(layout: Layout) -> dict[str, Any]:
+  written = encoding.encode(layout)
+  new, old = _LAYOUT
+  written[old] = [
+    store and store | {encoding.TYPE: _STORE[1]} for store in written.pop(new)
+  ]
+  return written
+
+
+def _read_layout(written: dict[str, Any], known: Mapping[str, type]) -> Any:
+  new, old = _LAYOUT
+  names = {new if name == old else name: x for name, x in written.items()}
+  return encoding.decode(names, {**known, _STORE[1]: LayerStore})
+
+
 def _source(cache: Cache) -> list[Any] | None:
   """Returns positions of the source and the dtype of its streams, if any."""
   if cache.source is None:
@@ -146,7 +165,7 @@ def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _read_spec(path, metadata, config, params, types) -> Cache:
-  """Returns the cache that the file must hold, with `Leaf`s for arrays."""
+  """Returns the cache that the file must hold, with `ArraySpec`s for arrays."""
   if not metadata or KEY not in metadata:
     raise ValueError(
       f'{path} is no saved cache: its metadata has no {KEY!r}. Give a file '
@@ -157,7 +176,7 @@ def _read_spec(path, metadata, config, params, types) -> Cache:
     if said['format'] != FORMAT:
       raise ValueError(f'format {said["format"]} is not {FORMAT}')
     known = {t.__name__: t for t in (*_TYPES, *types)}
-    layout = record.decode(said['layout'], known)
+    layout = _read_layout(said['layout'], known)
     batch_size, source = said['batch_size'], said['source']
     check_sizes(batch_size=batch_size)
     old, marks = said['config'], said['params']
@@ -166,14 +185,14 @@ def _read_spec(path, metadata, config, params, types) -> Cache:
       f'{path}: its metadata cannot be read: {error}. A kind, codec or score '
       'of your own: name its class in types=(...,).'
     ) from None
-  _same(path, 'config', old, record.encode(config))
+  _same(path, 'config', old, encoding.encode(config))
   _same(path, 'params', marks, fingerprint(params))
   length, dtype = source or (None, None)
   return arrange(config, layout, batch_size, length, dtype)
 
 
 def _same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
-  if found := record.difference(old, new):
+  if found := encoding.difference(old, new):
     raise ValueError(
       f'{path} was saved with other {what}: {found}. Load it with the model '
       'that filled it, or prefill anew.'

@@ -20,7 +20,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from kvjax.kernels.hopper import flash_decode as parts
+from kvjax.kernels.hopper import flash_decode
 from kvjax.kernels.hopper.spans import span_of
 from kvjax.kernels.hopper.tiling import ROWS, Launch
 
@@ -92,10 +92,10 @@ def slab(width: int) -> int:
 
 def _scratch(launch: Launch, queries, keys, values) -> dict[str, Any]:
   """Returns shared memory and barriers of one program, by name."""
-  found = parts.scratch(launch, keys, values)
+  found = flash_decode.scratch(launch, keys, values)
   shape = ROWS, queries.shape[3]
   found['raw_s'] = plgpu.SMEM(shape, queries.dtype)
-  found['q_s'] = parts.tile_of(keys.dtype)(shape)
+  found['q_s'] = flash_decode.tile_of(keys.dtype)(shape)
   if launch.splits > 1:
     found['met'] = plgpu.ClusterBarrier(
       collective_axes=('split',), num_barriers=2
@@ -117,11 +117,11 @@ def _program(
     first, end, full = _span(launch, asked, span_g[0], k_g.shape[2])
   else:
     first, end, full = (span_g[b, i] for i in range(3))
-  begin, count = parts.share(first, end, split, launch)
+  begin, count = flash_decode.share(first, end, split, launch)
   own = h if held_g.shape[1] == k_g.shape[1] else 0
   streams = k_g.at[b, h], held_g.at[b, own], v_g.at[b, h]
 
-  @pl.when(warpgroup == parts.COMPUTE)
+  @pl.when(warpgroup == flash_decode.COMPUTE)
   def _():
     plgpu.set_max_registers(232, action='increase')
     peers = [ref.at[b, h] for ref in peers_g]
@@ -129,12 +129,12 @@ def _program(
     turn = asked, begin, count, full
     _compute(launch, q_g.shape[2], split, turn, results, peers, **scratch)
 
-  @pl.when(warpgroup == parts.LOAD)
+  @pl.when(warpgroup == flash_decode.LOAD)
   def _():
     plgpu.set_max_registers(40, action='decrease')
     target = scratch['raw_s'].at[pl.ds(0, q_g.shape[2])]
     plgpu.copy_gmem_to_smem(q_g.at[b, h], target, scratch['q_full'])
-    parts.load(launch, streams, begin, count, **scratch)
+    flash_decode.load(launch, streams, begin, count, **scratch)
 
 
 def _span(launch, asked, filled, slots):
@@ -155,25 +155,25 @@ def _compute(
 ):  # fmt: skip
   plgpu.barrier_wait(q_full)
   _fill(q_s, raw_s, rows)
-  out, lse = parts.attend_blocks(launch, q_s, *turn, **ring)
+  out, lse = flash_decode.attend_blocks(launch, q_s, *turn, **ring)
   if launch.splits == 1:
     out_s[...], lse_s[...] = out, lse
-    parts.write((out_s, lse_s), results)
+    flash_decode.write((out_s, lse_s), results)
     return
   outs_g, *stand_in = peers
   own, others = _lses(launch, split, lse_s, stand_in)
   own[...] = lse
   _meet(launch, met.at[0])
   whole, weight = _weigh(lse, [each[...] for each in others])
-  out_s[...] = out * parts.columns(weight, out.shape)
-  parts.write((out_s,), (outs_g.at[split],))
+  out_s[...] = out * flash_decode.columns(weight, out.shape)
+  flash_decode.write((out_s,), (outs_g.at[split],))
   _meet(launch, met.at[1])  # nobody needs another's shared memory from here on
   _add_up(launch, split, outs_g, results[0])
 
   @pl.when(split == 0)
   def _():
     lse_s[...] = whole
-    parts.write((lse_s,), results[1:])
+    flash_decode.write((lse_s,), results[1:])
 
 
 def _fill(q_s, raw_s, rows):

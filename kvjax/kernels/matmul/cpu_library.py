@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.native import load as loaded
+from kvjax.native import load
 
 MAX_ROWS = 8  # beyond, a product of matrices is as fast
 MAX_NARROW = 32  # bfloat16 rows of int8 weights, which XLA has to widen first
@@ -27,8 +27,8 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
 
   '' where it does.
   """
-  if loaded.unwanted():
-    return loaded.unwanted()
+  if load.unwanted():
+    return load.unwanted()
   coded = weight.dtype == jnp.int8
   if not rows.shape[0]:
     return 'no rows'
@@ -104,7 +104,7 @@ def _call(
   rows = jnp.pad(rows.astype(jnp.float32), ((0, more), (0, 0)))
   shape = (count + more, weight.shape[0])
   call = jax.ffi.ffi_call(
-    loaded.PROJECT,
+    load.PROJECT,
     jax.ShapeDtypeStruct(shape, jnp.float32),
     vmap_method='sequential',
   )

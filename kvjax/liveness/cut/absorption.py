@@ -14,12 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.cut import lifetimes as passes
-from kvjax.liveness.cut import min_cut as cutting
-from kvjax.liveness.program import evaluate as native
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.program import rules
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.cut import lifetimes, min_cut
+from kvjax.liveness.program import evaluate, record, rules, scalars
 
 Array = np.ndarray
 
@@ -33,7 +29,7 @@ class Absorption:
 
 
 def find(
-  trace: tracing.Trace, boundary: passes.Boundary, graph: cutting.Graph
+  trace: record.Trace, boundary: lifetimes.Boundary, graph: min_cut.Graph
 ) -> Absorption:
   """Prices the nodes that may be absorbed."""
   price: dict[int, float] = {}
@@ -55,7 +51,7 @@ def find(
   return Absorption(price, refused)
 
 
-def _weighted(trace: tracing.Trace, maker: int) -> int | None:
+def _weighted(trace: record.Trace, maker: int) -> int | None:
   """Which operand of a product is data, when the other is a weight."""
   if maker < 0 or trace.ops[maker].name != 'dot_general':
     return None
@@ -64,7 +60,7 @@ def _weighted(trace: tracing.Trace, maker: int) -> int | None:
 
 
 def _readers(
-  trace: tracing.Trace, boundary: passes.Boundary, graph: cutting.Graph
+  trace: record.Trace, boundary: lifetimes.Boundary, graph: min_cut.Graph
 ) -> dict[int, list[tuple[int, int]]]:
   """Operations and operands that read each node."""
   owner = np.full(trace.table.size, -1, np.int64)
@@ -79,7 +75,7 @@ def _readers(
   return out
 
 
-def _reason(trace: tracing.Trace, readers: list[tuple[int, int]]) -> str:
+def _reason(trace: record.Trace, readers: list[tuple[int, int]]) -> str:
   for index, _ in readers:
     op = trace.ops[index]
     if op.name == 'dot_general':
@@ -90,11 +86,11 @@ def _reason(trace: tracing.Trace, readers: list[tuple[int, int]]) -> str:
   return ''
 
 
-def _by_position(tensor: elements.Tensor) -> bool:
+def _by_position(tensor: scalars.Tensor) -> bool:
   return tensor.fixed and np.unique(np.asarray(tensor.const)).size > 2
 
 
-def _check(trace: tracing.Trace, maker: int, side: int) -> str:
+def _check(trace: record.Trace, maker: int, side: int) -> str:
   """Whether all positions are multiplied by one weight; tried on numbers."""
   op = trace.ops[maker]
   tensor = op.ins[side]
@@ -106,19 +102,19 @@ def _check(trace: tracing.Trace, maker: int, side: int) -> str:
   if not np.allclose(together, apart, rtol=1e-2, atol=1e-3):
     return 'the product is not linear in numbers'
   (order, (batch, _, _)), _ = _orders(op, side)
-  ready = elements.lookup(trace.table.available, tensor.ids)
+  ready = scalars.lookup(trace.table.available, tensor.ids)
   lead = order[: len(order) and _batch_rank(op)]
   if batch > 1 and _varies(ready, lead):
     return 'positions have weights of their own'
   return ''
 
 
-def _orders(op: tracing.Op, side: int) -> tuple[Any, Any]:
+def _orders(op: record.Op, side: int) -> tuple[Any, Any]:
   orders = rules.dot_orders(op.params, op.ins)
   return orders[side], orders[1 - side]
 
 
-def _batch_rank(op: tracing.Op) -> int:
+def _batch_rank(op: record.Op) -> int:
   return len(op.params['dimension_numbers'][1][0])
 
 
@@ -126,15 +122,15 @@ def _varies(ready: Array, axes: tuple[int, ...]) -> bool:
   return any(np.any(ready.min(axis) != ready.max(axis)) for axis in axes)
 
 
-def _run(op: tracing.Op, side: int, value: Array) -> Any:
+def _run(op: record.Op, side: int, value: Array) -> Any:
   ins = [t.const for t in op.ins]
   ins[side] = value
-  return native.evaluate(op.primitive, op.params, ins)[0]
+  return evaluate.evaluate(op.primitive, op.params, ins)[0]
 
 
 def _extra(
-  trace: tracing.Trace,
-  boundary: passes.Boundary,
+  trace: record.Trace,
+  boundary: lifetimes.Boundary,
   node: Any,
   reader: tuple[int, int],
   depth: float,
@@ -148,18 +144,18 @@ def _extra(
   op = trace.ops[index]
   position, known = boundary.position, trace.table.available
   gone = node.ids[known[node.ids] == known[node.ids].max()]
-  mark = np.full(trace.table.size, passes.NEVER, np.int32)
+  mark = np.full(trace.table.size, lifetimes.NEVER, np.int32)
   mark[gone] = 0
   own, other = op.ins[side], op.ins[1 - side]
-  new = elements.lookup(known, op.outs[0]) == position
-  reads = op.reads[side].push(elements.lookup(mark, own.ids)) >= 0
+  new = scalars.lookup(known, op.outs[0]) == position
+  reads = op.reads[side].push(scalars.lookup(mark, own.ids)) >= 0
   results = int((reads & new).sum())
   pairs, partners = _pairs(op, side, np.isin(own.ids, gone), reads & new, other)
   return 2 * (depth * min(results, partners) - pairs)
 
 
 def _pairs(
-  op: tracing.Op, side: int, mine: Array, results: Array, other: Any
+  op: record.Op, side: int, mine: Array, results: Array, other: Any
 ) -> tuple[int, int]:
   """Products with the node's scalars, and the scalars they are made with."""
   (order, (b, m, k)), (theirs, (_, n, _)) = _orders(op, side)

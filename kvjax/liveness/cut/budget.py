@@ -16,9 +16,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from kvjax.liveness.cut import min_cut as cutting
+from kvjax.liveness.cut import min_cut
 
-Cut = cutting.Cut
+Cut = min_cut.Cut
 Prices = dict[int, float]
 NONE: frozenset[int] = frozenset()
 LIMIT = 25_000  # Ways held at a time; beyond it only corners are known.
@@ -38,39 +38,39 @@ State = tuple[int, ...]  # a label for every open node
 Ways = dict[State, list[Way]]
 
 
-def front(graph: cutting.Graph, absorbed: Prices) -> tuple[list[Cut], bool]:
+def front(graph: min_cut.Graph, absorbed: Prices) -> tuple[list[Cut], bool]:
   """Returns the Pareto front of bytes and FLOPs, and whether it is whole.
 
   The front is in the order of its bytes. It is the corners of its hull alone
   where there are too many ways to hold. Cuts off the hull part no named tensor.
   """
-  corners = cutting.frontier(graph, absorbed)
+  corners = min_cut.frontier(graph, absorbed)
   ways = _Elimination(graph, absorbed, NONE, corners).run()
-  cuts = [cutting.closed(graph, _bits(w.kept), absorbed) for w in ways or ()]
+  cuts = [min_cut.closed(graph, _bits(w.kept), absorbed) for w in ways or ()]
   return pareto(corners + cuts), ways is not None
 
 
 def quickest(
-  graph: cutting.Graph, absorbed: Prices, lost: frozenset[int], most: int
+  graph: min_cut.Graph, absorbed: Prices, lost: frozenset[int], most: int
 ) -> Cut | None:
   """Returns the cut of `most` bytes or fewer without `lost` that redoes least.
 
   Of the hull's corners where there are too many ways to hold; None where no
   cut is so small.
   """
-  corners = cutting.frontier(graph, absorbed, lost)
+  corners = min_cut.frontier(graph, absorbed, lost)
   corners = [c for c in corners if not lost & set(c.kept)]
-  found = [c for c in corners if cutting.size(c) <= most]
+  found = [c for c in corners if min_cut.size(c) <= most]
   ceiling = min((c.flops_per_token for c in found), default=math.inf)
   ways = _Elimination(graph, absorbed, lost, corners, most, ceiling).run()
-  found += [cutting.closed(graph, _bits(w.kept), absorbed) for w in ways or ()]
+  found += [min_cut.closed(graph, _bits(w.kept), absorbed) for w in ways or ()]
   return pareto(found)[-1] if found else None
 
 
 def pareto(cuts: Iterable[Cut]) -> list[Cut]:
   """Those that none beats in bytes and FLOPs, least bytes first."""
   out: list[Cut] = []
-  for cut in sorted(cuts, key=lambda c: (cutting.size(c), c.flops_per_token)):
+  for cut in sorted(cuts, key=lambda c: (min_cut.size(c), c.flops_per_token)):
     if not out or cut.flops_per_token < out[-1].flops_per_token:
       out.append(cut)
   return out
@@ -81,7 +81,7 @@ class _Elimination:
 
   def __init__(
     self,
-    graph: cutting.Graph,
+    graph: min_cut.Graph,
     absorbed: Prices,
     lost: frozenset[int],
     corners: Sequence[Cut],
@@ -91,7 +91,7 @@ class _Elimination:
     self.graph = graph
     self.most, self.ceiling = most, ceiling  # of bytes, and of FLOPs
     self.corners = pareto(corners)
-    self.sizes = [cutting.size(c) for c in self.corners]
+    self.sizes = [min_cut.size(c) for c in self.corners]
     self.flops = {
       i: absorbed.get(i, node.flops) for i, node in enumerate(graph.nodes)
     }
@@ -113,9 +113,9 @@ class _Elimination:
       return False
     (reader,) = self.readers[i]
     cost = lambda j, flops: (
-      cutting.bytes_of(self.graph.nodes[j]),
+      min_cut.bytes_of(self.graph.nodes[j]),
       flops,
-      cutting.tie(self.graph, j),
+      min_cut.tie(self.graph, j),
     )
     better = cost(reader, 0.0) <= cost(i, self.flops[reader])
     return better and reader not in self.never
@@ -202,8 +202,8 @@ class _Elimination:
   def decided(self, ways: list[Way], i: int, label: int) -> list[Way]:
     """The ways with one more decision: nothing, bytes or FLOPs more each."""
     if label == _KEPT:
-      more = cutting.bytes_of(self.graph.nodes[i])
-      tie, bit = cutting.tie(self.graph, i), 1 << i
+      more = min_cut.bytes_of(self.graph.nodes[i])
+      tie, bit = min_cut.tie(self.graph, i), 1 << i
       return [Way(s + more, f, t + tie, k | bit) for s, f, t, k in ways]
     if label == _REDONE:
       more = self.flops[i]
@@ -224,7 +224,7 @@ class _Elimination:
     return out
 
 
-def _parts(graph: cutting.Graph) -> dict[int, set[int]]:
+def _parts(graph: min_cut.Graph) -> dict[int, set[int]]:
   """For parts of one named tensor, halves of a rotated key, the others.
 
   They are kept together or not at all.

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvjax.liveness import report
-from kvjax.liveness.cut import budget
-from kvjax.liveness.cut import min_cut as cutting
+from kvjax.liveness.cut import budget, min_cut
 from kvjax.liveness.cut import names as labelling
 
 if TYPE_CHECKING:
@@ -37,10 +36,10 @@ def equals(
   good for what it does not price: positions that change in the cache.
   """
   whole, price = verdict.whole, verdict.absorption.price
-  base = cutting.cheapest(whole, None, price)
+  base = min_cut.cheapest(whole, None, price)
   labels = labelling.Labels(verdict.trace, whole)
   names = labels.of(base)
-  most = cutting.size(verdict.cut)
+  most = min_cut.size(verdict.cut)
   out: dict[tuple[str, ...], report.Point] = {p.names: p for p in front}
   for name in dict.fromkeys(names[i] for i in base.kept):
     lost = frozenset(i for i in base.kept if names[i] == name)
@@ -52,7 +51,7 @@ def equals(
 
 
 def kept_names(
-  verdict: 'analysis.Verdict', cut: cutting.Cut, names: Sequence[str]
+  verdict: 'analysis.Verdict', cut: min_cut.Cut, names: Sequence[str]
 ) -> tuple[str, ...]:
   """What a cut keeps, in the order in which the program names it."""
   found = dict.fromkeys(names[i] for i in cut.kept)
@@ -63,7 +62,7 @@ def kept_names(
 
 def _numbered(
   verdict: 'analysis.Verdict',
-  cut: cutting.Cut,
+  cut: min_cut.Cut,
   names: Sequence[str],
   places: Sequence[int],
 ) -> tuple[str, ...]:
@@ -94,7 +93,7 @@ def _last(verdict: 'analysis.Verdict') -> report.Point:
 
 
 def _point(
-  verdict: 'analysis.Verdict', cut: cutting.Cut, labels: labelling.Labels
+  verdict: 'analysis.Verdict', cut: min_cut.Cut, labels: labelling.Labels
 ) -> report.Point:
   """A cut of the whole past."""
   price = verdict.absorption.price

@@ -10,15 +10,14 @@ import dataclasses
 
 import numpy as np
 
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import record, scalars
 
 Array = np.ndarray
 NEVER = -1
 NONE = np.zeros(0, bool)  # No scalar.
 
 
-def outputs_from(trace: tracing.Trace, boundary: int = 0) -> Array:
+def outputs_from(trace: record.Trace, boundary: int = 0) -> Array:
   """0 at output scalars that are not available before `boundary`, else -1."""
   seed = np.full(trace.table.size, NEVER, np.int32)
   for tensor in trace.outputs:
@@ -28,7 +27,7 @@ def outputs_from(trace: tracing.Trace, boundary: int = 0) -> Array:
 
 
 def needed(
-  trace: tracing.Trace, boundary: int = 0, kept: Array | None = None
+  trace: record.Trace, boundary: int = 0, kept: Array | None = None
 ) -> Array:
   """[scalars] whether any output from `boundary` on depends on it.
 
@@ -42,7 +41,7 @@ def needed(
 
 
 def last_read(
-  trace: tracing.Trace, need: Array, redone: Array | None = None
+  trace: record.Trace, need: Array, redone: Array | None = None
 ) -> Array:
   """[scalars] the position of the last needed scalar that reads each one.
 
@@ -61,7 +60,7 @@ def last_read(
   return last
 
 
-def outs_of(op: tracing.Op, attribute: Array, but: Array = NONE) -> Array:
+def outs_of(op: record.Op, attribute: Array, but: Array = NONE) -> Array:
   """An attribute of an operation's results, the greatest of each place.
 
   Scalars of `but` [scalars] have none. Looked up where the operation has
@@ -71,11 +70,11 @@ def outs_of(op: tracing.Op, attribute: Array, but: Array = NONE) -> Array:
 
 
 def _of(attribute: Array, but: Array, ids: Array) -> Array:
-  found = elements.lookup(attribute, ids)
+  found = scalars.lookup(attribute, ids)
   return np.where(but[ids], NEVER, found) if but.size else found
 
 
-def pull(op: tracing.Op, attribute: Array, into: Array) -> None:
+def pull(op: record.Op, attribute: Array, into: Array) -> None:
   """Raises `into` at what the results of `op` with an attribute read."""
   if attribute.max(initial=NEVER) == NEVER:
     return
@@ -102,7 +101,7 @@ class Boundary:
 
 
 def split(
-  trace: tracing.Trace, position: int, kept: Array | None = None
+  trace: record.Trace, position: int, kept: Array | None = None
 ) -> Boundary:
   """Splits the program at a token boundary, as partial evaluation does."""
   need = needed(trace, position, kept)
@@ -113,18 +112,18 @@ def split(
   return Boundary(position, live, _frontier(trace, across), within, across)
 
 
-def crossing(trace: tracing.Trace, position: int) -> int:
+def crossing(trace: record.Trace, position: int) -> int:
   """How many scalars known before `position` are read from it on."""
   across = _across(trace, position, needed(trace, position))
   return int(_frontier(trace, across).sum())
 
 
-def _across(trace: tracing.Trace, position: int, need: Array) -> Reads:
+def _across(trace: record.Trace, position: int, need: Array) -> Reads:
   known = trace.table.available < position
   return _reads(trace, need & ~known, need & known)
 
 
-def _frontier(trace: tracing.Trace, across: Reads) -> Array:
+def _frontier(trace: record.Trace, across: Reads) -> Array:
   frontier = np.zeros(trace.table.size, bool)
   for reads in across.values():
     for ids in reads:
@@ -132,13 +131,13 @@ def _frontier(trace: tracing.Trace, across: Reads) -> Array:
   return frontier
 
 
-def _reads(trace: tracing.Trace, results: Array, among: Array) -> Reads:
+def _reads(trace: record.Trace, results: Array, among: Array) -> Reads:
   """By operation and operand, the scalars of `among` some of `results` read."""
   wanted = np.where(results, 0, NEVER)
   return {i: _read(op, wanted, among) for i, op in enumerate(trace.ops)}
 
 
-def _read(op: tracing.Op, wanted: Array, among: Array) -> tuple[Array, ...]:
+def _read(op: record.Op, wanted: Array, among: Array) -> tuple[Array, ...]:
   flags = outs_of(op, wanted)
   empty = np.zeros(0, np.int64)
   if flags.max(initial=NEVER) == NEVER:
@@ -149,6 +148,6 @@ def _read(op: tracing.Op, wanted: Array, among: Array) -> tuple[Array, ...]:
       out.append(empty)
       continue
     ids = tensor.ids[(relation.pull(flags) >= 0) & ~tensor.is_const]
-    ids = elements.distinct(ids)
+    ids = scalars.distinct(ids)
     out.append(ids[among[ids]])
   return tuple(out)

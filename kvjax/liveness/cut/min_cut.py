@@ -15,11 +15,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from kvjax.liveness.cut import lifetimes as passes
-from kvjax.liveness.cut import maxflow
+from kvjax.liveness.cut import lifetimes, maxflow
 from kvjax.liveness.cut import nodes as grouping
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import record, scalars
 
 Node = grouping.Node
 # A state costs its bytes once; shared among this many tokens it is cheap, but
@@ -48,7 +46,7 @@ class Cut:
   flops_per_token: float
 
 
-def build(trace: tracing.Trace, boundary: passes.Boundary) -> Graph:
+def build(trace: record.Trace, boundary: lifetimes.Boundary) -> Graph:
   """The graph of the past at a boundary."""
   nodes = grouping.group(trace, boundary)
   owner = np.full(trace.table.size, -1, np.int64)
@@ -58,11 +56,11 @@ def build(trace: tracing.Trace, boundary: passes.Boundary) -> Graph:
   future = set()
   for index, op in enumerate(trace.ops):
     for ids in boundary.across[index]:
-      future |= set(elements.distinct(owner[ids]).tolist())
+      future |= set(scalars.distinct(owner[ids]).tolist())
     outs = np.concatenate([o[o >= 0] for o in op.outs])
-    makes = elements.distinct(owner[outs[boundary.live[outs]]]).tolist()
+    makes = scalars.distinct(owner[outs[boundary.live[outs]]]).tolist()
     for ids in boundary.within[index]:
-      for a in elements.distinct(owner[ids]).tolist():
+      for a in scalars.distinct(owner[ids]).tolist():
         edges |= {(a, b) for b in makes if a != b}
   return Graph(tuple(nodes), tuple(sorted(edges)), frozenset(future))
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvjax.liveness.cut import min_cut as cutting
-from kvjax.liveness.program import record as tracing
+from kvjax.liveness.cut import min_cut
+from kvjax.liveness.program import record
 
 if TYPE_CHECKING:
   from kvjax.liveness import analysis
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 class Labels:
   """What a graph's tensors are called, whichever cut is made through it."""
 
-  def __init__(self, trace: tracing.Trace, graph: cutting.Graph) -> None:
+  def __init__(self, trace: record.Trace, graph: min_cut.Graph) -> None:
     self.trace, self.graph = trace, graph
     self.stems = _stems(trace, graph)
     self.own = _own_names(trace, graph)
     self.place = _places(trace, graph, self.own)
 
-  def of(self, cut: cutting.Cut) -> tuple[str, ...]:
+  def of(self, cut: min_cut.Cut) -> tuple[str, ...]:
     """A name for every tensor: its most special own, or that of its equation.
 
     Tensors kept together for one reader (the halves of a rotated key) share
@@ -43,7 +43,7 @@ class Labels:
       out.append(shared[one])
     return tuple(out)
 
-  def _together(self, cut: cutting.Cut) -> dict[int, int]:
+  def _together(self, cut: min_cut.Cut) -> dict[int, int]:
     """For kept nodes, the first of those that are one tensor to a reader."""
     out: dict[int, int] = {}
     same: dict[Any, int] = {}  # by stem and readers
@@ -60,7 +60,7 @@ class Labels:
     return out
 
 
-def _own_names(trace: tracing.Trace, graph: cutting.Graph) -> list[str]:
+def _own_names(trace: record.Trace, graph: min_cut.Graph) -> list[str]:
   """The rarest name of each tensor, or none."""
   size = {
     name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
@@ -71,7 +71,7 @@ def _own_names(trace: tracing.Trace, graph: cutting.Graph) -> list[str]:
 
 
 def _places(
-  trace: tracing.Trace, graph: cutting.Graph, names: list[str]
+  trace: record.Trace, graph: min_cut.Graph, names: list[str]
 ) -> list[int]:
   """Which of the tensors of its name holds each node; 0 where it has none."""
   out = [0] * len(names)
@@ -99,17 +99,17 @@ def places(verdict: 'analysis.Verdict') -> list[str]:
   return [f'{name} ({source})' for name, source in out.items()]
 
 
-def _equation(trace: tracing.Trace, node: Any) -> Any:
+def _equation(trace: record.Trace, node: Any) -> Any:
   return None if node.maker < 0 else trace.ops[node.maker].origin.equation
 
 
-def _base(trace: tracing.Trace, node: Any) -> str:
+def _base(trace: record.Trace, node: Any) -> str:
   if node.maker < 0:
     return 'x'
   return 'carry' if node.carry else trace.ops[node.maker].name
 
 
-def _stems(trace: tracing.Trace, graph: cutting.Graph) -> list[frozenset[Any]]:
+def _stems(trace: record.Trace, graph: min_cut.Graph) -> list[frozenset[Any]]:
   """For every node, the equations its pointwise part starts from."""
   made_of = collections.defaultdict(set)
   for a, b in graph.edges:
@@ -127,7 +127,7 @@ def _stems(trace: tracing.Trace, graph: cutting.Graph) -> list[frozenset[Any]]:
   return [stem(i) for i in range(len(graph.nodes))]
 
 
-def _own_stem(trace: tracing.Trace, node: Any) -> frozenset[Any]:
+def _own_stem(trace: record.Trace, node: Any) -> frozenset[Any]:
   if node.maker < 0:
     return frozenset([-1])
   op = trace.ops[node.maker]

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.cut import lifetimes as passes
-from kvjax.liveness.program import folding
-from kvjax.liveness.program import record as tracing
+from kvjax.liveness.cut import lifetimes
+from kvjax.liveness.program import folding, record
 from kvjax.liveness.program import scalars as elements
 
 Array = np.ndarray
@@ -51,7 +50,7 @@ class Node:
     return self.width * self.itemsize if self.carry else 0
 
 
-def group(trace: tracing.Trace, cut: passes.Boundary) -> list[Node]:
+def group(trace: record.Trace, cut: lifetimes.Boundary) -> list[Node]:
   """The tensors of the past at a boundary."""
   names, labels = _names(trace)
   readers = _Readers(trace, cut)
@@ -94,7 +93,7 @@ def _alike(key: Array, ids: Array) -> list[Array]:
   return np.split(ids[order], np.flatnonzero(np.diff(index[order])) + 1)
 
 
-def _kind(trace: tracing.Trace, maker: int) -> tuple[Any, ...]:
+def _kind(trace: record.Trace, maker: int) -> tuple[Any, ...]:
   """What the iterations of one loop, even a Python one, have in common."""
   if maker < 0:
     return ()
@@ -102,7 +101,7 @@ def _kind(trace: tracing.Trace, maker: int) -> tuple[Any, ...]:
   return op.origin.source, op.name, op.outs[0].shape, str(op.dtypes)
 
 
-def _pairwise(trace: tracing.Trace) -> set[int]:
+def _pairwise(trace: record.Trace) -> set[int]:
   """Operations that make more at each position than at the one before: scores.
 
   Those of a loop make one position each and are counted together.
@@ -124,13 +123,13 @@ def _pairwise(trace: tracing.Trace) -> set[int]:
   }
 
 
-def _ahead(trace: tracing.Trace) -> set[int]:
+def _ahead(trace: record.Trace) -> set[int]:
   """Operations that make of a position what each later one reads for itself.
 
   Scores of queries that are constants: all are known as soon as their key is,
   and the earlier the key the more of them. A step makes its own, once.
   """
-  need = passes.needed(trace)
+  need = lifetimes.needed(trace)
   out = set()
   for index, op in enumerate(trace.ops):
     ids = np.concatenate([o[o >= 0] for o in op.outs])
@@ -141,7 +140,7 @@ def _ahead(trace: tracing.Trace) -> set[int]:
   return out
 
 
-def _join_rows(trace: tracing.Trace, parts: list[Array]) -> list[Array]:
+def _join_rows(trace: record.Trace, parts: list[Array]) -> list[Array]:
   """Joins parts that hold different positions: rows of one tensor.
 
   Those of one equation always; those of several when there is one a position,
@@ -165,8 +164,8 @@ def _join_rows(trace: tracing.Trace, parts: list[Array]) -> list[Array]:
 
 
 def _node(
-  trace: tracing.Trace,
-  cut: passes.Boundary,
+  trace: record.Trace,
+  cut: lifetimes.Boundary,
   ids: Array,
   names: tuple[str, ...],
   readers: frozenset[Any],
@@ -227,20 +226,20 @@ def _usual(sizes: Array) -> int:
   return int(values[counts == counts.max()].max())
 
 
-def _history(trace: tracing.Trace, ids: Array) -> list[int]:
+def _history(trace: record.Trace, ids: Array) -> list[int]:
   """Sizes of the rows a state was made from, back to the first; or none.
 
   A state is made from the like of itself, row before row to the beginning. A
   partial sum of a short convolution goes back a few rows and is none.
   """
   kind = _kind(trace, int(trace.table.maker[ids[0]]))
-  mark = np.full(trace.table.size, passes.NEVER, np.int32)
+  mark = np.full(trace.table.size, lifetimes.NEVER, np.int32)
   mark[ids] = 0
   times: list[Array] = []
   now = int(trace.table.available[ids[0]])
   for index in range(int(trace.table.maker[ids].max()), -1, -1):
     op = trace.ops[index]
-    passes.pull(op, passes.outs_of(op, mark), mark)
+    lifetimes.pull(op, lifetimes.outs_of(op, mark), mark)
     if _kind(trace, index) == kind:
       made = np.concatenate([o[o >= 0] for o in op.outs])
       times.append(trace.table.available[made[mark[made] >= 0]])
@@ -255,7 +254,7 @@ def _history(trace: tracing.Trace, ids: Array) -> list[int]:
 _FREE = frozenset(('convert_element_type', 'reduce_precision', 'neg', 'copy'))
 
 
-def _free(trace: tracing.Trace, maker: int) -> bool:
+def _free(trace: record.Trace, maker: int) -> bool:
   """Casts and products with one constant number fold into their readers."""
   if maker < 0:
     return True
@@ -272,7 +271,7 @@ def _free(trace: tracing.Trace, maker: int) -> bool:
   )
 
 
-def _names(trace: tracing.Trace) -> tuple[Array, dict[int, tuple[str, ...]]]:
+def _names(trace: record.Trace) -> tuple[Array, dict[int, tuple[str, ...]]]:
   """[scalars] a number for its set of names, and the sets."""
   code = np.zeros(trace.table.size, np.int64)
   order: dict[str, int] = {}
@@ -290,7 +289,7 @@ def _names(trace: tracing.Trace) -> tuple[Array, dict[int, tuple[str, ...]]]:
 class _Readers:
   """For every scalar, the equations that read it; places, not iterations."""
 
-  def __init__(self, trace: tracing.Trace, cut: passes.Boundary) -> None:
+  def __init__(self, trace: record.Trace, cut: lifetimes.Boundary) -> None:
     found: dict[Any, list[Array]] = collections.defaultdict(list)
     for index, op in enumerate(trace.ops):
       for a in range(len(op.ins)):

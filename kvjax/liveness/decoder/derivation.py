@@ -15,12 +15,11 @@ from flax import struct
 from jax.extend import core
 
 from kvjax.liveness import analysis
-from kvjax.liveness.decoder import one_row as rows
-from kvjax.liveness.decoder import storage as streams
+from kvjax.liveness.decoder import one_row, storage
 from kvjax.liveness.decoder.one_row import Value
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import control_flow as control
-from kvjax.liveness.recurrence import rewrite as masked
+from kvjax.liveness.program import control_flow
+from kvjax.liveness.recurrence import rewrite
 
 Place = tuple[Any, ...]
 Init = Callable[[int], 'DerivedCache']
@@ -56,7 +55,7 @@ def derive(
   Raises:
     AnalysisError: there is no exact cache, or none that rows and states hold.
   """
-  program, _ = masked.recurrent(program, x, axis)
+  program, _ = rewrite.recurrent(program, x, axis)
   verdict, stable = analysis.settle(program, x, axis)
   if not stable or np.isinf(verdict.delay):
     raise AnalysisError('old rows change with new tokens: no exact cache.')
@@ -118,10 +117,10 @@ class _Decoder:
   ) -> None:
     self.program, self.x, self.axis = program, x, axis
     self.delay = verdict.usual
-    self.plan = streams.plan(verdict)
-    self.sums = streams.sums(verdict)
-    self.states = streams.states(verdict)
-    self.admissible = streams.admissible(verdict)
+    self.plan = storage.plan(verdict)
+    self.sums = storage.sums(verdict)
+    self.states = storage.states(verdict)
+    self.admissible = storage.admissible(verdict)
     out = verdict.trace.outputs
     axes = [i for i, n in enumerate(out[0].shape) if n == verdict.trace.length]
     if len(out) != 1 or not axes:
@@ -143,7 +142,7 @@ class _Decoder:
     given = Value(shape, None, row, self.axis)
     if jnp.issubdtype(row.dtype, jnp.integer):
       # Ids of the past are forgotten, but not that they were ids.
-      given = given._replace(full=rows.whole(given, at))
+      given = given._replace(full=one_row.whole(given, at))
     first = run.keep((), [given])[0]
     consts = [Value(np.shape(c), jnp.asarray(c)) for c in closed.consts]
     (out,) = run.program(closed.jaxpr, consts, [first], ())
@@ -156,14 +155,14 @@ class _Decoder:
 
   def _output(self, out: Value, t: jax.Array) -> jax.Array:
     if self.delay:
-      full = rows.whole(out, t)
+      full = one_row.whole(out, t)
       return jax.lax.dynamic_slice_in_dim(
         full, jnp.maximum(t - self.delay, 0), 1, self.out_axis
       )
-    part = rows.slice_of(out, self.out_axis, 1, t)
+    part = one_row.slice_of(out, self.out_axis, 1, t)
     if part is None:
-      part = rows.slice_of(
-        Value(out.shape, rows.whole(out, t)), self.out_axis, 1, t
+      part = one_row.slice_of(
+        Value(out.shape, one_row.whole(out, t)), self.out_axis, 1, t
       )
     if part is None:
       raise AnalysisError('the output has no row of its own.')
@@ -226,21 +225,21 @@ class _Run:
     name, params = eqn.primitive.name, eqn.params
     if name == 'scan' and any(v.row is not None for v in ins):
       return self.scan(params, ins, place)
-    if name in control.CALLS:
-      body, consts = control.body_of(params)
+    if name in control_flow.CALLS:
+      body, consts = control_flow.body_of(params)
       args = ins[len(ins) - len(body.invars) :]
       return self.program(body, _values(consts), args, place)
-    kept_sum = name in control.CUMULATIVE and place in self.decoder.sums
+    kept_sum = name in control_flow.CUMULATIVE and place in self.decoder.sums
     if kept_sum and self.runs_on(params, ins[0]):
       return [self.cumulative(eqn, ins[0], place)]
     admitted = self.decoder.admissible.get(place)
     admits = lambda axis: admitted is None or axis in admitted
-    found = rows.row(eqn.primitive, params, ins, self.t, admits)
+    found = one_row.row(eqn.primitive, params, ins, self.t, admits)
     fulls = [v.full for v in ins]
     shapes = [v.aval.shape for v in eqn.outvars]
     if found is None or all(f is not None for f in fulls):
-      known = [rows.whole(v, self.t) for v in ins]
-      made: Sequence[Any] = rows.bind(eqn.primitive, params, known)
+      known = [one_row.whole(v, self.t) for v in ins]
+      made: Sequence[Any] = one_row.bind(eqn.primitive, params, known)
     else:
       made = [None] * len(shapes)
     new, axis = found if found is not None else ([None] * len(shapes), 0)
@@ -282,15 +281,15 @@ class _Run:
       raise AnalysisError(f'a running sum over part of a row: {eqn}')
     before = self.state(place, operand.row)
     pair = jnp.concatenate([before, operand.row], operand.axis)
-    (both,) = rows.bind(eqn.primitive, eqn.params, [pair])
+    (both,) = one_row.bind(eqn.primitive, eqn.params, [pair])
     after = jax.lax.slice_in_dim(both, 1, 2, axis=operand.axis)
     after = jnp.where(self.t == 0, operand.row, after)
     self.store(place, before, after)
     return Value(operand.shape, None, after, operand.axis)
 
   def scan(self, params: Any, ins: list[Value], place: Place) -> list[Value]:
-    body, consts = control.open_jaxpr(params['jaxpr'])
-    a, carried = control.scan_counts(params)
+    body, consts = control_flow.open_jaxpr(params['jaxpr'])
+    a, carried = control_flow.scan_counts(params)
     b = a + carried
     run = lambda args, at: self.program(body, _values(consts), args, at)
     over_time = params['length'] == self.capacity and any(
@@ -320,20 +319,20 @@ class _Run:
   ) -> list[Value]:
     """A scan over positions takes one step; its carry is the state."""
     before = [
-      self.state((*place, i), rows.whole(v, self.t))
+      self.state((*place, i), one_row.whole(v, self.t))
       for i, v in enumerate(carry)
     ]
     old = [Value(b.shape, b) for b in before]
     now = []
     for v in columns:
-      part = rows.slice_of(v, 0, 1, self.t)
+      part = one_row.slice_of(v, 0, 1, self.t)
       if part is None:
         raise AnalysisError(f'a loop over positions reads {v.shape} whole.')
       now.append(Value(part.shape[1:], part[0]))
     out = run([*shared, *old, *now], (*place, ('step', 0)))
     for i, (b, v) in enumerate(zip(before, out, strict=False)):
-      self.store((*place, i), b, rows.whole(v, self.t))
-    ys = [rows.whole(v, self.t) for v in out[len(carry) :]]
+      self.store((*place, i), b, one_row.whole(v, self.t))
+    ys = [one_row.whole(v, self.t) for v in out[len(carry) :]]
     after = out[: len(carry)]
     return [
       *after,
@@ -347,7 +346,7 @@ class _Run:
     if len(axes) == 1 and all(v.row is not None for v in parts):
       new = jnp.stack([v.row for v in parts if v.row is not None])
     if new is None or all(v.full is not None for v in parts):
-      full = jnp.stack([rows.whole(v, self.t) for v in parts])
+      full = jnp.stack([one_row.whole(v, self.t) for v in parts])
     return Value(shape, full, new, min(axes, default=0) + 1)
 
 
@@ -358,7 +357,7 @@ def _values(consts: Sequence[Any]) -> list[Value]:
 def _column(value: Value, i: int, t: jax.Array) -> Value:
   """Entry i along the first axis."""
   if value.row is not None and value.axis == 0:
-    return Value(value.shape[1:], rows.whole(value, t)[i])
+    return Value(value.shape[1:], one_row.whole(value, t)[i])
   full = None if value.full is None else value.full[i]
   new = None if value.row is None else value.row[i]
   return Value(value.shape[1:], full, new, max(value.axis - 1, 0))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.liveness import analysis
-from kvjax.liveness.cut import lifetimes as passes
+from kvjax.liveness.cut import lifetimes
 from kvjax.liveness.decoder.one_row import Value, insert, slice_of
 from kvjax.liveness.errors import AnalysisError
 
@@ -169,7 +169,7 @@ def _layout(
 def admissible(verdict: analysis.Verdict) -> dict[Place, frozenset[int]]:
   """For every product, axes whose row t holds all that is new at t."""
   trace = verdict.trace
-  need = passes.needed(trace)
+  need = lifetimes.needed(trace)
   out = {}
   for op in trace.ops:
     if op.name != 'dot_general':

@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend import core
 
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.evidence import perturb as witness
+from kvjax.liveness.evidence import perturb
 
 Array = np.ndarray
 Program = Callable[..., Any]
@@ -75,5 +75,5 @@ def resized(x: Any, length: int, axis: int) -> Array:
   size = x.shape[axis]
   held = min(size, length)
   out = np.take(x, np.arange(length) % size, axis)
-  more = np.take(witness.noise(0, out), range(held, length), axis)
+  more = np.take(perturb.noise(0, out), range(held, length), axis)
   return np.concatenate([np.take(out, range(held), axis), more], axis)

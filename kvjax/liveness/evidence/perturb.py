@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.cut import lifetimes as passes
-from kvjax.liveness.cut import min_cut as cutting
+from kvjax.liveness.cut import lifetimes, min_cut
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.program import replay, rules
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import record, replay, rules, scalars
 
 Array = np.ndarray
 
@@ -33,9 +30,9 @@ def noise(seed: int, value: Any) -> Array:
   return (value + draw.normal(size=value.shape)).astype(value.dtype)
 
 
-def seen(trace: tracing.Trace, x: Any, draws: int = 1) -> Array:
+def seen(trace: record.Trace, x: Any, draws: int = 1) -> Array:
   """[scalars] the last input position whose perturbation moves each one."""
-  out = np.full(trace.table.size, passes.NEVER, np.int32)
+  out = np.full(trace.table.size, lifetimes.NEVER, np.int32)
   x = np.asarray(x)
   for seed in range(draws):
     base = replay.replay(trace, x)
@@ -54,7 +51,7 @@ def _same(a: Array, b: Array) -> Array:
   return (a == b) | (np.isnan(a) & np.isnan(b))
 
 
-def check(trace: tracing.Trace, x: Any) -> None:
+def check(trace: record.Trace, x: Any) -> None:
   """Raises where perturbation and the relations part.
 
   A dependence that only perturbation sees is a mistake. Old rows that only
@@ -81,7 +78,7 @@ def check(trace: tracing.Trace, x: Any) -> None:
       )
 
 
-def _widest(trace: tracing.Trace, moved: Array) -> tracing.Op:
+def _widest(trace: record.Trace, moved: Array) -> record.Op:
   """The first operation whose rule is wider than what was seen."""
   for loose in (True, False):
     for op in trace.ops:
@@ -92,7 +89,7 @@ def _widest(trace: tracing.Trace, moved: Array) -> tracing.Op:
   return trace.ops[0]
 
 
-def stable(short: tracing.Trace, long: tracing.Trace, x: Any) -> bool:
+def stable(short: record.Trace, long: record.Trace, x: Any) -> bool:
   """Whether rows of the output stay when the sequence is longer.
 
   A table that depends on the length (dynamic NTK) moves them though no mask
@@ -115,9 +112,9 @@ def stable(short: tracing.Trace, long: tracing.Trace, x: Any) -> bool:
 
 
 def row_axis(
-  short: tracing.Trace,
+  short: record.Trace,
   a: Any,
-  long: tracing.Trace | None = None,
+  long: record.Trace | None = None,
   b: Any = None,
 ) -> int | None:
   """The axis of an output that counts positions, if it has one."""
@@ -130,14 +127,14 @@ def row_axis(
 
 
 def _ready(
-  trace: tracing.Trace, tensor: Any, axis: int, known: Array | None = None
+  trace: record.Trace, tensor: Any, axis: int, known: Array | None = None
 ) -> Array:
   known = trace.table.available if known is None else known
-  ready = elements.lookup(known, tensor.ids)
+  ready = scalars.lookup(known, tensor.ids)
   return np.moveaxis(ready, axis, 0).reshape(tensor.shape[axis], -1).max(1)
 
 
-def lag(trace: tracing.Trace, known: Array | None = None) -> tuple[int, int]:
+def lag(trace: record.Trace, known: Array | None = None) -> tuple[int, int]:
   """Positions an output row waits for after its own: the most, and usually.
 
   `known` takes the place of when every scalar is available. Rows of a prefix
@@ -154,7 +151,7 @@ def lag(trace: tracing.Trace, known: Array | None = None) -> tuple[int, int]:
 
 
 def _waits(
-  trace: tracing.Trace, tensor: Any, axis: int, known: Array | None = None
+  trace: record.Trace, tensor: Any, axis: int, known: Array | None = None
 ) -> Array:
   ready = _ready(trace, tensor, axis, known)
   return np.maximum(ready - np.arange(len(ready)), 0)
@@ -177,11 +174,11 @@ def _as(values: Array, like: Array) -> Array:
 
 
 def poisoned(
-  trace: tracing.Trace,
+  trace: record.Trace,
   x: Any,
   position: int,
-  graph: cutting.Graph,
-  cut: cutting.Cut,
+  graph: min_cut.Graph,
+  cut: min_cut.Cut,
   without: Collection[int] = (),
 ) -> float:
   """How far the future moves when the past outside the cut is noise.
@@ -215,7 +212,7 @@ def poisoned(
     return np.where(kept[ids], _as(base[ids], made), out)
 
   values = replay.replay(trace, x, change)
-  future = passes.outputs_from(trace, position) >= 0
+  future = lifetimes.outputs_from(trace, position) >= 0
   gap = np.abs(values[future] - base[future])
   same = _same(values[future], base[future])
   return float(np.max(np.where(same, 0.0, gap), initial=0.0))

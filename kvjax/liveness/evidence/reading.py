@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.cut import lifetimes as passes
+from kvjax.liveness.cut import lifetimes
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.evidence import perturb as witness
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.evidence import perturb
+from kvjax.liveness.program import record, scalars
 
 Array = np.ndarray
 
@@ -30,16 +29,16 @@ def reach(
     axis: the axis of `x` that counts positions.
   """
   x = np.asarray(x)
-  trace = tracing.trace(program, x, axis)
+  trace = record.trace(program, x, axis)
   output = trace.outputs[0]
-  out_axis = witness.row_axis(trace, output)
+  out_axis = perturb.row_axis(trace, output)
   if out_axis is None:
     raise AnalysisError(f'no axis of the output {output.shape} is positions.')
   rows = np.moveaxis(output.ids, out_axis, 0).reshape(trace.length, -1)
   return {
     name: np.stack(
       [
-        (elements.lookup(_influence(trace, part), rows) >= 0).any(1)
+        (scalars.lookup(_influence(trace, part), rows) >= 0).any(1)
         for part in _parts(trace, tensors)
       ],
       axis=1,
@@ -48,29 +47,29 @@ def reach(
   }
 
 
-def _parts(trace: tracing.Trace, tensors: tuple[Any, ...]) -> list[Array]:
+def _parts(trace: record.Trace, tensors: tuple[Any, ...]) -> list[Array]:
   """The scalars of a tensor at every position of its axis."""
   out: list[list[Array]] = [[] for _ in range(trace.length)]
   for tensor in tensors:
-    axis = witness.row_axis(trace, tensor)
+    axis = perturb.row_axis(trace, tensor)
     if axis is not None:
       for j, row in enumerate(np.moveaxis(tensor.ids, axis, 0)):
-        out[j].append(row[row != elements.CONST])
+        out[j].append(row[row != scalars.CONST])
   empty = np.zeros(0, np.int64)
   return [np.concatenate([empty, *parts]) for parts in out]
 
 
-def _influence(trace: tracing.Trace, ids: Array) -> Array:
+def _influence(trace: record.Trace, ids: Array) -> Array:
   """0 at every scalar that depends on some of `ids`, else -1."""
-  mark = np.full(trace.table.size, passes.NEVER, np.int32)
+  mark = np.full(trace.table.size, lifetimes.NEVER, np.int32)
   mark[ids] = 0
   for op in trace.ops:
     pushed = [
-      relation.push(elements.lookup(mark, t.ids))
+      relation.push(scalars.lookup(mark, t.ids))
       for t, relation in zip(op.ins, op.reads, strict=True)
       if not t.fixed
     ]
     hit = np.max(pushed, axis=0) >= 0
     for made in op.outs:
-      mark[made[(made != elements.CONST) & hit]] = 0
+      mark[made[(made != scalars.CONST) & hit]] = 0
   return mark

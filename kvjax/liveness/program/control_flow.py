@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import scalars
 
 if TYPE_CHECKING:
-  from kvjax.liveness.program import record as trace
+  from kvjax.liveness.program import record
 
-Tensor = elements.Tensor
+Tensor = scalars.Tensor
 LOOP_LIMIT = 4096  # Longest loop unrolled; sequences analysed are short.
 
 CALLS = frozenset(
@@ -26,10 +26,10 @@ CUMULATIVE = frozenset(
 
 
 def run(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   eqn: Any,
   ins: list[Tensor],
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> list[Tensor]:
   """Interprets a call, scan, while or cond on the recorder."""
   name = eqn.primitive.name
@@ -54,15 +54,15 @@ def body_of(params: dict[str, Any]) -> tuple[Any, list[Tensor]]:
 
 def open_jaxpr(closed: Any) -> tuple[Any, list[Tensor]]:
   if hasattr(closed, 'consts'):
-    return closed.jaxpr, [elements.constant(c) for c in closed.consts]
+    return closed.jaxpr, [scalars.constant(c) for c in closed.consts]
   return closed, []
 
 
 def _scan(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   params: dict[str, Any],
   ins: list[Tensor],
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> list[Tensor]:
   body, consts = open_jaxpr(params['jaxpr'])
   fixed, carried = scan_counts(params)
@@ -101,10 +101,10 @@ def stack(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _while(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   params: dict[str, Any],
   ins: list[Tensor],
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> list[Tensor]:
   """Unrolls a loop whose test does not depend on data."""
   test, test_consts = open_jaxpr(params['cond_jaxpr'])
@@ -130,10 +130,10 @@ def _while(
 
 
 def _cond(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   eqn: Any,
   ins: list[Tensor],
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> list[Tensor]:
   """Takes the branch a constant chooses, or both and selects by data."""
   which, *args = ins
@@ -154,11 +154,11 @@ def _cond(
 
 
 def _choose(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   which: Tensor,
   cases: list[Tensor],
   aval: Any,
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> Tensor:
   spread = which.moved(lambda a: np.broadcast_to(a, aval.shape))
   if all(t.fixed for t in cases) and len({id(t) for t in cases}) == 1:

@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.liveness.program import movement
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import movement, scalars
 
 Array = np.ndarray
-Tensor = elements.Tensor
+Tensor = scalars.Tensor
 
 # A constant this far below zero is a mask: exp(-104) is already 0 in float32,
 # and no score makes up for the rest.
@@ -77,7 +76,7 @@ class _Folding:
   ) -> None:
     self.ins = ins
     self.natural = natural
-    self.ids = np.full(shape, elements.CONST, np.int64)
+    self.ids = np.full(shape, scalars.CONST, np.int64)
     self.const = np.zeros(shape, dtype)
     self.open = np.ones(shape, bool)
 
@@ -103,7 +102,7 @@ def _sign(left: int, value: bool) -> Callable[[_Folding], None]:
 
   def settle(state: _Folding) -> None:
     ids = state.ins[left].ids
-    known = (ids != elements.CONST) & (ids < state.natural)
+    known = (ids != scalars.CONST) & (ids < state.natural)
     state.settle(known & state.equals(1 - left, 0), value)
 
   return settle

@@ -13,14 +13,13 @@ import numpy as np
 from jax import core
 
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import folding
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import folding, scalars
 
 if TYPE_CHECKING:
-  from kvjax.liveness.program import record as trace
+  from kvjax.liveness.program import record
 
 Array = np.ndarray
-Tensor = elements.Tensor
+Tensor = scalars.Tensor
 Params = dict[str, Any]
 
 _CUMULATIVE = frozenset(
@@ -29,12 +28,12 @@ _CUMULATIVE = frozenset(
 
 
 def lower(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   primitive: Any,
   params: Params,
   ins: Sequence[Tensor],
   avals: Sequence[Any],
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> list[Tensor] | None:
   """The results in smaller primitives, or None."""
   name = primitive.name
@@ -75,20 +74,20 @@ def _without_masked(
     return operand
   const = np.where(hidden, -np.inf, np.asarray(operand.const))
   dtype = np.asarray(operand.const).dtype
-  ids = np.where(hidden, elements.CONST, operand.ids)
+  ids = np.where(hidden, scalars.CONST, operand.ids)
   return Tensor(ids, const.astype(dtype), offset)
 
 
 def _recurrence(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   primitive: Any,
   params: Params,
   operand: Tensor,
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> list[Tensor] | None:
   """out[i] = out[i - 1] (+) x[i], along an axis whose rows differ in time."""
   axis, reverse = params['axis'], params['reverse']
-  ready = elements.lookup(recorder.table.available, operand.ids)
+  ready = scalars.lookup(recorder.table.available, operand.ids)
   if not np.any(ready.min(axis) != ready.max(axis)):
     return None
   rows = [
@@ -115,17 +114,17 @@ _PAIRWISE = {
 
 
 def _first(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   primitive: Any,
   row: Tensor,
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> Tensor:
   """The first row, made like the others: all rows are of one tensor."""
   if primitive.name not in _PAIRWISE:
     return row
   name, neutral = _PAIRWISE[primitive.name]
   dtype = np.asarray(row.const).dtype
-  blank = elements.constant(np.full(row.shape, neutral).astype(dtype))
+  blank = scalars.constant(np.full(row.shape, neutral).astype(dtype))
   aval = core.ShapedArray(row.shape, dtype)
   simple = getattr(jax.lax, name)
   (out,) = recorder.apply(simple, {}, [blank, row], [aval], origin)
@@ -133,12 +132,12 @@ def _first(
 
 
 def _combine(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   primitive: Any,
   params: Params,
   pair: Tensor,
   aval: Any,
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> Tensor:
   axis = params['axis']
   half = [pair.moved(lambda a, i=i: np.take(a, [i], axis)) for i in (0, 1)]
@@ -167,11 +166,11 @@ def _join(parts: Sequence[Tensor], axis: int) -> Tensor:
 
 
 def _convolution(
-  recorder: 'trace.Recorder',
+  recorder: 'record.Recorder',
   params: Params,
   ins: Sequence[Tensor],
   aval: Any,
-  origin: 'trace.Origin',
+  origin: 'record.Origin',
 ) -> Tensor:
   """Windows [groups, batch * places, taps] times kernels, as one product."""
   if params['batch_group_count'] != 1:
@@ -186,7 +185,7 @@ def _convolution(
 
   def gather(array: Array) -> Array:
     flat = array.reshape(batch, groups, depth, -1)
-    blank = elements.CONST if array.dtype == np.int64 else 0
+    blank = scalars.CONST if array.dtype == np.int64 else 0
     flat = np.concatenate([flat, np.full_like(flat[..., :1], blank)], -1)
     flat = flat[..., index].transpose(1, 0, 3, 2, 4)
     return flat.reshape(groups, batch * places, depth * taps)

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import scalars
 
 Array = np.ndarray
-Tensor = elements.Tensor
+Tensor = scalars.Tensor
 Params = dict[str, Any]
 
 
@@ -177,7 +177,7 @@ def _pick(source: Array, moved: Sequence[Tensor], fill: Any) -> Tensor:
   if any(t.offset is not None for t in moved):
     offset = pick([offset_of(t) for t in moved], 0)
   return Tensor(
-    pick([t.ids for t in moved], elements.CONST),
+    pick([t.ids for t in moved], scalars.CONST),
     pick([t.const for t in moved], fill),
     offset,
   )

@@ -14,14 +14,20 @@ import numpy as np
 from jax.extend import core
 
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import control_flow as control
-from kvjax.liveness.program import evaluate as native
-from kvjax.liveness.program import folding, lowering, movement, relations, rules
+from kvjax.liveness.program import (
+  control_flow,
+  evaluate,
+  folding,
+  lowering,
+  movement,
+  relations,
+  rules,
+  scalars,
+)
 from kvjax.liveness.program import jaxpr as opening
-from kvjax.liveness.program import scalars as elements
 
 Array = np.ndarray
-Tensor = elements.Tensor
+Tensor = scalars.Tensor
 Key = tuple[Any, ...]
 
 
@@ -68,7 +74,7 @@ class Trace:
   length: int
   axis: int
   ops: tuple[Op, ...]
-  table: elements.Table
+  table: scalars.Table
   x: Tensor
   outputs: tuple[Tensor, ...]
   names: dict[str, tuple[Tensor, ...]]  # every tensor a name was given to
@@ -84,10 +90,10 @@ def trace(program: Callable[..., Any], x: Any, axis: int = 0) -> Trace:
   lead[axis] = length
   positions = np.broadcast_to(np.arange(length).reshape(lead), x.shape)
   ids = recorder.table.add(positions.reshape(-1), -1, x.dtype.itemsize)
-  source = elements.data(ids.reshape(x.shape), x.dtype)
+  source = scalars.data(ids.reshape(x.shape), x.dtype)
   if np.issubdtype(x.dtype, np.integer) and np.min(x) >= 0:
     recorder.natural = x.size
-  consts = [elements.constant(_generic(c)) for c in closed.consts]
+  consts = [scalars.constant(_generic(c)) for c in closed.consts]
   outs = recorder.run(closed.jaxpr, consts, [source], ())
   return Trace(
     length,
@@ -115,7 +121,7 @@ class Recorder:
   """Interprets a jaxpr on tensors of identities and records what it makes."""
 
   def __init__(self) -> None:
-    self.table = elements.Table()
+    self.table = scalars.Table()
     self.ops: list[Op] = []
     self.natural = 0  # Scalars below this number are ids, never negative.
     self.names: dict[str, list[Tensor]] = {}
@@ -132,7 +138,7 @@ class Recorder:
 
     def read(v: Any) -> Tensor:
       return (
-        elements.constant(np.asarray(v.val))
+        scalars.constant(np.asarray(v.val))
         if isinstance(v, core.Literal)
         else env[v]
       )
@@ -150,8 +156,8 @@ class Recorder:
     name = eqn.primitive.name
     if name == 'name':
       self.names.setdefault(eqn.params['name'], []).append(ins[0])
-    if name in control.NESTED and not all(t.fixed for t in ins):
-      return control.run(self, eqn, ins, origin)
+    if name in control_flow.NESTED and not all(t.fixed for t in ins):
+      return control_flow.run(self, eqn, ins, origin)
     avals = [v.aval for v in eqn.outvars]
     return self.apply(eqn.primitive, eqn.params, ins, avals, origin)
 
@@ -169,8 +175,8 @@ class Recorder:
       return [moved]
     if all(t.fixed for t in ins):
       with np.errstate(all='ignore'):
-        values = native.evaluate(primitive, params, [t.const for t in ins])
-      return [elements.constant(v) for v in values]
+        values = evaluate.evaluate(primitive, params, [t.const for t in ins])
+      return [scalars.constant(v) for v in values]
     lowered = lowering.lower(self, primitive, params, ins, avals, origin)
     if lowered is not None:
       return lowered
@@ -235,7 +241,7 @@ class Recorder:
     if name not in folding.ARITHMETIC or rest.all() or not rest.any():
       return rest
     ready = np.max(
-      [elements.lookup(self.table.available, t.ids) for t in ins], axis=0
+      [scalars.lookup(self.table.available, t.ids) for t in ins], axis=0
     )
     times = ready[ready >= 0]
     settled = np.isin(np.unique(times), ready[(ready >= 0) & ~rest])
@@ -257,14 +263,14 @@ class Recorder:
     known = self.table.available
     ready = np.max(
       [
-        relation.push(elements.lookup(known, t.ids))
+        relation.push(scalars.lookup(known, t.ids))
         for t, relation in zip(ins, reads, strict=True)
         if not t.fixed
       ],
       axis=0,
     )
     fresh = (ready >= 0) if rest is None else (ready >= 0) & rest
-    outs = [np.full(ready.shape, elements.CONST, np.int64) for _ in avals]
+    outs = [np.full(ready.shape, scalars.CONST, np.int64) for _ in avals]
     for ids, aval in zip(outs, avals, strict=True):
       itemsize = np.dtype(aval.dtype).itemsize
       ids[fresh] = self.table.add(ready[fresh], len(self.ops), itemsize)
@@ -286,7 +292,7 @@ class Recorder:
     values: Sequence[Any] = [np.zeros(a.shape, a.dtype) for a in avals]
     if constant.any():
       with np.errstate(all='ignore'):
-        values = native.evaluate(primitive, params, [t.const for t in ins])
+        values = evaluate.evaluate(primitive, params, [t.const for t in ins])
     return [
       Tensor(ids, np.asarray(v)) for ids, v in zip(outs, values, strict=True)
     ]

@@ -10,16 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.liveness.program import evaluate as native
-from kvjax.liveness.program import record as tracing
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import evaluate, record, scalars
 
 Array = np.ndarray
 # Gets the identities just made and their values, gives the values to go on.
 Change = Callable[[Array, Array], Array]
 
 
-def replay(trace: tracing.Trace, x: Any, change: Change | None = None) -> Array:
+def replay(trace: record.Trace, x: Any, change: Change | None = None) -> Array:
   """Returns the value of every scalar for the input `x`."""
   kind = np.complex128 if _any_complex(trace) else np.float64
   values = np.zeros(trace.table.size, kind)
@@ -27,13 +25,13 @@ def replay(trace: tracing.Trace, x: Any, change: Change | None = None) -> Array:
   for op in trace.ops:
     ins = [read(values, t) for t in op.ins]
     with np.errstate(all='ignore'):
-      made = native.evaluate(op.primitive, op.params, ins)
+      made = evaluate.evaluate(op.primitive, op.params, ins)
       for ids, out in zip(op.outs, made, strict=True):
         _store(values, ids, np.asarray(out), change)
   return values
 
 
-def read(values: Array, tensor: elements.Tensor) -> Any:
+def read(values: Array, tensor: scalars.Tensor) -> Any:
   """The array that a tensor stands for."""
   if tensor.fixed:
     return tensor.const
@@ -49,14 +47,14 @@ def read(values: Array, tensor: elements.Tensor) -> Any:
 def _store(
   values: Array, ids: Array, out: Array, change: Change | None
 ) -> None:
-  here = ids != elements.CONST
+  here = ids != scalars.CONST
   made = out[here]
   if change is not None:
     made = change(ids[here], made)
   values[ids[here]] = made
 
 
-def _any_complex(trace: tracing.Trace) -> bool:
+def _any_complex(trace: record.Trace) -> bool:
   return any(
     jax.numpy.issubdtype(d, np.complexfloating)
     for op in trace.ops

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.program import movement, relations
-from kvjax.liveness.program import scalars as elements
+from kvjax.liveness.program import movement, relations, scalars
 
-Tensor = elements.Tensor
+Tensor = scalars.Tensor
 Relation = relations.Relation
 Params = dict[str, Any]
 Shape = tuple[int, ...]

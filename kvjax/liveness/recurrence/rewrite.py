@@ -17,12 +17,9 @@ import numpy as np
 from jax.extend import core, source_info_util
 
 from kvjax.liveness.decoder.one_row import bind
-from kvjax.liveness.program import control_flow as control
-from kvjax.liveness.program import evaluate as native
-from kvjax.liveness.program import folding
+from kvjax.liveness.program import control_flow, evaluate, folding
 from kvjax.liveness.program import jaxpr as opening
-from kvjax.liveness.recurrence import loops as running
-from kvjax.liveness.recurrence import tables
+from kvjax.liveness.recurrence import loops, tables
 from kvjax.liveness.recurrence.loops import Factor
 from kvjax.liveness.recurrence.tables import Product, Score, Value
 
@@ -96,7 +93,7 @@ class _Reader:
   def __init__(self, length: int, found: list[str]) -> None:
     self.length, self.found = length, found
     # By column and bias; the column is held, so that its id stays its own.
-    self.peaks: dict[Any, tuple[Any, running.Peak]] = {}
+    self.peaks: dict[Any, tuple[Any, loops.Peak]] = {}
 
   def run(
     self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]
@@ -118,15 +115,15 @@ class _Reader:
 
   def equation(self, eqn: Any, ins: list[Value]) -> list[Value]:
     name, params = eqn.primitive.name, eqn.params
-    if name in control.CALLS:
-      body, consts = control.body_of(params)
+    if name in control_flow.CALLS:
+      body, consts = control_flow.body_of(params)
       return self.run(body, _consts(consts), ins[len(ins) - len(body.invars) :])
     if all(v.known is not None for v in ins) and name != 'name':
       with jax.ensure_compile_time_eval(), np.errstate(all='ignore'):
-        made = native.evaluate(eqn.primitive, params, [v.known for v in ins])
+        made = evaluate.evaluate(eqn.primitive, params, [v.known for v in ins])
       return [Value(m, _plain(m)) for m in made]
     if name == 'scan':
-      body, consts = control.open_jaxpr(params['jaxpr'])
+      body, consts = control_flow.open_jaxpr(params['jaxpr'])
       if _promising(body, self.length):
         return self.scanned(params, body, _consts(consts), ins)
     looped = self.looped(eqn, ins)
@@ -146,7 +143,7 @@ class _Reader:
     self, params: Any, body: Any, consts: list[Value], ins: list[Value]
   ) -> list[Value]:
     """A loop over heads or layers, with loops over positions in its body."""
-    a, carried = control.scan_counts(params)
+    a, carried = control_flow.scan_counts(params)
     shared, given = ins[:a], _arrays([v.array for v in ins[a:]])
     inner = _Reader(self.length, self.found)
 
@@ -220,7 +217,7 @@ class _Reader:
         if parts is not None:
           held = ''.join(f.letters for part in parts for f in part)
           lost = [c for c in sizes if c not in out + s + held and sizes[c] > 1]
-          return None if lost else (running.total(*parts, out, t + s), out)
+          return None if lost else (loops.total(*parts, out, t + s), out)
     return None
 
   def parts(
@@ -228,7 +225,7 @@ class _Reader:
   ) -> tuple[list[Factor], list[Factor], list[Factor]] | None:
     """What a state is multiplied by, what is added to it, who asks it."""
     t, s = axes
-    found = running.multiples(Factor(product.weight, product.letters), axes)
+    found = loops.multiples(Factor(product.weight, product.letters), axes)
     factors = [*product.factors, *others]
     if found is None or any(t in f.letters and s in f.letters for f in factors):
       return None
@@ -241,7 +238,7 @@ class _Reader:
       if peak is None or s in row.letters:
         return None
       ratios, columns = [*ratios, peak.ratio], [*columns, peak.own]
-      rows.append(running.above(peak.high, row, t))
+      rows.append(loops.above(peak.high, row, t))
     return (ratios, columns, rows) if columns else None
 
   def greatest(
@@ -262,18 +259,18 @@ class _Reader:
 
   def peak(
     self, score: Score, bias: Array | None, axes: str
-  ) -> running.Peak | None:
+  ) -> loops.Peak | None:
     if bias is None:
       return None
     key = id(score.column), bias.tobytes(), score.letters, axes
     if key not in self.peaks:
       column = tables.factor(score.column, score.letters)
-      found = running.differences(Factor(bias, score.letters), axes)
+      found = loops.differences(Factor(bias, score.letters), axes)
       if found is None or axes[0] in column.letters:
         return None
       if axes[1] not in column.letters:
         return None
-      made = running.maximum(column, *found, axes)
+      made = loops.maximum(column, *found, axes)
       self.peaks[key] = score.column, made
     return self.peaks[key][1]
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.caches.array_spec import Leaf
+from kvjax.caches.array_spec import ArraySpec
 from kvjax.decoding.cache import Cache, is_leaf
-from kvjax.decoding.layer import Memory
+from kvjax.decoding.layer import LayerStore
 from kvjax.memory.parts.lines import Dim, Line, Term
 from kvjax.memory.parts.sharding import WHOLE, Shards
 from kvjax.models.config import ModelConfig
@@ -26,7 +26,7 @@ BOOKS = {
 
 
 def tree_bytes(tree: Any, shards: Shards = WHOLE) -> int:
-  """Returns the bytes of a tree of `Leaf`s, on one device."""
+  """Returns the bytes of a tree of `ArraySpec`s, on one device."""
   return sum(_leaf_bytes(leaf, shards) for leaf in leaves(tree))
 
 
@@ -37,7 +37,7 @@ def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
   (padding), or only tokens beyond the window (slack).
   """
   groups: dict[Any, list[int]] = {}
-  for index, memory in enumerate(spec.layout.memories):
+  for index, memory in enumerate(spec.layout.stores):
     if memory is None:
       groups.setdefault(None, []).append(index)
     else:
@@ -62,7 +62,7 @@ def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
 
 
 def _group_lines(
-  memory: Memory, store: Any, layers: list[int], shards: Shards
+  memory: LayerStore, store: Any, layers: list[int], shards: Shards
 ) -> Iterator[Line]:
   """Yields the streams of layers alike, their scales, and slots beyond."""
   codec = {type(c).__name__.lower() for _, c in memory.codecs}
@@ -90,7 +90,7 @@ def _group_lines(
 
 def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
   """Yields lengths and flags, then the fields of all books by name."""
-  fields: dict[str, list[Leaf]] = {'lengths and flags': []}
+  fields: dict[str, list[ArraySpec]] = {'lengths and flags': []}
   fields['lengths and flags'] += leaves((spec.length, spec.overflow))
   found = jax.tree_util.tree_leaves_with_path(spec.books, is_leaf=is_leaf)
   for path, leaf in found:
@@ -103,7 +103,7 @@ def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
 
 
 def _leaves_line(
-  name: str, held: list[Leaf], layers: int, shards: Shards
+  name: str, held: list[ArraySpec], layers: int, shards: Shards
 ) -> Line:
   symbols = ' + '.join(dict.fromkeys(map(_symbols, held)))
   numbers = _numbers(held, shards)
@@ -115,7 +115,7 @@ def _leaves_line(
   return Line('cache', name, size, symbols, numbers)
 
 
-def _symbols(leaf: Leaf) -> str:
+def _symbols(leaf: ArraySpec) -> str:
   named = zip(leaf.axes, leaf.shape, strict=True)
   letters = [
     LETTERS.get(axis, axis)
@@ -137,7 +137,7 @@ def query_line(
   shards: Shards = WHOLE,
 ) -> Line:
   """Returns what a cache of every past query would take, for nothing."""
-  memory = next(m for m in spec.layout.memories if m is not None)
+  memory = next(m for m in spec.layout.stores if m is not None)
   count = sum(
     layer.attention.query_width
     // shards.parts('heads', layer.attention.num_heads)
@@ -160,10 +160,10 @@ def query_line(
 def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
   """Returns bytes a token: growing, of capped layers; and the cap of a row."""
   growing = capped = cap = 0
-  for memory, store in zip(spec.layout.memories, spec.stores, strict=True):
+  for memory, store in zip(spec.layout.stores, spec.stores, strict=True):
     if memory is None:
       continue
-    lead = memory.kind.lead(1, 1)
+    lead = memory.kind.leaf_axes(1, 1)
     heads = [name for _, name in lead].index('kv_heads')
     one = sum(
       _packed(
@@ -180,7 +180,7 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
   return growing, capped, cap
 
 
-def _numbers(held: list[Leaf], shards: Shards) -> str:
+def _numbers(held: list[ArraySpec], shards: Shards) -> str:
   terms = []
   for leaf in held:
     sizes, bits = map(str, shards.shape(leaf)), _bits(leaf.dtype)
@@ -189,12 +189,12 @@ def _numbers(held: list[Leaf], shards: Shards) -> str:
   return ' + '.join(terms)
 
 
-def leaves(tree: Any) -> list[Leaf]:
-  """Returns the `Leaf`s of a tree of them."""
+def leaves(tree: Any) -> list[ArraySpec]:
+  """Returns the `ArraySpec`s of a tree of them."""
   return jax.tree.leaves(tree, is_leaf=is_leaf)
 
 
-def _leaf_bytes(leaf: Leaf, shards: Shards) -> int:
+def _leaf_bytes(leaf: ArraySpec, shards: Shards) -> int:
   # In Python's integers: a plan of 10^15 bytes is a plan like any other.
   return _packed(math.prod(map(int, shards.shape(leaf))), leaf.dtype)
 

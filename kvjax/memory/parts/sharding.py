@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from kvjax.caches.array_spec import Leaf
+from kvjax.caches.array_spec import ArraySpec
 
 # Mesh axis -> names of the axes it splits.
 SPLITS = {
@@ -46,7 +46,7 @@ class Shards:
         return math.gcd(devices, size)
     return 1
 
-  def shape(self, leaf: Leaf) -> tuple[int, ...]:
+  def shape(self, leaf: ArraySpec) -> tuple[int, ...]:
     """Returns the shape of a cache's leaf on one device."""
     paged = 'pages' in leaf.axes
     return tuple(
@@ -72,7 +72,7 @@ class Shards:
       )
     return name
 
-  def spec(self, leaf: Leaf) -> jax.sharding.PartitionSpec:
+  def spec(self, leaf: ArraySpec) -> jax.sharding.PartitionSpec:
     """Returns how a cache's leaf lies on that mesh; raises as `axis`."""
     local = self.shape(leaf)
     axes = zip(leaf.axes, leaf.shape, local, strict=True)

@@ -1,4 +1,4 @@
-"""Memory, bandwidth and bfloat16 rate of named accelerators.
+"""LayerStore, bandwidth and bfloat16 rate of named accelerators.
 
 Figures are the vendor's, for one device, dense (no sparsity). Capacities are
 decimal as sold; a GPU reports a little more to its programs (an H200 reports

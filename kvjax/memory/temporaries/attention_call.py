@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.decoding.layer import Memory
+from kvjax.decoding.layer import LayerStore
 from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
 from kvjax.kernels.hopper.tiling import BLOCK as TILE
 from kvjax.kernels.hopper.tiling import ROWS, choose_splits
@@ -59,7 +59,7 @@ class Reading:
   """One layer's attention through its cache, in a call."""
 
   variant: Any
-  memory: Memory
+  memory: LayerStore
   call: Call
 
   @property
@@ -83,7 +83,7 @@ class Reading:
 
   @property
   def paged(self) -> bool:
-    return 'pages' in [name for _, name in self.memory.kind.lead(1, 1)]
+    return 'pages' in [name for _, name in self.memory.kind.leaf_axes(1, 1)]
 
   @property
   def plain(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.caches.array_spec import Leaf
+from kvjax.caches.array_spec import ArraySpec
 from kvjax.memory.parts.cache_bytes import leaves
 from kvjax.memory.parts.lines import Dim, Term
 from kvjax.memory.temporaries.attention_call import FLOAT, Reading
@@ -156,7 +156,7 @@ def _copies(reading: Reading, store: Any) -> Iterator[Term]:
       yield _copy(leaf, TWICE, 1)
 
 
-def _read_in_place(reading: Reading, store: Any) -> Iterator[Leaf]:
+def _read_in_place(reading: Reading, store: Any) -> Iterator[ArraySpec]:
   """Yields the leaves that a product of queries reads as they are stored."""
   if reading.expands:
     return
@@ -167,7 +167,7 @@ def _read_in_place(reading: Reading, store: Any) -> Iterator[Leaf]:
 
 
 def _copy(
-  leaf: Leaf, reason: str, times: int, itemsize: int | None = None
+  leaf: ArraySpec, reason: str, times: int, itemsize: int | None = None
 ) -> Term:
   dims = tuple(
     Dim(axis, size, axis)

@@ -19,11 +19,10 @@ import numpy as np
 
 from kvjax.caches.dense import Dense
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.layer import Memory
+from kvjax.decoding.layer import LayerStore
 from kvjax.memory.parts.lines import Dim, Line, Term
 from kvjax.memory.parts.sharding import WHOLE, Shards
-from kvjax.memory.temporaries import cpu as processor
-from kvjax.memory.temporaries import gpu as accelerator
+from kvjax.memory.temporaries import cpu, gpu
 from kvjax.memory.temporaries.attention_call import FLOAT, Call, Reading
 from kvjax.memory.temporaries.cpu import carried, swept
 from kvjax.memory.temporaries.hoisted import (
@@ -111,7 +110,7 @@ def moments(
   late = [list(unwritten(reading)) for reading in readings]
   always = _throughout(config, dtype, call, tokens)
   first = starting([pair for pair in stores if pair[1]])
-  run = accelerator if _accelerated(call) else processor
+  run = gpu if _accelerated(call) else cpu
   found = {
     'logits': [_result(config, batch), last],
     'start': [hidden, *always, *_sum(ahead), *_made(call, sums), *first],
@@ -153,8 +152,8 @@ def activation_bytes(dtype: Any) -> int:
   return max(np.dtype(dtype).itemsize, 2)
 
 
-def _memory(config: ModelConfig, spec: Cache, index: int) -> Memory:
-  memory = spec.layout.memories[config.owner(index)]
+def _memory(config: ModelConfig, spec: Cache, index: int) -> LayerStore:
+  memory = spec.layout.stores[config.owner(index)]
   assert memory is not None
   return memory
 
@@ -168,7 +167,7 @@ def _source(
   kept = spec.cross[index]
   leaf: Any = kept['key']
   codecs = tuple((name, Plain()) for name in kept)
-  memory = Memory(Dense(slots=leaf.shape[2]), codecs, leaf.dtype)
+  memory = LayerStore(Dense(slots=leaf.shape[2]), codecs, leaf.dtype)
   return Reading(layer.cross, memory, call)
 
 

@@ -10,9 +10,8 @@ from absl.testing import absltest, parameterized
 from kvjax import liveness
 from kvjax.liveness import analysis
 from kvjax.liveness.cut import maxflow
-from kvjax.liveness.evidence import lengths
-from kvjax.liveness.evidence import perturb as witness
-from kvjax.liveness.program import record as tracing
+from kvjax.liveness.evidence import lengths, perturb
+from kvjax.liveness.program import record
 from tests.liveness import zoo, zoo_mixers, zoo_variants
 from tests.liveness.zoo import D, H, K, N, P, R
 
@@ -21,7 +20,7 @@ X = zoo.weight(8, D) * 3
 
 def verdict(program: zoo.Program, length: int = 14) -> analysis.Verdict:
   x = lengths.resized(X, length, 0)
-  return analysis.judge(tracing.trace(program, x))
+  return analysis.judge(record.trace(program, x))
 
 
 class FrontierTest(parameterized.TestCase):
@@ -104,7 +103,7 @@ class PoisonTest(parameterized.TestCase):
   ) -> None:
     v = verdict(program)
     x = lengths.resized(X, v.trace.length, 0)
-    moved = lambda lost: witness.poisoned(
+    moved = lambda lost: perturb.poisoned(
       v.trace, x, analysis.fullest(v.trace).position, v.graph, v.cut, lost
     )
     self.assertEqual(moved(()), 0.0)
@@ -178,17 +177,17 @@ class RefusalTest(parameterized.TestCase):
     (
       'shape_by_data',
       lambda x: x[x[:, 0] > 0],
-      r'depends on data at .*analysis_test.py:\d+: .*boolean',
+      r'depends on data at .*test_analysis.py:\d+: .*boolean',
     ),
     (
       'branch_by_data',
       lambda x: x if x[0, 0] > 0 else -x,
-      r'depends on data at .*analysis_test.py:\d+: ',
+      r'depends on data at .*test_analysis.py:\d+: ',
     ),
     (
       'side_effect',
       lambda x: jax.jit(lambda a: (jax.debug.print('{}', a), a)[1])(x),
-      r'side effects: debug_\w+ at .*analysis_test.py:\d+',
+      r'side effects: debug_\w+ at .*test_analysis.py:\d+',
     ),
     (
       'index_by_data',

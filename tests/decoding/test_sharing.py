@@ -42,9 +42,9 @@ class SharingTest(parameterized.TestCase):
   def test_the_default_kind_holds_what_any_reader_sees(self, rules, kind):
     config = model(rules)
     cache = kvjax.init_cache(config, 1, 16)
-    self.assertEqual(cache.layout.memories[0].kind, kind.bind(16))
+    self.assertEqual(cache.layout.stores[0].kind, kind.bind(16))
     self.assertEqual(
-      cache.layout.memories[1:], (None,) * (len(config.layers) - 1)
+      cache.layout.stores[1:], (None,) * (len(config.layers) - 1)
     )
 
   @parameterized.parameters(

@@ -59,7 +59,9 @@ class EncoderDecoderTest(parameterized.TestCase):
     )
     for index, layer in enumerate(config.layers):
       q = params['layers'][index]['cross']
-      for name, x in layer.cross.leave(q, encoded.hidden, None).items():
+      for name, x in layer.cross.project_streams(
+        q, encoded.hidden, None
+      ).items():
         tiny.close(cache.cross[index][name], x, 1e-6)
     other = kvjax.encode(config, params, tiny.tokens(2, 9, seed=5))
     b, _ = kvjax.prefill(

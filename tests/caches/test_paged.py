@@ -92,7 +92,7 @@ class AllocatorTest(chex.TestCase):
       ((0, 3, 6), [True, True, False]),
       ((9, 6, 6), [False, False, False]),
     ):
-      got = KIND.admits(row.book, row.length, ints(*count))
+      got = KIND.has_room(row.book, row.length, ints(*count))
       self.assertEqual(got.tolist(), want, count)
     config = tiny.decoder(tiny.GQA, tiny.GQA)
     kinds = kvjax.Paged(page=3, pages=3, slots=12), kvjax.Dense(slots=4)

@@ -14,7 +14,7 @@ import kvjax
 from kvjax import kernels
 from kvjax.kernels import cudnn
 from tests.attention import oracle
-from tests.kernels.mosaic_gpu_test import draw, view_of, wide
+from tests.kernels.test_mosaic_gpu import draw, view_of, wide
 
 RULE = kvjax.Scoring(0.125)
 WINDOW = dataclasses.replace(RULE, visibility=kvjax.Visibility(window=6))

@@ -64,7 +64,7 @@ class MaskFacts(parameterized.TestCase):
     wants = ('TFFFTTTT', 'TTFFFTTT')
     for query, want in zip((10, 11), wants, strict=True):
       held = tape.feed(kind, held, [query])
-      rule = kind.narrow(Visibility())
+      rule = kind.visible_through(Visibility())
       seen = rule.sees(np.int32(query), held.book.positions[0, 0])
       want = np.roll(np.asarray(list(want)) == 'T', 2)
       self.assertEqual(np.asarray(seen).tolist(), want.tolist())

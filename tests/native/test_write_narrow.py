@@ -7,8 +7,7 @@ import pytest
 
 from kvjax.caches import paged
 from kvjax.caches.kind import _scatter, write_rows
-from kvjax.native import load as loaded
-from kvjax.native import write_narrow as narrow
+from kvjax.native import load, write_narrow
 from kvjax.target import targeting
 
 
@@ -28,14 +27,14 @@ def draw(heads, dtype='bfloat16'):
 def test_the_write_is_the_scatter(heads, dtype):
   given = draw(heads, dtype)
   before = np.asarray(given[0])
-  found = narrow.write(*given, _scatter)
+  found = write_narrow.write(*given, _scatter)
   np.testing.assert_array_equal(found, _scatter(*given))
   with targeting('gpu'):
     np.testing.assert_array_equal(found, _scatter(*given))
   assert not np.array_equal(found, before)
   np.testing.assert_array_equal(given[0], before)
   several = [jnp.stack([x, x[::-1]]) for x in given]
-  found = jax.vmap(lambda *x: narrow.write(*x, _scatter))(*several)
+  found = jax.vmap(lambda *x: write_narrow.write(*x, _scatter))(*several)
   np.testing.assert_array_equal(found, jax.vmap(_scatter)(*several))
 
 
@@ -43,9 +42,9 @@ def test_a_pool_is_written_where_its_pages_lie():
   leaf, new, _ = draw(1)
   pool, new = jnp.moveaxis(leaf, 0, 1), jnp.concatenate(new, axis=1)[None]
   slots = jnp.asarray([[[3, 14, 13, 7, -1, 6, 0, 9]]], jnp.int32)
-  found = narrow.write(pool, new, slots, paged._scatter)
+  found = write_narrow.write(pool, new, slots, paged._scatter)
   flat = pool.reshape(1, 3, 14, 5)
-  want = narrow.write(flat, new, slots, _scatter).reshape(pool.shape)
+  want = write_narrow.write(flat, new, slots, _scatter).reshape(pool.shape)
   np.testing.assert_array_equal(found, want)
   slots = slots.at[0, 0, 4].set(99)
   np.testing.assert_array_equal(found, paged._scatter(pool, new, slots))
@@ -54,7 +53,7 @@ def test_a_pool_is_written_where_its_pages_lie():
 def test_a_slot_that_is_none_is_written_nowhere():
   leaf, new, slots = draw(1)
   np.testing.assert_array_equal(
-    narrow.write(leaf, new, jnp.full_like(slots, -1), _scatter), leaf
+    write_narrow.write(leaf, new, jnp.full_like(slots, -1), _scatter), leaf
   )
 
 
@@ -62,9 +61,9 @@ def test_a_slot_that_is_none_is_written_nowhere():
 def test_a_store_of_half_bytes_is_refused(dtype):
   leaf, new, slots = draw(1)
   narrow_leaf, narrow_new = leaf.astype(dtype), new.astype(dtype)
-  assert narrow.refuses(narrow_leaf)
+  assert write_narrow.refuses(narrow_leaf)
   with pytest.raises(jax.errors.JaxRuntimeError, match='no such store'):
-    narrow._call(narrow_leaf, narrow_new, slots).block_until_ready()
+    write_narrow._call(narrow_leaf, narrow_new, slots).block_until_ready()
 
 
 def test_values_of_no_width_are_refused():
@@ -72,7 +71,7 @@ def test_values_of_no_width_are_refused():
   floats = lambda *shape: jnp.zeros(shape, jnp.float32)
   rule = dict(causal=1, window=0, chunk=0, sink_tokens=0, first=0, last=-1)
   call = jax.ffi.ffi_call(
-    loaded.DECODE,
+    load.DECODE,
     (
       jax.ShapeDtypeStruct((1, 1, 1, 1, 0), 'float32'),
       jax.ShapeDtypeStruct((1, 1, 1, 1), 'float32'),
@@ -98,7 +97,7 @@ def test_values_of_no_width_are_refused():
 
 def test_a_donated_store_is_not_copied():
   leaf, new, slots = draw(3)
-  write = lambda *x: narrow.write(*x, _scatter)
+  write = lambda *x: write_narrow.write(*x, _scatter)
   compiled = jax.jit(write, donate_argnums=0).lower(leaf, new, slots).compile()
   measured = compiled.memory_analysis()
   assert measured.alias_size_in_bytes == leaf.nbytes
@@ -108,9 +107,9 @@ def test_a_donated_store_is_not_copied():
 def test_derivatives_are_those_of_the_scatter():
   leaf, new, slots = (x for x in draw(1, 'float32'))
   loss = lambda write, new: jnp.sum(write(leaf, new, slots) ** 2)
-  found = jax.grad(lambda x: loss(lambda *a: narrow.write(*a, _scatter), x))(
-    new
-  )
+  found = jax.grad(
+    lambda x: loss(lambda *a: write_narrow.write(*a, _scatter), x)
+  )(new)
   want = jax.grad(lambda x: loss(_scatter, x))(new)
   np.testing.assert_array_equal(found, want)
 
@@ -119,8 +118,8 @@ def test_it_is_chosen_where_xla_would_copy():
   old = jax.__version_info__ < (0, 11)
   leaf, new, slots = draw(1)
   text = jax.jit(write_rows).lower(leaf, new, slots).as_text()
-  assert (loaded.WRITE in text) == old
-  with loaded.asking('blockwise'):
-    assert narrow.refuses(leaf)
-  assert narrow.refuses(leaf.astype(jnp.float32))
-  assert narrow.refuses(leaf.astype(jnp.int8))
+  assert (load.WRITE in text) == old
+  with load.asking('blockwise'):
+    assert write_narrow.refuses(leaf)
+  assert write_narrow.refuses(leaf.astype(jnp.float32))
+  assert write_narrow.refuses(leaf.astype(jnp.int8))

@@ -13,10 +13,9 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import kernels
-from kvjax.kernels import cpu_library as ffi
+from kvjax.kernels import cpu_library
 from kvjax.kernels.refusals import refuses_stored
-from kvjax.native import build as library
-from kvjax.native import load as loaded
+from kvjax.native import build, load
 from kvjax.streams.view import contiguous_view
 from tests.kernels.drawn import SLOTS, book, build_or_skip, draw
 
@@ -86,7 +85,7 @@ class SelectionTest(parameterized.TestCase):
 
   def test_without_the_library_the_plain_form_answers(self):
     reason = 'the kernel is not built'
-    with mock.patch.object(loaded, 'missing', lambda: reason):
+    with mock.patch.object(load, 'missing', lambda: reason):
       self.assertEqual(self.choose(*self.view()), 'blockwise')
       found = kernels.available()
       self.assertEqual((found['ffi'], found['blockwise']), (reason, ''))
@@ -104,19 +103,19 @@ class SelectionTest(parameterized.TestCase):
       streams['value'] = kvjax.Plain().stored(v)
       rule = kvjax.Scoring(0.25)
       held = held[:, None]
-      out = ffi._attend(
+      out = cpu_library._attend(
         rule, (0, 29), {'key': q}, positions, streams, held, jnp.int32(30)
       )
       jax.block_until_ready(out)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
     call = jax.ffi.ffi_call(
-      loaded.DECODE, (out, jax.ShapeDtypeStruct(q.shape[:4], q.dtype))
+      load.DECODE, (out, jax.ShapeDtypeStruct(q.shape[:4], q.dtype))
     )
     none, last = jnp.zeros(0), jnp.int32(30)
     given = positions, held, last, jnp.zeros(0, jnp.int32), q, k, none
     # A shared stream that is not there, no value, half a value.
     for shared, more in ((1, ()), (-1, ()), (-1, (v,))):
-      attributes = ffi._rule(rule, 0, 29) | {'shared': np.int32(shared)}
+      attributes = cpu_library._rule(rule, 0, 29) | {'shared': np.int32(shared)}
       with self.assertRaisesRegex(Exception, 'shapes do not fit'):
         jax.block_until_ready(call(*given, *more, **attributes))
     pool = {'key': kvjax.Plain().stored(k), 'value': kvjax.Plain().stored(k)}
@@ -129,7 +128,7 @@ class SelectionTest(parameterized.TestCase):
       held = jnp.zeros((*lead, SLOTS), jnp.int32)
       table = jnp.zeros(columns, jnp.int32)
       with self.assertRaisesRegex(Exception, 'shapes do not fit'):
-        out = ffi._attend(
+        out = cpu_library._attend(
           rule, (0, 29), {'key': q}, positions, pool, held, 30, table
         )
         jax.block_until_ready(out)
@@ -146,16 +145,16 @@ class SelectionTest(parameterized.TestCase):
     )
     traced = jax.jit(step, donate_argnames='cache').trace(params, cache, token)
     compiled = traced.lower().compile()
-    self.assertEqual(compiled.as_text().count(f'"{loaded.DECODE}"'), 2)
+    self.assertEqual(compiled.as_text().count(f'"{load.DECODE}"'), 2)
     kvjax.memory.assert_in_place(compiled, 'cache')
     for platform in ('cuda', 'tpu'):
       text = traced.lower(lowering_platforms=(platform,)).as_text()
-      self.assertNotIn(loaded.DECODE, text)
+      self.assertNotIn(load.DECODE, text)
 
   def test_without_a_compiler_the_build_says_so_in_one_line(self):
     env = os.environ | {'PATH': '', 'CXX': ''}
     done = subprocess.run(
-      [sys.executable, str(library.PACKAGE / 'build.py')],
+      [sys.executable, str(build.PACKAGE / 'build.py')],
       env=env,
       capture_output=True,
       text=True,

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.kernels.matmul import cpu_library as projection
+from kvjax.kernels.matmul import cpu_library
 from kvjax.layers import linear
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.linear import matmul
-from kvjax.native import load as loaded
+from kvjax.native import load
 
 
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch):
-  monkeypatch.setattr(projection, 'SMALL', 0)
+  monkeypatch.setattr(cpu_library, 'SMALL', 0)
 
 
 def draw(rows, lines, width, dtype='float32'):
@@ -52,7 +52,7 @@ def check(rows, lines, width, dtype):
   if dtype == 'int8':
     coded = kvjax.quantize({'up': weight})['up']
     weight, scale = coded.codes, coded.scale
-  found = projection.project(x, weight, scale, linear._plain)
+  found = cpu_library.project(x, weight, scale, linear._plain)
   want = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
   want *= 1 if scale is None else np.asarray(scale, np.float64)
   assert found.dtype == jnp.float32
@@ -80,9 +80,9 @@ def test_float32_rows_are_not_rounded_to_a_narrow_weight():
 def test_what_it_does_not_take_is_plain(rows, lines, width, dtypes, reason):
   x, weight = draw(rows, lines, width)
   x, weight = x.astype(dtypes[0]), weight.astype(dtypes[1])
-  assert reason in projection.refuses(x, weight)
+  assert reason in cpu_library.refuses(x, weight)
   if dtypes[1] == 'int8':
-    assert not projection.refuses(x[1:], weight)
+    assert not cpu_library.refuses(x[1:], weight)
     weight = CodedWeight(weight, jnp.ones(lines), 'float32')
   assert np.isfinite(matmul(x, weight)).all()
 
@@ -94,7 +94,7 @@ def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
   x, weight = draw(5, 37, 128)
   coded = kvjax.quantize({'up': weight})['up']
   decoded = coded.codes.astype('float32') * coded.scale[:, None]
-  with loaded.asking('blockwise'):
+  with load.asking('blockwise'):
     compiled = jax.jit(matmul).lower(x, coded).compile()
     gradient = jax.grad(lambda x: matmul(x, coded).sum())(x)
   np.testing.assert_allclose(compiled(x, coded), x @ decoded.T, atol=1e-4)
@@ -118,13 +118,13 @@ def test_hundreds_of_rows_are_multiplied_as_they_lie(dtype):
 
 def test_plain_jax_can_be_asked_for():
   x, weight = draw(2, 32, 48)
-  with loaded.asking('blockwise'):
-    assert projection.refuses(x, weight)
+  with load.asking('blockwise'):
+    assert cpu_library.refuses(x, weight)
   with mock.patch.dict(os.environ, KVJAX_KERNEL='blockwise'):
-    assert projection.refuses(x, weight)
-    with loaded.asking('ffi'):
-      assert not projection.refuses(x, weight)
-  assert not projection.refuses(x, weight)
+    assert cpu_library.refuses(x, weight)
+    with load.asking('ffi'):
+      assert not cpu_library.refuses(x, weight)
+  assert not cpu_library.refuses(x, weight)
 
 
 def test_derivatives_and_vmap_are_those_of_the_plain_form():
@@ -134,7 +134,7 @@ def test_derivatives_and_vmap_are_those_of_the_plain_form():
   found = [jax.grad(loss, (0, 1))(x, weight)]
   found += [jax.vmap(matmul, (0, None))(several, weight)]
   found += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]
-  with loaded.asking('blockwise'):
+  with load.asking('blockwise'):
     want = [jax.grad(loss, (0, 1))(x, weight)]
     want += [jax.vmap(matmul, (0, None))(several, weight)]
     want += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]
@@ -147,7 +147,7 @@ def test_rows_under_vmap_are_one_product():
   weight = weight.astype(jnp.bfloat16)
   program = jax.jit(jax.vmap(matmul, (0, None))).lower(x[:, None], weight)
   text = program.as_text()
-  assert text.count(loaded.PROJECT) == 1 and 'tensor<4x48xf32>' in text
+  assert text.count(load.PROJECT) == 1 and 'tensor<4x48xf32>' in text
 
 
 @pytest.mark.parametrize('kernel', ['ffi', 'blockwise'])
@@ -158,7 +158,7 @@ def test_a_step_uses_it_unless_plain_jax_is_asked_for(kernel):
   cache = kvjax.init_cache(config, 2, 16)
   step = lambda p, c, t: kvjax.decode_step(config, p, c, t, kernel=kernel)
   text = jax.jit(step).lower(params, cache, jnp.zeros(2, jnp.int32)).as_text()
-  assert (loaded.PROJECT in text) == (kernel == 'ffi')
+  assert (load.PROJECT in text) == (kernel == 'ffi')
 
 
 def test_the_library_refuses_what_the_package_never_sends():
@@ -171,6 +171,6 @@ def test_the_library_refuses_what_the_package_never_sends():
     (x, weight.astype(jnp.float16), 32, 'no such weights'),
   ):
     out = jax.ShapeDtypeStruct((len(rows), lines), jnp.float32)
-    call = jax.ffi.ffi_call(loaded.PROJECT, out)
+    call = jax.ffi.ffi_call(load.PROJECT, out)
     with pytest.raises(Exception, match=said):
       jax.block_until_ready(call(rows, other, jnp.zeros(0)))

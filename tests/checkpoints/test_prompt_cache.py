@@ -1,6 +1,6 @@
 """Saved caches: what is refused, what a failure leaves, caches of one's own.
 
-That a cache goes on exactly is in `tests/facts/saved_facts_test.py`.
+That a cache goes on exactly is in `tests/facts/test_saved_facts.py`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 import kvjax
-from kvjax.checkpoints.prompt_cache import save as saved_cache
+from kvjax.checkpoints.prompt_cache import save
 from tests.checkpoints.writing import GOLDEN
 
 
@@ -41,10 +41,10 @@ def saved(model, tmp_path):
 def rewrite(path, change):
   """Changes metadata (a dict) and arrays of a file in place."""
   with safetensors.safe_open(path, 'np') as file:
-    said = json.loads(file.metadata()[saved_cache.KEY])
+    said = json.loads(file.metadata()[save.KEY])
   arrays = load_file(path)
   change(said, arrays)
-  save_file(arrays, path, {saved_cache.KEY: json.dumps(said)})
+  save_file(arrays, path, {save.KEY: json.dumps(said)})
 
 
 @pytest.mark.parametrize('change, message', [
@@ -83,7 +83,7 @@ def test_a_failure_leaves_the_file_before(model, saved, monkeypatch):
     path.write_bytes(b'half')
     raise OSError('disk full')
 
-  monkeypatch.setattr(saved_cache, 'save_file', fail)
+  monkeypatch.setattr(save, 'save_file', fail)
   with pytest.raises(OSError, match='disk full'):
     kvjax.save_cache(saved, kvjax.init_cache(model[0], 1, 8), *model)
   assert saved.read_bytes() == before

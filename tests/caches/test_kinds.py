@@ -101,11 +101,13 @@ class KindTest(chex.TestCase):
     """All that a query at that length sees is there, and at no lower one."""
     kind = kind.bind(16)
     row = tape.feed(kind, tape.blank(kind), np.arange(count))
-    self.assertEqual(kind.earliest(row.book, row.length).tolist(), [want])
+    self.assertEqual(
+      kind.shortest_rewind(row.book, row.length).tolist(), [want]
+    )
     if kind.name not in ('ring', 'sinks'):
       return
     positions = np.asarray(row.book.positions)
-    rule = kind.narrow(kvjax.Visibility())
+    rule = kind.visible_through(kvjax.Visibility())
     for length in range(max(want - 1, 0), count):
       need = [s for s in range(length) if rule.sees(length, jnp.int32(s))]
       whole = set(need) <= set(positions.ravel().tolist())

@@ -87,7 +87,7 @@ class SavedFacts(parameterized.TestCase):
     """C-34: both values of a boolean come back as they were."""
     kind = kvjax.Bounded(budget=6, per_head=flag)
     cache = kvjax.init_cache(CONFIG, 1, 8, kinds=kind)
-    found = self.again(cache).layout.memories[0]
+    found = self.again(cache).layout.stores[0]
     self.assertIs(found.kind.per_head, flag)
 
   @parameterized.parameters('False', 0)

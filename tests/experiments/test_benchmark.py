@@ -8,12 +8,8 @@ import pytest
 from configs import benchmark_cpu
 from experiments import launch
 from experiments.benchmark import (
-  check_config as asked,
-)
-from experiments.benchmark import (
-  tables as findings,
-)
-from experiments.benchmark import (
+  check_config,
+  tables,
   whole,
 )
 from experiments.benchmark.sections import SECTIONS, Run
@@ -82,20 +78,20 @@ def test_ratios_say_how_much_longer_a_peer_takes():
 def test_two_runs_are_compared_row_by_row():
   row = {'record': 'step', 'batch': 1, 'context': 8, 'name': 'a'}
   row |= {'seconds': 2.0}
-  shown = findings.compare([row], [row | {'seconds': 1.0}])
+  shown = tables.compare([row], [row | {'seconds': 1.0}])
   assert shown.rows[0][-1] == 0.5
   with pytest.raises(ValueError, match='no row in common'):
-    findings.compare([row], [row | {'batch': 2}])
+    tables.compare([row], [row | {'batch': 2}])
   # Runs after each other in one file, of models that only configs tell apart.
   wide = {'record': 'run', 'config': {'model': {'dtype': 'bfloat16'}}}
   later = [row, wide, row | {'seconds': 3.0}, row | {'seconds': 4.0}]
-  shown = findings.compare(later, later)
+  shown = tables.compare(later, later)
   assert [(r[1], r[3]) for r in shown.rows] == [
     ('model B1 8 float32', 2e3), ('model B1 8 bfloat16', 4e3),
   ]  # fmt: skip
   # Of a sweep's cuts, the fastest is held against the fastest.
   cut = row | {'record': 'sweep', 'name': 'cut'}
-  shown = findings.compare([cut | {'best': True}], [cut, cut | {'best': True}])
+  shown = tables.compare([cut | {'best': True}], [cut, cut | {'best': True}])
   assert len(shown.rows) == 1
 
 
@@ -118,9 +114,9 @@ def test_two_runs_are_compared_row_by_row():
 )
 def test_what_cannot_be_measured_is_refused(field, value, words):
   config = benchmark_cpu.get_config()
-  asked.check(config, SECTIONS)
+  check_config.check(config, SECTIONS)
   with pytest.raises(ValueError, match=words):
-    asked.check(launch.override(config, {field: value}), SECTIONS)
+    check_config.check(launch.override(config, {field: value}), SECTIONS)
 
 
 def test_who_fails_is_named_and_the_others_are_timed():
@@ -138,8 +134,8 @@ def test_who_fails_is_named_and_the_others_are_timed():
   rows = clock.rate(clock.race(runners, 1) | skipped, read=1.0)
   named = {row['name']: {'record': 'attention', **row} for row in rows}
   named['kvjax'] = named.pop('wrong') | {'name': 'kvjax'}
-  assert findings.wrongs(list(named.values())) == ['attention  kvjax']
-  shown, text = findings.section('All', list(named.values()))
+  assert tables.wrongs(list(named.values())) == ['attention  kvjax']
+  shown, text = tables.section('All', list(named.values()))
   assert len(shown.rows) == 1 and 'absent (RuntimeError' in text.text
 
 

@@ -34,14 +34,16 @@ def run(variant, params, x, absorb):
   """Attends from activations to their own streams."""
   at = jnp.broadcast_to(jnp.arange(TOKENS, dtype=jnp.int32), x.shape[:2])
   table = rotary_table(variant.rotary, at, 0)
-  streams = variant.unfold(params, variant.leave(params, x, table), absorb)
+  streams = variant.expand(
+    params, variant.project_streams(params, x, table), absorb
+  )
   out, lse = kvjax.attend(
-    variant.ask(params, x, table, absorb),
+    variant.project_queries(params, x, table, absorb),
     at,
     (fresh_view(streams, at),),
     variant.scoring(params, None, absorb),
   )
-  return variant.output(params, out.astype(x.dtype), absorb), lse
+  return variant.project_output(params, out.astype(x.dtype), absorb), lse
 
 
 class LatentTest(chex.TestCase):
@@ -140,7 +142,7 @@ class GroupedTest(chex.TestCase):
       if each:
         weight = jax.random.normal(jax.random.key(2), (3, 7))
         params['key_norm'] = {'weight': weight}
-      key = variant.leave(params, x, None)['key']
+      key = variant.project_streams(params, x, None)['key']
       raw = np.asarray(x @ params['key'].T)
       parts = raw[:, :, None] if joint else raw.reshape(2, TOKENS, 3, 7)
       want = parts / np.sqrt((parts**2).mean(-1, keepdims=True))

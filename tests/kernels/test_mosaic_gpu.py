@@ -12,8 +12,7 @@ from absl.testing import absltest, parameterized
 
 import kvjax
 from kvjax import kernels
-from kvjax.kernels.hopper import interpreter, spans, tiling, tuning
-from kvjax.kernels.hopper import launch as mosaic_gpu
+from kvjax.kernels.hopper import interpreter, launch, spans, tiling, tuning
 from kvjax.streams.view import contiguous_view
 from tests.attention import oracle
 
@@ -74,7 +73,7 @@ class InterpretedTest(absltest.TestCase):
     drawn = draw((1, 3, 1), (0, 1, 141), 192)
     q, k, v, positions, held = drawn
     with kernels.interpreted(detect_races=True):
-      found = mosaic_gpu.attend(
+      found = launch.attend(
         {'key': q},
         jnp.asarray(positions),
         view_of(k, v, held),
@@ -106,10 +105,10 @@ class InterpretedTest(absltest.TestCase):
     with kernels.interpreted(detect_races=True):
       if interpreter.missing_clusters():
         with self.assertRaisesRegex(ValueError, 'clusters of thread blocks'):
-          mosaic_gpu.attend({'key': q}, *given, **cut)
+          launch.attend({'key': q}, *given, **cut)
         return
       # Wider than the keys, and no tile: the kernel takes them as they lie.
-      found = mosaic_gpu.attend({'key': q.astype('float32')}, *given, **cut)
+      found = launch.attend({'key': q.astype('float32')}, *given, **cut)
     self.check(found, *drawn, tolerance=2e-3)
     self.assertFalse(np.any(found[0][0]))
 
@@ -223,7 +222,7 @@ class ChoiceTest(parameterized.TestCase):
     given = {'k': k, 'v': v} | streams
     view = view_of(given['k'], given['v'], held)
     queries = queries or {'key': q}
-    return mosaic_gpu.refuses(queries, view, scoring or kvjax.Scoring(0.125))
+    return launch.refuses(queries, view, scoring or kvjax.Scoring(0.125))
 
   def test_what_it_cannot_serve_is_named(self):
     many = jnp.zeros((1, 1, 33, 2, 64))
@@ -245,7 +244,7 @@ class ChoiceTest(parameterized.TestCase):
     q, k, v, positions, held = draw((1, 2, 1), (5, 0), 128)
     view, rule = view_of(k, v, held), kvjax.Scoring(0.125)
     given = {'key': q}, jnp.asarray(positions), view, rule
-    with mock.patch.object(mosaic_gpu, 'at_home', return_value=True):
+    with mock.patch.object(launch, 'at_home', return_value=True):
       with kernels.targeting('gpu'):
         self.assertEqual(kernels.choose(given[0], *given[2:]), 'mosaic_gpu')
         capped = kvjax.Scoring(0.125, bias=lambda *_: 0)
@@ -267,10 +266,10 @@ class ChoiceTest(parameterized.TestCase):
         mock.patch.object(jax, 'default_backend', return_value='gpu'),
         mock.patch.object(jax, 'devices', return_value=devices),
       ):
-        self.assertEqual(mosaic_gpu.at_home(), home)
+        self.assertEqual(launch.at_home(), home)
         with kernels.targeting('tpu'):
-          self.assertFalse(mosaic_gpu.at_home())
-    self.assertFalse(mosaic_gpu.at_home())
+          self.assertFalse(launch.at_home())
+    self.assertFalse(launch.at_home())
 
   def test_elsewhere_it_is_chosen_by_name_alone_and_only_where_it_runs(self):
     q, k, v, _, held = draw((1, 2, 1), (5,), 128)

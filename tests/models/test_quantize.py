@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.kernels.matmul import cpu_library as projection
+from kvjax.kernels.matmul import cpu_library
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.linear import matmul
 from tests.facts import tiny
@@ -53,7 +53,7 @@ def test_a_coded_model_is_the_float_model_that_it_decodes_to(
   kernel, monkeypatch
 ):
   """Prefilled by plain products, then decoded: by the library where it is."""
-  monkeypatch.setattr(projection, 'SMALL', 0)
+  monkeypatch.setattr(cpu_library, 'SMALL', 0)
   params = kvjax.quantize(kvjax.init_params(CONFIG, jax.random.key(0)))
   tokens = jax.random.randint(jax.random.key(1), (2, 11), 0, 53)
   want = kvjax.forward(CONFIG, decoded(params), tokens)

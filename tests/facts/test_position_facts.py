@@ -23,8 +23,8 @@ def streams(config, params, ids, at):
   x = embed(config, params, ids, at)
   x = config.norm(layer['attention_norm'], x)
   table = rotary_table(variant.rotary, at, 99)
-  asked = variant.ask(layer['attention'], x, table, False)
-  return asked, variant.leave(layer['attention'], x, table)
+  asked = variant.project_queries(layer['attention'], x, table, False)
+  return asked, variant.project_streams(layer['attention'], x, table)
 
 
 def step_weights(config, cache, token):

@@ -11,12 +11,8 @@ import pytest
 import kvjax
 from experiments.benchmark import sections
 from experiments.benchmark.gpu import (
-  aot_compile as ahead,
-)
-from experiments.benchmark.gpu import (
-  aot_programs as for_hopper,
-)
-from experiments.benchmark.gpu import (
+  aot_compile,
+  aot_programs,
   correctness,
   occupied,
 )
@@ -25,7 +21,7 @@ from experiments.measuring.variants import VARIANTS, with_attention
 from kvjax import kernels
 from kvjax.kernels.hopper import tuning
 from kvjax.layers import linear
-from kvjax.memory import planning as plan
+from kvjax.memory import plan
 from tests.experiments.commands import ROOT
 
 PTXAS = """ptxas info    : Function properties for a
@@ -143,32 +139,34 @@ def test_a_device_s_table_is_read_where_a_problem_is_like_one_of_it():
 
 def test_a_target_that_is_no_file_and_a_compiler_that_is_not_there(tmp_path):
   with pytest.raises(OSError, match='nowhere'):
-    ahead.device(tmp_path / 'nowhere.txtpb')
-  if any(importlib.util.find_spec(name) for name in ahead.PLUGINS):
+    aot_compile.device(tmp_path / 'nowhere.txtpb')
+  if any(importlib.util.find_spec(name) for name in aot_compile.PLUGINS):
     pytest.skip('the compiler is here')
   file = tmp_path / 'card.txtpb'
   file.write_text('device_description_str: "a card"\n')
   with pytest.raises(ValueError, match='pip install --no-deps jax-cuda13-pjrt'):
-    ahead.device(file)
-  assert ahead.name_of(file)['target'] == 'a card'
+    aot_compile.device(file)
+  assert aot_compile.name_of(file)['target'] == 'a card'
 
 
 def test_what_the_assembler_says_is_summed_up_once(monkeypatch):
   monkeypatch.setenv('MOSAIC_GPU_DUMP_TO', 'before')
-  with ahead.assembler() as reports:
-    folder = ahead.pathlib.Path(ahead.os.environ['MOSAIC_GPU_DUMP_TO'])
+  with aot_compile.assembler() as reports:
+    folder = aot_compile.pathlib.Path(
+      aot_compile.os.environ['MOSAIC_GPU_DUMP_TO']
+    )
     for n, store in enumerate((0, 24)):
       text = PTXAS.format(store=store, load=8 * n, registers=100 + n)
       (folder / f'{n}.ptxas').write_text(text)
     assert reports() == {'kernels': 2, 'registers': 101, 'spills': 32}
     assert reports()['kernels'] == 0
-  assert ahead.os.environ['MOSAIC_GPU_DUMP_TO'] == 'before'
+  assert aot_compile.os.environ['MOSAIC_GPU_DUMP_TO'] == 'before'
 
 
 def test_a_transpose_of_the_cache_is_seen():
-  assert ahead.moved(Compiled(), 8 * 64) == ['transpose a/attend']
-  assert ahead.kernel_calls(Compiled()) == 1
-  assert ahead.launches(Compiled()) == 4  # all but the parameter
+  assert aot_compile.moved(Compiled(), 8 * 64) == ['transpose a/attend']
+  assert aot_compile.kernel_calls(Compiled()) == 1
+  assert aot_compile.launches(Compiled()) == 4  # all but the parameter
   record = {
     'record': 'step', 'alias': 8, 'cache': 8, 'arguments': 9,
     'planned_arguments': 9, 'outputs': 9, 'planned_outputs': 9, 'ratio': 1.02,
@@ -176,18 +174,20 @@ def test_a_transpose_of_the_cache_is_seen():
     'moved': ['transpose a/attend'], 'kernel': 'mosaic_gpu', 'calls': 1,
     'layers': 1, 'temporaries': 5, 'smallest_leaf': 8, 'largest_leaf': 8,
   }  # fmt: skip
-  assert for_hopper._failed(record) == [
+  assert aot_programs._failed(record) == [
     'peak within 1 %', 'no copy, no transpose', 'nothing moved',
   ]  # fmt: skip
   good = record | {'ratio': 0.995, 'moved': []}
-  assert not for_hopper._failed(good)
-  assert for_hopper._failed(good | {'temporaries': 8, 'spills': 4, 'alias': 4})
+  assert not aot_programs._failed(good)
+  assert aot_programs._failed(
+    good | {'temporaries': 8, 'spills': 4, 'alias': 4}
+  )
   prefill = good | {'record': 'prefill', 'ratio': 1.04, 'temporaries': 80}
-  assert not for_hopper._failed(prefill)
-  assert for_hopper._failed(prefill | {'ratio': 0.94}) == ['peak within 5 %']
+  assert not aot_programs._failed(prefill)
+  assert aot_programs._failed(prefill | {'ratio': 0.94}) == ['peak within 5 %']
   alone = {'form': 'inside', 'launches': 5, 'kernels': 1, 'spills': 0}
-  assert for_hopper._kernel_failed(alone, 5) == ['fewer launches']
-  assert not for_hopper._kernel_failed(alone, 6)
+  assert aot_programs._kernel_failed(alone, 5) == ['fewer launches']
+  assert not aot_programs._kernel_failed(alone, 6)
 
 
 @pytest.mark.parametrize('version', ('0_10_2', '0_11_2'))
@@ -195,8 +195,8 @@ def test_what_was_compiled_for_an_h200_is_planned_as_near(version):
   path = f'{ROOT}/results/aot_h200_jax_{version}.jsonl'
   with open(path, encoding='utf-8') as lines:
     records = list(map(json.loads, lines))
-  ran = [r for r in records if r['record'] in for_hopper.WITHIN]
-  assert len(ran) >= len(for_hopper.STEPS)
+  ran = [r for r in records if r['record'] in aot_programs.WITHIN]
+  assert len(ran) >= len(aot_programs.STEPS)
   for record in ran:
     known = record['variant'] in VARIANTS
     config = kvjax.load_config('llama-3-8b' if known else record['variant'])
@@ -208,7 +208,7 @@ def test_what_was_compiled_for_an_h200_is_planned_as_near(version):
     )
     assert planned.cache_bytes == record['alias']
     off = 100 * abs(planned.total_bytes / record['peak'] - 1)
-    assert off <= for_hopper.WITHIN[record['record']], record
+    assert off <= aot_programs.WITHIN[record['record']], record
 
 
 def test_what_a_device_says_is_held_against_the_plan(monkeypatch):

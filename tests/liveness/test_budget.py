@@ -11,8 +11,7 @@ from absl.testing import absltest, parameterized
 from jax.ad_checkpoint import checkpoint_name as name
 
 from kvjax import liveness
-from kvjax.liveness.cut import budget
-from kvjax.liveness.cut import min_cut as cut
+from kvjax.liveness.cut import budget, min_cut
 from kvjax.liveness.cut import nodes as tensors
 from tests.liveness import zoo, zoo_variants
 
@@ -128,7 +127,7 @@ class BudgetTest(parameterized.TestCase):
       report.within(-1)
 
 
-def random_graph(draw: np.random.Generator) -> cut.Graph:
+def random_graph(draw: np.random.Generator) -> min_cut.Graph:
   """A chain of layers of nodes, each made of some of the layer before."""
   nodes = tuple(
     tensors.Node(
@@ -150,10 +149,10 @@ def random_graph(draw: np.random.Generator) -> cut.Graph:
     for i in range(8)
   )
   edges = {(int(draw.integers(0, b)), b) for b in range(1, 8) for _ in range(2)}
-  return cut.Graph(nodes, tuple(sorted(edges)), frozenset((5, 6, 7)))
+  return min_cut.Graph(nodes, tuple(sorted(edges)), frozenset((5, 6, 7)))
 
 
-def every_cut(graph: cut.Graph) -> set[tuple[int, float]]:
+def every_cut(graph: min_cut.Graph) -> set[tuple[int, float]]:
   """Bytes and FLOPs of all sets of kept nodes that suffice."""
   made_of = {b: [a for a, c in graph.edges if c == b] for b in range(8)}
   found = set()
@@ -186,7 +185,7 @@ class FrontTest(absltest.TestCase):
       self.assertEqual(
         [(c.bytes_per_token, c.flops_per_token) for c in found], best
       )
-      between += len(best) - len(cut.frontier(graph))
+      between += len(best) - len(min_cut.frontier(graph))
     self.assertGreater(between, 5)  # off the hull: no price finds them
 
 
