@@ -14,7 +14,7 @@ BELOW = {
   'native': {'target'},
   'streams': {'native', 'target'},
   'caches': {'native', 'streams', 'target'},
-  'layers': {'native', 'target'},
+  'layers': {'kernels', 'native', 'target'},
   'kernels': {'native', 'streams', 'target'},
   'attention': {'kernels', 'layers', 'streams'},
   'models': {'attention', 'layers', 'kernels', 'streams'},

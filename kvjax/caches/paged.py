@@ -196,7 +196,7 @@ class Paged(Kind):
 def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:
   """Returns the book with columns `[have, want)` of each row given a page.
 
-  The caller has checked that free pages suffice (`Kind.admits`).
+  The caller has checked that free pages suffice (`Kind.has_room`).
   """
   order, _ = _free_pages(book)
   need = want - have

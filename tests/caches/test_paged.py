@@ -72,7 +72,7 @@ class AllocatorTest(chex.TestCase):
   def test_who_is_admitted(self):
     """Rows that need fewest pages first, then in order; none always fits."""
     row = tape.feed(KIND, tape.blank(KIND, 3), np.arange(5), [5, 2, 0])
-    admits = self.variant(KIND.admits)
+    admits = self.variant(KIND.has_room)
     for count, want in (
       ((1, 1, 3), [True, True, True]),
       ((2, 2, 3), [True, True, False]),

@@ -30,7 +30,7 @@ def start(*flags):
 def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('memory')
   done = start(
-    '--config=configs/__main__.py:tiny',
+    '--config=configs/memory.py:tiny',
     '--checkpoint=tests/golden/checkpoints/llama',
     '--device=RTX 4090',
     '--compare=mha,mqa',
