@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import experiments
-from experiments.aggregate import __main__
+from experiments.aggregate import __main__ as aggregate
 from experiments.sweep import grid
 from tests.experiments.commands import ROOT, run
 
@@ -135,6 +135,6 @@ def test_a_point_is_flags_and_a_folder():
 
 
 def test_conditions_are_field_and_value():
-  assert __main__.conditions(['a=b', 'c=d=e']) == {'a': 'b', 'c': 'd=e'}
+  assert aggregate.conditions(['a=b', 'c=d=e']) == {'a': 'b', 'c': 'd=e'}
   with pytest.raises(ValueError, match="where='a' must be field=value"):
-    __main__.conditions(['a'])
+    aggregate.conditions(['a'])

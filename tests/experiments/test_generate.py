@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kvjax
-from experiments.generate import __main__
+from experiments.generate import __main__ as generate
 from experiments.generate.streaming import Streaming
 from tests.checkpoints.writing import GOLDEN, altered
 from tests.experiments.flags import given_flags
@@ -20,9 +20,9 @@ def run(tmp_path, name, **given):
   out = tmp_path / 'out.jsonl'
   out.unlink(missing_ok=True)
   own = {'checkpoint': str(GOLDEN / name), 'out': str(out), 'block': 4}
-  with given_flags(__main__.FLAGS, **own | given):
+  with given_flags(generate.FLAGS, **own | given):
     try:
-      __main__.main([])
+      generate.main([])
     except SystemExit as end:
       assert end.code == 130
   found = {}
@@ -142,8 +142,8 @@ def test_a_broken_checkpoint_is_one_line(
     file = path / 'model.safetensors'
     file.write_bytes(file.read_bytes()[:-1])
   given = {'checkpoint': str(path), 'prompt': 'ABC', 'tokens': 2}
-  with given_flags(__main__.FLAGS, **given), pytest.raises(SystemExit) as end:
-    __main__.main([])
+  with given_flags(generate.FLAGS, **given), pytest.raises(SystemExit) as end:
+    generate.main([])
   assert end.value.code == 2
   said = capsys.readouterr().err
   assert message in said and said.count('\n') == 1
@@ -182,8 +182,8 @@ def test_refusals_are_one_line(given, message, capsys):
   given = {
     'checkpoint': str(GOLDEN / 'llama'), 'prompt': 'ABC', 'tokens': 8
   } | given  # fmt: skip
-  with given_flags(__main__.FLAGS, **given), pytest.raises(SystemExit) as end:
-    __main__.main([])
+  with given_flags(generate.FLAGS, **given), pytest.raises(SystemExit) as end:
+    generate.main([])
   assert end.value.code == 2
   said = capsys.readouterr().err
   assert message in said and said.count('\n') == 1

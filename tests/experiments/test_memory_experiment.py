@@ -9,7 +9,7 @@ import pytest
 
 from configs.memory import get_config
 from experiments import launch
-from experiments.memory import __main__
+from experiments.memory import __main__ as memory
 from experiments.reporting import records
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -46,14 +46,14 @@ def test_tables_pictures_and_page_are_there(run):
     assert text in done.stdout, text
   for name in ('breakdown', 'growth', 'frontier', 'lives'):
     assert (workdir / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
-  page = (workdir / '__main__.html').read_text()
+  page = (workdir / 'memory.html').read_text()
   assert page.count('data:image/png;base64,') == 4
   assert 'http://' not in page and 'https://' not in page
 
 
 def test_the_plan_is_what_xla_was_given(run):
   workdir, _ = run
-  found = records.read([workdir / '__main__.jsonl'])
+  found = records.read([workdir / 'memory.jsonl'])
   plans = {r['model']: r['plan'] for r in found if r['record'] == 'plan'}
   assert len(plans) == 3
   own = plans['tests/golden/checkpoints/llama']
@@ -81,7 +81,7 @@ def test_the_plan_is_what_xla_was_given(run):
 def test_nonsense_ends_in_one_line_and_status_2(field, value, words, capsys):
   config = launch.override(get_config(), {field: value})
   with pytest.raises(SystemExit) as stop, launch.door():
-    __main__.check(config)
+    memory.check(config)
   assert stop.value.code == 2
   error = capsys.readouterr().err
   assert words in error and error.count('\n') == 1

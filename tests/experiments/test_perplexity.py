@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import kvjax
-from experiments.perplexity import __main__, held_out
+from experiments.perplexity import __main__ as perplexity
+from experiments.perplexity import held_out
 from kvjax.text import tokenizer
 from tests.checkpoints.writing import GOLDEN
 from tests.experiments.flags import given_flags
@@ -30,12 +31,12 @@ def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
   name = str(GOLDEN / 'deepseek_v3')
   caches = ['default', 'ring:window=7', 'paged:page=4+int8']
   with given_flags(
-    __main__.FLAGS, checkpoint=name, text=text, cache=caches, rows=2,
+    perplexity.FLAGS, checkpoint=name, text=text, cache=caches, rows=2,
     length=23, workdir=str(tmp_path), weights='int8',
   ):  # fmt: skip
-    __main__.main([])
+    perplexity.main([])
   assert 'bits per byte' in capsys.readouterr().out
-  lines = (tmp_path / '__main__.jsonl').read_text().splitlines()
+  lines = (tmp_path / 'perplexity.jsonl').read_text().splitlines()
   run, plain, coded, exact, ring, int8 = map(json.loads, lines)
   assert run['flags']['length'] == 23
 
@@ -91,9 +92,9 @@ def test_windows_begin_as_the_tokenizer_does():
 ])  # fmt: skip
 def test_refusals_are_one_line(given, message, text, capsys):
   asked = {'checkpoint': str(GOLDEN / 'llama'), 'text': text, 'length': 9}
-  with given_flags(__main__.FLAGS, **asked | given):
+  with given_flags(perplexity.FLAGS, **asked | given):
     with pytest.raises(SystemExit) as end:
-      __main__.main([])
+      perplexity.main([])
   assert end.value.code == 2
   said = capsys.readouterr().err
   assert message in said and said.count('\n') == 1
