@@ -5,50 +5,94 @@ K kv heads, G queries a kv head, H key width, E value width, D model, R latent,
 P rotary, L layers, F hidden, V vocabulary.
 """
 
-from kvjax import interop, liveness, memory, testing
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kvjax import kernels
 from kvjax.attention.attend import Scoring, attend, merge
 from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
 from kvjax.attention.rotary import Rotary
+from kvjax.attention.variant import Form, Table, Variant
+from kvjax.caches.array_spec import array_spec
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.dense import Dense
-from kvjax.caches.kind import Kind
+from kvjax.caches.kind import BookChange, Kind
 from kvjax.caches.paged import Paged
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
 from kvjax.caches.sinks import Sinks
-from kvjax.checkpoints.load import load_checkpoint, load_config
-from kvjax.checkpoints.prompt_cache.save import load_cache, save_cache
-from kvjax.decoding.cache import Cache, DonatedCacheError, init_cache
+from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.cache import Cache, DonatedCacheError
 from kvjax.decoding.generation import generate
 from kvjax.decoding.inspection import check, inspect
+from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.rows import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.sampling import Sampling, sample
 from kvjax.decoding.steps import decode_step, extend, prefill
+from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
-from kvjax.models.decoder import init_params
-from kvjax.models.encoder import encode
+from kvjax.models.encoder import Encoded, encode
 from kvjax.models.experts import Experts
+from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 from kvjax.models.quantize import quantize
 from kvjax.models.uncached import forward
 from kvjax.streams.codecs import Codec, Int8, Plain
-from kvjax.streams.view import View
+from kvjax.streams.stream import Stream
+from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
+
+if TYPE_CHECKING:  # loaded when they are first used
+  from kvjax import checkpoints, interop, liveness, memory, testing, text
+  from kvjax.checkpoints.load import load_checkpoint, load_config
+  from kvjax.checkpoints.prompt_cache.save import load_cache, save_cache
+else:
+  _MODULES = (
+    'checkpoints',
+    'interop',
+    'liveness',
+    'memory',
+    'testing',
+    'text',
+  )
+  _FUNCTIONS = {
+    'load_checkpoint': 'kvjax.checkpoints.load',
+    'load_config': 'kvjax.checkpoints.load',
+    'load_cache': 'kvjax.checkpoints.prompt_cache.save',
+    'save_cache': 'kvjax.checkpoints.prompt_cache.save',
+  }
+
+  def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+      return importlib.import_module(f'kvjax.{name}')
+    if name in _FUNCTIONS:
+      function = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+      globals()[name] = function
+      return function
+    raise AttributeError(f'module kvjax has no attribute {name!r}')
+
+  def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __version__ = '0.1.0'
 
 __all__ = (
   'Alibi',
+  'BookChange',
   'Bounded',
   'Cache',
   'Codec',
+  'DecodeOptions',
   'Dense',
   'DonatedCacheError',
+  'Encoded',
   'Encoder',
   'Experts',
+  'Form',
   'Grouped',
   'HeavyHitters',
   'Int8',
@@ -69,22 +113,34 @@ __all__ = (
   'Score',
   'Scoring',
   'Sinks',
+  'Stream',
+  'Streams',
+  'Table',
+  'Variant',
   'View',
   'Visibility',
+  'array_spec',
   'attend',
   'check',
+  'checkpoints',
   'concat',
+  'contiguous_view',
   'decode_step',
   'earliest',
   'encode',
   'extend',
   'fork',
   'forward',
+  'fresh_view',
   'generate',
   'init_cache',
+  'init_linear',
   'init_params',
   'inspect',
   'interop',
+  'join_heads',
+  'kernels',
+  'linear',
   'liveness',
   'load_cache',
   'load_checkpoint',
@@ -97,6 +153,8 @@ __all__ = (
   'rewind',
   'sample',
   'save_cache',
+  'split_heads',
   'take',
   'testing',
+  'text',
 )

@@ -24,7 +24,8 @@ from experiments.measuring.ran import ran
 from experiments.measuring.traffic import step_bytes
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
-from kvjax.decoding.cache import Cache, init_cache
+from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.cache import Cache
 from kvjax.decoding.parse import parse_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig

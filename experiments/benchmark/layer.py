@@ -27,7 +27,8 @@ from experiments.measuring.model import (
 from kvjax.attention.grouped import Grouped
 from kvjax.kernels import available
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.decoder import embed, init_params, unembed
+from kvjax.models.decoder import embed, unembed
+from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 
 VOCABULARY = 8

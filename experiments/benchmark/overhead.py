@@ -10,11 +10,11 @@ import numpy as np
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.memory.compiled.calls import compile_call
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.decoder import init_params
+from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 
 SLOTS, TURNS = 512, 200

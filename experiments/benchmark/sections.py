@@ -30,7 +30,7 @@ from experiments.measuring import attention, clock, model
 from experiments.measuring.variants import with_attention
 from kvjax.kernels import available
 from kvjax.kernels.hopper import tuning
-from kvjax.models.decoder import init_params
+from kvjax.models.initialize import init_params
 
 Record = dict[str, Any]
 COPIED = 4.3e12  # bytes a second of the H200 for which the bars are

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from experiments.training.loss import bits, next_token_loss
 from kvjax.caches.kind import Kind
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Codec

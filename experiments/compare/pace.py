@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.generation import generate
 from kvjax.decoding.sampling import Sampling
 from kvjax.decoding.steps import prefill

@@ -25,7 +25,7 @@ from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters
 from kvjax.caches.sinks import Sinks
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward
 from kvjax.streams.codecs import Codec, Int8

@@ -22,7 +22,7 @@ from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
 from experiments.measuring.traffic import held_bytes, step_bytes
 from experiments.reporting import records
-from kvjax.decoding.cache import cache_spec
+from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.parse import DEFAULT, parse_cache
 from kvjax.text import prompts, tokenizer
 

@@ -10,7 +10,8 @@ import numpy as np
 from experiments.generate.compilation import compilation
 from experiments.generate.speed import Stopwatch
 from experiments.generate.streaming import Streaming, interrupts
-from kvjax.decoding.cache import Cache, check_sizes
+from kvjax.decoding.allocate import check_sizes
+from kvjax.decoding.cache import Cache
 from kvjax.decoding.generation import generate
 from kvjax.decoding.steps import prefill
 from kvjax.kernels import KERNELS

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from kvjax.checkpoints.prompt_cache.save import load_cache
-from kvjax.decoding.cache import Cache, init_cache
+from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.cache import Cache
 from kvjax.decoding.rows import repeat
 from kvjax.models.config import ModelConfig
 

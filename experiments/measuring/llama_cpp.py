@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.measuring import clock, gguf_file, peers
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import decode_step, prefill
 from kvjax.models.config import ModelConfig
 

@@ -14,14 +14,15 @@ from experiments.measuring.clock import Runner
 from experiments.measuring.ran import ran
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.decoding.cache import Cache, init_cache
+from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.cache import Cache
 from kvjax.decoding.generation import generate
 from kvjax.decoding.steps import decode_step, extend, prefill
 from kvjax.kernels import KERNELS, available
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.decoder import init_params
+from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 from kvjax.models.quantize import quantize
 from kvjax.models.uncached import forward

@@ -180,7 +180,8 @@ def replay(
         if rotary is None
         else rotary_table(rotary, positions, tokens.shape[1])
       )
-      asked = variant.project_queries(q, h, table, False)
+      form = variant.form(h.shape[1], 'expanded')
+      asked = form.project_queries(q, h, table)
       left = variant.project_streams(q, h, table)
       if past is not None:
         asked = jax.tree.map(_before_last, past.queries[index], asked)
@@ -188,12 +189,12 @@ def replay(
         left = _choose(keep, kept, left)
       out, _ = plain_attention(
         asked,
-        variant.expand(q, left, False),
+        form.expand(q, left),
         positions,
         positions,
-        variant.scoring(q, params.get('relative'), False),
+        form.scoring(q, params.get('relative')),
       )
-      return variant.project_output(q, out.astype(h.dtype), False), (
+      return form.project_output(q, out.astype(h.dtype)), (
         asked,
         left,
       )

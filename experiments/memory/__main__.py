@@ -16,7 +16,7 @@ from experiments import launch
 from experiments.measuring.variants import with_attention
 from experiments.memory import tables
 from experiments.reporting.writer import Writer, follow, start
-from kvjax.decoding.cache import check_sizes
+from kvjax.decoding.allocate import check_sizes
 from kvjax.decoding.parse import parse_cache
 from kvjax.memory import (
   Device,

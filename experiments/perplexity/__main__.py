@@ -23,7 +23,7 @@ from experiments.measuring.traffic import held_bytes
 from experiments.perplexity import held_out
 from experiments.reporting.blocks import Table
 from experiments.reporting.writer import progress, start
-from kvjax.decoding.cache import cache_spec, check_sizes
+from kvjax.decoding.allocate import cache_spec, check_sizes
 from kvjax.decoding.parse import DEFAULT, parse_cache
 from kvjax.memory.planning import plan
 from kvjax.models.config import ModelConfig

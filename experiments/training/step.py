@@ -13,7 +13,7 @@ from flax import struct
 from experiments.training.loss import loss
 from experiments.training.text import Corpus, training_batch
 from kvjax.models.config import ModelConfig
-from kvjax.models.decoder import init_params
+from kvjax.models.initialize import init_params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
 from kvjax.attention.rotary import Rotary
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.decoder import init_params
+from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 
 VARIANTS = ('mha', 'gqa', 'mqa', 'mla')

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from experiments.why_no_q_cache.readers import readers
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Table
-from kvjax.decoding.cache import Cache, cache_spec, init_cache
+from kvjax.decoding.allocate import cache_spec, init_cache
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.steps import decode_step
 from kvjax.memory.compiled.measurement import Measured, measure
 from kvjax.models.config import ModelConfig
-from kvjax.models.decoder import init_params
+from kvjax.models.initialize import init_params
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 
@@ -36,7 +38,7 @@ class Recording(Grouped):
   def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
-    query = self.project_queries(params, x, table, False)['key']
+    query = self.project_queries(params, x, table)['key']
     rows = query.reshape(query.shape[0], self.num_heads, *query.shape[3:])
     return {**super().project_streams(params, x, table), LEAF: rows}
 
@@ -133,14 +135,20 @@ class _Programs:
     whole = init_cache(self.recorded, self.batch_size, self.capacity)
     return params, cache, leaves(whole), jnp.zeros(self.batch_size, jnp.int32)
 
+  @property
+  def _one_block(self) -> DecodeOptions:
+    return DecodeOptions(block=self.capacity)
+
   def step(self, params, cache, query, token):
     del query
-    return decode_step(self.plain, params, cache, token, block=self.capacity)
+    return decode_step(
+      self.plain, params, cache, token, options=self._one_block
+    )
 
   def in_and_out(self, params, cache, query, token):
     whole = self._join(cache, query)
     logits, whole = decode_step(
-      self.recorded, params, whole, token, block=self.capacity
+      self.recorded, params, whole, token, options=self._one_block
     )
     return logits, *self._part(whole, cache)
 

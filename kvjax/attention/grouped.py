@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kvjax.attention.attend import Scoring
 from kvjax.attention.bias import Alibi, PositionBias, RelativeBias
 from kvjax.attention.rotary import Rotary, rotate
-from kvjax.attention.variant import Table
+from kvjax.attention.variant import Form, Table, Variant
 from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
 from kvjax.streams.stream import Stream
@@ -25,7 +25,7 @@ from kvjax.streams.visibility import Visibility
 
 
 @dataclasses.dataclass(frozen=True)
-class Grouped:
+class Grouped(Variant, Form):
   """Attention that remembers K and V of `num_kv_heads` heads a token.
 
   Attributes:
@@ -153,52 +153,37 @@ class Grouped:
           params[f'{name}_norm'] = _per_head(params[f'{name}_norm'], shape)
     return params
 
-  def absorbs(self, tokens: int) -> bool:
-    return False
+  def form(self, tokens: int, name: str | None = None) -> Form:
+    """Returns itself: grouped attention has one form."""
+    del tokens, name
+    return self
 
   def project_queries(
-    self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
     """Returns queries `{'key': [B, K, G, T, H]}` of activations `[B, T, D]`."""
-    del absorb
-    query = self._project(params, 'query', x)
-    query = split_heads(
-      query, self.num_kv_heads, self.num_heads // self.num_kv_heads
-    )
-    query = self._turn(params, 'query', query, table)
+    query = self._project_joint(params, 'query', x)
+    groups = self.num_heads // self.num_kv_heads
+    query = split_heads(query, self.num_kv_heads, groups)
+    query = self._norm_and_rotate(params, 'query', query, table)
     return {'key': checkpoint_name(query, 'query')}
 
   def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
-    """Returns what tokens `[B, T, D]` leave behind: K and V `[B, K, T, H]`."""
-    key = split_heads(self._project(params, 'key', x), self.num_kv_heads)
-    key = self._turn(params, 'key', key, table)
+    """Returns key and value `[B, K, T, H]` of tokens `[B, T, D]`."""
+    key = split_heads(self._project_joint(params, 'key', x), self.num_kv_heads)
+    key = self._norm_and_rotate(params, 'key', key, table)
     value = split_heads(linear(params, 'value', x), self.num_kv_heads)
     return {
       'key': checkpoint_name(key, 'key'),
       'value': checkpoint_name(value, 'value'),
     }
 
-  def reads_stored(self, absorb: bool) -> bool:
-    """Returns whether `expand` changes nothing."""
-    return True
-
-  def expand(
-    self, params: Mapping[str, Any], streams: Streams, absorb: bool
-  ) -> Streams:
-    """Returns streams as `project_queries` scores them: as they are."""
-    del params, absorb
-    return streams
-
   def scoring(
-    self,
-    params: Mapping[str, Any],
-    relative: jax.Array | None,
-    absorb: bool,
+    self, params: Mapping[str, Any], relative: jax.Array | None
   ) -> Scoring:
     """Returns scale, mask, bias and sinks of this layer."""
-    del absorb
     groups = (self.num_kv_heads, self.num_heads // self.num_kv_heads)
     sinks = params['sinks'].reshape(groups) if self.sinks else None
     bias = None
@@ -214,19 +199,20 @@ class Grouped:
     )
 
   def project_output(
-    self, params: Mapping[str, Any], out: jax.Array, absorb: bool
+    self, params: Mapping[str, Any], out: jax.Array
   ) -> jax.Array:
-    """Returns `[B, T, D]` from attention output `[B, K, G, T, E]`."""
-    del absorb
+    """Returns `[B, T, D]` from attention's output `[B, K, G, T, E]`."""
     return linear(params, 'output', join_heads(out))
 
-  def _project(self, params, name, x):
+  def _project_joint(self, params, name, x):
+    """Projects `[B, T, D]`; normalises over all heads if the variant does."""
     y = linear(params, name, x)
     if self.qk_norm is not None and self.qk_norm_joint:
       y = self.qk_norm(params[f'{name}_norm'], y)
     return y
 
-  def _turn(self, params, name, x, table):
+  def _norm_and_rotate(self, params, name, x, table):
+    """Normalises heads `[B, K, (G,) T, H]` one by one, then rotates them."""
     if self.qk_norm is not None and not self.qk_norm_joint:
       x = self._norm_heads(params[f'{name}_norm'], x)
     if self.rotary is None or table is None:

@@ -7,12 +7,12 @@ value of a head is ever stored. Two equal ways to read them:
   formula of the paper and the oracle here;
 - absorbed: W_UK moves to the query and W_UV to the output (equation 10 ff.),
   so that all heads read the latent itself, like MQA. Cheaper for few new
-  tokens: `absorbs` decides by cost.
+  tokens: `Latent.form` decides by cost.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kvjax.attention.attend import Scoring
 from kvjax.attention.rotary import Rotary, rotate
-from kvjax.attention.variant import Table
+from kvjax.attention.variant import Form, Table, Variant
 from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
 from kvjax.streams.stream import Stream
@@ -29,7 +29,7 @@ from kvjax.streams.visibility import Visibility
 
 
 @dataclasses.dataclass(frozen=True)
-class Latent:
+class Latent(Variant):
   """Attention that remembers a latent and one rotated key a token.
 
   Attributes:
@@ -133,104 +133,142 @@ class Latent:
       ),
     }
 
-  def absorbs(self, tokens: int) -> bool:
-    """Returns whether the absorbed form costs less for so many new tokens.
+  def form(self, tokens: int, name: str | None = None) -> Form:
+    """Returns the absorbed or the expanded form, whichever costs less.
 
     For each stored token the absorbed form multiplies `N (2 R + P)` a query
     and the expanded one `N (H + P + E)`, plus `N R (H + E)` to expand it once:
-    equal at 171 tokens for DeepSeek-V3.
-    """
-    heads = self.key_width + self.value_width
-    surplus = 2 * self.latent_width - heads
-    return surplus <= 0 or tokens < self.latent_width * heads / surplus
+    equal at 171 new tokens for DeepSeek-V3.
 
-  def project_queries(
-    self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
-  ) -> Streams:
-    """Returns queries of `[B, T, D]`.
+    Args:
+      tokens: new tokens a row, T.
+      name: 'absorbed' or 'expanded', to force it; None for the cheaper one.
 
-    Absorbed `{'latent': [B, 1, N, T, R], 'rotary': [B, 1, N, T, P]}`, expanded
-    `{'key': [B, N, 1, T, H + P]}`.
+    Raises:
+      ValueError: there is no form of that name.
     """
+    if name is None:
+      widths = self.key_width + self.value_width
+      surplus = 2 * self.latent_width - widths
+      absorbs = surplus <= 0 or tokens < self.latent_width * widths / surplus
+      name = 'absorbed' if absorbs else 'expanded'
+    if name not in FORMS:
+      raise ValueError(f'form={name!r} must be one of {", ".join(FORMS)}.')
+    return FORMS[name](self)
+
+  def split_queries(
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns queries `[B, N, T, H]` and rotated ones `[B, N, T, P]`."""
     if self.query_rank is not None:
       x = linear(params, 'query_down', x)
       x = checkpoint_name(self.norm(params['query_norm'], x), 'query_latent')
     query = split_heads(linear(params, 'query', x), self.num_heads)
-    plain, turned = jnp.split(query, [self.key_width], axis=-1)
-    turned = self._turn(turned, table)
-    if not absorb:
-      query = jnp.concatenate([plain, turned], axis=-1)
-      return {'key': checkpoint_name(query, 'query')[:, :, None]}
-    plain = _per_head('NMH,NHR->NMR', plain, params['up_key'])
-    return {
-      'latent': checkpoint_name(plain, 'query')[:, None],
-      'rotary': checkpoint_name(turned, 'query_rotary')[:, None],
-    }
+    plain, rotary = jnp.split(query, [self.key_width], axis=-1)
+    return plain, self._rotate(rotary, table)
 
   def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
   ) -> Streams:
     """Returns latent `[B, 1, T, R]` and rotated key `[B, 1, T, P]`."""
     down = linear(params, 'latent', x)
-    latent, turned = jnp.split(down, [self.latent_width], axis=-1)
+    latent, rotary = jnp.split(down, [self.latent_width], axis=-1)
     latent = self.norm(params['latent_norm'], latent)[:, None]
-    turned = self._turn(turned[:, None], table)
+    rotary = self._rotate(rotary[:, None], table)
     return {
       'latent': checkpoint_name(latent, 'latent'),
-      'rotary': checkpoint_name(turned, 'rotary'),
+      'rotary': checkpoint_name(rotary, 'rotary'),
     }
 
-  def reads_stored(self, absorb: bool) -> bool:
-    """Returns whether `expand` changes nothing."""
-    return absorb
+  def scoring_by(self, value: str) -> Scoring:
+    """Returns scale and mask; `value` names the stream that is summed."""
+    width = self.key_width + self.rotary.width
+    return Scoring(
+      scale=width**-0.5 if self.scale is None else self.scale,
+      value=value,
+      visibility=self.visibility,
+    )
 
-  def expand(
-    self, params: Mapping[str, Any], streams: Streams, absorb: bool
-  ) -> Streams:
-    """Returns streams as `project_queries` scores them.
+  def _rotate(self, x, table):
+    return x if table is None else rotate(x, table, self.rotary.interleaved)
 
-    Absorbed: as they are. Expanded: key `[B, N, S, H + P]`, value
-    `[B, N, S, E]` of the given tokens.
-    """
-    if absorb:
-      return streams
-    latent, turned = streams['latent'], streams['rotary']
+
+@dataclasses.dataclass(frozen=True)
+class Absorbed(Form):
+  """All heads read the latent as it is stored.
+
+  The weights that would expand the latent are applied to queries and outputs
+  instead (equation 10 ff.).
+
+  Attributes:
+    variant: whose latent it is.
+  """
+
+  variant: Latent
+
+  def project_queries(self, params, x, table):
+    """Returns `{'latent': [B, 1, N, T, R], 'rotary': [B, 1, N, T, P]}`."""
+    plain, rotary = self.variant.split_queries(params, x, table)
+    latent = _per_head('NMH,NHR->NMR', plain, params['up_key'])
+    return {
+      'latent': checkpoint_name(latent, 'query')[:, None],
+      'rotary': checkpoint_name(rotary, 'query_rotary')[:, None],
+    }
+
+  def scoring(self, params, relative):
+    """Returns scale and mask; the value is the latent."""
+    del params, relative
+    return self.variant.scoring_by('latent')
+
+  def project_output(self, params, out):
+    """Returns `[B, T, D]` from `[B, 1, N, T, R]`."""
+    out = _per_head('NMR,NER->NME', out[:, 0], params['up_value'])
+    return linear(params, 'output', join_heads(out))
+
+
+@dataclasses.dataclass(frozen=True)
+class Expanded(Form):
+  """Every head reads keys and values that are expanded from the latent.
+
+  Attributes:
+    variant: whose latent it is.
+  """
+
+  variant: Latent
+  expands: ClassVar[bool] = True
+
+  def project_queries(self, params, x, table):
+    """Returns `{'key': [B, N, 1, T, H + P]}`."""
+    plain, rotary = self.variant.split_queries(params, x, table)
+    query = jnp.concatenate([plain, rotary], axis=-1)
+    return {'key': checkpoint_name(query, 'query')[:, :, None]}
+
+  def expand(self, params, streams):
+    """Returns key `[B, N, S, H + P]` and value `[B, N, S, E]` of the slots."""
+    latent, rotary = streams['latent'], streams['rotary']
     key = _expand(latent, params['up_key'], 'BSR,NHR->BNSH')
     value = _expand(latent, params['up_value'], 'BSR,NER->BNSE')
-    turned = jnp.broadcast_to(turned, key.shape[:3] + turned.shape[-1:])
-    key = jnp.concatenate([key, turned.astype(key.dtype)], axis=-1)
+    rotary = jnp.broadcast_to(rotary, key.shape[:3] + rotary.shape[-1:])
+    key = jnp.concatenate([key, rotary.astype(key.dtype)], axis=-1)
     return {
       'key': checkpoint_name(key, 'key'),
       'value': checkpoint_name(value, 'value'),
     }
 
-  def scoring(
-    self,
-    params: Mapping[str, Any],
-    relative: jax.Array | None,
-    absorb: bool,
-  ) -> Scoring:
-    """Returns scale and mask; the value of an absorbed layer is its latent."""
+  def scoring(self, params, relative):
+    """Returns scale and mask."""
     del params, relative
-    width = self.key_width + self.rotary.width
-    return Scoring(
-      scale=width**-0.5 if self.scale is None else self.scale,
-      value='latent' if absorb else 'value',
-      visibility=self.visibility,
-    )
+    return self.variant.scoring_by('value')
 
-  def project_output(
-    self, params: Mapping[str, Any], out: jax.Array, absorb: bool
-  ) -> jax.Array:
-    """Returns `[B, T, D]` from `[B, 1, N, T, R]` or `[B, N, 1, T, E]`."""
-    if absorb:
-      out = _per_head('NMR,NER->NME', out[:, 0], params['up_value'])
-    else:
-      out = out[:, :, 0]
-    return linear(params, 'output', join_heads(out))
+  def project_output(self, params, out):
+    """Returns `[B, T, D]` from `[B, N, 1, T, E]`."""
+    return linear(params, 'output', join_heads(out[:, :, 0]))
 
-  def _turn(self, x, table):
-    return x if table is None else rotate(x, table, self.rotary.interleaved)
+
+FORMS: dict[str, Callable[[Latent], Form]] = {
+  'absorbed': Absorbed,
+  'expanded': Expanded,
+}
 
 
 def _init_up(key, heads, out, latent, dtype):

@@ -5,12 +5,54 @@ whose oracle it is.
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kvjax.attention.attend import Scoring
+from kvjax.attention.variant import Table, Variant
+from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams
+
+
+def attend_uncached(
+  variant: Variant,
+  params: Mapping[str, Any],
+  x: jax.Array,
+  streams: Streams,
+  *,
+  query_positions: jax.Array,
+  key_positions: jax.Array,
+  table: Table = None,
+  relative: jax.Array | None = None,
+  form: str = 'expanded',
+) -> tuple[jax.Array, jax.Array]:
+  """Returns one layer's attention `[B, T, D]` and its weights `[B, N, T, S]`.
+
+  Args:
+    variant: the attention.
+    params: its parameters.
+    x: normalised activations `[B, T, D]` that the queries are made of.
+    streams: what the attended tokens left behind, `[B, K, S, H]` by name.
+    query_positions: int32 `[B, T]`, -1 where there is no token.
+    key_positions: int32 `[B, S]`, -1 where there is no token.
+    table: rotary table at the query positions; None for none.
+    relative: the model's table of relative biases `[buckets, N]`, if any.
+    form: of latent attention, 'expanded' or 'absorbed'.
+  """
+  chosen = variant.form(x.shape[1], form)
+  with jax.named_scope('attend'):
+    out, weights = plain_attention(
+      chosen.project_queries(params, x, table),
+      chosen.expand(params, streams),
+      query_positions,
+      key_positions,
+      chosen.scoring(params, relative),
+    )
+  y = chosen.project_output(params, out.astype(x.dtype))
+  batch, heads, groups = weights.shape[:3]
+  return y, weights.reshape((batch, heads * groups) + weights.shape[3:])
 
 
 def plain_attention(
@@ -26,7 +68,7 @@ def plain_attention(
     queries: by key stream, `[B, K, G, T, H]`.
     streams: by name, `[B, K, S, H]`.
     positions: `[B, T]`, -1 where there is no token.
-    key_positions: `[B, S]`, likewise.
+    key_positions: `[B, S]`, -1 where there is no token.
     scoring: scale, mask, bias and sinks.
   """
   products = [
@@ -48,13 +90,14 @@ def plain_attention(
       key_positions[:, None, None, :],
       scores.shape[1],
     )
-  asked, held = positions[:, :, None], key_positions[:, None, :]
-  seen = scoring.visibility.sees(asked, held) & (asked >= 0)
+  row, column = positions[:, :, None], key_positions[:, None, :]
+  seen = scoring.visibility.sees(row, column) & (row >= 0)
   seen = seen[:, None, None]
   weights = masked_softmax(scores, seen, scoring.sinks)
   values = streams[scoring.value]
-  held = (key_positions >= 0)[:, None, :, None]
-  values = jnp.where(held, values, jnp.zeros_like(values))
+  # A weight of 0 does not silence a NaN, so values without a token become 0.
+  is_token = (key_positions >= 0)[:, None, :, None]
+  values = jnp.where(is_token, values, jnp.zeros_like(values))
   out = jnp.einsum(
     'BKGTS,BKSE->BKGTE',
     weights.astype(values.dtype),

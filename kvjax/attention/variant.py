@@ -1,45 +1,141 @@
-"""The interface of an attention variant."""
+"""The interface of an attention variant, and of its forms.
 
+A variant says what a token leaves behind (`streams`, `project_streams`). A form
+says how queries read that. Most variants have one form: such a class derives
+from both, and its `form` returns itself. `Latent` has two forms, which compute
+the same at different cost.
+"""
+
+import abc
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
 
+from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.rotary import Rotary
+from kvjax.renamed import check_methods
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
+from kvjax.streams.visibility import Visibility
 
 Table = tuple[jax.Array, jax.Array] | None
 
+_RENAMED = {
+  'ask': 'project_queries',
+  'leave': 'project_streams',
+  'unfold': 'expand',
+  'output': 'project_output',
+  'absorbs': 'form',
+  'reads_stored': 'expands',
+}
 
-class Variant(Protocol):
-  """What an attention variant asks and leaves behind; see `Grouped`, `Latent`.
 
-  `absorb` is static: whether queries read the streams as they are stored
-  (True) or as `expand` expands them. Variants with one form ignore it.
+class Form(abc.ABC):
+  """How queries read what tokens left behind.
+
+  Attributes:
+    expands: `expand` changes the streams. Where it does not, kernels read them
+      as they are stored.
   """
 
-  @property
-  def rotary(self) -> Rotary | None: ...
-  @property
-  def shared_from(self) -> int | None: ...
-  def streams(self) -> dict[str, Stream]: ...
-  def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]: ...
-  def absorbs(self, tokens: int) -> bool: ...
+  expands: ClassVar[bool] = False
+
+  def __init_subclass__(cls, **options: Any):
+    super().__init_subclass__(**options)
+    check_methods(cls, _RENAMED)
+
+  @abc.abstractmethod
   def project_queries(
-    self, params: Mapping[str, Any], x: jax.Array, table: Table, absorb: bool
-  ) -> Streams: ...
+    self, params: Mapping[str, Any], x: jax.Array, table: Table
+  ) -> Streams:
+    """Returns queries `[B, K, G, T, H]`, by key stream.
+
+    Args:
+      params: of the variant.
+      x: activations `[B, T, D]`.
+      table: rotary table at the positions of the tokens; None for none.
+    """
+
+  def expand(self, params: Mapping[str, Any], streams: Streams) -> Streams:
+    """Returns streams `[B, K, S, H]` as the queries are scored against them."""
+    del params
+    return streams
+
+  @abc.abstractmethod
+  def scoring(
+    self, params: Mapping[str, Any], relative: jax.Array | None
+  ) -> Scoring:
+    """Returns scale, mask, bias and sinks.
+
+    Args:
+      params: of the variant.
+      relative: the model's table of relative biases `[buckets, N]`, if any.
+    """
+
+  @abc.abstractmethod
+  def project_output(
+    self, params: Mapping[str, Any], out: jax.Array
+  ) -> jax.Array:
+    """Returns `[B, T, D]` from attention's output `[B, K, G, T, E]`."""
+
+
+class Variant(abc.ABC):
+  """What a token leaves behind.
+
+  Attributes:
+    visibility: which keys a query sees.
+    rotary: rotation of queries and keys; None for none.
+    bias: additive bias from positions; None for none.
+    shared_from: index of the earlier layer whose streams this one reads; None
+      for streams that this layer projects.
+  """
+
+  visibility: Visibility
+  rotary: Rotary | None = None
+  bias: Alibi | RelativeBias | None = None
+  shared_from: int | None = None
+
+  def __init_subclass__(cls, **options: Any):
+    super().__init_subclass__(**options)
+    check_methods(cls, _RENAMED)
+
+  @property
+  @abc.abstractmethod
+  def query_width(self) -> int:
+    """Elements of all queries of a token, which no cache keeps."""
+
+  @abc.abstractmethod
+  def streams(self) -> dict[str, Stream]:
+    """Returns heads and width of each stream that a token leaves behind."""
+
+  @abc.abstractmethod
+  def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
+    """Returns random parameters for activations of `width` features."""
+
+  @abc.abstractmethod
+  def num_params(self, width: int) -> int:
+    """Returns the number of elements that `init` makes."""
+
+  @abc.abstractmethod
   def project_streams(
     self, params: Mapping[str, Any], x: jax.Array, table: Table
-  ) -> Streams: ...
-  def reads_stored(self, absorb: bool) -> bool: ...
-  def expand(
-    self, params: Mapping[str, Any], streams: Streams, absorb: bool
-  ) -> Streams: ...
-  def scoring(
-    self, params: Mapping[str, Any], relative: jax.Array | None, absorb: bool
-  ) -> Scoring: ...
-  def project_output(
-    self, params: Mapping[str, Any], out: jax.Array, absorb: bool
-  ) -> jax.Array: ...
+  ) -> Streams:
+    """Returns what tokens leave behind: `[B, K, T, H]` by stream.
+
+    Args:
+      params: of the variant.
+      x: activations `[B, T, D]`.
+      table: rotary table at the positions of the tokens; None for none.
+    """
+
+  @abc.abstractmethod
+  def form(self, tokens: int, name: str | None = None) -> Form:
+    """Returns the form that costs least for a number of new tokens.
+
+    Args:
+      tokens: new tokens a row, T.
+      name: of a form, to force it; None for the cheapest. A variant with one
+        form ignores it.
+    """

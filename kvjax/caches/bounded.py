@@ -91,32 +91,37 @@ class Bounded(Kind):
     )
 
   def place(self, book, length, positions):
-    # Tokens take the first empty slots: none lies beyond as many as there are.
+    # Tokens take the first empty slots, so the tokens of a row are always in
+    # its lowest slots, and attention reads no further than their number.
     index = jnp.arange(self.size, dtype=jnp.int32)[None, None, :]
     empty = jnp.where(book.positions == EMPTY, index, self.size)
     slots = _lowest(empty, positions.shape[1])
     outside = self.outside(positions)[:, None, :]
     slots = jnp.where(positions[:, None, :] >= 0, slots, outside)
     spread = jnp.broadcast_to(positions[:, None, :], slots.shape)
-    held = write_rows(book.positions, spread, slots)
-    return book.replace(positions=held), slots
+    written = write_rows(book.positions, spread, slots)
+    return book.replace(positions=written), slots
 
   def evict(self, book, weights, before, after):
-    before, after = before[:, None, None], after[:, None, None]
+    before = before[:, None, None]
+    after = after[:, None, None]
     live = book.positions != EMPTY
     total = book.total
     if weights is not None:
-      # What the slot's last token received is not the new one's.
+      # A slot may have changed hands: its new token starts from 0, not from
+      # what the old token had received.
       total = jnp.where(book.positions < before, total, 0.0)
-      # A row that asked nothing learns nothing. And reading the old statistic,
-      # even where a score starts anew, lets a donated leaf stay where it lies.
+      # A row without new tokens keeps its statistic. The select also makes the
+      # result depend on the old statistic, even for a score that starts anew;
+      # without that XLA would not write a donated leaf in place.
       new = self.score.accumulate(total, weights)
       total = jnp.where(live & (after > before), new, total)
     age = after - 1 - book.positions
     priority = jnp.where(live, self.score.priority(total, age), jnp.inf)
     lowest = _lowest(priority, min(self.chunk, self.size))
     rank = jnp.arange(lowest.shape[-1], dtype=jnp.int32)[None, None, :]
-    # Not a count of live slots, which would hold a number for each.
+    # The surplus follows from lengths. Counting live slots would give the same,
+    # at the price of a number for every slot.
     survivors = self.budget - 1
     surplus = jnp.minimum(before, survivors) + (after - before) - survivors
     slots = jnp.where(rank < surplus, lowest, self.size + rank)
@@ -124,12 +129,12 @@ class Bounded(Kind):
     return BoundedBook(write_rows(book.positions, empty, slots), total)
 
   def shortest_rewind(self, book, length):
-    # What was forgotten cannot be told from here, nor the scores undone.
+    # The book does not say what was forgotten, and scores cannot be undone.
     return length
 
 
 def _lowest(x: jax.Array, count: int) -> jax.Array:
   """Returns int32 `[B, K, count]`: slots of the lowest of `x [B, K, S]`."""
-  if count == 1:  # a sort would hold all slots, and take its time
+  if count == 1:  # top_k would sort all slots
     return jnp.argmin(x, axis=-1, keepdims=True).astype(jnp.int32)
   return jax.lax.top_k(-x, count)[1]

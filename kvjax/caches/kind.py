@@ -7,7 +7,7 @@ subclass `Kind` and override what differs from a dense cache.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from flax import struct
 
 from kvjax.caches.array_spec import array_spec
 from kvjax.native import write_narrow
+from kvjax.renamed import check_methods
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
 from kvjax.target import target
@@ -33,6 +34,31 @@ class Book:
   positions: jax.Array
 
 
+class BookChange(NamedTuple):
+  """A book after its rows were rewound or gathered.
+
+  Attributes:
+    book: the changed book.
+    fits: bool `[B]`; False where pages ran out.
+    moves: what `Kind.copy_pages` must do in every store; None for nothing.
+  """
+
+  book: Any
+  fits: jax.Array
+  moves: Any = None
+
+
+_RENAMED = {
+  'lead': 'leaf_axes',
+  'admits': 'has_room',
+  'narrow': 'visible_through',
+  'earliest': 'shortest_rewind',
+  'settle': 'after_gather',
+  'apply': 'copy_pages',
+  'shift': 'offset_pages',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
   """A dense cache: slot p holds the token at position p, up to the capacity.
@@ -43,6 +69,10 @@ class Kind:
 
   slots: int | None = dataclasses.field(default=None, kw_only=True)
 
+  def __init_subclass__(cls, **options: Any):
+    super().__init_subclass__(**options)
+    check_methods(cls, _RENAMED)
+
   @property
   def observes(self) -> bool:
     """Whether `evict` wants the weight that each slot received."""
@@ -51,6 +81,11 @@ class Kind:
   @property
   def book_per_layer(self) -> bool:
     """Whether layers of this kind hold different tokens."""
+    return False
+
+  @property
+  def rotates_queries(self) -> bool:
+    """Whether some views are scored by queries rotated to another position."""
     return False
 
   @property
@@ -103,7 +138,8 @@ class Kind:
   ) -> jax.Array:
     """Returns bool `[B]`: rows of `length` tokens with room for `count` more.
 
-    Beyond `limit`, which the caller asks. A row without new tokens has room.
+    The caller compares with `limit`; this says whether anything else is short.
+    A row without new tokens has room.
     """
     del book, count
     return jnp.ones_like(length, bool)
@@ -124,8 +160,8 @@ class Kind:
     """
     del length
     slots = self.slot_of(positions)[:, None, :]
-    held = write_rows(book.positions, positions[:, None, :], slots)
-    return book.replace(positions=held), slots
+    written = write_rows(book.positions, positions[:, None, :], slots)
+    return book.replace(positions=written), slots
 
   def slot_of(self, positions: jax.Array) -> jax.Array:
     """Returns the slot `[B, T]` of each position; outside for none."""
@@ -143,11 +179,13 @@ class Kind:
   def views(
     self, book: Any, store: Streams, length: jax.Array
   ) -> tuple[View, ...]:
-    """Returns views of all slots; no array work but what fetches ask for.
+    """Returns views of all slots; arrays are touched when a block is fetched.
 
     `length` counts the tokens that the book holds, new ones included.
     """
-    filled, ordered = jnp.max(length), self.limit is not None
+    # A kind with a limit never reuses a slot: slot p holds position p.
+    ordered = self.limit is not None
+    filled = jnp.max(length)
     return (contiguous_view(store, book.positions, filled, ordered=ordered),)
 
   def fresh_views(self, new: Streams, positions: jax.Array) -> tuple[View, ...]:
@@ -180,32 +218,38 @@ class Kind:
 
   def rewind(
     self, book: Any, before: jax.Array, after: jax.Array
-  ) -> tuple[Any, jax.Array, Any]:
+  ) -> BookChange:
     """Returns the book without tokens from position `after [B]` on.
 
-    Returns:
-      The book, bool `[B]` whether it had room for that (pages can run out),
-      and moves that `apply` makes in every store (None for none).
+    Args:
+      book: of rows that have seen `before` tokens.
+      before: int32 `[B]`.
+      after: int32 `[B]`, tokens that stay.
     """
-    held = book.positions
-    kept = jnp.where(held < after[:, None, None], held, EMPTY)
+    stays = book.positions < after[:, None, None]
+    positions = jnp.where(stays, book.positions, EMPTY)
     fits = jnp.ones_like(before, bool)
-    return book.replace(positions=kept), fits, None
+    return BookChange(book.replace(positions=positions), fits)
 
   def needs_no_copy(self, book: Any, length: jax.Array) -> jax.Array:
     """Returns bool `[B]`: rows that go back to `length` and share no store."""
     del book
     return jnp.ones_like(length, bool)
 
-  def after_gather(
-    self, book: Any, length: jax.Array
-  ) -> tuple[Any, jax.Array, Any]:
-    """Returns the same, after rows were gathered and some emptied."""
-    held = jnp.where(length[:, None, None] > 0, book.positions, EMPTY)
-    return book.replace(positions=held), jnp.ones_like(length, bool), None
+  def after_gather(self, book: Any, length: jax.Array) -> BookChange:
+    """Returns the book of gathered rows, each of which owns what it writes to.
+
+    Args:
+      book: whose rows were taken from another book, some of them repeatedly.
+      length: int32 `[B]`, tokens of each row; a row of length 0 is emptied.
+    """
+    stays = length[:, None, None] > 0
+    positions = jnp.where(stays, book.positions, EMPTY)
+    fits = jnp.ones_like(length, bool)
+    return BookChange(book.replace(positions=positions), fits)
 
   def copy_pages(self, store: Streams, moves: Any) -> Streams:
-    """Returns the store after the moves that `rewind` or `settle` asked for."""
+    """Returns the store after the moves of a `BookChange`."""
     del moves
     return store
 
@@ -215,9 +259,10 @@ class Kind:
     return book
 
 
-def first_held(held: jax.Array) -> jax.Array:
+def first_position(slot_positions: jax.Array) -> jax.Array:
   """Returns int32 `[B]`: the lowest position in slots `[B, K, S]`, or 0."""
-  lowest = jnp.min(jnp.where(held >= 0, held, 2**30), axis=(1, 2))
+  is_token = slot_positions >= 0
+  lowest = jnp.min(jnp.where(is_token, slot_positions, 2**30), axis=(1, 2))
   return jnp.where(lowest == 2**30, 0, lowest)
 
 
@@ -232,11 +277,11 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
 def _scatter(leaf, new, slots):
   """Scatters; split along batch or heads, a mesh need not communicate."""
 
-  def put(row, values, where):
-    return row.at[where].set(values, mode='drop', unique_indices=True)
+  def write_head(slots_of_head, values, where):
+    return slots_of_head.at[where].set(values, mode='drop', unique_indices=True)
 
   if target() == 'gpu':  # XLA makes two kernels of a scatter of one index
     slots = jnp.broadcast_to(slots, new.shape[:3])
   heads = 0 if slots.shape[1] == leaf.shape[1] else None
   slots = slots if heads == 0 else slots[:, 0]
-  return jax.vmap(jax.vmap(put, (0, 0, heads)))(leaf, new, slots)
+  return jax.vmap(jax.vmap(write_head, (0, 0, heads)))(leaf, new, slots)

@@ -7,16 +7,30 @@ and steps never copy.
 """
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from kvjax.caches.array_spec import array_spec
-from kvjax.caches.kind import EMPTY, Kind
+from kvjax.caches.kind import EMPTY, BookChange, Kind
 from kvjax.native import write_narrow
-from kvjax.streams.view import View, by_row, held_by_row
+from kvjax.streams.view import View, by_row, positions_by_row
+
+
+class PageMoves(NamedTuple):
+  """Pages to copy in every store, after rows came to share a partial page.
+
+  Attributes:
+    extra: pages by which the pool grows first, static.
+    source: int32 `[B]`, the page to copy.
+    target: int32 `[B]`, the page to write; beyond the pool for none.
+  """
+
+  extra: int
+  source: jax.Array
+  target: jax.Array
 
 
 @struct.dataclass
@@ -85,7 +99,8 @@ class Paged(Kind):
 
   def has_room(self, book, length, count):
     room = (length + count <= self.size) | (count == 0)
-    need = jnp.where(room, self._pages(length + count) - self._pages(length), 0)
+    need = self._pages(length + count) - self._pages(length)
+    need = jnp.where(room, need, 0)
     # Fewest pages first, so that no row that is refused counts for another.
     order = jnp.argsort(need, stable=True)
     free = jnp.sum(book.references == 0, dtype=jnp.int32)
@@ -94,17 +109,16 @@ class Paged(Kind):
 
   def place(self, book, length, positions):
     count = jnp.sum(positions >= 0, axis=-1, dtype=jnp.int32)
-    have, want = self._pages(length), self._pages(length + count)
-    book = allocate(book, have, want)
+    book = allocate(book, self._pages(length), self._pages(length + count))
     column = jnp.clip(positions // self.page, 0, self.columns - 1)
     pages = jnp.take_along_axis(book.table, column, axis=1)
     slots = pages * self.page + positions % self.page
     slots = jnp.where(positions >= 0, slots, book.positions.size)
-    held = _put(book.positions, positions[:, None], slots)
-    return dataclasses.replace(book, positions=held), slots
+    written = _write(book.positions, positions[:, None], slots)
+    return dataclasses.replace(book, positions=written), slots
 
   def write(self, store, new, slots):
-    return jax.tree.map(lambda leaf, x: _put(leaf, x, slots), store, new)
+    return jax.tree.map(lambda leaf, x: _write(leaf, x, slots), store, new)
 
   def views(self, book, store, length):
     def fetch(start, size):
@@ -112,26 +126,31 @@ class Paged(Kind):
         book.table, start // self.page, size // self.page, axis=1
       )
       streams = jax.tree.map(lambda x: by_row(x, pages), store)
-      return streams, held_by_row(book.positions, pages)
+      return streams, positions_by_row(book.positions, pages)
 
     view = View(fetch, self.row_slots, jnp.max(length), self.page, ordered=True)
-    pools = {'leaves': store, 'positions': book.positions}
-    return (dataclasses.replace(view, table=book.table, **pools),)
+    view = dataclasses.replace(
+      view, leaves=store, positions=book.positions, table=book.table
+    )
+    return (view,)
 
   def rewind(self, book, before, after):
     book = release(book, self._pages(after), self._pages(before))
     book, fits, moves = self._separate(book, after)
-    # Rows share a page's positions: a row clears only a page of its own.
-    page, valid = self._partial(book, after)
-    own = jnp.where(valid & fits, page, book.references.shape[0])
-    held = book.positions[:, jnp.maximum(page, 0)]
-    held = jnp.where(held < after[None, :, None], held, EMPTY)
-    positions = book.positions.at[:, own].set(held, mode='drop')
-    return dataclasses.replace(book, positions=positions), fits, moves
+    # Rows that share a page share its positions too. So a row clears positions
+    # only in its partial page, which is its alone after `_separate`.
+    page, is_partial = self._partial(book, after)
+    positions = book.positions[:, jnp.maximum(page, 0)]
+    kept = jnp.where(positions < after[None, :, None], positions, EMPTY)
+    nowhere = book.references.shape[0]
+    target = jnp.where(is_partial & fits, page, nowhere)
+    positions = book.positions.at[:, target].set(kept, mode='drop')
+    book = dataclasses.replace(book, positions=positions)
+    return BookChange(book, fits, moves)
 
   def needs_no_copy(self, book, length):
-    page, valid = self._partial(book, length)
-    return ~valid | (book.references[page] == 1)
+    page, is_partial = self._partial(book, length)
+    return ~is_partial | (book.references[page] == 1)
 
   def after_gather(self, book, length):
     extra = max(self.pool(len(length)) - book.references.shape[0], 0)
@@ -142,19 +161,19 @@ class Paged(Kind):
     kept = columns < self._pages(length)[:, None]
     table = jnp.where(kept, book.table, EMPTY)
     book = _owned(positions, table)
-    book, fits, (_, source, target) = self._separate(book, length)
-    return book, fits, (extra, source, target)
+    book, fits, moves = self._separate(book, length)
+    return BookChange(book, fits, moves._replace(extra=extra))
 
   def copy_pages(self, store, moves):
-    extra, source, target = moves
-
-    def move(pool):
-      if extra:
-        widths = [(0, extra if axis == 1 else 0) for axis in range(pool.ndim)]
+    def copy(pool):
+      if moves.extra:
+        widths = [(0, 0)] * pool.ndim
+        widths[1] = (0, moves.extra)
         pool = jnp.pad(pool, widths)
-      return pool.at[:, target].set(pool[:, source], mode='drop')
+      copied = pool[:, moves.source]
+      return pool.at[:, moves.target].set(copied, mode='drop')
 
-    return jax.tree.map(move, store)
+    return jax.tree.map(copy, store)
 
   def offset_pages(self, book, pages):
     table = jnp.where(book.table >= 0, book.table + pages, EMPTY)
@@ -164,19 +183,23 @@ class Paged(Kind):
     return -(-length // self.page)
 
   def _partial(self, book, length) -> tuple[jax.Array, jax.Array]:
-    """Returns the page `[B]` that a row goes on writing, and if it has one."""
+    """Returns the page `[B]` that a row writes next, if it is partly full.
+
+    And bool `[B]`: whether the row has such a page.
+    """
     column = jnp.minimum(length // self.page, self.columns - 1)
     page = jnp.take_along_axis(book.table, column[:, None], axis=1)[:, 0]
     return page, (length % self.page != 0) & (page >= 0)
 
-  def _separate(self, book, length) -> tuple[PagedBook, jax.Array, Any]:
-    """Gives every row a partial page of its own; says what to copy where."""
-    page, valid = self._partial(book, length)
-    same = (page[:, None] == page[None, :]) & valid[None, :]
+  def _separate(self, book, length) -> tuple[PagedBook, jax.Array, PageMoves]:
+    """Gives every row a partial page that no other row has."""
+    page, is_partial = self._partial(book, length)
+    same = (page[:, None] == page[None, :]) & is_partial[None, :]
     earlier = jnp.tril(same, -1).any(axis=1)
     writers = jnp.sum(same, axis=1, dtype=jnp.int32)
     readers = book.references[jnp.maximum(page, 0)] - writers
-    copy = valid & (earlier | (readers > 0))
+    # The first row that writes to a page keeps it, if no row only reads it.
+    copy = is_partial & (earlier | (readers > 0))
     order, free = _free_pages(book)
     rank = jnp.cumsum(copy.astype(jnp.int32)) - 1
     fits = ~copy | (rank < free)
@@ -188,9 +211,9 @@ class Paged(Kind):
     rows = jnp.arange(len(length), dtype=jnp.int32)
     table = book.table.at[rows, column].set(target, mode='drop')
     source = jnp.maximum(page, 0)
-    held = book.positions[:, source]
-    positions = book.positions.at[:, target].set(held, mode='drop')
-    return _owned(positions, table), fits, (0, source, target)
+    copied = book.positions[:, source]
+    positions = book.positions.at[:, target].set(copied, mode='drop')
+    return _owned(positions, table), fits, PageMoves(0, source, target)
 
 
 def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:
@@ -202,13 +225,13 @@ def allocate(book: PagedBook, have: jax.Array, want: jax.Array) -> PagedBook:
   need = want - have
   offset = jnp.cumsum(need) - need
   columns = jnp.arange(book.table.shape[1], dtype=jnp.int32)[None, :]
-  given = (columns >= have[:, None]) & (columns < want[:, None])
+  is_new = (columns >= have[:, None]) & (columns < want[:, None])
   rank = offset[:, None] + columns - have[:, None]
   fresh = order[jnp.clip(rank, 0, len(order) - 1)]
-  target = jnp.where(given, fresh, len(order)).reshape(-1)
+  target = jnp.where(is_new, fresh, len(order)).reshape(-1)
   return PagedBook(
     book.positions,
-    jnp.where(given, fresh, book.table),
+    jnp.where(is_new, fresh, book.table),
     book.references.at[target].add(1, mode='drop'),
   )
 
@@ -232,11 +255,11 @@ def _owned(positions: jax.Array, table: jax.Array) -> PagedBook:
   pages = positions.shape[1]
   where = jnp.where(table >= 0, table, pages).reshape(-1)
   references = jnp.zeros(pages, jnp.int32).at[where].add(1, mode='drop')
-  held = jnp.where((references > 0)[None, :, None], positions, EMPTY)
-  return PagedBook(held, table, references)
+  in_use = (references > 0)[None, :, None]
+  return PagedBook(jnp.where(in_use, positions, EMPTY), table, references)
 
 
-def _put(pool: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+def _write(pool: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   """Writes `new [B, K, T, ...]` into `pool [K, pages, page, ...]`.
 
   At `[B, T]`, counted from the pool's first slot: it is one row's store.
@@ -247,5 +270,8 @@ def _put(pool: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
 
 def _scatter(pool, new, slots):
   pages, offsets = jnp.divmod(slots[0, 0], pool.shape[2])
-  put = lambda pool, new: pool.at[pages, offsets].set(new, mode='drop')
-  return jax.vmap(put)(pool, new[0])
+
+  def write_head(pool, new):
+    return pool.at[pages, offsets].set(new, mode='drop')
+
+  return jax.vmap(write_head)(pool, new[0])

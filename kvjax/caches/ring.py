@@ -8,7 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kvjax.caches.kind import Kind, first_held
+from kvjax.caches.kind import Kind, first_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,5 +59,5 @@ class Ring(Kind):
     return jnp.where(kept, positions % self.size, self.outside(positions))
 
   def shortest_rewind(self, book, length):
-    lowest = first_held(book.positions)
+    lowest = first_position(book.positions)
     return jnp.where(lowest == 0, 0, lowest + self.window - 1)

@@ -1,17 +1,17 @@
 """Attention sinks and a window (StreamingLLM, arXiv 2309.17453, section 3.2).
 
-The first tokens stay for ever beside a ring of recent ones. Positions are an
-explicit choice: kept as they were, or renumbered inside the cache as the paper
-does. Renumbering needs no unrotated keys: rotations compose, so scoring the
-sink slots with a query rotated to `min(p, sinks + window - 1)`, and the ring
-with the query at p, gives the same products.
+The first tokens stay for ever, and a ring holds the recent ones. Positions are
+an explicit choice: kept as they were, or renumbered inside the cache as the
+paper does. Renumbering needs no unrotated keys, because rotations compose: the
+products are the same if the sink slots are scored by a query rotated to
+`min(p, sinks + window - 1)` and the ring by the query at p.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from kvjax.caches.kind import Kind, first_held
+from kvjax.caches.kind import Kind, first_position
 from kvjax.streams.view import View, fresh_view
 
 
@@ -62,6 +62,10 @@ class Sinks(Kind):
   def chunk(self):
     return None if self.limit else self.slack + 1
 
+  @property
+  def rotates_queries(self):
+    return self.renumber
+
   def visible_through(self, visibility):
     return visibility.narrow(self.window, self.sinks)
 
@@ -89,7 +93,7 @@ class Sinks(Kind):
     return sinks, view.only(first=self.sinks)
 
   def shortest_rewind(self, book, length):
-    held = book.positions
-    recent = first_held(jnp.where(held < self.sinks, -1, held))
-    whole = recent <= self.sinks
-    return jnp.where(whole, 0, recent + self.window - 1)
+    is_sink = book.positions < self.sinks
+    oldest = first_position(jnp.where(is_sink, -1, book.positions))
+    nothing_forgotten = oldest <= self.sinks
+    return jnp.where(nothing_forgotten, 0, oldest + self.window - 1)

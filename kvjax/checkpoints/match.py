@@ -14,7 +14,7 @@ from kvjax.checkpoints.family import Family, sizes
 from kvjax.checkpoints.table import NOTHING, Row, Sizes, by_place, size
 from kvjax.checkpoints.tensors import DTYPES, Stored
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.decoder import init_params
+from kvjax.models.initialize import init_params
 
 ALIGNMENT = 64  # bytes; a CPU device copies what begins elsewhere
 

@@ -1,37 +1,44 @@
 """One call of a decoder through its cache: the traced heart of decoding."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kvjax.attention.rotary import rotary_table
-from kvjax.caches.kind import Kind
+from kvjax.attention.rotary import Rotary, rotary_table
+from kvjax.attention.variant import Table
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.layer import Step, read, remember
-from kvjax.models.config import ModelConfig
+from kvjax.decoding.layer import (
+  CallState,
+  LayerEntry,
+  LayerResult,
+  attend_through_cache,
+  attend_to_shared,
+  attend_to_views,
+)
+from kvjax.decoding.options import DecodeOptions
+from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, run_layer
 from kvjax.models.encoder import Encoded
 from kvjax.streams.view import fresh_view
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-  """Static choices of a call.
+class Placement:
+  """Where the tokens of one call go, decided once for all layers.
 
   Attributes:
-    absorb: which form of latent attention; None for the cheaper one.
-    block: slots read at once; None for the kernel's choice.
-    kernel: that must attend; None for the fastest.
-    attention_layers: layers whose attention weights are wanted.
+    books_before: books without the tokens; those of the cache hold them.
+    slots: of the tokens, one entry a book.
+    state: what the layers of the call share.
   """
 
-  absorb: bool | None = None
-  block: int | None = None
-  kernel: str | None = None
-  attention_layers: tuple[int, ...] = ()
+  books_before: tuple[Any, ...]
+  slots: tuple[Any, ...]
+  state: CallState
 
 
 def advance(
@@ -39,22 +46,27 @@ def advance(
   params: Mapping[str, Any],
   cache: Cache,
   tokens: jax.Array,
-  held: jax.Array,
-  options: Options,
+  is_token: jax.Array,
+  options: DecodeOptions,
+  attention_layers: tuple[int, ...] = (),
 ) -> tuple[jax.Array, Cache, tuple[Any, ...]]:
-  """Feeds tokens `[B, T]` where `held [B, T]` is true.
+  """Feeds tokens `[B, T]` where `is_token [B, T]` is true.
 
   Returns:
     Activations `[B, T, D]` before the final norm, NaN in rows that overflowed
-    or have no source to read, the new cache, and the wanted attention weights.
+    or have no source to read; the new cache; and the attention weights of
+    `attention_layers`.
   """
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
-    return _by_chunks(config, params, cache, tokens, held, options, chunk)
-  cache, books, slots, step = place(cache, held, options)
-  x = embed(config, params, tokens, step.positions)
-  x, cache, weights = _layers(
-    config, params, cache, books, slots, step, x, options
+    _refuse_weights_by_chunks(attention_layers, tokens.shape[1], chunk)
+    return _advance_by_chunks(
+      config, params, cache, tokens, is_token, options, chunk
+    )
+  cache, placement = place_tokens(cache, is_token, options)
+  x = embed(config, params, tokens, placement.state.positions)
+  x, cache, weights = _run_layers(
+    config, params, cache, placement, x, attention_layers
   )
   lost = cache.overflow
   if cache.source is not None:
@@ -62,171 +74,184 @@ def advance(
   return jnp.where(lost[:, None, None], jnp.nan, x), cache, weights
 
 
-def _by_chunks(config, params, cache, tokens, held, options, chunk):
-  """A kind that evicts takes a long call piece by piece."""
-  if options.attention_layers:
+def _refuse_weights_by_chunks(layers, tokens: int, chunk: int) -> None:
+  if layers:
     raise ValueError(
-      f'attention_layers={options.attention_layers} of {tokens.shape[1]} '
-      f'tokens at once: this cache evicts every {chunk}. Feed at most '
-      f'{chunk} tokens a call.'
+      f'attention_layers={layers} of {tokens} tokens at once: this cache '
+      f'evicts every {chunk}. Feed at most {chunk} tokens a call.'
     )
-  # Of a row that does not fit, no piece is written.
-  cache, held = _admit(cache, held)
-  batch, count = tokens.shape[0], -(-tokens.shape[1] // chunk)
-  pad = ((0, 0), (0, count * chunk - tokens.shape[1]))
+
+
+def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
+  """Feeds a long call piece by piece, for a kind that evicts between them."""
+  # A row that does not fit is dropped whole: no piece of it is written.
+  cache, is_token = _admit(cache, is_token)
+  batch, length = tokens.shape
+  count = -(-length // chunk)
+  pad = ((0, 0), (0, count * chunk - length))
 
   def split(x):
     return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, chunk), 1, 0)
 
-  def piece(cache, part):
-    new, mask = part
-    x, cache, _ = advance(config, params, cache, new, mask, options)
+  def feed(cache, piece):
+    piece_tokens, piece_is_token = piece
+    x, cache, _ = advance(
+      config, params, cache, piece_tokens, piece_is_token, options
+    )
     return cache, x
 
-  cache, x = jax.lax.scan(piece, cache, (split(tokens), split(held)))
+  cache, x = jax.lax.scan(feed, cache, (split(tokens), split(is_token)))
   x = jnp.moveaxis(x, 0, 1).reshape(batch, count * chunk, -1)
-  return x[:, : tokens.shape[1]], cache, ()
+  return x[:, :length], cache, ()
 
 
-def place(
-  cache: Cache, held: jax.Array, options: Options
-) -> tuple[Cache, tuple[Any, ...], tuple[Any, ...], Step]:
-  """Decides where tokens `held [B, T]` go, once for all layers.
+def place_tokens(
+  cache: Cache, is_token: jax.Array, options: DecodeOptions
+) -> tuple[Cache, Placement]:
+  """Returns the cache with tokens in its books, and where they go.
 
-  Returns:
-    The cache with its books after, the books before, slots of each book, and
-    what the layers of this call share.
+  Args:
+    cache: before the call.
+    is_token: bool `[B, T]`; the others are padding.
+    options: of the call.
   """
-  kinds, before = cache.layout.kinds(), cache.length
+  before = cache.length
   with jax.named_scope('place'):
-    cache, held = _admit(cache, held)
-    order = jnp.cumsum(held.astype(jnp.int32), axis=1) - 1
-    positions = jnp.where(held, before[:, None] + order, -1)
-    after = before + jnp.sum(held, axis=1, dtype=jnp.int32)
+    cache, is_token = _admit(cache, is_token)
+    order = jnp.cumsum(is_token.astype(jnp.int32), axis=1) - 1
+    positions = jnp.where(is_token, before[:, None] + order, -1)
+    after = before + jnp.sum(is_token, axis=1, dtype=jnp.int32)
     placed = [
       kind.place(book, before, positions)
-      for kind, book in zip(kinds, cache.books, strict=True)
+      for kind, book in zip(cache.layout.kinds(), cache.books, strict=True)
     ]
-  table = _tables(positions, cache.layout.rotary_length)
-  choices = options.absorb, options.block, options.kernel
-  step = Step(positions, before, after, table, *choices)
-  old = cache.books
-  cache = dataclasses.replace(
-    cache,
-    length=after,
-    books=tuple(book for book, _ in placed),
+  placement = Placement(
+    books_before=cache.books,
+    slots=tuple(slots for _, slots in placed),
+    state=CallState(
+      positions=positions,
+      before=before,
+      after=after,
+      table=_rotary_tables(positions, cache.layout.rotary_length),
+      options=options,
+    ),
   )
-  return cache, old, tuple(slots for _, slots in placed), step
+  books = tuple(book for book, _ in placed)
+  return dataclasses.replace(cache, length=after, books=books), placement
 
 
-def _admit(cache, held):
-  """Returns the cache and `held [B, T]` without rows that do not fit whole.
+def _admit(cache: Cache, is_token: jax.Array) -> tuple[Cache, jax.Array]:
+  """Returns the cache and `is_token [B, T]` without rows that do not fit whole.
 
-  A row fits if every kind has room for all of its tokens; the others are
-  flagged.
+  A row fits if every kind has room for all of its tokens. The rows that do not
+  fit are flagged.
   """
-  count = jnp.sum(held, axis=1, dtype=jnp.int32)
+  count = jnp.sum(is_token, axis=1, dtype=jnp.int32)
   fits = jnp.ones_like(cache.overflow)
   if cache.layout.limit is not None:
     fits = (cache.length + count <= cache.layout.limit) | (count == 0)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    # A row that is refused asks for no pages.
+    # A row that is refused already must not take pages from the others.
     fits &= kind.has_room(book, cache.length, jnp.where(fits, count, 0))
   cache = dataclasses.replace(cache, overflow=cache.overflow | ~fits)
-  return cache, held & fits[:, None]
+  return cache, is_token & fits[:, None]
 
 
-def _tables(positions, rotary_length):
-  """Returns a function that makes each rotary table once a step."""
-  tables: dict[Any, Any] = {}
+def _rotary_tables(
+  positions: jax.Array, rotary_length: int
+) -> Callable[[Rotary | None, int | None], Table]:
+  """Returns a function that makes each rotary table once a call."""
+  tables: dict[Any, Table] = {}
 
   def table(rotary, limit):
     if rotary is None:
       return None
     if (rotary, limit) not in tables:
-      at = positions if limit is None else jnp.minimum(positions, limit)
-      tables[rotary, limit] = rotary_table(rotary, at, rotary_length)
+      limited = positions if limit is None else jnp.minimum(positions, limit)
+      tables[rotary, limit] = rotary_table(rotary, limited, rotary_length)
     return tables[rotary, limit]
 
   return table
 
 
-def _layers(config, params, cache, old, slots, step, x, options):
-  layout, books, stores = cache.layout, list(cache.books), []
-  views: dict[int, Any] = {}
-  weights: dict[int, Any] = {}
+def _run_layers(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  placement: Placement,
+  x: jax.Array,
+  attention_layers: Sequence[int],
+) -> tuple[jax.Array, Cache, tuple[Any, ...]]:
+  """Runs all layers; returns activations, cache and attention weights."""
+  books = list(cache.books)
+  results: list[LayerResult] = []
   for index, layer in enumerate(config.layers):
-    p, owner = params['layers'][index], config.owner(index)
-    memory, at = layout.stores[owner], layout.books[owner]
-
-    def keep(streams, index=index, memory=memory, at=at):
-      place = (old[at], books[at]), slots[at], cache.stores[index]
-      return remember(memory, *place, streams, step)
-
+    layer_params = params['layers'][index]
+    source = config.stream_layer(index)
+    store = cache.layout.stores[source]
+    book = cache.layout.books[source]
+    attend: Any = functools.partial(
+      attend_through_cache if index == source else attend_to_shared,
+      layer.attention,
+      layer_params['attention'],
+      state=placement.state,
+      relative=params.get('relative'),
+    )
+    if index == source:
+      entry = LayerEntry(
+        store=store,
+        book_before=placement.books_before[book],
+        book=books[book],
+        slots=placement.slots[book],
+        leaves=cache.stores[index],
+      )
+      attend = functools.partial(attend, entry=entry)
+    else:
+      attend = functools.partial(
+        attend, source=results[source], kind=store.kind
+      )
     with jax.named_scope(f'layer_{index}'):
-      x, (store, views[index], reading) = run_layer(
+      x, result = run_layer(
         layer,
         config.norm,
-        p,
+        layer_params,
         x,
-        _attention(layer, p, params, memory, step, keep, views.get(owner)),
-        _cross(cache, layer, p, index),
+        attend,
+        _cross_attention(cache, layer, layer_params, index),
         config.residual_scale,
       )
-      stores.append({} if store is None else store)
-      if index == owner:
-        books[at] = evict(memory.kind, books[at], reading, step)
-      if index in options.attention_layers:
-        weights[index] = reading.weights()
-  cache = cache.replace(books=tuple(books), stores=tuple(stores))
-  return x, cache, tuple(weights[i] for i in options.attention_layers)
+    results.append(result)
+    if index == source:
+      books[book] = result.book
+  cache = cache.replace(
+    books=tuple(books), stores=tuple(result.leaves for result in results)
+  )
+  weights = tuple(results[i].attention.weights() for i in attention_layers)
+  return x, cache, weights
 
 
-def evict(kind: Kind, book: Any, reading: Any, step: Step) -> Any:
-  """Returns a layer's book without the slots that its kind gives up."""
-  seen = None
-  if kind.observes:  # a number for every slot that holds a position
-    seen = reading.received(book.positions.shape[1], step.block)
-  after = step.after
-  if kind.book_per_layer and not kind.observes:
-    # Run before attention, eviction would copy the positions that attention
-    # reads. What was observed makes it wait; here, what was read does.
-    asked = jnp.any(reading.lse != -jnp.inf, axis=(1, 2, 3))
-    after = jnp.where(asked, after, step.before)
-  return kind.evict(book, seen, step.before, after)
-
-
-def _attention(layer, params, model, memory, step, keep, shared):
-  """Returns a layer's attention through its own store, or a shared one."""
-  variant, q = layer.attention, params['attention']
-
-  def attention(h):
-    store, views = None, shared
-    if views is None:
-      with jax.named_scope('leave'):
-        table = step.table(variant.rotary, None)
-        streams = variant.project_streams(q, h, table)
-      store, views = keep(streams)
-    y, reading = read(
-      variant, q, h, views, memory.kind, model.get('relative'), step
-    )
-    return y, (store, views, reading)
-
-  return attention
-
-
-def _cross(cache, layer, params, index):
+def _cross_attention(
+  cache: Cache, layer: Layer, layer_params: Mapping[str, Any], index: int
+) -> Callable[[jax.Array], jax.Array] | None:
   """Returns attention to the source's keys and values, written once."""
   if layer.cross is None:
     return None
 
-  def cross(h):
-    positions = jnp.zeros(h.shape[:2], jnp.int32)
-    step = Step(positions, cache.length, cache.length, lambda *_: None)
+  def attend(x):
+    # A source is seen whole, so the positions of its queries do not matter.
+    state = CallState(
+      positions=jnp.zeros(x.shape[:2], jnp.int32),
+      before=cache.length,
+      after=cache.length,
+      table=lambda rotary, limit: None,
+    )
     view = fresh_view(cache.cross[index], cache.source)
-    return read(layer.cross, params['cross'], h, (view,), None, None, step)[0]
+    y, _ = attend_to_views(
+      layer.cross, layer_params['cross'], x, (view,), state
+    )
+    return y
 
-  return cross
+  return attend
 
 
 def write_source(
@@ -241,8 +266,8 @@ def write_source(
     if layer.cross is None:
       cross.append({})
       continue
-    q = params['layers'][index]['cross']
-    streams = layer.cross.project_streams(q, encoded.hidden, None)
+    cross_params = params['layers'][index]['cross']
+    streams = layer.cross.project_streams(cross_params, encoded.hidden, None)
     if cache.cross is not None:
       streams = {
         name: x.astype(cache.cross[index][name].dtype)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import chex
 import jax
@@ -10,25 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from kvjax.decoding.cache import (
-  Cache,
-  check_alive,
-  check_sizes,
-  in_trace,
-  is_traced,
-)
+from kvjax.decoding.allocate import check_sizes
+from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.checks import check_room, check_shape, check_source
+from kvjax.decoding.program import program
 from kvjax.decoding.rows import fork
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
-from kvjax.decoding.steps import check_room, check_source, decode_step
+from kvjax.decoding.steps import decode_step
+from kvjax.decoding.tracing import in_trace, is_traced
 from kvjax.models.config import ModelConfig
 
-Progress = Callable[[int, int], None]
-Stream = Callable[[np.ndarray], bool | None]
+OnProgress = Callable[[int, int], None]
+OnTokens = Callable[[np.ndarray], bool | None]
 
 
 @struct.dataclass
-class Run:
-  """A generation under way.
+class SamplingState:
+  """A generation between two tokens.
 
   Attributes:
     token: int32 `[B]`, sampled last and not fed yet.
@@ -46,14 +44,64 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-  """Static choices of a generation: how to draw, where to stop, who attends."""
+class GenerateOptions:
+  """Static choices of a generation.
+
+  Attributes:
+    sampling: how tokens are drawn.
+    stop_tokens: ids after which a row stops.
+    kernel: that must attend; None for the fastest.
+  """
 
   sampling: Sampling
   stop_tokens: tuple[int, ...]
-  kernel: str | None = None
+  kernel: Any = None
 
 
+@overload
+def generate(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  logits: jax.Array,
+  num_tokens: int,
+  *,
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  min_p: float | None = None,
+  seed: Any = 0,
+  stop_tokens: Sequence[int] = (),
+  stop_lengths: Any = None,
+  log_probs: Literal[False] = False,
+  block: int = 32,
+  progress: OnProgress | None = None,
+  stream: OnTokens | None = None,
+  donate: bool = True,
+  kernel: Any = None,
+) -> tuple[jax.Array, Cache]: ...
+@overload
+def generate(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  logits: jax.Array,
+  num_tokens: int,
+  *,
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  min_p: float | None = None,
+  seed: Any = 0,
+  stop_tokens: Sequence[int] = (),
+  stop_lengths: Any = None,
+  log_probs: Literal[True],
+  block: int = 32,
+  progress: OnProgress | None = None,
+  stream: OnTokens | None = None,
+  donate: bool = True,
+  kernel: Any = None,
+) -> tuple[jax.Array, Cache, jax.Array]: ...
 def generate(
   config: ModelConfig,
   params: Mapping[str, Any],
@@ -70,11 +118,11 @@ def generate(
   stop_lengths: Any = None,
   log_probs: bool = False,
   block: int = 32,
-  progress: Progress | None = None,
-  stream: Stream | None = None,
+  progress: OnProgress | None = None,
+  stream: OnTokens | None = None,
   donate: bool = True,
-  kernel: str | None = None,
-) -> Any:
+  kernel: Any = None,
+) -> tuple[Any, ...]:
   """Samples tokens, each from the logits after the one before.
 
   The cache has then seen every returned token but each row's last, so that
@@ -100,7 +148,7 @@ def generate(
       the first at once, then a block each time. If it returns True nothing
       more is sampled, and what was is returned as if the rows had stopped.
     donate: reuse the buffers of `cache`, which cannot be used again.
-    kernel: that must attend, of `kernels.KERNELS`; None for the fastest.
+    kernel: that must attend, as in `prefill`; None for the fastest.
 
   Returns:
     Tokens int32 `[B, num_tokens]` and the cache; with `log_probs`, also
@@ -112,65 +160,78 @@ def generate(
   """
   check_alive(cache)
   check_sizes(num_tokens=num_tokens, block=block)
-  chex.assert_shape(logits, (cache.batch_size, config.vocab_size))
-  sampling = Sampling(temperature, top_k, top_p, min_p)
-  rules = Rules(sampling, tuple(stop_tokens), kernel)
+  check_shape('logits', logits, (cache.batch_size, config.vocab_size))
+  options = GenerateOptions(
+    sampling=Sampling(temperature, top_k, top_p, min_p),
+    stop_tokens=tuple(stop_tokens),
+    kernel=kernel,
+  )
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
-  run = _new_run(limit, seed)
+  state = _new_state(limit, seed)
   check_source(config, cache)
   if in_trace():
     if stream is not None:
       raise ValueError('stream= reads tokens: call generate outside jit.')
-    run, first = _start(logits, run, rules)
-    steps = num_tokens - 1
-    cache, _, rest = _steps(config, params, cache, run, rules, steps)
+    state, first = _sample_first(logits, state, options)
+    cache, _, rest = _sample_block(
+      config, params, cache, state, options, num_tokens - 1
+    )
     parts = [first, rest]
   else:
     check_room(cache, np.maximum(limit - 1, 0))
-    # Later blocks are given what earlier ones return, never the caller's own.
+    # Every block donates its cache. The first block must not take the caller's.
     cache = cache if donate else fork(cache)
-    run, first = _start_jit(logits, run, rules)
-    stops = bool(rules.stop_tokens) or stop_lengths is not None
-    told = _Told(num_tokens, stops, progress, stream)
-    cache, parts = _blocks(
-      config, params, cache, run, rules, first, block, told
+    state, first = _sample_first(logits, state, options)
+    callbacks = _Callbacks(
+      num_tokens=num_tokens,
+      may_stop=bool(options.stop_tokens) or stop_lengths is not None,
+      progress=progress,
+      stream=stream,
     )
+    parts = [first]
+    done = 1
+    while callbacks.continues(done, state, parts[-1]):
+      count = min(block, num_tokens - done)
+      cache, state, part = _sample_block(
+        config, params, cache, state, options, count, donate=True
+      )
+      parts.append(part)
+      done += count
   tokens, scores = _join(parts, num_tokens)
   return (tokens, cache, scores) if log_probs else (tokens, cache)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Told:
-  """What happens between blocks: who is told, and whether another follows."""
+class _Callbacks:
+  """What the host does between two blocks.
+
+  Attributes:
+    num_tokens: that were ordered.
+    may_stop: a row may stop before that.
+    progress, stream: see `generate`.
+  """
 
   num_tokens: int
-  stops: bool
-  progress: Progress | None
-  stream: Stream | None
+  may_stop: bool
+  progress: OnProgress | None
+  stream: OnTokens | None
 
-  def goes_on(self, done: int, run: Run, part: Any) -> bool:
+  def continues(self, done: int, state: SamplingState, part: Any) -> bool:
+    """Calls back with the newest block; returns whether another follows.
+
+    Waits for the device only if someone reads tokens, or a row may stop.
+    """
     ends = self.stream is not None and self.stream(np.asarray(part[0]).T)
     ends = ends or done == self.num_tokens
-    ends = ends or (self.stops and not np.asarray(run.alive).any())
+    ends = ends or (self.may_stop and not np.asarray(state.alive).any())
     if self.progress is not None:
       self.progress(self.num_tokens if ends else done, self.num_tokens)
     return not ends
 
 
-def _blocks(config, params, cache, run, rules, first, block, told):
-  """Runs blocks until no row goes on; returns the cache and all tokens."""
-  done, parts = 1, [first]
-  while told.goes_on(done, run, parts[-1]):
-    count = min(block, told.num_tokens - done)
-    cache, run, part = _steps_jit(config, params, cache, run, rules, count)
-    parts.append(part)
-    done += count
-  return cache, parts
-
-
-def _new_run(limit: Any, seed: Any) -> Run:
+def _new_state(limit: Any, seed: Any) -> SamplingState:
   batch = len(limit)
-  return Run(
+  return SamplingState(
     token=jnp.full((batch,), NO_TOKEN, jnp.int32),
     count=jnp.zeros((batch,), jnp.int32),
     alive=jnp.asarray(limit > 0),
@@ -195,47 +256,42 @@ def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> Any:
   return np.minimum(limit, num_tokens).astype(np.int32)
 
 
-def _draw(logits, run, rules):
+def _draw(logits, state, options):
   """Samples a token for every row that is alive."""
-  keys = jax.vmap(jax.random.fold_in)(run.keys, run.count)
-  token, score = sample(logits, keys, rules.sampling)
-  token = jnp.where(run.alive, token, NO_TOKEN)
+  keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
+  token, score = sample(logits, keys, options.sampling)
+  token = jnp.where(state.alive, token, NO_TOKEN)
   score = jnp.where(token >= 0, score, jnp.nan)
-  count = run.count + (token >= 0).astype(jnp.int32)
-  alive = run.alive & (token >= 0) & (count < run.limit)
-  for stop in rules.stop_tokens:
+  count = state.count + (token >= 0).astype(jnp.int32)
+  alive = state.alive & (token >= 0) & (count < state.limit)
+  for stop in options.stop_tokens:
     alive &= token != stop
-  run = run.replace(token=token, count=count, alive=alive)
-  return run, (token, score)
+  state = state.replace(token=token, count=count, alive=alive)
+  return state, (token, score)
 
 
-def _start(logits, run, rules):
-  run, (token, score) = _draw(logits, run, rules)
-  return run, (token[None], score[None])
+@program(static=('options',), donated=())
+def _sample_first(logits, state, options):
+  """Samples from the caller's logits; returns tokens and scores `[1, B]`."""
+  state, (token, score) = _draw(logits, state, options)
+  return state, (token[None], score[None])
 
 
-_start_jit = jax.jit(_start, static_argnames='rules')
-
-
-def _steps(config, params, cache, run, rules, count):
+@program(static=('config', 'options', 'count'))
+def _sample_block(config, params, cache, state, options, count):
   """Feeds and samples `count` tokens; returns them `[count, B]`."""
 
   def step(carry, _):
-    cache, run = carry
-    fed = jnp.where(run.alive, run.token, NO_TOKEN)
-    logits, cache = decode_step(config, params, cache, fed, kernel=rules.kernel)
-    run, drawn = _draw(logits, run, rules)
-    return (cache, run), drawn
+    cache, state = carry
+    fed = jnp.where(state.alive, state.token, NO_TOKEN)
+    logits, cache = decode_step(
+      config, params, cache, fed, kernel=options.kernel
+    )
+    state, drawn = _draw(logits, state, options)
+    return (cache, state), drawn
 
-  (cache, run), drawn = jax.lax.scan(step, (cache, run), length=count)
-  return cache, run, drawn
-
-
-_steps_jit = jax.jit(
-  _steps,
-  static_argnames=('config', 'rules', 'count'),
-  donate_argnames=('cache',),
-)
+  (cache, state), drawn = jax.lax.scan(step, (cache, state), length=count)
+  return cache, state, drawn
 
 
 def _join(parts, num_tokens):

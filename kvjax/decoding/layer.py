@@ -1,14 +1,17 @@
-"""A layer's attention through its cache: remember, then read."""
+"""One layer's attention through its cache: store the new tokens, then read.
+
+`attend_through_cache` is all of it. A layer that shares the streams of an
+earlier one reads that layer's views instead (`attend_to_shared`).
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kvjax.attention.attend import (
-  Scoring,
   add_sinks,
   attend,
   attention_weights,
@@ -16,188 +19,294 @@ from kvjax.attention.attend import (
   received,
 )
 from kvjax.attention.rotary import Rotary
-from kvjax.attention.variant import Table, Variant
+from kvjax.attention.variant import Form, Table, Variant
 from kvjax.caches.kind import Kind
-from kvjax.streams.codecs import Codec
-from kvjax.streams.view import Stored, Streams, View
+from kvjax.decoding.layout import LayerStore
+from kvjax.decoding.options import DEFAULT, DecodeOptions
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import Streams, View
+
+# Queries rotated in one way, and the views that they are scored against.
+Part = tuple[Streams, tuple[View, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerStore:
-  """How one layer is cached: a kind and a codec a stream. Static.
-
-  Attributes:
-    kind: where tokens go.
-    codecs: `(stream name, codec)` pairs.
-    dtype: of streams stored as they are.
-  """
-
-  kind: Kind
-  codecs: tuple[tuple[str, Codec], ...]
-  dtype: Any
-
-  def encode(self, streams: Streams) -> Streams:
-    return {n: c.encode(streams[n], self.dtype) for n, c in self.codecs}
-
-  def decode(self, streams: Streams) -> Streams:
-    return {n: c.decode(streams[n]) for n, c in self.codecs}
-
-  def stored(self, streams: Streams) -> dict[str, Stored | None]:
-    return {n: c.stored(streams[n]) for n, c in self.codecs}
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """What all layers of one call share.
+class CallState:
+  """What all layers of one call share. Lives inside one trace.
 
   Attributes:
     positions: int32 `[B, T]` of the new tokens, -1 where there is none.
     before: int32 `[B]`, tokens of each row before the call.
-    after: int32 `[B]`, and after it.
-    table: rotary table of a rotary, at positions of at most a limit.
-    absorb: which form of latent attention; None for the cheaper one.
-    block: slots read at once; None for the kernel's choice.
-    kernel: that must attend; None for the fastest.
+    after: int32 `[B]`, tokens of each row after the call.
+    table: `(rotary, limit)` -> the rotary table at the positions, each of them
+      at most `limit` (None for no limit).
+    options: of the call.
   """
 
   positions: jax.Array
   before: jax.Array
   after: jax.Array
   table: Callable[[Rotary | None, int | None], Table]
-  absorb: bool | None = None
-  block: int | None = None
-  kernel: str | None = None
+  options: DecodeOptions = DEFAULT
 
   @property
   def tokens(self) -> int:
+    """New tokens a row, T."""
     return self.positions.shape[1]
 
 
-def remember(
-  memory: LayerStore,
-  books: tuple[Any, Any],
-  slots: Any,
-  store: Streams,
-  streams: Streams,
-  step: Step,
-) -> tuple[Streams, tuple[View, ...]]:
-  """Writes new tokens and says what their queries may read.
+@dataclasses.dataclass(frozen=True)
+class LayerEntry:
+  """What one layer finds in the cache, and where its new tokens go.
 
-  Where a call holds more tokens than may be written before they are read, its
-  queries read the old slots and the fresh tokens, and the write comes after.
-
-  Args:
-    memory: how this layer is cached.
-    books: before and after `Kind.place`.
-    slots: where `Kind.place` put the tokens.
-    store: this layer's leaves.
-    streams: of the new tokens, `[B, K, T, H]` by name.
-    step: of the call.
-
-  Returns:
-    The store and views over disjoint tokens, decoded block by block.
+  Attributes:
+    store: kind and codecs, static.
+    book_before: the book without the new tokens.
+    book: the book with the new tokens.
+    slots: where `Kind.place` put the new tokens.
+    leaves: this layer's streams as they are stored, by name.
   """
-  kind, (old, book) = memory.kind, books
-  with jax.named_scope('cache'):
-    new = memory.encode(streams)
-    if kind.chunk is None or step.tokens <= kind.chunk:
-      store = kind.write(store, new, slots)
-      views = kind.views(book, store, step.after)
-    else:
-      views = kind.views(old, store, step.before)
-      views += kind.fresh_views(new, step.positions)
-      store = kind.write(store, new, slots)
-  return store, tuple(view.map(memory.decode, memory.stored) for view in views)
+
+  store: LayerStore
+  book_before: Any
+  book: Any
+  slots: Any
+  leaves: Streams
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-  """One layer's attention result and how to look closer at it."""
+class AttentionResult:
+  """The result of one layer's attention, and what it was computed from.
 
-  out: jax.Array
+  Attributes:
+    lse: float32 `[B, K, G, T]`, log-sum-exp of the scores.
+    scoring: scale, mask, bias and sinks.
+    parts: queries with the views that they were scored against.
+    positions: int32 `[B, T]` of the queries.
+  """
+
   lse: jax.Array
   scoring: Scoring
-  parts: tuple[tuple[Streams, tuple[View, ...]], ...]
+  parts: tuple[Part, ...]
   positions: jax.Array
 
   def received(self, heads: int, block: int | None) -> jax.Array:
     """Returns what each slot of the only view received, `[B, heads, S]`."""
     ((queries, (view,)),) = self.parts
-    asked = queries, self.positions, self.lse
-    return received(*asked, view, self.scoring, heads=heads, block=block)
+    return received(
+      queries,
+      self.positions,
+      self.lse,
+      view,
+      self.scoring,
+      heads=heads,
+      block=block,
+    )
 
   def weights(self) -> tuple[jax.Array, jax.Array]:
     """Returns weights `[B, N, T, S]` and the slots' positions `[B, 1|K, S]`."""
-    found = [
+    results = [
       attention_weights(queries, self.positions, self.lse, view, self.scoring)
       for queries, views in self.parts
       for view in views
     ]
-    weights = jnp.concatenate([w for w, _ in found], axis=-1)
-    held = jnp.concatenate([p for _, p in found], axis=-1)
+    weights = jnp.concatenate([w for w, _ in results], axis=-1)
+    slot_positions = jnp.concatenate([p for _, p in results], axis=-1)
     batch, heads, groups = weights.shape[:3]
     shape = (batch, heads * groups) + weights.shape[3:]
-    return weights.reshape(shape), held
+    return weights.reshape(shape), slot_positions
 
 
-def read(
+class LayerResult(NamedTuple):
+  """What a layer leaves for the cache and for later layers.
+
+  Attributes:
+    leaves: the layer's streams after the call; empty if it shares others'.
+    book: after the call and its eviction.
+    views: what the layer's queries read, for layers that share its streams.
+    attention: of the layer.
+  """
+
+  leaves: Streams
+  book: Any
+  views: tuple[View, ...]
+  attention: AttentionResult
+
+
+def attend_through_cache(
+  variant: Variant,
+  params: Mapping[str, Any],
+  x: jax.Array,
+  entry: LayerEntry,
+  state: CallState,
+  relative: jax.Array | None = None,
+) -> tuple[jax.Array, LayerResult]:
+  """Stores what new tokens leave behind, and attends to all of the cache.
+
+  Args:
+    variant: the attention.
+    params: its parameters.
+    x: normalised activations `[B, T, D]` of the new tokens.
+    entry: the layer's part of the cache.
+    state: of the call.
+    relative: the model's table of relative biases `[buckets, N]`, if any.
+
+  Returns:
+    `[B, T, D]`, and the layer's part of the cache after the call.
+  """
+  with jax.named_scope('streams'):
+    table = state.table(variant.rotary, None)
+    streams = variant.project_streams(params, x, table)
+  leaves, views = store_tokens(entry, streams, state)
+  kind = entry.store.kind
+  y, attention = attend_to_views(
+    variant, params, x, views, state, kind=kind, relative=relative
+  )
+  book = _evict(kind, entry.book, attention, state)
+  return y, LayerResult(leaves, book, views, attention)
+
+
+def attend_to_shared(
+  variant: Variant,
+  params: Mapping[str, Any],
+  x: jax.Array,
+  source: LayerResult,
+  state: CallState,
+  *,
+  kind: Kind,
+  relative: jax.Array | None = None,
+) -> tuple[jax.Array, LayerResult]:
+  """Attends to what an earlier layer stored; stores nothing.
+
+  Args:
+    variant, params, x, state, relative: as in `attend_through_cache`.
+    source: result of the layer whose streams this one reads.
+    kind: of that layer.
+  """
+  y, attention = attend_to_views(
+    variant, params, x, source.views, state, kind=kind, relative=relative
+  )
+  return y, source._replace(leaves={}, attention=attention)
+
+
+def store_tokens(
+  entry: LayerEntry, streams: Streams, state: CallState
+) -> tuple[Streams, tuple[View, ...]]:
+  """Writes new tokens, and returns what their queries may read.
+
+  A kind that forgets may overwrite a slot that an early query of the same call
+  still reads. A call of more tokens than such a kind can take (`Kind.chunk`)
+  reads the old slots and the fresh tokens, and writes afterwards.
+
+  Args:
+    entry: the layer's part of the cache.
+    streams: of the new tokens, `[B, K, T, H]` by name.
+    state: of the call.
+
+  Returns:
+    The leaves after the call, and views over disjoint tokens, which decode
+    what they fetch.
+  """
+  store = entry.store
+  kind = store.kind
+  with jax.named_scope('cache'):
+    encoded = store.encode(streams)
+    if kind.chunk is None or state.tokens <= kind.chunk:
+      leaves = kind.write(entry.leaves, encoded, entry.slots)
+      views = kind.views(entry.book, leaves, state.after)
+    else:
+      views = kind.views(entry.book_before, entry.leaves, state.before)
+      views += kind.fresh_views(encoded, state.positions)
+      leaves = kind.write(entry.leaves, encoded, entry.slots)
+  return leaves, tuple(view.map(store.decode, store.stored) for view in views)
+
+
+def attend_to_views(
   variant: Variant,
   params: Mapping[str, Any],
   x: jax.Array,
   views: Sequence[View],
-  kind: Kind | None,
-  relative: jax.Array | None,
-  step: Step,
-) -> tuple[jax.Array, Reading]:
+  state: CallState,
+  *,
+  kind: Kind | None = None,
+  relative: jax.Array | None = None,
+) -> tuple[jax.Array, AttentionResult]:
   """Attends from activations `[B, T, D]` to views; returns `[B, T, D]`.
 
-  Views scored by differently rotated queries (renumbered sinks) are attended
-  apart and merged.
+  Views whose queries are rotated differently (the sinks of a renumbered cache)
+  are attended to one after the other, and the results are merged.
+
+  Args:
+    variant: the attention.
+    params: its parameters.
+    x: `[B, T, D]`.
+    views: of disjoint tokens.
+    state: of the call.
+    kind: whose mask narrows the variant's own; None for no kind.
+    relative: the model's table of relative biases, if any.
   """
-  absorb = step.absorb
-  if absorb is None:
-    absorb = variant.absorbs(step.tokens)
-  scoring = variant.scoring(params, relative, absorb)
+  form = variant.form(state.tokens, state.options.form)
+  scoring = form.scoring(params, relative)
   if kind is not None:
-    seen = kind.visible_through(scoring.visibility)
-    scoring = dataclasses.replace(scoring, visibility=seen)
-  parts = _parts(variant, params, x, views, step, absorb)
-  with jax.named_scope('attend'):
-    out, lse = _attend_parts(parts, scoring, step)
-  y = variant.project_output(params, out.astype(x.dtype), absorb)
-  return y, Reading(out, lse, scoring, parts, step.positions)
-
-
-def _parts(variant, params, x, views, step, absorb: bool):
-  """Pairs views with the queries that score them, one pair a rotation."""
-
-  def shown(view):
-    if variant.reads_stored(absorb):
-      return view
-    return view.map(lambda streams: variant.expand(params, streams, absorb))
-
+    visibility = kind.visible_through(scoring.visibility)
+    scoring = dataclasses.replace(scoring, visibility=visibility)
   parts = []
   for limit in dict.fromkeys(view.query_limit for view in views):
     with jax.named_scope('query'):
-      table = step.table(variant.rotary, limit)
-      queries = variant.project_queries(params, x, table, absorb)
-    chosen = [shown(view) for view in views if view.query_limit == limit]
-    parts.append((queries, tuple(chosen)))
-  return tuple(parts)
+      table = state.table(variant.rotary, limit)
+      queries = form.project_queries(params, x, table)
+    same_rotation = [
+      _expand_view(form, params, view)
+      for view in views
+      if view.query_limit == limit
+    ]
+    parts.append((queries, tuple(same_rotation)))
+  with jax.named_scope('attend'):
+    out, lse = _attend_parts(parts, scoring, state)
+  y = form.project_output(params, out.astype(x.dtype))
+  return y, AttentionResult(lse, scoring, tuple(parts), state.positions)
 
 
-def _attend_parts(parts, scoring: Scoring, step: Step):
-  bare = dataclasses.replace(scoring, sinks=None)
-  found = [
+def _expand_view(form: Form, params: Mapping[str, Any], view: View) -> View:
+  """Returns a view of the streams that a form's queries are scored against."""
+  # A mapped view can no longer be read in place by a kernel.
+  if not form.expands:
+    return view
+  return view.map(lambda streams: form.expand(params, streams))
+
+
+def _attend_parts(
+  parts: Sequence[Part], scoring: Scoring, state: CallState
+) -> tuple[jax.Array, jax.Array]:
+  # The sinks join the softmax once, after all parts are merged.
+  without_sinks = dataclasses.replace(scoring, sinks=None)
+  results = [
     attend(
       queries,
-      step.positions,
-      chosen,
-      bare,
-      block=step.block,
-      kernel=step.kernel,
+      state.positions,
+      views,
+      without_sinks,
+      block=state.options.block,
+      kernel=state.options.kernel,
     )
-    for queries, chosen in parts
+    for queries, views in parts
   ]
-  out, lse = found[0] if len(found) == 1 else merge(found)
+  out, lse = results[0] if len(results) == 1 else merge(results)
   return add_sinks(out, lse, scoring.sinks)
+
+
+def _evict(
+  kind: Kind, book: Any, attention: AttentionResult, state: CallState
+) -> Any:
+  """Returns a layer's book without the slots that its kind gives up."""
+  weights = None
+  if kind.observes:  # a number for every slot that holds a position
+    weights = attention.received(book.positions.shape[1], state.options.block)
+  after = state.after
+  if kind.book_per_layer and not kind.observes:
+    # Eviction must depend on attention's result. If it does not, XLA may
+    # schedule it first, and then copies the positions that attention still
+    # reads and eviction overwrites.
+    has_seen = jnp.any(attention.lse != -jnp.inf, axis=(1, 2, 3))
+    after = jnp.where(has_seen, after, state.before)
+  return kind.evict(book, weights, state.before, after)

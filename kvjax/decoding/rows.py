@@ -6,7 +6,6 @@ with their input.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,13 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.cache import (
-  Cache,
-  check_alive,
-  in_trace,
-  is_leaf,
-  is_traced,
-)
+from kvjax.caches.kind import BookChange, Kind
+from kvjax.decoding.allocate import is_leaf
+from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.program import program
+from kvjax.decoding.tracing import is_traced
 
 OnLeaf = Callable[..., jax.Array]
 
@@ -48,7 +45,7 @@ def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
   lengths = jnp.broadcast_to(
     jnp.asarray(lengths, jnp.int32), (cache.batch_size,)
   )
-  result, fits = _run(_rewind, donate, cache, lengths)
+  result, fits = _rewind(cache, lengths, donate=donate)
   return _refuse_lack_of_pages(result, fits, 'rewind')
 
 
@@ -58,16 +55,16 @@ def earliest(cache: Cache) -> jax.Array:
   0 for dense and paged caches; a ring goes back by its slack and one; a
   bounded cache does not go back at all.
   """
-  found = jnp.zeros_like(cache.length)
+  shortest = jnp.zeros_like(cache.length)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    found = jnp.maximum(found, kind.shortest_rewind(book, cache.length))
-  return jnp.minimum(found, cache.length)
+    shortest = jnp.maximum(shortest, kind.shortest_rewind(book, cache.length))
+  return jnp.minimum(shortest, cache.length)
 
 
 def fork(cache: Cache, *, donate: bool = False) -> Cache:
   """Returns an independent copy: both may go on, either may be donated."""
   check_alive(cache)
-  return _run(_same, donate, cache)
+  return _copy(cache, donate=donate)
 
 
 def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
@@ -101,7 +98,7 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
   rows = jnp.asarray(rows, jnp.int32)
   # Buffers of another number of rows cannot be reused.
   donate = donate and rows.shape == cache.length.shape
-  result, fits = _run(_take, donate, cache, rows)
+  result, fits = _take(cache, rows, donate=donate)
   return _refuse_lack_of_pages(result, fits, 'take')
 
 
@@ -131,7 +128,7 @@ def concat(caches: Sequence[Cache]) -> Cache:
         'Caches to concatenate must have the same kinds, codecs, capacity, '
         'rotary length and source. Allocate them with the same init_cache.'
       )
-  return _run(_concat, False, tuple(caches))
+  return _concat(tuple(caches))
 
 
 def _source(cache: Cache) -> list[Any]:
@@ -140,8 +137,9 @@ def _source(cache: Cache) -> list[Any]:
   return [(x.shape[1:], x.dtype) for x in leaves]
 
 
-def _same(cache: Cache) -> Cache:
-  return cache
+@program()
+def _copy(cache: Cache) -> Cache:
+  return cache  # a compiled program returns buffers of its results alone
 
 
 def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
@@ -149,39 +147,45 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
 
   `axes` names the axes of a leaf; trailing ones may be left out.
   """
-  first = caches[0]
 
-  def books(i, kind):
+  def map_book(index, kind):
     spec = kind.book(1, 1)
     names = jax.tree.map(lambda leaf: leaf.axes, spec, is_leaf=is_leaf)
     return jax.tree.map(
-      lambda axes, *x: f(*x, axes=axes),
+      lambda axes, *leaves: f(*leaves, axes=axes),
       names,
-      *(c.books[i] for c in caches),
+      *(cache.books[index] for cache in caches),
       is_leaf=lambda x: isinstance(x, tuple),
     )
 
-  def stores(i, memory):
-    if memory is None:
+  def map_store(index, store):
+    if store is None:
       return {}
-    axes = tuple(name for _, name in memory.kind.leaf_axes(1, 1))
+    axes = tuple(name for _, name in store.kind.leaf_axes(1, 1))
     return jax.tree.map(
-      lambda *x: f(*x, axes=axes), *(c.stores[i] for c in caches)
+      lambda *leaves: f(*leaves, axes=axes),
+      *(cache.stores[index] for cache in caches),
     )
 
-  layout = first.layout
-  by_batch = functools.partial(jax.tree.map, lambda *x: f(*x, axes=('batch',)))
+  def map_batch(field):
+    return jax.tree.map(
+      lambda *leaves: f(*leaves, axes=('batch',)),
+      *(getattr(cache, field) for cache in caches),
+    )
+
+  layout = caches[0].layout
   return dataclasses.replace(
-    first,
-    length=by_batch(*(c.length for c in caches)),
-    overflow=by_batch(*(c.overflow for c in caches)),
-    books=tuple(books(i, kind) for i, kind in enumerate(layout.kinds())),
-    stores=tuple(stores(i, m) for i, m in enumerate(layout.stores)),
-    cross=by_batch(*(c.cross for c in caches)),
-    source=by_batch(*(c.source for c in caches)),
+    caches[0],
+    length=map_batch('length'),
+    overflow=map_batch('overflow'),
+    books=tuple(map_book(i, kind) for i, kind in enumerate(layout.kinds())),
+    stores=tuple(map_store(i, store) for i, store in enumerate(layout.stores)),
+    cross=map_batch('cross'),
+    source=map_batch('source'),
   )
 
 
+@program()
 def _rewind(cache, lengths):
   able = (lengths >= earliest(cache)) & (lengths <= cache.length)
   lengths = jnp.where(able, lengths, cache.length)
@@ -191,8 +195,9 @@ def _rewind(cache, lengths):
       cache, lambda kind, book: kind.rewind(book, cache.length, lengths)
     )
 
-  # A row that stays keeps pages that others counted on: if any has to, all do
-  # but those that need no copy.
+  # A row that cannot go back keeps its pages, and the copies of other rows
+  # were counted on those pages. So if one row lacks a page, every row that
+  # needs a copy stays as it is.
   fits = jnp.all(change(lengths)[1]) | _need_no_copy(cache, lengths)
   lengths = jnp.where(fits, lengths, cache.length)
   result, _ = change(lengths)
@@ -202,12 +207,13 @@ def _rewind(cache, lengths):
 
 
 def _need_no_copy(cache, lengths):
-  found = jnp.ones_like(cache.overflow)
+  free = jnp.ones_like(cache.overflow)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    found &= kind.needs_no_copy(book, lengths)
-  return found
+    free &= kind.needs_no_copy(book, lengths)
+  return free
 
 
+@program()
 def _take(cache, rows):
   def gather(x, axes):
     if 'batch' not in axes:
@@ -216,51 +222,63 @@ def _take(cache, rows):
 
   cache = map_rows(gather, cache)
 
-  def settle(lengths):
+  def change(lengths):
     return _change_books(
       cache, lambda kind, book: kind.after_gather(book, lengths)
     )
 
-  _, fits = settle(cache.length)
-  # Of all kinds, only an empty row is sure to be exact without its last page.
+  _, fits = change(cache.length)
+  # A row that lacks the page for a copy comes back empty: an empty row is exact
+  # in every kind, and a row without its last page is not.
   lengths = jnp.where(fits, cache.length, 0)
-  result, _ = settle(lengths)
+  result, _ = change(lengths)
   return result.replace(length=lengths, overflow=cache.overflow | ~fits), fits
 
 
-def _change_books(cache, change):
-  layout, changed = cache.layout, []
-  for kind, book in zip(layout.kinds(), cache.books, strict=True):
-    changed.append(change(kind, book))
-  fits = functools.reduce(
-    jnp.logical_and,
-    (ok for _, ok, _ in changed),
-    jnp.ones_like(cache.overflow),
-  )
-  stores = tuple(
-    store
-    if memory is None or changed[at][2] is None
-    else memory.kind.copy_pages(store, changed[at][2])
-    for store, memory, at in zip(
-      cache.stores, layout.stores, layout.books, strict=True
-    )
-  )
-  books = tuple(book for book, _, _ in changed)
-  return cache.replace(books=books, stores=stores), fits
+def _change_books(
+  cache: Cache, change: Callable[[Kind, Any], BookChange]
+) -> tuple[Cache, jax.Array]:
+  """Returns the cache with every book changed, and bool `[B]`: rows that fit.
+
+  Args:
+    cache: before.
+    change: `(kind, book)` -> the changed book.
+  """
+  layout = cache.layout
+  changes = [
+    change(kind, book)
+    for kind, book in zip(layout.kinds(), cache.books, strict=True)
+  ]
+  fits = jnp.ones_like(cache.overflow)
+  for changed in changes:
+    fits &= changed.fits
+  leaves = []
+  for index, store in enumerate(layout.stores):
+    moves = None if store is None else changes[layout.books[index]].moves
+    if store is None or moves is None:
+      leaves.append(cache.stores[index])
+    else:
+      leaves.append(store.kind.copy_pages(cache.stores[index], moves))
+  books = tuple(changed.book for changed in changes)
+  return cache.replace(books=books, stores=tuple(leaves)), fits
 
 
+@program(donated=())
 def _concat(caches):
   kinds = caches[0].layout.kinds()
-  shifted, before = [], [0] * len(kinds)
+  pages_before = [0] * len(kinds)
+  shifted = []
   for cache in caches:
     books = [
       kind.offset_pages(book, pages)
-      for kind, book, pages in zip(kinds, cache.books, before, strict=True)
+      for kind, book, pages in zip(
+        kinds, cache.books, pages_before, strict=True
+      )
     ]
     shifted.append(cache.replace(books=tuple(books)))
-    before = [
+    pages_before = [
       pages + book.positions.shape[1]
-      for pages, book in zip(before, cache.books, strict=True)
+      for pages, book in zip(pages_before, cache.books, strict=True)
     ]
 
   def join(*leaves, axes):
@@ -303,14 +321,3 @@ def _refuse_lack_of_pages(result: Cache, fits: jax.Array, call: str) -> Cache:
     f'Row {row}: out of pages for the copy of a shared page that {call} '
     'needs. The cache is unchanged. Give the pool more pages.'
   )
-
-
-def _run(run: Any, donate: bool, cache: Any, *args: Any) -> Any:
-  if in_trace():
-    return run(cache, *args)
-  return _jitted(run, donate)(cache, *args)
-
-
-@functools.cache
-def _jitted(run: Any, donate: bool) -> Any:
-  return jax.jit(run, donate_argnums=(0,) if donate else ())

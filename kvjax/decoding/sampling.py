@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.cache import is_traced
+from kvjax.decoding.tracing import is_traced
 
 NO_TOKEN = -1
 

@@ -4,54 +4,59 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from kvjax.attention.grouped import Grouped
-from kvjax.attention.latent import Latent
+from kvjax.attention.variant import Variant
 from kvjax.caches.kind import Kind
-from kvjax.decoding import cache as caches
-from kvjax.decoding.advance import Options, evict, place
+from kvjax.decoding import allocate
+from kvjax.decoding.advance import place_tokens
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.layer import read, remember
+from kvjax.decoding.checks import check_shape
+from kvjax.decoding.layer import LayerEntry, attend_through_cache
+from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
+from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
 
 
+@renamed_arguments(kind='kinds=')
 def init_cache(
-  variant: Grouped | Latent,
+  variant: Variant,
   batch_size: int,
   capacity: int,
   dtype: Any = 'float32',
   *,
-  kind: Kind | None = None,
+  kinds: Kind | None = None,
   codec: Codec | None = None,
   rotary_length: int | None = None,
 ) -> Cache:
   """Returns an empty cache of one layer; arguments as in `kvjax.init_cache`."""
   config = ModelConfig(1, 1, (Layer(variant, MLP(1)),))
-  return caches.init_cache(
+  return allocate.init_cache(
     config,
     batch_size,
     capacity,
     dtype,
-    kinds=kind,
+    kinds=kinds,
     codec=codec,
     rotary_length=rotary_length,
   )
 
 
+@renamed_arguments(
+  absorb="options=kvjax.DecodeOptions(form='absorbed' or 'expanded')"
+)
 def attend(
-  variant: Grouped | Latent,
+  variant: Variant,
   params: Mapping[str, Any],
   cache: Cache,
   x: jax.Array,
   active: jax.Array | None = None,
   *,
-  absorb: bool | None = None,
-  kernel: str | None = None,
+  kernel: Any = None,
+  options: DecodeOptions = DEFAULT,
 ) -> tuple[jax.Array, Cache]:
   """Feeds activations through a layer's attention and its cache. Pure.
 
@@ -61,33 +66,39 @@ def attend(
     cache: of `init_cache`.
     x: `[B, T, D]` of the new tokens.
     active: bool `[B, T]`, which of them are tokens; None for all.
-    absorb: form of latent attention; None for the cheaper one.
-    kernel: that must attend; None for the fastest.
+    kernel, options: as in `kvjax.prefill`.
 
   Returns:
     `[B, T, D]`, NaN in rows whose tokens did not fit, and the new cache.
 
   Raises:
-    ValueError: the kind evicts between fewer tokens than T.
+    ValueError: x has another shape, or the kind evicts between fewer tokens
+      than T.
   """
-  chex.assert_shape(x, (cache.batch_size, None, None))
-  chunk, tokens = cache.layout.chunk, x.shape[1]
+  check_shape('x', x, (cache.batch_size, None, None))
+  chunk = cache.layout.chunk
+  tokens = x.shape[1]
   if chunk is not None and chunk < tokens:
     raise ValueError(
       f'{tokens} tokens at once: this cache evicts every {chunk}. Feed at '
       f'most {chunk} a call, or give the kind slack={tokens - 1}.'
     )
-  (memory,) = cache.layout.stores
-  if memory is None:
+  (store,) = cache.layout.stores
+  if store is None:
     raise ValueError('The layer shares its keys and values: it has no cache.')
-  held = jnp.ones(x.shape[:2], bool) if active is None else active
-  cache, (old,), (slots,), step = place(
-    cache, held, Options(absorb, kernel=kernel)
+  is_token = jnp.ones(x.shape[:2], bool) if active is None else active
+  options = options.with_kernel(kernel)
+  with options.applied():
+    cache, placement = place_tokens(cache, is_token, options)
+    entry = LayerEntry(
+      store=store,
+      book_before=placement.books_before[0],
+      book=cache.books[0],
+      slots=placement.slots[0],
+      leaves=cache.stores[0],
+    )
+    y, result = attend_through_cache(variant, params, x, entry, placement.state)
+  cache = dataclasses.replace(
+    cache, books=(result.book,), stores=(result.leaves,)
   )
-  (book,), (store,) = cache.books, cache.stores
-  streams = variant.project_streams(params, x, step.table(variant.rotary, None))
-  store, views = remember(memory, (old, book), slots, store, streams, step)
-  y, reading = read(variant, params, x, views, memory.kind, None, step)
-  book = evict(memory.kind, book, reading, step)
-  cache = dataclasses.replace(cache, books=(book,), stores=(store,))
   return jnp.where(cache.overflow[:, None, None], jnp.nan, y), cache

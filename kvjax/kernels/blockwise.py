@@ -16,7 +16,7 @@ from kvjax.streams.view import (
   View,
   by_row,
   contiguous_view,
-  held_by_row,
+  positions_by_row,
 )
 from kvjax.target import target
 
@@ -133,7 +133,7 @@ def attend_stored(
   """Attends to whole `Stored` streams: what kernels that read them compute."""
   if table is not None:
     stored = jax.tree.map(lambda pool: by_row(pool, table), stored)
-    held = held_by_row(held, table)
+    held = positions_by_row(held, table)
   view = contiguous_view(stored, held, filled).only(**part)
   view = view.map(lambda s: {name: x.decode() for name, x in s.items()})
   return attend(queries, positions, view, scoring)

@@ -13,7 +13,7 @@ from typing import Any
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.kind import Kind
 from kvjax.caches.sinks import Sinks
-from kvjax.decoding.cache import check_sizes
+from kvjax.decoding.allocate import check_sizes
 from kvjax.memory.parts.sharding import shards
 from kvjax.memory.planning import MemoryPlan, plan
 from kvjax.memory.speed.devices import Device, device

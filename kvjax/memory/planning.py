@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.kind import Kind
-from kvjax.decoding.cache import Cache, cache_spec, check_sizes
+from kvjax.decoding.allocate import cache_spec, check_sizes
+from kvjax.decoding.cache import Cache
 from kvjax.kernels import KERNELS
 from kvjax.memory.parts.cache_bytes import cache_lines, per_token, query_line
 from kvjax.memory.parts.encoder_bytes import encode_lines

@@ -145,7 +145,7 @@ class ModelConfig:
           'Give both layers the same.'
         )
 
-  def owner(self, index: int) -> int:
+  def stream_layer(self, index: int) -> int:
     """Returns the layer whose streams layer `index` reads."""
     source = self.layers[index].attention.shared_from
     return index if source is None else source

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kvjax.layers.linear import matmul
 from kvjax.layers.norm import Norm
-from kvjax.models.config import Layer, ModelConfig, relative_bias
+from kvjax.models.config import Layer, ModelConfig
 
 Half = Callable[[jax.Array], jax.Array]
 Attention = Callable[[jax.Array], tuple[jax.Array, Any]]
@@ -91,93 +91,3 @@ def _half(layer, norm, params, name, x, half):
   if layer.norms != 'pre':
     y = norm(params[f'{name}_post_norm'], y)
   return y, extra
-
-
-def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
-  """Returns random parameters: normal, fan-in scaled; a pytree of dicts.
-
-  Args:
-    config: the model.
-    key: a JAX random key.
-
-  Returns:
-    `embedding [V, D]`, `layers` (a list), `norm`, and where the config asks
-    for them `head [V, D]`, `positions`, `relative`, `encoder`.
-  """
-  dtype = jnp.dtype(config.dtype)
-  keys = jax.random.split(key, 6)
-  width, vocab = config.width, config.vocab_size
-  params: dict[str, Any] = {
-    'embedding': _normal(keys[0], (vocab, width), 1.0, dtype),
-    'layers': init_layers(config.layers, config.norm, keys[1], width, dtype),
-    'norm': config.norm.init(width, dtype),
-  }
-  if not config.tied:
-    params['head'] = _normal(keys[2], (vocab, width), width**-0.5, dtype)
-  if config.head_bias:
-    params['head_bias'] = jnp.zeros((vocab,), dtype)
-  if config.positions:
-    shape = (config.positions, width)
-    params['positions'] = _normal(keys[3], shape, 1.0, dtype)
-  if (shape := relative_bias(config.layers)) is not None:
-    params['relative'] = _normal(keys[4], shape, 1.0, dtype)
-  if config.encoder is not None:
-    params['encoder'] = _init_encoder(config.encoder, keys[5], width, dtype)
-  return params
-
-
-def _init_encoder(encoder, key, width, dtype):
-  keys = jax.random.split(key, 5)
-  params = {
-    'layers': init_layers(encoder.layers, encoder.norm, keys[0], width, dtype),
-    'norm': encoder.norm.init(width, dtype),
-  }
-  if (shape := relative_bias(encoder.layers)) is not None:
-    params['relative'] = _normal(keys[1], shape, 1.0, dtype)
-  if encoder.positions:
-    shape = (encoder.positions, width)
-    params['positions'] = _normal(keys[2], shape, 1.0, dtype)
-  if encoder.features is not None:
-    for name, k, fan_in in zip(
-      ('conv_0', 'conv_1'), keys[3:], (encoder.features, width), strict=True
-    ):
-      scale = (3 * fan_in) ** -0.5
-      params[name] = _normal(k, (3, fan_in, width), scale, dtype)
-      params[f'{name}_bias'] = jnp.zeros((width,), dtype)
-  return params
-
-
-def init_layers(
-  layers: tuple[Layer, ...],
-  norm: Norm,
-  key: jax.Array,
-  width: int,
-  dtype: Any,
-) -> list[dict[str, Any]]:
-  """Returns random parameters of a stack of layers."""
-  return [
-    _init_layer(layer, norm, k, width, dtype)
-    for layer, k in zip(layers, jax.random.split(key, len(layers)), strict=True)
-  ]
-
-
-def _init_layer(layer, norm, key, width, dtype):
-  keys = jax.random.split(key, 3)
-  halves = {'attention': layer.attention, 'mlp': layer.mlp}
-  if layer.cross is not None:
-    halves['cross'] = layer.cross
-  params = {
-    name: half.init(k, width, dtype)
-    for k, (name, half) in zip(keys, halves.items(), strict=False)
-  }
-  normed = ['attention'] if layer.parallel == 'shared' else list(halves)
-  for name in normed:
-    if layer.norms != 'post':
-      params[f'{name}_norm'] = norm.init(width, dtype)
-    if layer.norms != 'pre':
-      params[f'{name}_post_norm'] = norm.init(width, dtype)
-  return params
-
-
-def _normal(key, shape, scale, dtype):
-  return (jax.random.normal(key, shape, jnp.float32) * scale).astype(dtype)

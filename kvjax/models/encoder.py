@@ -1,7 +1,7 @@
 """The encoder of an encoder-decoder: runs once, sees its whole source.
 
-Its queries are read again whenever its source grows; it has no cache not
-because q is dead but because it runs once.
+If the source grew, every query would be read again. The encoder needs no cache
+because it runs once, not because its queries die.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.attention.reference import plain_attention
+from kvjax.attention.reference import attend_uncached
 from kvjax.models.config import Encoder, ModelConfig
 from kvjax.models.decoder import run_layer
 
@@ -63,40 +63,47 @@ def encode(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config, params, source, source_lengths):
-  encoder, p = config.encoder, params['encoder']
+  encoder = config.encoder
+  encoder_params = params['encoder']
   with jax.named_scope('encoder'):
     if encoder.features is None:
       x = params['embedding'][source]
     else:
-      x = _convolve(p, source)
+      x = _convolve(encoder_params, source)
     steps = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
     positions = jnp.broadcast_to(steps, x.shape[:2])
     if encoder.positions:
-      x = x + p['positions'][None, : x.shape[1]]
+      x = x + encoder_params['positions'][None, : x.shape[1]]
     if source_lengths is not None:
       lengths = jnp.asarray(source_lengths, jnp.int32)
       chex.assert_shape(lengths, (x.shape[0],))
       positions = jnp.where(steps < lengths[:, None], positions, -1)
-    x = _stack(encoder, p, x, positions)
-    return Encoded(encoder.norm(p['norm'], x), positions)
+    x = _run_layers(encoder, encoder_params, x, positions)
+    return Encoded(encoder.norm(encoder_params['norm'], x), positions)
 
 
-def _stack(encoder: Encoder, params: Any, x: jax.Array, positions: jax.Array):
+def _run_layers(
+  encoder: Encoder, params: Any, x: jax.Array, positions: jax.Array
+) -> jax.Array:
   relative = params.get('relative')
-  for layer, p in zip(encoder.layers, params['layers'], strict=True):
 
-    def attention(h, layer=layer, p=p):
-      variant, q = layer.attention, p['attention']
-      out, _ = plain_attention(
-        variant.project_queries(q, h, None, False),
-        variant.expand(q, variant.project_streams(q, h, None), False),
-        positions,
-        positions,
-        variant.scoring(q, relative, False),
-      )
-      return variant.project_output(q, out.astype(h.dtype), False), None
+  def attend(variant, attention_params, x):
+    streams = variant.project_streams(attention_params, x, None)
+    return attend_uncached(
+      variant,
+      attention_params,
+      x,
+      streams,
+      query_positions=positions,
+      key_positions=positions,
+      relative=relative,
+    )
 
-    x, _ = run_layer(layer, encoder.norm, p, x, attention)
+  for layer, layer_params in zip(encoder.layers, params['layers'], strict=True):
+    attention = functools.partial(
+      attend, layer.attention, layer_params['attention']
+    )
+    x, _ = run_layer(layer, encoder.norm, layer_params, x, attention)
   return x
 
 

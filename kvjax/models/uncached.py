@@ -2,21 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from kvjax.attention.reference import plain_attention
+from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
+from kvjax.attention.variant import Variant
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
+from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
+from kvjax.streams.view import Streams
 
 
+@overload
 def forward(
   config: ModelConfig,
   params: Mapping[str, Any],
@@ -27,7 +31,35 @@ def forward(
   encoded: Encoded | None = None,
   rotary_length: int | None = None,
   codec: Codec | None = None,
-  absorb: bool = False,
+  form: str = 'expanded',
+  attention_layers: tuple[()] = (),
+) -> jax.Array: ...
+@overload
+def forward(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  *,
+  lengths: Any = None,
+  padding: str = 'right',
+  encoded: Encoded | None = None,
+  rotary_length: int | None = None,
+  codec: Codec | None = None,
+  form: str = 'expanded',
+  attention_layers: Sequence[int],
+) -> tuple[jax.Array, tuple[jax.Array, ...]]: ...
+@renamed_arguments(absorb="form='absorbed' or 'expanded'")
+def forward(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  *,
+  lengths: Any = None,
+  padding: str = 'right',
+  encoded: Encoded | None = None,
+  rotary_length: int | None = None,
+  codec: Codec | None = None,
+  form: str = 'expanded',
   attention_layers: Sequence[int] = (),
 ) -> Any:
   """Returns logits of a whole sequence, with a plain masked softmax.
@@ -42,12 +74,16 @@ def forward(
     rotary_length: planned length, for rotary tables that depend on it; None
       for T.
     codec: streams pass through it once, as a cache would store them.
-    absorb: latent attention in its absorbed form.
+    form: of latent attention, 'expanded' or 'absorbed'.
     attention_layers: layers whose weights are returned as well.
 
   Returns:
     Float32 logits `[B, T, V]`; with `attention_layers`, also a tuple of their
     weights `[B, N, T, T]`.
+
+  Raises:
+    ValueError: ids are no integers, a source is missing, or learned positions
+      do not reach that far.
   """
   chex.assert_rank(tokens, 2)
   check_tokens(config, tokens, encoded)
@@ -61,7 +97,7 @@ def forward(
     encoded,
     rotary_length=rotary_length or tokens.shape[1],
     codec=codec,
-    absorb=absorb,
+    form=form,
     attention_layers=tuple(attention_layers),
   )
   return (logits, weights) if attention_layers else logits
@@ -72,24 +108,24 @@ def row_positions(tokens: jax.Array, lengths: Any, padding: str) -> jax.Array:
 
   A negative token id is padding too.
   """
-  held = row_mask(tokens, lengths, padding)
-  count = jnp.cumsum(held.astype(jnp.int32), axis=1)
-  return jnp.where(held, count - 1, -1)
+  is_token = token_mask(tokens, lengths, padding)
+  count = jnp.cumsum(is_token.astype(jnp.int32), axis=1)
+  return jnp.where(is_token, count - 1, -1)
 
 
-def row_mask(tokens: jax.Array, lengths: Any, padding: str) -> jax.Array:
+def token_mask(tokens: jax.Array, lengths: Any, padding: str) -> jax.Array:
   """Returns bool `[B, T]`: where a row has a token."""
   if padding not in ('right', 'left'):
     raise ValueError(f"padding={padding!r} must be 'right' or 'left'.")
-  held = tokens >= 0
+  is_token = tokens >= 0
   if lengths is None:
-    return held
+    return is_token
   lengths = jnp.asarray(lengths, jnp.int32)
   chex.assert_shape(lengths, tokens.shape[:1])
   steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
   if padding == 'left':
     steps = tokens.shape[1] - 1 - steps
-  return held & (steps < lengths[:, None])
+  return is_token & (steps < lengths[:, None])
 
 
 def check_tokens(
@@ -99,13 +135,12 @@ def check_tokens(
   if not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(f'tokens have dtype {tokens.dtype}; ids are integers.')
   if (config.encoder is None) != (encoded is None):
-    need = 'has no encoder' if config.encoder is None else 'has an encoder'
-    fix = (
-      'drop encoded='
-      if config.encoder is None
-      else ('pass encoded=kvjax.encode(config, params, source)')
+    if config.encoder is None:
+      raise ValueError('The model has no encoder: drop encoded=.')
+    raise ValueError(
+      'The model has an encoder: pass encoded=kvjax.encode(config, params, '
+      'source).'
     )
-    raise ValueError(f'The model {need}: {fix}.')
 
 
 def check_positions(config: ModelConfig, tokens: int) -> None:
@@ -120,7 +155,7 @@ def check_positions(config: ModelConfig, tokens: int) -> None:
 @functools.partial(
   jax.jit,
   static_argnums=0,
-  static_argnames=('rotary_length', 'codec', 'absorb', 'attention_layers'),
+  static_argnames=('rotary_length', 'codec', 'form', 'attention_layers'),
 )
 def _forward(
   config,
@@ -131,75 +166,114 @@ def _forward(
   *,
   rotary_length,
   codec,
-  absorb,
+  form,
   attention_layers,
 ):
+  call = _Call(
+    positions=positions,
+    relative=params.get('relative'),
+    encoded=encoded,
+    rotary_length=rotary_length,
+    codec=codec,
+    form=form,
+  )
   x = embed(config, params, tokens, positions)
-  kept, weights = {}, {}
-  for index, (layer, p) in enumerate(
-    zip(config.layers, params['layers'], strict=True)
-  ):
+  streams: list[Streams] = []
+  weights: list[jax.Array] = []
+  for index, layer in enumerate(config.layers):
+    layer_params = params['layers'][index]
+    source = config.stream_layer(index)
+    shared = None if source == index else streams[source]
     with jax.named_scope(f'layer_{index}'):
-      x, (streams, seen) = _layer(
-        config,
+      x, (layer_streams, layer_weights) = run_layer(
         layer,
-        p,
+        config.norm,
+        layer_params,
         x,
-        positions,
-        encoded,
-        kept,
-        index,
-        params.get('relative'),
-        rotary_length,
-        codec,
-        absorb,
+        functools.partial(_self_attention, layer, layer_params, call, shared),
+        _cross_attention(layer, layer_params, encoded),
+        config.residual_scale,
       )
-    kept = kept | {index: streams}
-    if index in attention_layers:
-      weights = weights | {index: seen}
+    streams.append(layer_streams)
+    weights.append(layer_weights)
   logits = unembed(config, params, x)
   return logits, tuple(weights[i] for i in attention_layers)
 
 
-def _layer(
-  config,
-  layer,
-  p,
-  x,
-  positions,
-  encoded,
-  kept,
-  index,
-  relative,
-  rotary_length,
-  codec,
-  absorb,
-):
-  def attention(h):
-    variant, q = layer.attention, p['attention']
-    table = None
-    if variant.rotary is not None:
-      table = rotary_table(variant.rotary, positions, rotary_length)
-    if variant.shared_from is None:
-      streams = through_codec(
-        variant, variant.project_streams(q, h, table), codec
-      )
-    else:
-      streams = kept[config.owner(index)]
-    y, weights = attend_plainly(
-      variant, q, h, table, streams, positions, positions, relative, absorb
-    )
-    return y, (streams, weights)
+@dataclasses.dataclass(frozen=True)
+class _Call:
+  """What all layers of one call share; see `forward`."""
 
-  cross = None
-  if layer.cross is not None:
-    cross = functools.partial(cross_plainly, layer, p, encoded)
-  return run_layer(
-    layer, config.norm, p, x, attention, cross, config.residual_scale
+  positions: jax.Array
+  relative: jax.Array | None
+  encoded: Encoded | None
+  rotary_length: int
+  codec: Codec | None
+  form: str
+
+
+def _self_attention(
+  layer: Layer,
+  layer_params: Mapping[str, Any],
+  call: _Call,
+  shared: Streams | None,
+  x: jax.Array,
+) -> tuple[jax.Array, tuple[Streams, jax.Array]]:
+  """Returns `[B, T, D]`, the layer's streams and its weights `[B, N, T, T]`.
+
+  Streams are those of an earlier layer where `shared` gives them.
+  """
+  variant = layer.attention
+  params = layer_params['attention']
+  table = None
+  if variant.rotary is not None:
+    table = rotary_table(variant.rotary, call.positions, call.rotary_length)
+  streams = shared
+  if streams is None:
+    streams = variant.project_streams(params, x, table)
+    streams = through_codec(variant, streams, call.codec)
+  y, weights = attend_uncached(
+    variant,
+    params,
+    x,
+    streams,
+    query_positions=call.positions,
+    key_positions=call.positions,
+    table=table,
+    relative=call.relative,
+    form=call.form,
   )
+  return y, (streams, weights)
 
 
-def through_codec(variant: Any, streams: Any, codec: Codec | None) -> Any:
+def _cross_attention(
+  layer: Layer, layer_params: Mapping[str, Any], encoded: Encoded | None
+) -> Callable[[jax.Array], jax.Array] | None:
+  """Returns attention to the encoder's output; None for a layer without it."""
+  variant = layer.cross
+  if variant is None or encoded is None:
+    return None
+  params = layer_params['cross']
+
+  def attend(x):
+    streams = variant.project_streams(params, encoded.hidden, None)
+    y, _ = attend_uncached(
+      variant,
+      params,
+      x,
+      streams,
+      # A source is seen whole, so the positions of its queries do not matter.
+      query_positions=jnp.zeros(x.shape[:2], jnp.int32),
+      key_positions=encoded.positions,
+    )
+    return y
+
+  return attend
+
+
+def through_codec(
+  variant: Variant, streams: Streams, codec: Codec | None
+) -> Streams:
   """Returns streams as a cache with that codec would give them back."""
   if codec is None:
     return streams
@@ -210,52 +284,6 @@ def through_codec(variant: Any, streams: Any, codec: Codec | None) -> Any:
     else x
     for name, x in streams.items()
   }
-
-
-def attend_plainly(
-  variant,
-  params,
-  h,
-  table,
-  streams,
-  positions,
-  key_positions,
-  relative,
-  absorb=False,
-):
-  """Returns a layer's attention `[B, T, D]` and weights `[B, N, T, S]`."""
-  with jax.named_scope('attend'):
-    out, weights = plain_attention(
-      variant.project_queries(params, h, table, absorb),
-      variant.expand(params, streams, absorb),
-      positions,
-      key_positions,
-      variant.scoring(params, relative, absorb),
-    )
-  y = variant.project_output(params, out.astype(h.dtype), absorb)
-  heads = weights.shape[1] * weights.shape[2]
-  return y, weights.reshape(weights.shape[:1] + (heads,) + weights.shape[3:])
-
-
-def cross_plainly(
-  layer: Layer, params: Mapping[str, Any], encoded: Encoded, h: jax.Array
-) -> jax.Array:
-  """Returns attention `[B, T, D]` to the encoder's output."""
-  variant = layer.cross
-  if variant is None:
-    raise ValueError('The layer has no cross attention.')
-  streams = variant.project_streams(params['cross'], encoded.hidden, None)
-  positions = jnp.zeros(h.shape[:2], jnp.int32)
-  return attend_plainly(
-    variant,
-    params['cross'],
-    h,
-    None,
-    streams,
-    positions,
-    encoded.positions,
-    None,
-  )[0]
 
 
 def with_visibility(config: ModelConfig, visibility: Any) -> ModelConfig:

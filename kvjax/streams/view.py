@@ -17,7 +17,7 @@ LAST = 2**31 - 1  # no position beyond it
 
 @struct.dataclass
 class Stored:
-  """A whole stream as it lies in memory, for kernels that read it there.
+  """A whole stream as it is stored, for kernels that read it in place.
 
   Attributes:
     codes: `[B, K, S, H]`, floats or integers; a pool `[K, pages, page, H]`
@@ -54,7 +54,7 @@ class View:
     positions: of all slots, shown or not, `[B, 1 | K, S]`, with `leaves`.
     table: `[B, S / page]`, where leaves `[K, pages, page, ...]` and positions
       `[1, pages, page]` are pools: the page of each stretch of slots, or -1.
-    stored: the streams in place, where `map` was told how they lie.
+    stored: the streams as they are stored, if `map` was given that.
   """
 
   fetch: Callable[[Any, int], tuple[Streams, jax.Array]]
@@ -85,27 +85,31 @@ class View:
       streams, positions = self.fetch(start, size)
       return f(streams), positions
 
-    known = None
+    in_place = None
     if stored is not None and self.leaves is not None:
-      known = stored(self.leaves)
-    return dataclasses.replace(self, fetch=fetch, leaves=None, stored=known)
+      in_place = stored(self.leaves)
+    return dataclasses.replace(self, fetch=fetch, leaves=None, stored=in_place)
 
-  def only(self, first: int = 0, last: int = LAST, **more: Any) -> 'View':
+  def only(
+    self, first: int = 0, last: int = LAST, query_limit: int | None = None
+  ) -> 'View':
     """Returns this view with only positions `first` to `last` in it."""
 
     def fetch(start, size):
       streams, positions = self.fetch(start, size)
       return streams, part.shown(positions)
 
-    # `positions` stays, and with it one copy however many parts there are.
+    # All parts keep the same `positions`, which `shown` narrows. Positions of
+    # each part would be one more array of slots a part.
     part = dataclasses.replace(self, fetch=fetch, first=first, last=last)
-    return dataclasses.replace(part, **more)
+    return dataclasses.replace(part, query_limit=query_limit)
 
   def shown(self, positions: jax.Array) -> jax.Array:
     """Returns positions, -1 for those that this view does not show."""
-    seen = (positions >= self.first) & (positions <= self.last)
-    whole = (self.first, self.last) == (0, LAST)
-    return positions if whole else jnp.where(seen, positions, -1)
+    if (self.first, self.last) == (0, LAST):
+      return positions
+    in_range = (positions >= self.first) & (positions <= self.last)
+    return jnp.where(in_range, positions, -1)
 
 
 def fresh_view(streams: Streams, positions: jax.Array) -> View:
@@ -114,7 +118,11 @@ def fresh_view(streams: Streams, positions: jax.Array) -> View:
 
 
 def contiguous_view(
-  store: Streams, positions: jax.Array, filled: Any, **more: Any
+  store: Streams,
+  positions: jax.Array,
+  filled: Any,
+  *,
+  ordered: bool = False,
 ) -> View:
   """Views leaves `[B, K, S, ...]` with positions `[B, 1 | K, S]`."""
   slices = jax.tree.map(_slicer, store)
@@ -129,7 +137,7 @@ def contiguous_view(
     filled,
     leaves=store,
     positions=positions,
-    **more,
+    ordered=ordered,
   )
 
 
@@ -139,10 +147,10 @@ def by_row(pool: jax.Array, table: jax.Array) -> jax.Array:
   return jax.lax.collapse(pages, 2, 4)
 
 
-def held_by_row(pool: jax.Array, table: jax.Array) -> jax.Array:
+def positions_by_row(pool: jax.Array, table: jax.Array) -> jax.Array:
   """Returns positions `[B, 1, n page]` of such rows; -1 where no page is."""
-  there = jnp.repeat(table >= 0, pool.shape[2], axis=1)[:, None]
-  return jnp.where(there, by_row(pool, table), -1)
+  has_page = jnp.repeat(table >= 0, pool.shape[2], axis=1)[:, None]
+  return jnp.where(has_page, by_row(pool, table), -1)
 
 
 def _slice(leaf: jax.Array, start: Any, size: int) -> jax.Array:

@@ -30,20 +30,19 @@ LATENTS = {
 }
 
 
-def run(variant, params, x, absorb):
+def run(variant, params, x, name):
   """Attends from activations to their own streams."""
   at = jnp.broadcast_to(jnp.arange(TOKENS, dtype=jnp.int32), x.shape[:2])
   table = rotary_table(variant.rotary, at, 0)
-  streams = variant.expand(
-    params, variant.project_streams(params, x, table), absorb
-  )
+  form = variant.form(TOKENS, name)
+  streams = form.expand(params, variant.project_streams(params, x, table))
   out, lse = kvjax.attend(
-    variant.project_queries(params, x, table, absorb),
+    form.project_queries(params, x, table),
     at,
     (fresh_view(streams, at),),
-    variant.scoring(params, None, absorb),
+    form.scoring(params, None),
   )
-  return variant.project_output(params, out.astype(x.dtype), absorb), lse
+  return form.project_output(params, out.astype(x.dtype)), lse
 
 
 class LatentTest(chex.TestCase):
@@ -52,10 +51,10 @@ class LatentTest(chex.TestCase):
   def test_absorbed_equals_expanded(self, variant):
     params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
     x = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
-    call = lambda absorb: self.variant(lambda p, x: run(variant, p, x, absorb))(
+    call = lambda name: self.variant(lambda p, x: run(variant, p, x, name))(
       params, x
     )
-    (y, lse), (y1, lse1) = call(True), call(False)
+    (y, lse), (y1, lse1) = call('absorbed'), call('expanded')
     np.testing.assert_allclose(y, y1, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
       lse.reshape(2, 3, TOKENS),
@@ -89,9 +88,12 @@ class LatentTest(chex.TestCase):
   def test_the_cheaper_form(self):
     """At DeepSeek-V3's shapes the absorbed form pays below 171 new tokens."""
     big = kvjax.Latent(128, 512, 128, 128, kvjax.Rotary(64))
-    self.assertTrue(big.absorbs(170))
-    self.assertFalse(big.absorbs(171))
-    self.assertTrue(kvjax.Latent(2, 8, 8, 8, kvjax.Rotary(4)).absorbs(10**6))
+    self.assertFalse(big.form(170).expands)
+    self.assertTrue(big.form(171).expands)
+    narrow = kvjax.Latent(2, 8, 8, 8, kvjax.Rotary(4))
+    self.assertFalse(narrow.form(10**6).expands)
+    with self.assertRaisesRegex(ValueError, "form='both' must be one of"):
+      big.form(1, 'both')
 
   def test_what_a_token_leaves(self):
     streams = LATENT.streams()

@@ -44,7 +44,7 @@ class Variant:
 
   name: str
   attention: Any
-  absorb: bool | None = None
+  form: str | None = None
 
 
 def _rotary(width: int, interleaved: bool = False) -> kvjax.Rotary:
@@ -59,8 +59,8 @@ VARIANTS = (
   Variant('mha', kvjax.Grouped(3, 3, 6, rotary=_rotary(6))),
   Variant('mqa', kvjax.Grouped(5, 1, 7, rotary=_rotary(4, True))),
   Variant('gqa', kvjax.Grouped(6, 3, 8, value_width=5, rotary=_rotary(8))),
-  Variant('mla_expanded', _latent(), absorb=False),
-  Variant('mla_absorbed', _latent(), absorb=True),
+  Variant('mla_expanded', _latent(), form='expanded'),
+  Variant('mla_absorbed', _latent(), form='absorbed'),
   Variant('mla_query_rank', _latent(query_rank=2)),
 )
 
@@ -165,7 +165,7 @@ class Cell:
     )
 
   def oracle(self, params: Any, rule: Rule | None = None, **more) -> Oracle:
-    absorb = self.variant.absorb is not False
+    absorb = self.variant.form != 'expanded'
     rules = (rule or self.row.rule,)
     int8 = self.codec is not None
     return Oracle(self.config, params, rules, int8, absorb, **more)
@@ -184,7 +184,7 @@ class Cell:
       cache,
       jnp.asarray(tokens),
       lengths,
-      absorb=self.variant.absorb,
+      options=kvjax.DecodeOptions(form=self.variant.form),
     )
 
 

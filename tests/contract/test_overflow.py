@@ -202,7 +202,10 @@ def test_a_step_past_the_end_is_nan_and_flagged_until_rewound(cell):
   full = np.array([11, 11, 9], np.int32)
   cache = filled(cell, params, tokens, full)
   step = functools.partial(
-    kvjax.decode_step, cell.config, params, absorb=cell.variant.absorb
+    kvjax.decode_step,
+    cell.config,
+    params,
+    options=kvjax.DecodeOptions(form=cell.variant.form),
   )
   token = jnp.asarray(tokens[:, 9])
   logits, after = step(cache, token, donate=False)

@@ -13,7 +13,8 @@ from flax import struct
 
 from kvjax.caches.array_spec import ArraySpec
 from kvjax.caches.kind import Kind
-from kvjax.decoding.layer import LayerStore, Step, remember
+from kvjax.decoding.layer import CallState, LayerEntry, store_tokens
+from kvjax.decoding.layout import LayerStore
 from kvjax.streams.codecs import Plain
 
 
@@ -66,21 +67,23 @@ def _feed(kind, tape, values, lengths):
   new = jnp.broadcast_to(
     values[:, None, :, None], (len(values), heads, values.shape[1], 1)
   )
-  step = Step(positions, tape.length, tape.length + lengths, lambda *_: None)
-  store, views = remember(
-    LayerStore(kind, (('value', Plain()),), jnp.float32),
-    (tape.book, book),
-    slots,
-    tape.store,
-    {'value': new},
-    step,
+  state = CallState(
+    positions, tape.length, tape.length + lengths, lambda *_: None
   )
+  entry = LayerEntry(
+    store=LayerStore(kind, (('value', Plain()),), jnp.float32),
+    book_before=tape.book,
+    book=book,
+    slots=slots,
+    leaves=tape.store,
+  )
+  store, views = store_tokens(entry, {'value': new}, state)
   found = [view.fetch(0, view.slots) for view in views]
   offered = (
     jnp.concatenate([held for _, held in found], axis=2),
     jnp.concatenate([x['value'][..., 0] for x, _ in found], axis=2),
   )
-  return Tape(step.after, book, store, offered)
+  return Tape(state.after, book, store, offered)
 
 
 def offered(tape: Tape, row: int = 0) -> dict[int, float]:

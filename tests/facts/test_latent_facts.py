@@ -61,7 +61,11 @@ class LatentFacts(parameterized.TestCase):
       token = jax.ShapeDtypeStruct((2,), jnp.int32)
       step = jax.jit(
         lambda c, t: kvjax.decode_step(
-          CONFIG, tiny.params(CONFIG), c, t, absorb=True
+          CONFIG,
+          tiny.params(CONFIG),
+          c,
+          t,
+          options=kvjax.DecodeOptions(form='absorbed'),
         ),
         donate_argnums=0,
       )

@@ -23,7 +23,7 @@ def streams(config, params, ids, at):
   x = embed(config, params, ids, at)
   x = config.norm(layer['attention_norm'], x)
   table = rotary_table(variant.rotary, at, 99)
-  asked = variant.project_queries(layer['attention'], x, table, False)
+  asked = variant.project_queries(layer['attention'], x, table)
   return asked, variant.project_streams(layer['attention'], x, table)
 
 

@@ -127,7 +127,7 @@ class LinenAttention(linen.Module):
     params = self.param('attention', make)
     cache = self.variable(
       'cache', 'kv', interop.init_cache, self.variant, x.shape[0],
-      self.capacity, kind=self.kind,
+      self.capacity, kinds=self.kind,
     )  # fmt: skip
     y, new = interop.attend(self.variant, params, cache.value, x)
     if not self.is_initializing():
@@ -142,10 +142,10 @@ def test_a_cache_inside_modules():
   ring = kvjax.Ring(window=3)
   want = through_kvjax(
     dataclasses.replace(variant, visibility=kvjax.Visibility(window=3)),
-    params, x, kind=kvjax.Dense(),
+    params, x, kinds=kvjax.Dense(),
   )  # fmt: skip
   inside = NnxAttention(
-    module, interop.init_cache(variant, BATCH, LENGTH, kind=ring)
+    module, interop.init_cache(variant, BATCH, LENGTH, kinds=ring)
   )
   call = nnx.jit(lambda module, x: module(x))
   found = [call(inside, x[:, t : t + 1]) for t in range(LENGTH)]
@@ -193,6 +193,6 @@ def test_refusals():
   with pytest.raises(ValueError, match='The module has weights'):
     interop.to_nnx(variant, params, nnx_module(num_kv_heads=2))
   kind = kvjax.Bounded(budget=3)
-  cache = interop.init_cache(variant, BATCH, LENGTH, kind=kind)
+  cache = interop.init_cache(variant, BATCH, LENGTH, kinds=kind)
   with pytest.raises(ValueError, match='5 tokens at once.*evicts every 1'):
     interop.attend(variant, params, cache, activations())

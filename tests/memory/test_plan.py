@@ -241,7 +241,7 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(grown, 3 * 512 * heads * 4 * 4)
 
   def test_sampling_state_is_what_generate_carries(self):
-    run = generation._new_run(np.full(5, 7), 0)
+    run = generation._new_state(np.full(5, 7), 0)
     found = plan(MODELS['mha'], batch_size=5, capacity=8)
     self.assertEqual(found.sampling_bytes, _nbytes(run))
 

@@ -10,7 +10,7 @@ import pytest
 
 import kvjax
 from kvjax.caches.array_spec import ArraySpec
-from kvjax.decoding.cache import cache_spec
+from kvjax.decoding.allocate import cache_spec
 from kvjax.memory import param_specs, plan, shards
 
 GQA = kvjax.ModelConfig(

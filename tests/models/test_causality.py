@@ -58,7 +58,10 @@ class CausalityTest(parameterized.TestCase):
     config, ids = model(tiny.GQA, rule), tiny.tokens(1, T)
     cache = kvjax.init_cache(config, 1, T)
     got = reach(
-      lambda p: kvjax.extend(config, p, cache, ids, block=3)[0], config
+      lambda p: kvjax.extend(
+        config, p, cache, ids, options=kvjax.DecodeOptions(block=3)
+      )[0],
+      config,
     )
     want = [[sentence(t, s) for s in range(T)] for t in range(T)]
     np.testing.assert_array_equal(got, want)

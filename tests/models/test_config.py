@@ -70,7 +70,7 @@ class ConfigTest(parameterized.TestCase):
 
   def test_owner(self):
     config = tiny.decoder(GQA, GQA, reader(0))
-    self.assertEqual([config.owner(i) for i in range(3)], [0, 1, 0])
+    self.assertEqual([config.stream_layer(i) for i in range(3)], [0, 1, 0])
 
   def test_learned_positions_bound_a_model(self):
     config = tiny.decoder(positions=5)

@@ -9,7 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.models.decoder import embed, init_params, run_layer, unembed
+from kvjax.models.decoder import embed, run_layer, unembed
+from kvjax.models.initialize import init_params
 from tests.facts import tiny
 
 NORM = kvjax.Norm(centered=True)

@@ -12,7 +12,7 @@ from experiments.benchmark.gpu import aot_compile
 from experiments.measuring import forms
 from experiments.measuring.variants import with_attention
 from kvjax.checkpoints.load import load_config
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.kernels import Scoring, attend_view
 from kvjax.memory.compiled.calls import compile_call
 from kvjax.memory.compiled.measurement import measure

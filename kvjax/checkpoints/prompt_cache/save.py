@@ -22,17 +22,11 @@ from safetensors.numpy import save_file
 from kvjax.caches.kind import Kind
 from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
-from kvjax.decoding.cache import (
-  Cache,
-  Layout,
-  arrange,
-  check_alive,
-  check_sizes,
-  is_leaf,
-  is_traced,
-)
-from kvjax.decoding.layer import LayerStore
+from kvjax.decoding.allocate import arrange, check_sizes, is_leaf
+from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import CODECS, KINDS, SCORES
+from kvjax.decoding.tracing import is_traced
 from kvjax.models.config import ModelConfig
 
 KEY = 'kvjax_cache'

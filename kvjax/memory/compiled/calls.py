@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.caches.kind import Kind
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import decode_step, prefill
 from kvjax.models.config import ModelConfig
-from kvjax.models.decoder import init_params
 from kvjax.models.encoder import encode
+from kvjax.models.initialize import init_params
 from kvjax.streams.codecs import Codec
 
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.array_spec import ArraySpec
-from kvjax.decoding.cache import Cache, is_leaf
-from kvjax.decoding.layer import LayerStore
+from kvjax.decoding.allocate import is_leaf
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.layout import LayerStore
 from kvjax.memory.parts.lines import Dim, Line, Term
 from kvjax.memory.parts.sharding import WHOLE, Shards
 from kvjax.models.config import ModelConfig

@@ -14,7 +14,7 @@ from kvjax.memory.parts.lines import Line
 from kvjax.memory.parts.param_bytes import TABLES, active_elements, axes_of
 from kvjax.memory.parts.sharding import WHOLE, Shards
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.decoder import init_layers
+from kvjax.models.initialize import init_layers
 from kvjax.models.quantize import PROJECTIONS
 
 SCALE = 4  # bytes of a line's scale, float32

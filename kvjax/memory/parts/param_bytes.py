@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kvjax.memory.parts.lines import Line
 from kvjax.memory.parts.sharding import WHOLE, Shards, shards
 from kvjax.models.config import Layer, ModelConfig, relative_bias
-from kvjax.models.decoder import init_layers, init_params
+from kvjax.models.initialize import init_layers, init_params
 from kvjax.models.quantize import quantize
 
 TABLES = 'embedding, head, positions'

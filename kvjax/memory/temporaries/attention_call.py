@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.decoding.layer import LayerStore
+from kvjax.decoding.layout import LayerStore
 from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
 from kvjax.kernels.hopper.tiling import BLOCK as TILE
 from kvjax.kernels.hopper.tiling import ROWS, choose_splits
@@ -66,7 +66,7 @@ class Reading:
   def absorb(self) -> bool:
     """Whether queries read latents as they are stored."""
     latent = 'latent' in self.variant.streams()
-    return latent and self.variant.absorbs(self.call.tokens)
+    return latent and not self.variant.form(self.call.tokens).expands
 
   @property
   def expands(self) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from kvjax.caches.dense import Dense
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.layer import LayerStore
+from kvjax.decoding.layout import LayerStore
 from kvjax.memory.parts.lines import Dim, Line, Term
 from kvjax.memory.parts.sharding import WHOLE, Shards
 from kvjax.memory.temporaries import cpu, gpu
@@ -153,7 +153,7 @@ def activation_bytes(dtype: Any) -> int:
 
 
 def _memory(config: ModelConfig, spec: Cache, index: int) -> LayerStore:
-  memory = spec.layout.stores[config.owner(index)]
+  memory = spec.layout.stores[config.stream_layer(index)]
   assert memory is not None
   return memory
 

@@ -1,0 +1,299 @@
+"""Allocation: from a config and sizes to an empty cache.
+
+`cache_spec` says what arrays there will be, `init_cache` allocates them, and
+`kvjax.memory` counts the same specification.
+"""
+
+import dataclasses
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.variant import Variant
+from kvjax.caches.array_spec import ArraySpec, array_spec
+from kvjax.caches.dense import Dense
+from kvjax.caches.kind import Kind
+from kvjax.caches.ring import Ring
+from kvjax.caches.sinks import Sinks
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.layout import LayerStore, Layout
+from kvjax.decoding.parse import check_choices
+from kvjax.models.config import ModelConfig, dtype_of
+from kvjax.streams.codecs import Codec, Plain
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreOptions:
+  """How layers are to be stored, as the caller of `init_cache` says it.
+
+  Attributes:
+    dtype: of streams that are stored as they are.
+    kinds, codec, slack, rotary_length: see `init_cache`.
+  """
+
+  dtype: Any
+  kinds: Kind | Sequence[Kind | None] | None = None
+  codec: Codec | None = None
+  slack: int = 0
+  rotary_length: int | None = None
+
+
+def init_cache(
+  config: ModelConfig,
+  batch_size: int,
+  capacity: int,
+  dtype: Any = None,
+  *,
+  kinds: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  slack: int = 0,
+  rotary_length: int | None = None,
+  source_length: int | None = None,
+) -> Cache:
+  """Returns an empty cache, its buffers allocated once and for all.
+
+  Args:
+    config: the model.
+    batch_size: B rows.
+    capacity: most tokens a row may hold where a kind has a limit.
+    dtype: of the streams; None for the model's.
+    kinds: a kind for every layer, or one a layer; None for each layer's
+      default: a ring where the layer, and every other that reads its keys
+      and values, has a window (the widest of them), dense otherwise.
+    codec: how streams are stored; None for as they are.
+    slack: slots beyond the window of default rings, for writing or taking
+      back several tokens at once.
+    rotary_length: planned length, for rotary tables that depend on it; None
+      for the capacity.
+    source_length: positions of the source of an encoder-decoder; None lets
+      the first `prefill` allocate them.
+
+  Raises:
+    ValueError: a size is not positive, or a kind cannot serve a layer.
+  """
+  spec = cache_spec(
+    config,
+    batch_size,
+    capacity,
+    dtype,
+    kinds=kinds,
+    codec=codec,
+    slack=slack,
+    rotary_length=rotary_length,
+    source_length=source_length,
+  )
+  return jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+
+
+def cache_spec(
+  config: ModelConfig,
+  batch_size: int,
+  capacity: int,
+  dtype: Any = None,
+  *,
+  kinds: Kind | Sequence[Kind | None] | None = None,
+  codec: Codec | None = None,
+  slack: int = 0,
+  rotary_length: int | None = None,
+  source_length: int | None = None,
+) -> Cache:
+  """Returns the cache that `init_cache` allocates, of `ArraySpec`s."""
+  check_sizes(batch_size=batch_size, capacity=capacity)
+  if source_length is not None:
+    check_sizes(source_length=source_length)
+  options = StoreOptions(
+    dtype=dtype_of(config, dtype),
+    kinds=kinds,
+    codec=codec,
+    slack=slack,
+    rotary_length=rotary_length,
+  )
+  layout = make_layout(config, capacity, options)
+  return arrange(config, layout, batch_size, source_length, dtype)
+
+
+def arrange(
+  config: ModelConfig,
+  layout: Layout,
+  batch_size: int,
+  source_length: int | None = None,
+  dtype: Any = None,
+) -> Cache:
+  """Returns the cache of a layout, with `ArraySpec`s for arrays.
+
+  `dtype` is that of the source's streams alone; None for the model's.
+  """
+  heads = _heads_by_book(config, layout)
+  books = tuple(
+    kind.book(batch_size, heads[index])
+    for index, kind in enumerate(layout.kinds())
+  )
+  stores = tuple(
+    {} if store is None else _store_spec(layer.attention, store, batch_size)
+    for layer, store in zip(config.layers, layout.stores, strict=True)
+  )
+  return Cache(
+    length=array_spec((batch_size,), jnp.int32, ('batch',)),
+    overflow=array_spec((batch_size,), jnp.bool_, ('batch',)),
+    books=books,
+    stores=stores,
+    cross=_cross_spec(config, batch_size, source_length, dtype),
+    source=_source_spec(config, batch_size, source_length),
+    layout=layout,
+  )
+
+
+def is_leaf(x: Any) -> bool:
+  """Returns whether x is an `ArraySpec`, an array not allocated yet."""
+  return isinstance(x, ArraySpec)
+
+
+def make_layout(
+  config: ModelConfig, capacity: int, options: StoreOptions
+) -> Layout:
+  """Returns kinds, codecs and books of a cache.
+
+  Layers that place every token alike share a book: those of one kind, unless
+  the kind chooses tokens layer by layer.
+  """
+  check_choices(options.kinds, options.codec)
+  if config.positions and capacity > config.positions:
+    raise ValueError(
+      f'capacity={capacity} exceeds the {config.positions} learned positions '
+      'of the model. Use at most that.'
+    )
+  stores: list[LayerStore | None] = []
+  books: list[int] = []
+  book_of: dict[Any, int] = {}
+  for index, kind in enumerate(_kinds_by_layer(config, options.kinds)):
+    readers = [
+      layer.attention
+      for i, layer in enumerate(config.layers)
+      if config.stream_layer(i) == index
+    ]
+    if not readers:  # the layer reads the streams of an earlier one
+      stores.append(None)
+      books.append(-1)
+      continue
+    store = _layer_store(readers, kind, capacity, options)
+    key = (store.kind, index if store.kind.book_per_layer else None)
+    stores.append(store)
+    books.append(book_of.setdefault(key, len(book_of)))
+  depends = any(
+    layer.attention.rotary is not None
+    and layer.attention.rotary.depends_on_length
+    for layer in config.layers
+  )
+  length = (options.rotary_length or capacity) if depends else 0
+  return Layout(tuple(stores), tuple(books), capacity, length, config.positions)
+
+
+def _kinds_by_layer(config, kinds) -> Sequence[Kind | None]:
+  if isinstance(kinds, Kind) or kinds is None:
+    return [kinds] * len(config.layers)
+  if len(kinds) != len(config.layers):
+    raise ValueError(
+      f'{len(kinds)} kinds for {len(config.layers)} layers: give one kind '
+      'for all, or one a layer (None for its default).'
+    )
+  return kinds
+
+
+def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
+  """Returns the kind that holds just what any of the layers can see."""
+  rules = [variant.visibility for variant in variants]
+  spans = [[x for x in (r.window, r.chunk) if x is not None] for r in rules]
+  first, *others = {rule.sink_tokens for rule in rules}
+  # A kind's sinks are seen by all its readers.
+  if others or not all(spans):
+    return Dense()
+  span = max(min(sizes) for sizes in spans)
+  if first:
+    return Sinks(sinks=first, window=span, slack=slack)
+  return Ring(window=span, slack=slack)
+
+
+def check_sizes(**sizes: int) -> None:
+  """Raises ValueError for a size that is no positive integer."""
+  for name, size in sizes.items():
+    if not isinstance(size, numbers.Integral) or size < 1:
+      raise ValueError(f'{name}={size!r} must be a positive integer.')
+
+
+def _layer_store(
+  readers: Sequence[Variant],
+  kind: Kind | None,
+  capacity: int,
+  options: StoreOptions,
+) -> LayerStore:
+  """Returns how the first layer is stored for all that read its streams."""
+  if not all(variant.visibility.causal for variant in readers):
+    raise ValueError(
+      'A layer with visibility.causal=False has no exact cache: old rows '
+      'change with every new token. Use forward.'
+    )
+  kind = (kind or default_kind(readers, options.slack)).bind(capacity)
+  if kind.rotates_queries and any(
+    variant.rotary is None or variant.bias is not None for variant in readers
+  ):
+    raise ValueError(
+      'Sinks(renumber=True) rotates queries: the layer needs rotary '
+      'positions and no position bias. Use renumber=False.'
+    )
+  codec = options.codec or Plain()
+  codecs = tuple(
+    (name, codec if stream.quantize else Plain())
+    for name, stream in readers[0].streams().items()
+  )
+  return LayerStore(kind, codecs, options.dtype)
+
+
+def _heads_by_book(config, layout) -> dict[int, int]:
+  return {
+    book: next(iter(layer.attention.streams().values())).heads
+    for book, layer in zip(layout.books, config.layers, strict=True)
+    if book >= 0
+  }
+
+
+def _store_spec(variant, store: LayerStore, batch: int) -> dict[str, Any]:
+  spec = {}
+  for name, codec in store.codecs:
+    stream = variant.streams()[name]
+    sizes, axes = zip(*store.kind.leaf_axes(batch, stream.heads), strict=True)
+    spec[name] = jax.tree.map(
+      lambda trailing, sizes=sizes, axes=axes: ArraySpec(
+        sizes + trailing.shape, trailing.dtype, axes + trailing.axes
+      ),
+      codec.leaves(stream.width, store.dtype),
+    )
+  return spec
+
+
+def _cross_spec(config, batch, source_length, dtype):
+  if config.encoder is None or source_length is None:
+    return None
+  dtype = dtype_of(config, dtype)
+  axes = ('batch', 'kv_heads', 'source', 'width')
+  return tuple(
+    {
+      name: array_spec((batch, s.heads, source_length, s.width), dtype, axes)
+      for name, s in cross_streams(layer.cross).items()
+    }
+    for layer in config.layers
+  )
+
+
+def cross_streams(cross: Grouped | None) -> dict[str, Any]:
+  """Returns the streams of a cross-attention layer; none without one."""
+  return {} if cross is None else cross.streams()
+
+
+def _source_spec(config, batch, source_length):
+  if config.encoder is None or source_length is None:
+    return None
+  return array_spec((batch, source_length), jnp.int32, ('batch', 'source'), -1)

@@ -1,0 +1,81 @@
+"""How a cache is arranged: kinds, codecs and books, static."""
+
+import dataclasses
+from typing import Any
+
+from kvjax.caches.kind import Kind
+from kvjax.streams.codecs import Codec
+from kvjax.streams.view import Stored, Streams
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStore:
+  """How one layer is cached: a kind and a codec a stream. Static.
+
+  Attributes:
+    kind: where tokens go.
+    codecs: `(stream name, codec)` pairs.
+    dtype: of streams stored as they are.
+  """
+
+  kind: Kind
+  codecs: tuple[tuple[str, Codec], ...]
+  dtype: Any
+
+  def encode(self, streams: Streams) -> Streams:
+    return {n: c.encode(streams[n], self.dtype) for n, c in self.codecs}
+
+  def decode(self, streams: Streams) -> Streams:
+    return {n: c.decode(streams[n]) for n, c in self.codecs}
+
+  def stored(self, streams: Streams) -> dict[str, Stored | None]:
+    return {n: c.stored(streams[n]) for n, c in self.codecs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a cache is arranged; static, hashed once.
+
+  Attributes:
+    stores: kind and codecs of each layer; None for one that owns nothing.
+    books: index of each layer's book; -1 for none.
+    capacity: most tokens a row may hold in a kind with a limit.
+    rotary_length: length for which rotary tables that depend on it are
+      chosen, once, so that keys already cached keep their rotation.
+    positions: rows of the model's learned position table; 0 for none.
+  """
+
+  stores: tuple[LayerStore | None, ...]
+  books: tuple[int, ...]
+  capacity: int
+  rotary_length: int
+  positions: int = 0
+
+  def __post_init__(self):
+    fields = tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+    # Every step hashes the layout. Computing the hash once keeps that cheap.
+    object.__setattr__(self, '_hash', hash(fields))
+
+  def __hash__(self) -> int:
+    return self._hash  # pyright: ignore[reportAttributeAccessIssue]
+
+  def kinds(self) -> tuple[Kind, ...]:
+    """Returns the kind of each book."""
+    kinds = {
+      book: store.kind
+      for book, store in zip(self.books, self.stores, strict=True)
+      if store is not None
+    }
+    return tuple(kinds[book] for book in range(len(kinds)))
+
+  @property
+  def limit(self) -> int | None:
+    """Most tokens a row may hold; None for no limit."""
+    limits = [k.limit for k in self.kinds()] + [self.positions or None]
+    return min((x for x in limits if x is not None), default=None)
+
+  @property
+  def chunk(self) -> int | None:
+    """Most tokens a kind that evicts takes at once; None for any number."""
+    chunks = [k.chunk for k in self.kinds() if k.book_per_layer]
+    return min((c for c in chunks if c is not None), default=None)

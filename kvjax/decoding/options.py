@@ -1,0 +1,37 @@
+"""How a call computes what it computes: static choices, same result."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+from kvjax.native.load import asking
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions:
+  """Choices that change how fast a call is, and its result by rounding alone.
+
+  Attributes:
+    kernel: that must attend, a name of `kvjax.kernels.KERNELS` or a
+      `kvjax.kernels.Kernel`; None for the fastest.
+    block: slots that the block loop reads at a time; None for its own choice.
+    form: of latent attention, 'absorbed' or 'expanded'; None for the cheaper.
+  """
+
+  kernel: Any = None
+  block: int | None = None
+  form: str | None = None
+
+  def with_kernel(self, kernel: Any) -> 'DecodeOptions':
+    """Returns these options with a kernel; None keeps the one they have."""
+    return self if kernel is None else dataclasses.replace(self, kernel=kernel)
+
+  def applied(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which products and writes suit the kernel too.
+
+    With kernel='blockwise' all of a call is plain JAX.
+    """
+    return asking(self.kernel)
+
+
+DEFAULT = DecodeOptions()

@@ -1,0 +1,117 @@
+"""A cache as a table, without printing its arrays."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from kvjax.caches.kind import Kind
+from kvjax.decoding.layout import Layout
+from kvjax.decoding.tracing import is_traced
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFacts:
+  """One row of `inspect`: a layer's kind, slots, positions and bytes."""
+
+  layer: int
+  kind: str
+  codec: str
+  slots: int
+  filled: str
+  positions: str
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+  """What a cache holds; prints as a table."""
+
+  batch_size: int
+  capacity: int
+  lengths: str
+  rows: tuple[LayerFacts, ...]
+  total_bytes: int
+
+  def __str__(self) -> str:
+    head = (
+      f'Cache of {self.batch_size} rows, capacity {self.capacity}, tokens '
+      f'{self.lengths}, {self.total_bytes:,} bytes'
+    )
+    names = [f.name for f in dataclasses.fields(LayerFacts)]
+    cells = [names] + [
+      [
+        f'{getattr(row, n):,}' if n == 'bytes' else str(getattr(row, n))
+        for n in names
+      ]
+      for row in self.rows
+    ]
+    widths = [max(len(r[i]) for r in cells) for i in range(len(names))]
+    lines = [
+      '  '.join(c.rjust(w) for c, w in zip(r, widths, strict=True))
+      for r in cells
+    ]
+    return '\n'.join([head] + lines)
+
+
+def summarize(layout: Layout, cache: Any) -> Inspection:
+  """Returns the table of a cache.
+
+  Args:
+    layout: of the cache.
+    cache: a `Cache`; its class is not imported here, since it prints itself by
+      this function.
+  """
+  rows = tuple(
+    _layer_facts(layout, cache, index) for index in range(len(layout.stores))
+  )
+  lengths = _known(cache.length)
+  text = '?' if lengths is None else _range(lengths)
+  return Inspection(
+    cache.batch_size, layout.capacity, text, rows, _nbytes(cache)
+  )
+
+
+def _layer_facts(layout: Layout, cache: Any, index: int) -> LayerFacts:
+  store = layout.stores[index]
+  if store is None:
+    return LayerFacts(index, 'shared', '-', 0, '-', '-', 0)
+  book = cache.books[layout.books[index]]
+  filled, span = _filled(store.kind, book, cache.length)
+  codecs = {type(c).__name__.lower() for _, c in store.codecs} - {'plain'}
+  return LayerFacts(
+    layer=index,
+    kind=store.kind.name,
+    codec=''.join(sorted(codecs)) or str(np.dtype(store.dtype)),
+    slots=store.kind.row_slots,
+    filled=filled,
+    positions=span,
+    bytes=_nbytes(cache.stores[index]),
+  )
+
+
+def _filled(kind: Kind, book: Any, length: jax.Array) -> tuple[str, str]:
+  if _known(length) is None:
+    return '?', '?'
+  views = kind.views(book, {}, length)
+  rows = [np.asarray(view.fetch(0, view.slots)[1]) for view in views]
+  slot_positions = np.concatenate(rows, axis=-1)
+  filled = slot_positions[slot_positions >= 0]
+  count = (slot_positions >= 0).sum(axis=-1)
+  span = f'{filled.min()}..{filled.max()}' if filled.size else '-'
+  return _range(count.reshape(-1)), span
+
+
+def _range(x: np.ndarray) -> str:
+  low, high = int(x.min()), int(x.max())
+  return str(low) if low == high else f'{low}..{high}'
+
+
+def _known(x: Any) -> np.ndarray | None:
+  concrete = isinstance(x, jax.Array | np.ndarray) and not is_traced(x)
+  return np.asarray(x) if concrete else None
+
+
+def _nbytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
