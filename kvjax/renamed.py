@@ -7,6 +7,25 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec('P')
 R = TypeVar('R')
 
+# Methods that a subclass outside the package may still have by an old name.
+KIND_METHODS = {
+  'lead': 'leaf_axes',
+  'admits': 'has_room',
+  'narrow': 'visible_through',
+  'earliest': 'shortest_rewind',
+  'settle': 'after_gather',
+  'apply': 'copy_pages',
+  'shift': 'offset_pages',
+}
+VARIANT_METHODS = {
+  'ask': 'project_queries',
+  'leave': 'project_streams',
+  'unfold': 'expand',
+  'output': 'project_output',
+  'absorbs': 'form',
+  'reads_stored': 'expands',
+}
+
 
 def renamed_arguments(**new: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
   """Returns a decorator that refuses old keyword arguments by their new name.

@@ -14,22 +14,13 @@ import jax
 
 from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.rotary import Rotary
-from kvjax.renamed import check_methods
+from kvjax.renamed import VARIANT_METHODS, check_methods
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 from kvjax.streams.visibility import Visibility
 
 Table = tuple[jax.Array, jax.Array] | None
-
-_RENAMED = {
-  'ask': 'project_queries',
-  'leave': 'project_streams',
-  'unfold': 'expand',
-  'output': 'project_output',
-  'absorbs': 'form',
-  'reads_stored': 'expands',
-}
 
 
 class Form(abc.ABC):
@@ -44,7 +35,7 @@ class Form(abc.ABC):
 
   def __init_subclass__(cls, **options: Any):
     super().__init_subclass__(**options)
-    check_methods(cls, _RENAMED)
+    check_methods(cls, VARIANT_METHODS)
 
   @abc.abstractmethod
   def project_queries(
@@ -99,7 +90,7 @@ class Variant(abc.ABC):
 
   def __init_subclass__(cls, **options: Any):
     super().__init_subclass__(**options)
-    check_methods(cls, _RENAMED)
+    check_methods(cls, VARIANT_METHODS)
 
   @property
   @abc.abstractmethod

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from kvjax.caches.array_spec import array_spec
-from kvjax.caches.kind import EMPTY, Kind, write_rows
+from kvjax.caches.kind import Kind
 from kvjax.caches.scores import HeavyHitters, Score
+from kvjax.caches.slots import EMPTY, write_rows
 
 
 @struct.dataclass

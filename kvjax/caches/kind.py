@@ -14,13 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from kvjax.caches.array_spec import array_spec
-from kvjax.native import write_narrow
-from kvjax.renamed import check_methods
+from kvjax.caches.slots import EMPTY, write_rows
+from kvjax.renamed import KIND_METHODS, check_methods
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
-from kvjax.target import target
-
-EMPTY = -1  # position of a slot that holds no token
 
 
 @struct.dataclass
@@ -48,17 +45,6 @@ class BookChange(NamedTuple):
   moves: Any = None
 
 
-_RENAMED = {
-  'lead': 'leaf_axes',
-  'admits': 'has_room',
-  'narrow': 'visible_through',
-  'earliest': 'shortest_rewind',
-  'settle': 'after_gather',
-  'apply': 'copy_pages',
-  'shift': 'offset_pages',
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Kind:
   """A dense cache: slot p holds the token at position p, up to the capacity.
@@ -71,7 +57,7 @@ class Kind:
 
   def __init_subclass__(cls, **options: Any):
     super().__init_subclass__(**options)
-    check_methods(cls, _RENAMED)
+    check_methods(cls, KIND_METHODS)
 
   @property
   def observes(self) -> bool:
@@ -257,31 +243,3 @@ class Kind:
     """Returns the book for a pool that begins `pages` later."""
     del pages
     return book
-
-
-def first_position(slot_positions: jax.Array) -> jax.Array:
-  """Returns int32 `[B]`: the lowest position in slots `[B, K, S]`, or 0."""
-  is_token = slot_positions >= 0
-  lowest = jnp.min(jnp.where(is_token, slot_positions, 2**30), axis=(1, 2))
-  return jnp.where(lowest == 2**30, 0, lowest)
-
-
-def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-  """Writes `new [B, K, T, ...]` into `leaf [B, K, S, ...]` at `[B, 1|K, T]`.
-
-  In place, if the leaf is donated.
-  """
-  return write_narrow.put(leaf, new, slots, _scatter)
-
-
-def _scatter(leaf, new, slots):
-  """Scatters; split along batch or heads, a mesh need not communicate."""
-
-  def write_head(slots_of_head, values, where):
-    return slots_of_head.at[where].set(values, mode='drop', unique_indices=True)
-
-  if target() == 'gpu':  # XLA makes two kernels of a scatter of one index
-    slots = jnp.broadcast_to(slots, new.shape[:3])
-  heads = 0 if slots.shape[1] == leaf.shape[1] else None
-  slots = slots if heads == 0 else slots[:, 0]
-  return jax.vmap(jax.vmap(write_head, (0, 0, heads)))(leaf, new, slots)

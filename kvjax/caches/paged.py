@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from kvjax.caches.array_spec import array_spec
-from kvjax.caches.kind import EMPTY, BookChange, Kind
+from kvjax.caches.kind import BookChange, Kind
+from kvjax.caches.slots import EMPTY
 from kvjax.native import write_narrow
 from kvjax.streams.view import View, by_row, positions_by_row
 

@@ -8,7 +8,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kvjax.caches.kind import Kind, first_position
+from kvjax.caches.kind import Kind
+from kvjax.caches.slots import first_position
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kvjax.caches.kind import Kind, first_position
+from kvjax.caches.kind import Kind
+from kvjax.caches.slots import first_position
 from kvjax.streams.view import View, fresh_view
 
 

@@ -12,18 +12,16 @@ from kvjax.attention.rotary import Rotary, rotary_table
 from kvjax.attention.variant import Table
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layer import (
-  CallState,
   LayerEntry,
   LayerResult,
   attend_through_cache,
   attend_to_shared,
-  attend_to_views,
 )
 from kvjax.decoding.options import DecodeOptions
-from kvjax.models.config import Layer, ModelConfig
+from kvjax.decoding.reading import CallState
+from kvjax.decoding.source import cross_attention
+from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import embed, run_layer
-from kvjax.models.encoder import Encoded
-from kvjax.streams.view import fresh_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _run_layers(
         layer_params,
         x,
         attend,
-        _cross_attention(cache, layer, layer_params, index),
+        cross_attention(cache, layer, layer_params, index),
         config.residual_scale,
       )
     results.append(result)
@@ -228,52 +226,3 @@ def _run_layers(
   )
   weights = tuple(results[i].attention.weights() for i in attention_layers)
   return x, cache, weights
-
-
-def _cross_attention(
-  cache: Cache, layer: Layer, layer_params: Mapping[str, Any], index: int
-) -> Callable[[jax.Array], jax.Array] | None:
-  """Returns attention to the source's keys and values, written once."""
-  if layer.cross is None:
-    return None
-
-  def attend(x):
-    # A source is seen whole, so the positions of its queries do not matter.
-    state = CallState(
-      positions=jnp.zeros(x.shape[:2], jnp.int32),
-      before=cache.length,
-      after=cache.length,
-      table=lambda rotary, limit: None,
-    )
-    view = fresh_view(cache.cross[index], cache.source)
-    y, _ = attend_to_views(
-      layer.cross, layer_params['cross'], x, (view,), state
-    )
-    return y
-
-  return attend
-
-
-def write_source(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  cache: Cache,
-  encoded: Encoded,
-) -> Cache:
-  """Returns the cache with keys and values of the source in every layer."""
-  cross = []
-  for index, layer in enumerate(config.layers):
-    if layer.cross is None:
-      cross.append({})
-      continue
-    cross_params = params['layers'][index]['cross']
-    streams = layer.cross.project_streams(cross_params, encoded.hidden, None)
-    if cache.cross is not None:
-      streams = {
-        name: x.astype(cache.cross[index][name].dtype)
-        for name, x in streams.items()
-      }
-    cross.append(streams)
-  return dataclasses.replace(
-    cache, cross=tuple(cross), source=encoded.positions
-  )

@@ -12,11 +12,12 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
-from kvjax.decoding.advance import advance, write_source
+from kvjax.decoding.advance import advance
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.checks import check_call, check_shape, check_source
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.decoding.program import program
+from kvjax.decoding.source import write_source
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.caches.kind import EMPTY
+from kvjax.caches.slots import EMPTY
 from kvjax.decoding.cache import Cache
 
 

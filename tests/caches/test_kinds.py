@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
-from kvjax.caches.kind import write_rows
+from kvjax.caches.slots import write_rows
 from tests.facts import tape
 
 BOUND = {

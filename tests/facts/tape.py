@@ -13,8 +13,9 @@ from flax import struct
 
 from kvjax.caches.array_spec import ArraySpec
 from kvjax.caches.kind import Kind
-from kvjax.decoding.layer import CallState, LayerEntry, store_tokens
+from kvjax.decoding.layer import LayerEntry, store_tokens
 from kvjax.decoding.layout import LayerStore
+from kvjax.decoding.reading import CallState
 from kvjax.streams.codecs import Plain
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvjax.caches import paged
-from kvjax.caches.kind import _scatter, write_rows
+from kvjax.caches.slots import _scatter, write_rows
 from kvjax.native import load, write_narrow
 from kvjax.target import targeting
 

@@ -1,0 +1,37 @@
+"""Slots of a store: how tokens are written into them, and what is empty."""
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.native import write_narrow
+from kvjax.target import target
+
+EMPTY = -1  # position of a slot that holds no token
+
+
+def first_position(slot_positions: jax.Array) -> jax.Array:
+  """Returns int32 `[B]`: the lowest position in slots `[B, K, S]`, or 0."""
+  is_token = slot_positions >= 0
+  lowest = jnp.min(jnp.where(is_token, slot_positions, 2**30), axis=(1, 2))
+  return jnp.where(lowest == 2**30, 0, lowest)
+
+
+def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+  """Writes `new [B, K, T, ...]` into `leaf [B, K, S, ...]` at `[B, 1|K, T]`.
+
+  In place, if the leaf is donated.
+  """
+  return write_narrow.put(leaf, new, slots, _scatter)
+
+
+def _scatter(leaf, new, slots):
+  """Scatters; split along batch or heads, a mesh need not communicate."""
+
+  def write_head(slots_of_head, values, where):
+    return slots_of_head.at[where].set(values, mode='drop', unique_indices=True)
+
+  if target() == 'gpu':  # XLA makes two kernels of a scatter of one index
+    slots = jnp.broadcast_to(slots, new.shape[:3])
+  heads = 0 if slots.shape[1] == leaf.shape[1] else None
+  slots = slots if heads == 0 else slots[:, 0]
+  return jax.vmap(jax.vmap(write_head, (0, 0, heads)))(leaf, new, slots)

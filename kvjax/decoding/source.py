@@ -1,0 +1,63 @@
+"""The source of an encoder-decoder in a cache: written once, then read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.reading import CallState, attend_to_views
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.encoder import Encoded
+from kvjax.streams.view import fresh_view
+
+
+def write_source(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  encoded: Encoded,
+) -> Cache:
+  """Returns the cache with keys and values of the source in every layer."""
+  cross = []
+  for index, layer in enumerate(config.layers):
+    if layer.cross is None:
+      cross.append({})
+      continue
+    cross_params = params['layers'][index]['cross']
+    streams = layer.cross.project_streams(cross_params, encoded.hidden, None)
+    if cache.cross is not None:
+      streams = {
+        name: x.astype(cache.cross[index][name].dtype)
+        for name, x in streams.items()
+      }
+    cross.append(streams)
+  return dataclasses.replace(
+    cache, cross=tuple(cross), source=encoded.positions
+  )
+
+
+def cross_attention(
+  cache: Cache, layer: Layer, layer_params: Mapping[str, Any], index: int
+) -> Callable[[jax.Array], jax.Array] | None:
+  """Returns attention to the source's keys and values, written once."""
+  if layer.cross is None:
+    return None
+
+  def attend(x):
+    # A source is seen whole, so the positions of its queries do not matter.
+    state = CallState(
+      positions=jnp.zeros(x.shape[:2], jnp.int32),
+      before=cache.length,
+      after=cache.length,
+      table=lambda rotary, limit: None,
+    )
+    view = fresh_view(cache.cross[index], cache.source)
+    y, _ = attend_to_views(
+      layer.cross, layer_params['cross'], x, (view,), state
+    )
+    return y
+
+  return attend
