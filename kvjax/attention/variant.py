@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 
 import jax
 
-from kvjax.attention.bias import Alibi, RelativeBias
-from kvjax.attention.rotary import Rotary
 from kvjax.renamed import VARIANT_METHODS, check_methods
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.stream import Stream
@@ -77,16 +75,19 @@ class Variant(abc.ABC):
 
   Attributes:
     visibility: which keys a query sees.
-    rotary: rotation of queries and keys; None for none.
-    bias: additive bias from positions; None for none.
+    rotary: the `Rotary` of queries and keys; None for none.
+    bias: additive bias from positions (`Alibi`, `RelativeBias`), or None.
+    num_heads: N query heads.
     shared_from: index of the earlier layer whose streams this one reads; None
       for streams that this layer projects.
   """
 
+  # Types alone: a value here would become the default of a dataclass's field.
   visibility: Visibility
-  rotary: Rotary | None = None
-  bias: Alibi | RelativeBias | None = None
-  shared_from: int | None = None
+  rotary: Any
+  bias: Any
+  num_heads: int
+  shared_from: int | None
 
   def __init_subclass__(cls, **options: Any):
     super().__init_subclass__(**options)

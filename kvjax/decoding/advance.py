@@ -186,7 +186,7 @@ def _run_layers(
   for index, layer in enumerate(config.layers):
     layer_params = params['layers'][index]
     source = config.stream_layer(index)
-    store = cache.layout.stores[source]
+    store = cache.layout.store_of(source)
     book = cache.layout.books[source]
     attend: Any = functools.partial(
       attend_through_cache if index == source else attend_to_shared,
@@ -221,8 +221,8 @@ def _run_layers(
     results.append(result)
     if index == source:
       books[book] = result.book
-  cache = cache.replace(
-    books=tuple(books), stores=tuple(result.leaves for result in results)
+  cache = dataclasses.replace(
+    cache, books=tuple(books), stores=tuple(result.leaves for result in results)
   )
   weights = tuple(results[i].attention.weights() for i in attention_layers)
   return x, cache, weights

@@ -68,6 +68,13 @@ class Layout:
     }
     return tuple(kinds[book] for book in range(len(kinds)))
 
+  def store_of(self, layer: int) -> LayerStore:
+    """Returns how a layer that has streams is stored."""
+    store = self.stores[layer]
+    if store is None:
+      raise ValueError(f'Layer {layer} shares the streams of an earlier one.')
+    return store
+
   @property
   def limit(self) -> int | None:
     """Most tokens a row may hold; None for no limit."""

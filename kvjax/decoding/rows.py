@@ -232,7 +232,8 @@ def _take(cache, rows):
   # in every kind, and a row without its last page is not.
   lengths = jnp.where(fits, cache.length, 0)
   result, _ = change(lengths)
-  return result.replace(length=lengths, overflow=cache.overflow | ~fits), fits
+  overflow = cache.overflow | ~fits
+  return dataclasses.replace(result, length=lengths, overflow=overflow), fits
 
 
 def _change_books(
@@ -260,7 +261,7 @@ def _change_books(
     else:
       leaves.append(store.kind.copy_pages(cache.stores[index], moves))
   books = tuple(changed.book for changed in changes)
-  return cache.replace(books=books, stores=tuple(leaves)), fits
+  return dataclasses.replace(cache, books=books, stores=tuple(leaves)), fits
 
 
 @program(donated=())
@@ -275,7 +276,7 @@ def _concat(caches):
         kinds, cache.books, pages_before, strict=True
       )
     ]
-    shifted.append(cache.replace(books=tuple(books)))
+    shifted.append(dataclasses.replace(cache, books=tuple(books)))
     pages_before = [
       pages + book.positions.shape[1]
       for pages, book in zip(pages_before, cache.books, strict=True)

@@ -43,8 +43,10 @@ def cross_attention(
   cache: Cache, layer: Layer, layer_params: Mapping[str, Any], index: int
 ) -> Callable[[jax.Array], jax.Array] | None:
   """Returns attention to the source's keys and values, written once."""
-  if layer.cross is None:
+  variant = layer.cross
+  if variant is None or cache.cross is None or cache.source is None:
     return None
+  view = fresh_view(cache.cross[index], cache.source)
 
   def attend(x):
     # A source is seen whole, so the positions of its queries do not matter.
@@ -54,10 +56,7 @@ def cross_attention(
       after=cache.length,
       table=lambda rotary, limit: None,
     )
-    view = fresh_view(cache.cross[index], cache.source)
-    y, _ = attend_to_views(
-      layer.cross, layer_params['cross'], x, (view,), state
-    )
+    y, _ = attend_to_views(variant, layer_params['cross'], x, (view,), state)
     return y
 
   return attend

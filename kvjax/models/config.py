@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
-from kvjax.attention.latent import Latent
+from kvjax.attention.variant import Variant
 from kvjax.layers.norm import Norm
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP
@@ -28,7 +28,7 @@ class Layer:
       (GPT-J, Falcon): 'shared' for one norm, 'separate' for one each.
   """
 
-  attention: Grouped | Latent
+  attention: Variant
   mlp: MLP | Experts
   cross: Grouped | None = None
   norms: str = 'pre'

@@ -18,6 +18,7 @@ from kvjax.models.encoder import Encoded
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
 from kvjax.streams.view import Streams
+from kvjax.streams.visibility import Visibility
 
 
 @overload
@@ -286,18 +287,19 @@ def through_codec(
   }
 
 
-def with_visibility(config: ModelConfig, visibility: Any) -> ModelConfig:
-  """Returns the config with every layer narrowed to a window (and sinks).
+def with_visibility(
+  config: ModelConfig, visibility: Callable[[Visibility], Visibility]
+) -> ModelConfig:
+  """Returns the config with every layer's mask replaced.
 
-  What `forward` of it computes is what a ring or sinks cache lets a model see.
+  `forward` of it computes what a kind lets a model see, if `visibility` is the
+  kind's `visible_through`.
   """
-  layers = tuple(
-    dataclasses.replace(
-      layer,
-      attention=dataclasses.replace(
-        layer.attention, visibility=visibility(layer.attention.visibility)
-      ),
-    )
-    for layer in config.layers
-  )
-  return dataclasses.replace(config, layers=layers)
+
+  def narrow(layer: Layer) -> Layer:
+    attention: Any = layer.attention  # a dataclass, whichever variant it is
+    rule = visibility(attention.visibility)
+    narrowed = dataclasses.replace(attention, visibility=rule)
+    return dataclasses.replace(layer, attention=narrowed)
+
+  return dataclasses.replace(config, layers=tuple(map(narrow, config.layers)))
