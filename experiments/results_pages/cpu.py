@@ -107,7 +107,7 @@ def _model(run: Recording) -> str:
 
 
 def step_rows(rows: Sequence[Record]) -> list[list[Any]]:
-  """Returns table rows of steps beside both caches of transformers."""
+  """Returns table rows of steps, compared with both caches of transformers."""
   return _raced(rows, PEERS)
 
 

@@ -78,7 +78,7 @@ def _intensities(run: Recording) -> str:
 def _predictions(run: Recording) -> str:
   columns = (
     'model', 'bytes a weight', 'cards', 'rows', 'tokens a row', 'ms', 'weights',
-    'cache', 'attention', 'tokens/s', '',
+    'cache', 'attention', 'tokens/s', 'memory',
   )  # fmt: skip
   return table(
     columns,

@@ -1,0 +1,31 @@
+"""Links between the pages of the documentation lead somewhere."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """Returns the anchors of a page's headings, as GitHub makes them."""
+  text = re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL)
+  titles = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+  words = (re.sub(r'[^\w\- ]', '', title.lower()) for title in titles)
+  return {word.replace(' ', '-') for word in words}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_local_links_lead_to_a_file_and_a_heading(name):
+  page = ROOT / name
+  for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+    if re.match(r'https?:', link):
+      continue
+    path, _, anchor = link.partition('#')
+    target = (page.parent / path).resolve() if path else page
+    assert target.exists(), (name, link)
+    if anchor:
+      assert anchor in anchors(target), (name, link)
