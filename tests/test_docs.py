@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from tests.test_readme import run_blocks
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -29,3 +31,7 @@ def test_local_links_lead_to_a_file_and_a_heading(name):
     assert target.exists(), (name, link)
     if anchor:
       assert anchor in anchors(target), (name, link)
+
+
+def test_the_check_of_a_step_in_place_prints_what_it_shows(as_users_do):
+  run_blocks((ROOT / 'docs' / 'howto' / 'check_in_place.md').read_text())

@@ -14,14 +14,17 @@ from experiments.results_pages.markdown import (
 )
 
 STEP = 'a step of a 107M model, float32'
-COLUMNS = 'what', 'size', 'time', 'of the floor', 'compared with'
+COLUMNS = 'machine', 'what', 'size', 'time', 'of the floor', 'compared with'
 
 
-def speed_tables(results: pathlib.Path) -> tuple[str, str]:
-  """Returns the tables of the CPU and of the H100."""
+def speed_table(results: pathlib.Path) -> str:
+  """Returns the table that the README shows."""
   cpu = recordings(results / 'benchmark_cpu.jsonl')[-1]
   (h100,) = recordings(results / 'benchmark_gpu_h100.jsonl')
-  return table(COLUMNS, _cpu_rows(cpu)), table(COLUMNS, _h100_rows(h100))
+  cores = f'{cpu.run["environment"]["cores"]} CPU cores'
+  rows = [[cores, *row] for row in _cpu_rows(cpu)]
+  rows += [['one H100', *row] for row in _h100_rows(h100)]
+  return table(COLUMNS, rows)
 
 
 def _cpu_rows(run: Recording) -> list[list[Any]]:
@@ -39,7 +42,6 @@ def _cpu_rows(run: Recording) -> list[list[Any]]:
   both = 'kvjax ffi weights int8, cache int8'
   return [
     _row(STEP, step('kvjax ffi', 1, 128)),
-    _row('... with int8 weights', step('kvjax ffi weights int8', 1, 128)),
     _row(STEP, step('kvjax ffi', 8, 2048)),
     _row('... with int8 weights and cache', step(both, 8, 2048)),
     _row('a prefill of that model', prefill),
