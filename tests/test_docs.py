@@ -35,3 +35,19 @@ def test_local_links_lead_to_a_file_and_a_heading(name):
 
 def test_the_check_of_a_step_in_place_prints_what_it_shows(as_users_do):
   run_blocks((ROOT / 'docs' / 'howto' / 'check_in_place.md').read_text())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_commands_of_a_page_exist(name):
+  text = (ROOT / name).read_text()
+  if name == 'CHANGELOG.md':  # it names commands that are gone
+    text = re.sub(r'(?m)^ *\| `python.*$', '', text)
+  makefile = (ROOT / 'Makefile').read_text()
+  for target in set(re.findall(r'(?:`|^    )make ([\w-]+)', text, re.M)):
+    assert re.search(rf'^{target}:', makefile, re.MULTILINE), target
+  for module in set(
+    re.findall(r'python -m ((?:experiments|tests)[\w.]+)', text)
+  ):
+    path = ROOT / module.rstrip('.').replace('.', '/')
+    main = path / '__main__.py'
+    assert path.with_suffix('.py').exists() or main.exists(), module

@@ -80,7 +80,8 @@ def paragraph(text: str) -> str:
 def provenance(recording: Recording) -> str:
   """Returns where the numbers of a run come from, as a list."""
   environment = recording.run['environment']
-  command = [MOVED.get(word, word) for word in recording.run['command']]
+  recorded: list[str] = recording.run['command']
+  command = [MOVED.get(word, word) for word in recorded]
   device = environment['device']
   machine = f'{environment["cores"]} cores of {environment["processor"]}'
   if environment['platform'] != 'cpu':
