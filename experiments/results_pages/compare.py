@@ -47,8 +47,8 @@ def page(results: pathlib.Path) -> str:
 def quality_table(run: Recording) -> str:
   """Returns bytes and bits of each variant through each cache."""
   rows = run.select('quality')
-  variants = list(dict.fromkeys(row['variant'] for row in rows))
-  caches = list(dict.fromkeys(row['cache'] for row in rows))
+  variants: list[str] = list(dict.fromkeys(row['variant'] for row in rows))
+  caches: list[str] = list(dict.fromkeys(row['cache'] for row in rows))
   setting = run.run['config']['evaluation']
   budget, sinks = setting['budget'], setting['sinks']
   titles = {
@@ -58,14 +58,14 @@ def quality_table(run: Recording) -> str:
   }
   cells = []
   for variant in variants:
-    line = [variant.upper()]
+    shown = [variant.upper()]
     for cache in caches:
       group = run.select('quality', variant=variant, cache=cache)
       bits = [row['bits'] for row in group]
       kept = round(group[0]['held_per_token'])
       spread = f' ± {_half_range(bits):.3f}' if cache == caches[0] else ''
-      line.append(f'{kept:,}: {statistics.median(bits):.3f}{spread}')
-    cells.append(line)
+      shown.append(f'{kept:,}: {statistics.median(bits):.3f}{spread}')
+    cells.append(shown)
   return table(
     ('bytes: bits', *(titles.get(name, name) for name in caches)), cells
   )
