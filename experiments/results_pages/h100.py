@@ -38,8 +38,8 @@ def page(results: pathlib.Path) -> str:
       f'{SPEED_WORDS} {COMMIT_WORDS} `make bench-gpu` runs this benchmark. '
       'The budget of this run ended it before the steps of the 8B-shaped '
       'model with transformers, the steps of 8 rows and the prefills. These '
-      'have not run on a GPU, nor have the kernel `cudnn` and the form '
-      '`merge=inside` of `mosaic_gpu`; no H200 has run anything.'
+      'have not run on a GPU, nor has a candidate of the benchmark (a merge in '
+      'the same launch, a prompt by cuDNN); no H200 has run anything.'
     ),
     provenance(run),
     paragraph(
