@@ -8,7 +8,7 @@
 Expected, on 2 cores: attention alone at 0.7 to 0.85 of the read bandwidth where
 caches are full, in float32 (the goal is 0.80); the 107M model 2.0 to 2.4 times
 as fast as transformers on torch at 8 rows of 2048 tokens, and 1.5 times at one
-row of 128. docs/performance.md says what was found and what is missed, and why.
+row of 128. docs/results/goals.md says what was reached and missed, and why.
 
 Would be refuted by: a ratio below these in a run on an idle machine.
 """

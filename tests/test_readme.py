@@ -22,18 +22,26 @@ def test_it_starts_fast():
   assert len(first.splitlines()) <= 12
 
 
-def test_every_python_block_prints_what_follows_it():
+def run_blocks(page: str) -> None:
+  """Runs a page's Python blocks in order; compares what they print."""
+  blocks = re.findall(r'```(\w+)\n(.*?)```', page, re.DOTALL)
   scope: dict[str, object] = {}
-  for index, (language, code) in enumerate(BLOCKS):
+  for index, (language, code) in enumerate(blocks):
     if language != 'python':
       continue
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-      exec(compile(code, f'README block {index}', 'exec'), scope)
-    shown, text = BLOCKS[index + 1]
-    assert shown == 'text', f'block {index} shows no output'
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    assert lines == [line.rstrip() for line in text.splitlines()]
+      exec(compile(code, f'block {index}', 'exec'), scope)
+    shown, text = [*blocks, ('', '')][index + 1]
+    printed = [line.rstrip() for line in out.getvalue().splitlines()]
+    expected = text.splitlines() if shown == 'text' else []
+    assert printed == [line.rstrip() for line in expected], code
+
+
+def test_every_python_block_prints_what_follows_it():
+  languages = ' '.join(language for language, _ in BLOCKS)
+  assert languages.count('python') == languages.count('python text') >= 4
+  run_blocks(README)
 
 
 def test_local_links_exist():
@@ -59,6 +67,16 @@ def test_the_table_of_bytes_is_what_the_configs_say():
     row = next(x for x in README.splitlines() if x.startswith(f'| {name}, '))
     cells = [cell.strip() for cell in row.strip('|').split('|')]
     assert cells[2:] == [f'{x:,}' for x in (kept, int8, query)]
+
+
+def test_the_table_of_speed_is_what_the_records_say():
+  from experiments.results_pages.headline import speed_table
+
+  assert speed_table(ROOT / 'results') in README
+
+
+def test_the_readme_is_short():
+  assert len(README.splitlines()) <= 160
 
 
 @pytest.mark.parametrize('module', ['sweep', 'aggregate'])

@@ -1,0 +1,1 @@
+"""Pages of docs/results, written from the records in results/."""
