@@ -1,7 +1,7 @@
 """Strictness for every test: warnings, ranks and dtypes are errors."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -30,6 +30,14 @@ def forget_programs() -> Iterator[None]:
   yield
   if _maps() > MAPS:
     jax.clear_caches()
+
+
+@pytest.fixture(
+  params=(jax.jit, lambda function: function), ids=('with_jit', 'without_jit')
+)
+def maybe_jit(request: pytest.FixtureRequest) -> Callable:
+  """Runs a test twice: with what it wraps compiled, and as it is."""
+  return request.param
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ KINDS = {
   'paged': kvjax.Paged(page=4),
   'bounded': kvjax.Bounded(budget=6, slack=3),
 }
-NAMED_KINDS = tuple(KINDS.items())
 
 
 def decoder(*attention: Any, **more: Any) -> kvjax.ModelConfig:
