@@ -14,10 +14,10 @@ from kvjax.attention.reference import plain_attention
 from kvjax.streams.view import contiguous_view, fresh_view
 from tests.attention import oracle
 from tests.attention.case import (
-  HELD,
   POSITIONS,
   SCALE,
   SINKS,
+  SLOT_POSITIONS,
   B,
   G,
   H,
@@ -62,7 +62,7 @@ CASES = {
 def test_equals_loops(rules, second):
   q, k, v = draw()
   out, lse, weights = oracle.attention(
-    q, POSITIONS, k, v, HELD, scale=SCALE, **second
+    q, POSITIONS, k, v, SLOT_POSITIONS, scale=SCALE, **second
   )
   for block in (None, 5):  # 13 slots are no multiple of 5
     run = jax.jit(functools.partial(attend, block=block, **rules))
@@ -73,7 +73,7 @@ def test_equals_loops(rules, second):
     {'key': q},
     {'key': k, 'value': v},
     POSITIONS,
-    HELD,
+    SLOT_POSITIONS,
     kvjax.Scoring(SCALE, **rules),
   )
   np.testing.assert_allclose(plain, out, rtol=1e-5, atol=1e-6)
@@ -92,12 +92,16 @@ def test_equals_loops(rules, second):
 def test_equals_dot_product_attention(kv, groups, maybe_jit):
   q, k, v = draw(1, kv, groups)
   q = q.at[1].multiply(2)
-  held = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
-  held = jnp.where(held < jnp.asarray([[13], [9]]), held, -1)
+  slot_positions = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+  slot_positions = jnp.where(
+    slot_positions < jnp.asarray([[13], [9]]), slot_positions, -1
+  )
   ask = jnp.asarray([[8, 9, 10, 11, 12], [4, 5, 6, 7, 8]], jnp.int32)
-  out, _ = maybe_jit(attend)(q, k, v, ask, held)
+  out, _ = maybe_jit(attend)(q, k, v, ask, slot_positions)
   seq = lambda x: jnp.moveaxis(x.reshape(B, -1, *x.shape[-2:]), 1, 2)
-  mask = (held[:, None] <= ask[..., None]) & (held[:, None] >= 0)
+  mask = (slot_positions[:, None] <= ask[..., None]) & (
+    slot_positions[:, None] >= 0
+  )
   padded = jnp.pad(seq(v), ((0, 0),) * 3 + ((0, 0),))[..., :H]
   want = jax.nn.dot_product_attention(
     seq(q), seq(k), padded, mask=mask[:, None]
@@ -108,15 +112,15 @@ def test_equals_dot_product_attention(kv, groups, maybe_jit):
 def test_positions_per_head():
   q, k, v = draw(2)
   rng = np.random.default_rng(0)
-  held = np.stack(
+  slot_positions = np.stack(
     [[rng.permutation(13) for _ in range(K)] for _ in range(B)]
   ).astype(np.int32)
-  held[:, 1, ::3] = -1
-  view = contiguous_view({'key': k, 'value': v}, jnp.asarray(held), S)
+  slot_positions[:, 1, ::3] = -1
+  view = contiguous_view({'key': k, 'value': v}, jnp.asarray(slot_positions), S)
   got, lse = kvjax.attend(
     {'key': q}, POSITIONS, (view,), kvjax.Scoring(SCALE), block=4
   )
-  want = oracle.attention(q, POSITIONS, k, v, held, scale=SCALE)
+  want = oracle.attention(q, POSITIONS, k, v, slot_positions, scale=SCALE)
   np.testing.assert_allclose(got, want[0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(lse, want[1], rtol=1e-5, atol=1e-6)
 
@@ -124,20 +128,22 @@ def test_positions_per_head():
 def test_only_the_filled_part_is_read():
   """Behind `filled` not even positions count."""
   q, k, v = draw(3)
-  view = contiguous_view({'key': k, 'value': v}, HELD[:, None], 5)
+  view = contiguous_view({'key': k, 'value': v}, SLOT_POSITIONS[:, None], 5)
   got, _ = kvjax.attend(
     {'key': q}, POSITIONS, (view,), kvjax.Scoring(SCALE), block=5
   )
-  held = HELD.at[:, 5:].set(-1)
-  want = oracle.attention(q, POSITIONS, k, v, held, scale=SCALE)[0]
+  slot_positions = SLOT_POSITIONS.at[:, 5:].set(-1)
+  want = oracle.attention(q, POSITIONS, k, v, slot_positions, scale=SCALE)[0]
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_ordered_slots_stop_at_the_last_query():
   """In blocks of 5, with a last query before, at and after a new block."""
   q, k, v = draw(3, tokens=2)
-  held = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
-  view = contiguous_view({'key': k, 'value': v}, held[:, None], S, ordered=True)
+  slot_positions = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+  view = contiguous_view(
+    {'key': k, 'value': v}, slot_positions[:, None], S, ordered=True
+  )
   run = jax.jit(
     lambda ask: kvjax.attend(
       {'key': q}, ask, (view,), kvjax.Scoring(SCALE), block=5
@@ -145,19 +151,21 @@ def test_ordered_slots_stop_at_the_last_query():
   )
   for last in (4, 5, 6, 12):
     ask = jnp.asarray([[last - 1, last], [0, -1]], jnp.int32)
-    want = oracle.attention(q, ask, k, v, held, scale=SCALE)[0]
+    want = oracle.attention(q, ask, k, v, slot_positions, scale=SCALE)[0]
     np.testing.assert_allclose(run(ask), want, rtol=1e-5, atol=1e-6)
 
 
 def test_two_streams_add_their_products():
   q, k, v = draw(4)
   p, r, _ = draw(5)
-  view = fresh_view({'key': k, 'rotary': r, 'value': v}, HELD)
+  view = fresh_view({'key': k, 'rotary': r, 'value': v}, SLOT_POSITIONS)
   got, _ = kvjax.attend(
     {'key': q, 'rotary': p}, POSITIONS, (view,), kvjax.Scoring(SCALE)
   )
   both = [jnp.concatenate(x, axis=-1) for x in ((q, p), (k, r))]
-  want = oracle.attention(both[0], POSITIONS, both[1], v, HELD, scale=SCALE)
+  want = oracle.attention(
+    both[0], POSITIONS, both[1], v, SLOT_POSITIONS, scale=SCALE
+  )
   np.testing.assert_allclose(got, want[0], rtol=1e-5, atol=1e-6)
 
 
@@ -167,7 +175,7 @@ def test_two_streams_add_their_products():
 def test_poison(name):
   q, k, v = draw(6)
   streams = {'key': k, 'value': v}
-  empty = (HELD < 0)[:, None, :, None]
+  empty = (SLOT_POSITIONS < 0)[:, None, :, None]
   spoiled = streams | {name: jnp.where(empty, jnp.nan, streams[name])}
   run = jax.jit(lambda s: attend(q, s['key'], s['value'], block=5))
   chex.assert_trees_all_equal(run(spoiled), run(streams))
@@ -186,7 +194,7 @@ def test_empty_rows():
 def test_narrow_types_follow_the_ratio_rule():
   """bfloat16 errs at most 3 times as far as plain bfloat16 does."""
   q, k, v = draw(10)
-  exact = oracle.attention(q, POSITIONS, k, v, HELD, scale=SCALE)[0]
+  exact = oracle.attention(q, POSITIONS, k, v, SLOT_POSITIONS, scale=SCALE)[0]
   narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
   got, lse = jax.jit(attend)(*narrow)
   chex.assert_type([got, lse], jnp.float32)
@@ -194,7 +202,7 @@ def test_narrow_types_follow_the_ratio_rule():
     {'key': narrow[0]},
     {'key': narrow[1], 'value': narrow[2]},
     POSITIONS,
-    HELD,
+    SLOT_POSITIONS,
     kvjax.Scoring(SCALE),
   )
   worst = lambda x: np.abs(np.asarray(x) - exact).max()

@@ -29,9 +29,9 @@ def test_alibi_slopes(heads):
 def test_alibi_is_linear_in_distance(maybe_jit):
   rule = kvjax.Alibi(scale=0.5)
   bias = PositionBias(rule, rule.table(6, None))
-  asked = jnp.asarray([5, 9], jnp.int32)[None, None, :, None]
-  held = jnp.asarray([0, 5, 7], jnp.int32)[None, None, None]
-  got = maybe_jit(lambda a, b: bias(a, b, 3))(asked, held)
+  query_positions = jnp.asarray([5, 9], jnp.int32)[None, None, :, None]
+  key_positions = jnp.asarray([0, 5, 7], jnp.int32)[None, None, None]
+  got = maybe_jit(lambda a, b: bias(a, b, 3))(query_positions, key_positions)
   chex.assert_shape(got, (1, 3, 2, 2, 3))
   slopes = np.asarray(kvjax.Alibi().table(6, None)).reshape(3, 2)
   distance = np.asarray([[-5, 0, 2], [-9, -4, -2]])
@@ -43,8 +43,10 @@ def test_rounded_alibi_is_bfloat16():
   """Falcon's arithmetic: key positions from 0, rounded at every product."""
   rule = kvjax.Alibi(scale=0.25, rounded=True)
   bias = PositionBias(rule, rule.table(3, None))
-  held = jnp.asarray([3, 257, 301], jnp.int32)[None, None, None]
-  got = np.asarray(bias(held[..., :1] * 0 + 400, held, 3))[0, :, 0, 0]
+  key_positions = jnp.asarray([3, 257, 301], jnp.int32)[None, None, None]
+  got = np.asarray(bias(key_positions[..., :1] * 0 + 400, key_positions, 3))[
+    0, :, 0, 0
+  ]
   narrow = lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
   slopes = narrow(np.asarray(SLOPES[3], np.float32))
   want = 0.25 * narrow(narrow(np.asarray([3.0, 257, 301])) * slopes[:, None])
@@ -71,9 +73,9 @@ def test_bias_differs_by_head_positions():
   """Where kv heads hold different tokens each head's own row counts."""
   rule = kvjax.Alibi()
   bias = PositionBias(rule, rule.table(4, None))
-  held = jnp.asarray([[[[0, 1]], [[2, 3]]]], jnp.int32)
-  asked = jnp.asarray([[[[3]]]], jnp.int32)
-  got = np.asarray(bias(asked, held, 2))[0, :, :, 0]
+  key_positions = jnp.asarray([[[[0, 1]], [[2, 3]]]], jnp.int32)
+  query_positions = jnp.asarray([[[[3]]]], jnp.int32)
+  got = np.asarray(bias(query_positions, key_positions, 2))[0, :, :, 0]
   slopes = np.asarray(rule.table(4, None)).reshape(2, 2)
   want = slopes[:, :, None] * (np.asarray([[0, 1], [2, 3]])[:, None] - 3)
   np.testing.assert_allclose(got, want, rtol=1e-6)

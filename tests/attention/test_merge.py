@@ -9,10 +9,10 @@ import kvjax
 from kvjax.streams.view import fresh_view
 from tests.attention import oracle
 from tests.attention.case import (
-  HELD,
   POSITIONS,
   SCALE,
   SINKS,
+  SLOT_POSITIONS,
   B,
   G,
   H,
@@ -29,11 +29,11 @@ def test_parts_equal_the_whole(size):
   q = q * size
   cuts = [slice(0, 4), slice(4, 5), slice(5, 13)]
   views = [
-    fresh_view({'key': k[:, :, c], 'value': v[:, :, c]}, HELD[:, c])
+    fresh_view({'key': k[:, :, c], 'value': v[:, :, c]}, SLOT_POSITIONS[:, c])
     for c in cuts
   ]
   scoring = kvjax.Scoring(SCALE)
-  want = oracle.attention(q, POSITIONS, k, v, HELD, scale=SCALE)
+  want = oracle.attention(q, POSITIONS, k, v, SLOT_POSITIONS, scale=SCALE)
   parts = [kvjax.attend({'key': q}, POSITIONS, (x,), scoring) for x in views]
   for out, lse in (
     kvjax.merge(parts),
@@ -85,8 +85,10 @@ def test_equals_one_more_key_without_value():
   extra = jnp.zeros((B, K, 1, H + 1)).at[..., -1].set(1)
   k1 = jnp.concatenate([k1, extra], axis=2)
   v1 = jnp.pad(v, ((0, 0), (0, 0), (0, 1), (0, 0)))
-  held = jnp.pad(HELD, ((0, 0), (0, 1)))
-  want, logs, _ = oracle.attention(q1, POSITIONS, k1, v1, held, scale=SCALE)
+  slot_positions = jnp.pad(SLOT_POSITIONS, ((0, 0), (0, 1)))
+  want, logs, _ = oracle.attention(
+    q1, POSITIONS, k1, v1, slot_positions, scale=SCALE
+  )
   live = np.broadcast_to(np.asarray(POSITIONS >= 0)[:, None, None], lse.shape)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(

@@ -11,9 +11,9 @@ from kvjax.attention.reference import plain_attention
 from kvjax.streams.view import contiguous_view
 from tests.attention import oracle
 from tests.attention.case import (
-  HELD,
   POSITIONS,
   SCALE,
+  SLOT_POSITIONS,
   B,
   S,
   draw,
@@ -35,14 +35,16 @@ def test_more_tokens_than_a_query_block(rules):
   q, k, v = draw(14, 1, 2, tokens, slots)
   ask = jnp.arange(4, slots, dtype=jnp.int32)[None]
   ask = jnp.concatenate([ask, jnp.where(ask < 99, ask, -1)])
-  held = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (B, slots))
+  slot_positions = jnp.broadcast_to(
+    jnp.arange(slots, dtype=jnp.int32), (B, slots)
+  )
   scoring = kvjax.Scoring(SCALE, **rules)
   want, _ = plain_attention(
-    {'key': q}, {'key': k, 'value': v}, ask, held, scoring
+    {'key': q}, {'key': k, 'value': v}, ask, slot_positions, scoring
   )
   for ordered in (False, True):
     view = contiguous_view(
-      {'key': k, 'value': v}, held[:, None], slots, ordered=ordered
+      {'key': k, 'value': v}, slot_positions[:, None], slots, ordered=ordered
     )
     got, _ = jax.jit(
       lambda view=view: kvjax.attend({'key': q}, ask, (view,), scoring)
@@ -53,9 +55,11 @@ def test_more_tokens_than_a_query_block(rules):
 @pytest.mark.parametrize('block', [None, 5])
 def test_weights_and_what_slots_received(block):
   q, k, v = draw(15)
-  view = contiguous_view({'key': k, 'value': v}, HELD[:, None], S)
+  view = contiguous_view({'key': k, 'value': v}, SLOT_POSITIONS[:, None], S)
   scoring = kvjax.Scoring(SCALE)
-  _, lse, weights = oracle.attention(q, POSITIONS, k, v, HELD, scale=SCALE)
+  _, lse, weights = oracle.attention(
+    q, POSITIONS, k, v, SLOT_POSITIONS, scale=SCALE
+  )
   lse = jnp.asarray(lse, jnp.float32)
   ask = {'key': q}, POSITIONS, lse, view, scoring
   got = received(*ask, block=block)
@@ -63,6 +67,8 @@ def test_weights_and_what_slots_received(block):
   got = received(*ask, heads=1, block=block)
   want = weights.sum((1, 2, 3))[:, None]
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-  seen, held = attention_weights({'key': q}, POSITIONS, lse, view, scoring)
+  seen, slot_positions = attention_weights(
+    {'key': q}, POSITIONS, lse, view, scoring
+  )
   np.testing.assert_allclose(seen, weights, rtol=1e-5, atol=1e-6)
-  np.testing.assert_array_equal(held, HELD[:, None])
+  np.testing.assert_array_equal(slot_positions, SLOT_POSITIONS[:, None])

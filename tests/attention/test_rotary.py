@@ -160,8 +160,10 @@ def test_renumbered_sinks_identity(query):
       continue
     place = key if key < sinks else inside - (query - key)
     want = turn(q, inside) @ turn(k, place)
-    asked = inside if key < sinks else query
-    np.testing.assert_allclose(turn(q, asked) @ turn(k, key), want, atol=1e-5)
+    query_position = inside if key < sinks else query
+    np.testing.assert_allclose(
+      turn(q, query_position) @ turn(k, key), want, atol=1e-5
+    )
 
 
 def test_magnitude():

@@ -50,7 +50,7 @@ def test_within_half_a_scale(maybe_jit):
 
 
 def test_each_token_of_each_head_by_itself():
-  """A large token beside a small one costs the small one nothing."""
+  """A large token costs a small one in the same store nothing."""
   x = jnp.ones((1, 2, 3, 5)).at[0, 0, 1].set(1e4).at[0, 1].multiply(7)
   got = kvjax.Int8().decode(kvjax.Int8().encode(x, jnp.float32))
   np.testing.assert_allclose(got, x, rtol=1e-6)

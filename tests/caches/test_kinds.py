@@ -24,7 +24,7 @@ BOUND = {
 }
 
 
-def held(book):
+def read_positions(book):
   """Returns the positions of row 0."""
   return np.asarray(book.positions)[0].tolist()
 
@@ -39,7 +39,7 @@ def evict(kind, total, positions, weights, before, after):
   weights = None if weights is None else jnp.asarray([[weights]])
   lengths = (jnp.asarray([n], jnp.int32) for n in (before, after))
   book = kind.evict(book, weights, *lengths)
-  return held(book)[0], np.asarray(book.total)[0, 0].tolist()
+  return read_positions(book)[0], np.asarray(book.total)[0, 0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_rewind_forgets_by_position(kind):
   row = tape.feed(kind, tape.blank(kind), np.arange(11))
   after = jnp.asarray([9], jnp.int32)
   book, fits, moves = kind.rewind(row.book, row.length, after)
-  before = held(row.book)[0]
-  assert held(book)[0] == [p if p < 9 else -1 for p in before]
+  before = read_positions(row.book)[0]
+  assert read_positions(book)[0] == [p if p < 9 else -1 for p in before]
   assert (fits.tolist(), moves) == ([True], None)
 
 
@@ -249,7 +249,7 @@ def test_nothing_goes_below_the_budget():
 
 
 def test_rows_and_heads_choose_for_themselves():
-  """Scores are never summed over the batch; over heads only if asked."""
+  """Scores are never summed over the batch, and over heads on request."""
   weights = jnp.asarray(
     [
       [[9, 1, 9, 9], [9, 9, 1, 9]],
@@ -263,8 +263,10 @@ def test_rows_and_heads_choose_for_themselves():
   ):
     kind = kvjax.Bounded(budget=4, per_head=per_head).bind(9)
     book = tape.blank(kind, 2, 2).book
-    held = jnp.broadcast_to(jnp.arange(4, dtype=jnp.int32), book.total.shape)
-    book = book.replace(positions=held)
+    slot_positions = jnp.broadcast_to(
+      jnp.arange(4, dtype=jnp.int32), book.total.shape
+    )
+    book = book.replace(positions=slot_positions)
     lengths = (jnp.asarray([n, n], jnp.int32) for n in (3, 4))
     mass = weights if per_head else weights.sum(axis=1, keepdims=True)
     book = kind.evict(book, mass, *lengths)

@@ -33,8 +33,8 @@ def fill(lengths, pages=9):
 def audit(cache):
   """Asserts that references are counted, and partial pages not shared."""
   book = jax.tree.map(np.asarray, cache.books[0])
-  held = book.table[book.table >= 0]
-  count = np.bincount(held, minlength=len(book.references))
+  used_pages = book.table[book.table >= 0]
+  count = np.bincount(used_pages, minlength=len(book.references))
   np.testing.assert_array_equal(book.references, count)
   for row, length in enumerate(np.asarray(cache.length)):
     pages = book.table[row]

@@ -25,11 +25,11 @@ def prompt():
 
 def run(num=NUM, cache=None, **more):
   """Generates from the prompt, which stays usable."""
-  logits, held = prompt()
+  logits, after_prompt = prompt()
   return kvjax.generate(
     CONFIG,
     tiny.params(CONFIG),
-    cache or held,
+    cache or after_prompt,
     logits,
     num,
     **({'donate': False} | more),

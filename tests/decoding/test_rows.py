@@ -105,8 +105,8 @@ def test_repeat_is_jnp_repeat():
 @pytest.mark.parametrize(
   ('rows', 'message'),
   [
-    ([2], r'rows=\[2\] must lie in \[0, 2\)'),
-    ([-1], r'rows=\[-1\] must lie in'),
+    ([2], r'rows=\[2\] must .* \[0, 2\)'),
+    ([-1], r'rows=\[-1\] must '),
     ([], r'rows=\[\] must be a non-empty list of integers'),
     ([0.5], 'must be a non-empty list of integers'),
     ([[0]], 'must be a non-empty list of integers'),

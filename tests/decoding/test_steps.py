@@ -83,10 +83,10 @@ def test_attention_weights():
   """Those of extend, by position, are those of forward."""
   ids = tiny.tokens(2, 5)
   _, (want,) = kvjax.forward(CONFIG, PARAMS, ids, attention_layers=[0])
-  _, _, ((got, held),) = kvjax.extend(
+  _, _, ((got, slot_positions),) = kvjax.extend(
     CONFIG, PARAMS, empty(), ids, attention_layers=[0]
   )
-  assert held[0, 0, :5].tolist() == [*range(5)]
+  assert slot_positions[0, 0, :5].tolist() == [*range(5)]
   tiny.close(got[..., :5], want)
   np.testing.assert_allclose(want.sum(-1), 1, rtol=1e-6)
 
@@ -127,8 +127,8 @@ def call(name, cache=None, ids=None, **more):
 @pytest.mark.parametrize('name', ['prefill', 'extend'])
 def test_lengths(name):
   for lengths, message in (
-    ([3, 4], r'lengths=\[3, 4\] must lie between 0 and the 3 tokens'),
-    ([-1, 2], r'lengths=\[-1, 2\] must lie between 0'),
+    ([3, 4], r'lengths=\[3, 4\] must .* 0 and the 3 tokens'),
+    ([-1, 2], r'lengths=\[-1, 2\] must .* between 0'),
     ([2], r'shape \(1,\).*must be 2 integers'),
     ([1.0, 2.0], 'dtype float64; they must be 2 integers'),
   ):
@@ -160,7 +160,7 @@ def test_no_tokens_and_layers_that_are_not_there():
     with pytest.raises(ValueError, match=r'shape \(2, 0\): feed at least'):
       call(name, ids=jnp.zeros((2, 0), jnp.int32))
   for layers in ((-1,), (0, 5)):
-    with pytest.raises(ValueError, match=r'must lie in \[0, 1\)'):
+    with pytest.raises(ValueError, match=r'must .* \[0, 1\)'):
       call('extend', attention_layers=layers)
 
 

@@ -172,8 +172,8 @@ def test_extend_a_padded_batch():
     )
   both = kvjax.concat(parts)
   assert both.length.tolist() == [6, 7, 6, 1, 4]
-  held = np.asarray(both.books[0].positions)[:, 0]
-  assert (held >= 0).sum(1).tolist() == [6, 7, 6, 1, 4]
+  slot_positions = np.asarray(both.books[0].positions)[:, 0]
+  assert (slot_positions >= 0).sum(1).tolist() == [6, 7, 6, 1, 4]
   more = tiny.tokens(5, 1, seed=9)
   got, _ = tiny.follow(CONFIG, both, more)
   alone = kvjax.take(both, [3])
@@ -195,13 +195,13 @@ def test_join_with_an_empty_cache(kind):
   """C-38: empty joined to non-empty, both orders: sizes, lengths, results."""
   empty = kvjax.init_cache(CONFIG, 1, 11, kinds=kind)
   ids = tiny.tokens(2, 6)
-  _, held = tiny.feed(
+  _, filled = tiny.feed(
     CONFIG, kvjax.init_cache(CONFIG, 2, 11, kinds=kind), ids, (6,)
   )
-  want, _ = tiny.feed(CONFIG, held, ids, (2,))
+  want, _ = tiny.feed(CONFIG, filled, ids, (2,))
   for at, parts in (
-    (slice(1, 3), [empty, held]),
-    (slice(0, 2), [held, empty]),
+    (slice(1, 3), [empty, filled]),
+    (slice(0, 2), [filled, empty]),
   ):
     both = kvjax.concat(parts)
     assert both.batch_size == 3

@@ -90,6 +90,6 @@ def test_chunks_that_straddle_the_wrap(size):
       config, params, cache, ids[:, start : start + size]
     )
     found.append(logits)
-    held = np.asarray(cache.books[0].positions)
-    assert np.sort(held[0, 0])[-1] == start + size - 1
+    slot_positions = np.asarray(cache.books[0].positions)
+    assert np.sort(slot_positions[0, 0])[-1] == start + size - 1
   tiny.close(jnp.concatenate(found, axis=1), want)

@@ -125,20 +125,20 @@ def test_a_chunk_that_does_not_fit_is_dropped_whole(size):
 def test_no_token_before_the_start():
   """B-9: a position below 0 is no token: it is written nowhere."""
   kind = kvjax.Dense(slots=4)
-  held = tape.feed(kind, tape.blank(kind), [1, 2, 3, 4], lengths=[0])
-  assert tape.slots(held) == [-1] * 4
-  assert np.isnan(held.store['value']).all()
+  state = tape.feed(kind, tape.blank(kind), [1, 2, 3, 4], lengths=[0])
+  assert tape.slots(state) == [-1] * 4
+  assert np.isnan(state.store['value']).all()
 
 
 def test_a_bound_is_kept_or_refused():
-  """B-12: a bound that is asked for is honoured whatever the layer's own."""
+  """B-12: a requested bound is kept whatever the layer's own."""
   windowed = kvjax.Grouped(2, 1, 5, visibility=kvjax.Visibility(window=7))
   config = tiny.decoder(windowed, kvjax.Grouped(2, 1, 5))
   own = kvjax.init_cache(config, 1, 40)
-  asked = kvjax.init_cache(config, 1, 40, kinds=kvjax.Ring(window=3))
+  requested = kvjax.init_cache(config, 1, 40, kinds=kvjax.Ring(window=3))
   slots = lambda cache: [row.slots for row in kvjax.inspect(cache).rows]
   assert slots(own) == [7, 40]
-  assert slots(asked) == [3, 3]
+  assert slots(requested) == [3, 3]
   with pytest.raises(ValueError, match='1 kinds for 2 layers'):
     kvjax.init_cache(config, 1, 40, kinds=[kvjax.Ring(window=3)])
 

@@ -1,4 +1,4 @@
-"""Facts about pages: where they lie and who shares them changes nothing."""
+"""Facts about pages: neither their place nor sharing changes a result."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ CONFIG = tiny.decoder()
 
 
 def filled(config, length, kinds=KIND, seed=1):
-  """Returns a cache of two rows with so many tokens, and the tokens."""
+  """Returns a cache of two rows of those lengths, and their tokens."""
   cache = kvjax.init_cache(config, 2, 16, kinds=kinds)
   ids = tiny.tokens(2, max(length, 1), seed)
   if length:

@@ -23,17 +23,18 @@ def streams(config, params, ids, at):
   x = embed(config, params, ids, at)
   x = config.norm(layer['attention_norm'], x)
   table = rotary_table(variant.rotary, at, 99)
-  asked = variant.project_queries(layer['attention'], x, table, False)
-  return asked, variant.project_streams(layer['attention'], x, table)
+  queries = variant.project_queries(layer['attention'], x, table, False)
+  return queries, variant.project_streams(layer['attention'], x, table)
 
 
 def step_weights(config, cache, token):
   """Feeds one token to one row; returns weights by position `[K, G, P]`."""
-  _, cache, ((weights, held),) = kvjax.extend(
+  _, cache, ((weights, slot_positions),) = kvjax.extend(
     config, tiny.params(config), cache, token, attention_layers=(0,)
   )
-  weights, held = np.asarray(weights)[0, :, 0], np.asarray(held)[0]
-  heads = np.broadcast_to(held, (3, held.shape[-1]))
+  weights = np.asarray(weights)[0, :, 0]
+  slot_positions = np.asarray(slot_positions)[0]
+  heads = np.broadcast_to(slot_positions, (3, slot_positions.shape[-1]))
   found = np.zeros((3, 2, 40))
   for k in range(3):
     live = heads[k] >= 0
@@ -54,8 +55,8 @@ def test_evicted_cache_equals_attention_to_survivors():
   """
   config, budget = tiny.decoder(), 6
   params, ids = tiny.params(config), tiny.tokens(1, 17)
-  asked, left = streams(config, params, ids, np.arange(17))
-  q, k = np.asarray(asked['key'])[0], np.asarray(left['key'])[0]
+  queries, left = streams(config, params, ids, np.arange(17))
+  q, k = np.asarray(queries['key'])[0], np.asarray(left['key'])[0]
   alive, total = [[] for _ in range(3)], np.zeros((3, 40))
   kind = kvjax.Bounded(budget=budget)
   cache = kvjax.init_cache(config, 1, 17, kinds=kind)
@@ -91,8 +92,8 @@ def test_renumbered_sinks_use_the_models_own_table(rotary):
     kept = [p for p in range(t + 1) if p < 2 or t - p < 5]
     at = np.zeros(17, np.int32)
     at[kept] = np.arange(len(kept))
-    asked, left = streams(config, params, ids, at)
-    q, k = np.asarray(asked['key'])[0], np.asarray(left['key'])[0]
+    queries, left = streams(config, params, ids, at)
+    q, k = np.asarray(queries['key'])[0], np.asarray(left['key'])[0]
     want = np.zeros((3, 2, 40))
     scores = np.einsum('kgh,ksh->kgs', q[:, :, t], k[:, kept]) * 10**-0.5
     want[:, :, kept] = softmax(scores)
@@ -113,10 +114,10 @@ def test_every_key_sits_where_its_book_says(kind):
   cache = kvjax.init_cache(config, 1, 19, kinds=kind)
   _, cache = tiny.follow(config, cache, ids)
   _, left = streams(config, tiny.params(config), ids, np.arange(19))
-  held = np.asarray(cache.books[0].positions)[0, 0]
-  assert (held >= 0).all()
+  slot_positions = np.asarray(cache.books[0].positions)[0, 0]
+  assert (slot_positions >= 0).all()
   for name, x in left.items():
-    tiny.close(cache.stores[0][name][0], x[0][:, held], 1e-6)
+    tiny.close(cache.stores[0][name][0], x[0][:, slot_positions], 1e-6)
 
 
 def test_positions_are_integers_in_a_narrow_model():
@@ -173,14 +174,14 @@ def test_distances_survive_the_wrap():
   ids = tiny.tokens(1, 7)
   cache = kvjax.init_cache(config, 1, 19, kinds=kind)
   _, cache = tiny.follow(config, cache, ids)
-  held = np.asarray(cache.books[0].positions)[0, 0]
-  assert held.tolist() == [5, 6, 2, 3, 4]
-  asked, left = streams(config, tiny.params(config), ids, np.arange(7))
-  q, k = np.asarray(asked['key'])[0], np.asarray(left['key'])[0]
+  slot_positions = np.asarray(cache.books[0].positions)[0, 0]
+  assert slot_positions.tolist() == [5, 6, 2, 3, 4]
+  queries, left = streams(config, tiny.params(config), ids, np.arange(7))
+  q, k = np.asarray(queries['key'])[0], np.asarray(left['key'])[0]
   stored = np.asarray(cache.stores[0]['key'])[0]
   tiny.close(
     np.einsum('kgh,ksh->kgs', q[:, :, 6], stored),
-    np.einsum('kgh,ksh->kgs', q[:, :, 6], k[:, held]),
+    np.einsum('kgh,ksh->kgs', q[:, :, 6], k[:, slot_positions]),
   )
 
 

@@ -71,7 +71,7 @@ def test_goes_on_as_if_never_saved(path, kinds):
 
 
 def test_dtype_and_overflow(path):
-  """T-24: bfloat16, and a row that overflowed beside one that did not."""
+  """T-24: bfloat16, and one row that overflowed and one that did not."""
   cache = kvjax.init_cache(CONFIG, 2, 4, 'bfloat16')
   ids = IDS[:, :5].at[1, 2].set(-1)
   _, cache = follow(cache, ids)
@@ -131,7 +131,7 @@ def test_another_rotation_or_type_is_refused(path):
   ],
 )
 def test_other_params_are_refused(path, change):
-  """C-35: the least change of one weight is told, and where it is."""
+  """C-35: the message names the least change of one weight and its place."""
   params = PARAMS | {'embedding': PARAMS['embedding'].at[0, 0].set(0.0)}
   cache = kvjax.init_cache(CONFIG, 1, 8)
   kvjax.save_cache(path, cache, CONFIG, params)

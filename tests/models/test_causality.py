@@ -1,6 +1,6 @@
 """Causality by gradients: which positions move which logits, exactly.
 
-A learned position table gives every position an input of its own, so that a
+A learned position table gives every position another input, so that a
 Jacobian shows the reach of every row.
 """
 
