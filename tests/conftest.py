@@ -11,11 +11,12 @@ import pytest
 
 from tests import compiler
 
-# Every compiled program keeps memory and memory maps. A worker drops its
-# programs once it has more than this of either: two workers then fit into 5 GB,
-# and Linux grants a process 65,530 maps.
-RESIDENT_BYTES = 1_200 * 2**20
-MAPS = 30_000
+# Compiled programs, some 5 MB each, would take a worker beyond 5 GB by the end
+# of the suite. A worker drops its programs above the first bound. Where tests
+# keep that much on purpose, it drops them after each growth by the second.
+RESIDENT_BYTES = 1_600 * 2**20
+GROWTH_BYTES = 400 * 2**20
+LIMIT = pytest.StashKey[int]()
 
 os.environ.setdefault(
   'XLA_FLAGS', compiler.quick_flags()
@@ -29,14 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('filterwarnings', 'error')
 
 
-@pytest.fixture(autouse=True, scope='module')
-def forget_programs() -> Iterator[None]:
-  """Drops compiled programs between files once they take much memory."""
+@pytest.fixture(autouse=True)
+def drop_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Drops compiled programs after a test once they take much memory."""
   yield
-  if _resident_bytes() > RESIDENT_BYTES or _maps() > MAPS:
+  stash = request.config.stash
+  if _resident_bytes() > stash.get(LIMIT, RESIDENT_BYTES):
     jax.clear_caches()
     gc.collect()  # programs are parts of reference cycles
     _return_free_memory()
+    stash[LIMIT] = max(RESIDENT_BYTES, _resident_bytes() + GROWTH_BYTES)
 
 
 @pytest.fixture(
@@ -62,19 +65,10 @@ def _resident_bytes() -> int:
   return int(pages) * os.sysconf('SC_PAGE_SIZE')
 
 
-def _maps() -> int:
-  """Returns the memory maps of this process; 0 where no file says it."""
-  try:
-    with open('/proc/self/maps', 'rb') as lines:
-      return sum(1 for _ in lines)
-  except OSError:
-    return 0
-
-
 def _return_free_memory() -> None:
   """Returns freed memory to the system, where the C library is glibc.
 
-  LLVM frees many small pieces; glibc keeps the pages that they were on.
+  Without this call glibc keeps what it frees, nearly all of it.
   """
   library = ctypes.CDLL(None) if os.name == 'posix' else None
   if hasattr(library, 'malloc_trim'):
