@@ -14,8 +14,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint structure memory mutants fuzz-parity why picture kernels \
-	bench bench-gpu aot-h200 clean
+.PHONY: run run-full test lint structure memory mutants fuzz-parity why picture \
+	kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
