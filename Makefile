@@ -14,8 +14,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint memory mutants fuzz-parity why picture kernels \
-	bench bench-gpu aot-h200 clean
+.PHONY: run run-full test lint structure memory mutants fuzz-parity why picture \
+	kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -30,6 +30,10 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
+
+# What tests/test_structure.py limits; ARGS=--names says what was counted.
+structure: $(READY)
+	$(RUN) -m tests.structure $(ARGS)
 
 mutants: $(READY)
 	$(RUN) -m tests.mutants.run $(ARGS)

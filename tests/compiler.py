@@ -1,7 +1,7 @@
 """How tests compile: quickly, and as users do where programs are judged.
 
 Most of the suite's time would be XLA's. At LLVM's level 0, with the emitters
-that JAX 0.10 still has beside the newer ones, programs compile in a fifth of
+that JAX 0.10 still has next to the newer ones, programs compile in a fifth of
 the time (JAX 0.12: half); what they compute is as true. LLVM's level changes no
 buffer and no fusion, but the emitters do, so tests that read programs call
 `as_users_do`, or ask for the fixture of that name where the package compiles.

@@ -1,16 +1,22 @@
 """Strictness for every test: warnings, ranks and dtypes are errors."""
 
+import ctypes
+import gc
 import os
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
 
 from tests import compiler
 
-# Linux grants a process 65,530 memory maps, and every compiled program keeps
-# some: a worker that reaches the limit dies.
-MAPS = 30_000
+# Compiled programs, some 5 MB each, would take a worker beyond 5 GB by the end
+# of the suite. A worker drops its programs above the first bound. Where tests
+# keep that much on purpose, it drops them after each growth by the second.
+RESIDENT_BYTES = 1_600 * 2**20
+GROWTH_BYTES = 400 * 2**20
+LIMIT = pytest.StashKey[int]()
 
 os.environ.setdefault(
   'XLA_FLAGS', compiler.quick_flags()
@@ -24,12 +30,24 @@ def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('filterwarnings', 'error')
 
 
-@pytest.fixture(autouse=True, scope='module')
-def forget_programs() -> Iterator[None]:
-  """Drops compiled programs between files once there are many."""
+@pytest.fixture(autouse=True)
+def drop_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Drops compiled programs after a test once they take much memory."""
   yield
-  if _maps() > MAPS:
+  stash = request.config.stash
+  if _resident_bytes() > stash.get(LIMIT, RESIDENT_BYTES):
     jax.clear_caches()
+    gc.collect()  # programs are parts of reference cycles
+    _return_free_memory()
+    stash[LIMIT] = max(RESIDENT_BYTES, _resident_bytes() + GROWTH_BYTES)
+
+
+@pytest.fixture(
+  params=(jax.jit, lambda function: function), ids=('with_jit', 'without_jit')
+)
+def maybe_jit(request: pytest.FixtureRequest) -> Callable:
+  """Runs a test twice: with what it wraps compiled, and as it is."""
+  return request.param
 
 
 @pytest.fixture
@@ -38,9 +56,20 @@ def as_users_do(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(jax.stages.Lowered, 'compile', compiler.as_users_do)
 
 
-def _maps() -> int:
+def _resident_bytes() -> int:
+  """Returns the memory of this process; 0 where no file says it."""
   try:
-    with open('/proc/self/maps', 'rb') as lines:
-      return sum(1 for _ in lines)
+    pages = pathlib.Path('/proc/self/statm').read_text().split()[1]
   except OSError:
     return 0
+  return int(pages) * os.sysconf('SC_PAGE_SIZE')
+
+
+def _return_free_memory() -> None:
+  """Returns freed memory to the system, where the C library is glibc.
+
+  Without this call glibc keeps what it frees, nearly all of it.
+  """
+  library = ctypes.CDLL(None) if os.name == 'posix' else None
+  if hasattr(library, 'malloc_trim'):
+    library.malloc_trim(0)

@@ -11,7 +11,7 @@ from kvjax.streams.view import fresh_view
 B, K, G, T, S, H, E = 2, 3, 2, 5, 13, 7, 11
 SCALE = H**-0.5
 POSITIONS = jnp.asarray([[8, 9, 10, 11, 12], [3, 4, -1, -1, -1]], jnp.int32)
-HELD = jnp.asarray(
+SLOT_POSITIONS = jnp.asarray(
   [[*range(13)], [4, -1, 0, 3, -1, 1, 2, -1, -1, -1, -1, -1, -1]], jnp.int32
 )
 SINKS = jax.random.normal(jax.random.key(8), (K, G))
@@ -34,12 +34,12 @@ def attend(
   k: jax.Array,
   v: jax.Array,
   positions: jax.Array = POSITIONS,
-  held: jax.Array = HELD,
+  slot_positions: jax.Array = SLOT_POSITIONS,
   block: int | None = None,
   **rules: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to one view of arrays."""
-  view = fresh_view({'key': k, 'value': v}, held)
+  view = fresh_view({'key': k, 'value': v}, slot_positions)
   scoring = kvjax.Scoring(SCALE, **rules)
   return kvjax.attend({'key': q}, positions, (view,), scoring, block=block)
 

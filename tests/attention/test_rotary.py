@@ -3,11 +3,10 @@
 import dataclasses
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 from kvjax.attention.rotary import (
   Dynamic,
@@ -89,97 +88,104 @@ SCALINGS = {
 }
 
 
-class RotaryTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters((n, *case) for n, case in SCALINGS.items())
-  def test_table(self, scaling, length, angle, factor):
-    rotary = Rotary(WIDTH, BASE, scaling=scaling)
-    near = AT[:, :5]
-    cos, sin = self.variant(lambda p: rotary_table(rotary, p, length))(near)
-    turns = np.asarray(near)[0, :, None] * [angle(i) for i in range(WIDTH // 2)]
-    np.testing.assert_allclose(cos[0], factor * np.cos(turns), atol=3e-5)
-    np.testing.assert_allclose(sin[0], factor * np.sin(turns), atol=3e-5)
-    frequencies, _ = rotary.frequencies(length)
-    want = [angle(i) for i in range(WIDTH // 2)]
-    np.testing.assert_allclose(frequencies, want, rtol=1e-6)
-    longer, _ = rotary.frequencies(1000)
-    moved = not np.allclose(frequencies, longer, rtol=1e-4)
-    self.assertEqual(rotary.depends_on_length, moved or 'long' in str(scaling))
+@pytest.mark.parametrize(
+  ('scaling', 'length', 'angle', 'factor'), SCALINGS.values(), ids=SCALINGS
+)
+def test_table(scaling, length, angle, factor, maybe_jit):
+  rotary = Rotary(WIDTH, BASE, scaling=scaling)
+  near = AT[:, :5]
+  cos, sin = maybe_jit(lambda p: rotary_table(rotary, p, length))(near)
+  turns = np.asarray(near)[0, :, None] * [angle(i) for i in range(WIDTH // 2)]
+  np.testing.assert_allclose(cos[0], factor * np.cos(turns), atol=3e-5)
+  np.testing.assert_allclose(sin[0], factor * np.sin(turns), atol=3e-5)
+  frequencies, _ = rotary.frequencies(length)
+  want = [angle(i) for i in range(WIDTH // 2)]
+  np.testing.assert_allclose(frequencies, want, rtol=1e-6)
+  longer, _ = rotary.frequencies(1000)
+  moved = not np.allclose(frequencies, longer, rtol=1e-4)
+  assert rotary.depends_on_length == (moved or 'long' in str(scaling))
 
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(True, False)
-  def test_rotation_is_a_complex_product(self, interleaved):
-    x = jax.random.normal(jax.random.key(0), (1, 3, 2, TOKENS, WIDTH + 3))
-    table = rotary_table(Rotary(WIDTH, BASE), AT, 0)
-    run = self.variant(lambda x, t: rotate(x, t, interleaved))
-    got = np.asarray(run(x, table))
-    y = np.asarray(x, np.float64)
-    half = WIDTH // 2
-    pick = (
-      (np.arange(0, WIDTH, 2), np.arange(1, WIDTH, 2))
-      if interleaved
-      else (np.arange(half), np.arange(half, WIDTH))
-    )
-    turns = np.asarray(AT)[0, :, None] * [plain(i) for i in range(half)]
-    turned = (y[..., pick[0]] + 1j * y[..., pick[1]]) * np.exp(1j * turns)
-    np.testing.assert_allclose(got[..., pick[0]], turned.real, atol=2e-3)
-    np.testing.assert_allclose(got[..., pick[1]], turned.imag, atol=2e-3)
-    near = [..., slice(0, 4), slice(None)]
+
+@pytest.mark.parametrize('interleaved', [True, False])
+def test_rotation_is_a_complex_product(interleaved, maybe_jit):
+  x = jax.random.normal(jax.random.key(0), (1, 3, 2, TOKENS, WIDTH + 3))
+  table = rotary_table(Rotary(WIDTH, BASE), AT, 0)
+  run = maybe_jit(lambda x, t: rotate(x, t, interleaved))
+  got = np.asarray(run(x, table))
+  y = np.asarray(x, np.float64)
+  half = WIDTH // 2
+  pick = (
+    (np.arange(0, WIDTH, 2), np.arange(1, WIDTH, 2))
+    if interleaved
+    else (np.arange(half), np.arange(half, WIDTH))
+  )
+  turns = np.asarray(AT)[0, :, None] * [plain(i) for i in range(half)]
+  turned = (y[..., pick[0]] + 1j * y[..., pick[1]]) * np.exp(1j * turns)
+  np.testing.assert_allclose(got[..., pick[0]], turned.real, atol=2e-3)
+  np.testing.assert_allclose(got[..., pick[1]], turned.imag, atol=2e-3)
+  near = [..., slice(0, 4), slice(None)]
+  np.testing.assert_allclose(
+    got[tuple(near)][..., pick[0]], turned.real[tuple(near)], atol=1e-5
+  )
+  np.testing.assert_array_equal(got[..., WIDTH:], np.asarray(x)[..., WIDTH:])
+
+
+def test_golden():
+  """One pair, position 1, base any: (1, 0) turns to (cos 1, sin 1)."""
+  one = jnp.asarray([[1]], jnp.int32)
+  table = rotary_table(Rotary(2, 7.0), one, 0)
+  got = rotate(jnp.asarray([[[[1.0, 0.0]]]]), table, False)
+  np.testing.assert_allclose(got[0, 0, 0], [0.5403023, 0.8414710], rtol=1e-6)
+
+
+@pytest.mark.parametrize('query', [0, 3, 8, 30])
+def test_renumbered_sinks_identity(query):
+  """Rotations compose: sink keys need no unrotated copy (1e-6).
+
+  In a cache of s sinks and a window of w the query at p stands at
+  min(p, s + w - 1): products with sinks at their own positions, and of the
+  query at p with recent keys at theirs, are those inside the cache.
+  """
+  sinks, window = 2, 5
+  rotary = Rotary(WIDTH, BASE, scaling=Llama3(8.0, 1.0, 4.0, 200))
+  q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, WIDTH))
+
+  def turn(x, position):
+    at = jnp.asarray([[position]], jnp.int32)
+    return np.asarray(rotate(x, rotary_table(rotary, at, 0), False)).ravel()
+
+  inside = min(query, sinks + window - 1)
+  for key in range(query + 1):
+    if key >= sinks and query - key >= window:
+      continue
+    place = key if key < sinks else inside - (query - key)
+    want = turn(q, inside) @ turn(k, place)
+    query_position = inside if key < sinks else query
     np.testing.assert_allclose(
-      got[tuple(near)][..., pick[0]], turned.real[tuple(near)], atol=1e-5
+      turn(q, query_position) @ turn(k, key), want, atol=1e-5
     )
-    np.testing.assert_array_equal(got[..., WIDTH:], np.asarray(x)[..., WIDTH:])
 
-  def test_golden(self):
-    """One pair, position 1, base any: (1, 0) turns to (cos 1, sin 1)."""
-    one = jnp.asarray([[1]], jnp.int32)
-    table = rotary_table(Rotary(2, 7.0), one, 0)
-    got = rotate(jnp.asarray([[[[1.0, 0.0]]]]), table, False)
-    np.testing.assert_allclose(got[0, 0, 0], [0.5403023, 0.8414710], rtol=1e-6)
 
-  @parameterized.parameters(0, 3, 8, 30)
-  def test_renumbered_sinks_identity(self, query):
-    """Rotations compose: sink keys need no unrotated copy (1e-6).
+def test_magnitude():
+  assert yarn_magnitude(0.5) == 1.0
+  assert yarn_magnitude(40.0, 0.707) == pytest.approx(1.2608, abs=5e-5)
 
-    In a cache of s sinks and a window of w the query at p stands at
-    min(p, s + w - 1): products with sinks at their own positions, and of the
-    query at p with recent keys at theirs, are those inside the cache.
-    """
-    sinks, window = 2, 5
-    rotary = Rotary(WIDTH, BASE, scaling=Llama3(8.0, 1.0, 4.0, 200))
-    q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, WIDTH))
 
-    def turn(x, position):
-      at = jnp.asarray([[position]], jnp.int32)
-      return np.asarray(rotate(x, rotary_table(rotary, at, 0), False)).ravel()
-
-    inside = min(query, sinks + window - 1)
-    for key in range(query + 1):
-      if key >= sinks and query - key >= window:
-        continue
-      place = key if key < sinks else inside - (query - key)
-      want = turn(q, inside) @ turn(k, place)
-      asked = inside if key < sinks else query
-      np.testing.assert_allclose(turn(q, asked) @ turn(k, key), want, atol=1e-5)
-
-  def test_magnitude(self):
-    self.assertEqual(yarn_magnitude(0.5), 1.0)
-    self.assertAlmostEqual(yarn_magnitude(40.0, 0.707), 1.2608, places=4)
-
-  @parameterized.named_parameters(
-    ('odd', lambda: Rotary(7), 'width=7 .* even'),
-    ('none', lambda: Rotary(0), 'width=0 .* even'),
-    ('base', lambda: Rotary(4, base=1.0), 'base=1.0 must be greater than 1'),
-    (
-      'divisors',
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    pytest.param(lambda: Rotary(7), 'width=7 .* even', id='odd'),
+    pytest.param(lambda: Rotary(0), 'width=0 .* even', id='none'),
+    pytest.param(
+      lambda: Rotary(4, base=1.0), 'base=1.0 must be greater than 1', id='base'
+    ),
+    pytest.param(
       lambda: Rotary(6, scaling=LONG).frequencies(50),
       '5 divisors for rotary width=6.*: 3',
+      id='divisors',
     ),
-  )
-  def test_refusals(self, make, message):
-    with self.assertRaisesRegex(ValueError, message):
-      make()
-
-
-if __name__ == '__main__':
-  absltest.main()
+  ],
+)
+def test_refusals(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from kvjax.attention.rotary import rotary_table
@@ -45,114 +44,116 @@ def run(variant, params, x, name):
   return form.project_output(params, out.astype(x.dtype)), lse
 
 
-class LatentTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*LATENTS.items())
-  def test_absorbed_equals_expanded(self, variant):
-    params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
-    x = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
-    call = lambda name: self.variant(lambda p, x: run(variant, p, x, name))(
-      params, x
-    )
-    (y, lse), (y1, lse1) = call('absorbed'), call('expanded')
-    np.testing.assert_allclose(y, y1, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-      lse.reshape(2, 3, TOKENS),
-      lse1.reshape(2, 3, TOKENS),
-      rtol=1e-5,
-      atol=1e-5,
-    )
-
-  def test_expanded_is_the_paper(self):
-    """`k = [c W_UK; k_R]`, `v = c W_UV`, head by head in NumPy."""
-    params = LATENT.init(jax.random.key(0), WIDTH, jnp.float32)
-    x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
-    got, _ = run(LATENT, params, x, False)
-    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    h = np.asarray(x, np.float64)[0]
-    down = h @ p['latent'].T
-    c, r = down[:, :11], down[:, 11:]
-    c = c / np.sqrt((c * c).mean(-1, keepdims=True) + 1e-6)
-    turns = np.arange(TOKENS)[:, None] * 10000.0 ** (-np.arange(2) / 2)
-    spin = lambda z: (z[:, :2] + 1j * z[:, 2:]) * np.exp(1j * turns)
-    heads = []
-    for n, q in enumerate(np.split(h @ p['query'].T, 3, axis=1)):
-      k, v = c @ p['up_key'][n].T, c @ p['up_value'][n].T
-      scores = q[:, :7] @ k.T + (spin(q[:, 7:]) @ spin(r).conj().T).real
-      scores = np.where(np.tri(TOKENS) > 0, scores * 11**-0.5, -np.inf)
-      weights = np.exp(scores - scores.max(1, keepdims=True))
-      heads.append(weights / weights.sum(1, keepdims=True) @ v)
-    want = np.concatenate(heads, axis=1) @ p['output'].T
-    np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-5)
-
-  def test_the_cheaper_form(self):
-    """At DeepSeek-V3's shapes the absorbed form pays below 171 new tokens."""
-    big = kvjax.Latent(128, 512, 128, 128, kvjax.Rotary(64))
-    self.assertFalse(big.form(170).expands)
-    self.assertTrue(big.form(171).expands)
-    narrow = kvjax.Latent(2, 8, 8, 8, kvjax.Rotary(4))
-    self.assertFalse(narrow.form(10**6).expands)
-    with self.assertRaisesRegex(ValueError, "form='both' must be one of"):
-      big.form(1, 'both')
-
-  def test_what_a_token_leaves(self):
-    streams = LATENT.streams()
-    self.assertEqual(
-      {n: (s.heads, s.width, s.quantize) for n, s in streams.items()},
-      {'latent': (1, 11, True), 'rotary': (1, 4, False)},
-    )
-
-  def test_refusals(self):
-    for name in ('num_heads', 'latent_width', 'key_width', 'value_width'):
-      with self.assertRaisesRegex(ValueError, f'{name}=0 must be at least 1'):
-        dataclasses.replace(LATENT, **{name: 0})
+@pytest.mark.parametrize('variant', LATENTS.values(), ids=LATENTS)
+def test_absorbed_equals_expanded(variant, maybe_jit):
+  params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
+  x = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
+  call = lambda name: maybe_jit(lambda p, x: run(variant, p, x, name))(
+    params, x
+  )
+  (y, lse), (y1, lse1) = call('absorbed'), call('expanded')
+  np.testing.assert_allclose(y, y1, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    lse.reshape(2, 3, TOKENS),
+    lse1.reshape(2, 3, TOKENS),
+    rtol=1e-5,
+    atol=1e-5,
+  )
 
 
-class GroupedTest(chex.TestCase):
-  @parameterized.named_parameters(
-    (
-      'multiple',
+def test_expanded_is_the_paper():
+  """`k = [c W_UK; k_R]`, `v = c W_UV`, head by head in NumPy."""
+  params = LATENT.init(jax.random.key(0), WIDTH, jnp.float32)
+  x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
+  got, _ = run(LATENT, params, x, False)
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+  h = np.asarray(x, np.float64)[0]
+  down = h @ p['latent'].T
+  c, r = down[:, :11], down[:, 11:]
+  c = c / np.sqrt((c * c).mean(-1, keepdims=True) + 1e-6)
+  turns = np.arange(TOKENS)[:, None] * 10000.0 ** (-np.arange(2) / 2)
+  spin = lambda z: (z[:, :2] + 1j * z[:, 2:]) * np.exp(1j * turns)
+  heads = []
+  for n, q in enumerate(np.split(h @ p['query'].T, 3, axis=1)):
+    k, v = c @ p['up_key'][n].T, c @ p['up_value'][n].T
+    scores = q[:, :7] @ k.T + (spin(q[:, 7:]) @ spin(r).conj().T).real
+    scores = np.where(np.tri(TOKENS) > 0, scores * 11**-0.5, -np.inf)
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    heads.append(weights / weights.sum(1, keepdims=True) @ v)
+  want = np.concatenate(heads, axis=1) @ p['output'].T
+  np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_cheaper_form():
+  """At DeepSeek-V3's shapes the absorbed form pays below 171 new tokens."""
+  big = kvjax.Latent(128, 512, 128, 128, kvjax.Rotary(64))
+  assert not big.form(170).expands
+  assert big.form(171).expands
+  narrow = kvjax.Latent(2, 8, 8, 8, kvjax.Rotary(4))
+  assert not narrow.form(10**6).expands
+  with pytest.raises(ValueError, match="form='both' must be one of absorbed"):
+    big.form(1, 'both')
+
+
+def test_what_a_token_leaves():
+  streams = LATENT.streams()
+  assert {n: (s.heads, s.width, s.quantize) for n, s in streams.items()} == {
+    'latent': (1, 11, True),
+    'rotary': (1, 4, False),
+  }
+
+
+def test_refusals_of_latent():
+  for name in ('num_heads', 'latent_width', 'key_width', 'value_width'):
+    with pytest.raises(ValueError, match=f'{name}=0 must be at least 1'):
+      dataclasses.replace(LATENT, **{name: 0})
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'more', 'message'),
+  [
+    pytest.param(
       (6, 4, 5),
       {},
       'num_heads=6 is not a multiple.*num_kv_heads=4',
+      id='multiple',
     ),
-    ('heads', (0, 1, 5), {}, 'num_heads=0 must be at least 1'),
-    ('width', (1, 1, 0), {}, 'key_width=0 must be at least 1'),
-    (
-      'rotary',
+    pytest.param((0, 1, 5), {}, 'num_heads=0 must be at least 1', id='heads'),
+    pytest.param((1, 1, 0), {}, 'key_width=0 must be at least 1', id='width'),
+    pytest.param(
       (1, 1, 4),
       {'rotary': kvjax.Rotary(6)},
       'width=6 exceeds key_width=4',
+      id='rotary',
     ),
-  )
-  def test_refusals(self, sizes, more, message):
-    with self.assertRaisesRegex(ValueError, message):
-      kvjax.Grouped(*sizes, **more)
-
-  def test_queries_are_no_stream(self):
-    self.assertEqual(set(kvjax.Grouped(4, 2, 5).streams()), {'key', 'value'})
-
-  def test_norm_of_queries_and_keys(self):
-    """Head by head, over all heads at once, and with a weight a head."""
-    x = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
-    norm = kvjax.Norm(eps=0.0)
-    for joint, each in ((False, False), (True, False), (False, True)):
-      variant = kvjax.Grouped(
-        6, 3, 7, qk_norm=norm, qk_norm_joint=joint, qk_norm_each=each
-      )
-      params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
-      if each:
-        weight = jax.random.normal(jax.random.key(2), (3, 7))
-        params['key_norm'] = {'weight': weight}
-      key = variant.project_streams(params, x, None)['key']
-      raw = np.asarray(x @ params['key'].T)
-      parts = raw[:, :, None] if joint else raw.reshape(2, TOKENS, 3, 7)
-      want = parts / np.sqrt((parts**2).mean(-1, keepdims=True))
-      if each:
-        want = want * np.asarray(weight)
-      want = np.moveaxis(want.reshape(2, TOKENS, 3, 7), 1, 2)
-      np.testing.assert_allclose(key, want, rtol=1e-4, atol=1e-5)
+  ],
+)
+def test_refusals_of_grouped(sizes, more, message):
+  with pytest.raises(ValueError, match=message):
+    kvjax.Grouped(*sizes, **more)
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_queries_are_no_stream():
+  assert set(kvjax.Grouped(4, 2, 5).streams()) == {'key', 'value'}
+
+
+def test_norm_of_queries_and_keys():
+  """Head by head, over all heads at once, and with a weight a head."""
+  x = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
+  norm = kvjax.Norm(eps=0.0)
+  for joint, each in ((False, False), (True, False), (False, True)):
+    variant = kvjax.Grouped(
+      6, 3, 7, qk_norm=norm, qk_norm_joint=joint, qk_norm_each=each
+    )
+    params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
+    if each:
+      weight = jax.random.normal(jax.random.key(2), (3, 7))
+      params['key_norm'] = {'weight': weight}
+    key = variant.project_streams(params, x, None)['key']
+    raw = np.asarray(x @ params['key'].T)
+    parts = raw[:, :, None] if joint else raw.reshape(2, TOKENS, 3, 7)
+    want = parts / np.sqrt((parts**2).mean(-1, keepdims=True))
+    if each:
+      want = want * np.asarray(weight)
+    want = np.moveaxis(want.reshape(2, TOKENS, 3, 7), 1, 2)
+    np.testing.assert_allclose(key, want, rtol=1e-4, atol=1e-5)

@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import chex
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from kvjax.caches.slots import write_rows
@@ -25,7 +24,7 @@ BOUND = {
 }
 
 
-def held(book):
+def read_positions(book):
   """Returns the positions of row 0."""
   return np.asarray(book.positions)[0].tolist()
 
@@ -40,52 +39,56 @@ def evict(kind, total, positions, weights, before, after):
   weights = None if weights is None else jnp.asarray([[weights]])
   lengths = (jnp.asarray([n], jnp.int32) for n in (before, after))
   book = kind.evict(book, weights, *lengths)
-  return held(book)[0], np.asarray(book.total)[0, 0].tolist()
+  return read_positions(book)[0], np.asarray(book.total)[0, 0].tolist()
 
 
-class KindTest(chex.TestCase):
-  @parameterized.named_parameters((n, *case) for n, case in BOUND.items())
-  def test_bind(self, kind, capacity, slots, limit, chunk):
-    bound = kind.bind(capacity)
-    self.assertEqual(
-      (bound.size, bound.limit, bound.chunk), (slots, limit, chunk)
-    )
-    self.assertEqual(bound.bind(capacity + 50), bound)
-    self.assertEqual(hash(bound), hash(dataclasses.replace(bound)))
-    with self.assertRaisesRegex(ValueError, r'call bind\(capacity\) first'):
-      _ = kind.size
+@pytest.mark.parametrize(
+  ('kind', 'capacity', 'slots', 'limit', 'chunk'), BOUND.values(), ids=BOUND
+)
+def test_bind(kind, capacity, slots, limit, chunk):
+  bound = kind.bind(capacity)
+  assert (bound.size, bound.limit, bound.chunk) == (slots, limit, chunk)
+  assert bound.bind(capacity + 50) == bound
+  assert hash(bound) == hash(dataclasses.replace(bound))
+  with pytest.raises(ValueError, match=r'call bind\(capacity\) first'):
+    _ = kind.size
 
-  def test_a_kind_is_made_of_its_own_sizes(self):
-    self.assertEqual(kvjax.Ring(16).window, 16)
-    self.assertEqual(kvjax.Sinks(4, 16), kvjax.Sinks(sinks=4, window=16))
-    self.assertEqual(kvjax.Paged(16).page, 16)
-    self.assertEqual(kvjax.Bounded(16, kvjax.Recency()).budget, 16)
 
-  def test_a_capacity_below_the_sinks_is_still_the_limit(self):
-    kind = kvjax.Sinks(sinks=4, window=8).bind(3)
-    self.assertEqual((kind.size, kind.limit), (3, 3))
+def test_a_kind_is_made_of_its_own_sizes():
+  assert kvjax.Ring(16).window == 16
+  assert kvjax.Sinks(4, 16) == kvjax.Sinks(sinks=4, window=16)
+  assert kvjax.Paged(16).page == 16
+  assert kvjax.Bounded(16, kvjax.Recency()).budget == 16
 
-  @chex.variants(with_jit=True, without_jit=True)
-  def test_write_rows(self):
-    """Rows of slots shared by heads, a slot a head, and outside: dropped."""
-    leaf = jnp.full((2, 3, 5, 1), -1.0)
-    new = jnp.arange(12.0).reshape(2, 3, 2, 1)
-    shared = jnp.asarray([[[4, 0]], [[5, 2]]], jnp.int32)
-    got = np.asarray(self.variant(write_rows)(leaf, new, shared))[..., 0]
-    np.testing.assert_array_equal(got[0, 1], [3, -1, -1, -1, 2])
-    np.testing.assert_array_equal(got[1, 2], [-1, -1, 11, -1, -1])
-    own = jnp.asarray([[[0, 1], [2, 3], [4, 9]]] * 2, jnp.int32)
-    got = np.asarray(self.variant(write_rows)(leaf, new, own))[..., 0]
-    np.testing.assert_array_equal(
-      got[1],
-      [
-        [6, 7, -1, -1, -1],
-        [-1, -1, 8, 9, -1],
-        [-1, -1, -1, -1, 10],
-      ],
-    )
 
-  @parameterized.parameters(
+def test_a_capacity_below_the_sinks_is_still_the_limit():
+  kind = kvjax.Sinks(sinks=4, window=8).bind(3)
+  assert (kind.size, kind.limit) == (3, 3)
+
+
+def test_write_rows(maybe_jit):
+  """Rows of slots shared by heads, a slot a head, and outside: dropped."""
+  leaf = jnp.full((2, 3, 5, 1), -1.0)
+  new = jnp.arange(12.0).reshape(2, 3, 2, 1)
+  shared = jnp.asarray([[[4, 0]], [[5, 2]]], jnp.int32)
+  got = np.asarray(maybe_jit(write_rows)(leaf, new, shared))[..., 0]
+  np.testing.assert_array_equal(got[0, 1], [3, -1, -1, -1, 2])
+  np.testing.assert_array_equal(got[1, 2], [-1, -1, 11, -1, -1])
+  own = jnp.asarray([[[0, 1], [2, 3], [4, 9]]] * 2, jnp.int32)
+  got = np.asarray(maybe_jit(write_rows)(leaf, new, own))[..., 0]
+  np.testing.assert_array_equal(
+    got[1],
+    [
+      [6, 7, -1, -1, -1],
+      [-1, -1, 8, 9, -1],
+      [-1, -1, -1, -1, 10],
+    ],
+  )
+
+
+@pytest.mark.parametrize(
+  ('kind', 'count', 'want'),
+  [
     (kvjax.Ring(window=5), 3, 0),
     (kvjax.Ring(window=5), 8, 7),
     (kvjax.Ring(window=5, slack=3), 8, 0),
@@ -96,127 +99,191 @@ class KindTest(chex.TestCase):
     (kvjax.Dense(), 11, 0),
     (kvjax.Paged(page=4), 11, 0),
     (kvjax.Bounded(budget=5), 4, 4),
-  )
-  def test_earliest(self, kind, count, want):
-    """All that a query at that length sees is there, and at no lower one."""
-    kind = kind.bind(16)
-    row = tape.feed(kind, tape.blank(kind), np.arange(count))
-    self.assertEqual(
-      kind.shortest_rewind(row.book, row.length).tolist(), [want]
-    )
-    if kind.name not in ('ring', 'sinks'):
-      return
-    positions = np.asarray(row.book.positions)
-    rule = kind.visible_through(kvjax.Visibility())
-    for length in range(max(want - 1, 0), count):
-      need = [s for s in range(length) if rule.sees(length, jnp.int32(s))]
-      whole = set(need) <= set(positions.ravel().tolist())
-      self.assertEqual(whole, length >= want, length)
+  ],
+)
+def test_earliest(kind, count, want):
+  """All that a query at that length sees is there, and at no lower one."""
+  kind = kind.bind(16)
+  row = tape.feed(kind, tape.blank(kind), np.arange(count))
+  assert kind.shortest_rewind(row.book, row.length).tolist() == [want]
+  if kind.name not in ('ring', 'sinks'):
+    return
+  positions = np.asarray(row.book.positions)
+  rule = kind.visible_through(kvjax.Visibility())
+  for length in range(max(want - 1, 0), count):
+    need = [s for s in range(length) if rule.sees(length, jnp.int32(s))]
+    whole = set(need) <= set(positions.ravel().tolist())
+    assert whole == (length >= want), length
 
-  @parameterized.named_parameters(
-    ('ring', kvjax.Ring(window=5, slack=3)),
-    ('sinks', kvjax.Sinks(sinks=2, window=5, slack=3)),
-    ('dense', kvjax.Dense()),
-  )
-  def test_rewind_forgets_by_position(self, kind):
-    kind = kind.bind(16)
-    row = tape.feed(kind, tape.blank(kind), np.arange(11))
-    after = jnp.asarray([9], jnp.int32)
-    book, fits, moves = kind.rewind(row.book, row.length, after)
-    before = held(row.book)[0]
-    self.assertEqual(held(book)[0], [p if p < 9 else -1 for p in before])
-    self.assertEqual((fits.tolist(), moves), ([True], None))
 
-  @parameterized.parameters(
-    (lambda: kvjax.Ring(window=0), 'Ring window=0 must be at least 1'),
-    (lambda: kvjax.Ring(window=1, slack=-1), 'slack=-1 must not be negative'),
-    (lambda: kvjax.Sinks(sinks=0, window=3), 'sinks=0.*at least 1.*use Ring'),
-    (lambda: kvjax.Sinks(sinks=1), 'window=0: both must be at least 1'),
-    (
+@pytest.mark.parametrize(
+  'kind',
+  [
+    pytest.param(kvjax.Ring(window=5, slack=3), id='ring'),
+    pytest.param(kvjax.Sinks(sinks=2, window=5, slack=3), id='sinks'),
+    pytest.param(kvjax.Dense(), id='dense'),
+  ],
+)
+def test_rewind_forgets_by_position(kind):
+  kind = kind.bind(16)
+  row = tape.feed(kind, tape.blank(kind), np.arange(11))
+  after = jnp.asarray([9], jnp.int32)
+  book, fits, moves = kind.rewind(row.book, row.length, after)
+  before = read_positions(row.book)[0]
+  assert read_positions(book)[0] == [p if p < 9 else -1 for p in before]
+  assert (fits.tolist(), moves) == ([True], None)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    pytest.param(
+      lambda: kvjax.Ring(window=0),
+      'Ring window=0 must be at least 1',
+      id='Ring(window=0)',
+    ),
+    pytest.param(
+      lambda: kvjax.Ring(window=1, slack=-1),
+      'slack=-1 must not be negative',
+      id='Ring(window=1,slack=-1)',
+    ),
+    pytest.param(
+      lambda: kvjax.Sinks(sinks=0, window=3),
+      'sinks=0.*at least 1.*use Ring',
+      id='Sinks(sinks=0,window=3)',
+    ),
+    pytest.param(
+      lambda: kvjax.Sinks(sinks=1),
+      'window=0: both must be at least 1',
+      id='Sinks(sinks=1)',
+    ),
+    pytest.param(
       lambda: kvjax.Sinks(window=3, slack=-2),
       'slack=-2 must not be negative',
+      id='Sinks(window=3,slack=-2)',
     ),
-    (lambda: kvjax.Bounded(budget=1), 'budget=1 must be at least 2'),
-    (lambda: kvjax.Bounded(budget=3, slack=-1), 'slack=-1 must not be'),
-    (
+    pytest.param(
+      lambda: kvjax.Bounded(budget=1),
+      'budget=1 must be at least 2',
+      id='Bounded(budget=1)',
+    ),
+    pytest.param(
+      lambda: kvjax.Bounded(budget=3, slack=-1),
+      'slack=-1 must not be',
+      id='Bounded(budget=3,slack=-1)',
+    ),
+    pytest.param(
       lambda: kvjax.Bounded(budget=3, score=kvjax.HeavyHitters(3)),
       'budget=3 must exceed the recent=3',
+      id='Bounded(budget=3,score=HeavyHitters(3))',
     ),
-    (lambda: kvjax.Paged(page=0), 'page=0 must be at least 1'),
-    (lambda: kvjax.Paged(pages=0), 'pages=0 must be at least 1'),
+    pytest.param(
+      lambda: kvjax.Paged(page=0),
+      'page=0 must be at least 1',
+      id='Paged(page=0)',
+    ),
+    pytest.param(
+      lambda: kvjax.Paged(pages=0),
+      'pages=0 must be at least 1',
+      id='Paged(pages=0)',
+    ),
+  ],
+)
+def test_refusals(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+@pytest.mark.parametrize(
+  ('score', 'positions', 'total', 'weights', 'gone'),
+  [
+    # 5 slots, budget 4: of four tokens one goes, whatever their order.
+    pytest.param(
+      kvjax.HeavyHitters(),
+      [3, 0, -1, 2, 1],
+      [2, 5, 0, 1, 3],
+      [2, 0.5, 9, 0.1, 0.2],
+      3,
+      id='heavy',
+    ),
+    pytest.param(
+      kvjax.HeavyHitters(recent=2),
+      [3, 0, -1, 2, 1],
+      [2, 5, 0, 1, 3],
+      [1, 0.5, 9, 0.1, 0.2],
+      4,
+      id='heavy_recent',
+    ),
+    pytest.param(
+      kvjax.LastQuery(),
+      [3, 0, -1, 2, 1],
+      [2, 5, 0, 1, 3],
+      [0.1, 0.3, 9, 0.2, 0.4],
+      3,
+      id='last',
+    ),
+    pytest.param(
+      kvjax.Recency(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3], None, 1, id='recency'
+    ),
+  ],
+)
+def test_what_goes_first(score, positions, total, weights, gone):
+  kind = kvjax.Bounded(budget=4, score=score, slack=1).bind(9)
+  found, after = evict(kind, total, positions, weights, 3, 4)
+  want = list(positions)
+  want[gone] = -1
+  assert found == want
+  if score.observes:
+    # Position 3 is new: what its slot's last token had received is gone.
+    old = np.where(np.asarray(positions) == 3, 0, total)
+    old = old if isinstance(score, kvjax.HeavyHitters) else [0] * 5
+    want = np.where(np.asarray(positions) >= 0, np.add(old, weights), total)
+    np.testing.assert_allclose(after, want, rtol=1e-6)
+
+
+def test_nothing_goes_below_the_budget():
+  kind = kvjax.Bounded(budget=5).bind(9)
+  positions = [0, 1, 2, 3, -1]
+  found, _ = evict(kind, [0] * 5, positions, [1.0] * 5, 3, 4)
+  assert found == positions
+
+
+def test_rows_and_heads_choose_for_themselves():
+  """Scores are never summed over the batch, and over heads on request."""
+  weights = jnp.asarray(
+    [
+      [[9, 1, 9, 9], [9, 9, 1, 9]],
+      [[1, 9, 9, 9], [9, 9, 9, 8]],
+    ],
+    jnp.float32,
   )
-  def test_refusals(self, make, message):
-    with self.assertRaisesRegex(ValueError, message):
-      make()
-
-
-class ScoreTest(chex.TestCase):
-  @parameterized.named_parameters(
-      # 5 slots, budget 4: of four tokens one goes, whatever their order.
-      ('heavy', kvjax.HeavyHitters(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3],
-       [2, 0.5, 9, 0.1, 0.2], 3),
-      ('heavy_recent', kvjax.HeavyHitters(recent=2), [3, 0, -1, 2, 1],
-       [2, 5, 0, 1, 3], [1, 0.5, 9, 0.1, 0.2], 4),
-      ('last', kvjax.LastQuery(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3],
-       [0.1, 0.3, 9, 0.2, 0.4], 3),
-      ('recency', kvjax.Recency(), [3, 0, -1, 2, 1], [2, 5, 0, 1, 3], None, 1),
-  )  # fmt: skip
-  def test_what_goes_first(self, score, positions, total, weights, gone):
-    kind = kvjax.Bounded(budget=4, score=score, slack=1).bind(9)
-    found, after = evict(kind, total, positions, weights, 3, 4)
-    want = list(positions)
-    want[gone] = -1
-    self.assertEqual(found, want)
-    if score.observes:
-      # Position 3 is new: what its slot's last token had received is gone.
-      old = np.where(np.asarray(positions) == 3, 0, total)
-      old = old if isinstance(score, kvjax.HeavyHitters) else [0] * 5
-      want = np.where(np.asarray(positions) >= 0, np.add(old, weights), total)
-      np.testing.assert_allclose(after, want, rtol=1e-6)
-
-  def test_nothing_goes_below_the_budget(self):
-    kind = kvjax.Bounded(budget=5).bind(9)
-    positions = [0, 1, 2, 3, -1]
-    found, _ = evict(kind, [0] * 5, positions, [1.0] * 5, 3, 4)
-    self.assertEqual(found, positions)
-
-  def test_rows_and_heads_choose_for_themselves(self):
-    """Scores are never summed over the batch; over heads only if asked."""
-    weights = jnp.asarray(
-      [
-        [[9, 1, 9, 9], [9, 9, 1, 9]],
-        [[1, 9, 9, 9], [9, 9, 9, 8]],
-      ],
-      jnp.float32,
+  for per_head, want in (
+    (True, [[1, 2], [0, 3]]),
+    (False, [[1], [0]]),
+  ):
+    kind = kvjax.Bounded(budget=4, per_head=per_head).bind(9)
+    book = tape.blank(kind, 2, 2).book
+    slot_positions = jnp.broadcast_to(
+      jnp.arange(4, dtype=jnp.int32), book.total.shape
     )
-    for per_head, want in (
-      (True, [[1, 2], [0, 3]]),
-      (False, [[1], [0]]),
-    ):
-      kind = kvjax.Bounded(budget=4, per_head=per_head).bind(9)
-      book = tape.blank(kind, 2, 2).book
-      held = jnp.broadcast_to(jnp.arange(4, dtype=jnp.int32), book.total.shape)
-      book = book.replace(positions=held)
-      lengths = (jnp.asarray([n, n], jnp.int32) for n in (3, 4))
-      mass = weights if per_head else weights.sum(axis=1, keepdims=True)
-      book = kind.evict(book, mass, *lengths)
-      gone = np.argmin(np.asarray(book.positions), axis=-1)
-      self.assertEqual(gone.tolist(), want)
-
-  def test_a_reused_slot_starts_from_nothing(self):
-    """What the slot's last token had received is not the next one's."""
-    kind = kvjax.Bounded(budget=3).bind(9)
-    row = tape.feed(kind, tape.blank(kind), [7])
-    for stale in (50.0, np.nan):
-      book = row.book.replace(
-        total=jnp.full((1, 1, 3), 50.0).at[0, 0, 1].set(stale)
-      )
-      book, slots = kind.place(book, row.length, jnp.asarray([[1]], jnp.int32))
-      self.assertEqual(int(slots[0, 0, 0]), 1)
-      weights = jnp.asarray([[[1.0, 2.0, 0.0]]])
-      book = kind.evict(book, weights, row.length, row.length + 1)
-      self.assertEqual(np.asarray(book.total)[0, 0].tolist(), [51, 2, 50])
+    book = book.replace(positions=slot_positions)
+    lengths = (jnp.asarray([n, n], jnp.int32) for n in (3, 4))
+    mass = weights if per_head else weights.sum(axis=1, keepdims=True)
+    book = kind.evict(book, mass, *lengths)
+    gone = np.argmin(np.asarray(book.positions), axis=-1)
+    assert gone.tolist() == want
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_a_reused_slot_starts_from_nothing():
+  """What the slot's last token had received is not the next one's."""
+  kind = kvjax.Bounded(budget=3).bind(9)
+  row = tape.feed(kind, tape.blank(kind), [7])
+  for stale in (50.0, np.nan):
+    book = row.book.replace(
+      total=jnp.full((1, 1, 3), 50.0).at[0, 0, 1].set(stale)
+    )
+    book, slots = kind.place(book, row.length, jnp.asarray([[1]], jnp.int32))
+    assert int(slots[0, 0, 0]) == 1
+    weights = jnp.asarray([[[1.0, 2.0, 0.0]]])
+    book = kind.evict(book, weights, row.length, row.length + 1)
+    assert np.asarray(book.total)[0, 0].tolist() == [51, 2, 50]

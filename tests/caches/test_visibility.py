@@ -1,9 +1,8 @@
 """Which keys a query sees: rules against one sentence each."""
 
-import chex
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 from kvjax.streams.visibility import Visibility
 
@@ -25,41 +24,48 @@ RULES = {
 }
 
 
-class VisibilityTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters((n, *rule) for n, rule in RULES.items())
-  def test_rule(self, rule, sentence):
-    queries = jnp.arange(11, dtype=jnp.int32)[:, None]
-    keys = jnp.asarray([[-1, *range(11), -1]], jnp.int32)
-    got = self.variant(rule.sees)(queries, keys)
-    want = [
-      [s >= 0 and sentence(p, s) for s in keys[0].tolist()] for p in range(11)
-    ]
-    np.testing.assert_array_equal(np.broadcast_to(got, (11, 13)), want)
+@pytest.mark.parametrize(('rule', 'sentence'), RULES.values(), ids=RULES)
+def test_rule(rule, sentence, maybe_jit):
+  queries = jnp.arange(11, dtype=jnp.int32)[:, None]
+  keys = jnp.asarray([[-1, *range(11), -1]], jnp.int32)
+  got = maybe_jit(rule.sees)(queries, keys)
+  want = [
+    [s >= 0 and sentence(p, s) for s in keys[0].tolist()] for p in range(11)
+  ]
+  np.testing.assert_array_equal(np.broadcast_to(got, (11, 13)), want)
 
-  @parameterized.parameters(4, 5, 6, 7)
-  def test_sinks_are_seen_beyond_a_window_of_the_layer(self, window):
-    rule = Visibility(window=6).narrow(window, 2)
-    self.assertEqual(rule, Visibility(window=min(window, 6), sink_tokens=2))
 
-  def test_narrow_takes_the_smaller_window(self):
-    self.assertEqual(Visibility().narrow(5), Visibility(window=5))
-    self.assertEqual(Visibility(window=9).narrow(5), Visibility(window=5))
-    self.assertEqual(Visibility(window=3).narrow(5), Visibility(window=3))
-    self.assertEqual(
-      Visibility(chunk=7).narrow(5, 2),
-      Visibility(window=5, chunk=7, sink_tokens=2),
-    )
+@pytest.mark.parametrize('window', [4, 5, 6, 7])
+def test_sinks_are_seen_beyond_a_window_of_the_layer(window):
+  rule = Visibility(window=6).narrow(window, 2)
+  assert rule == Visibility(window=min(window, 6), sink_tokens=2)
 
-  @parameterized.parameters(
-    ({'window': 0}, 'window=0 must be at least 1, or None'),
-    ({'chunk': -3}, 'chunk=-3 must be at least 1, or None'),
-    ({'sink_tokens': -1}, 'sink_tokens=-1 must not be negative'),
+
+def test_narrow_takes_the_smaller_window():
+  assert Visibility().narrow(5) == Visibility(window=5)
+  assert Visibility(window=9).narrow(5) == Visibility(window=5)
+  assert Visibility(window=3).narrow(5) == Visibility(window=3)
+  assert Visibility(chunk=7).narrow(5, 2) == Visibility(
+    window=5, chunk=7, sink_tokens=2
   )
-  def test_refusals(self, rule, message):
-    with self.assertRaisesRegex(ValueError, message):
-      Visibility(**rule)
 
 
-if __name__ == '__main__':
-  absltest.main()
+@pytest.mark.parametrize(
+  ('rule', 'message'),
+  [
+    pytest.param(
+      {'window': 0}, 'window=0 must be at least 1, or None', id='window=0'
+    ),
+    pytest.param(
+      {'chunk': -3}, 'chunk=-3 must be at least 1, or None', id='chunk=-3'
+    ),
+    pytest.param(
+      {'sink_tokens': -1},
+      'sink_tokens=-1 must not be negative',
+      id='sink_tokens=-1',
+    ),
+  ],
+)
+def test_refusals(rule, message):
+  with pytest.raises(ValueError, match=message):
+    Visibility(**rule)

@@ -2,7 +2,7 @@
 
 What a query sees follows from its position, the key's position, a window and
 sinks; the survivors of a bounded kind from a run of its score rule below. No
-array, field or function of the package is used, but for the parameters and the
+array, field or function of the package is used, except the parameters and the
 sizes in a config.
 """
 
@@ -58,7 +58,7 @@ class Evicts:
     recent: newest tokens that are never forgotten.
     piece: tokens between two evictions.
     call: tokens of a call; pieces start anew at each.
-    apart: every head of the store has survivors of its own.
+    apart: every head of the store has its own survivors.
   """
 
   budget: int
@@ -98,20 +98,20 @@ class Evicts:
     call = self.call or length
     return min(start + self.piece, (start // call + 1) * call, length)
 
-  def _survivors(self, held, total, now):
-    surplus = len(held) - (self.budget - 1)
+  def _survivors(self, positions, total, now):
+    surplus = len(positions) - (self.budget - 1)
     if surplus <= 0:
-      return held
+      return positions
     if self.score == 'recency':
-      worth = held.astype(float)
+      worth = positions.astype(float)
     else:
       safe = max(self.recent, 1) if self.score == 'last' else self.recent
-      worth = np.where(now - held < safe, np.inf, total[held])
+      worth = np.where(now - positions < safe, np.inf, total[positions])
     order = np.argsort(worth)
     out, least = worth[order[surplus - 1]], worth[order[surplus]]
     if least - out < GAP * max(abs(out), 1e-3):
       raise NearTie(f'scores {out} and {least}')
-    return np.sort(held[order[surplus:]])
+    return np.sort(positions[order[surplus:]])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,17 +25,17 @@ CELLS = [
 @pytest.mark.parametrize('cell', CELLS, ids=lambda cell: cell.name)
 def test_codes_are_within_half_a_scale_and_append_only(cell: Cell):
   params, tokens = draw(cell.config, 0), text()
-  cache, held = cell.init(3), {}
+  cache, known = cell.init(3), {}
   for start in range(0, 15, 3):
     chunk = tokens[:, start : start + 3]
     _, cache = cell.extend(params, cache, chunk, np.full(3, 3))
-    held = compare(held, by_token(cache))
+    known = compare(known, by_token(cache))
   streams = cell.config.layers[0].attention.project_streams(
     params['layers'][0]['attention'],
     params['embedding'][tokens],
     table(cell, tokens),
   )
-  for (row, head, position), stored in held.items():
+  for (row, head, position), stored in known.items():
     for name, leaf in stored.items():
       true = np.asarray(streams[name])[row, head, position]
       if name == 'rotary':
@@ -49,7 +49,7 @@ def test_codes_are_within_half_a_scale_and_append_only(cell: Cell):
 
 
 def compare(old, new):
-  """Returns all tokens ever held; what is still held is what it was."""
+  """Returns the tokens of both; a token in both is stored alike."""
   for token in old.keys() & new.keys():
     jax.tree.map(np.testing.assert_array_equal, old[token], new[token])
   return old | new
@@ -72,17 +72,20 @@ def by_token(cache):
 
 def in_row(book, row, head):
   """Yields index and position of a row's live slots."""
-  held = np.asarray(book.positions)
-  held = held[row, min(head, held.shape[1] - 1)]
-  for slot in np.flatnonzero(held >= 0):
-    yield (row, head, slot), int(held[slot])
+  slot_positions = np.asarray(book.positions)
+  slot_positions = slot_positions[row, min(head, slot_positions.shape[1] - 1)]
+  for slot in np.flatnonzero(slot_positions >= 0):
+    yield (row, head, slot), int(slot_positions[slot])
 
 
 def in_pages(book, row, head):
-  held, table = np.asarray(book.positions)[0], np.asarray(book.table)[row]
+  slot_positions, table = (
+    np.asarray(book.positions)[0],
+    np.asarray(book.table)[row],
+  )
   for page in table[table >= 0]:
-    for slot in np.flatnonzero(held[page] >= 0):
-      yield (head, page, slot), int(held[page, slot])
+    for slot in np.flatnonzero(slot_positions[page] >= 0):
+      yield (head, page, slot), int(slot_positions[page, slot])
 
 
 def table(cell: Cell, tokens: np.ndarray):

@@ -79,16 +79,19 @@ def assert_row_untouched(old, new, row):
 
 def live(cache, row):
   alone = jax.tree.map(np.asarray, kvjax.take(cache, [row]))
-  held = alone.books[0].positions
+  slot_positions = alone.books[0].positions
   table = getattr(alone.books[0], 'table', None)
   if table is not None:
     pages = table[0][table[0] >= 0]
-    leaves = [held[:, pages]] + [
+    leaves = [slot_positions[:, pages]] + [
       leaf[:, pages] for leaf in jax.tree.leaves(alone.stores)
     ]
-    mask = held[:, pages] >= 0
+    mask = slot_positions[:, pages] >= 0
   else:
-    leaves, mask = [held, *jax.tree.leaves(alone.stores)], held >= 0
+    leaves, mask = (
+      [slot_positions, *jax.tree.leaves(alone.stores)],
+      slot_positions >= 0,
+    )
   return [alone.length] + [
     leaf[np.broadcast_to(mask, leaf.shape[:3])] for leaf in leaves
   ]
@@ -185,9 +188,9 @@ def test_under_vmap_each_cache_overflows_by_itself(cell):
     alone_logits, alone = traced(cell)(params, cache, chunk, count)
     mine = jax.tree.map(lambda x, i=i: x[i], new)
     np.testing.assert_array_equal(mine.overflow, alone.overflow)
-    held = np.arange(WIDTH)[None, :] < count[:, None]
+    is_token = np.arange(WIDTH)[None, :] < count[:, None]
     np.testing.assert_allclose(
-      logits[i][held], alone_logits[held], rtol=1e-5, atol=1e-5
+      logits[i][is_token], alone_logits[is_token], rtol=1e-5, atol=1e-5
     )
     for row in range(3):
       pairs = zip(live(alone, row), live(mine, row), strict=True)

@@ -64,7 +64,7 @@ def check(cell: Cell, seed: int) -> dict[str, float]:
 
 
 def cut(rule: Any, call: int) -> Any:
-  """The rule where calls of so many tokens end pieces early."""
+  """The rule where calls of that many tokens end pieces early."""
   return dataclasses.replace(rule, call=call)
 
 

@@ -78,7 +78,7 @@ class Pages:
     return True
 
   def settle(self, lengths) -> bool:
-    """Gives every row that stands inside a page one of its own."""
+    """Gives every row that stands inside a page one that no other row has."""
     for row, length in zip(self.rows, lengths, strict=True):
       del row[-(-length // PAGE) :]
     holders = collections.Counter(p for row in self.rows for p in row)
@@ -104,13 +104,13 @@ class Run:
 
   row: Row
   cache: kvjax.Cache
-  held: list[list[int]]
+  tokens: list[list[int]]
   pages: Pages
   low: list[int]  # the smallest length each row can go back to
 
   @property
   def lengths(self) -> list[int]:
-    return [len(tokens) for tokens in self.held]
+    return [len(tokens) for tokens in self.tokens]
 
   @property
   def paged(self) -> bool:
@@ -136,7 +136,7 @@ class Run:
       return
     logits, self.cache = cell.extend(params, self.cache, new, np.array(count))
     self.pages = pages
-    for i, (tokens, n) in enumerate(zip(self.held, count, strict=True)):
+    for i, (tokens, n) in enumerate(zip(self.tokens, count, strict=True)):
       tokens.extend(new[i, :n].tolist())
       if n:
         want = oracle(np.array([tokens]))[0]
@@ -162,7 +162,7 @@ class Run:
       return
     self.cache = kvjax.rewind(self.cache, np.array(lengths))
     self.pages = pages
-    self.held = [t[:n] for t, n in zip(self.held, lengths, strict=True)]
+    self.tokens = [t[:n] for t, n in zip(self.tokens, lengths, strict=True)]
 
   def gather(self, rows: list[int]):
     pages = self.pages.copy()
@@ -173,7 +173,7 @@ class Run:
         kvjax.take(self.cache, rows)
       return
     self.cache, self.pages = kvjax.take(self.cache, rows), pages
-    self.held = [list(self.held[row]) for row in rows]
+    self.tokens = [list(self.tokens[row]) for row in rows]
     self.low = [self.low[row] for row in rows]
 
   def concat(self):
@@ -212,7 +212,7 @@ def test_any_sequence_of_operations(row, steps):
       other = dataclasses.replace(
         run,
         cache=kvjax.fork(run.cache),
-        held=[list(tokens) for tokens in run.held],
+        tokens=[list(tokens) for tokens in run.tokens],
         pages=run.pages.copy(),
         low=list(run.low),
       )

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from tests.facts import tiny
@@ -48,84 +48,89 @@ def pointers(tree):
   return {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
 
 
-class DonationTest(parameterized.TestCase):
-  @parameterized.named_parameters(*((n, n) for n in CALLS))
-  def test_default(self, name):
-    """Three calls take their cache; the others leave it as it was."""
-    cache = fresh()
+@pytest.mark.parametrize('name', CALLS)
+def test_default(name):
+  """Three calls take their cache; the others leave it as it was."""
+  cache = fresh()
+  CALLS[name](cache)
+  gone = [x.is_deleted() for x in jax.tree.leaves(cache.stores)]
+  assert all(gone) == (name in DONATES)
+  assert any(gone) == (name in DONATES)
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_a_donated_cache_says_so(name):
+  cache = fresh()
+  CALLS['decode_step'](cache)
+  with pytest.raises(
+    kvjax.DonatedCacheError, match='donated to an earlier prefill.*donate=False'
+  ):
     CALLS[name](cache)
-    gone = [x.is_deleted() for x in jax.tree.leaves(cache.stores)]
-    self.assertEqual(all(gone), name in DONATES)
-    self.assertEqual(any(gone), name in DONATES)
-
-  @parameterized.named_parameters(*((n, n) for n in CALLS))
-  def test_a_donated_cache_says_so(self, name):
-    cache = fresh()
-    CALLS['decode_step'](cache)
-    with self.assertRaisesRegex(
-      kvjax.DonatedCacheError, 'donated to an earlier prefill.*donate=False'
-    ):
-      CALLS[name](cache)
-
-  def test_the_rest_says_so_too(self):
-    cache = fresh()
-    CALLS['decode_step'](cache)
-    self.assertTrue(issubclass(kvjax.DonatedCacheError, RuntimeError))
-    for call in (
-      kvjax.check,
-      kvjax.inspect,
-      lambda c: kvjax.concat([c, c]),
-    ):
-      with self.assertRaises(kvjax.DonatedCacheError):
-        call(cache)
-
-  @parameterized.product(name=tuple(CALLS), kind=tuple(KINDS))
-  def test_undonated_results_share_no_leaf(self, name, kind):
-    if kind == 'bounded' and name == 'rewind':
-      self.skipTest('a bounded cache does not go back')
-    cache = fresh(KINDS[kind])
-    _, after = CALLS[name](cache, donate=False)
-    self.assertFalse(pointers(cache) & pointers(after))
-
-  def test_concat_shares_no_leaf(self):
-    a, b = fresh(), fresh()
-    both = kvjax.concat([a, b])
-    one = kvjax.concat([a])
-    self.assertFalse(pointers((a, b)) & pointers((both, one)))
-    CALLS['decode_step'](one)
-    kvjax.check(a)
-
-  def test_inside_a_jit_donation_is_ignored(self):
-    cache = fresh()
-    for name in ('prefill', 'decode_step', 'extend', 'take'):
-      run = lambda c, name=name: CALLS[name](c, donate=True)[1]
-      after = jax.jit(run)(cache)
-      self.assertFalse(any(x.is_deleted() for x in jax.tree.leaves(cache)))
-      self.assertEqual(after.batch_size, 2)
-
-  @parameterized.parameters('prefill', 'extend', 'decode_step', 'generate')
-  def test_under_a_transform_of_params_alone_donation_is_ignored(self, name):
-    """Its rows would all be given the one cache."""
-    config, params = MODEL
-    cache, ids = fresh(), tiny.tokens(2, 1)
-    fed = {'decode_step': (ids[:, 0],), 'generate': (logits(), 2)}
-    args = fed.get(name, (ids,))
-
-    def run(p):
-      return getattr(kvjax, name)(config, p, cache, *args, donate=True)[0]
-
-    many = jax.tree.map(lambda x: jnp.stack([x, x]), params)
-    got = jax.vmap(run)(many)
-    self.assertFalse(any(x.is_deleted() for x in jax.tree.leaves(cache)))
-    np.testing.assert_allclose(got[0], run(params), rtol=1e-4, atol=1e-5)
-
-  def test_generate_undonated_goes_on_from_its_own_copy(self):
-    """Later blocks may take the loop's own cache; never the caller's."""
-    cache = fresh()
-    first, _ = kvjax.generate(*MODEL, cache, logits(), 7, block=2, donate=False)
-    again, _ = kvjax.generate(*MODEL, cache, logits(), 7, block=3, donate=False)
-    np.testing.assert_array_equal(first, again)
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_the_rest_says_so_too():
+  cache = fresh()
+  CALLS['decode_step'](cache)
+  assert issubclass(kvjax.DonatedCacheError, RuntimeError)
+  for call in (
+    kvjax.check,
+    kvjax.inspect,
+    lambda c: kvjax.concat([c, c]),
+  ):
+    with pytest.raises(kvjax.DonatedCacheError):
+      call(cache)
+
+
+@pytest.mark.parametrize('name', CALLS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_undonated_results_share_no_leaf(name, kind):
+  if kind == 'bounded' and name == 'rewind':
+    pytest.skip('a bounded cache does not go back')
+  cache = fresh(KINDS[kind])
+  _, after = CALLS[name](cache, donate=False)
+  assert not pointers(cache) & pointers(after)
+
+
+def test_concat_shares_no_leaf():
+  a, b = fresh(), fresh()
+  both = kvjax.concat([a, b])
+  one = kvjax.concat([a])
+  assert not pointers((a, b)) & pointers((both, one))
+  CALLS['decode_step'](one)
+  kvjax.check(a)
+
+
+def test_inside_a_jit_donation_is_ignored():
+  cache = fresh()
+  for name in ('prefill', 'decode_step', 'extend', 'take'):
+    run = lambda c, name=name: CALLS[name](c, donate=True)[1]
+    after = jax.jit(run)(cache)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(cache))
+    assert after.batch_size == 2
+
+
+@pytest.mark.parametrize(
+  'name', ['prefill', 'extend', 'decode_step', 'generate']
+)
+def test_under_a_transform_of_params_alone_donation_is_ignored(name):
+  """Its rows would all be given the one cache."""
+  config, params = MODEL
+  cache, ids = fresh(), tiny.tokens(2, 1)
+  fed = {'decode_step': (ids[:, 0],), 'generate': (logits(), 2)}
+  args = fed.get(name, (ids,))
+
+  def run(p):
+    return getattr(kvjax, name)(config, p, cache, *args, donate=True)[0]
+
+  many = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+  got = jax.vmap(run)(many)
+  assert not any(x.is_deleted() for x in jax.tree.leaves(cache))
+  np.testing.assert_allclose(got[0], run(params), rtol=1e-4, atol=1e-5)
+
+
+def test_generate_undonated_goes_on_from_its_own_copy():
+  """Later blocks may take the loop's own cache; never the caller's."""
+  cache = fresh()
+  first, _ = kvjax.generate(*MODEL, cache, logits(), 7, block=2, donate=False)
+  again, _ = kvjax.generate(*MODEL, cache, logits(), 7, block=3, donate=False)
+  np.testing.assert_array_equal(first, again)

@@ -1,13 +1,14 @@
 """Kinds and codecs by name, and what is refused."""
 
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from kvjax.decoding.parse import parse_cache
 
 
-class SpellingTest(parameterized.TestCase):
-  @parameterized.parameters(
+@pytest.mark.parametrize(
+  ('text', 'kind', 'codec'),
+  [
     ('default', None, None),
     ('int8', None, kvjax.Int8()),
     ('dense', kvjax.Dense(), None),
@@ -24,11 +25,15 @@ class SpellingTest(parameterized.TestCase):
       kvjax.Bounded(budget=9, score=kvjax.Recency(), per_head=False),
       None,
     ),
-  )
-  def test_names(self, text, kind, codec):
-    self.assertEqual(parse_cache(text), (kind, codec))
+  ],
+)
+def test_names(text, kind, codec):
+  assert parse_cache(text) == (kind, codec)
 
-  @parameterized.parameters(
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
     ('rnig', "'rnig' is no name .*kinds: dense, ring.*codecs: plain, int8"),
     ('', "'' is no name"),
     ('dense+ring:window=3', "'ring' is no name of one kind"),
@@ -40,11 +45,8 @@ class SpellingTest(parameterized.TestCase):
     ('bounded:budget=4,per_head=0', "'0' must be true or false"),
     ('bounded:budget=4,score=best', "'best' is none of heavy_hitters"),
     ('ring:slots=4,window=3', "no field 'slots'"),
-  )
-  def test_refusals(self, text, message):
-    with self.assertRaisesRegex(ValueError, message):
-      parse_cache(text)
-
-
-if __name__ == '__main__':
-  absltest.main()
+  ],
+)
+def test_refusals(text, message):
+  with pytest.raises(ValueError, match=message):
+    parse_cache(text)

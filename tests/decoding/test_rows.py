@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from tests.facts import tiny
@@ -19,148 +19,159 @@ def fed(count=8, kind=None, batch=2, **more):
   return tiny.feed(CONFIG, cache, tiny.tokens(batch, count), (count,))[1]
 
 
-class RewindTest(parameterized.TestCase):
-  @parameterized.named_parameters(
-    ('dense', kvjax.Dense()), ('ring', RING), ('paged', kvjax.Paged(page=3))
+@pytest.mark.parametrize(
+  'kind',
+  [
+    pytest.param(kvjax.Dense(), id='dense'),
+    pytest.param(RING, id='ring'),
+    pytest.param(kvjax.Paged(page=3), id='paged'),
+  ],
+)
+def test_equals_never_having_seen(kind):
+  """Bit for bit in every counter and live slot, row by row."""
+  ids = tiny.tokens(2, 8)
+  empty = kvjax.init_cache(CONFIG, 2, 17, kinds=kind)
+  _, want = kvjax.extend(CONFIG, PARAMS, empty, ids, [7, 5])
+  _, cache = tiny.feed(CONFIG, want, tiny.tokens(2, 3, 5), (3,))
+  back = kvjax.rewind(cache, [7, 5])
+  assert back.length.tolist() == [7, 5]
+  more = tiny.tokens(2, 8, 6)
+  got, a = tiny.feed(CONFIG, back, more, (8,))
+  same, b = tiny.feed(CONFIG, want, more, (8,))
+  tiny.alike(got, same)
+  if kind.name == 'dense':
+    tiny.alike(tiny.counters(a), tiny.counters(b))
+
+
+def test_refusals():
+  cache, ring = fed(), fed(kind=kvjax.Ring(window=5))
+  for lengths, message in (
+    (9, 'Row 0: cannot rewind to 9; it has seen 8'),
+    ([8, -1], 'Row 1: cannot rewind to -1.*between 0 and'),
+    ([1, 2, 3], r'lengths=\[1, 2, 3\] must be one integer, or one a row'),
+    (2.5, 'must be one integer'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      kvjax.rewind(cache, lengths)
+  with pytest.raises(ValueError, match='from 8 to 6.*back to 7.*slack'):
+    kvjax.rewind(ring, [8, 6])
+  assert kvjax.earliest(ring).tolist() == [7, 7]
+
+
+def test_inside_a_trace_the_row_keeps_its_tokens():
+  ring = fed(kind=kvjax.Ring(window=5))
+  after = jax.jit(kvjax.rewind)(ring, jnp.asarray([7, 2]))
+  assert after.length.tolist() == [7, 8]
+  assert after.overflow.tolist() == [False, True]
+
+
+def test_it_clears_the_flag():
+  cache = fed()
+  cache = cache.replace(overflow=jnp.asarray([True, False]))
+  with pytest.raises(ValueError, match=r'Rows \[0\]'):
+    kvjax.check(cache)
+  kvjax.check(kvjax.rewind(cache, 8))
+
+
+def test_every_layer_of_a_mixture():
+  config = tiny.decoder(tiny.GQA, tiny.GQA)
+  kinds = kvjax.Dense(), RING
+  cache = kvjax.init_cache(config, 1, 17, kinds=kinds)
+  _, cache = tiny.feed(config, cache, tiny.tokens(1, 9), (8, 1))
+  assert kvjax.earliest(cache).tolist() == [5]
+  for book in kvjax.rewind(cache, 5).books:
+    assert int(book.positions.max()) == 4
+
+
+@pytest.mark.parametrize('kind', tiny.KINDS.values(), ids=tiny.KINDS)
+def test_rows_go_on_as_they_would_have(kind):
+  """Taken twice, out of order, with int8 codes, for every kind."""
+  cache = fed(kind=kind, codec=kvjax.Int8())
+  more = tiny.tokens(2, 2, 5)
+  rows = np.asarray([1, 0, 1])
+  want, _ = tiny.feed(CONFIG, cache, more, (2,))
+  got, _ = tiny.feed(CONFIG, kvjax.take(cache, rows), more[rows], (2,))
+  tiny.close(got, want[rows], 1e-6)
+
+
+def test_repeat_is_jnp_repeat():
+  cache = fed()
+  tiny.alike(
+    kvjax.repeat(cache, 3),
+    jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), cache),
   )
-  def test_equals_never_having_seen(self, kind):
-    """Bit for bit in every counter and live slot, row by row."""
-    ids = tiny.tokens(2, 8)
-    empty = kvjax.init_cache(CONFIG, 2, 17, kinds=kind)
-    _, want = kvjax.extend(CONFIG, PARAMS, empty, ids, [7, 5])
-    _, cache = tiny.feed(CONFIG, want, tiny.tokens(2, 3, 5), (3,))
-    back = kvjax.rewind(cache, [7, 5])
-    self.assertEqual(back.length.tolist(), [7, 5])
-    more = tiny.tokens(2, 8, 6)
-    got, a = tiny.feed(CONFIG, back, more, (8,))
-    same, b = tiny.feed(CONFIG, want, more, (8,))
-    tiny.alike(got, same)
-    if kind.name == 'dense':
-      tiny.alike(tiny.counters(a), tiny.counters(b))
-
-  def test_refusals(self):
-    cache, ring = fed(), fed(kind=kvjax.Ring(window=5))
-    for lengths, message in (
-      (9, 'Row 0: cannot rewind to 9; it has seen 8'),
-      ([8, -1], 'Row 1: cannot rewind to -1.*between 0 and'),
-      ([1, 2, 3], r'lengths=\[1, 2, 3\] must be one integer, or one a row'),
-      (2.5, 'must be one integer'),
-    ):
-      with self.assertRaisesRegex(ValueError, message):
-        kvjax.rewind(cache, lengths)
-    with self.assertRaisesRegex(ValueError, 'from 8 to 6.*back to 7.*slack'):
-      kvjax.rewind(ring, [8, 6])
-    self.assertEqual(kvjax.earliest(ring).tolist(), [7, 7])
-
-  def test_inside_a_trace_the_row_keeps_its_tokens(self):
-    ring = fed(kind=kvjax.Ring(window=5))
-    after = jax.jit(kvjax.rewind)(ring, jnp.asarray([7, 2]))
-    self.assertEqual(after.length.tolist(), [7, 8])
-    self.assertEqual(after.overflow.tolist(), [False, True])
-
-  def test_it_clears_the_flag(self):
-    cache = fed()
-    cache = cache.replace(overflow=jnp.asarray([True, False]))
-    with self.assertRaisesRegex(ValueError, r'Rows \[0\]'):
-      kvjax.check(cache)
-    kvjax.check(kvjax.rewind(cache, 8))
-
-  def test_every_layer_of_a_mixture(self):
-    config = tiny.decoder(tiny.GQA, tiny.GQA)
-    kinds = kvjax.Dense(), RING
-    cache = kvjax.init_cache(config, 1, 17, kinds=kinds)
-    _, cache = tiny.feed(config, cache, tiny.tokens(1, 9), (8, 1))
-    self.assertEqual(kvjax.earliest(cache).tolist(), [5])
-    for book in kvjax.rewind(cache, 5).books:
-      self.assertEqual(int(book.positions.max()), 4)
 
 
-class RowsTest(parameterized.TestCase):
-  @parameterized.named_parameters(*tiny.NAMED_KINDS)
-  def test_rows_go_on_as_they_would_have(self, kind):
-    """Taken twice, out of order, with int8 codes, for every kind."""
-    cache = fed(kind=kind, codec=kvjax.Int8())
-    more = tiny.tokens(2, 2, 5)
-    rows = np.asarray([1, 0, 1])
-    want, _ = tiny.feed(CONFIG, cache, more, (2,))
-    got, _ = tiny.feed(CONFIG, kvjax.take(cache, rows), more[rows], (2,))
-    tiny.close(got, want[rows], 1e-6)
-
-  def test_repeat_is_jnp_repeat(self):
-    cache = fed()
-    tiny.alike(
-      kvjax.repeat(cache, 3),
-      jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), cache),
-    )
-
-  @parameterized.parameters(
-    ([2], r'rows=\[2\] must lie in \[0, 2\)'),
-    ([-1], r'rows=\[-1\] must lie in'),
+@pytest.mark.parametrize(
+  ('rows', 'message'),
+  [
+    ([2], r'rows=\[2\] must .* \[0, 2\)'),
+    ([-1], r'rows=\[-1\] must '),
     ([], r'rows=\[\] must be a non-empty list of integers'),
     ([0.5], 'must be a non-empty list of integers'),
     ([[0]], 'must be a non-empty list of integers'),
+  ],
+)
+def test_take_refuses(rows, message):
+  with pytest.raises(ValueError, match=message):
+    kvjax.take(fed(), rows)
+
+
+def test_repeat_and_concat_refuse():
+  for count in (0, 1.5):
+    with pytest.raises(ValueError, match=f'count={count} must be a pos'):
+      kvjax.repeat(fed(), count)
+  with pytest.raises(ValueError, match='at least one cache'):
+    kvjax.concat([])
+  with pytest.raises(ValueError, match='same kinds.*same init_cache'):
+    kvjax.concat([fed(), fed(kind=RING)])
+
+
+def test_a_table_and_no_array():
+  config = tiny.decoder(tiny.GQA, tiny.GQA)
+  cache = kvjax.init_cache(config, 2, 17, kinds=(None, RING))
+  _, cache = kvjax.extend(
+    config, tiny.params(config), cache, tiny.tokens(2, 8), [8, 3]
   )
-  def test_take_refuses(self, rows, message):
-    with self.assertRaisesRegex(ValueError, message):
-      kvjax.take(fed(), rows)
-
-  def test_repeat_and_concat_refuse(self):
-    for count in (0, 1.5):
-      with self.assertRaisesRegex(ValueError, f'count={count} must be a pos'):
-        kvjax.repeat(fed(), count)
-    with self.assertRaisesRegex(ValueError, 'at least one cache'):
-      kvjax.concat([])
-    with self.assertRaisesRegex(ValueError, 'same kinds.*same init_cache'):
-      kvjax.concat([fed(), fed(kind=RING)])
-
-
-class InspectTest(parameterized.TestCase):
-  def test_a_table_and_no_array(self):
-    config = tiny.decoder(tiny.GQA, tiny.GQA)
-    cache = kvjax.init_cache(config, 2, 17, kinds=(None, RING))
-    _, cache = kvjax.extend(
-      config, tiny.params(config), cache, tiny.tokens(2, 8), [8, 3]
-    )
-    text = repr(cache)
-    self.assertEqual(text, str(kvjax.inspect(cache)))
-    self.assertNotIn('Array', text)
-    head, _, dense, ring = text.splitlines()
-    self.assertIn('2 rows, capacity 17, tokens 3..8', head)
-    for row, kind, slots, filled, span in (
-      (dense, 'dense', '17', '3..8', '0..7'),
-      (ring, 'ring', '8', '3..8', '0..7'),
-    ):
-      cells = row.split()
-      self.assertEqual(cells[1:6], [kind, 'float32', slots, filled, span])
-    found = kvjax.inspect(cache)
-    want = sum(x.nbytes for x in jax.tree.leaves(cache))
-    self.assertEqual(found.total_bytes, want)
-    self.assertEqual(found.rows[0].bytes, 2 * 3 * 17 * (10 + 7) * 4)
-
-  def test_pages_are_counted_by_row_and_freed_ones_are_empty(self):
-    cache = kvjax.init_cache(CONFIG, 2, 12, kinds=kvjax.Paged(page=4))
-    _, cache = kvjax.extend(CONFIG, PARAMS, cache, tiny.tokens(2, 10), [10, 6])
-    (row,) = kvjax.inspect(cache).rows
-    self.assertEqual((row.filled, row.positions), ('6..10', '0..9'))
-    cache = kvjax.rewind(cache, 0)
-    (row,) = kvjax.inspect(cache).rows
-    self.assertEqual((row.filled, row.positions), ('0', '-'))
-    self.assertTrue((np.asarray(cache.books[0].positions) == -1).all())
-    for leaf in jax.tree.leaves(kvjax.testing.poison(cache).stores):
-      self.assertTrue(np.isnan(leaf).all())
-
-  def test_what_has_no_values_is_shown_all_the_same(self):
-    shapes = jax.eval_shape(lambda: kvjax.init_cache(CONFIG, 2, 12))
-    self.assertIn('?', repr(shapes))
-    cache = kvjax.init_cache(CONFIG, 2, 12)
-    kvjax.fork(cache, donate=True)
-    self.assertIn('2 rows, donated', repr(cache))
-
-  def test_inside_a_trace_what_is_not_known(self):
-    seen = []
-    jax.jit(lambda c: seen.append(repr(c)))(fed())
-    self.assertIn('?', seen[0])
+  text = repr(cache)
+  assert text == str(kvjax.inspect(cache))
+  assert 'Array' not in text
+  head, _, dense, ring = text.splitlines()
+  assert '2 rows, capacity 17, tokens 3..8' in head
+  for row, kind, slots, filled, span in (
+    (dense, 'dense', '17', '3..8', '0..7'),
+    (ring, 'ring', '8', '3..8', '0..7'),
+  ):
+    cells = row.split()
+    assert cells[1:6] == [kind, 'float32', slots, filled, span]
+  found = kvjax.inspect(cache)
+  want = sum(x.nbytes for x in jax.tree.leaves(cache))
+  assert found.total_bytes == want
+  assert found.rows[0].bytes == 2 * 3 * 17 * (10 + 7) * 4
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_pages_are_counted_by_row_and_freed_ones_are_empty():
+  cache = kvjax.init_cache(CONFIG, 2, 12, kinds=kvjax.Paged(page=4))
+  _, cache = kvjax.extend(CONFIG, PARAMS, cache, tiny.tokens(2, 10), [10, 6])
+  (row,) = kvjax.inspect(cache).rows
+  assert (row.filled, row.positions) == ('6..10', '0..9')
+  cache = kvjax.rewind(cache, 0)
+  (row,) = kvjax.inspect(cache).rows
+  assert (row.filled, row.positions) == ('0', '-')
+  assert (np.asarray(cache.books[0].positions) == -1).all()
+  for leaf in jax.tree.leaves(kvjax.testing.poison(cache).stores):
+    assert np.isnan(leaf).all()
+
+
+def test_what_has_no_values_is_shown_all_the_same():
+  shapes = jax.eval_shape(lambda: kvjax.init_cache(CONFIG, 2, 12))
+  assert '?' in repr(shapes)
+  cache = kvjax.init_cache(CONFIG, 2, 12)
+  kvjax.fork(cache, donate=True)
+  assert '2 rows, donated' in repr(cache)
+
+
+def test_inside_a_trace_what_is_not_known():
+  seen = []
+  jax.jit(lambda c: seen.append(repr(c)))(fed())
+  assert '?' in seen[0]

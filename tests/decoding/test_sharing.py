@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from tests.facts import tiny
@@ -37,31 +37,26 @@ def model(rules):
   return tiny.decoder(*layers)
 
 
-class SharingTest(parameterized.TestCase):
-  @parameterized.named_parameters((n, *case) for n, case in KEPT.items())
-  def test_the_default_kind_holds_what_any_reader_sees(self, rules, kind):
-    config = model(rules)
-    cache = kvjax.init_cache(config, 1, 16)
-    self.assertEqual(cache.layout.stores[0].kind, kind.bind(16))
-    self.assertEqual(
-      cache.layout.stores[1:], (None,) * (len(config.layers) - 1)
-    )
-
-  @parameterized.parameters(
-    'full_reader', 'wider_reader', 'sinks_reader', 'sinks_alike'
-  )
-  def test_cached_equals_uncached(self, name):
-    config, ids = model(KEPT[name][0]), tiny.tokens(1, 12)
-    want = kvjax.forward(config, tiny.params(config), ids)
-    cache = kvjax.init_cache(config, 1, 16)
-    got, _ = tiny.feed(config, cache, ids, (6, 6))
-    tiny.close(got, want)
-
-  def test_a_reader_that_sees_what_comes_has_no_cache(self):
-    config = model((NEAR, kvjax.Visibility(causal=False)))
-    with self.assertRaisesRegex(ValueError, 'causal=False has no exact cache'):
-      kvjax.init_cache(config, 1, 16)
+@pytest.mark.parametrize(('rules', 'kind'), KEPT.values(), ids=KEPT)
+def test_the_default_kind_holds_what_any_reader_sees(rules, kind):
+  config = model(rules)
+  cache = kvjax.init_cache(config, 1, 16)
+  assert cache.layout.stores[0].kind == kind.bind(16)
+  assert cache.layout.stores[1:] == (None,) * (len(config.layers) - 1)
 
 
-if __name__ == '__main__':
-  absltest.main()
+@pytest.mark.parametrize(
+  'name', ['full_reader', 'wider_reader', 'sinks_reader', 'sinks_alike']
+)
+def test_cached_equals_uncached(name):
+  config, ids = model(KEPT[name][0]), tiny.tokens(1, 12)
+  want = kvjax.forward(config, tiny.params(config), ids)
+  cache = kvjax.init_cache(config, 1, 16)
+  got, _ = tiny.feed(config, cache, ids, (6, 6))
+  tiny.close(got, want)
+
+
+def test_a_reader_that_sees_what_comes_has_no_cache():
+  config = model((NEAR, kvjax.Visibility(causal=False)))
+  with pytest.raises(ValueError, match='causal=False has no exact cache'):
+    kvjax.init_cache(config, 1, 16)

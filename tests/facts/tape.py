@@ -60,8 +60,8 @@ def feed(kind: Kind, tape: Tape, values: Any, lengths: Any = None) -> Tape:
 @functools.partial(jax.jit, static_argnums=0)
 def _feed(kind, tape, values, lengths):
   steps = jnp.arange(values.shape[1], dtype=jnp.int32)[None, :]
-  held = steps < lengths[:, None]
-  positions = jnp.where(held, tape.length[:, None] + steps, -1)
+  is_token = steps < lengths[:, None]
+  positions = jnp.where(is_token, tape.length[:, None] + steps, -1)
   book, slots = kind.place(tape.book, tape.length, positions)
   axis = [name for _, name in kind.leaf_axes(1, 1)].index('kv_heads')
   heads = tape.store['value'].shape[axis]
@@ -81,7 +81,7 @@ def _feed(kind, tape, values, lengths):
   store, views = store_tokens(entry, {'value': new}, state)
   found = [view.fetch(0, view.slots) for view in views]
   offered = (
-    jnp.concatenate([held for _, held in found], axis=2),
+    jnp.concatenate([positions for _, positions in found], axis=2),
     jnp.concatenate([x['value'][..., 0] for x, _ in found], axis=2),
   )
   return Tape(state.after, book, store, offered)
@@ -89,8 +89,8 @@ def _feed(kind, tape, values, lengths):
 
 def offered(tape: Tape, row: int = 0) -> dict[int, float]:
   """Returns position -> value of what the last call could read."""
-  held, values = tape.offered
-  return _pairs(np.asarray(held)[row, 0], np.asarray(values)[row, 0])
+  positions, values = tape.offered
+  return _pairs(np.asarray(positions)[row, 0], np.asarray(values)[row, 0])
 
 
 def stored(kind: Kind, tape: Tape, row: int = 0) -> dict[int, float]:
@@ -100,9 +100,9 @@ def stored(kind: Kind, tape: Tape, row: int = 0) -> dict[int, float]:
     for view in kind.views(tape.book, tape.store, tape.length)
   ]
   pairs: dict[int, float] = {}
-  for streams, held in found:
+  for streams, positions in found:
     values = np.asarray(streams['value'])[row, 0, :, 0]
-    pairs |= _pairs(np.asarray(held)[row, 0], values)
+    pairs |= _pairs(np.asarray(positions)[row, 0], values)
   return pairs
 
 
@@ -119,8 +119,10 @@ def slots(tape: Tape, row: int = 0) -> list[int]:
   return np.asarray(tape.book.positions)[row, 0].tolist()
 
 
-def _pairs(held: np.ndarray, values: np.ndarray) -> dict[int, float]:
-  live = held >= 0
-  pairs = dict(zip(held[live].tolist(), values[live].tolist(), strict=True))
-  assert len(pairs) == live.sum(), 'A position is held twice.'
+def _pairs(positions: np.ndarray, values: np.ndarray) -> dict[int, float]:
+  live = positions >= 0
+  pairs = dict(
+    zip(positions[live].tolist(), values[live].tolist(), strict=True)
+  )
+  assert len(pairs) == live.sum(), 'A position stands in two slots.'
   return pairs

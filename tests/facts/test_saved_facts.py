@@ -1,13 +1,11 @@
 """Facts about caches on disk: what goes on exactly, and what is refused."""
 
 import json
-import pathlib
-import tempfile
 
 import jax
 import numpy as np
+import pytest
 import safetensors
-from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
 import kvjax
@@ -35,118 +33,119 @@ def follow(cache, ids):
   return np.stack(found, axis=1), cache
 
 
-class SavedFacts(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
-    self.path = self.folder / 'prompt.safetensors'
-
-  def again(self, cache):
-    """Returns the cache after a way through the file."""
-    kvjax.save_cache(self.path, cache, CONFIG, PARAMS)
-    found = kvjax.load_cache(self.path, CONFIG, PARAMS)
-    self.assertEqual(jax.tree.structure(found), jax.tree.structure(cache))
-    kinds = [(x.dtype, x.weak_type) for x in jax.tree.leaves(cache)]
-    self.assertEqual(
-      [(x.dtype, x.weak_type) for x in jax.tree.leaves(found)], kinds
-    )
-    tiny.alike(found, cache)
-    return found
-
-  @parameterized.named_parameters(*KINDS.items())
-  def test_goes_on_as_if_never_saved(self, kinds):
-    """T-24: rows of 3, then of 9 and 10 tokens, past every window.
-
-    With int8, latent attention still has a stream that is stored as it is.
-    """
-    cache = kvjax.init_cache(CONFIG, 2, 16, kinds=kinds, codec=kvjax.Int8())
-    _, cache = follow(cache, IDS[:, :3])
-    loaded = self.again(cache)
-    want, cache = follow(cache, IDS[:, 3:9])
-    found, loaded = follow(loaded, IDS[:, 3:9])
-    np.testing.assert_array_equal(found, want)
-    ragged = IDS[:, 9:10].at[0].set(-1)
-    _, cache = follow(loaded, ragged)
-    self.assertEqual(cache.length.tolist(), [9, 10])
-    loaded = self.again(cache)
-    want, _ = follow(cache, IDS[:, 10:])
-    found, _ = follow(loaded, IDS[:, 10:])
-    np.testing.assert_array_equal(found, want)
-
-  def test_dtype_and_overflow(self):
-    """T-24: bfloat16, and a row that overflowed beside one that did not."""
-    cache = kvjax.init_cache(CONFIG, 2, 4, 'bfloat16')
-    ids = IDS[:, :5].at[1, 2].set(-1)
-    _, cache = follow(cache, ids)
-    self.assertEqual(self.again(cache).overflow.tolist(), [True, False])
-
-  @parameterized.parameters(True, False)
-  def test_a_flag_stays_a_flag(self, flag):
-    """C-34: both values of a boolean come back as they were."""
-    kind = kvjax.Bounded(budget=6, per_head=flag)
-    cache = kvjax.init_cache(CONFIG, 1, 8, kinds=kind)
-    found = self.again(cache).layout.stores[0]
-    self.assertIs(found.kind.per_head, flag)
-
-  @parameterized.parameters('False', 0)
-  def test_a_flag_of_another_type_is_refused(self, other):
-    """C-34: neither a string nor a number passes for a boolean."""
-    kind = kvjax.Bounded(budget=6, per_head=False)
-    self.again(kvjax.init_cache(CONFIG, 1, 8, kinds=kind))
-    with safetensors.safe_open(self.path, 'np') as file:
-      text = file.metadata()[KEY]
-    changed = text.replace('"per_head": false', f'"per_head": {other!r}')
-    changed = changed.replace("'", '"')
-    self.assertNotEqual(text, changed)
-    save_file(load_file(self.path), self.path, {KEY: changed})
-    with self.assertRaisesRegex(ValueError, 'Bounded.per_head=.* declared'):
-      kvjax.load_cache(self.path, CONFIG, PARAMS)
-
-  def test_another_rotation_or_type_is_refused(self):
-    """C-35: a rotary base, a dtype; the message says which and both values."""
-    cache = kvjax.init_cache(CONFIG, 1, 8)
-    kvjax.save_cache(self.path, cache, CONFIG, PARAMS)
-    turned = kvjax.Grouped(6, 3, 10, 7, rotary=kvjax.Rotary(6, base=5e5))
-    for config, said in (
-      (
-        tiny.decoder(turned, tiny.MLA),
-        'rotary.base is 10000.0, not 500000.0',
-      ),
-      (tiny.decoder(tiny.GQA), 'layers.length is 2, not 1'),
-      (
-        tiny.decoder(tiny.GQA, tiny.MLA, dtype='bfloat16'),
-        'dtype is float32, not bfloat16',
-      ),
-    ):
-      with self.assertRaisesRegex(ValueError, f'other config: .*{said}'):
-        kvjax.load_cache(self.path, config, PARAMS)
-
-  @parameterized.named_parameters(
-    ('one_bit', lambda x: x.at[2, 3].multiply(1 + 2**-23)),
-    ('two_swapped', lambda x: x.at[0].set(x[1]).at[1].set(x[0])),
-    ('a_sign_of_zero', lambda x: x.at[0, 0].set(-0.0)),
-  )
-  def test_other_params_are_refused(self, change):
-    """C-35: the least change of one weight is told, and where it is."""
-    params = PARAMS | {'embedding': PARAMS['embedding'].at[0, 0].set(0.0)}
-    cache = kvjax.init_cache(CONFIG, 1, 8)
-    kvjax.save_cache(self.path, cache, CONFIG, params)
-    kvjax.load_cache(self.path, CONFIG, params)
-    other = params | {'embedding': change(params['embedding'])}
-    with self.assertRaisesRegex(ValueError, 'other params: embedding is'):
-      kvjax.load_cache(self.path, CONFIG, other)
-
-  def test_nothing_is_pickled(self):
-    """C-34: the file is arrays and a JSON text, readable without kvjax."""
-    cache = kvjax.init_cache(CONFIG, 1, 8, codec=kvjax.Int8())
-    kvjax.save_cache(self.path, cache, CONFIG, PARAMS)
-    with safetensors.safe_open(self.path, 'np') as file:
-      said = json.loads(file.metadata()[KEY])
-    self.assertEqual(said['layout']['capacity'], 8)
-    self.assertEqual(load_file(self.path)['stores.0.key.codes'].dtype, np.int8)
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / 'prompt.safetensors'
 
 
-if __name__ == '__main__':
-  absltest.main()
+def save_and_load(path, cache):
+  """Returns the cache after a way through the file."""
+  kvjax.save_cache(path, cache, CONFIG, PARAMS)
+  found = kvjax.load_cache(path, CONFIG, PARAMS)
+  assert jax.tree.structure(found) == jax.tree.structure(cache)
+  kinds = [(x.dtype, x.weak_type) for x in jax.tree.leaves(cache)]
+  assert [(x.dtype, x.weak_type) for x in jax.tree.leaves(found)] == kinds
+  tiny.alike(found, cache)
+  return found
+
+
+@pytest.mark.parametrize('kinds', KINDS.values(), ids=KINDS)
+def test_goes_on_as_if_never_saved(path, kinds):
+  """T-24: rows of 3, then of 9 and 10 tokens, past every window.
+
+  With int8, latent attention still has a stream that is stored as it is.
+  """
+  cache = kvjax.init_cache(CONFIG, 2, 16, kinds=kinds, codec=kvjax.Int8())
+  _, cache = follow(cache, IDS[:, :3])
+  loaded = save_and_load(path, cache)
+  want, cache = follow(cache, IDS[:, 3:9])
+  found, loaded = follow(loaded, IDS[:, 3:9])
+  np.testing.assert_array_equal(found, want)
+  ragged = IDS[:, 9:10].at[0].set(-1)
+  _, cache = follow(loaded, ragged)
+  assert cache.length.tolist() == [9, 10]
+  loaded = save_and_load(path, cache)
+  want, _ = follow(cache, IDS[:, 10:])
+  found, _ = follow(loaded, IDS[:, 10:])
+  np.testing.assert_array_equal(found, want)
+
+
+def test_dtype_and_overflow(path):
+  """T-24: bfloat16, and one row that overflowed and one that did not."""
+  cache = kvjax.init_cache(CONFIG, 2, 4, 'bfloat16')
+  ids = IDS[:, :5].at[1, 2].set(-1)
+  _, cache = follow(cache, ids)
+  assert save_and_load(path, cache).overflow.tolist() == [True, False]
+
+
+@pytest.mark.parametrize('flag', [True, False])
+def test_a_flag_stays_a_flag(path, flag):
+  """C-34: both values of a boolean come back as they were."""
+  kind = kvjax.Bounded(budget=6, per_head=flag)
+  cache = kvjax.init_cache(CONFIG, 1, 8, kinds=kind)
+  found = save_and_load(path, cache).layout.stores[0]
+  assert found.kind.per_head is flag
+
+
+@pytest.mark.parametrize('other', ['False', 0])
+def test_a_flag_of_another_type_is_refused(path, other):
+  """C-34: neither a string nor a number passes for a boolean."""
+  kind = kvjax.Bounded(budget=6, per_head=False)
+  save_and_load(path, kvjax.init_cache(CONFIG, 1, 8, kinds=kind))
+  with safetensors.safe_open(path, 'np') as file:
+    text = file.metadata()[KEY]
+  changed = text.replace('"per_head": false', f'"per_head": {other!r}')
+  changed = changed.replace("'", '"')
+  assert text != changed
+  save_file(load_file(path), path, {KEY: changed})
+  with pytest.raises(ValueError, match='Bounded.per_head=.* declared'):
+    kvjax.load_cache(path, CONFIG, PARAMS)
+
+
+def test_another_rotation_or_type_is_refused(path):
+  """C-35: a rotary base, a dtype; the message says which and both values."""
+  cache = kvjax.init_cache(CONFIG, 1, 8)
+  kvjax.save_cache(path, cache, CONFIG, PARAMS)
+  turned = kvjax.Grouped(6, 3, 10, 7, rotary=kvjax.Rotary(6, base=5e5))
+  for config, said in (
+    (
+      tiny.decoder(turned, tiny.MLA),
+      'rotary.base is 10000.0, not 500000.0',
+    ),
+    (tiny.decoder(tiny.GQA), 'layers.length is 2, not 1'),
+    (
+      tiny.decoder(tiny.GQA, tiny.MLA, dtype='bfloat16'),
+      'dtype is float32, not bfloat16',
+    ),
+  ):
+    with pytest.raises(ValueError, match=f'other config: .*{said}'):
+      kvjax.load_cache(path, config, PARAMS)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    pytest.param(lambda x: x.at[2, 3].multiply(1 + 2**-23), id='one_bit'),
+    pytest.param(lambda x: x.at[0].set(x[1]).at[1].set(x[0]), id='two_swapped'),
+    pytest.param(lambda x: x.at[0, 0].set(-0.0), id='a_sign_of_zero'),
+  ],
+)
+def test_other_params_are_refused(path, change):
+  """C-35: the message names the least change of one weight and its place."""
+  params = PARAMS | {'embedding': PARAMS['embedding'].at[0, 0].set(0.0)}
+  cache = kvjax.init_cache(CONFIG, 1, 8)
+  kvjax.save_cache(path, cache, CONFIG, params)
+  kvjax.load_cache(path, CONFIG, params)
+  other = params | {'embedding': change(params['embedding'])}
+  with pytest.raises(ValueError, match='other params: embedding is'):
+    kvjax.load_cache(path, CONFIG, other)
+
+
+def test_nothing_is_pickled(path):
+  """C-34: the file is arrays and a JSON text, readable without kvjax."""
+  cache = kvjax.init_cache(CONFIG, 1, 8, codec=kvjax.Int8())
+  kvjax.save_cache(path, cache, CONFIG, PARAMS)
+  with safetensors.safe_open(path, 'np') as file:
+    said = json.loads(file.metadata()[KEY])
+  assert said['layout']['capacity'] == 8
+  assert load_file(path)['stores.0.key.codes'].dtype == np.int8

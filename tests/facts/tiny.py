@@ -28,7 +28,6 @@ KINDS = {
   'paged': kvjax.Paged(page=4),
   'bounded': kvjax.Bounded(budget=6, slack=3),
 }
-NAMED_KINDS = tuple(KINDS.items())
 
 
 def decoder(*attention: Any, **more: Any) -> kvjax.ModelConfig:
@@ -40,7 +39,7 @@ def decoder(*attention: Any, **more: Any) -> kvjax.ModelConfig:
 @functools.cache
 def params(config: kvjax.ModelConfig) -> Any:
   """Returns the parameters of a model: always the same."""
-  with jax.ensure_compile_time_eval():  # whoever asks first may be tracing
+  with jax.ensure_compile_time_eval():  # the first caller may be tracing
     return kvjax.init_params(config, jax.random.key(0))
 
 

@@ -1,6 +1,6 @@
 """Causality by gradients: which positions move which logits, exactly.
 
-A learned position table gives every position an input of its own, so that a
+A learned position table gives every position another input, so that a
 Jacobian shows the reach of every row.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from tests.facts import tiny
@@ -43,48 +43,43 @@ def model(variant, rule):
   )
 
 
-class CausalityTest(parameterized.TestCase):
-  @parameterized.product(variant=tuple(VARIANTS), rule=tuple(RULES))
-  def test_uncached(self, variant, rule):
-    rule, sentence = RULES[rule]
-    config, ids = model(VARIANTS[variant], rule), tiny.tokens(1, T)
-    got = reach(lambda p: kvjax.forward(config, p, ids), config)
-    want = [[sentence(t, s) for s in range(T)] for t in range(T)]
-    np.testing.assert_array_equal(got, want)
-
-  @parameterized.parameters(*RULES)
-  def test_cached(self, rule):
-    rule, sentence = RULES[rule]
-    config, ids = model(tiny.GQA, rule), tiny.tokens(1, T)
-    cache = kvjax.init_cache(config, 1, T)
-    got = reach(
-      lambda p: kvjax.extend(
-        config, p, cache, ids, options=kvjax.DecodeOptions(block=3)
-      )[0],
-      config,
-    )
-    want = [[sentence(t, s) for s in range(T)] for t in range(T)]
-    np.testing.assert_array_equal(got, want)
-
-  def test_a_stack_reaches_as_far_as_its_layers(self):
-    """Two windows of 3 see 5 back; the bidirectional control sees it all."""
-    narrow = dataclasses.replace(
-      tiny.GQA, visibility=kvjax.Visibility(window=3)
-    )
-    config, ids = tiny.decoder(narrow, narrow, positions=T), tiny.tokens(1, T)
-    got = reach(lambda p: kvjax.forward(config, p, ids), config)
-    want = [[t - 5 < s <= t for s in range(T)] for t in range(T)]
-    np.testing.assert_array_equal(got, want)
-    config = model(tiny.GQA, kvjax.Visibility(causal=False))
-    got = reach(lambda p: kvjax.forward(config, p, ids), config)
-    self.assertTrue(got.all())
-
-  def test_training_gradients_are_finite_with_padding(self):
-    config, ids = tiny.decoder(), tiny.tokens(2, T)
-    loss = lambda p: kvjax.forward(config, p, ids, lengths=[T, 3]).mean()
-    for leaf in jax.tree.leaves(jax.grad(loss)(tiny.params(config))):
-      self.assertTrue(bool(jnp.isfinite(leaf).all()))
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('rule', RULES)
+def test_uncached(variant, rule):
+  rule, sentence = RULES[rule]
+  config, ids = model(VARIANTS[variant], rule), tiny.tokens(1, T)
+  got = reach(lambda p: kvjax.forward(config, p, ids), config)
+  want = [[sentence(t, s) for s in range(T)] for t in range(T)]
+  np.testing.assert_array_equal(got, want)
 
 
-if __name__ == '__main__':
-  absltest.main()
+@pytest.mark.parametrize('rule', RULES)
+def test_cached(rule):
+  rule, sentence = RULES[rule]
+  config, ids = model(tiny.GQA, rule), tiny.tokens(1, T)
+  cache = kvjax.init_cache(config, 1, T)
+  options = kvjax.DecodeOptions(block=3)
+  got = reach(
+    lambda p: kvjax.extend(config, p, cache, ids, options=options)[0], config
+  )
+  want = [[sentence(t, s) for s in range(T)] for t in range(T)]
+  np.testing.assert_array_equal(got, want)
+
+
+def test_a_stack_reaches_as_far_as_its_layers():
+  """Two windows of 3 see 5 back; the bidirectional control sees it all."""
+  narrow = dataclasses.replace(tiny.GQA, visibility=kvjax.Visibility(window=3))
+  config, ids = tiny.decoder(narrow, narrow, positions=T), tiny.tokens(1, T)
+  got = reach(lambda p: kvjax.forward(config, p, ids), config)
+  want = [[t - 5 < s <= t for s in range(T)] for t in range(T)]
+  np.testing.assert_array_equal(got, want)
+  config = model(tiny.GQA, kvjax.Visibility(causal=False))
+  got = reach(lambda p: kvjax.forward(config, p, ids), config)
+  assert got.all()
+
+
+def test_training_gradients_are_finite_with_padding():
+  config, ids = tiny.decoder(), tiny.tokens(2, T)
+  loss = lambda p: kvjax.forward(config, p, ids, lengths=[T, 3]).mean()
+  for leaf in jax.tree.leaves(jax.grad(loss)(tiny.params(config))):
+    assert bool(jnp.isfinite(leaf).all())

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from tests.facts import tiny
@@ -51,32 +51,31 @@ REFUSED = {
 }
 
 
-class ConfigTest(parameterized.TestCase):
-  @parameterized.named_parameters((n, *case) for n, case in REFUSED.items())
-  def test_refusals(self, make, message):
-    with self.assertRaisesRegex(ValueError, message):
-      make()
-
-  def test_a_dtype_of_four_bits_is_refused(self):
-    config = tiny.decoder(GQA)
-    with self.assertRaisesRegex(ValueError, 'float4_e2m1fn has 4 bits.*Int8'):
-      kvjax.init_cache(config, 1, 8, dtype='float4_e2m1fn')
-
-  def test_equal_configs_are_one_key(self):
-    one, two = tiny.decoder(GQA, MLA), tiny.decoder(GQA, MLA)
-    self.assertEqual((one, hash(one)), (two, hash(two)))
-    self.assertNotEqual(one, tiny.decoder(MLA, GQA))
-    self.assertEqual(one, dataclasses.replace(one, layers=list(one.layers)))
-
-  def test_owner(self):
-    config = tiny.decoder(GQA, GQA, reader(0))
-    self.assertEqual([config.stream_layer(i) for i in range(3)], [0, 1, 0])
-
-  def test_learned_positions_bound_a_model(self):
-    config = tiny.decoder(positions=5)
-    with self.assertRaisesRegex(ValueError, '6 tokens exceed the 5 learned'):
-      kvjax.forward(config, tiny.params(config), tiny.tokens(1, 6))
+@pytest.mark.parametrize(('make', 'message'), REFUSED.values(), ids=REFUSED)
+def test_refusals(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_a_dtype_of_four_bits_is_refused():
+  config = tiny.decoder(GQA)
+  with pytest.raises(ValueError, match='float4_e2m1fn has 4 bits.*Int8'):
+    kvjax.init_cache(config, 1, 8, dtype='float4_e2m1fn')
+
+
+def test_equal_configs_are_one_key():
+  one, two = tiny.decoder(GQA, MLA), tiny.decoder(GQA, MLA)
+  assert (one, hash(one)) == (two, hash(two))
+  assert one != tiny.decoder(MLA, GQA)
+  assert one == dataclasses.replace(one, layers=list(one.layers))
+
+
+def test_owner():
+  config = tiny.decoder(GQA, GQA, reader(0))
+  assert [config.stream_layer(i) for i in range(3)] == [0, 1, 0]
+
+
+def test_learned_positions_bound_a_model():
+  config = tiny.decoder(positions=5)
+  with pytest.raises(ValueError, match='6 tokens exceed the 5 learned'):
+    kvjax.forward(config, tiny.params(config), tiny.tokens(1, 6))

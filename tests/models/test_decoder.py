@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from kvjax.models.decoder import embed, run_layer, unembed
@@ -45,125 +44,128 @@ WINDOWED = dataclasses.replace(
 )
 READER = dataclasses.replace(tiny.GQA, shared_from=0)
 MODELS = {
-    'parallel_shared': ((layer(parallel='shared'),), {'positions': 16}),
-    'parallel_separate': (
-        (layer(parallel='separate'),), {'residual_scale': 0.3, 'norm': NORM},
+  'parallel_shared': ((layer(parallel='shared'),), {'positions': 16}),
+  'parallel_separate': (
+    (layer(parallel='separate'),),
+    {'residual_scale': 0.3, 'norm': NORM},
+  ),
+  'post': ((layer(norms='post'),), {'logit_scale': 0.4, 'head_bias': True}),
+  'both': (
+    (layer(WINDOWED, norms='both'), layer()),
+    {'tied': True, 'logit_softcap': 3.0, 'embedding_scale': 3.6},
+  ),
+  'shared_streams': ((layer(), layer(tiny.MLA), layer(READER)), {}),
+  'shared_window': (
+    (
+      layer(WINDOWED),
+      layer(dataclasses.replace(WINDOWED, shared_from=0)),
     ),
-    'post': ((layer(norms='post'),), {'logit_scale': 0.4, 'head_bias': True}),
-    'both': (
-        (layer(WINDOWED, norms='both'), layer()),
-        {'tied': True, 'logit_softcap': 3.0, 'embedding_scale': 3.6},
-    ),
-    'shared_streams': ((layer(), layer(tiny.MLA), layer(READER)), {}),
-    'shared_window': (
-        (
-            layer(WINDOWED),
-            layer(dataclasses.replace(WINDOWED, shared_from=0)),
-        ),
-        {},
-    ),
-    'alibi': ((layer(kvjax.Grouped(6, 1, 5, bias=kvjax.Alibi())),), {}),
-    'sinks': ((layer(kvjax.Grouped(6, 3, 5, sinks=True)),), {}),
-}  # fmt: skip
+    {},
+  ),
+  'alibi': ((layer(kvjax.Grouped(6, 1, 5, bias=kvjax.Alibi())),), {}),
+  'sinks': ((layer(kvjax.Grouped(6, 3, 5, sinks=True)),), {}),
+}
 
 
-class LayerTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(
-      ('pre', None), ('post', None), ('both', None), ('pre', 'shared'),
-      ('pre', 'separate'),
-  )  # fmt: skip
-  def test_order_of_norms(self, norms, parallel):
-    made = layer(norms=norms, parallel=parallel)
-    config = kvjax.ModelConfig(31, 13, (made,), norm=NORM)
-    p = init_params(config, jax.random.key(0))['layers'][0]
-    p = jax.tree.map(lambda x: x + 0.1, p)
-    x = jax.random.normal(jax.random.key(1), (2, 3, 13))
-    for scale in (1.0, 0.3):
-      run = self.variant(
-        lambda p, x, s=scale: run_layer(
-          made, NORM, p, x, lambda h: (h @ MIX, 7), residual_scale=s
-        )
+@pytest.mark.parametrize(
+  ('norms', 'parallel'),
+  [
+    ('pre', None),
+    ('post', None),
+    ('both', None),
+    ('pre', 'shared'),
+    ('pre', 'separate'),
+  ],
+)
+def test_order_of_norms(norms, parallel, maybe_jit):
+  made = layer(norms=norms, parallel=parallel)
+  config = kvjax.ModelConfig(31, 13, (made,), norm=NORM)
+  p = init_params(config, jax.random.key(0))['layers'][0]
+  p = jax.tree.map(lambda x: x + 0.1, p)
+  x = jax.random.normal(jax.random.key(1), (2, 3, 13))
+  for scale in (1.0, 0.3):
+    run = maybe_jit(
+      lambda p, x, s=scale: run_layer(
+        made, NORM, p, x, lambda h: (h @ MIX, 7), residual_scale=s
       )
-      got, extra = run(p, x)
-      self.assertEqual(int(extra), 7)
-      np.testing.assert_allclose(
-        got, formula(made, p, x, scale), rtol=1e-5, atol=1e-5
-      )
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.product(gated=(True, False), act=('relu', 'silu', 'gelu_tanh'))
-  def test_mlp(self, gated, act):
-    mlp = kvjax.MLP(11, act, gated=gated, bias=True)
-    p = mlp.init(jax.random.key(0), 13, jnp.float32)
-    p = jax.tree.map(lambda x: x + 0.1, p)
-    x = jax.random.normal(jax.random.key(1), (2, 3, 13))
-    f = {
-      'relu': lambda z: np.maximum(z, 0),
-      'silu': lambda z: z / (1 + np.exp(-z)),
-      'gelu_tanh': lambda z: (
-        z / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3)))
-      ),
-    }[act]
-    q = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
-    to = lambda n, h: h @ q[n].T + q[f'{n}_bias']
-    up = to('up', np.asarray(x))
-    hidden = f(to('gate', np.asarray(x))) * up if gated else f(up)
-    got = self.variant(lambda p, x: mlp(p, x))(p, x)
-    np.testing.assert_allclose(got, to('down', hidden), rtol=1e-4, atol=1e-5)
-
-  def test_the_two_ends(self):
-    config = kvjax.ModelConfig(
-      5,
-      3,
-      (layer(),),
-      tied=True,
-      embedding_scale=2.0,
-      logit_scale=0.5,
-      logit_softcap=1.5,
-      positions=4,
-      norm=kvjax.Norm(0.0),
     )
-    table = jnp.arange(15.0).reshape(5, 3) - 7
-    params = {
-      'embedding': table,
-      'positions': jnp.eye(4, 3),
-      'norm': {'weight': jnp.ones(3)},
-    }
-    at = jnp.asarray([[2, 0]], jnp.int32)
-    x = embed(config, params, jnp.asarray([[1, 4]], jnp.int32), at)
-    np.testing.assert_allclose(x[0], [[-8, -6, -3], [11, 12, 14]])
-    h = np.asarray(x[0]) / np.sqrt(
-      (np.asarray(x[0]) ** 2).mean(-1, keepdims=True)
+    got, extra = run(p, x)
+    assert int(extra) == 7
+    np.testing.assert_allclose(
+      got, formula(made, p, x, scale), rtol=1e-5, atol=1e-5
     )
-    want = 1.5 * np.tanh(h @ np.asarray(table).T * 0.5 / 1.5)
-    np.testing.assert_allclose(unembed(config, params, x)[0], want, rtol=1e-5)
 
 
-class ModelTest(parameterized.TestCase):
-  @parameterized.named_parameters((n, *m) for n, m in MODELS.items())
-  def test_cached_equals_uncached(self, layers, more):
-    """In pieces of 8, 1 and 7, of one traced width, past every window."""
-    config = kvjax.ModelConfig(tiny.VOCAB, 13, layers, **more)
-    ids, params = tiny.tokens(2, 16), tiny.params(config)
-    want = kvjax.forward(config, params, ids)
-    cache = kvjax.init_cache(config, 2, 16, slack=3)
-    got, cache = tiny.feed(config, cache, ids, (8, 1, 7))
-    tiny.close(got, want)
-    for index, made in enumerate(config.layers):
-      shared = made.attention.shared_from is not None
-      self.assertEqual(cache.stores[index] == {}, shared)
-
-  def test_ragged_rows_of_forward(self):
-    config = tiny.decoder()
-    ids, params = tiny.tokens(2, 7), tiny.params(config)
-    whole = kvjax.forward(config, params, ids)
-    right = kvjax.forward(config, params, ids, lengths=[7, 4])
-    tiny.close(right[1, :4], whole[1, :4])
-    rolled = ids.at[1].set(jnp.roll(ids[1], 3))
-    left = kvjax.forward(config, params, rolled, lengths=[7, 4], padding='left')
-    tiny.close(left[1, 3:], whole[1, :4])
+@pytest.mark.parametrize('gated', [True, False])
+@pytest.mark.parametrize('act', ['relu', 'silu', 'gelu_tanh'])
+def test_mlp(gated, act, maybe_jit):
+  mlp = kvjax.MLP(11, act, gated=gated, bias=True)
+  p = mlp.init(jax.random.key(0), 13, jnp.float32)
+  p = jax.tree.map(lambda x: x + 0.1, p)
+  x = jax.random.normal(jax.random.key(1), (2, 3, 13))
+  f = {
+    'relu': lambda z: np.maximum(z, 0),
+    'silu': lambda z: z / (1 + np.exp(-z)),
+    'gelu_tanh': lambda z: (
+      z / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3)))
+    ),
+  }[act]
+  q = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
+  to = lambda n, h: h @ q[n].T + q[f'{n}_bias']
+  up = to('up', np.asarray(x))
+  hidden = f(to('gate', np.asarray(x))) * up if gated else f(up)
+  got = maybe_jit(lambda p, x: mlp(p, x))(p, x)
+  np.testing.assert_allclose(got, to('down', hidden), rtol=1e-4, atol=1e-5)
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_the_two_ends():
+  config = kvjax.ModelConfig(
+    5,
+    3,
+    (layer(),),
+    tied=True,
+    embedding_scale=2.0,
+    logit_scale=0.5,
+    logit_softcap=1.5,
+    positions=4,
+    norm=kvjax.Norm(0.0),
+  )
+  table = jnp.arange(15.0).reshape(5, 3) - 7
+  params = {
+    'embedding': table,
+    'positions': jnp.eye(4, 3),
+    'norm': {'weight': jnp.ones(3)},
+  }
+  at = jnp.asarray([[2, 0]], jnp.int32)
+  x = embed(config, params, jnp.asarray([[1, 4]], jnp.int32), at)
+  np.testing.assert_allclose(x[0], [[-8, -6, -3], [11, 12, 14]])
+  h = np.asarray(x[0]) / np.sqrt(
+    (np.asarray(x[0]) ** 2).mean(-1, keepdims=True)
+  )
+  want = 1.5 * np.tanh(h @ np.asarray(table).T * 0.5 / 1.5)
+  np.testing.assert_allclose(unembed(config, params, x)[0], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('layers', 'more'), MODELS.values(), ids=MODELS)
+def test_cached_equals_uncached(layers, more):
+  """In pieces of 8, 1 and 7, of one traced width, past every window."""
+  config = kvjax.ModelConfig(tiny.VOCAB, 13, layers, **more)
+  ids, params = tiny.tokens(2, 16), tiny.params(config)
+  want = kvjax.forward(config, params, ids)
+  cache = kvjax.init_cache(config, 2, 16, slack=3)
+  got, cache = tiny.feed(config, cache, ids, (8, 1, 7))
+  tiny.close(got, want)
+  for index, made in enumerate(config.layers):
+    shared = made.attention.shared_from is not None
+    assert (cache.stores[index] == {}) == shared
+
+
+def test_ragged_rows_of_forward():
+  config = tiny.decoder()
+  ids, params = tiny.tokens(2, 7), tiny.params(config)
+  whole = kvjax.forward(config, params, ids)
+  right = kvjax.forward(config, params, ids, lengths=[7, 4])
+  tiny.close(right[1, :4], whole[1, :4])
+  rolled = ids.at[1].set(jnp.roll(ids[1], 3))
+  left = kvjax.forward(config, params, rolled, lengths=[7, 4], padding='left')
+  tiny.close(left[1, 3:], whole[1, :4])

@@ -2,31 +2,39 @@
 
 import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 
 WIDTH = 7
 BASE = kvjax.Experts(num_experts=8, top=2, hidden=5)
 ROUTERS = {
-    'mixtral': BASE,
-    'qwen': dataclasses.replace(BASE, renormalize=False),
-    'gpt_oss': dataclasses.replace(
-        BASE, score='top_softmax', bias=True, clamp=0.9
-    ),
-    'deepseek_v2': dataclasses.replace(
-        BASE, renormalize=False, scale=2.5, groups=4, top_groups=2,
-        shared=kvjax.MLP(3),
-    ),
-    'deepseek_v3': dataclasses.replace(
-        BASE, score='sigmoid', correction=True, groups=4, top_groups=2,
-        group_score='top2', scale=1.7,
-    ),
-}  # fmt: skip
+  'mixtral': BASE,
+  'qwen': dataclasses.replace(BASE, renormalize=False),
+  'gpt_oss': dataclasses.replace(
+    BASE, score='top_softmax', bias=True, clamp=0.9
+  ),
+  'deepseek_v2': dataclasses.replace(
+    BASE,
+    renormalize=False,
+    scale=2.5,
+    groups=4,
+    top_groups=2,
+    shared=kvjax.MLP(3),
+  ),
+  'deepseek_v3': dataclasses.replace(
+    BASE,
+    score='sigmoid',
+    correction=True,
+    groups=4,
+    top_groups=2,
+    group_score='top2',
+    scale=1.7,
+  ),
+}
 
 
 def make(experts):
@@ -75,38 +83,50 @@ def expert(e, p, i, row):
   return to('down', gate * sigmoid(1.702 * gate) * (up + 1))
 
 
-class ExpertsTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*ROUTERS.items())
-  def test_equals_loops(self, e):
-    """Two tokens are visited one by one, eleven in a sweep: same numbers."""
-    params = make(e)
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    x = jax.random.normal(jax.random.key(1), (1, 11, WIDTH))
-    want = []
-    for row in np.asarray(x[0], np.float64):
-      y = sum(w * expert(e, p, i, row) for i, w in route(e, p, row).items())
-      if e.shared is not None:
-        q = p['shared']
-        gate = q['gate'] @ row
-        y = y + q['down'] @ (gate * sigmoid(gate) * (q['up'] @ row))
-      want.append(y)
-    run = self.variant(lambda p, x: e(p, x))
-    for count in (2, 11):
-      got = run(params, x[:, :count])[0]
-      np.testing.assert_allclose(got, want[:count], rtol=1e-4, atol=1e-5)
-
-  @parameterized.parameters(
-    ({'top': 0}, 'top=0 of num_experts=8'),
-    ({'top': 9}, 'top=9 of num_experts=8: a token visits'),
-    ({'groups': 3}, 'num_experts=8 is not a multiple of groups=3'),
-    ({'score': 'hard'}, "Unknown score='hard'; known: 'softmax'"),
-    ({'activation': 'sin'}, "Unknown activation='sin'; known: gelu"),
-  )
-  def test_refusals(self, change, message):
-    with self.assertRaisesRegex(ValueError, message):
-      dataclasses.replace(BASE, **change)
+@pytest.mark.parametrize('e', ROUTERS.values(), ids=ROUTERS)
+def test_equals_loops(e, maybe_jit):
+  """Two tokens are visited one by one, eleven in a sweep: same numbers."""
+  params = make(e)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  x = jax.random.normal(jax.random.key(1), (1, 11, WIDTH))
+  want = []
+  for row in np.asarray(x[0], np.float64):
+    y = sum(w * expert(e, p, i, row) for i, w in route(e, p, row).items())
+    if e.shared is not None:
+      q = p['shared']
+      gate = q['gate'] @ row
+      y = y + q['down'] @ (gate * sigmoid(gate) * (q['up'] @ row))
+    want.append(y)
+  run = maybe_jit(lambda p, x: e(p, x))
+  for count in (2, 11):
+    got = run(params, x[:, :count])[0]
+    np.testing.assert_allclose(got, want[:count], rtol=1e-4, atol=1e-5)
 
 
-if __name__ == '__main__':
-  absltest.main()
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    pytest.param({'top': 0}, 'top=0 of num_experts=8', id='top=0'),
+    pytest.param(
+      {'top': 9}, 'top=9 of num_experts=8: a token visits', id='top=9'
+    ),
+    pytest.param(
+      {'groups': 3},
+      'num_experts=8 is not a multiple of groups=3',
+      id='groups=3',
+    ),
+    pytest.param(
+      {'score': 'hard'},
+      "Unknown score='hard'; known: 'softmax'",
+      id='score=hard',
+    ),
+    pytest.param(
+      {'activation': 'sin'},
+      "Unknown activation='sin'; known: gelu",
+      id='activation=sin',
+    ),
+  ],
+)
+def test_refusals(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(BASE, **change)
