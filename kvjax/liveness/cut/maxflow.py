@@ -1,7 +1,7 @@
 """Minimum s-t cut by Dinic's algorithm, on exact integers.
 
 Dinitz (1970), "Algorithm for solution of a problem of maximum flow in a
-network with power estimation". Graphs here have a node or two a tensor.
+network with power estimation". Graphs here have two nodes for a tensor.
 """
 
 import collections
@@ -11,7 +11,7 @@ INFINITE = 1 << 200  # Above any sum of prices; Python integers do not overflow.
 
 
 class _Network:
-  """Residual arcs in pairs: arc a and its reverse a ^ 1."""
+  """Residual arcs in pairs: the reverse of arc a is arc a ^ 1."""
 
   def __init__(self, edges: Iterable[tuple[Hashable, Hashable, int]]) -> None:
     self.head: list[Hashable] = []
@@ -24,7 +24,9 @@ class _Network:
         self.room.append(c)
 
   def levels(self, source: Hashable) -> dict[Hashable, int]:
-    level, queue = {source: 0}, collections.deque([source])
+    """Returns the distance of every node within reach, in arcs with room."""
+    level = {source: 0}
+    queue = collections.deque([source])
     while queue:
       node = queue.popleft()
       for arc in self.arcs[node]:
@@ -47,7 +49,8 @@ class _Network:
         for arc in path:
           self.room[arc] -= flow
           self.room[arc ^ 1] += flow
-        path, node = [], source
+        path = []
+        node = source
       elif todo[node]:
         arc = todo[node][-1]
         head = self.head[arc]

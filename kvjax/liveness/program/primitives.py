@@ -1,6 +1,7 @@
-"""Equations on values: by NumPy where it means the same, else by JAX.
+"""Primitives on values: by NumPy where it means the same, else by JAX.
 
-An analysis runs many small equations once each. NumPy compiles none of them.
+An analysis runs many small equations once each. JAX would compile each of
+them; NumPy compiles none.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,26 +17,37 @@ Params = dict[str, Any]
 def evaluate(
   primitive: Any, params: Params, values: Sequence[Any]
 ) -> list[Any]:
-  """Runs one equation on values."""
-  native = _TABLE.get(primitive.name)
-  if native is not None and all(_plain(v) for v in values):
-    out = native(params, *map(np.asarray, values))
-    if out is not None:
-      return [out]
+  """Returns the results of one equation on values, as NumPy arrays.
+
+  Warnings of NumPy are off: constants may overflow, as on a device.
+  """
+  with np.errstate(all='ignore'):
+    by_numpy = _TABLE.get(primitive.name)
+    if by_numpy is not None and all(_plain(v) for v in values):
+      out = by_numpy(params, *map(np.asarray, values))
+      if out is not None:
+        return [out]
+    outs = bind(primitive, params, [jax.numpy.asarray(v) for v in values])
+    return [o if is_extended(o) else np.asarray(o) for o in outs]
+
+
+def bind(primitive: Any, params: Params, operands: Sequence[Any]) -> list[Any]:
+  """Returns the results of one equation on JAX arrays or tracers."""
   bound = primitive.get_bind_params(params)
   # A pair of functions and parameters before JAX 0.10, one mapping since.
-  extra, bound = bound if isinstance(bound, tuple) else ((), bound)
-  out = primitive.bind(*extra, *map(jax.numpy.asarray, values), **bound)
-  outs = list(out) if primitive.multiple_results else [out]
-  return [o if _extended(o) else np.asarray(o) for o in outs]
+  functions, bound = bound if isinstance(bound, tuple) else ((), bound)
+  out = primitive.bind(*functions, *operands, **bound)
+  return list(out) if primitive.multiple_results else [out]
 
 
-def _extended(value: Any) -> bool:
-  return jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
+def is_extended(value: Any) -> bool:
+  """Returns whether a value, such as a random key, has no NumPy dtype."""
+  dtype = getattr(value, 'dtype', None)
+  return dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.extended)
 
 
 def _plain(value: Any) -> bool:
-  return not _extended(value) and value.dtype in (
+  return not is_extended(value) and value.dtype in (
     np.float32,
     np.int32,
     np.bool_,
@@ -43,7 +55,7 @@ def _plain(value: Any) -> bool:
 
 
 def _arithmetic(function: Callable[..., Array]) -> Callable[..., Array | None]:
-  """The same on float32; integers and booleans go to JAX."""
+  """Returns `function` on float32; JAX takes integers and booleans."""
 
   def run(params: Params, *values: Array) -> Array | None:
     if any(v.dtype != np.float32 for v in values):
@@ -54,7 +66,7 @@ def _arithmetic(function: Callable[..., Array]) -> Callable[..., Array | None]:
 
 
 def _anything(function: Callable[..., Array]) -> Callable[..., Array]:
-  """The same on float32, int32 and booleans."""
+  """Returns `function` on float32, int32 and booleans."""
   return lambda params, *values: function(*values)
 
 
