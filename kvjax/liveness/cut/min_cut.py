@@ -151,10 +151,10 @@ def find_corners(graph: Graph, absorbed: Prices) -> list[Cut]:
 
   def between(small: Cut, quick: Cut) -> list[Cut]:
     saved = Fraction(small.flops_per_token) - Fraction(quick.flops_per_token)
-    more = total_bytes(quick) - total_bytes(small)
-    if saved <= 0 or more <= 0:
+    extra = total_bytes(quick) - total_bytes(small)
+    if saved <= 0 or extra <= 0:
       return []
-    price = Fraction(more) / saved / LENGTH
+    price = Fraction(extra) / saved / LENGTH
     middle = solve(price)
     cost = lambda c: (
       total_bytes(c) + LENGTH * price * Fraction(c.flops_per_token)

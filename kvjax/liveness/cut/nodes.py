@@ -101,14 +101,16 @@ class _Part:
 
 def group_nodes(trace: Trace, boundary: Boundary) -> list[Node]:
   """Returns the tensors of the past at a boundary."""
-  names, labels = _names(trace)
-  readers = _Readers(trace, boundary)
+  names = _names(trace)
+  readers = _readers(trace, boundary)
   growing = _growing(trace)
   ahead = _ahead(trace)
   parts = _group_ids(trace, boundary, names, readers)
   firsts = np.array([ids[0] for ids in parts], np.int64)
   nodes = []
-  for ids, reads in zip(parts, readers.find(firsts), strict=True):
+  for ids, bears, reads in zip(
+    parts, names.find(firsts), readers.find(firsts), strict=True
+  ):
     first = ids[0]
     maker = int(trace.table.maker[first])
     times, sizes = np.unique(trace.table.available[ids], return_counts=True)
@@ -123,8 +125,8 @@ def group_nodes(trace: Trace, boundary: Boundary) -> list[Node]:
       Node(
         ids=ids,
         maker=maker,
-        names=labels[int(names[first])],
-        readers=reads,
+        names=bears,
+        readers=frozenset(reads),
         extent=extent,
         width=width,
         window=boundary.position - int(times[0]),
@@ -137,17 +139,17 @@ def group_nodes(trace: Trace, boundary: Boundary) -> list[Node]:
 
 
 def _group_ids(
-  trace: Trace, boundary: Boundary, names: Array, readers: '_Readers'
+  trace: Trace, boundary: Boundary, names: '_KeySets', readers: '_KeySets'
 ) -> list[Array]:
   """Returns the live scalars, those of each tensor together."""
   maker = trace.table.maker
   crosses = boundary.frontier
   live = np.flatnonzero(boundary.live)
-  key = [maker[live], names[live], readers.code[live], crosses[live]]
+  key = [maker[live], names.code[live], readers.code[live], crosses[live]]
   groups: dict[Any, list[Array]] = collections.defaultdict(list)
   for ids in _alike(np.stack(key, 1), live):
     first = ids[0]
-    kind = _kind(trace, int(maker[first])), names[first], crosses[first]
+    kind = _kind(trace, int(maker[first])), names.code[first], crosses[first]
     groups[kind].append(ids)
   return [
     ids for members in groups.values() for ids in _join_rows(trace, members)
@@ -346,47 +348,46 @@ def _is_free(trace: Trace, maker: int) -> bool:
   )
 
 
-def _names(trace: Trace) -> tuple[Array, dict[int, tuple[str, ...]]]:
-  """Returns [scalars] a number for each set of names, and the sets.
-
-  A scalar may bear several names; name i adds 1 << i to the number.
-  """
-  code = np.zeros(trace.table.size, np.int64)
-  order: dict[str, int] = {}
-  for name, tensors in trace.names.items():
-    order[name] = len(order)
-    ids = np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
-    code[ids] += 1 << len(order) - 1
-  labels = {
-    int(c): tuple(n for n, i in order.items() if int(c) >> i & 1)
-    for c in np.unique(code)
+def _names(trace: Trace) -> '_KeySets':
+  """Returns for every scalar the names that the program gives it."""
+  ids_of = {
+    name: np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
+    for name, tensors in trace.names.items()
   }
-  return code, labels
+  return _KeySets(trace.table.size, ids_of)
 
 
-class _Readers:
-  """For every scalar, the equations that read it, whichever iteration."""
+def _readers(trace: Trace, boundary: Boundary) -> '_KeySets':
+  """Returns for every scalar the equations that read it, in any iteration."""
+  reads: dict[Any, list[Array]] = collections.defaultdict(list)
+  for index, op in enumerate(trace.ops):
+    for a in range(len(op.ins)):
+      for ids in (boundary.within[index][a], boundary.across[index][a]):
+        if ids.size:
+          reads[op.origin.equation, a].append(ids)
+  ids_of = {k: distinct(np.concatenate(v)) for k, v in reads.items()}
+  return _KeySets(trace.table.size, ids_of)
 
-  def __init__(self, trace: Trace, boundary: Boundary) -> None:
-    reads: dict[Any, list[Array]] = collections.defaultdict(list)
-    for index, op in enumerate(trace.ops):
-      for a in range(len(op.ins)):
-        for ids in (boundary.within[index][a], boundary.across[index][a]):
-          if ids.size:
-            reads[op.origin.equation, a].append(ids)
-    self.reads = {k: distinct(np.concatenate(v)) for k, v in reads.items()}
-    # Sets of readers are compared by a sum of hashes: Python's own hash of a
-    # tuple of strings differs from process to process, and node order with it.
-    self.code = np.zeros(trace.table.size, np.int64)
-    for key, ids in self.reads.items():
+
+class _KeySets:
+  """A set of keys for every scalar, and a number for every set.
+
+  The number is a sum of digests. Python's own hash of a string differs from
+  process to process, and the order of nodes would differ with it.
+  """
+
+  def __init__(self, size: int, ids_of: dict[Any, Array]) -> None:
+    self.ids_of = {key: ids for key, ids in ids_of.items() if ids.size}
+    self.code = np.zeros(size, np.int64)
+    for key, ids in ids_of.items():
       digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
       self.code[ids] += int.from_bytes(digest, 'big') >> 8
 
-  def find(self, ids: Array) -> list[frozenset[Any]]:
-    """Returns the equations that read each of `ids`."""
-    out: list[set[Any]] = [set() for _ in ids]
-    for key, read in self.reads.items():
-      nearest = np.minimum(np.searchsorted(read, ids), len(read) - 1)
-      for i in np.flatnonzero(read[nearest] == ids).tolist():
-        out[i].add(key)
-    return [frozenset(keys) for keys in out]
+  def find(self, ids: Array) -> list[tuple[Any, ...]]:
+    """Returns the keys of each of `ids`, in their order."""
+    out: list[list[Any]] = [[] for _ in ids]
+    for key, members in self.ids_of.items():
+      nearest = np.minimum(np.searchsorted(members, ids), len(members) - 1)
+      for i in np.flatnonzero(members[nearest] == ids).tolist():
+        out[i].append(key)
+    return [tuple(keys) for keys in out]

@@ -233,7 +233,8 @@ class _Run:
   def equation(
     self, eqn: Any, ins: list[RowValue], place: Place
   ) -> list[RowValue]:
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
+    params = eqn.params
     if name == 'scan' and any(v.row is not None for v in ins):
       return self.scan(params, ins, place)
     if name in jaxprs.CALLS:
@@ -246,7 +247,7 @@ class _Run:
         return [self.cumulative(eqn, ins[0], place)]
     axes = self.decoder.row_axes.get(place)
     admits = lambda axis: axes is None or axis in axes
-    rows = one_row.new_rows(eqn.primitive, params, ins, self.t, admits)
+    rows = one_row.new_rows(eqn, ins, self.t, admits)
     shapes = [v.aval.shape for v in eqn.outvars]
     fulls: Sequence[Any] = [None] * len(shapes)
     if rows is None or all(v.full is not None for v in ins):

@@ -63,17 +63,12 @@ def slice_of(
 
 
 def new_rows(
-  primitive: Any,
-  params: Params,
-  ins: Sequence[RowValue],
-  t: jax.Array,
-  admits: Callable[[int], bool],
+  eqn: Any, ins: Sequence[RowValue], t: jax.Array, admits: Callable[[int], bool]
 ) -> tuple[list[jax.Array], int] | None:
   """Returns new rows of an equation's results and their axis.
 
   Args:
-    primitive: of the equation.
-    params: of the equation.
+    eqn: the equation.
     ins: its operands.
     t: the position.
     admits: whether row t of a product along an axis has all that is new at t.
@@ -81,26 +76,27 @@ def new_rows(
   Returns:
     None where no rule knows the row.
   """
-  if primitive.name == 'dot_general':
-    return _dot(primitive, params, ins, t, admits)
-  if primitive.name == 'gather':
-    return _gather(primitive, params, ins)
+  name = eqn.primitive.name
+  if name == 'dot_general':
+    return _dot(eqn, ins, t, admits)
+  if name == 'gather':
+    return _gather(eqn, ins)
   if all(v.row is None for v in ins):
     return None
-  pointwise = primitive.name not in _RULES
+  pointwise = name not in _RULES
   if pointwise:
     ins = _broadcast_ins(ins)
   first = next(v for v in ins if v.row is not None)
   if pointwise:
     same = all(v.shape in ((), first.shape) for v in ins)
-    small = (params, first.axis) if same else None
+    small = (eqn.params, first.axis) if same else None
   else:
-    small = _RULES[primitive.name](params, first)
+    small = _RULES[name](eqn.params, first)
   operands = _aligned(ins, first, t)
   if small is None or operands is None:
     return None
-  row_params, axis = small
-  return bind(primitive, row_params, operands), axis
+  params, axis = small
+  return bind(eqn.primitive, params, operands), axis
 
 
 def _aligned(
@@ -254,14 +250,10 @@ _RULES: dict[str, RowRule] = {
 
 
 def _dot(
-  primitive: Any,
-  params: Params,
-  ins: Sequence[RowValue],
-  t: jax.Array,
-  admits: Callable[[int], bool],
+  eqn: Any, ins: Sequence[RowValue], t: jax.Array, admits: Callable[[int], bool]
 ) -> tuple[list[jax.Array], int] | None:
   """A row of a product: the row of one operand with all of the other."""
-  contracted, batch = params['dimension_numbers']
+  contracted, batch = eqn.params['dimension_numbers']
   for a, value in enumerate(ins):
     if value.row is None or value.axis in contracted[a]:
       continue
@@ -282,16 +274,16 @@ def _dot(
         axis += len(left) - len(contracted[0]) - len(batch[0])
     if part is not None and admits(axis):
       pair = [value.row, part] if a == 0 else [part, value.row]
-      return bind(primitive, params, pair), axis
+      return bind(eqn.primitive, eqn.params, pair), axis
   return None
 
 
 def _gather(
-  primitive: Any, params: Params, ins: Sequence[RowValue]
+  eqn: Any, ins: Sequence[RowValue]
 ) -> tuple[list[jax.Array], int] | None:
   """Rows of a table by rows of indices."""
   operand, indices = ins
-  numbers = params['dimension_numbers']
+  numbers = eqn.params['dimension_numbers']
   if indices.row is None or indices.axis == len(indices.shape) - 1:
     return None
   rank = len(indices.shape) - 1 + len(numbers.offset_dims)
@@ -306,5 +298,5 @@ def _gather(
       table = operand.row if operand.axis == of_operand else None
   if table is None:
     return None
-  values = bind(primitive, params, [table, indices.row])
+  values = bind(eqn.primitive, eqn.params, [table, indices.row])
   return values, outer[indices.axis]

@@ -210,7 +210,9 @@ def poison(analysis: Analysis, x: Any, without: Collection[int] = ()) -> float:
     The greatest change of an output from the boundary on; 0.0 when the cut
     separates, and greater, or NaN, when a tensor that matters is lost.
   """
-  trace, cut, nodes = analysis.trace, analysis.cut, analysis.graph.nodes
+  trace = analysis.trace
+  cut = analysis.cut
+  nodes = analysis.graph.nodes
   position = analysis.boundary.position
   base = replay.compute_values(trace, x)
   past = trace.table.available < position

@@ -56,7 +56,8 @@ def _while(
   recorder: Recording, equation: Equation, ins: list[Tensor]
 ) -> list[Tensor]:
   """Unrolls a loop whose test does not depend on data."""
-  params, origin = equation.params, equation.origin
+  params = equation.params
+  origin = equation.origin
   test, test_consts = jaxprs.open_jaxpr(params['cond_jaxpr'])
   body, body_consts = jaxprs.open_jaxpr(params['body_jaxpr'])
   of_test = params['cond_nconsts']

@@ -194,13 +194,10 @@ def _offset(name: str, ins: Sequence[Tensor], shape: Shape) -> Array | None:
   parts = [movement.offset_of(t) for t in ins]
   with np.errstate(all='ignore'):
     if name in ('mul', 'div'):
-      a, b = ins
-      scale = np.where(b.is_const, parts[1], 0.0)
-      out = parts[0] / scale if name == 'div' else parts[0] * scale
-      if name == 'mul':
-        out = np.where(a.is_const, parts[0] * parts[1], out)
-      known = b.is_const | (a.is_const if name == 'mul' else False)
-      out = np.where(known, out, 0.0)
+      # The offset scales with a constant; data may scale it to anything.
+      scaled = np.multiply if name == 'mul' else np.divide
+      known = ins[1].is_const | (ins[0].is_const & (name == 'mul'))
+      out = np.where(known, scaled(parts[0], parts[1]), 0.0)
     elif name == 'select_n':
       out = _chosen(ins[0], parts[1:])
     else:

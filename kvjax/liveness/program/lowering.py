@@ -31,7 +31,8 @@ def lower(
   recorder: Recording, equation: Equation, ins: Sequence[Tensor]
 ) -> list[Tensor] | None:
   """Returns the results by smaller primitives; None where there are none."""
-  name, params = equation.name, equation.params
+  name = equation.name
+  params = equation.params
   if name in CUMULATIVE:
     return _recurrence(recorder, equation, ins[0])
   if name == 'conv_general_dilated':
@@ -145,7 +146,8 @@ def _convolution(
   recorder: Recording, equation: Equation, ins: Sequence[Tensor]
 ) -> Tensor:
   """Windows [groups, batch * places, taps] times kernels, as one product."""
-  params, aval = equation.params, equation.avals[0]
+  params = equation.params
+  aval = equation.avals[0]
   if params['batch_group_count'] != 1:
     raise AnalysisError(f'batch_group_count > 1: {equation.origin.text}.')
   numbers = params['dimension_numbers']

@@ -120,41 +120,47 @@ def _dot(params: Params, a: Array, b: Array) -> Array | None:
   return np.einsum(a, first, b, second, [first[i] for i in lead] + free)
 
 
+def _same_names(names: str) -> dict[str, Callable[..., Array]]:
+  """Returns the functions that NumPy calls as JAX calls its primitives."""
+  return {name: getattr(np, name) for name in names.split()}
+
+
+_ON_FLOATS = _same_names('cos exp floor log log1p sin sqrt tanh') | {
+  'div': np.divide,
+  'logistic': lambda a: 1 / (1 + np.exp(-a)),
+  'neg': np.negative,
+  'pow': np.power,
+  'rsqrt': lambda a: 1 / np.sqrt(a),
+  'sub': np.subtract,
+}
+_ON_ANYTHING = {
+  'add': np.add,
+  'add_any': np.add,
+  'eq': np.equal,
+  'ge': np.greater_equal,
+  'gt': np.greater,
+  'le': np.less_equal,
+  'lt': np.less,
+  'max': np.maximum,
+  'min': np.minimum,
+  'mul': np.multiply,
+  'ne': np.not_equal,
+}
+_ON_BOOLEANS = {
+  'and': np.logical_and,
+  'not': np.logical_not,
+  'or': np.logical_or,
+}
+_REDUCTIONS = {'reduce_max': np.max, 'reduce_min': np.min, 'reduce_sum': np.sum}
+
 _TABLE: dict[str, Callable[..., Array | None]] = {
-  'add': _anything(np.add),
-  'add_any': _anything(np.add),
-  'and': _logic(np.logical_and),
+  **{name: _arithmetic(f) for name, f in _ON_FLOATS.items()},
+  **{name: _anything(f) for name, f in _ON_ANYTHING.items()},
+  **{name: _logic(f) for name, f in _ON_BOOLEANS.items()},
+  **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
   'convert_element_type': _convert,
-  'cos': _arithmetic(np.cos),
-  'div': _arithmetic(np.divide),
   'dot_general': _dot,
-  'eq': _anything(np.equal),
-  'exp': _arithmetic(np.exp),
-  'floor': _arithmetic(np.floor),
-  'ge': _anything(np.greater_equal),
-  'gt': _anything(np.greater),
   'integer_pow': lambda p, v: _arithmetic(lambda a: a ** p['y'])(p, v),
   'iota': _iota,
-  'le': _anything(np.less_equal),
-  'log': _arithmetic(np.log),
-  'log1p': _arithmetic(np.log1p),
-  'logistic': _arithmetic(lambda a: 1 / (1 + np.exp(-a))),
-  'lt': _anything(np.less),
-  'max': _anything(np.maximum),
-  'min': _anything(np.minimum),
-  'mul': _anything(np.multiply),
-  'ne': _anything(np.not_equal),
-  'neg': _arithmetic(np.negative),
-  'not': _logic(np.logical_not),
-  'or': _logic(np.logical_or),
-  'pow': _arithmetic(np.power),
-  'reduce_max': _reduction(np.max),
-  'reduce_min': _reduction(np.min),
-  'reduce_sum': _reduction(np.sum),
-  'rsqrt': _arithmetic(lambda a: 1 / np.sqrt(a)),
   'select_n': _select,
-  'sin': _arithmetic(np.sin),
-  'sqrt': _arithmetic(np.sqrt),
-  'sub': _anything(np.subtract),
-  'tanh': _arithmetic(np.tanh),
 }

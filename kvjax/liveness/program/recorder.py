@@ -116,7 +116,8 @@ class Recorder:
 
   def apply(self, equation: Equation, ins: Sequence[Tensor]) -> list[Tensor]:
     """Moves, evaluates, lowers, folds or records one equation."""
-    primitive, params = equation.primitive, equation.params
+    primitive = equation.primitive
+    params = equation.params
     moved = movement.move(primitive, params, ins)
     if moved is not None:
       return [moved]
@@ -138,7 +139,8 @@ class Recorder:
     Raises:
       AnalysisError: no rule knows the primitive.
     """
-    name, origin = equation.name, equation.origin
+    name = equation.name
+    origin = equation.origin
     related = rules.relate(name, equation.params, ins, equation.avals[0].shape)
     if related is None:
       raise AnalysisError(

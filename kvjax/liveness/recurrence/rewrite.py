@@ -110,7 +110,8 @@ class _Rewriter:
     return jaxprs.interpret(jaxpr, consts, args, run_equation, _constant)
 
   def equation(self, eqn: Any, ins: list[TrackedArray]) -> list[TrackedArray]:
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
+    params = eqn.params
     if name in jaxprs.CALLS:
       body, consts = jaxprs.open_call(params)
       return self.run(body, consts, ins[len(ins) - len(body.invars) :])
@@ -159,7 +160,8 @@ class _Rewriter:
 
   def loop(self, eqn: Any, ins: list[TrackedArray]) -> TrackedArray | None:
     """Returns the equation as a loop, where it sums a table over the past."""
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
+    params = eqn.params
     form = ins[0].form
     result = None
     if name == 'dot_general':
@@ -289,7 +291,8 @@ class _Rewriter:
 
   def thin(self, eqn: Any, ins: list[TrackedArray], shape: Shape) -> Any:
     """Returns the result computed once for equal positions, or None."""
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
+    params = eqn.params
     if name in ('name', 'copy', 'stop_gradient'):
       return ins[0].thin
     parts = [tables.thinnest(v, self.length) for v in ins]
