@@ -78,12 +78,12 @@ def find_cheapest(
     price: bytes a FLOP; None redoes nothing that costs FLOPs.
     absorbed: FLOPs of nodes for which absorption is cheaper.
   """
-  absorbed = absorbed or {}
+  flops = absorbed or {}
   edges: list[tuple[object, object, int]] = []
   # A node is an arc from its input to its output. Cutting that arc keeps the
   # node; cutting the arc from the past to its input redoes it.
   for i in range(len(graph.nodes)):
-    keep, redo = _capacities(graph, i, price, absorbed)
+    keep, redo = _capacities(graph, i, price, flops)
     edges.append((('in', i), ('out', i), keep))
     edges.append(('past', ('in', i), redo))
   for a, b in graph.edges:
@@ -103,7 +103,7 @@ def find_cheapest(
     tuple(redone),
     sum(nodes[i].bytes_per_token for i in kept),
     sum(nodes[i].state_bytes for i in kept),
-    sum(absorbed.get(i, nodes[i].flops) for i in redone),
+    sum(flops.get(i, nodes[i].flops) for i in redone),
   )
 
 

@@ -183,7 +183,7 @@ def find_row_axes(analysis: Analysis) -> dict[Place, frozenset[int]]:
   Row t of the other axes has old scalars too, as column t of scores has.
   """
   trace = analysis.trace
-  need = lifetimes.needed(trace)
+  need = lifetimes.find_needed(trace)
   out = {}
   for op in trace.ops:
     if op.name != 'dot_general':
