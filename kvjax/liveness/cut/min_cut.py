@@ -91,7 +91,8 @@ def find_cheapest(
   for a in graph.future:
     edges.append((('out', a), 'future', maxflow.INFINITE))
   side = maxflow.source_side(edges, 'past', 'future')
-  kept, redone = [], []
+  kept = []
+  redone = []
   for i in range(len(graph.nodes)):
     if ('in', i) not in side:
       redone.append(i)
@@ -115,9 +116,11 @@ def _capacities(
   flops = round(absorbed.get(i, node.flops))
   size = round(LENGTH * node.bytes_per_token) + node.state_bytes
   if price is None:  # FLOPs decide; bytes decide among equal FLOPs.
-    per_flop, per_byte = 1 << 60, 1
+    per_flop = 1 << 60
+    per_byte = 1
   elif price == 0:  # Bytes decide; FLOPs decide among equal bytes.
-    per_flop, per_byte = 1, 1 << 60
+    per_flop = 1
+    per_byte = 1 << 60
   else:
     per_flop = LENGTH * price.numerator << 20
     per_byte = price.denominator << 20

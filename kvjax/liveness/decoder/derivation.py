@@ -312,7 +312,8 @@ class _Run:
     for i in reversed(steps) if params['reverse'] else steps:
       row = [_column(v, i, self.t) for v in columns]
       out = run_step(i, carry, row)
-      carry, ys[i] = out[:carried], out[carried:]
+      carry = out[:carried]
+      ys[i] = out[carried:]
     count = len(ys[0]) if ys else 0
     stacked = [self.stack([ys[i][j] for i in steps]) for j in range(count)]
     return [*carry, *stacked]

@@ -44,7 +44,8 @@ def _scan(
     row = [t.moved(lambda a, i=i: np.asarray(a)[i]) for t in columns]
     place = (*equation.origin.place, ('step', i))
     out = recorder.run(body, consts, [*shared, *carry, *row], place)
-    carry, ys[i] = out[:carried], out[carried:]
+    carry = out[:carried]
+    ys[i] = out[carried:]
   stacked = [
     movement.move_together(np.stack, [ys[i][j] for i in steps])
     for j in range(len(ys[0]))

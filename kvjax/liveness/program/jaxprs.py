@@ -98,10 +98,12 @@ def split_scan(
 ) -> tuple[Sequence[Value], Sequence[Value], Sequence[Value]]:
   """Returns operands of a scan: shared by all steps, carried, one a step."""
   if 'num_carry' in params:
-    shared, carried = params['num_consts'], params['num_carry']
+    shared = params['num_consts']
+    carried = params['num_carry']
   else:  # Since JAX 0.12.
     shared_tree, carried_tree, _ = params['ft_in'].unpack()
-    shared, carried = len(list(shared_tree)), len(list(carried_tree))
+    shared = len(list(shared_tree))
+    carried = len(list(carried_tree))
   columns = shared + carried
   return ins[:shared], ins[shared:columns], ins[columns:]
 

@@ -81,7 +81,8 @@ def _recurrence(
 
   None where all rows are of one time: such a sum is within a position.
   """
-  axis, reverse = equation.params['axis'], equation.params['reverse']
+  axis = equation.params['axis']
+  reverse = equation.params['reverse']
   ready = scalars.lookup(recorder.table.available, operand.ids)
   if not np.any(ready.min(axis) != ready.max(axis)):
     return None

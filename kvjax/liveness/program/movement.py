@@ -67,7 +67,8 @@ def _broadcast(arrays: Sequence[Array], params: Params) -> Array:
 
 
 def _slice(arrays: Sequence[Array], params: Params) -> Array:
-  starts, limits = params['start_indices'], params['limit_indices']
+  starts = params['start_indices']
+  limits = params['limit_indices']
   strides = params['strides'] or (1,) * len(starts)
   return arrays[0][tuple(map(slice, starts, limits, strides))]
 

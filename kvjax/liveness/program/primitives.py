@@ -87,7 +87,8 @@ def _reduction(function: Callable[..., Array]) -> Callable[..., Array | None]:
 
 
 def _iota(params: Params) -> Array:
-  shape, axis = params['shape'], params['dimension']
+  shape = params['shape']
+  axis = params['dimension']
   lead = [1] * len(shape)
   lead[axis] = shape[axis]
   column = np.arange(shape[axis], dtype=params['dtype']).reshape(lead)

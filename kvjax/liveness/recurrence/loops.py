@@ -236,5 +236,6 @@ def _condensed(table: Factor, axes: str) -> Factor:
     axis = letters.index(c)
     part = array.take([0], axis)
     if np.array_equal(np.broadcast_to(part, array.shape), array):
-      array, letters = part.squeeze(axis), letters.replace(c, '')
+      array = part.squeeze(axis)
+      letters = letters.replace(c, '')
   return Factor(array, letters)

@@ -186,7 +186,8 @@ class _Rewriter:
     self, params: Any, ins: list[TrackedArray], side: int
   ) -> tuple[Factor, str] | None:
     """Returns a product of weights on one side with what the weights mix."""
-    weights, other = ins[side], ins[1 - side]
+    weights = ins[side]
+    other = ins[1 - side]
     form = weights.form
     if weights.known is not None and weights.known.ndim > 1:
       letters = tables.letters_of(weights.known.ndim)
@@ -303,7 +304,8 @@ class _Rewriter:
         for p, v in zip(parts, ins, strict=True)
       )
     elif name == 'broadcast_in_dim':
-      sizes, dims = np.shape(parts[0]), params['broadcast_dimensions']
+      sizes = np.shape(parts[0])
+      dims = params['broadcast_dimensions']
       small = tables.spread(sizes, dims, len(shape))
       thin = _is_thin(small, shape, self.length)
       params = params | {'shape': small}

@@ -166,7 +166,8 @@ def _mul(operands: _Operands) -> MaskedScore | Product | None:
     scaled = _scaled(operands, i, 1 - i, np.multiply)
     if scaled is not None:
       return scaled
-    product, table = operands.product(i), operands.table(1 - i)
+    product = operands.product(i)
+    table = operands.table(1 - i)
     if product is not None and table is not None:
       return product._replace(weight=product.weight * table)
     thin = operands.thin(1 - i)
@@ -182,11 +183,9 @@ def _times(product: Product, thin: Any) -> Product:
 
 def _div(operands: _Operands) -> MaskedScore | Product | None:
   scaled = _scaled(operands, 0, 1, np.divide)
-  product, table, thin = (
-    operands.product(0),
-    operands.table(1),
-    operands.thin(1),
-  )
+  product = operands.product(0)
+  table = operands.table(1)
+  thin = operands.thin(1)
   if scaled is not None or product is None:
     return scaled
   if table is not None:
@@ -199,7 +198,8 @@ def _div(operands: _Operands) -> MaskedScore | Product | None:
 
 def _scaled(operands: _Operands, i: int, j: int, by: Any) -> MaskedScore | None:
   """Returns a score times a constant that is the same at all positions."""
-  score, scale = operands.ins[i].form, operands.thin(j)
+  score = operands.ins[i].form
+  scale = operands.thin(j)
   if not isinstance(score, MaskedScore) or operands.ins[j].known is None:
     return None
   positions = [n for n in np.shape(scale) if n == operands.length]
@@ -215,10 +215,12 @@ def _scaled(operands: _Operands, i: int, j: int, by: Any) -> MaskedScore | None:
 
 def _add(operands: _Operands) -> MaskedScore | None:
   for i in (0, 1):
-    score, table = operands.score(i), operands.table(1 - i)
+    score = operands.score(i)
+    table = operands.table(1 - i)
     if score is not None and table is not None:
       return score._replace(bias=score.bias + table)
-  score, other = operands.score(0), operands.score(1)
+  score = operands.score(0)
+  other = operands.score(1)
   if score is None or other is None:
     return None
   if isinstance(operands.ins[1].form, MaskedScore):
@@ -227,7 +229,9 @@ def _add(operands: _Operands) -> MaskedScore | None:
 
 
 def _sub(operands: _Operands) -> MaskedScore | None:
-  score, table, thin = operands.score(0), operands.table(1), operands.thin(1)
+  score = operands.score(0)
+  table = operands.table(1)
+  thin = operands.thin(1)
   if score is None or thin is None and table is None:
     return None
   if table is not None:
@@ -245,11 +249,13 @@ def _select(operands: _Operands) -> MaskedScore | Product | None:
   if which is None or len(operands.ins) != 3:
     return None
   for case in (1, 2):
-    chosen, other = which == case - 1, operands.table(3 - case)
+    chosen = which == case - 1
+    other = operands.table(3 - case)
     if other is None or operands.ins[case].known is not None:
       continue
     hidden = other[~chosen]
-    score, product = operands.score(case), operands.product(case)
+    score = operands.score(case)
+    product = operands.product(case)
     if product is not None and np.all(hidden == 0):
       return product._replace(weight=np.where(chosen, product.weight, 0))
     if score is not None and np.all(hidden < -folding.FAR):
@@ -331,13 +337,15 @@ def visible_bias(product: Product) -> Array | None:
   score = product.score
   if score is None:
     return None
-  zero, letters = product.weight == 0, product.letters
+  zero = product.weight == 0
+  letters = product.letters
   for c in [c for c in letters if c not in score.letters]:
     axis = letters.index(c)
     part = zero.take([0], axis)
     if np.any(part != zero):
       return None
-    zero, letters = part.squeeze(axis), letters.replace(c, '')
+    zero = part.squeeze(axis)
+    letters = letters.replace(c, '')
   if len(letters) != len(score.letters):
     return None
   zero = zero.transpose([letters.index(c) for c in score.letters])
