@@ -125,6 +125,7 @@ def analyze_trace(trace: Trace) -> Analysis:
     cut = Cut((), (), 0, 0, 0.0)
   names = Labels(trace, graph).name_nodes(cut)
   makers = {graph.nodes[i].maker for i in cut.redone}
+  # The input has no maker and is never redone.
   redone = np.isin(trace.table.maker, list(makers - {-1}))
   last = lifetimes.find_last_reads(trace, lifetimes.find_needed(trace), redone)
   groups = _named_ids(trace, graph, cut, names)
@@ -147,6 +148,7 @@ def find_boundary(trace: Trace) -> Boundary:
 
   Programs of chunks remember less where a chunk ends.
   """
+  # Two positions after the boundary show what is read more than once.
   last = trace.length - 3
   candidates = range(max(1, last - 3), last + 1)
   fullest = max(

@@ -86,6 +86,7 @@ def find_cheapest(
     keep, redo = _capacities(graph, i, price, flops)
     edges.append((('in', i), ('out', i), keep))
     edges.append(('past', ('in', i), redo))
+  # What a redone node is made of must be known: no cut separates the two.
   for a, b in graph.edges:
     edges.append((('out', a), ('in', b), maxflow.INFINITE))
   for a in graph.future:
@@ -129,13 +130,14 @@ def _capacities(
   if node.extent is Extent.BAND:
     keep = maxflow.INFINITE
   if node.maker < 0 or node.decided:
-    redo = maxflow.INFINITE
+    redo = maxflow.INFINITE  # Nothing makes the input anew.
   return keep, redo
 
 
 def _tie(graph: Graph, i: int) -> int:
-  """Among equal costs a named tensor is kept, and the one nearest its reader.
+  """Returns what keeping a node costs beyond its bytes, to decide ties.
 
+  Among equal costs a named tensor is kept, and the one nearest its reader.
   Nodes are numbered in the order in which they are made.
   """
   node = graph.nodes[i]

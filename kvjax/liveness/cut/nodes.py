@@ -187,6 +187,7 @@ def _growing(trace: Trace) -> set[int]:
     key = index if np.count_nonzero(count) > 1 else _kind(trace, index)
     sizes[key] = sizes.get(key, 0) + count
     members[key].append(index)
+  # Three positions in a row that grow: a window's rows grow only at its start.
   last = {key: count[count > 0][-3:] for key, count in sizes.items()}
   return {
     index
@@ -221,6 +222,8 @@ def _join_rows(trace: Trace, parts: list[Array]) -> list[Array]:
   """
   table = trace.table
   times = [set(table.available[ids].tolist()) for ids in parts]
+  # Three parts or fewer of one position each may be tensors of their own kind:
+  # a query, a key and a value of the last row.
   loop = len(parts) > 3 and all(len(t) == 1 for t in times)
   joined: list[tuple[set[int], Any, list[Array]]] = []
   for ids, positions in zip(parts, times, strict=True):
@@ -258,7 +261,7 @@ def _measure(
 
 
 def _rows(part: _Part, boundary: Boundary) -> tuple[Extent, int]:
-  """A row for every position or, if the rows do not go back that far, a window.
+  """Returns ROWS, or WINDOW if the rows do not go back to the beginning.
 
   A summary is made at the end of its block, and programs that look one block
   back have none for the first block: the first row may be two gaps late. The
@@ -272,17 +275,17 @@ def _rows(part: _Part, boundary: Boundary) -> tuple[Extent, int]:
 
 
 def _state(part: _Part) -> tuple[Extent, int]:
-  """One row of fixed size, made from the rows before."""
+  """Returns STATE: one row of fixed size, made from the rows before."""
   return Extent.STATE, part.usual_size
 
 
 def _entries(part: _Part, history: list[int]) -> tuple[Extent, int]:
-  """A sum for every key: each position adds entries to those before."""
+  """Returns ENTRIES, for a sum for every key: positions add entries."""
   return Extent.ENTRIES, int(part.sizes[0] - history[-1])
 
 
 def _band(part: _Part, boundary: Boundary) -> tuple[Extent, int]:
-  """Old scores: more of them at each position, or made ahead for later ones."""
+  """Returns BAND: old scores, more at each position, or made ahead."""
   return Extent.BAND, max(1, round(len(part.ids) / boundary.position))
 
 
@@ -334,7 +337,10 @@ _FREE = frozenset(('convert_element_type', 'reduce_precision', 'neg', 'copy'))
 
 
 def _is_free(trace: Trace, maker: int) -> bool:
-  """Casts and products with one constant number fold into their readers."""
+  """Returns whether an operation folds into its readers.
+
+  Casts do, and products with one constant number.
+  """
   op = trace.ops[maker]
   if op.name in _FREE:
     return True

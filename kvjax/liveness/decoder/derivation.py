@@ -145,6 +145,8 @@ class _Decoder:
     closed = _traced(self.program, self.x, self.axis, capacity)
     length = jnp.zeros((), jnp.int32) if cache is None else cache.length
     room = length < capacity
+    # Without room the step runs at the last position, so that every slice is
+    # in bounds, and stores nothing.
     t = jnp.minimum(length, capacity - 1)
     old = {} if cache is None else cache.streams
     run = _Run(self, old, t, room, capacity)
@@ -250,6 +252,8 @@ class _Run:
     rows = one_row.new_rows(eqn, ins, self.t, admits)
     shapes = [v.aval.shape for v in eqn.outvars]
     fulls: Sequence[Any] = [None] * len(shapes)
+    # Where all operands are whole the result is made whole as well: a reader
+    # may have no rule for a row.
     if rows is None or all(v.full is not None for v in ins):
       operands = [one_row.whole(v, self.t) for v in ins]
       fulls = bind(eqn.primitive, params, operands)

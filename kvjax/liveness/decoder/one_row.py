@@ -155,7 +155,10 @@ def _reduce(params: Params, value: RowValue) -> tuple[Params, int] | None:
 
 
 def _along(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  """Sorts, top-k, cumulative sums, joins and splits along another axis."""
+  """Applies to sorts, top-k, cumulative sums, joins and splits.
+
+  They need the row alone if they are along another axis than the row.
+  """
   keys = ('dimension', 'axis', 'operand_axis')
   axis = next(params[k] for k in keys if k in params)
   return None if axis == value.axis else (params, value.axis)
@@ -170,7 +173,7 @@ def _broadcast(params: Params, value: RowValue) -> tuple[Params, int] | None:
 
 
 def _reshape(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  """The row stays a block when the axes before it keep their size."""
+  """Keeps the row a block, if the axes before it keep their size."""
   shape = params['new_sizes']
   before_row = math.prod(value.shape[: value.axis])
   steps = value.shape[value.axis] // value.block
@@ -252,7 +255,7 @@ _RULES: dict[str, RowRule] = {
 def _dot(
   eqn: Any, ins: Sequence[RowValue], t: jax.Array, admits: Callable[[int], bool]
 ) -> tuple[list[jax.Array], int] | None:
-  """A row of a product: the row of one operand with all of the other."""
+  """Returns a row of a product: one operand's row with all of the other."""
   contracted, batch = eqn.params['dimension_numbers']
   for a, value in enumerate(ins):
     if value.row is None or value.axis in contracted[a]:
@@ -281,7 +284,7 @@ def _dot(
 def _gather(
   eqn: Any, ins: Sequence[RowValue]
 ) -> tuple[list[jax.Array], int] | None:
-  """Rows of a table by rows of indices."""
+  """Returns rows of a table by rows of indices."""
   operand, indices = ins
   numbers = eqn.params['dimension_numbers']
   if indices.row is None or indices.axis == len(indices.shape) - 1:

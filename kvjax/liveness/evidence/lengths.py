@@ -36,6 +36,8 @@ def choose_lengths(
       f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
     )
   start = max(start, 2 * reach)
+  # Two lengths 3 apart differ modulo most block sizes. Later pairs are for
+  # windows that the first pair does not reach the end of.
   lengths = [start, start + 3, 2 * start, 2 * start + 3]
   lengths += [n for n in (LONGEST - 3, LONGEST) if n > start]
   yield from sorted({round_up(length, step) for length in lengths})

@@ -117,6 +117,7 @@ def rows_stay(short: Trace, long: Trace, x: Any) -> bool:
     ready = _row_times(short.table.available, a, axis)
     left = np.moveaxis(replay.read_tensor(short_values, a), axis, 0)
     right = np.moveaxis(replay.read_tensor(long_values, b), axis, 0)
+    # Rows near the end still wait for tokens that the short input lacks.
     final = ready < short.length - _waits(ready).max(initial=0)
     right = right[: short.length][tuple(slice(n) for n in left.shape)]
     if not _close(left[final], right[final]):
@@ -235,4 +236,5 @@ def poison(analysis: Analysis, x: Any, without: Collection[int] = ()) -> float:
   future = lifetimes.outputs_from(trace, position) >= 0
   difference = np.abs(values[future] - base[future])
   same = _same(values[future], base[future])
+  # NaN in both runs is no change, and NaN - NaN would count as one.
   return float(np.max(np.where(same, 0.0, difference), initial=0.0))

@@ -106,6 +106,7 @@ def _mul(state: _Folding) -> None:
 
 
 def _div(state: _Folding) -> None:
+  # 0 / x is 0 for floats. JAX divides integers by 0 to -1.
   if jax.numpy.issubdtype(state.const.dtype, np.inexact):
     state.settle(state.equals(0, 0) & ~state.ins[1].is_const, 0)
 
@@ -119,7 +120,7 @@ def _sub(state: _Folding) -> None:
 
 
 def _infinite(state: _Folding, sign: int) -> None:
-  """An infinite constant stays what it is when a finite number is added."""
+  """Settles sums with an infinite constant, which a finite number leaves."""
   for a, s in ((0, 1), (1, sign)):
     for value in (np.inf, -np.inf):
       other = ~state.ins[1 - a].is_const
@@ -202,6 +203,7 @@ def _offset(name: str, ins: Sequence[Tensor], shape: Shape) -> Array | None:
       out = _chosen(ins[0], parts[1:])
     else:
       out = _LINEAR[name](parts)
+  # Small constants, biases, are no masks: most tensors need no offset.
   return np.nan_to_num(out, nan=0.0) if np.any(np.abs(out) > FAR) else None
 
 

@@ -77,7 +77,7 @@ def _without_masked(
 def _recurrence(
   recorder: Recording, equation: Equation, operand: Tensor
 ) -> list[Tensor] | None:
-  """out[i] = out[i - 1] (+) x[i], along an axis whose rows differ in time.
+  """Writes out[i] = out[i - 1] (+) x[i], along an axis of different times.
 
   None where all rows are of one time: such a sum is within a position.
   """
@@ -146,7 +146,7 @@ def _join(parts: Sequence[Tensor], axis: int) -> Tensor:
 def _convolution(
   recorder: Recording, equation: Equation, ins: Sequence[Tensor]
 ) -> Tensor:
-  """Windows [groups, batch * places, taps] times kernels, as one product."""
+  """Writes windows [groups, batch * places, taps] times kernels."""
   params = equation.params
   aval = equation.avals[0]
   if params['batch_group_count'] != 1:

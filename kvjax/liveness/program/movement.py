@@ -81,6 +81,7 @@ def _pad(arrays: Sequence[Array], params: Params) -> Array:
     shape = list(operand.shape)
     shape[axis] = inside + max(low, 0) + max(high, 0)
     out = np.full(shape, value.reshape(()), operand.dtype)
+    # Positive padding first, then negative padding cuts the result.
     lead = (slice(None),) * axis
     begin = max(low, 0)
     out[(*lead, slice(begin, begin + inside, inner + 1))] = operand

@@ -105,6 +105,7 @@ class Target:
   target: Array
   result: Shape
 
+  # The same pairs as an Index, seen from the other side.
   def push(self, attribute: Array) -> Array:
     return Index(self.target, self.result).pull(attribute)
 

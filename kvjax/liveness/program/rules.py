@@ -36,11 +36,12 @@ def _reduce(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
 
 
 def _along(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
-  """Sorts, top-k and cumulative sums within a position mix one axis."""
+  """Relates sorts, top-k and cumulative sums within a position: one axis."""
   keys = ('dimension', 'axis', 'operand_axis', 'reduction_dimension')
   axis = next(params[key] for key in keys if key in params)
   mix = [relations.Mix((axis % len(t.shape),), t.shape, shape) for t in ins]
   size = ins[0].shape[axis]
+  # A sort of n takes n log n comparisons: log n for each result.
   return mix, max(1.0, math.log2(max(size, 1)))
 
 
@@ -89,7 +90,7 @@ def nonzero(tensor: Tensor) -> np.ndarray:
 
 
 def _gather(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
-  """An index that depends on data may read all of the indexed axes."""
+  """Relates a gather by data, which may read all of the indexed axes."""
   operand, indices = ins
   lead = indices.shape[:-1]
   mixed = relations.Mix((len(lead),), indices.shape, lead, squeeze=True)

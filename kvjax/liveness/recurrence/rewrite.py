@@ -76,6 +76,7 @@ def _sums_tables(jaxpr: Any, length: int) -> bool:
 
 
 def _agree(program: Program, other: Program, x: Any) -> bool:
+  """Returns whether two programs agree on `x`, up to float32 rounding."""
   pairs = zip(
     jax.tree.leaves(program(x)), jax.tree.leaves(other(x)), strict=True
   )

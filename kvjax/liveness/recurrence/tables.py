@@ -244,7 +244,7 @@ def _less(score: MaskedScore, row: Any) -> MaskedScore:
 
 
 def _select(operands: _Operands) -> MaskedScore | Product | None:
-  """A mask: an operand where a constant chooses it, a constant elsewhere."""
+  """Returns an operand under a mask: a constant chooses it, or a constant."""
   which = operands.table(0)
   if which is None or len(operands.ins) != 3:
     return None
@@ -253,6 +253,7 @@ def _select(operands: _Operands) -> MaskedScore | Product | None:
     other = operands.table(3 - case)
     if other is None or operands.ins[case].known is not None:
       continue
+    # A product is hidden by zeros, a score by a mask that softmax makes zero.
     hidden = other[~chosen]
     score = operands.score(case)
     product = operands.product(case)
