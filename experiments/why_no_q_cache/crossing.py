@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness import analysis, report
-from kvjax.liveness.cut import lifetimes, min_cut
-from kvjax.liveness.program import record
+from kvjax.liveness import report
+from kvjax.liveness.analysis import settle
+from kvjax.liveness.cut import lifetimes
+from kvjax.liveness.cut.nodes import Node
+from kvjax.liveness.program.trace import Trace
+from kvjax.liveness.verdict import Analysis
 
 Array = np.ndarray
 NONE = -1
@@ -40,10 +43,9 @@ def crossing(
     x: an input, as for `analyze`.
     axis: the axis of `x` that counts positions.
   """
-  verdict, _ = analysis.settle(program, x, axis)
-  position = analysis.fullest(verdict.trace).position
-  groups = _groups(verdict, position)
-  need = lifetimes.needed(verdict.trace)
+  verdict, _ = settle(program, x, axis)
+  groups = _groups(verdict, verdict.boundary.position)
+  need = lifetimes.find_needed(verdict.trace)
   owner = np.full(verdict.trace.table.size, NONE, np.int64)
   for i, group in enumerate(groups):
     owner[group.ids[need[group.ids]]] = i
@@ -64,7 +66,7 @@ def _side(group: _Group) -> str:
   return 'new' if group.new else 'kept' if group.kept else 'past'
 
 
-def _groups(verdict: analysis.Verdict, position: int) -> list[_Group]:
+def _groups(verdict: Analysis, position: int) -> list[_Group]:
   """Later groups take scalars from earlier ones: outputs, names, the cut."""
   trace = verdict.trace
   tensors: dict[str, Array] = {'x': _data(trace.x)}
@@ -88,7 +90,7 @@ def _groups(verdict: analysis.Verdict, position: int) -> list[_Group]:
   return out
 
 
-def _kept(verdict: analysis.Verdict) -> dict[str, Array]:
+def _kept(verdict: Analysis) -> dict[str, Array]:
   found = collections.defaultdict(list)
   for i in verdict.cut.kept:
     found[verdict.names[i]].append(
@@ -97,7 +99,7 @@ def _kept(verdict: analysis.Verdict) -> dict[str, Array]:
   return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _whole(trace: record.Trace, node: min_cut.Node) -> Array:
+def _whole(trace: Trace, node: Node) -> Array:
   """A kept tensor's scalars at every position, if one equation makes them."""
   if node.maker < 0 or node.names:
     return node.ids
@@ -111,11 +113,11 @@ def _data(tensor: Any) -> Array:
   return np.unique(tensor.ids[~tensor.is_const])
 
 
-def _made_of(trace: record.Trace, owner: Array, target: int) -> list[int]:
+def _made_of(trace: Trace, owner: Array, target: int) -> list[int]:
   """The groups that some of the target's scalars are made of directly."""
   mark = np.where(owner == target, 0, lifetimes.NEVER).astype(np.int32)
   shut = (owner != NONE) & (owner != target)
   for op in reversed(trace.ops):
-    lifetimes.pull(op, lifetimes.outs_of(op, mark, shut), mark)
+    lifetimes.pull(op, lifetimes.gather_results(op, mark, shut), mark)
   found = set(np.unique(owner[mark >= 0]).tolist())
   return sorted(found - {NONE, target})

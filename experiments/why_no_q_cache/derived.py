@@ -22,7 +22,6 @@ _COLUMNS = (
   'kept',
   'why',
 )
-_EQUALS = ' What follows is no larger than the row that redoes nothing.'
 
 
 def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
@@ -84,14 +83,13 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
       ', '.join(p.rewrites) or '-',
       'fastest' if p is best else '-',
     ]
-    for p in (*report.frontier, *report.equals)
+    for p in report.frontier
   ]
   table = Table(
     'What may be kept, and what the rest costs a past token and step',
     columns,
     rows,
-    note='`fastest` counts bytes over bandwidth plus FLOPs over rate.'
-    + _EQUALS * bool(report.equals),
+    note='`fastest` counts bytes over bandwidth plus FLOPs over rate.',
   )
   if len(rows) < 2:
     return (table,)  # Nothing to trade.
@@ -99,11 +97,9 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
     table,
     Picture(
       'frontier',
-      plots.front(
-        'Bytes kept against FLOPs redone', report.frontier, report.equals
-      ),
+      plots.front('Bytes kept against FLOPs redone', report.frontier),
       'Every point is a sufficient cache; the last recomputes nothing. '
-      'Hollow ones are no better than another. The table names all.',
+      'The table names all.',
     ),
   )
 

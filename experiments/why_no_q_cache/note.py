@@ -16,9 +16,9 @@ from jax.ad_checkpoint import checkpoint_name as name
 from experiments.reporting.answer import WEIGHTS, X
 from experiments.why_no_q_cache import examples
 from kvjax import liveness
-from kvjax.liveness import analysis
+from kvjax.liveness.analysis import analyze_trace
 from kvjax.liveness.evidence import lengths, perturb
-from kvjax.liveness.program import record
+from kvjax.liveness.program.recorder import trace_program
 
 Array = np.ndarray
 SCALE = 3**-0.5
@@ -127,15 +127,11 @@ def growing() -> str:
 
 def stack() -> str:
   """Two layers: an old query's influence, and what separates it."""
-  x = lengths.resized(_input(8), 14, 0)
+  x = lengths.resize(_input(8), 14, 0)
   noise = np.where(np.arange(14)[:, None] < 13, _input(14), 0)
   moved = np.abs(_two_layers(x, noise) - _two_layers(x))[-1].max()
-  trace = record.trace(_two_layers, x)
-  verdict = analysis.judge(trace)
-  at = analysis.fullest(trace).position
-  change = lambda lost: perturb.poisoned(
-    trace, x, at, verdict.graph, verdict.cut, lost
-  )
+  verdict = analyze_trace(trace_program(_two_layers, x))
+  change = lambda lost: perturb.poison(verdict, x, lost)
   kept = ' '.join(verdict.names[i] for i in verdict.cut.kept)
   lost = [verdict.names[i] for i in verdict.cut.kept if change((i,)) > 0]
   return _text(

@@ -76,31 +76,25 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
   return png(canvas)
 
 
-def front(
-  title: str, points: Sequence[Point], beaten: Sequence[Point] = ()
-) -> bytes:
+def front(title: str, points: Sequence[Point]) -> bytes:
   """Returns the points of a frontier, bytes against FLOPs.
 
   Args:
     title: above it.
     points: of the frontier; as many are named as there is room for.
-    beaten: others, hollow, no better than one of the frontier.
   """
   canvas, (axes,) = figure(1, 8, 4)
   at = lambda p: (p.bytes_per_token + p.state_bytes, p.flops_per_token)
-  every = [*beaten, *points]  # What is filled lies above.
-  size, flops = zip(*map(at, every), strict=True)
+  size, flops = zip(*map(at, points), strict=True)
   axes.plot(
     *zip(*map(at, points), strict=True), color=FAINT, drawstyle='steps-post'
   )
-  for point in every:
-    fill = KEPT if point in points else 'white'
+  for point in points:
     axes.plot(
       *at(point),
       'o',
       color=KEPT,
-      markerfacecolor=fill,
-      markersize=8 if len(every) < 9 else 5,
+      markersize=8 if len(points) < 9 else 5,
       clip_on=False,
     )
   axes.set_xlim(0, 1.35 * max(*size, 1))
@@ -108,7 +102,7 @@ def front(
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
   axes.set_title(title, loc='left')
-  ranked = [*_ends_first(points), *beaten]
+  ranked = _ends_first(points)
   _name(canvas, axes, [(_short(p.names), at(p)) for p in ranked])
   return png(canvas)
 

@@ -1,6 +1,7 @@
 """Derives from an uncached program what must be remembered to go on.
 
-`analyze` says it, `derive` runs it; `docs/liveness.md` explains both.
+`analyze` reports what to remember, `derive` decodes with it. `docs/liveness.md`
+explains both.
 """
 
 from kvjax.liveness.analysis import analyze

@@ -1,96 +1,107 @@
-"""The report people read, from a verdict."""
+"""Writes the public report of an analysis."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from kvjax.liveness import report
 from kvjax.liveness.cut import frontier
 from kvjax.liveness.evidence import perturb
-from kvjax.liveness.program import record, scalars
-
-if TYPE_CHECKING:
-  from kvjax.liveness import analysis
-
+from kvjax.liveness.program import scalars
+from kvjax.liveness.program.scalars import Shape, Tensor
+from kvjax.liveness.program.trace import Trace
+from kvjax.liveness.report import Dataflow, LivenessReport, Row
+from kvjax.liveness.verdict import Analysis
 
 _ONCE = 'made once, the same for every token'
-_CORNERS = 'the frontier has the corners of its hull only: too many ways.'
 
 
-def describe(
-  verdict: 'analysis.Verdict', stable: bool
-) -> report.LivenessReport:
-  """The public report of a verdict."""
-  causal = verdict.delay == 0 and stable
-  finite = not math.isinf(verdict.delay) and stable
-  front, complete = frontier.frontier(verdict) if finite else ((), True)
-  return report.LivenessReport(
-    causal=causal,
-    live_for=verdict.live_for,
-    keep=_kept(verdict) if finite else (),
-    frontier=front,
-    frontier_complete=complete,
-    equals=frontier.equals(verdict, front) if finite else (),
-    delay=verdict.delay if stable else math.inf,
-    static=_static(verdict.trace),
-    tensors=_rows(verdict, finite),
-    graph=_dataflow(verdict),
-    notes=_notes(verdict, stable) + (() if complete else (_CORNERS,)),
+def write_report(analysis: Analysis, stable: bool) -> LivenessReport:
+  """Returns the public report of an analysis.
+
+  Args:
+    analysis: of a length that another length agrees with.
+    stable: whether rows stay when the sequence is longer.
+  """
+  finite = stable and not math.isinf(analysis.delay)
+  return LivenessReport(
+    causal=stable and analysis.delay == 0,
+    live_for=analysis.live_for,
+    keep=_kept(analysis) if finite else (),
+    frontier=frontier.find_points(analysis) if finite else (),
+    delay=analysis.delay if stable else math.inf,
+    static=_static(analysis.trace),
+    tensors=_rows(analysis, finite),
+    graph=_dataflow(analysis),
+    notes=_notes(analysis, stable),
   )
 
 
-def _kept(verdict: 'analysis.Verdict') -> tuple[str, ...]:
-  """What tokens leave behind, and what was there before any."""
-  names = frontier.kept_names(verdict, verdict.cut, verdict.names)
-  return (*names, *_static(verdict.trace))
+def _kept(analysis: Analysis) -> tuple[str, ...]:
+  """Returns what tokens leave behind, then what existed before any token."""
+  names = frontier.sort_kept_names(analysis, analysis.cut, analysis.names)
+  return (*names, *_static(analysis.trace))
 
 
-def _static(trace: record.Trace) -> tuple[str, ...]:
+def _static(trace: Trace) -> tuple[str, ...]:
   return tuple(
     name for name, ts in trace.names.items() if all(t.fixed for t in ts)
   )
 
 
-def _rows(verdict: 'analysis.Verdict', finite: bool) -> tuple[report.Row, ...]:
-  kept = _kept(verdict) if finite else ()
-  return tuple(
-    _row(verdict, name, live, name in kept)
-    for name, live in verdict.live_for.items()
-  )
+def _rows(analysis: Analysis, finite: bool) -> tuple[Row, ...]:
+  kept = _kept(analysis) if finite else ()
+  static = _static(analysis.trace)
+  rows = []
+  for name, live in analysis.live_for.items():
+    if name in static:
+      shape = analysis.trace.names[name][0].shape
+      first = 'before any token'
+      rows.append(Row(name, shape, first, live, 0, name in kept, _ONCE))
+    else:
+      rows.append(_row(analysis, name, live, name in kept))
+  return tuple(rows)
 
 
-def _row(
-  verdict: 'analysis.Verdict', name: str, live: float, kept: bool
-) -> report.Row:
-  trace = verdict.trace
-  nodes = [
-    verdict.graph.nodes[i] for i in verdict.cut.kept if verdict.names[i] == name
-  ]
-  tensors = trace.names.get(name, ())
-  if name in _static(trace):
-    first = 'before any token'
-    return report.Row(name, tensors[0].shape, first, live, 0, kept, _ONCE)
-  shape: tuple[int, ...] = (sum(n.width for n in nodes),)
-  size = sum(n.state_bytes or n.bytes_per_token for n in nodes)
+def _row(analysis: Analysis, name: str, live: float, kept: bool) -> Row:
+  tensors = analysis.trace.names.get(name, ())
+  shape, size = _kept_size(analysis, name)
   if tensors:
-    axis = perturb.row_axis(trace, tensors[0])
-    shape = tuple(n for i, n in enumerate(tensors[0].shape) if i != axis)
-    one = math.prod(shape) * np.asarray(tensors[0].const).dtype.itemsize
-    size = size if kept else len(tensors) * one
-  return report.Row(
+    shape, named_size = _named_size(analysis.trace, tensors)
+    size = size if kept else named_size
+  return Row(
     name,
     shape,
-    _available(trace, tensors),
+    _available(analysis.trace, tensors),
     live,
     size,
     kept,
     _why(live, kept),
-    verdict.spans[name],
+    analysis.spans[name],
   )
 
 
-def _available(trace: record.Trace, tensors: Any) -> str:
+def _kept_size(analysis: Analysis, name: str) -> tuple[Shape, float]:
+  """Returns the shape and the bytes that a token adds to what is kept."""
+  nodes = [
+    analysis.graph.nodes[i]
+    for i in analysis.cut.kept
+    if analysis.names[i] == name
+  ]
+  size = sum(n.state_bytes or n.bytes_per_token for n in nodes)
+  return (sum(n.width for n in nodes),), size
+
+
+def _named_size(trace: Trace, tensors: Sequence[Tensor]) -> tuple[Shape, int]:
+  """Returns the shape of a row of named tensors, and bytes of all of them."""
+  first = tensors[0]
+  axis = perturb.row_axis(trace, first)
+  shape = tuple(n for i, n in enumerate(first.shape) if i != axis)
+  itemsize = np.asarray(first.const).dtype.itemsize
+  return shape, len(tensors) * math.prod(shape) * itemsize
+
+
+def _available(trace: Trace, tensors: Sequence[Tensor]) -> str:
   for tensor in tensors:
     if tensor.fixed:
       continue
@@ -109,41 +120,41 @@ def _why(live: float, kept: bool) -> str:
   return f'read by {who}, through what is kept or redone'
 
 
-def _dataflow(verdict: 'analysis.Verdict') -> report.Dataflow:
-  sides = dict.fromkeys(verdict.cut.kept, 'kept')
-  sides |= dict.fromkeys(verdict.cut.redone, 'redone')
-  nodes = tuple(
-    (name, sides.get(i, 'past')) for i, name in enumerate(verdict.names)
-  )
-  sink = len(nodes)
-  future = tuple((i, sink) for i in sorted(verdict.graph.future))
-  return report.Dataflow(
-    (*nodes, ('future', 'future')), (*verdict.graph.edges, *future)
+def _dataflow(analysis: Analysis) -> Dataflow:
+  sides = dict.fromkeys(analysis.cut.kept, 'kept')
+  sides |= dict.fromkeys(analysis.cut.redone, 'redone')
+  nodes = [
+    (name, sides.get(i, 'past')) for i, name in enumerate(analysis.names)
+  ]
+  future = len(nodes)
+  edges = [(i, future) for i in sorted(analysis.graph.future)]
+  return Dataflow(
+    (*nodes, ('future', 'future')), (*analysis.graph.edges, *edges)
   )
 
 
-def _notes(verdict: 'analysis.Verdict', stable: bool) -> tuple[str, ...]:
+def _notes(analysis: Analysis, stable: bool) -> tuple[str, ...]:
   notes = [
-    f'{verdict.trace.ops[verdict.whole.nodes[i].maker].origin.source}: '
+    f'{analysis.trace.ops[analysis.whole.nodes[i].maker].origin.source}: '
     f'not absorbed, {reason}.'
-    for i, reason in verdict.absorption.refused.items()
+    for i, reason in analysis.absorption.refused.items()
     if reason.startswith('a table')
   ]
   notes = list(dict.fromkeys(notes))
   if not stable:
     notes.append('old rows change with the length: no exact cache.')
-  if math.isinf(verdict.delay):
+  if math.isinf(analysis.delay):
     notes.append(
-      f'old rows change with every token, from {_first(verdict.trace)} on: '
+      f'old rows change with every token, from {_first(analysis.trace)} on: '
       'no finite cache.'
     )
-  elif verdict.delay:
-    notes.append(f'a row is final {int(verdict.delay)} tokens after its own.')
+  elif analysis.delay:
+    notes.append(f'a row is final {int(analysis.delay)} tokens after its own.')
   return tuple(notes)
 
 
-def _first(trace: record.Trace) -> str:
-  """The first equation whose row 0 waits for the last position."""
+def _first(trace: Trace) -> str:
+  """Returns the first equation whose row 0 waits for the last position."""
   for op in trace.ops:
     for ids in op.outs:
       ready = scalars.lookup(trace.table.available, ids)

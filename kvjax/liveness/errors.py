@@ -1,4 +1,4 @@
-"""The one refusal of the analyser."""
+"""The error of the analyser."""
 
 
 class AnalysisError(ValueError):

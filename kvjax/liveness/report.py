@@ -1,4 +1,4 @@
-"""What an analysis says."""
+"""The public report of an analysis."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ class Point:
   """One way to remember: what is kept and what redoing the rest costs."""
 
   names: tuple[str, ...]
-  bytes_per_token: float  # what one more token adds; whole but for blocks
+  bytes_per_token: float  # what one more token adds; a fraction with blocks
   flops_per_token: float  # a past token and step, at the length analysed
-  state_bytes: int = 0  # what a carry occupies, however long the sequence
+  state_bytes: int = 0  # of states, which do not grow with the sequence
   rewrites: tuple[str, ...] = ()  # algebra used: absorption
 
 
@@ -22,13 +22,13 @@ class Row:
   """One tensor, for people."""
 
   name: str
-  shape: tuple[int, ...]  # a token
+  shape: tuple[int, ...]  # of what one token adds
   available: str
   live_for: float
   bytes_per_token: float
   kept: bool
   why: str
-  spans: Spans = ()  # of each row: the position it is made at, and last read
+  spans: Spans = ()  # for each row: the positions that make it and read it last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,52 +43,50 @@ class Dataflow:
 class LivenessReport:
   """What an uncached program must remember.
 
-  `live_for` counts tokens: 0 dies with its own, n is read by the next n,
-  `math.inf` by every later one.
+  `live_for` counts tokens: a tensor of 0 is read with its token only, one of n
+  by the next n tokens, one of `math.inf` by every later token.
   """
 
   causal: bool
   live_for: dict[str, float]
   keep: tuple[str, ...]
   frontier: tuple[Point, ...]
-  equals: tuple[Point, ...] = ()  # as small as the last, and redoing more
-  delay: float = 0  # tokens a row waits for after its own; inf: never final
+  delay: float = 0  # tokens a row waits for after its token; inf: never final
   static: tuple[str, ...] = ()  # named tensors that read no token
   tensors: tuple[Row, ...] = ()
   graph: Dataflow = Dataflow((), ())
-  frontier_complete: bool = True  # False: corners of its hull alone
   notes: tuple[str, ...] = ()
 
   @property
   def bytes_per_token(self) -> float:
-    """Bytes that one more token adds at zero recomputation."""
+    """Returns bytes that one more token adds at zero recomputation."""
     return self.frontier[-1].bytes_per_token if self.frontier else 0
 
   def within(self, flops: float) -> tuple[Point, ...]:
-    """Returns the points that redo at most so much, least bytes first.
+    """Returns the frontier's points within a budget, fewest bytes first.
 
-    At 0 they keep what the future reads; a rotation's worth admits keys before
-    their rotation, a projection's worth the activations where those are
-    smaller, and `math.inf` the input itself: token ids.
+    The points are the corners of the frontier, so the first is the cheapest
+    corner that fits. A cut between two corners may be smaller and fit as well.
 
     Args:
-      flops: a past token and step, at the length analysed.
+      flops: the most to redo, a past token and step, at the length analysed.
+        0 gives what the future reads, `math.inf` the fewest bytes of all: token
+        ids, for a program that embeds them.
 
     Raises:
-      ValueError: no point redoes so little.
+      ValueError: every point redoes more.
     """
-    points = self.frontier + self.equals
-    found = [p for p in points if p.flops_per_token <= flops]
-    if not found:
-      least = min((p.flops_per_token for p in points), default=None)
+    points = [p for p in self.frontier if p.flops_per_token <= flops]
+    if not points:
+      least = min((p.flops_per_token for p in self.frontier), default=None)
       raise ValueError(
         f'flops={flops} is too small a budget: the least is {least}.'
       )
     key = lambda p: (p.bytes_per_token, p.state_bytes, p.flops_per_token)
-    return tuple(sorted(found, key=key))
+    return tuple(sorted(points, key=key))
 
   def fastest(self, bandwidth: float, flop_rate: float) -> Point:
-    """The point that costs least time a past token and step on a device.
+    """Returns the point that costs least time a past token on a device.
 
     Args:
       bandwidth: bytes a second.

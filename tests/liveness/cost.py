@@ -45,9 +45,9 @@ def equations(jaxpr: Any) -> int:
 
 def seconds(program: Any, x: Any, axis: int) -> tuple[float, float, int]:
   start = time.perf_counter()
-  verdict, stable = analysis.settle(program, x, axis)
+  result, stable = analysis.settle(program, x, axis)
   settled = time.perf_counter() - start
-  report = describe.describe(verdict, stable)
+  report = describe.write_report(result, stable)
   return settled, time.perf_counter() - start, len(report.frontier)
 
 

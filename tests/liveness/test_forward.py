@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 import kvjax
 from kvjax import liveness
@@ -73,64 +73,54 @@ def aliased(config: kvjax.ModelConfig, batch: int, capacity: int):
   return out
 
 
-class ForwardTest(parameterized.TestCase):
-  @parameterized.named_parameters(*((k, k, c) for k, c in CONFIGS.items()))
-  def test_one_number_by_three_routes(
-    self, kind: str, config: kvjax.ModelConfig
-  ) -> None:
-    """The derived cut, the shipped cache, what the compiled step aliases."""
-    params = kvjax.init_params(config, jax.random.key(0))
-    absorb = kind == 'mla'
-    program = lambda tokens: kvjax.forward(
-      config, params, tokens, absorb=absorb
-    )
-    tokens = np.arange(8, dtype=np.int32)[None] * 5 % 17
-    report = liveness.analyze(program, tokens, axis=1)
-    self.assertTrue(report.causal, report)
-    rows = {r.name: r for r in report.tensors if r.kept}
-    self.assertEqual(set(report.keep), set(rows), report)
-    derived = {name: row.bytes_per_token for name, row in rows.items()}
-    expected = shipped(config)
-    self.assertEqual(derived, expected)
-    self.assertEqual(derived, aliased(config, batch=3, capacity=16))
-    live = 3 if kind == 'window' else math.inf
-    self.assertEqual({row.live_for for row in rows.values()}, {live}, report)
-    self.assertEqual(report.bytes_per_token, sum(expected.values()))
-    self.assertEqual(report.live_for['query'], 0)
-    cache = kvjax.init_cache(config, 1, 16)
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.stores))
-    if kind != 'window':
-      self.assertEqual(held, 16 * report.bytes_per_token)
-
-  def test_expanded_latent_attention_finds_the_latent_by_absorption(
-    self,
-  ) -> None:
-    config = CONFIGS['mla']
-    params = kvjax.init_params(config, jax.random.key(0))
-    program = lambda tokens: kvjax.forward(config, params, tokens)
-    tokens = np.arange(8, dtype=np.int32)[None] * 5 % 17
-    report = liveness.analyze(program, tokens, axis=1)
-    self.assertEqual(report.bytes_per_token, 2 * 4 * (N * (6 + 5) + 4))
-    points = [
-      p for p in report.frontier if set(p.names) == {'latent', 'rotary'}
-    ]
-    self.assertLen(points, 1, report)
-    self.assertEqual(points[0].bytes_per_token, 2 * 4 * (10 + 4))
-    self.assertNotEmpty(points[0].rewrites)
-    # A score reads R for H, a mixture R for E: 2 N (2R - H - E) a layer.
-    self.assertEqual(points[0].flops_per_token, 2 * 2 * N * (20 - 6 - 5))
-
-  def test_decodes_with_the_derived_cache(self) -> None:
-    config = CONFIGS['gqa']
-    params = kvjax.init_params(config, jax.random.key(0))
-    program = lambda tokens: kvjax.forward(config, params, tokens)
-    tokens = np.random.default_rng(0).integers(0, 17, (1, 19)).astype(np.int32)
-    init, extend = liveness.derive(program, tokens[:, :8], axis=1)
-    logits, cache = jax.jit(extend)(init(19), jnp.asarray(tokens))
-    np.testing.assert_allclose(logits, program(tokens), rtol=1e-4, atol=1e-5)
-    held = sum(leaf.nbytes for leaf in cache.streams.values())
-    self.assertEqual(held, 19 * sum(shipped(config).values()))
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_one_number_by_three_routes(kind: str) -> None:
+  """The derived cut, the shipped cache, what the compiled step aliases."""
+  config = CONFIGS[kind]
+  params = kvjax.init_params(config, jax.random.key(0))
+  absorb = kind == 'mla'
+  program = lambda tokens: kvjax.forward(config, params, tokens, absorb=absorb)
+  tokens = np.arange(8, dtype=np.int32)[None] * 5 % 17
+  report = liveness.analyze(program, tokens, axis=1)
+  assert report.causal, report
+  rows = {r.name: r for r in report.tensors if r.kept}
+  assert set(report.keep) == set(rows), report
+  derived = {name: row.bytes_per_token for name, row in rows.items()}
+  expected = shipped(config)
+  assert derived == expected
+  assert derived == aliased(config, batch=3, capacity=16)
+  live = 3 if kind == 'window' else math.inf
+  assert {row.live_for for row in rows.values()} == {live}, report
+  assert report.bytes_per_token == sum(expected.values())
+  assert report.live_for['query'] == 0
+  cache = kvjax.init_cache(config, 1, 16)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.stores))
+  if kind != 'window':
+    assert size == 16 * report.bytes_per_token
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_expanded_latent_attention_finds_the_latent_by_absorption() -> None:
+  config = CONFIGS['mla']
+  params = kvjax.init_params(config, jax.random.key(0))
+  program = lambda tokens: kvjax.forward(config, params, tokens)
+  tokens = np.arange(8, dtype=np.int32)[None] * 5 % 17
+  report = liveness.analyze(program, tokens, axis=1)
+  assert report.bytes_per_token == 2 * 4 * (N * (6 + 5) + 4)
+  points = [p for p in report.frontier if set(p.names) == {'latent', 'rotary'}]
+  assert len(points) == 1, report
+  assert points[0].bytes_per_token == 2 * 4 * (10 + 4)
+  assert points[0].rewrites
+  # A score reads R for H, a mixture R for E: 2 N (2R - H - E) a layer.
+  assert points[0].flops_per_token == 2 * 2 * N * (20 - 6 - 5)
+
+
+def test_decodes_with_the_derived_cache() -> None:
+  config = CONFIGS['gqa']
+  params = kvjax.init_params(config, jax.random.key(0))
+  program = lambda tokens: kvjax.forward(config, params, tokens)
+  tokens = np.random.default_rng(0).integers(0, 17, (1, 19)).astype(np.int32)
+  init, extend = liveness.derive(program, tokens[:, :8], axis=1)
+  logits, cache = jax.jit(extend)(init(19), jnp.asarray(tokens))
+  np.testing.assert_allclose(logits, program(tokens), rtol=1e-4, atol=1e-5)
+  size = sum(leaf.nbytes for leaf in cache.streams.values())
+  assert size == 19 * sum(shipped(config).values())

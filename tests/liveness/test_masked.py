@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+import pytest
 
 from kvjax import liveness
 from tests.liveness import zoo, zoo_mixers
@@ -13,7 +13,7 @@ E = 5
 
 
 def past(T: int) -> jax.Array:
-  """[T, T] how far back a key lies."""
+  """Returns [T, T] how far a key is behind the query."""
   i = jnp.arange(T)
   return i[:, None] - i[None, :]
 
@@ -57,37 +57,35 @@ def window(x: jax.Array) -> jax.Array:
   return jnp.where((back >= 0) & (back < 3), q @ k.T, 0.0) @ v
 
 
-class MaskedTest(parameterized.TestCase):
-  @parameterized.named_parameters(
-    ('linear', linear, [4 * H * H]),
-    ('normalised', normalised, [4 * H, 4 * H * H]),
-    ('mean', mean, [4 * H]),
-    ('retention', retention, [4 * 3 * H * E]),
+@pytest.mark.parametrize(
+  'program, states',
+  [
+    (linear, [4 * H * H]),
+    (normalised, [4 * H, 4 * H * H]),
+    (mean, [4 * H]),
+    (retention, [4 * 3 * H * E]),
+  ],
+  ids=lambda value: getattr(value, '__name__', None),
+)
+def test_keeps_one_state_and_runs_it(
+  program: zoo.Program, states: list[int]
+) -> None:
+  report = liveness.analyze(program, weight(8, D) * 3)
+  kept = sorted(
+    (r.bytes_per_token, r.live_for) for r in report.tensors if r.kept
   )
-  def test_keeps_one_state_and_runs_it(
-    self, program: zoo.Program, states: list[int]
-  ) -> None:
-    report = liveness.analyze(program, weight(8, D) * 3)
-    kept = sorted(
-      (r.bytes_per_token, r.live_for) for r in report.tensors if r.kept
-    )
-    self.assertEqual(kept, [(size, 1) for size in states], report)
-    self.assertEqual(report.bytes_per_token, 0)
-    self.assertContainsSubsequence(report.notes[0], 'a sum over the past')
-    init, extend = liveness.derive(program, weight(8, D))
-    x = weight(13, D, seed=5)
-    y, cache = jax.jit(extend)(init(13), x)
-    np.testing.assert_allclose(y, program(x), rtol=2e-4, atol=2e-5)
-    self.assertEqual(
-      sorted(leaf.nbytes for leaf in cache.streams.values()), states
-    )
-
-  def test_a_window_stays_a_window(self) -> None:
-    report = liveness.analyze(window, weight(8, D) * 3)
-    kept = [(r.bytes_per_token, r.live_for) for r in report.tensors if r.kept]
-    self.assertEqual(kept, [(4 * H, 2)] * 2)
-    self.assertEmpty([n for n in report.notes if 'sum over' in n])
+  assert kept == [(size, 1) for size in states], report
+  assert report.bytes_per_token == 0
+  assert 'a sum over the past' in report.notes[0]
+  init, extend = liveness.derive(program, weight(8, D))
+  x = weight(13, D, seed=5)
+  y, cache = jax.jit(extend)(init(13), x)
+  np.testing.assert_allclose(y, program(x), rtol=2e-4, atol=2e-5)
+  assert sorted(leaf.nbytes for leaf in cache.streams.values()) == states
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_a_window_stays_a_window() -> None:
+  report = liveness.analyze(window, weight(8, D) * 3)
+  kept = [(r.bytes_per_token, r.live_for) for r in report.tensors if r.kept]
+  assert kept == [(4 * H, 2)] * 2
+  assert not [n for n in report.notes if 'sum over' in n]

@@ -1,7 +1,7 @@
 """Uncached programs in several spellings, with what each must remember.
 
 An `Entry` states the kept tensors by bytes a token and live range; spellings
-with names are held to the names as well.
+with names are checked by name as well.
 """
 
 import dataclasses

@@ -59,7 +59,7 @@ def by_row(x: jax.Array) -> jax.Array:
 
 
 def by_loop(x: jax.Array) -> jax.Array:
-  """A scan over heads, and a softmax told where."""
+  """A scan over heads, and a softmax with its `where` argument."""
   k, v = project(x)
 
   def head(_: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:

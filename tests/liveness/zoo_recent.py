@@ -18,7 +18,7 @@ def project(x: jax.Array) -> list[jax.Array]:
 
 
 def past(T: int) -> jax.Array:
-  """[T, T] how far back a key lies."""
+  """Returns [T, T] how far a key is behind the query."""
   i = jnp.arange(T)
   return i[:, None] - i[None, :]
 

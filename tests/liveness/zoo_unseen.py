@@ -45,10 +45,10 @@ def indexed(x: jax.Array) -> jax.Array:
   """DeepSeek-V3.2's sparse attention: a small indexer chooses four keys."""
   q, k, v = project(x)
   past = zoo.causal(len(x))
-  asks = (x @ weight(D, 2 * 3)).reshape(len(x), 2, 3)
-  asked = x @ weight(D, 3, seed=4)
+  index_q = (x @ weight(D, 2 * 3)).reshape(len(x), 2, 3)
+  index_k = x @ weight(D, 3, seed=4)
   gate = x @ weight(D, 2, seed=5)
-  index = jax.nn.relu(jnp.einsum('THI,SI->THS', asks, asked))
+  index = jax.nn.relu(jnp.einsum('THI,SI->THS', index_q, index_k))
   index = jnp.where(past, jnp.einsum('THS,TH->TS', index, gate), -jnp.inf)
   least = jax.lax.top_k(index, 4)[0][:, -1:]
   return zoo.softmax_rows(q @ k.T, past & (index >= least)) @ v

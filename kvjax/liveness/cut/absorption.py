@@ -1,35 +1,39 @@
-"""Absorption: a product with a weight that need never be formed.
+"""Absorption: a product with a weight need not be formed.
 
 Where v = u W is read by products alone, the weight may move to the other side,
 q (u W)^T = (q W^T) u^T and p (u W) = (p u) W, and u is kept in place of v
 (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Redoing v then costs, a past
 token and step, the difference of the two products instead of v itself. A
-rotation by position between W and the reader stands in the way: there is no
-one weight to move.
+rotation by position between W and the reader forbids this: the weight that
+would move differs from position to position.
 """
 
 import collections
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.cut import lifetimes, min_cut
-from kvjax.liveness.program import evaluate, record, rules, scalars
+from kvjax.liveness.cut import lifetimes
+from kvjax.liveness.cut.lifetimes import Boundary
+from kvjax.liveness.cut.min_cut import Graph, Prices
+from kvjax.liveness.cut.nodes import Node
+from kvjax.liveness.program import rules, scalars
+from kvjax.liveness.program.scalars import Tensor
+from kvjax.liveness.program.trace import Op, Trace
 
 Array = np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Absorption:
-  """FLOPs a past token and step by graph node, and why others have none."""
+  """Products with a weight, by the number of the node."""
 
-  price: dict[int, float]
-  refused: dict[int, str]
+  price: Prices  # of those absorbed: FLOPs a past token and step
+  refused: dict[int, str]  # of the others: the reason
 
 
-def find(
-  trace: record.Trace, boundary: lifetimes.Boundary, graph: min_cut.Graph
+def find_absorption(
+  trace: Trace, boundary: Boundary, graph: Graph
 ) -> Absorption:
   """Prices the nodes that may be absorbed."""
   price: dict[int, float] = {}
@@ -44,15 +48,15 @@ def find(
     if reason:
       refused[i] = reason
       continue
-    depth = trace.ops[node.maker].flops / 2
+    depth = trace.ops[node.maker].flops / 2  # A product and a sum a feature.
     extra = sum(_extra(trace, boundary, node, r, depth) for r in readers)
     if extra < node.flops:
       price[i] = max(extra, 0.0)
   return Absorption(price, refused)
 
 
-def _weighted(trace: record.Trace, maker: int) -> int | None:
-  """Which operand of a product is data, when the other is a weight."""
+def _weighted(trace: Trace, maker: int) -> int | None:
+  """Returns the operand of a product that is data, if one is a weight."""
   if maker < 0 or trace.ops[maker].name != 'dot_general':
     return None
   fixed = [t.fixed for t in trace.ops[maker].ins]
@@ -60,22 +64,23 @@ def _weighted(trace: record.Trace, maker: int) -> int | None:
 
 
 def _readers(
-  trace: record.Trace, boundary: lifetimes.Boundary, graph: min_cut.Graph
+  trace: Trace, boundary: Boundary, graph: Graph
 ) -> dict[int, list[tuple[int, int]]]:
-  """Operations and operands that read each node."""
-  owner = np.full(trace.table.size, -1, np.int64)
+  """Returns the operations and operands that read each node."""
+  node_of = np.full(trace.table.size, -1, np.int64)
   for i, node in enumerate(graph.nodes):
-    owner[node.ids] = i
+    node_of[node.ids] = i
   out: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
   for index, op in enumerate(trace.ops):
     for a in range(len(op.ins)):
       reads = boundary.within[index][a], boundary.across[index][a]
-      for i in np.unique(owner[np.concatenate(reads)]).tolist():
+      for i in np.unique(node_of[np.concatenate(reads)]).tolist():
         out[i].append((index, a))
   return out
 
 
-def _reason(trace: record.Trace, readers: list[tuple[int, int]]) -> str:
+def _reason(trace: Trace, readers: list[tuple[int, int]]) -> str:
+  """Returns which reader forbids absorption, or ''."""
   for index, _ in readers:
     op = trace.ops[index]
     if op.name == 'dot_general':
@@ -86,85 +91,67 @@ def _reason(trace: record.Trace, readers: list[tuple[int, int]]) -> str:
   return ''
 
 
-def _by_position(tensor: scalars.Tensor) -> bool:
+def _by_position(tensor: Tensor) -> bool:
   return tensor.fixed and np.unique(np.asarray(tensor.const)).size > 2
 
 
-def _check(trace: record.Trace, maker: int, side: int) -> str:
-  """Whether all positions are multiplied by one weight; tried on numbers."""
+def _check(trace: Trace, maker: int, side: int) -> str:
+  """Returns why the weight is not one weight for all positions, or ''."""
   op = trace.ops[maker]
-  tensor = op.ins[side]
-  draw = np.random.default_rng(0).normal(size=(2, *tensor.shape))
-  first, second = draw.astype(np.asarray(tensor.const).dtype)
-  apply = lambda a: np.asarray(_run(op, side, a), np.float64)
-  together = apply(first + second)
-  apart = apply(first) + apply(second)
-  if not np.allclose(together, apart, rtol=1e-2, atol=1e-3):
-    return 'the product is not linear in numbers'
-  (order, (batch, _, _)), _ = _orders(op, side)
-  ready = scalars.lookup(trace.table.available, tensor.ids)
-  lead = order[: len(order) and _batch_rank(op)]
-  if batch > 1 and _varies(ready, lead):
-    return 'positions have weights of their own'
+  batch_axes = op.equation.params['dimension_numbers'][1][side]
+  ready = scalars.lookup(trace.table.available, op.ins[side].ids)
+  if any(np.any(ready.min(a) != ready.max(a)) for a in batch_axes):
+    return 'the weight differs from position to position'
   return ''
 
 
-def _orders(op: record.Op, side: int) -> tuple[Any, Any]:
-  orders = rules.dot_orders(op.params, op.ins)
-  return orders[side], orders[1 - side]
-
-
-def _batch_rank(op: record.Op) -> int:
-  return len(op.params['dimension_numbers'][1][0])
-
-
-def _varies(ready: Array, axes: tuple[int, ...]) -> bool:
-  return any(np.any(ready.min(axis) != ready.max(axis)) for axis in axes)
-
-
-def _run(op: record.Op, side: int, value: Array) -> Any:
-  ins = [t.const for t in op.ins]
-  ins[side] = value
-  return evaluate.evaluate(op.primitive, op.params, ins)[0]
-
-
 def _extra(
-  trace: record.Trace,
-  boundary: lifetimes.Boundary,
-  node: Any,
+  trace: Trace,
+  boundary: Boundary,
+  node: Node,
   reader: tuple[int, int],
   depth: float,
 ) -> float:
-  """More FLOPs of one reader, for one past token and one new row.
+  """Returns more FLOPs of one reader, for one past token and one new row.
 
   A score reads d_v features and would read d_u for each result; a mixture
-  would mix d_u features for each weight.
+  would mix d_u features for each weight. Counted for the last past row, which
+  every new row may read, whatever the window.
   """
   index, side = reader
   op = trace.ops[index]
-  position, known = boundary.position, trace.table.available
-  gone = node.ids[known[node.ids] == known[node.ids].max()]
+  known = trace.table.available
+  last_row = node.ids[known[node.ids] == known[node.ids].max()]
   mark = np.full(trace.table.size, lifetimes.NEVER, np.int32)
-  mark[gone] = 0
-  own, other = op.ins[side], op.ins[1 - side]
-  new = scalars.lookup(known, op.outs[0]) == position
-  reads = op.reads[side].push(scalars.lookup(mark, own.ids)) >= 0
-  results = int((reads & new).sum())
-  pairs, partners = _pairs(op, side, np.isin(own.ids, gone), reads & new, other)
-  return 2 * (depth * min(results, partners) - pairs)
+  mark[last_row] = 0
+  operand = op.ins[side]
+  new = scalars.lookup(known, op.outs[0]) == boundary.position
+  reads = op.reads[side].push(scalars.lookup(mark, operand.ids)) >= 0
+  results = reads & new
+  pairs, partners = _pairs(op, side, np.isin(operand.ids, last_row), results)
+  return 2 * (depth * min(int(results.sum()), partners) - pairs)
 
 
-def _pairs(
-  op: record.Op, side: int, mine: Array, results: Array, other: Any
-) -> tuple[int, int]:
-  """Products with the node's scalars, and the scalars they are made with."""
-  (order, (b, m, k)), (theirs, (_, n, _)) = _orders(op, side)
-  held = np.transpose(mine, order).reshape(b, m, k)
-  live = np.transpose(rules.nonzero(other), theirs).reshape(b, n, k)
-  shape = (b, m, n) if side == 0 else (b, n, m)
-  out = results.reshape(shape)
-  out = out if side == 0 else out.swapaxes(1, 2)
-  at = np.einsum('bmk,bmn->bkn', held.astype(np.int64), out.astype(np.int64))
-  at = at * live.swapaxes(1, 2)
-  ids = np.transpose(other.ids, theirs).reshape(b, n, k).swapaxes(1, 2)
-  return int(at.sum()), len(np.unique(ids[at > 0]))
+def _pairs(op: Op, side: int, row: Array, results: Array) -> tuple[int, int]:
+  """Counts products with a row, and the scalars that the row meets in them.
+
+  Args:
+    op: a product.
+    side: the operand that has the row.
+    row: where in the operand the row is.
+    results: where in the result it is read.
+  """
+  orders = rules.dot_orders(op.equation.params, op.ins)
+  order, (b, m, k) = orders[side]
+  other_order, (_, n, _) = orders[1 - side]
+  other = op.ins[1 - side]
+  rows = np.transpose(row, order).reshape(b, m, k)
+  live = np.transpose(rules.nonzero(other), other_order).reshape(b, n, k)
+  if side == 0:
+    out = results.reshape(b, m, n)
+  else:
+    out = results.reshape(b, n, m).swapaxes(1, 2)
+  count = np.einsum('bmk,bmn->bkn', rows.astype(np.int64), out.astype(np.int64))
+  count = count * live.swapaxes(1, 2)
+  ids = np.transpose(other.ids, other_order).reshape(b, n, k).swapaxes(1, 2)
+  return int(count.sum()), len(np.unique(ids[count > 0]))

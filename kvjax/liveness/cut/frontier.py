@@ -1,112 +1,81 @@
-"""Ways to remember, from what costs least bytes to what redoes least."""
+"""Ways to remember, from the fewest bytes to the fewest FLOPs redone."""
 
 import collections
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from kvjax.liveness import report
-from kvjax.liveness.cut import budget, min_cut
-from kvjax.liveness.cut import names as labelling
-
-if TYPE_CHECKING:
-  from kvjax.liveness import analysis
+from kvjax.liveness.cut import min_cut
+from kvjax.liveness.cut.names import Labels
+from kvjax.liveness.report import Point
+from kvjax.liveness.verdict import Analysis
 
 
-def frontier(
-  verdict: 'analysis.Verdict',
-) -> tuple[tuple[report.Point, ...], bool]:
-  """The optima over all of the past, and whether none is missing.
+def find_points(analysis: Analysis) -> tuple[Point, ...]:
+  """Returns the optima at every price of a FLOP; the last redoes nothing.
 
-  The last of them redoes nothing.
+  They are the corners of the convex hull of all ways to remember.
   """
-  last = _last(verdict)
-  cuts, complete = budget.front(verdict.whole, verdict.absorption.price)
-  labels = labelling.Labels(verdict.trace, verdict.whole)
-  points = [_point(verdict, cut, labels) for cut in cuts]
-  return (*(p for p in points if _size(p) < _size(last)), last), complete
+  last = Point(
+    sort_kept_names(analysis, analysis.cut, analysis.names),
+    analysis.cut.bytes_per_token,
+    analysis.cut.flops_per_token,
+    analysis.cut.state_bytes,
+  )
+  cuts = min_cut.find_corners(analysis.whole, analysis.absorption.price)
+  labels = Labels(analysis.trace, analysis.whole)
+  points = [_point(analysis, cut, labels) for cut in cuts]
+  # The cut at zero recomputation leaves out what long streams are made of, and
+  # may so be smaller than corners of the whole past.
+  return (*(p for p in points if _size(p) < _size(last)), last)
 
 
-def equals(
-  verdict: 'analysis.Verdict', front: Sequence[report.Point]
-) -> tuple[report.Point, ...]:
-  """Points no larger than the last that keep something else in its place.
-
-  For every kept name, of the cuts without it and no larger the one that redoes
-  least: the key before its rotation, say. They are beaten by the front, and
-  good for what it does not price: positions that change in the cache.
-  """
-  whole, price = verdict.whole, verdict.absorption.price
-  base = min_cut.cheapest(whole, None, price)
-  labels = labelling.Labels(verdict.trace, whole)
-  names = labels.of(base)
-  most = min_cut.size(verdict.cut)
-  out: dict[tuple[str, ...], report.Point] = {p.names: p for p in front}
-  for name in dict.fromkeys(names[i] for i in base.kept):
-    lost = frozenset(i for i in base.kept if names[i] == name)
-    cut = budget.quickest(whole, price, lost, most)
-    if cut is not None:
-      point = _point(verdict, cut, labels)
-      out.setdefault(point.names, point)
-  return tuple(out.values())[len({p.names for p in front}) :]
-
-
-def kept_names(
-  verdict: 'analysis.Verdict', cut: min_cut.Cut, names: Sequence[str]
+def sort_kept_names(
+  analysis: Analysis, cut: min_cut.Cut, names: Sequence[str]
 ) -> tuple[str, ...]:
-  """What a cut keeps, in the order in which the program names it."""
-  found = dict.fromkeys(names[i] for i in cut.kept)
-  order = list(verdict.trace.names)
+  """Returns what a cut keeps, in the order in which the program names it."""
+  kept = dict.fromkeys(names[i] for i in cut.kept)
+  order = list(analysis.trace.names)
   rank = lambda n: order.index(n) if n in order else len(order)
-  return tuple(sorted(found, key=rank))
+  return tuple(sorted(kept, key=rank))
 
 
-def _numbered(
-  verdict: 'analysis.Verdict',
+def _point(analysis: Analysis, cut: min_cut.Cut, labels: Labels) -> Point:
+  price = analysis.absorption.price
+  names = labels.name_nodes(cut)
+  absorbed = dict.fromkeys(names[i] for i in cut.redone if i in price)
+  return Point(
+    _number_names(analysis, cut, names, labels.layers),
+    cut.bytes_per_token,
+    cut.flops_per_token,
+    cut.state_bytes,
+    tuple(f'absorption of {name}' for name in absorbed),
+  )
+
+
+def _number_names(
+  analysis: Analysis,
   cut: min_cut.Cut,
   names: Sequence[str],
-  places: Sequence[int],
+  layers: Sequence[int],
 ) -> tuple[str, ...]:
-  """The same, with numbers of the places where a name is kept in some only.
+  """Returns names of what is kept; numbered where only some layers keep it.
 
-  A name given in every layer is kept in the first and the third: k.0, k.2.
+  A name used in every layer but kept in the first and the third alone is
+  written k.0, k.2.
   """
-  every, held = collections.defaultdict(set), collections.defaultdict(set)
-  for name, place in zip(names, places, strict=True):
-    every[name].add(place)
+  all_layers = collections.defaultdict(set)
+  kept_layers = collections.defaultdict(set)
+  for name, layer in zip(names, layers, strict=True):
+    all_layers[name].add(layer)
   for i in cut.kept:
-    held[names[i]].add(places[i])
+    kept_layers[names[i]].add(layers[i])
   out = []
-  for name in kept_names(verdict, cut, names):
-    some = len(held[name]) < len(every[name])
-    out += [f'{name}.{p}' for p in sorted(held[name])] if some else [name]
+  for name in sort_kept_names(analysis, cut, names):
+    if len(kept_layers[name]) < len(all_layers[name]):
+      out += [f'{name}.{layer}' for layer in sorted(kept_layers[name])]
+    else:
+      out.append(name)
   return tuple(out)
 
 
-def _last(verdict: 'analysis.Verdict') -> report.Point:
-  cut = verdict.cut
-  return report.Point(
-    kept_names(verdict, cut, verdict.names),
-    cut.bytes_per_token,
-    cut.flops_per_token,
-    cut.state_bytes,
-  )
-
-
-def _point(
-  verdict: 'analysis.Verdict', cut: min_cut.Cut, labels: labelling.Labels
-) -> report.Point:
-  """A cut of the whole past."""
-  price = verdict.absorption.price
-  names = labels.of(cut)
-  used = dict.fromkeys(names[i] for i in cut.redone if i in price)
-  return report.Point(
-    _numbered(verdict, cut, names, labels.place),
-    cut.bytes_per_token,
-    cut.flops_per_token,
-    cut.state_bytes,
-    tuple(f'absorption of {name}' for name in used),
-  )
-
-
-def _size(point: report.Point) -> tuple[float, int]:
+def _size(point: Point) -> tuple[float, int]:
   return point.bytes_per_token, point.state_bytes

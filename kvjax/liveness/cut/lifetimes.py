@@ -1,24 +1,25 @@
-"""Passes over a trace: who is needed, for how long, by whom.
+"""Passes over a trace: which scalars are needed, for how long, by which.
 
-A scalar is available at the last position it depends on; it is live until the
-last position at which a needed scalar that reads it becomes available.
-Everything is computed as early as it can be and nothing is computed twice, so
-that is the schedule of a cached decoder that recomputes nothing.
+A scalar is available at the last position it depends on. It is live until the
+last position at which a needed scalar that reads it becomes available. This is
+the schedule of a cached decoder that recomputes nothing: everything is
+computed as early as possible, and once.
 """
 
 import dataclasses
 
 import numpy as np
 
-from kvjax.liveness.program import record, scalars
+from kvjax.liveness.program import scalars
+from kvjax.liveness.program.trace import Op, Trace
 
 Array = np.ndarray
 NEVER = -1
-NONE = np.zeros(0, bool)  # No scalar.
+NONE = np.zeros(0, bool)  # An empty mask excludes no scalar.
 
 
-def outputs_from(trace: record.Trace, boundary: int = 0) -> Array:
-  """0 at output scalars that are not available before `boundary`, else -1."""
+def outputs_from(trace: Trace, boundary: int = 0) -> Array:
+  """Returns [scalars] 0 at outputs available from `boundary` on, else -1."""
   seed = np.full(trace.table.size, NEVER, np.int32)
   for tensor in trace.outputs:
     ids = tensor.ids[~tensor.is_const]
@@ -26,104 +27,98 @@ def outputs_from(trace: record.Trace, boundary: int = 0) -> Array:
   return seed
 
 
-def needed(
-  trace: record.Trace, boundary: int = 0, kept: Array | None = None
-) -> Array:
-  """[scalars] whether any output from `boundary` on depends on it.
+def find_needed(trace: Trace, boundary: int = 0, kept: Array = NONE) -> Array:
+  """Returns [scalars] whether any output from `boundary` on depends on it.
 
-  What only `kept` scalars are made of is not needed.
+  Scalars that only `kept` scalars are made of are not needed.
   """
   need = outputs_from(trace, boundary)
   for op in reversed(trace.ops):
-    wanted = outs_of(op, need, NONE if kept is None else kept)
-    pull(op, wanted, need)
+    pull(op, gather_results(op, need, kept), need)
   return need >= 0
 
 
-def last_read(
-  trace: record.Trace, need: Array, redone: Array | None = None
-) -> Array:
-  """[scalars] the position of the last needed scalar that reads each one.
+def find_last_reads(trace: Trace, need: Array, redone: Array) -> Array:
+  """Returns [scalars] the position of the last needed reader of each scalar.
 
-  What is `redone` at every step is no reader of its own: who reads it reads
-  through it.
+  A scalar that is `redone` at every step does not count as a reader at its
+  own position: its readers read through it, at theirs.
   """
   known = trace.table.available
   last = np.where(outputs_from(trace) >= 0, known, NEVER).astype(np.int32)
-  through = NONE if redone is None else redone & need
-  own = np.where(need, known, NEVER)
+  through = redone & need
+  time = np.where(need, known, NEVER)
   for op in reversed(trace.ops):
-    attribute = outs_of(op, own, through)
-    if through.size:
-      attribute = np.maximum(attribute, outs_of(op, last, ~through))
-    pull(op, attribute, last)
+    direct = gather_results(op, time, through)
+    pull(op, np.maximum(direct, gather_results(op, last, ~through)), last)
   return last
 
 
-def outs_of(op: record.Op, attribute: Array, but: Array = NONE) -> Array:
-  """An attribute of an operation's results, the greatest of each place.
+def gather_results(op: Op, attribute: Array, excluded: Array = NONE) -> Array:
+  """Returns an attribute of an operation's results, the greatest of several.
 
-  Scalars of `but` [scalars] have none. Looked up where the operation has
-  scalars, for a pass over all of them an operation would cost their product.
+  Excluded scalars have none. Only the operation's scalars are looked up:
+  masking all scalars for every operation would cost their product.
   """
-  return np.max([_of(attribute, but, ids) for ids in op.outs], axis=0)
+  results = []
+  for ids in op.outs:
+    values = scalars.lookup(attribute, ids)
+    if excluded.size:
+      values = np.where(excluded[ids], NEVER, values)
+    results.append(values)
+  return np.max(results, axis=0)
 
 
-def _of(attribute: Array, but: Array, ids: Array) -> Array:
-  found = scalars.lookup(attribute, ids)
-  return np.where(but[ids], NEVER, found) if but.size else found
-
-
-def pull(op: record.Op, attribute: Array, into: Array) -> None:
-  """Raises `into` at what the results of `op` with an attribute read."""
+def pull(op: Op, attribute: Array, into: Array) -> None:
+  """Raises `into` at the operands that results with an attribute read."""
   if attribute.max(initial=NEVER) == NEVER:
     return
   for tensor, relation in zip(op.ins, op.reads, strict=True):
     if not tensor.fixed:
-      here = ~tensor.is_const
+      by_data = ~tensor.is_const
       pulled = relation.pull(attribute)
-      np.maximum.at(into, tensor.ids[here], pulled[here])
+      np.maximum.at(into, tensor.ids[by_data], pulled[by_data])
 
 
-Reads = dict[int, tuple[Array, ...]]  # a tuple an operation, entry an operand
+Reads = dict[int, tuple[Array, ...]]  # by operation, an entry for each operand
 
 
 @dataclasses.dataclass(frozen=True)
 class Boundary:
-  """A trace cut in two at a position: what is known there and still needed."""
+  """A trace cut in two at a position."""
 
   position: int
   live: Array  # [scalars] known before it, needed by an output from it on
   frontier: Array  # [scalars] live, and read by something not known yet
-  # For every operation: which operand scalars its live results read.
-  within: Reads
-  across: Reads  # and its unknown needed results
+  within: Reads  # live scalars read by live results of each operation
+  across: Reads  # and by needed results that are not known yet
 
 
-def split(
-  trace: record.Trace, position: int, kept: Array | None = None
-) -> Boundary:
-  """Splits the program at a token boundary, as partial evaluation does."""
-  need = needed(trace, position, kept)
+def split(trace: Trace, position: int, kept: Array = NONE) -> Boundary:
+  """Splits the program at a token boundary, as partial evaluation does.
+
+  What `kept` scalars are made of is not looked at.
+  """
+  need = find_needed(trace, position, kept)
   live = need & (trace.table.available < position)
   across = _across(trace, position, need)
-  made = live if kept is None else live & ~kept
-  within = _reads(trace, made, live)
+  redone = live & ~kept if kept.size else live
+  within = _reads(trace, redone, live)
   return Boundary(position, live, _frontier(trace, across), within, across)
 
 
-def crossing(trace: record.Trace, position: int) -> int:
-  """How many scalars known before `position` are read from it on."""
-  across = _across(trace, position, needed(trace, position))
+def count_crossing(trace: Trace, position: int) -> int:
+  """Returns how many scalars known before `position` are read from it on."""
+  across = _across(trace, position, find_needed(trace, position))
   return int(_frontier(trace, across).sum())
 
 
-def _across(trace: record.Trace, position: int, need: Array) -> Reads:
+def _across(trace: Trace, position: int, need: Array) -> Reads:
   known = trace.table.available < position
   return _reads(trace, need & ~known, need & known)
 
 
-def _frontier(trace: record.Trace, across: Reads) -> Array:
+def _frontier(trace: Trace, across: Reads) -> Array:
   frontier = np.zeros(trace.table.size, bool)
   for reads in across.values():
     for ids in reads:
@@ -131,14 +126,14 @@ def _frontier(trace: record.Trace, across: Reads) -> Array:
   return frontier
 
 
-def _reads(trace: record.Trace, results: Array, among: Array) -> Reads:
-  """By operation and operand, the scalars of `among` some of `results` read."""
+def _reads(trace: Trace, results: Array, among: Array) -> Reads:
+  """Returns the scalars of `among` that `results` read, by operation."""
   wanted = np.where(results, 0, NEVER)
   return {i: _read(op, wanted, among) for i, op in enumerate(trace.ops)}
 
 
-def _read(op: record.Op, wanted: Array, among: Array) -> tuple[Array, ...]:
-  flags = outs_of(op, wanted)
+def _read(op: Op, wanted: Array, among: Array) -> tuple[Array, ...]:
+  flags = gather_results(op, wanted)
   empty = np.zeros(0, np.int64)
   if flags.max(initial=NEVER) == NEVER:
     return (empty,) * len(op.ins)

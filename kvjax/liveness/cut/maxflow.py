@@ -1,7 +1,7 @@
-"""Minimum s-t cut by Dinic's algorithm, on exact integers.
+"""Minimum s-t cut by shortest augmenting paths, on exact integers.
 
-Dinitz (1970), "Algorithm for solution of a problem of maximum flow in a
-network with power estimation". Graphs here have a node or two a tensor.
+Edmonds and Karp (1972), "Theoretical improvements in algorithmic efficiency
+for network flow problems". Graphs here have two nodes for a tensor.
 """
 
 import collections
@@ -11,56 +11,45 @@ INFINITE = 1 << 200  # Above any sum of prices; Python integers do not overflow.
 
 
 class _Network:
-  """Residual arcs in pairs: arc a and its reverse a ^ 1."""
+  """Residual arcs in pairs: the reverse of arc a is arc a ^ 1."""
 
   def __init__(self, edges: Iterable[tuple[Hashable, Hashable, int]]) -> None:
     self.head: list[Hashable] = []
     self.room: list[int] = []
     self.arcs: dict[Hashable, list[int]] = collections.defaultdict(list)
     for tail, head, capacity in edges:
-      for a, b, c in ((tail, head, capacity), (head, tail, 0)):
+      for a, b, room in ((tail, head, capacity), (head, tail, 0)):
         self.arcs[a].append(len(self.head))
         self.head.append(b)
-        self.room.append(c)
+        self.room.append(room)
 
-  def levels(self, source: Hashable) -> dict[Hashable, int]:
-    level, queue = {source: 0}, collections.deque([source])
+  def reach(self, source: Hashable) -> dict[Hashable, int]:
+    """Returns for nodes within reach the last arc of a shortest path."""
+    last_arc = {source: -1}
+    queue = collections.deque([source])
     while queue:
-      node = queue.popleft()
-      for arc in self.arcs[node]:
-        if self.room[arc] and self.head[arc] not in level:
-          level[self.head[arc]] = level[node] + 1
-          queue.append(self.head[arc])
-    return level
+      for arc in self.arcs[queue.popleft()]:
+        head = self.head[arc]
+        if self.room[arc] and head not in last_arc:
+          last_arc[head] = arc
+          queue.append(head)
+    return last_arc
 
   def augment(self, source: Hashable, sink: Hashable) -> bool:
-    """Saturates one level graph; False when the sink is out of reach."""
-    level = self.levels(source)
-    if sink not in level:
+    """Fills one shortest path; returns False when there is none."""
+    last_arc = self.reach(source)
+    if sink not in last_arc:
       return False
-    todo = {node: list(self.arcs[node]) for node in level}
-    path: list[int] = []
-    node = source
-    while True:
-      if node == sink:
-        flow = min(self.room[arc] for arc in path)
-        for arc in path:
-          self.room[arc] -= flow
-          self.room[arc ^ 1] += flow
-        path, node = [], source
-      elif todo[node]:
-        arc = todo[node][-1]
-        head = self.head[arc]
-        if self.room[arc] and level.get(head) == level[node] + 1:
-          path.append(arc)
-          node = head
-        else:
-          todo[node].pop()
-      elif path:
-        node = self.head[path.pop() ^ 1]
-        todo[node].pop()
-      else:
-        return True
+    path = []
+    node = sink
+    while node != source:
+      path.append(last_arc[node])
+      node = self.head[path[-1] ^ 1]
+    flow = min(self.room[arc] for arc in path)
+    for arc in path:
+      self.room[arc] -= flow
+      self.room[arc ^ 1] += flow
+    return True
 
 
 def source_side(
@@ -68,8 +57,11 @@ def source_side(
   source: Hashable,
   sink: Hashable,
 ) -> set[Hashable]:
-  """Returns the nodes on the source's side of a minimum cut."""
+  """Returns the nodes on the source's side of a minimum cut.
+
+  Of several minimum cuts it is the one nearest the source, for any flow.
+  """
   network = _Network(edges)
   while network.augment(source, sink):
     pass
-  return set(network.levels(source))
+  return set(network.reach(source))

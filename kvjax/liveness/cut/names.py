@@ -1,133 +1,136 @@
 """Names for tensors that have none."""
 
 import collections
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.cut import min_cut
-from kvjax.liveness.program import record
-
-if TYPE_CHECKING:
-  from kvjax.liveness import analysis
+from kvjax.liveness.cut.min_cut import Cut, Graph
+from kvjax.liveness.cut.nodes import Extent, Node
+from kvjax.liveness.program.trace import Trace
+from kvjax.liveness.verdict import Analysis
 
 
 class Labels:
-  """What a graph's tensors are called, whichever cut is made through it."""
+  """Names of a graph's tensors, for any cut through the graph."""
 
-  def __init__(self, trace: record.Trace, graph: min_cut.Graph) -> None:
-    self.trace, self.graph = trace, graph
-    self.stems = _stems(trace, graph)
-    self.own = _own_names(trace, graph)
-    self.place = _places(trace, graph, self.own)
+  def __init__(self, trace: Trace, graph: Graph) -> None:
+    self.trace = trace
+    self.graph = graph
+    self.given_names = _given_names(trace, graph)
+    self.layers = _layers(trace, graph, self.given_names)
+    self._stems = _stems(trace, graph)
 
-  def of(self, cut: min_cut.Cut) -> tuple[str, ...]:
-    """A name for every tensor: its most special own, or that of its equation.
+  def name_nodes(self, cut: Cut) -> tuple[str, ...]:
+    """Returns a name for every node: from the program, or of its equation.
 
-    Tensors kept together for one reader (the halves of a rotated key) share
-    one.
+    Nodes kept together for one reader (the halves of a rotated key) share a
+    name.
     """
-    together = self._together(cut)
+    first_of = self._joined(cut)
     count: collections.Counter[str] = collections.Counter()
-    shared: dict[int, str] = {}
+    new_names: dict[int, str] = {}
     out = []
     for i, node in enumerate(self.graph.nodes):
-      if self.own[i]:
-        out.append(self.own[i])
+      if self.given_names[i]:
+        out.append(self.given_names[i])
         continue
-      one = together.get(i, i)
-      if one not in shared:
+      first = first_of.get(i, i)
+      if first not in new_names:
         base = _base(self.trace, node)
         count[base] += 1
-        shared[one] = base if count[base] == 1 else f'{base}.{count[base]}'
-      out.append(shared[one])
+        number = count[base]
+        new_names[first] = base if number == 1 else f'{base}.{number}'
+      out.append(new_names[first])
     return tuple(out)
 
-  def _together(self, cut: min_cut.Cut) -> dict[int, int]:
-    """For kept nodes, the first of those that are one tensor to a reader."""
+  def _joined(self, cut: Cut) -> dict[int, int]:
+    """Returns for kept nodes the first node of those that a reader joins."""
     out: dict[int, int] = {}
     same: dict[Any, int] = {}  # by stem and readers
     parts: dict[Any, list[int]] = collections.defaultdict(list)  # by equation
     for i in cut.kept:
       node = self.graph.nodes[i]
-      key = self.stems[i], node.readers
+      key = self._stems[i], node.readers
       part = parts[_equation(self.trace, node)]
-      alike = (j for j in part if node.readers & self.graph.nodes[j].readers)
-      first = min(same.get(key, i), next(alike, i))
+      shared = (j for j in part if node.readers & self.graph.nodes[j].readers)
+      first = min(same.get(key, i), next(shared, i))
       out[i] = out.get(first, i)
       same.setdefault(key, i)
       part.append(i)
     return out
 
 
-def _own_names(trace: record.Trace, graph: min_cut.Graph) -> list[str]:
-  """The rarest name of each tensor, or none."""
+def _given_names(trace: Trace, graph: Graph) -> list[str]:
+  """Returns the name of each node that has the fewest scalars, or ''."""
   size = {
     name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
     for name, ts in trace.names.items()
   }
-  names = [node.names for node in graph.nodes]
-  return [min(own, key=lambda n: size[n], default='') for own in names]
+  return [
+    min(node.names, key=lambda n: size[n], default='') for node in graph.nodes
+  ]
 
 
-def _places(
-  trace: record.Trace, graph: min_cut.Graph, names: list[str]
-) -> list[int]:
-  """Which of the tensors of its name holds each node; 0 where it has none."""
+def _layers(trace: Trace, graph: Graph, names: list[str]) -> list[int]:
+  """Returns which of the tensors of its name each node is; 0 without a name."""
   out = [0] * len(names)
   for name, tensors in trace.names.items():
-    owner = np.zeros(trace.table.size, np.int64)
-    for place in reversed(range(len(tensors))):
-      ids = tensors[place].ids
-      owner[ids[ids >= 0]] = place
+    layer_of = np.zeros(trace.table.size, np.int64)
+    # A view of one scalar under one name counts for the first tensor.
+    for layer in reversed(range(len(tensors))):
+      ids = tensors[layer].ids
+      layer_of[ids[ids >= 0]] = layer
     for i, node in enumerate(graph.nodes):
       if names[i] == name:
-        out[i] = int(owner[node.ids[0]])
+        out[i] = int(layer_of[node.ids[0]])
   return out
 
 
-def places(verdict: 'analysis.Verdict') -> list[str]:
-  """What is kept, and the equations that make it."""
+def describe_kept(analysis: Analysis) -> list[str]:
+  """Returns what is kept, with the equations that make it."""
   out = {}
-  for i in verdict.cut.kept:
-    maker = verdict.graph.nodes[i].maker
+  for i in analysis.cut.kept:
+    maker = analysis.graph.nodes[i].maker
     source = 'the input'
     if maker >= 0:
-      op = verdict.trace.ops[maker]
+      op = analysis.trace.ops[maker]
       source = f'{op.name} at {op.origin.source}'
-    out[verdict.names[i]] = source
+    out[analysis.names[i]] = source
   return [f'{name} ({source})' for name, source in out.items()]
 
 
-def _equation(trace: record.Trace, node: Any) -> Any:
+def _equation(trace: Trace, node: Node) -> Any:
   return None if node.maker < 0 else trace.ops[node.maker].origin.equation
 
 
-def _base(trace: record.Trace, node: Any) -> str:
+def _base(trace: Trace, node: Node) -> str:
   if node.maker < 0:
     return 'x'
-  return 'carry' if node.carry else trace.ops[node.maker].name
+  if node.extent is Extent.STATE:
+    return 'carry'
+  return trace.ops[node.maker].name
 
 
-def _stems(trace: record.Trace, graph: min_cut.Graph) -> list[frozenset[Any]]:
-  """For every node, the equations its pointwise part starts from."""
-  made_of = collections.defaultdict(set)
+def _stems(trace: Trace, graph: Graph) -> list[frozenset[Any]]:
+  """Returns for every node the products its pointwise part starts from."""
+  sources = collections.defaultdict(set)
   for a, b in graph.edges:
-    made_of[b].add(a)
+    sources[b].add(a)
   memo: dict[int, frozenset[Any]] = {}
 
   def stem(i: int) -> frozenset[Any]:
     if i not in memo:
-      memo[i] = frozenset()  # A state made from itself ends here.
-      memo[i] = _own_stem(trace, graph.nodes[i]) or frozenset().union(
-        *(stem(j) for j in made_of[i])
+      memo[i] = frozenset()  # The search ends at a state made from itself.
+      memo[i] = _mixing_stem(trace, graph.nodes[i]) or frozenset().union(
+        *(stem(j) for j in sources[i])
       )
     return memo[i]
 
   return [stem(i) for i in range(len(graph.nodes))]
 
 
-def _own_stem(trace: record.Trace, node: Any) -> frozenset[Any]:
+def _mixing_stem(trace: Trace, node: Node) -> frozenset[Any]:
   if node.maker < 0:
     return frozenset([-1])
   op = trace.ops[node.maker]

@@ -1,8 +1,8 @@
-"""Runs the cache that an analysis found: a decoder from an uncached program.
+"""Decodes an uncached program with the cache that its analysis asks for.
 
-The program is traced at the capacity and interpreted at one position: what the
-cut keeps is stored by `streams`, everything else is computed for the new row
-by `rows` and forgotten.
+The program is traced at the capacity and interpreted at one position. What the
+cut keeps is stored by `storage`; everything else is computed by `one_row` for
+the new row and forgotten.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,16 @@ import numpy as np
 from flax import struct
 from jax.extend import core
 
-from kvjax.liveness import analysis
+from kvjax.liveness.analysis import settle
 from kvjax.liveness.decoder import one_row, storage
-from kvjax.liveness.decoder.one_row import Value
+from kvjax.liveness.decoder.one_row import RowValue
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import control_flow
+from kvjax.liveness.program import jaxprs, lowering
+from kvjax.liveness.program.primitives import bind
+from kvjax.liveness.program.trace import Place
 from kvjax.liveness.recurrence import rewrite
+from kvjax.liveness.verdict import Analysis
 
-Place = tuple[Any, ...]
 Init = Callable[[int], 'DerivedCache']
 Extend = Callable[['DerivedCache', jax.Array], tuple[jax.Array, 'DerivedCache']]
 LENGTHS = (13, 17)  # The equations must be the same at both.
@@ -41,9 +43,9 @@ def derive(
 ) -> tuple[Init, Extend]:
   """Returns functions that decode `program` with the cache it needs.
 
-  `init(capacity)` gives an empty `DerivedCache`; `extend(cache, x)` takes the
-  next rows of the input, any number of them along `axis`, and gives the rows
-  of the output at their places and the new cache. Where an output row waits
+  `init(capacity)` returns an empty `DerivedCache`. `extend(cache, x)` takes the
+  next rows of the input, any number of them along `axis`, and returns the rows
+  of the output at these positions and the new cache. Where an output row waits
   for r later tokens, row t - r comes with token t. Beyond the capacity rows
   are NaN and nothing is written.
 
@@ -53,30 +55,31 @@ def derive(
     axis: the axis of `x` that counts positions.
 
   Raises:
-    AnalysisError: there is no exact cache, or none that rows and states hold.
+    AnalysisError: no cache is exact, or none of rows and states is.
   """
-  program, _ = rewrite.recurrent(program, x, axis)
-  verdict, stable = analysis.settle(program, x, axis)
-  if not stable or np.isinf(verdict.delay):
+  program, _ = rewrite.replace_sums(program, x, axis)
+  analysis, stable = settle(program, x, axis)
+  if not stable or np.isinf(analysis.delay):
     raise AnalysisError('old rows change with new tokens: no exact cache.')
   _same_equations(program, x, axis)
-  decoder = _Decoder(program, np.asarray(x), axis, verdict)
+  decoder = _Decoder(program, np.asarray(x), axis, analysis)
 
   def init(capacity: int) -> DerivedCache:
     row = jnp.asarray(np.take(decoder.x, [0], axis))
     step = lambda r: decoder.step(None, r, capacity)[1]
-    held = jax.eval_shape(step, row).streams
-    zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in held.items()}
+    # A step says what it would store; the cache has these arrays, of zeros.
+    shapes = jax.eval_shape(step, row).streams
+    zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items()}
     return DerivedCache(zeros, jnp.zeros((), jnp.int32), capacity)
 
   def extend(
     cache: DerivedCache, x: jax.Array
   ) -> tuple[jax.Array, DerivedCache]:
-    def one(c: DerivedCache, row: jax.Array) -> tuple[DerivedCache, jax.Array]:
+    def step(c: DerivedCache, row: jax.Array) -> tuple[DerivedCache, jax.Array]:
       y, c = decoder.step(c, jnp.expand_dims(row, axis), cache.capacity)
       return c, jnp.squeeze(y, decoder.out_axis)
 
-    cache, y = jax.lax.scan(one, cache, jnp.moveaxis(x, axis, 0))
+    cache, y = jax.lax.scan(step, cache, jnp.moveaxis(x, axis, 0))
     return jnp.moveaxis(y, 0, decoder.out_axis), cache
 
   return init, extend
@@ -92,6 +95,7 @@ def _same_equations(program: Callable[..., Any], x: Any, axis: int) -> None:
 
 
 def _skeleton(jaxpr: Any) -> list[Any]:
+  """Returns the names of a jaxpr's primitives, with those of inner jaxprs."""
   return [
     (e.primitive.name, [_skeleton(j) for j in core.jaxprs_in_params(e.params)])
     for e in jaxpr.eqns
@@ -113,16 +117,18 @@ class _Decoder:
     program: Callable[..., Any],
     x: np.ndarray,
     axis: int,
-    verdict: analysis.Verdict,
+    analysis: Analysis,
   ) -> None:
-    self.program, self.x, self.axis = program, x, axis
-    self.delay = verdict.usual
-    self.plan = storage.plan(verdict)
-    self.sums = storage.sums(verdict)
-    self.states = storage.states(verdict)
-    self.admissible = storage.admissible(verdict)
-    out = verdict.trace.outputs
-    axes = [i for i, n in enumerate(out[0].shape) if n == verdict.trace.length]
+    self.program = program
+    self.x = x
+    self.axis = axis
+    self.delay = analysis.usual_delay
+    self.kept = storage.plan_kept(analysis)
+    self.sums = storage.kept_places(analysis)
+    self.states = storage.kept_states(analysis)
+    self.row_axes = storage.find_row_axes(analysis)
+    out = analysis.trace.outputs
+    axes = [i for i, n in enumerate(out[0].shape) if n == analysis.trace.length]
     if len(out) != 1 or not axes:
       raise AnalysisError(
         'derive needs a program of one output with an axis of positions.'
@@ -132,41 +138,46 @@ class _Decoder:
   def step(
     self, cache: DerivedCache | None, row: jax.Array, capacity: int
   ) -> tuple[jax.Array, DerivedCache]:
-    """One position: [1, ...] in, [1, ...] out."""
+    """Runs one position: [1, ...] in, [1, ...] out.
+
+    Without a cache the step starts from one of zeros.
+    """
     closed = _traced(self.program, self.x, self.axis, capacity)
-    t = jnp.zeros((), jnp.int32) if cache is None else cache.length
-    room = t < capacity
-    at = jnp.minimum(t, capacity - 1)
-    run = _Run(self, {} if cache is None else cache.streams, at, room, capacity)
-    shape = closed.jaxpr.invars[0].aval.shape
-    given = Value(shape, None, row, self.axis)
+    length = jnp.zeros((), jnp.int32) if cache is None else cache.length
+    room = length < capacity
+    # Without room the step runs at the last position, so that every slice is
+    # in bounds, and stores nothing.
+    t = jnp.minimum(length, capacity - 1)
+    old = {} if cache is None else cache.streams
+    run = _Run(self, old, t, room, capacity)
+    x = RowValue(closed.jaxpr.invars[0].aval.shape, None, row, self.axis)
     if jnp.issubdtype(row.dtype, jnp.integer):
-      # Ids of the past are forgotten, but not that they were ids.
-      given = given._replace(full=one_row.whole(given, at))
-    first = run.keep((), [given])[0]
-    consts = [Value(np.shape(c), jnp.asarray(c)) for c in closed.consts]
-    (out,) = run.program(closed.jaxpr, consts, [first], ())
+      # A lookup needs valid ids for the whole of a table's rows. Past ids are
+      # forgotten; 0 stands for them.
+      x = x._replace(full=one_row.whole(x, t))
+    (x,) = run.keep((), [x])
+    (out,) = run.program(closed.jaxpr, closed.consts, [x], ())
     run.check()
-    y = self._output(out, at)
+    y = self._output(out, t)
     if jnp.issubdtype(y.dtype, jnp.inexact):
       y = jnp.where(room, y, jnp.nan)
-    length = t + room.astype(jnp.int32)
+    length = length + room.astype(jnp.int32)
     return y, DerivedCache(run.new, length, capacity)
 
-  def _output(self, out: Value, t: jax.Array) -> jax.Array:
+  def _output(self, out: RowValue, t: jax.Array) -> jax.Array:
+    """Returns the row of the output that is final at position t."""
     if self.delay:
       full = one_row.whole(out, t)
       return jax.lax.dynamic_slice_in_dim(
         full, jnp.maximum(t - self.delay, 0), 1, self.out_axis
       )
-    part = one_row.slice_of(out, self.out_axis, 1, t)
-    if part is None:
-      part = one_row.slice_of(
-        Value(out.shape, one_row.whole(out, t)), self.out_axis, 1, t
-      )
-    if part is None:
-      raise AnalysisError('the output has no row of its own.')
-    return part
+    row = one_row.slice_of(out, self.out_axis, 1, t)
+    if row is None:
+      full = RowValue(out.shape, one_row.whole(out, t))
+      row = one_row.slice_of(full, self.out_axis, 1, t)
+    if row is None:
+      raise AnalysisError('the output has no row for every position.')
+    return row
 
 
 class _Run:
@@ -180,85 +191,82 @@ class _Run:
     room: jax.Array,
     capacity: int,
   ) -> None:
-    self.decoder, self.old = decoder, old
-    self.t, self.room, self.capacity = t, room, capacity
+    self.decoder = decoder
+    self.old = old
+    self.t = t
+    self.room = room
+    self.capacity = capacity
     self.new: dict[str, jax.Array] = {}
     self.stored: list[Place] = []  # of sums and loops over positions
 
   def program(
-    self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value], at: Place
-  ) -> list[Value]:
-    env: dict[Any, Value] = {}
+    self,
+    jaxpr: Any,
+    consts: Sequence[Any],
+    args: Sequence[RowValue],
+    place: Place,
+  ) -> list[RowValue]:
+    """Returns the results of a jaxpr; stores what it keeps."""
 
-    def read(v: Any) -> Value:
-      if isinstance(v, core.Literal):
-        return Value(np.shape(v.val), jnp.asarray(v.val))
-      return env[v]
+    def run_equation(i: int, eqn: Any, ins: list[RowValue]) -> list[RowValue]:
+      inner = (*place, i)
+      return self.keep(inner, self.equation(eqn, ins, inner))
 
-    env.update(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-    for i, eqn in enumerate(jaxpr.eqns):
-      place = (*at, i)
-      outs = self.equation(eqn, [read(v) for v in eqn.invars], place)
-      outs = self.keep(place, outs)
-      env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+    return jaxprs.interpret(jaxpr, consts, args, run_equation, _constant)
 
-  def keep(self, place: Place, outs: list[Value]) -> list[Value]:
+  def keep(self, place: Place, outs: list[RowValue]) -> list[RowValue]:
     """Stores the new rows of what is kept here, and reads back the old."""
     past: dict[int, jax.Array] = {}
-    planned = self.decoder.plan.get(place, ())
-    for stream in planned:
-      value = outs[stream.result]
-      row = stream.row(value, self.t)
-      shape = stream.slots(self.capacity), row.size
-      slots = self.old.get(stream.name, jnp.zeros(shape, row.dtype))
-      self.new[stream.name] = stream.write(slots, value, self.t, self.room)
-      rows_before = stream.past(slots, value, self.t, self.capacity)
-      past[stream.result] = past.get(stream.result, 0) + rows_before
-    for stream in planned:
-      i = stream.result
-      outs[i] = stream.whole(past[i], outs[i], self.t, self.capacity)
+    kept = self.decoder.kept.get(place, ())
+    for tensor in kept:
+      value = outs[tensor.result]
+      row = tensor.row(value, self.t)
+      shape = tensor.slots(self.capacity), row.size
+      slots = self.old.get(tensor.name, jnp.zeros(shape, row.dtype))
+      self.new[tensor.name] = tensor.write(slots, value, self.t, self.room)
+      rows_before = tensor.past(slots, value, self.t, self.capacity)
+      # Two kept parts of one result have different features, 0 elsewhere.
+      past[tensor.result] = past.get(tensor.result, 0) + rows_before
+    for tensor in kept:
+      i = tensor.result
+      outs[i] = tensor.whole(past[i], outs[i], self.t, self.capacity)
     return outs
 
-  def equation(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
-    name, params = eqn.primitive.name, eqn.params
+  def equation(
+    self, eqn: Any, ins: list[RowValue], place: Place
+  ) -> list[RowValue]:
+    name = eqn.primitive.name
+    params = eqn.params
     if name == 'scan' and any(v.row is not None for v in ins):
       return self.scan(params, ins, place)
-    if name in control_flow.CALLS:
-      body, consts = control_flow.body_of(params)
+    if name in jaxprs.CALLS:
+      body, consts = jaxprs.open_call(params)
       args = ins[len(ins) - len(body.invars) :]
-      return self.program(body, _values(consts), args, place)
-    kept_sum = name in control_flow.CUMULATIVE and place in self.decoder.sums
-    if kept_sum and self.runs_on(params, ins[0]):
-      return [self.cumulative(eqn, ins[0], place)]
-    admitted = self.decoder.admissible.get(place)
-    admits = lambda axis: admitted is None or axis in admitted
-    found = one_row.row(eqn.primitive, params, ins, self.t, admits)
-    fulls = [v.full for v in ins]
+      return self.program(body, consts, args, place)
+    if name in lowering.CUMULATIVE and place in self.decoder.sums:
+      over_rows = ins[0].row is not None and ins[0].axis == params['axis']
+      if over_rows and not params['reverse']:
+        return [self.cumulative(eqn, ins[0], place)]
+    axes = self.decoder.row_axes.get(place)
+    admits = lambda axis: axes is None or axis in axes
+    rows = one_row.new_rows(eqn, ins, self.t, admits)
     shapes = [v.aval.shape for v in eqn.outvars]
-    if found is None or all(f is not None for f in fulls):
-      known = [one_row.whole(v, self.t) for v in ins]
-      made: Sequence[Any] = one_row.bind(eqn.primitive, params, known)
-    else:
-      made = [None] * len(shapes)
-    new, axis = found if found is not None else ([None] * len(shapes), 0)
+    fulls: Sequence[Any] = [None] * len(shapes)
+    # Where all operands are whole the result is made whole as well: a reader
+    # may have no rule for a row.
+    if rows is None or all(v.full is not None for v in ins):
+      operands = [one_row.whole(v, self.t) for v in ins]
+      fulls = bind(eqn.primitive, params, operands)
+    new, axis = rows if rows is not None else ([None] * len(shapes), 0)
     return [
-      Value(s, f, r, axis) for s, f, r in zip(shapes, made, new, strict=True)
+      RowValue(shape, full, row, axis)
+      for shape, full, row in zip(shapes, fulls, new, strict=True)
     ]
 
-  def runs_on(self, params: Any, operand: Value) -> bool:
-    return (
-      operand.row is not None
-      and operand.axis == params['axis']
-      and not params['reverse']
-    )
-
   def state(self, place: Place, first: jax.Array) -> jax.Array:
-    """A loop's state before this position: `first` before any."""
-    name = f'state{place}'
-    held = self.old.get(name, jnp.zeros_like(first))
-    return jnp.where(self.t == 0, first, held)
+    """Returns a loop's state before this position: `first` before any."""
+    before = self.old.get(f'state{place}', jnp.zeros_like(first))
+    return jnp.where(self.t == 0, first, before)
 
   def store(self, place: Place, before: jax.Array, after: jax.Array) -> None:
     self.new[f'state{place}'] = jnp.where(self.room, after, before)
@@ -268,96 +276,102 @@ class _Run:
     """Raises where a kept state was computed anew instead of carried on."""
     for name, place in self.decoder.states.items():
       loops = [p[:-1] for p in self.stored]  # without the number of the carry
-      held = any(place[: len(p)] == p for p in loops)
-      if not held and place not in self.stored:
+      in_loop = any(place[: len(p)] == p for p in loops)
+      if not in_loop and place not in self.stored:
         raise AnalysisError(
           f'{name} is kept, but no loop over new rows makes it: what it sums '
-          'has no row of its own. Write it without reversals and gathers.'
+          'has no row for every position. Write it without reversals and '
+          'gathers.'
         )
 
-  def cumulative(self, eqn: Any, operand: Value, place: Place) -> Value:
-    """The sum so far and the new row; nothing of the rows before."""
-    if operand.row is None or operand.row.shape[operand.axis] != 1:
+  def cumulative(self, eqn: Any, operand: RowValue, place: Place) -> RowValue:
+    """Returns the sum so far with the new row; needs no row before it."""
+    if operand.row is None or operand.block != 1:
       raise AnalysisError(f'a running sum over part of a row: {eqn}')
     before = self.state(place, operand.row)
     pair = jnp.concatenate([before, operand.row], operand.axis)
-    (both,) = one_row.bind(eqn.primitive, eqn.params, [pair])
+    (both,) = bind(eqn.primitive, eqn.params, [pair])
     after = jax.lax.slice_in_dim(both, 1, 2, axis=operand.axis)
     after = jnp.where(self.t == 0, operand.row, after)
     self.store(place, before, after)
-    return Value(operand.shape, None, after, operand.axis)
+    return RowValue(operand.shape, None, after, operand.axis)
 
-  def scan(self, params: Any, ins: list[Value], place: Place) -> list[Value]:
-    body, consts = control_flow.open_jaxpr(params['jaxpr'])
-    a, carried = control_flow.scan_counts(params)
-    b = a + carried
-    run = lambda args, at: self.program(body, _values(consts), args, at)
-    over_time = params['length'] == self.capacity and any(
-      v.row is not None and v.axis == 0 for v in ins[b:]
+  def scan(
+    self, params: Any, ins: list[RowValue], place: Place
+  ) -> list[RowValue]:
+    """Runs a scan: over positions one step of it, else all its steps."""
+    body, consts = jaxprs.open_jaxpr(params['jaxpr'])
+    shared, carry, columns = jaxprs.split_scan(params, ins)
+    carried = len(carry)
+    run_step = lambda i, carry, row: self.program(
+      body, consts, [*shared, *carry, *row], (*place, ('step', i))
     )
-    if over_time and not params['reverse']:
-      return self.over_positions(run, ins[:a], ins[a:b], ins[b:], place)
-    carry, ys = ins[a:b], {}
+    over_positions = params['length'] == self.capacity and any(
+      v.row is not None and v.axis == 0 for v in columns
+    )
+    if over_positions and not params['reverse']:
+      return self.scan_positions(run_step, carry, columns, place)
+    ys: dict[int, list[RowValue]] = {}
     steps = range(params['length'])
     for i in reversed(steps) if params['reverse'] else steps:
-      columns = [_column(v, i, self.t) for v in ins[b:]]
-      out = run([*ins[:a], *carry, *columns], (*place, ('step', i)))
-      carry, ys[i] = out[: b - a], out[b - a :]
+      row = [_column(v, i, self.t) for v in columns]
+      out = run_step(i, carry, row)
+      carry = out[:carried]
+      ys[i] = out[carried:]
     count = len(ys[0]) if ys else 0
-    return [
-      *carry,
-      *(self.stacked([ys[i][j] for i in steps]) for j in range(count)),
-    ]
+    stacked = [self.stack([ys[i][j] for i in steps]) for j in range(count)]
+    return [*carry, *stacked]
 
-  def over_positions(
+  def scan_positions(
     self,
-    run: Callable[..., list[Value]],
-    shared: list[Value],
-    carry: list[Value],
-    columns: list[Value],
+    run_step: Callable[..., list[RowValue]],
+    carry: Sequence[RowValue],
+    columns: Sequence[RowValue],
     place: Place,
-  ) -> list[Value]:
-    """A scan over positions takes one step; its carry is the state."""
+  ) -> list[RowValue]:
+    """Takes one step of a scan over positions; the carry is the state."""
     before = [
       self.state((*place, i), one_row.whole(v, self.t))
       for i, v in enumerate(carry)
     ]
-    old = [Value(b.shape, b) for b in before]
-    now = []
+    row = []
     for v in columns:
       part = one_row.slice_of(v, 0, 1, self.t)
       if part is None:
         raise AnalysisError(f'a loop over positions reads {v.shape} whole.')
-      now.append(Value(part.shape[1:], part[0]))
-    out = run([*shared, *old, *now], (*place, ('step', 0)))
-    for i, (b, v) in enumerate(zip(before, out, strict=False)):
+      row.append(RowValue(part.shape[1:], part[0]))
+    out = run_step(0, [RowValue(b.shape, b) for b in before], row)
+    after = out[: len(before)]
+    for i, (b, v) in enumerate(zip(before, after, strict=True)):
       self.store((*place, i), b, one_row.whole(v, self.t))
-    ys = [one_row.whole(v, self.t) for v in out[len(carry) :]]
-    after = out[: len(carry)]
-    return [
-      *after,
-      *(Value((self.capacity, *y.shape), None, y[None], 0) for y in ys),
+    ys = [one_row.whole(v, self.t) for v in out[len(before) :]]
+    stacked = [
+      RowValue((self.capacity, *y.shape), None, y[None], 0) for y in ys
     ]
+    return [*after, *stacked]
 
-  def stacked(self, parts: list[Value]) -> Value:
-    shape = (len(parts), *parts[0].shape)
+  def stack(self, parts: list[RowValue]) -> RowValue:
+    """Returns values along a new first axis; as a row if all are rows."""
+    rows = [v.row for v in parts if v.row is not None]
     axes = {v.axis for v in parts if v.row is not None}
     new = full = None
-    if len(axes) == 1 and all(v.row is not None for v in parts):
-      new = jnp.stack([v.row for v in parts if v.row is not None])
+    if len(axes) == 1 and len(rows) == len(parts):
+      new = jnp.stack(rows)
     if new is None or all(v.full is not None for v in parts):
       full = jnp.stack([one_row.whole(v, self.t) for v in parts])
-    return Value(shape, full, new, min(axes, default=0) + 1)
+    shape = (len(parts), *parts[0].shape)
+    return RowValue(shape, full, new, min(axes, default=0) + 1)
 
 
-def _values(consts: Sequence[Any]) -> list[Value]:
-  return [Value(c.shape, jnp.asarray(c.const)) for c in consts]
+def _constant(value: Any) -> RowValue:
+  return RowValue(np.shape(value), jnp.asarray(value))
 
 
-def _column(value: Value, i: int, t: jax.Array) -> Value:
-  """Entry i along the first axis."""
+def _column(value: RowValue, i: int, t: jax.Array) -> RowValue:
+  """Returns entry i along the first axis."""
+  shape = value.shape[1:]
   if value.row is not None and value.axis == 0:
-    return Value(value.shape[1:], one_row.whole(value, t)[i])
+    return RowValue(shape, one_row.whole(value, t)[i])
   full = None if value.full is None else value.full[i]
-  new = None if value.row is None else value.row[i]
-  return Value(value.shape[1:], full, new, max(value.axis - 1, 0))
+  row = None if value.row is None else value.row[i]
+  return RowValue(shape, full, row, max(value.axis - 1, 0))

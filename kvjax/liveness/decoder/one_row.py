@@ -2,31 +2,40 @@
 
 At step t of a decoder a tensor is known in up to two forms: its new row, a
 block of one axis, and the whole of it, put together from what is kept. A rule
-computes the row of a result without the rows before it; what has no rule is
-computed whole, which the separation makes right: nothing of the past but what
-is kept matters to the future.
+computes the row of a result without the rows before it. An equation without a
+rule is computed whole. That is right because the kept tensors separate past
+and future: rows that are wrong for lack of a kept past are read by nothing.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kvjax.liveness.program.primitives import bind
+from kvjax.liveness.program.scalars import Shape
+
 Params = dict[str, Any]
 
 
-class Value(NamedTuple):
+class RowValue(NamedTuple):
   """A tensor at step t; `row` is a block of `axis`, `full` all of it."""
 
-  shape: tuple[int, ...]
+  shape: Shape
   full: jax.Array | None
   row: jax.Array | None = None
   axis: int = 0
 
+  @property
+  def block(self) -> int:
+    """Returns how much of its axis the row takes up."""
+    return 0 if self.row is None else self.row.shape[self.axis]
 
-def whole(value: Value, t: jax.Array) -> jax.Array:
-  """All of a tensor; rows that nothing kept are zero."""
+
+def whole(value: RowValue, t: jax.Array) -> jax.Array:
+  """Returns all of a tensor; rows that nothing kept are zero."""
   if value.full is not None:
     return value.full
   if value.row is None:
@@ -34,61 +43,66 @@ def whole(value: Value, t: jax.Array) -> jax.Array:
   return insert(jnp.zeros(value.shape, value.row.dtype), value, t)
 
 
-def insert(full: jax.Array, value: Value, t: jax.Array) -> jax.Array:
-  """Puts the new row in its place."""
+def insert(full: jax.Array, value: RowValue, t: jax.Array) -> jax.Array:
+  """Returns `full` with the new row in its place."""
   if value.row is None:
     return full
-  block = value.row.shape[value.axis]
-  return jax.lax.dynamic_update_slice_in_dim(
-    full, value.row, t * block, value.axis
-  )
+  start = t * value.block
+  return jax.lax.dynamic_update_slice_in_dim(full, value.row, start, value.axis)
 
 
 def slice_of(
-  value: Value, axis: int, block: int, t: jax.Array
+  value: RowValue, axis: int, block: int, t: jax.Array
 ) -> jax.Array | None:
-  """The block of a tensor that belongs to position t along an axis."""
+  """Returns the block of a tensor that belongs to position t along an axis."""
   if value.row is not None and value.axis == axis:
-    return value.row if value.row.shape[axis] == block else None
+    return value.row if value.block == block else None
   if value.full is None:
     return None
   return jax.lax.dynamic_slice_in_dim(value.full, t * block, block, axis)
 
 
-def row(
-  primitive: Any,
-  params: Params,
-  ins: Sequence[Value],
-  t: jax.Array,
-  admits: Callable[[int], bool],
+def new_rows(
+  eqn: Any, ins: Sequence[RowValue], t: jax.Array, admits: Callable[[int], bool]
 ) -> tuple[list[jax.Array], int] | None:
-  """New rows of an equation's results and their axis, or None."""
-  if primitive.name == 'dot_general':
-    return _dot(primitive, params, ins, t, admits)
-  if primitive.name == 'gather':
-    return _gather(primitive, params, ins)
-  first = next((v for v in ins if v.row is not None), None)
-  if primitive.name not in _RULES and first is not None:
-    ins = [_widened(v, ins) for v in ins]
-    first = next(v for v in ins if v.row is not None)
-  if first is None or first.row is None:
+  """Returns new rows of an equation's results and their axis.
+
+  Args:
+    eqn: the equation.
+    ins: its operands.
+    t: the position.
+    admits: whether row t of a product along an axis has all that is new at t.
+
+  Returns:
+    None where no rule knows the row.
+  """
+  name = eqn.primitive.name
+  if name == 'dot_general':
+    return _dot(eqn, ins, t, admits)
+  if name == 'gather':
+    return _gather(eqn, ins)
+  if all(v.row is None for v in ins):
     return None
-  rule = _RULES.get(primitive.name, _pointwise)
-  found = rule(params, first, first.row.shape[first.axis], ins)
-  if found is None:
-    return None
-  params, axis = found
+  pointwise = name not in _RULES
+  if pointwise:
+    ins = _broadcast_ins(ins)
+  first = next(v for v in ins if v.row is not None)
+  if pointwise:
+    same = all(v.shape in ((), first.shape) for v in ins)
+    small = (eqn.params, first.axis) if same else None
+  else:
+    small = _RULES[name](eqn.params, first)
   operands = _aligned(ins, first, t)
-  if operands is None:
+  if small is None or operands is None:
     return None
-  return bind(primitive, params, operands), axis
+  params, axis = small
+  return bind(eqn.primitive, params, operands), axis
 
 
 def _aligned(
-  ins: Sequence[Value], first: Value, t: jax.Array
+  ins: Sequence[RowValue], first: RowValue, t: jax.Array
 ) -> list[jax.Array] | None:
-  if first.row is None:
-    return None
+  """Returns the block of every operand that belongs to the row of `first`."""
   out = []
   for value in ins:
     if value.shape == () and value.full is not None:
@@ -96,155 +110,122 @@ def _aligned(
       continue
     if len(value.shape) != len(first.shape):
       return None
-    part = slice_of(value, first.axis, first.row.shape[first.axis], t)
+    part = slice_of(value, first.axis, first.block, t)
     if part is None:
       return None
     out.append(part)
   return out
 
 
-def bind(
-  primitive: Any, params: Params, operands: Sequence[jax.Array]
-) -> list[jax.Array]:
-  extra, bound = (), primitive.get_bind_params(params)
-  if isinstance(bound, tuple):
-    extra, bound = bound
-  out = primitive.bind(*extra, *operands, **bound)
-  return list(out) if primitive.multiple_results else [out]
-
-
-Found = tuple[Params, int] | None
-
-
-def _pointwise(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  same = all(v.shape in ((), first.shape) for v in ins)
-  return (params, first.axis) if same else None
-
-
-def _widened(value: Value, ins: Sequence[Value]) -> Value:
-  """An operand of a pointwise equation, with its axes of size 1 spread out."""
-  ranks = {len(v.shape) for v in ins if v.shape}
-  if not value.shape or len(ranks) > 1:
-    return value
+def _broadcast_ins(ins: Sequence[RowValue]) -> Sequence[RowValue]:
+  """Returns operands of a pointwise equation with axes of size 1 spread out."""
+  if len({len(v.shape) for v in ins if v.shape}) > 1:
+    return ins
   shape = jnp.broadcast_shapes(*(v.shape for v in ins))
-  if shape == value.shape:
-    return value
-  full, new = value.full, value.row
+  return [_broadcast_value(v, shape) if v.shape else v for v in ins]
+
+
+def _broadcast_value(value: RowValue, shape: Shape) -> RowValue:
+  full = value.full
+  row = value.row
   if full is not None:
     full = jnp.broadcast_to(full, shape)
-  if new is not None:
+  if row is not None:
     if value.shape[value.axis] != shape[value.axis]:
-      return value
-    block = new.shape[value.axis]
-    small = (*shape[: value.axis], block, *shape[value.axis + 1 :])
-    new = jnp.broadcast_to(new, small)
-  return Value(shape, full, new, value.axis)
+      return value  # The axis of size 1 is the axis of the row.
+    small = _resized(shape, value.axis, value.block)
+    row = jnp.broadcast_to(row, small)
+  return RowValue(shape, full, row, value.axis)
 
 
-def _reduce(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
+def _resized(shape: Shape, axis: int, size: int) -> Shape:
+  return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+# A rule gives the parameters for the row alone, and the axis of the row in the
+# result; None where the row of the result needs more than the row.
+RowRule = Callable[[Params, RowValue], tuple[Params, int] | None]
+
+
+def _reduce(params: Params, value: RowValue) -> tuple[Params, int] | None:
   axes = params['axes']
-  if first.axis in axes:
+  if value.axis in axes:
     return None
-  return params, first.axis - sum(a < first.axis for a in axes)
+  return params, value.axis - sum(a < value.axis for a in axes)
 
 
-def _along(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  """Sorts, top-k, cumulative sums, joins and splits along another axis."""
+def _along(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  """Applies to sorts, top-k, cumulative sums, joins and splits.
+
+  They need the row alone if they are along another axis than the row.
+  """
   keys = ('dimension', 'axis', 'operand_axis')
   axis = next(params[k] for k in keys if k in params)
-  return None if axis == first.axis else (params, first.axis)
+  return None if axis == value.axis else (params, value.axis)
 
 
-def _broadcast(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  axis = params['broadcast_dimensions'][first.axis]
-  shape = list(params['shape'])
-  if shape[axis] != first.shape[first.axis]:
+def _broadcast(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  axis = params['broadcast_dimensions'][value.axis]
+  shape = params['shape']
+  if shape[axis] != value.shape[value.axis]:
     return None
-  shape[axis] = block
-  return params | {'shape': tuple(shape)}, axis
+  return params | {'shape': _resized(shape, axis, value.block)}, axis
 
 
-def _reshape(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  """The row stays a block when the axes before it keep their size."""
+def _reshape(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  """Keeps the row a block, if the axes before it keep their size."""
   shape = params['new_sizes']
-  lead = 1
-  for size in first.shape[: first.axis]:
-    lead *= size
-  steps = first.shape[first.axis] // block
+  before_row = math.prod(value.shape[: value.axis])
+  steps = value.shape[value.axis] // value.block
   before = 1
   for axis, size in enumerate(shape):
-    if before == lead and size % steps == 0 and size:
-      small = (*shape[:axis], size // steps, *shape[axis + 1 :])
+    if before == before_row and size % steps == 0 and size:
+      small = _resized(shape, axis, size // steps)
       return params | {'new_sizes': small}, axis
     before *= size
   return None
 
 
-def _squeeze(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
+def _squeeze(params: Params, value: RowValue) -> tuple[Params, int] | None:
   axes = params['dimensions']
-  return params, first.axis - sum(a < first.axis for a in axes)
+  return params, value.axis - sum(a < value.axis for a in axes)
 
 
-def _slice(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  axis, size = first.axis, first.shape[first.axis]
+def _slice(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  axis = value.axis
   strides = params['strides']
+  limits = params['limit_indices']
   if (
     params['start_indices'][axis] != 0
-    or params['limit_indices'][axis] != size
+    or limits[axis] != value.shape[axis]
     or (strides is not None and strides[axis] != 1)
   ):
     return None
-  limits = list(params['limit_indices'])
-  limits[axis] = block
-  return params | {'limit_indices': tuple(limits)}, axis
+  return params | {'limit_indices': _resized(limits, axis, value.block)}, axis
 
 
-def _pad(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  still = params['padding_config'][first.axis] == (0, 0, 0)
-  return (params, first.axis) if still else None
+def _pad(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  unchanged = params['padding_config'][value.axis] == (0, 0, 0)
+  return (params, value.axis) if unchanged else None
 
 
-def _rev(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  return None if first.axis in params['dimensions'] else (params, first.axis)
+def _rev(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  return None if value.axis in params['dimensions'] else (params, value.axis)
 
 
-def _transpose(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  return params, params['permutation'].index(first.axis)
+def _transpose(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  return params, params['permutation'].index(value.axis)
 
 
-def _stack(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
-  return params, first.axis + (params['axis'] <= first.axis)
+def _stack(params: Params, value: RowValue) -> tuple[Params, int] | None:
+  return params, value.axis + (params['axis'] <= value.axis)
 
 
-def _never(
-  params: Params, first: Value, block: int, ins: Sequence[Value]
-) -> Found:
+def _never(params: Params, value: RowValue) -> tuple[Params, int] | None:
   return None
 
 
-_RULES: dict[str, Callable[..., Found]] = {
+_RULES: dict[str, RowRule] = {
   **dict.fromkeys(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
     argmax argmin""".split(),
@@ -272,24 +253,18 @@ _RULES: dict[str, Callable[..., Found]] = {
 
 
 def _dot(
-  primitive: Any,
-  params: Params,
-  ins: Sequence[Value],
-  t: jax.Array,
-  admits: Callable[[int], bool],
+  eqn: Any, ins: Sequence[RowValue], t: jax.Array, admits: Callable[[int], bool]
 ) -> tuple[list[jax.Array], int] | None:
-  """A row of a product: one side's row with all of the other."""
-  contracted, batch = params['dimension_numbers']
+  """Returns a row of a product: one operand's row with all of the other."""
+  contracted, batch = eqn.params['dimension_numbers']
   for a, value in enumerate(ins):
     if value.row is None or value.axis in contracted[a]:
       continue
     other = ins[1 - a]
-    if value.axis in batch[a]:
-      place = batch[a].index(value.axis)
-      block = value.row.shape[value.axis]
-      part = slice_of(other, batch[1 - a][place], block, t)
-      axis = place
-    else:
+    if value.axis in batch[a]:  # Results have batch axes first, in order.
+      axis = batch[a].index(value.axis)
+      part = slice_of(other, batch[1 - a][axis], value.block, t)
+    else:  # Free axes follow, those of the left operand first.
       part = other.full
       free = [
         i
@@ -302,30 +277,29 @@ def _dot(
         axis += len(left) - len(contracted[0]) - len(batch[0])
     if part is not None and admits(axis):
       pair = [value.row, part] if a == 0 else [part, value.row]
-      return bind(primitive, params, pair), axis
+      return bind(eqn.primitive, eqn.params, pair), axis
   return None
 
 
 def _gather(
-  primitive: Any, params: Params, ins: Sequence[Value]
+  eqn: Any, ins: Sequence[RowValue]
 ) -> tuple[list[jax.Array], int] | None:
-  """Rows of a table by rows of indices."""
+  """Returns rows of a table by rows of indices."""
   operand, indices = ins
-  numbers = params['dimension_numbers']
+  numbers = eqn.params['dimension_numbers']
   if indices.row is None or indices.axis == len(indices.shape) - 1:
     return None
   rank = len(indices.shape) - 1 + len(numbers.offset_dims)
   outer = [a for a in range(rank) if a not in numbers.offset_dims]
-  pairs = zip(
+  table = operand.full
+  for of_operand, of_indices in zip(
     numbers.operand_batching_dims,
     numbers.start_indices_batching_dims,
     strict=True,
-  )
-  table = operand.full
-  for mine, theirs in pairs:
-    if theirs == indices.axis:
-      table = operand.row if operand.axis == mine else None
+  ):
+    if of_indices == indices.axis:
+      table = operand.row if operand.axis == of_operand else None
   if table is None:
     return None
-  values = bind(primitive, params, [table, indices.row])
+  values = bind(eqn.primitive, eqn.params, [table, indices.row])
   return values, outer[indices.axis]

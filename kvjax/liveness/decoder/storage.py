@@ -1,175 +1,189 @@
 """How a kept tensor is stored: which scalars of which equation, in what slots.
 
-A stream holds a row a position, as `[slots, width]`: every position, or a
-ring of the last few.
+A kept tensor has slots `[slots, width]`, one for the row of every position or
+a ring for the rows of the last positions.
 """
 
+import collections
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.liveness import analysis
 from kvjax.liveness.cut import lifetimes
-from kvjax.liveness.decoder.one_row import Value, insert, slice_of
+from kvjax.liveness.cut.nodes import Node
+from kvjax.liveness.decoder.one_row import RowValue, insert, slice_of
 from kvjax.liveness.errors import AnalysisError
-
-Place = tuple[Any, ...]
+from kvjax.liveness.program.scalars import Tensor
+from kvjax.liveness.program.trace import Place, Trace
+from kvjax.liveness.verdict import Analysis
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
+class KeptTensor:
   """One kept tensor of one equation."""
 
   name: str
   result: int  # which result of the equation
   axis: int  # of the result, that counts positions
-  block: int  # its length a position
+  block: int  # length along the axis that one position has
   features: np.ndarray | None  # of a row's scalars, those kept; None: all
-  window: int | None  # rows read; None: every one
+  window: int | None  # rows that are read; None: every row
 
   def slots(self, capacity: int) -> int:
+    """Returns how many rows are stored."""
     return capacity if self.window is None else min(self.window, capacity)
 
-  def row(self, value: Value, t: jax.Array) -> jax.Array:
-    """[width] what position t leaves behind."""
+  def row(self, value: RowValue, t: jax.Array) -> jax.Array:
+    """Returns [width] what position t leaves behind."""
     new = slice_of(value, self.axis, self.block, t)
     if new is None:
-      raise AnalysisError(f'{self.name} has no row of its own.')
+      raise AnalysisError(f'{self.name} has no row for every position.')
     flat = jnp.moveaxis(new, self.axis, 0).reshape(-1)
     return flat if self.features is None else flat[self.features]
 
   def write(
-    self, slots: jax.Array, value: Value, t: jax.Array, room: jax.Array
+    self, slots: jax.Array, value: RowValue, t: jax.Array, room: jax.Array
   ) -> jax.Array:
-    """Writes the row of position t; nowhere when there is no room."""
+    """Returns the slots with the row of position t, if there is room."""
     count = slots.shape[0]
     if not count:
       return slots
-    at = jnp.where(room, t % count, count)
-    return slots.at[at].set(self.row(value, t), mode='drop')
+    slot = jnp.where(room, t % count, count)  # Past the end: dropped.
+    return slots.at[slot].set(self.row(value, t), mode='drop')
 
   def past(
-    self, slots: jax.Array, value: Value, t: jax.Array, capacity: int
+    self, slots: jax.Array, value: RowValue, t: jax.Array, capacity: int
   ) -> jax.Array:
-    """[capacity, row] the rows before t from their slots, else zero."""
-    rows = _positions(slots, t, capacity, self.window)
+    """Returns [capacity, row] the rows before t from their slots, else zero."""
+    rows = _rows_by_position(slots, t, capacity, self.window)
     if self.features is None:
       return rows
     blank = jnp.zeros((capacity, math.prod(value.shape) // capacity))
     return blank.astype(rows.dtype).at[:, self.features].set(rows)
 
   def whole(
-    self, rows: jax.Array, value: Value, t: jax.Array, capacity: int
-  ) -> Value:
-    """The tensor from its past rows and, at t, its own."""
+    self, rows: jax.Array, value: RowValue, t: jax.Array, capacity: int
+  ) -> RowValue:
+    """Returns the tensor of its past rows and, at t, its new row."""
     rest = [n for i, n in enumerate(value.shape) if i != self.axis]
     full = rows.reshape(capacity * self.block, *rest)
     full = jnp.moveaxis(full, 0, self.axis)
     new = slice_of(value, self.axis, self.block, t)
-    out = Value(value.shape, None, new, self.axis)
+    out = RowValue(value.shape, None, new, self.axis)
     return out._replace(full=insert(full, out, t))
 
 
-def _positions(
+def _rows_by_position(
   slots: jax.Array, t: jax.Array, capacity: int, window: int | None
 ) -> jax.Array:
-  """[capacity, width] rows of a ring at their positions."""
+  """Returns [capacity, width] the rows of a ring at their positions."""
   if window is None:
     return slots
   count = slots.shape[0]
   blank = jnp.zeros((capacity, slots.shape[1]), slots.dtype)
   if not count:
     return blank
-  back = jnp.arange(count)
-  at = t - 1 - (t - 1 - back) % count
-  return blank.at[jnp.where(at < 0, capacity, at)].set(slots, mode='drop')
+  # Slot s has the last position before t that is s modulo the slots.
+  positions = t - 1 - (t - 1 - jnp.arange(count)) % count
+  written = jnp.where(positions < 0, capacity, positions)
+  return blank.at[written].set(slots, mode='drop')
 
 
-def plan(verdict: analysis.Verdict) -> dict[Place, list[Stream]]:
-  """The streams to store, by the equation that makes them; () is the input."""
-  out: dict[Place, list[Stream]] = {}
-  names: dict[str, int] = {}
-  for i in verdict.cut.kept:
-    node = verdict.graph.nodes[i]
+def plan_kept(analysis: Analysis) -> dict[Place, list[KeptTensor]]:
+  """Returns what to store, by the equation that makes it; () is the input."""
+  out: dict[Place, list[KeptTensor]] = {}
+  count: collections.Counter[str] = collections.Counter()
+  for i in analysis.cut.kept:
+    node = analysis.graph.nodes[i]
     if node.recurrent:
-      continue  # A loop's own state, stored where the loop is.
-    label = verdict.names[i]
-    count = names[label] = names.get(label, 0) + 1
-    name = label if count == 1 else f'{label}#{count}'
-    place, stream = _stream(verdict, node, name)
-    out.setdefault(place, []).append(stream)
+      continue  # The state of a loop is stored where the loop runs.
+    label = analysis.names[i]
+    count[label] += 1
+    name = label if count[label] == 1 else f'{label}#{count[label]}'
+    place, tensor = _plan_node(analysis, node, name)
+    out.setdefault(place, []).append(tensor)
   return out
 
 
-def sums(verdict: analysis.Verdict) -> frozenset[Place]:
-  """Places of equations that make what is kept, cumulative sums among them."""
-  nodes = [verdict.graph.nodes[i] for i in verdict.cut.kept]
+def kept_places(analysis: Analysis) -> frozenset[Place]:
+  """Returns places of equations that make what is kept."""
+  nodes = [analysis.graph.nodes[i] for i in analysis.cut.kept]
   return frozenset(
-    verdict.trace.ops[n.maker].origin.place for n in nodes if n.maker >= 0
+    analysis.trace.ops[n.maker].origin.place for n in nodes if n.maker >= 0
   )
 
 
-def states(verdict: analysis.Verdict) -> dict[str, Place]:
-  """Kept states, and the places of the equations that make them."""
+def kept_states(analysis: Analysis) -> dict[str, Place]:
+  """Returns kept states, and the places of the equations that make them."""
   return {
-    verdict.names[i]: verdict.trace.ops[node.maker].origin.place
-    for i in verdict.cut.kept
-    if (node := verdict.graph.nodes[i]).recurrent
+    analysis.names[i]: analysis.trace.ops[node.maker].origin.place
+    for i in analysis.cut.kept
+    if (node := analysis.graph.nodes[i]).recurrent
   }
 
 
-def _stream(
-  verdict: analysis.Verdict, node: Any, name: str
-) -> tuple[Place, Stream]:
-  trace = verdict.trace
+def _plan_node(
+  analysis: Analysis, node: Node, name: str
+) -> tuple[Place, KeptTensor]:
+  trace = analysis.trace
   place: Place = ()
   results = (trace.x,)
   if node.maker >= 0:
     place = trace.ops[node.maker].origin.place
     results = trace.results[place]
   for index, tensor in enumerate(results):
-    held = np.isin(tensor.ids, node.ids)
-    if held.any():
-      axis, block, features = _layout(trace, tensor, held, name)
-      window = None if node.unbounded else _window(verdict, node, name)
-      return place, Stream(name, index, axis, block, features, window)
+    kept = np.isin(tensor.ids, node.ids)
+    if kept.any():
+      axis, block, features = _layout(trace, tensor, kept, name)
+      window = None if node.unbounded else _window(analysis, node, name)
+      return place, KeptTensor(name, index, axis, block, features, window)
   raise AnalysisError(f'{name} is made inside a loop over positions.')
 
 
-def _window(verdict: analysis.Verdict, node: Any, name: str) -> int:
-  """Rows that some later position reads, whichever the boundary."""
-  live = max(verdict.live_for.get(n, 0) for n in (name, *node.names))
-  return max(node.lasts, int(live)) if np.isfinite(live) else node.lasts
+def _window(analysis: Analysis, node: Node, name: str) -> int:
+  """Returns the rows that some later position reads, at any boundary."""
+  live = max(analysis.live_for.get(n, 0) for n in (name, *node.names))
+  return max(node.window, int(live)) if np.isfinite(live) else node.window
 
 
 def _layout(
-  trace: Any, tensor: Any, held: np.ndarray, name: str
+  trace: Trace, tensor: Tensor, kept: np.ndarray, name: str
 ) -> tuple[int, int, np.ndarray | None]:
-  """The axis of positions, its length a position, and the features kept."""
-  where = np.argwhere(held)
-  times = trace.table.available[tensor.ids[held]]
+  """Returns the axis of positions, its block a position, the features kept.
+
+  Args:
+    trace: the program.
+    tensor: the result that the kept scalars are part of.
+    kept: bool, of the tensor's shape.
+    name: for the error.
+  """
+  where = np.argwhere(kept)
+  times = trace.table.available[tensor.ids[kept]]
   for axis, size in enumerate(tensor.shape):
     block = size // trace.length
     if size % trace.length or np.any(where[:, axis] // block != times):
       continue
-    rows = np.moveaxis(held, axis, 0).reshape(trace.length, -1)
+    rows = np.moveaxis(kept, axis, 0).reshape(trace.length, -1)
     rows = rows[np.unique(times)]
     if np.all(rows == rows[0]):
-      kept = np.flatnonzero(rows[0])
-      return axis, block, None if len(kept) == rows.shape[1] else kept
+      features = np.flatnonzero(rows[0])
+      every = len(features) == rows.shape[1]
+      return axis, block, None if every else features
   raise AnalysisError(
     f'{name} {tensor.shape} has no axis along which rows are positions.'
   )
 
 
-def admissible(verdict: analysis.Verdict) -> dict[Place, frozenset[int]]:
-  """For every product, axes whose row t holds all that is new at t."""
-  trace = verdict.trace
-  need = lifetimes.needed(trace)
+def find_row_axes(analysis: Analysis) -> dict[Place, frozenset[int]]:
+  """Returns for every product the axes whose row t has all that is new at t.
+
+  Row t of the other axes has old scalars too, as column t of scores has.
+  """
+  trace = analysis.trace
+  need = lifetimes.find_needed(trace)
   out = {}
   for op in trace.ops:
     if op.name != 'dot_general':

@@ -1,4 +1,4 @@
-"""Lengths at which a program is analysed: few, and no more than need be."""
+"""The lengths at which a program is analysed: as few as are needed."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,14 +15,20 @@ Program = Callable[..., Any]
 LONGEST = 72  # Positions; a window beyond half of it is refused, not guessed.
 
 
-def of(program: Program, x: Any, axis: int, step: int) -> Iterator[int]:
-  """Short lengths first; those of a program of fixed length are its own."""
+def choose_lengths(
+  program: Program, x: Any, axis: int, step: int
+) -> Iterator[int]:
+  """Yields lengths, short ones first; only that of `x` if `step` is 0.
+
+  Raises:
+    AnalysisError: a comparison states a window too long to analyse.
+  """
   size = np.shape(x)[axis]
   if not step:
     yield size
     return
   start = min(max(size, 12), 40)
-  sample = resized(x, whole(start, step), axis)
+  sample = resize(x, round_up(start, step), axis)
   reach = max(_compared(jax.make_jaxpr(program)(sample).jaxpr), default=0)
   if reach >= LONGEST // 2:
     raise AnalysisError(
@@ -30,36 +36,38 @@ def of(program: Program, x: Any, axis: int, step: int) -> Iterator[int]:
       f'{LONGEST // 2} positions analysed. Analyse a shorter window.'
     )
   start = max(start, 2 * reach)
-  every = [start, start + 3, 2 * start, 2 * start + 3]
-  every += [n for n in (LONGEST - 3, LONGEST) if n > start]
-  yield from sorted({whole(length, step) for length in every})
+  # Two lengths 3 apart differ modulo most block sizes. Later pairs are for
+  # windows that the first pair does not reach the end of.
+  lengths = [start, start + 3, 2 * start, 2 * start + 3]
+  lengths += [n for n in (LONGEST - 3, LONGEST) if n > start]
+  yield from sorted({round_up(length, step) for length in lengths})
 
 
-def step(program: Program, x: Any, axis: int) -> int:
-  """Between lengths that the program takes: 1, that of `x`, or 0 for none."""
+def find_step(program: Program, x: Any, axis: int) -> int:
+  """Returns what lengths are multiples of: 1, that of `x`, or 0: no other."""
   size = np.shape(x)[axis]
-  for found, length in ((1, size + 3), (size, 2 * size)):
-    if takes(program, x, axis, length):
-      return found
+  for step, length in ((1, size + 3), (size, 2 * size)):
+    if accepts(program, x, axis, length):
+      return step
   return 0
 
 
-def whole(length: int, step: int) -> int:
-  """The first multiple of `step` from a length on."""
+def round_up(length: int, step: int) -> int:
+  """Returns the first multiple of `step` that is `length` or more."""
   return -(-length // step) * step
 
 
-def takes(program: Program, x: Any, axis: int, length: int) -> bool:
-  """Whether the program can be traced at a length."""
+def accepts(program: Program, x: Any, axis: int, length: int) -> bool:
+  """Returns whether the program can be traced at a length."""
   try:
-    jax.eval_shape(program, resized(x, length, axis))
+    jax.eval_shape(program, resize(x, length, axis))
   except (TypeError, ValueError, AssertionError, IndexError):
     return False
   return True
 
 
 def _compared(jaxpr: Any) -> Iterator[int]:
-  """Whole numbers that something is compared with."""
+  """Yields the integers that a jaxpr compares something with."""
   for eqn in jaxpr.eqns:
     if eqn.primitive.name in ('lt', 'le', 'gt', 'ge'):
       for v in eqn.invars:
@@ -69,11 +77,11 @@ def _compared(jaxpr: Any) -> Iterator[int]:
       yield from _compared(inner)
 
 
-def resized(x: Any, length: int, axis: int) -> Array:
-  """`x` at another length; longer ones repeat its rows, with noise."""
+def resize(x: Any, length: int, axis: int) -> Array:
+  """Returns `x` at another length; longer ones repeat its rows, with noise."""
   x = np.asarray(x)
   size = x.shape[axis]
-  held = min(size, length)
+  same = min(size, length)
   out = np.take(x, np.arange(length) % size, axis)
-  more = np.take(perturb.noise(0, out), range(held, length), axis)
-  return np.concatenate([np.take(out, range(held), axis), more], axis)
+  noise = np.take(perturb.make_noise(0, out), range(same, length), axis)
+  return np.concatenate([np.take(out, range(same), axis), noise], axis)

@@ -1,7 +1,7 @@
-"""Evidence that does not trust the relations: noise, and who notices it.
+"""Evidence that does not trust the relations: noise, and what it moves.
 
-Reach is perturbation of one input position; separation is poison: everything
-of the past outside the cut replaced by noise, and the future bit-identical.
+Reach is the perturbation of one input position. Separation replaces everything
+of the past outside the cut by noise; the future must stay bit-identical.
 """
 
 from collections.abc import Collection
@@ -9,41 +9,51 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.cut import lifetimes, min_cut
+from kvjax.liveness.cut import lifetimes
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import record, replay, rules, scalars
+from kvjax.liveness.program import replay, rules, scalars
+from kvjax.liveness.program.scalars import Tensor
+from kvjax.liveness.program.trace import Op, Trace
+from kvjax.liveness.verdict import Analysis
 
 Array = np.ndarray
 
 
-def noise(seed: int, value: Any) -> Array:
-  """Another value of the same kind, never equal to the one given."""
+def make_noise(seed: int, value: Any) -> Array:
+  """Returns another value of the same kind, different in every entry."""
   value = np.asarray(value)
   draw = np.random.default_rng(seed)
   if value.dtype == bool:
     return ~value
   if np.issubdtype(value.dtype, np.integer):
-    # Another row's number is a number the program accepts.
-    low, high = int(value.min(initial=0)), int(value.max(initial=1))
+    # Ids must stay in the range that the program accepts.
+    low = int(value.min(initial=0))
+    high = int(value.max(initial=1))
     step = draw.integers(1, max(high - low, 1) + 1, value.shape)
     return (low + (value - low + step) % (high - low + 1)).astype(value.dtype)
   return (value + draw.normal(size=value.shape)).astype(value.dtype)
 
 
-def seen(trace: record.Trace, x: Any, draws: int = 1) -> Array:
-  """[scalars] the last input position whose perturbation moves each one."""
+def last_moved(trace: Trace, x: Any, draws: int = 1) -> Array:
+  """Returns [scalars] the last input position whose noise moves each scalar.
+
+  Args:
+    trace: the program.
+    x: its input.
+    draws: how often to repeat this from another input.
+  """
   out = np.full(trace.table.size, lifetimes.NEVER, np.int32)
   x = np.asarray(x)
   for seed in range(draws):
-    base = replay.replay(trace, x)
-    other = noise(seed, x)
+    base = replay.compute_values(trace, x)
+    noise = make_noise(seed, x)
     for position in range(trace.length):
       moved = np.array(x)
-      here = (slice(None),) * trace.axis + (position,)
-      moved[here] = other[here]
-      values = replay.replay(trace, moved)
+      row = (slice(None),) * trace.axis + (position,)
+      moved[row] = noise[row]
+      values = replay.compute_values(trace, moved)
       out[~_same(base, values)] = position
-    x = other
+    x = noise
   return out
 
 
@@ -51,14 +61,14 @@ def _same(a: Array, b: Array) -> Array:
   return (a == b) | (np.isnan(a) & np.isnan(b))
 
 
-def check(trace: record.Trace, x: Any) -> None:
-  """Raises where perturbation and the relations part.
+def check(trace: Trace, x: Any) -> None:
+  """Raises where perturbation contradicts the relations.
 
-  A dependence that only perturbation sees is a mistake. Old rows that only
-  the relations move are refused: they are wider than the truth where an index
-  depends on data, and only values know whether it keeps to the past.
+  A dependence that only perturbation sees is a mistake of a rule. Old rows
+  that only the relations move are refused: the relations are wider than the
+  truth where data choose an index, and only values keep it to the past.
   """
-  moved = seen(trace, x)
+  moved = last_moved(trace, x)
   wrong = moved > trace.table.available
   if np.any(wrong):
     maker = int(trace.table.maker[np.flatnonzero(wrong)[0]])
@@ -67,9 +77,11 @@ def check(trace: record.Trace, x: Any) -> None:
       f'the positions read by {origin.text} at {origin.source} are more than '
       f'its rule says; please report it.'
     )
-  if lag(trace)[0] and not lag(trace, moved)[0]:
-    moved = np.maximum(moved, seen(trace, noise(1, x), draws=3))
-    if not lag(trace, moved)[0]:
+  if find_delay(trace)[0] and not find_delay(trace, moved)[0]:
+    # One draw may miss a dependence; three more from another input decide.
+    draws = last_moved(trace, make_noise(1, x), draws=3)
+    moved = np.maximum(moved, draws)
+    if not find_delay(trace, moved)[0]:
       origin = _widest(trace, moved).origin
       raise AnalysisError(
         'no perturbation moves an old row, yet nothing but values keeps '
@@ -78,141 +90,151 @@ def check(trace: record.Trace, x: Any) -> None:
       )
 
 
-def _widest(trace: record.Trace, moved: Array) -> record.Op:
-  """The first operation whose rule is wider than what was seen."""
-  for loose in (True, False):
-    for op in trace.ops:
-      outs = np.concatenate([o[o >= 0] for o in op.outs])
-      wide = np.any(trace.table.available[outs] > moved[outs])
-      if wide and (op.name in rules.LOOSE or not loose):
-        return op
-  return trace.ops[0]
+def _widest(trace: Trace, moved: Array) -> Op:
+  """Returns the first operation whose rule is wider than what was seen."""
+  wide = [
+    op
+    for op in trace.ops
+    if np.any(trace.table.available[op.new_ids] > moved[op.new_ids])
+  ]
+  loose = [op for op in wide if op.name in rules.LOOSE]
+  return (loose or wide or trace.ops)[0]
 
 
-def stable(short: record.Trace, long: record.Trace, x: Any) -> bool:
-  """Whether rows of the output stay when the sequence is longer.
+def rows_stay(short: Trace, long: Trace, x: Any) -> bool:
+  """Returns whether rows of the output stay when the sequence is longer.
 
-  A table that depends on the length (dynamic NTK) moves them though no mask
-  lets a later token be seen.
+  A table that depends on the length (dynamic NTK) moves rows, though a mask
+  hides all later tokens.
   """
-  few = replay.replay(short, np.take(x, range(short.length), short.axis))
-  many = replay.replay(long, x)
+  start = np.take(x, range(short.length), short.axis)
+  short_values = replay.compute_values(short, start)
+  long_values = replay.compute_values(long, x)
   for a, b in zip(short.outputs, long.outputs, strict=True):
-    rows = row_axis(short, a, long, b)
-    if rows is None:
+    axis = _common_row_axis(short, a, long, b)
+    if axis is None:
       continue
-    ready = _ready(short, a, rows)
-    left = np.moveaxis(replay.read(few, a), rows, 0)
-    right = np.moveaxis(replay.read(many, b), rows, 0)[: short.length]
-    done = ready < short.length - _waits(short, a, rows).max(initial=0)
-    right = right[tuple(slice(n) for n in left.shape)]
-    if not _close(left[done], right[done]):
+    ready = _row_times(short.table.available, a, axis)
+    left = np.moveaxis(replay.read_tensor(short_values, a), axis, 0)
+    right = np.moveaxis(replay.read_tensor(long_values, b), axis, 0)
+    # Rows near the end still wait for tokens that the short input lacks.
+    final = ready < short.length - _waits(ready).max(initial=0)
+    right = right[: short.length][tuple(slice(n) for n in left.shape)]
+    if not _close(left[final], right[final]):
       return False
   return True
 
 
-def row_axis(
-  short: record.Trace,
-  a: Any,
-  long: record.Trace | None = None,
-  b: Any = None,
+def row_axis(trace: Trace, tensor: Tensor) -> int | None:
+  """Returns the axis of a tensor that counts positions, if it has one."""
+  axes = [i for i, n in enumerate(tensor.shape) if n == trace.length]
+  return _choose_axis(trace, axes)
+
+
+def _common_row_axis(
+  short: Trace, a: Tensor, long: Trace, b: Tensor
 ) -> int | None:
-  """The axis of an output that counts positions, if it has one."""
-  axes = [i for i, n in enumerate(a.shape) if n == short.length]
-  if long is not None:
-    axes = [i for i in axes if b.shape[i] == long.length]
-  if short.axis in axes:
-    return short.axis
+  """Returns the axis that counts positions at both lengths."""
+  sizes = zip(a.shape, b.shape, strict=True)
+  lengths = short.length, long.length
+  axes = [i for i, pair in enumerate(sizes) if pair == lengths]
+  return _choose_axis(short, axes)
+
+
+def _choose_axis(trace: Trace, axes: list[int]) -> int | None:
+  """Returns the input's axis of positions if possible, else the first."""
+  if trace.axis in axes:
+    return trace.axis
   return axes[0] if axes else None
 
 
-def _ready(
-  trace: record.Trace, tensor: Any, axis: int, known: Array | None = None
-) -> Array:
-  known = trace.table.available if known is None else known
+def _row_times(known: Array, tensor: Tensor, axis: int) -> Array:
+  """Returns for every row the last position that it depends on."""
   ready = scalars.lookup(known, tensor.ids)
   return np.moveaxis(ready, axis, 0).reshape(tensor.shape[axis], -1).max(1)
 
 
-def lag(trace: record.Trace, known: Array | None = None) -> tuple[int, int]:
-  """Positions an output row waits for after its own: the most, and usually.
+def _waits(times: Array) -> Array:
+  """Returns how many positions after its own every row waits for."""
+  return np.maximum(times - np.arange(len(times)), 0)
 
-  `known` takes the place of when every scalar is available. Rows of a prefix
-  that all see each other wait, those after it do not.
+
+def find_delay(trace: Trace, known: Array | None = None) -> tuple[int, int]:
+  """Returns the positions that an output row waits for after its own position.
+
+  Rows of a prefix that all see each other wait, rows after it do not.
+
+  Args:
+    trace: the program.
+    known: [scalars] when each is available; None: by the relations.
+
+  Returns:
+    The most positions, and those of the middle row.
   """
-  most = usual = 0
+  known = trace.table.available if known is None else known
+  longest = 0
+  usual = 0
   for tensor in trace.outputs:
     axis = row_axis(trace, tensor)
     if axis is not None:
-      waits = _waits(trace, tensor, axis, known)
-      most = max(most, int(waits.max(initial=0)))
+      waits = _waits(_row_times(known, tensor, axis))
+      longest = max(longest, int(waits.max(initial=0)))
       usual = max(usual, int(waits[len(waits) // 2]))
-  return most, usual
-
-
-def _waits(
-  trace: record.Trace, tensor: Any, axis: int, known: Array | None = None
-) -> Array:
-  ready = _ready(trace, tensor, axis, known)
-  return np.maximum(ready - np.arange(len(ready)), 0)
+  return longest, usual
 
 
 def _close(a: Array, b: Array) -> bool:
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  a = np.asarray(a, np.float64)
+  b = np.asarray(b, np.float64)
   if not a.size:
     return True
-  both = np.isnan(a) & np.isnan(b)
   scale = np.abs(np.nan_to_num(a, posinf=0, neginf=0)).max() + 1e-30
-  gap = np.where(both | (a == b), 0, np.abs(a - b))
-  return bool(np.max(gap) <= 1e-3 * scale)
+  difference = np.where(_same(a, b), 0, np.abs(a - b))
+  return bool(np.max(difference) <= 1e-3 * scale)
 
 
-def _as(values: Array, like: Array) -> Array:
+def _cast(values: Array, like: Array) -> Array:
   if np.iscomplexobj(values) and not np.iscomplexobj(like):
     values = np.real(values)
   return values.astype(like.dtype)
 
 
-def poisoned(
-  trace: record.Trace,
-  x: Any,
-  position: int,
-  graph: min_cut.Graph,
-  cut: min_cut.Cut,
-  without: Collection[int] = (),
-) -> float:
-  """How far the future moves when the past outside the cut is noise.
+def poison(analysis: Analysis, x: Any, without: Collection[int] = ()) -> float:
+  """Returns how far the future moves when the past outside the cut is noise.
 
   Args:
-    trace: the program.
+    analysis: the program, and what the cut keeps and redoes.
     x: its input.
-    position: the boundary.
-    graph: tensors of the past there.
-    cut: what is kept, and what is redone from it.
-    without: kept tensors to lose as well.
+    without: kept nodes to lose as well.
 
   Returns:
     The greatest change of an output from the boundary on; 0.0 when the cut
     separates, and greater, or NaN, when a tensor that matters is lost.
   """
-  base = replay.replay(trace, x)
+  trace = analysis.trace
+  cut = analysis.cut
+  nodes = analysis.graph.nodes
+  position = analysis.boundary.position
+  base = replay.compute_values(trace, x)
   past = trace.table.available < position
   kept = np.zeros_like(past)
-  free = np.zeros_like(past)
+  redone = np.zeros_like(past)
   for i in cut.kept:
-    kept[graph.nodes[i].ids] = i not in without
+    kept[nodes[i].ids] = i not in without
   for i in cut.redone:
-    free[graph.nodes[i].ids] = True
+    redone[nodes[i].ids] = True
 
-  def change(ids: Array, made: Array) -> Array:
-    ruined = past[ids] & ~free[ids]
-    # Around the true value, for 0 * inf would notice what nobody reads.
-    true = _as(np.nan_to_num(base[ids], posinf=1.0, neginf=-1.0), made)
-    out = np.where(ruined, noise(len(ids), true), made)
-    return np.where(kept[ids], _as(base[ids], made), out)
+  def change(ids: Array, values: Array) -> Array:
+    ruined = past[ids] & ~redone[ids]
+    # Noise is drawn around the true value, and finite: 0 times infinity is NaN
+    # and would show a scalar that is read by nothing that counts.
+    true = _cast(np.nan_to_num(base[ids], posinf=1.0, neginf=-1.0), values)
+    out = np.where(ruined, make_noise(len(ids), true), values)
+    return np.where(kept[ids], _cast(base[ids], values), out)
 
-  values = replay.replay(trace, x, change)
+  values = replay.compute_values(trace, x, change)
   future = lifetimes.outputs_from(trace, position) >= 0
-  gap = np.abs(values[future] - base[future])
+  difference = np.abs(values[future] - base[future])
   same = _same(values[future], base[future])
-  return float(np.max(np.where(same, 0.0, gap), initial=0.0))
+  # NaN in both runs is no change, and NaN - NaN would count as one.
+  return float(np.max(np.where(same, 0.0, difference), initial=0.0))

@@ -1,4 +1,4 @@
-"""Which rows of a tensor each row of the output reads."""
+"""Which rows of a tensor each row of the output depends on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,10 @@ import numpy as np
 from kvjax.liveness.cut import lifetimes
 from kvjax.liveness.errors import AnalysisError
 from kvjax.liveness.evidence import perturb
-from kvjax.liveness.program import record, scalars
+from kvjax.liveness.program import scalars
+from kvjax.liveness.program.recorder import trace_program
+from kvjax.liveness.program.scalars import Tensor
+from kvjax.liveness.program.trace import Trace
 
 Array = np.ndarray
 
@@ -18,10 +21,10 @@ def reach(
 ) -> dict[str, Array]:
   """Returns for every name bool `[T, T]`: output row i depends on its row j.
 
-  This is all influence, by whatever way. In one layer a query is read by its
-  own row alone, with a mask or without. In a stack the query of a lower layer
-  reaches later rows through the keys and values made from it: that it need not
-  be kept is a separation, which `analyze` finds, and no absence of influence.
+  Influence by any path counts. In one layer only its own row reads a query,
+  with a mask or without. In a stack the query of a lower layer reaches later
+  rows through the keys and values made from it. That the query need not be kept
+  is a separation, which `analyze` finds, and not an absence of influence.
 
   Args:
     program: a function of one array to one array, without a cache.
@@ -29,7 +32,7 @@ def reach(
     axis: the axis of `x` that counts positions.
   """
   x = np.asarray(x)
-  trace = record.trace(program, x, axis)
+  trace = trace_program(program, x, axis)
   output = trace.outputs[0]
   out_axis = perturb.row_axis(trace, output)
   if out_axis is None:
@@ -47,8 +50,8 @@ def reach(
   }
 
 
-def _parts(trace: record.Trace, tensors: tuple[Any, ...]) -> list[Array]:
-  """The scalars of a tensor at every position of its axis."""
+def _parts(trace: Trace, tensors: tuple[Tensor, ...]) -> list[Array]:
+  """Returns the scalars of tensors at every position."""
   out: list[list[Array]] = [[] for _ in range(trace.length)]
   for tensor in tensors:
     axis = perturb.row_axis(trace, tensor)
@@ -59,8 +62,8 @@ def _parts(trace: record.Trace, tensors: tuple[Any, ...]) -> list[Array]:
   return [np.concatenate([empty, *parts]) for parts in out]
 
 
-def _influence(trace: record.Trace, ids: Array) -> Array:
-  """0 at every scalar that depends on some of `ids`, else -1."""
+def _influence(trace: Trace, ids: Array) -> Array:
+  """Returns [scalars] 0 at those that depend on some of `ids`, else -1."""
   mark = np.full(trace.table.size, lifetimes.NEVER, np.int32)
   mark[ids] = 0
   for op in trace.ops:
@@ -70,6 +73,6 @@ def _influence(trace: record.Trace, ids: Array) -> Array:
       if not t.fixed
     ]
     hit = np.max(pushed, axis=0) >= 0
-    for made in op.outs:
-      mark[made[(made != scalars.CONST) & hit]] = 0
+    for results in op.outs:
+      mark[results[(results != scalars.CONST) & hit]] = 0
   return mark

@@ -1,9 +1,9 @@
 """Pointwise primitives: which results are constants, copies, or new scalars.
 
 A masked weight is no dependence. So a product with an exact constant zero is
-zero, a choice by a constant is what it chooses, and an exponential of
-something to which minus a great constant was added is zero. Data never
-decides here: only constants do.
+zero, a choice by a constant is what it chooses, and an exponential of a score
+to which a mask of less than -5000 was added is zero. Only constants decide
+here; the value of a data scalar is never read.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from kvjax.liveness.program import movement, scalars
+from kvjax.liveness.program.scalars import Shape, Tensor
 
 Array = np.ndarray
-Tensor = scalars.Tensor
 
 # A constant this far below zero is a mask: exp(-104) is already 0 in float32,
-# and no score makes up for the rest.
+# and no score is large enough to make up for the other 4896.
 FAR = 5e3
 
 POINTWISE = frozenset(
@@ -31,74 +31,66 @@ POINTWISE = frozenset(
   tanh xor""".split()
 )
 
-# Folds of these hang on the numbers in a table, not on a choice.
+# Whether these fold depends on numbers in a table, which may be accidental.
 ARITHMETIC = frozenset(('add', 'add_any', 'div', 'mul', 'sub'))
 
 _LIMITS = {'exp': 0, 'exp2': 0, 'logistic': 0, 'expm1': -1, 'tanh': -1}
 
 
 def fold(
-  name: str,
-  ins: Sequence[Tensor],
-  shape: tuple[int, ...],
-  dtype: Any,
-  natural: int = 0,
+  name: str, ins: Sequence[Tensor], aval: Any, natural: int = 0
 ) -> tuple[Tensor, Array]:
   """Resolves what can be resolved without making a scalar.
 
   Args:
     name: of the primitive.
     ins: its operands, of the result's shape.
-    shape: of the result.
-    dtype: of the result.
+    aval: shape and dtype of the result.
     natural: scalars numbered below this are known to be at least 0.
 
   Returns:
     The result, and a mask of the scalars still to be made or evaluated.
   """
-  state = _Folding(ins, shape, dtype, natural)
+  state = _Folding(ins, aval, natural)
   for pattern in _PATTERNS.get(name, ()):
     pattern(state)
   if name in _LIMITS and ins[0].offset is not None:
     state.settle(ins[0].offset < -FAR, _LIMITS[name])
-  return Tensor(state.ids, state.const, _offset(name, ins, shape)), state.open
+  offset = _offset(name, ins, aval.shape)
+  return Tensor(state.ids, state.const, offset), state.open
 
 
 class _Folding:
   """The result so far; `open` scalars are not decided yet."""
 
-  def __init__(
-    self,
-    ins: Sequence[Tensor],
-    shape: tuple[int, ...],
-    dtype: Any,
-    natural: int,
-  ) -> None:
+  def __init__(self, ins: Sequence[Tensor], aval: Any, natural: int) -> None:
     self.ins = ins
     self.natural = natural
-    self.ids = np.full(shape, scalars.CONST, np.int64)
-    self.const = np.zeros(shape, dtype)
-    self.open = np.ones(shape, bool)
+    self.ids = np.full(aval.shape, scalars.CONST, np.int64)
+    self.const = np.zeros(aval.shape, aval.dtype)
+    self.open = np.ones(aval.shape, bool)
 
   def settle(self, where: Array, value: Any) -> None:
+    """Makes open scalars constants."""
     where = where & self.open
     self.const[where] = np.broadcast_to(value, self.const.shape)[where]
     self.open &= ~where
 
   def copy(self, where: Array, source: Tensor) -> None:
+    """Makes open scalars those of an operand."""
     where = where & self.open
     self.ids[where] = source.ids[where]
     self.const[where] = np.asarray(source.const)[where]
     self.open &= ~where
 
   def equals(self, operand: int, value: Any) -> Array:
-    """Where an operand is this very constant."""
+    """Returns where an operand is a constant of this value."""
     tensor = self.ins[operand]
     return tensor.is_const & (np.asarray(tensor.const) == value)
 
 
 def _sign(left: int, value: bool) -> Callable[[_Folding], None]:
-  """Ids are never negative: what a comparison of `left` with 0 gives."""
+  """Returns a pattern: ids compared with 0, which are never negative."""
 
   def settle(state: _Folding) -> None:
     ids = state.ins[left].ids
@@ -114,6 +106,7 @@ def _mul(state: _Folding) -> None:
 
 
 def _div(state: _Folding) -> None:
+  # 0 / x is 0 for floats. JAX divides integers by 0 to -1.
   if jax.numpy.issubdtype(state.const.dtype, np.inexact):
     state.settle(state.equals(0, 0) & ~state.ins[1].is_const, 0)
 
@@ -127,7 +120,7 @@ def _sub(state: _Folding) -> None:
 
 
 def _infinite(state: _Folding, sign: int) -> None:
-  """A finite number added to an infinite constant leaves it."""
+  """Settles sums with an infinite constant, which a finite number leaves."""
   for a, s in ((0, 1), (1, sign)):
     for value in (np.inf, -np.inf):
       other = ~state.ins[1 - a].is_const
@@ -138,6 +131,7 @@ def _max(state: _Folding) -> None:
   for a in (0, 1):
     far = state.ins[1 - a].offset
     if far is not None:
+      # A masked score is below any constant that is no mask.
       near = np.asarray(state.ins[a].const) > -FAR / 2
       state.copy(state.ins[a].is_const & near & (far < -FAR), state.ins[a])
 
@@ -162,11 +156,12 @@ def _select(state: _Folding) -> None:
     state.copy(state.equals(0, a), case)
   if len(cases) != 2:
     return
-  # Whichever is chosen, it is the same scalar, or the same constant.
-  one, two = cases
-  state.copy((one.ids == two.ids) & ~one.is_const, two)
-  alike = np.asarray(one.const) == np.asarray(two.const)
-  state.copy(one.is_const & two.is_const & alike & ~which.is_const, two)
+  # Data choose, but both cases are the same scalar or the same constant.
+  first, second = cases
+  state.copy((first.ids == second.ids) & ~first.is_const, second)
+  equal = np.asarray(first.const) == np.asarray(second.const)
+  constant = first.is_const & second.is_const
+  state.copy(constant & equal & ~which.is_const, second)
 
 
 def _convert(state: _Folding) -> None:
@@ -192,27 +187,23 @@ _PATTERNS = {
 }
 
 
-def _offset(
-  name: str, ins: Sequence[Tensor], shape: tuple[int, ...]
-) -> Array | None:
-  """What constant each data scalar carries; None when no mask is about."""
+def _offset(name: str, ins: Sequence[Tensor], shape: Shape) -> Array | None:
+  """Returns the constant added to each data scalar; None: no mask is in it."""
   masks = [t for t in ins if _carries_mask(t)]
   if not masks or name not in _LINEAR or 0 in shape:
     return None
   parts = [movement.offset_of(t) for t in ins]
   with np.errstate(all='ignore'):
     if name in ('mul', 'div'):
-      a, b = ins
-      scale = np.where(b.is_const, parts[1], 0.0)
-      out = parts[0] / scale if name == 'div' else parts[0] * scale
-      if name == 'mul':
-        out = np.where(a.is_const, parts[0] * parts[1], out)
-      known = b.is_const | (a.is_const if name == 'mul' else False)
-      out = np.where(known, out, 0.0)
+      # The offset scales with a constant; data may scale it to anything.
+      scaled = np.multiply if name == 'mul' else np.divide
+      known = ins[1].is_const | (ins[0].is_const & (name == 'mul'))
+      out = np.where(known, scaled(parts[0], parts[1]), 0.0)
     elif name == 'select_n':
       out = _chosen(ins[0], parts[1:])
     else:
       out = _LINEAR[name](parts)
+  # Small constants, biases, are no masks: most tensors need no offset.
   return np.nan_to_num(out, nan=0.0) if np.any(np.abs(out) > FAR) else None
 
 

@@ -1,8 +1,8 @@
-"""Primitives that only move scalars about, on identities.
+"""Primitives that only move scalars.
 
 A mover takes the operands' arrays and a primitive's parameters and gives the
-result's array; it is run on the identities, on the constants and on the
-offsets of the operands in turn. None of them makes a new scalar.
+result's array. It runs on the numbers, on the constants and on the offsets of
+the operands, and makes no new scalar.
 """
 
 import math
@@ -12,22 +12,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.liveness.program import scalars
+from kvjax.liveness.program import primitives, scalars
+from kvjax.liveness.program.scalars import Shape, Tensor
 
 Array = np.ndarray
-Tensor = scalars.Tensor
 Params = dict[str, Any]
 
 
 def move(
   primitive: Any, params: Params, ins: Sequence[Tensor]
 ) -> Tensor | None:
-  """The moved tensor, or None when the primitive does more than move."""
+  """Returns the moved tensor; None when the primitive does more than move."""
   name = primitive.name
-  if any(_is_key(t.const) for t in ins):
+  if any(primitives.is_extended(t.const) for t in ins):
     return None
   if name in _PLAIN:
-    return _map(lambda arrays: _PLAIN[name](arrays, params), ins)
+    return move_together(lambda arrays: _PLAIN[name](arrays, params), ins)
   if name == 'scatter' and ins[1].fixed:
     return _scatter(params, ins)
   if name in _INDEXED and all(t.fixed for t in ins[_INDEXED[name] :]):
@@ -35,12 +35,10 @@ def move(
   return None
 
 
-def _is_key(value: Any) -> bool:
-  return jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
-
-
-def _map(function: Callable[..., Array], ins: Sequence[Tensor]) -> Tensor:
-  """Applies one movement to identities, values and offsets."""
+def move_together(
+  function: Callable[[Sequence[Array]], Array], ins: Sequence[Tensor]
+) -> Tensor:
+  """Applies one movement of several tensors to numbers, values and offsets."""
   offset = None
   if any(t.offset is not None for t in ins):
     offset = function([offset_of(t) for t in ins])
@@ -52,7 +50,7 @@ def _map(function: Callable[..., Array], ins: Sequence[Tensor]) -> Tensor:
 
 
 def offset_of(tensor: Tensor) -> Array:
-  """The constant part of every scalar, all of it where it is constant."""
+  """Returns the constant part of every scalar: all of a constant one."""
   offset = np.zeros(tensor.shape) if tensor.offset is None else tensor.offset
   if not np.issubdtype(np.asarray(tensor.const).dtype, np.number):
     return offset
@@ -69,7 +67,8 @@ def _broadcast(arrays: Sequence[Array], params: Params) -> Array:
 
 
 def _slice(arrays: Sequence[Array], params: Params) -> Array:
-  starts, limits = params['start_indices'], params['limit_indices']
+  starts = params['start_indices']
+  limits = params['limit_indices']
   strides = params['strides'] or (1,) * len(starts)
   return arrays[0][tuple(map(slice, starts, limits, strides))]
 
@@ -82,6 +81,7 @@ def _pad(arrays: Sequence[Array], params: Params) -> Array:
     shape = list(operand.shape)
     shape[axis] = inside + max(low, 0) + max(high, 0)
     out = np.full(shape, value.reshape(()), operand.dtype)
+    # Positive padding first, then negative padding cuts the result.
     lead = (slice(None),) * axis
     begin = max(low, 0)
     out[(*lead, slice(begin, begin + inside, inner + 1))] = operand
@@ -110,15 +110,17 @@ _PLAIN: dict[str, Callable[[Sequence[Array], Params], Array]] = {
   'transpose': lambda a, p: a[0].transpose(p['permutation']),
 }
 
-# Movements whose index operands begin at the given place, and how many arrays
-# before it are moved: a gather moves one, an update moves two.
+# How many leading operands are moved; the operands after them are indices.
 _INDEXED = {'gather': 1, 'dynamic_slice': 1, 'dynamic_update_slice': 2}
 
 
 def _indexed(
   primitive: Any, params: Params, ins: Sequence[Tensor]
 ) -> Tensor | None:
-  """Runs the primitive itself on flat indices to learn what goes where."""
+  """Runs the primitive itself on flat indices to learn what goes where.
+
+  So the modes of JAX for indices out of bounds need no second description.
+  """
   name = primitive.name
   moved = ins[: _INDEXED[name]]
   starts = np.cumsum([0] + [t.ids.size for t in moved])
@@ -135,14 +137,15 @@ def _indexed(
   return _pick(source, moved, params.get('fill_value'))
 
 
-def gather_source(
-  params: Params, shape: tuple[int, ...], indices: Any
-) -> Array:
-  """For every result of a gather, the flat index it reads; -1: outside."""
+def gather_source(params: Params, shape: Shape, indices: Any) -> Array:
+  """Returns for every result of a gather the flat index read; -1: outside."""
   flat = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-  params = params | {'fill_value': -1}
-  values = jax.numpy.asarray(flat), jax.numpy.asarray(indices)
-  return np.asarray(jax.lax.gather_p.bind(*values, **params))
+  source = jax.lax.gather_p.bind(
+    jax.numpy.asarray(flat),
+    jax.numpy.asarray(indices),
+    **(params | {'fill_value': -1}),
+  )
+  return np.asarray(source)
 
 
 def _scatter(params: Params, ins: Sequence[Tensor]) -> Tensor:
@@ -184,7 +187,10 @@ def _pick(source: Array, moved: Sequence[Tensor], fill: Any) -> Tensor:
 
 
 def scatter_targets(params: Params, ins: Sequence[Tensor]) -> Array:
-  """For every update of a scatter-add, the flat index it is added to."""
+  """Returns for every update of a scatter-add the flat index it is added to.
+
+  A gather with the same geometry reads what the scatter writes.
+  """
   operand, indices, updates = ins
   numbers = params['dimension_numbers']
   gather = jax.lax.GatherDimensionNumbers(
@@ -195,9 +201,9 @@ def scatter_targets(params: Params, ins: Sequence[Tensor]) -> Array:
     start_indices_batching_dims=numbers.scatter_indices_batching_dims,
   )
   window = iter(updates.shape[d] for d in numbers.update_window_dims)
-  gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+  dropped = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
   sizes = [
-    1 if axis in gone else next(window) for axis in range(len(operand.shape))
+    1 if axis in dropped else next(window) for axis in range(len(operand.shape))
   ]
   flat = np.arange(operand.ids.size, dtype=np.int32).reshape(operand.shape)
   return np.asarray(

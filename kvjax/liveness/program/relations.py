@@ -2,8 +2,8 @@
 
 A relation carries an attribute both ways: `push` gives every result scalar the
 greatest attribute among what it reads, `pull` gives every operand scalar the
-greatest among its readers. Attributes are integers, -1 for none. Availability
-is one push through the program, liveness and need one pull.
+greatest among its readers. Attributes are integers, -1 for none. One push
+through the program gives availability; one pull gives liveness and need.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ import math
 from typing import Protocol
 
 import numpy as np
+
+from kvjax.liveness.program.scalars import Shape
 
 Array = np.ndarray
 
@@ -36,15 +38,15 @@ class Pointwise:
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-  """Everything along `axes` reads everything along them.
+  """Every result scalar reads all of the operand along `axes`.
 
-  With `squeeze` the axes are gone from the result (a reduction); without, they
-  may have another length (top-k, sort, FFT).
+  With `squeeze` the result lacks the axes (a reduction). Without it the axes
+  may have another length in the result (top-k, sort, FFT).
   """
 
   axes: tuple[int, ...]
-  operand: tuple[int, ...]
-  result: tuple[int, ...]
+  operand: Shape
+  result: Shape
   squeeze: bool = False
 
   def push(self, attribute: Array) -> Array:
@@ -68,8 +70,8 @@ class Mix:
 class All:
   """Every result scalar may read every operand scalar."""
 
-  operand: tuple[int, ...]
-  result: tuple[int, ...]
+  operand: Shape
+  result: Shape
 
   def push(self, attribute: Array) -> Array:
     return np.full(self.result, attribute.max(initial=-1))
@@ -83,7 +85,7 @@ class Index:
   """Result scalar i reads operand scalar `source[i]` (flat; -1: nothing)."""
 
   source: Array
-  operand: tuple[int, ...]
+  operand: Shape
 
   def push(self, attribute: Array) -> Array:
     picked = attribute.reshape(-1)[np.maximum(self.source, 0)]
@@ -101,8 +103,9 @@ class Target:
   """Operand scalar i is read by result scalar `target[i]` (scatter-add)."""
 
   target: Array
-  result: tuple[int, ...]
+  result: Shape
 
+  # The same pairs as an Index, seen from the other side.
   def push(self, attribute: Array) -> Array:
     return Index(self.target, self.result).pull(attribute)
 
@@ -112,7 +115,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Then:
-  """`first`, and what it gives through `second`."""
+  """The relation `first`, followed by `second`."""
 
   first: Relation
   second: Relation
@@ -128,22 +131,23 @@ class Then:
 class Contract:
   """One side of a product [B, M, K] x [B, K, N] -> [B, M, N].
 
-  A scalar is read only where the other side is not an exact constant zero.
-  `order` brings the operand to [B..., M..., K...] (the side that is read, free
-  axes before contracted ones); `live` is the other side's [B, N, K] non-zeros.
+  A scalar is read only where the other side is not an exact constant zero:
+  without that, a mask that multiplies would hide nothing. `order` brings the
+  operand to [B..., M..., K...], free axes before contracted ones; `live` holds
+  where the other side is not zero, [B, N, K].
   """
 
   order: tuple[int, ...]
-  operand: tuple[int, ...]
+  operand: Shape
   dims: tuple[int, int, int, int]  # B, M, K, N
-  result: tuple[int, ...]
+  result: Shape
   live: Array
   swapped: bool  # the operand is the right-hand side: the result is [B, N, M]
 
   def push(self, attribute: Array) -> Array:
     b, m, k, n = self.dims
     side = attribute.transpose(self.order).reshape(b, m, k)
-    if self.live.all():
+    if self.live.all():  # The usual case, without the loop over K.
       out = np.repeat(side.max(-1, initial=-1)[..., None], n, -1)
     else:
       out = np.full((b, m, n), -1, side.dtype)

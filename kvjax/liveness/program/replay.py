@@ -1,7 +1,7 @@
-"""Runs a trace on values, scalar by scalar replaceable.
+"""Runs a trace on values; every scalar can be replaced on the way.
 
-The witness that does not trust the relations: it computes with the real
-primitives, so noise put in place of a scalar shows who reads it.
+This witness does not trust the relations. It computes with the real
+primitives, so noise in place of a scalar shows which scalars read it.
 """
 
 from collections.abc import Callable
@@ -10,51 +10,54 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.liveness.program import evaluate, record, scalars
+from kvjax.liveness.program import primitives, scalars
+from kvjax.liveness.program.scalars import Tensor
+from kvjax.liveness.program.trace import Trace
 
 Array = np.ndarray
-# Gets the identities just made and their values, gives the values to go on.
+# Gets the numbers and values of new scalars, returns the values to use.
 Change = Callable[[Array, Array], Array]
 
 
-def replay(trace: record.Trace, x: Any, change: Change | None = None) -> Array:
-  """Returns the value of every scalar for the input `x`."""
+def compute_values(trace: Trace, x: Any, change: Change | None = None) -> Array:
+  """Returns [scalars] the value of every scalar for the input `x`."""
   kind = np.complex128 if _any_complex(trace) else np.float64
   values = np.zeros(trace.table.size, kind)
   _store(values, trace.x.ids, np.asarray(x), change)
   for op in trace.ops:
-    ins = [read(values, t) for t in op.ins]
-    with np.errstate(all='ignore'):
-      made = evaluate.evaluate(op.primitive, op.params, ins)
-      for ids, out in zip(op.outs, made, strict=True):
+    ins = [read_tensor(values, t) for t in op.ins]
+    equation = op.equation
+    with np.errstate(all='ignore'):  # Noise may overflow what it replaces.
+      outs = primitives.evaluate(equation.primitive, equation.params, ins)
+      for ids, out in zip(op.outs, outs, strict=True):
         _store(values, ids, np.asarray(out), change)
   return values
 
 
-def read(values: Array, tensor: scalars.Tensor) -> Any:
-  """The array that a tensor stands for."""
+def read_tensor(values: Array, tensor: Tensor) -> Any:
+  """Returns the array that a tensor stands for."""
   if tensor.fixed:
     return tensor.const
   out = np.array(tensor.const)
-  here = ~tensor.is_const
-  picked = values[tensor.ids[here]]
+  by_data = ~tensor.is_const
+  picked = values[tensor.ids[by_data]]
   if np.iscomplexobj(picked) and not np.iscomplexobj(out):
     picked = np.real(picked)
-  out[here] = picked.astype(out.dtype)
+  out[by_data] = picked.astype(out.dtype)
   return out
 
 
 def _store(
   values: Array, ids: Array, out: Array, change: Change | None
 ) -> None:
-  here = ids != scalars.CONST
-  made = out[here]
+  new = ids != scalars.CONST
+  results = out[new]
   if change is not None:
-    made = change(ids[here], made)
-  values[ids[here]] = made
+    results = change(ids[new], results)
+  values[ids[new]] = results
 
 
-def _any_complex(trace: record.Trace) -> bool:
+def _any_complex(trace: Trace) -> bool:
   return any(
     jax.numpy.issubdtype(d, np.complexfloating)
     for op in trace.ops

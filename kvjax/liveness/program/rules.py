@@ -1,7 +1,8 @@
 """For every primitive that mixes scalars: what reads what, and at what price.
 
-A rule gives one relation an operand and the FLOPs of one result scalar. What
-has no rule here, is not pointwise and moves more than constants is refused.
+A rule gives one relation for every operand and the FLOPs of one result scalar.
+A primitive of data without a rule here that neither moves scalars nor is
+pointwise is refused.
 """
 
 import math
@@ -10,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.liveness.program import movement, relations, scalars
+from kvjax.liveness.program import movement, relations
+from kvjax.liveness.program.relations import Relation
+from kvjax.liveness.program.scalars import Shape, Tensor
 
-Tensor = scalars.Tensor
-Relation = relations.Relation
 Params = dict[str, Any]
-Shape = tuple[int, ...]
 Related = tuple[Sequence[Relation], float]
 Rule = Callable[[Params, Sequence[Tensor], Shape], Related]
 
@@ -23,7 +23,7 @@ Rule = Callable[[Params, Sequence[Tensor], Shape], Related]
 def relate(
   name: str, params: Params, ins: Sequence[Tensor], shape: Shape
 ) -> Related | None:
-  """Relations of the operands and FLOPs a scalar; None for the unknown."""
+  """Returns relations of the operands and FLOPs a scalar; None: no rule."""
   rule = _RULES.get(name)
   return None if rule is None else rule(params, ins, shape)
 
@@ -36,11 +36,12 @@ def _reduce(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
 
 
 def _along(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
-  """Sorts, top-k and what is left of cumulative sums: all along one axis."""
+  """Relates sorts, top-k and cumulative sums within a position: one axis."""
   keys = ('dimension', 'axis', 'operand_axis', 'reduction_dimension')
   axis = next(params[key] for key in keys if key in params)
   mix = [relations.Mix((axis % len(t.shape),), t.shape, shape) for t in ins]
   size = ins[0].shape[axis]
+  # A sort of n takes n log n comparisons: log n for each result.
   return mix, max(1.0, math.log2(max(size, 1)))
 
 
@@ -72,7 +73,7 @@ def _dot(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
 def dot_orders(
   params: Params, ins: Sequence[Tensor]
 ) -> list[tuple[tuple[int, ...], tuple[int, int, int]]]:
-  """Axes of each operand as (batch, free, contracted), and their sizes."""
+  """Returns each operand's axes as (batch, free, contracted), and sizes."""
   contracted, batch = params['dimension_numbers']
   out = []
   for tensor, c, b in zip(ins, contracted, batch, strict=True):
@@ -84,12 +85,12 @@ def dot_orders(
 
 
 def nonzero(tensor: Tensor) -> np.ndarray:
-  """Everything but exact constant zeros."""
+  """Returns where a tensor is anything other than an exact constant zero."""
   return ~(tensor.is_const & (np.asarray(tensor.const) == 0))
 
 
 def _gather(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
-  """With indices that depend on data: anything along the indexed axes."""
+  """Relates a gather by data, which may read all of the indexed axes."""
   operand, indices = ins
   lead = indices.shape[:-1]
   mixed = relations.Mix((len(lead),), indices.shape, lead, squeeze=True)
@@ -152,7 +153,7 @@ _RULES: dict[str, Rule] = {
   'gather': _gather,
 }
 
-# Relations wider than the truth: which index is read depends on data.
+# These relations may be wider than the truth, since data choose the index.
 LOOSE = frozenset(
   """gather scatter scatter-add scatter_add dynamic_slice dynamic_update_slice
   sort top_k approx_top_k argmax argmin fft""".split()

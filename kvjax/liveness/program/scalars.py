@@ -1,9 +1,9 @@
-"""Arrays of scalar identities: what a traced tensor is made of.
+"""Arrays of scalar numbers, which a traced tensor consists of.
 
 Every scalar that a program computes gets a number once. A tensor is an array
 of such numbers, so reshapes, transposes, broadcasts, slices, concatenations
-and masks by a constant move numbers about and make none: a view is the very
-scalars it views, whatever axis the positions hide in.
+and masks by a constant move numbers and make none. A view consists of the
+same scalars as what it views, whichever axis holds the positions.
 """
 
 import dataclasses
@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
-CONST = -1  # The identity of every scalar that does not depend on the input.
+Shape = tuple[int, ...]
+CONST = -1  # The number of every scalar that does not depend on the input.
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One traced array: identities where it depends on the input, else values.
+  """One traced array: numbers where it depends on the input, else values.
 
-  `offset` is a constant that was added to a data scalar on its way; a large
-  negative one is how additive masks are told from scores.
+  `offset` is a constant that was added to a data scalar on its way. A large
+  negative offset marks a score that an additive mask hides.
   """
 
   ids: Array  # int64, the tensor's shape; CONST where constant
@@ -29,7 +30,7 @@ class Tensor:
   offset: Array | None = None  # float64, the tensor's shape
 
   @property
-  def shape(self) -> tuple[int, ...]:
+  def shape(self) -> Shape:
     return self.ids.shape
 
   @property
@@ -38,27 +39,30 @@ class Tensor:
 
   @functools.cached_property
   def fixed(self) -> bool:
-    """Whether nothing in this tensor depends on the input."""
+    """Returns whether nothing in this tensor depends on the input."""
     return bool(np.all(self.ids == CONST))
 
   def moved(self, move: Any) -> 'Tensor':
-    """Applies one data movement to identities, values and offsets alike."""
+    """Applies one data movement to numbers, values and offsets."""
     offset = None if self.offset is None else move(self.offset)
     return Tensor(move(self.ids), move(self.const), offset)
 
 
 def constant(value: Any) -> Tensor:
-  """A tensor that does not depend on the input."""
+  """Returns a tensor that does not depend on the input."""
   return Tensor(np.full(np.shape(value), CONST, np.int64), value)
 
 
 def data(ids: Array, dtype: Any) -> Tensor:
-  """A tensor made of the scalars `ids` alone."""
+  """Returns a tensor that consists of the scalars `ids`."""
   return Tensor(ids, np.zeros(ids.shape, dtype))
 
 
 class Table:
-  """Grows by blocks: for every scalar, when it is known and who made it."""
+  """For every scalar, when it is known, what makes it and its bytes.
+
+  The columns double when they are full, so that adding n scalars costs O(n).
+  """
 
   def __init__(self) -> None:
     self.size = 0
@@ -68,7 +72,8 @@ class Table:
 
   def add(self, available: Array, maker: int, itemsize: int) -> Array:
     """Numbers new scalars, one for each entry of `available` (flat)."""
-    start, self.size = self.size, self.size + available.size
+    start = self.size
+    self.size += available.size
     while self.size > self._available.size:
       for name in ('_available', '_maker', '_bytes'):
         old = getattr(self, name)
@@ -80,33 +85,34 @@ class Table:
 
   @property
   def available(self) -> Array:
-    """[scalars] the last position each one depends on."""
+    """Returns [scalars] the last position that each scalar depends on."""
     return self._available[: self.size]
 
   @property
   def maker(self) -> Array:
-    """[scalars] the number of the operation that makes it, -1 for inputs."""
+    """Returns [scalars] the operation that makes each, -1 for the input."""
     return self._maker[: self.size]
 
   @property
   def itemsize(self) -> Array:
-    """[scalars] bytes."""
+    """Returns [scalars] the bytes of each scalar."""
     return self._bytes[: self.size]
 
 
 def distinct(ids: Array) -> Array:
-  """`np.unique` of identities, which mostly lie close together."""
+  """Returns `np.unique(ids)`, faster where the numbers are close together."""
   if not ids.size:
     return np.zeros(0, np.int64)
   first = int(ids.min())
   span = int(ids.max()) - first + 1
   if span > 8 * ids.size:
     return np.unique(ids)
-  there = np.zeros(span, bool)
-  there[ids - first] = True
-  return np.flatnonzero(there) + first
+  present = np.zeros(span, bool)
+  present[ids - first] = True
+  return np.flatnonzero(present) + first
 
 
 def lookup(attribute: Array, ids: Array) -> Array:
-  """`attribute` of every scalar in `ids`, -1 for constants."""
+  """Returns `attribute` of every scalar in `ids`, -1 for constants."""
+  # Constants have no entry: any index serves where its value is not used.
   return np.where(ids == CONST, -1, attribute[np.maximum(ids, 0)])

@@ -1,12 +1,13 @@
-"""Loops that hold a sum or a maximum over the past in place of its summands.
+"""Loops that carry a sum or a maximum over the past in place of its summands.
 
   S[t] = r[t] S[t - 1] + w[t] c[t],          y[t] = q[t] S[t]
   m[t] = max(m[t - 1] + d[t], c[t] + b[t])
 
 (linear attention, arXiv 2006.16236, section 3.4; RetNet, arXiv 2307.08621,
 equations 5 and 6; with r[t] = exp(m[t - 1] - m[t]) the running softmax of
-Milakov and Gimelshein, arXiv 1805.02867, algorithm 3). Arrays have a letter an
-axis: t counts rows, s what is summed, at every step the same position.
+Milakov and Gimelshein, arXiv 1805.02867, algorithm 3). Every axis of an array
+has a letter: t counts rows, s what is summed. At every step both are the same
+position, so a loop runs over one of them.
 """
 
 from collections.abc import Sequence
@@ -27,59 +28,80 @@ class Factor(NamedTuple):
 
 
 class Peak(NamedTuple):
-  """A running maximum m, and what it does to sums of exp(c - m)."""
+  """A running maximum m, and its factors in sums of exp(c - m)."""
 
   high: Factor  # m[t]
   ratio: Factor  # exp(m[t - 1] + d[t] - m[t])
-  own: Factor  # exp(c[t] + b[t] - m[t])
+  weight: Factor  # exp(c[t] + b[t] - m[t])
 
 
-def maximum(
-  column: Factor, steps: Factor | None, own: Factor | None, axes: str
+class Summands(NamedTuple):
+  """The factors of a running sum S."""
+
+  ratios: list[Factor]  # r: what S is multiplied by at every step
+  columns: list[Factor]  # w and c: the product that is added to S
+  rows: list[Factor]  # q: what S is multiplied by in the result
+
+
+def run_maximum(
+  column: Factor, difference: Factor | None, diagonal: Factor | None, axes: str
 ) -> Peak:
-  """Runs m over positions; `axes` is t, s. No steps, no own: 0."""
-  t, s = axes
-  rest = _letters([f for f in (column, steps, own) if f is not None], axes)
-  here = _rows(column, s, rest)
-  if own is not None:
-    here = here + _rows(own, t, rest).astype(here.dtype)
-  less = None if steps is None else _rows(steps, t, rest).astype(here.dtype)
+  """Runs m over positions.
 
-  def step(high: Any, new: Any) -> tuple[Any, Any]:
-    less, here = new
-    before = high if less is None else high + less
-    high = jnp.maximum(before, here)
-    # Where all is masked so far, exp(-inf - 0) is the 0 that is meant.
+  Args:
+    column: c, with the letter s.
+    difference: d, with the letter t; None: 0.
+    diagonal: b, with the letter t; None: 0.
+    axes: the letters t and s.
+  """
+  t, s = axes
+  terms = [f for f in (column, difference, diagonal) if f is not None]
+  rest = _letters(terms, axes)
+  entry = _rows(column, s, rest)
+  if diagonal is not None:
+    entry = entry + _rows(diagonal, t, rest).astype(entry.dtype)
+  steps = None
+  if difference is not None:
+    steps = _rows(difference, t, rest).astype(entry.dtype)
+
+  def step(high: Any, row: Any) -> tuple[Any, Any]:
+    shift, entry = row
+    before = high if shift is None else high + shift
+    high = jnp.maximum(before, entry)
+    # While everything is masked m is -inf, and -inf - -inf is NaN. Without the
+    # subtraction the exponential is 0, as a sum of masked terms must be.
     safe = jnp.where(high == -jnp.inf, jnp.zeros_like(high), high)
-    return high, (high, jnp.exp(before - safe), jnp.exp(here - safe))
+    return high, (high, jnp.exp(before - safe), jnp.exp(entry - safe))
 
   shape = jnp.broadcast_shapes(
-    here.shape[1:], () if less is None else less.shape[1:]
+    entry.shape[1:], () if steps is None else steps.shape[1:]
   )
-  start = jnp.full(shape, -jnp.inf, here.dtype)
-  _, found = jax.lax.scan(step, start, (less, here))
-  return Peak(*(Factor(a, t + rest) for a in found))
+  start = jnp.full(shape, -jnp.inf, entry.dtype)
+  _, (high, ratio, weight) = jax.lax.scan(step, start, (steps, entry))
+  letters = t + rest
+  return Peak(
+    Factor(high, letters), Factor(ratio, letters), Factor(weight, letters)
+  )
 
 
 def above(high: Factor, row: Factor, t: str) -> Factor:
-  """exp(m - row): 1 where the row is the very maximum."""
+  """Returns exp(m - row): 1 where the row is the maximum itself."""
   rest = _letters([high, row], t)
-  gap = _rows(high, t, rest) - _rows(row, t, rest)
-  return Factor(jnp.exp(gap), t + rest)
+  difference = _rows(high, t, rest) - _rows(row, t, rest)
+  return Factor(jnp.exp(difference), t + rest)
 
 
-def total(
-  ratios: Sequence[Factor],
-  columns: Sequence[Factor],
-  rows: Sequence[Factor],
-  out: str,
-  axes: str,
-) -> Factor:
-  """Runs S over positions; `columns` have s or t, w among them.
+def run_sum(summands: Summands, out: str, axes: str) -> Factor:
+  """Runs S over positions; returns y.
 
-  Returns y with the letters of `out` that some array has, t first.
+  Args:
+    summands: the factors of S.
+    out: letters of the result. Those that no factor has are left out; t is
+      first.
+    axes: the letters t and s.
   """
-  t, s = axes
+  t, _ = axes
+  ratios, columns, rows = summands
   state = ''.join(
     c
     for c in _letters([*ratios, *columns], axes)
@@ -92,22 +114,20 @@ def total(
     _first(f._replace(array=jnp.asarray(f.array, dtype)), axes) for f in fs
   ]
   moving = [f for f in rows if t in f.letters]
-  still = [jnp.asarray(f.array, dtype) for f in rows if t not in f.letters]
-  ask = [
-    *(f.letters for f in rows if t not in f.letters),
-    *_names(moving, axes),
-  ]
+  fixed = [f for f in rows if t not in f.letters]
+  fixed_arrays = [jnp.asarray(f.array, dtype) for f in fixed]
+  reading = [*(f.letters for f in fixed), *_names(moving, axes), state]
 
-  def step(held: Any, new: Any) -> tuple[Any, Any]:
-    ratio, column, moving = new
-    held = _einsum([*_names(ratios, axes), state], state, [*ratio, held])
-    held = held + _einsum(_names(columns, axes), state, column)
-    return held, _einsum([*ask, state], row, [*still, *moving, held])
+  def step(total: Any, new: Any) -> tuple[Any, Any]:
+    ratio, column, moving_arrays = new
+    total = _einsum([*_names(ratios, axes), state], state, [*ratio, total])
+    total = total + _einsum(_names(columns, axes), state, column)
+    return total, _einsum(reading, row, [*fixed_arrays, *moving_arrays, total])
 
   parts = cast(ratios), cast(columns), cast(moving)
+  first = [c[0] for c in parts[1]]
   start = jax.eval_shape(
-    lambda *a: _einsum(_names(columns, axes), state, a),
-    *(c[0] for c in parts[1]),
+    lambda arrays: _einsum(_names(columns, axes), state, arrays), first
   )
   _, y = jax.lax.scan(step, jnp.zeros(start.shape, start.dtype), parts)
   return Factor(y, t + row)
@@ -120,7 +140,7 @@ def _einsum(letters: Sequence[str], out: str, arrays: Sequence[Any]) -> Any:
 
 
 def _letters(factors: Sequence[Factor], axes: str) -> str:
-  """Letters of all but positions, in order."""
+  """Returns the letters of all axes that are not positions, in order."""
   every = ''.join(f.letters for f in factors)
   return ''.join(c for c in dict.fromkeys(every) if c not in axes)
 
@@ -130,13 +150,13 @@ def _names(factors: Sequence[Factor], axes: str) -> list[str]:
 
 
 def _first(factor: Factor, axes: str) -> Any:
-  """The array with its positions in front."""
+  """Returns the array with its positions in front."""
   (position,) = (c for c in factor.letters if c in axes)
   return jnp.moveaxis(factor.array, factor.letters.index(position), 0)
 
 
 def _rows(factor: Factor, position: str, rest: str) -> Any:
-  """[T, *rest], of size 1 where the array has not the letter."""
+  """Returns [T, *rest], of size 1 where the array lacks the letter."""
   order = [c for c in (position, *rest) if c in factor.letters]
   array = jnp.transpose(
     jnp.asarray(factor.array), [factor.letters.index(c) for c in order]
@@ -146,61 +166,76 @@ def _rows(factor: Factor, position: str, rest: str) -> Any:
   return jnp.expand_dims(array, missing)
 
 
-def multiples(table: Factor, axes: str) -> tuple[Factor, Factor] | None:
-  """How a row is a multiple of the row before, and the diagonal; or None.
+def row_ratios(table: Factor, axes: str) -> tuple[Factor, Factor] | None:
+  """Returns the ratio of each row to the row before, and the diagonal.
 
-  The table is zero above its diagonal and nowhere on it.
+  None where rows are no multiples, or where the table is not zero above its
+  diagonal or zero somewhere on it.
   """
   plain = _condensed(table, axes)
   values = plain.array.astype(np.float64)
   length = len(values)
-  own = np.stack([values[i, i] for i in range(length)])
-  if not np.all(own) or np.any(values[np.triu_indices(length, 1)]):
+  diagonal = np.stack([values[i, i] for i in range(length)])
+  if not np.all(diagonal) or np.any(values[np.triu_indices(length, 1)]):
     return None
-  ratio = np.ones_like(own)
+  ratio = np.ones_like(diagonal)
   for i in range(1, length):
-    ratio[i] = values[i, i - 1] / own[i - 1]
-  made = np.zeros_like(values)
+    ratio[i] = values[i, i - 1] / diagonal[i - 1]
+  product = np.zeros_like(values)
   for i in range(length):
-    made[i] = made[i - 1] * ratio[i] if i else 0
-    made[i, i] = own[i]
-  if not np.allclose(made, values, 1e-3, 1e-5):
+    product[i] = product[i - 1] * ratio[i] if i else 0
+    product[i, i] = diagonal[i]
+  if not np.allclose(product, values, 1e-3, 1e-5):
     return None
   letters = axes[0] + plain.letters[2:]
-  plain_ratio, plain_own = (a.astype(np.float32) for a in (ratio, own))
-  return Factor(plain_ratio, letters), Factor(plain_own, letters)
+  return (
+    Factor(ratio.astype(np.float32), letters),
+    Factor(diagonal.astype(np.float32), letters),
+  )
 
 
-def differences(
+def row_differences(
   table: Factor, axes: str
 ) -> tuple[Factor | None, Factor | None] | None:
-  """The same of logarithms: what a row adds to the row before; -inf above."""
+  """Returns what each row adds to the row before, and the diagonal.
+
+  This is `row_ratios` of logarithms: above the diagonal the table is -inf. A
+  part that is 0 everywhere is None, and so is the result where rows differ by
+  no constant.
+  """
   plain = _condensed(table, axes)
   values = plain.array.astype(np.float64)
   length = len(values)
-  seen = np.tri(length, dtype=bool)
-  finite = np.all(np.isfinite(values[seen]))
-  if not finite or not np.all(values[~seen] == -np.inf):
+  past = np.tri(length, dtype=bool)
+  finite = np.all(np.isfinite(values[past]))
+  if not finite or not np.all(values[~past] == -np.inf):
     return None
-  own = np.stack([values[i, i] for i in range(length)])
-  step = np.zeros_like(own)
+  diagonal = np.stack([values[i, i] for i in range(length)])
+  step = np.zeros_like(diagonal)
   for i in range(1, length):
-    step[i] = values[i, i - 1] - own[i - 1]
+    step[i] = values[i, i - 1] - diagonal[i - 1]
     if not np.allclose(values[i, :i] - values[i - 1, :i], step[i], 1e-3, 1e-4):
       return None
   letters = axes[0] + plain.letters[2:]
-  found = (Factor(a.astype(np.float32), letters) for a in (step, own))
-  first, second = (f if np.any(f.array) else None for f in found)
-  return first, second
+  return _factor_unless_zero(step, letters), _factor_unless_zero(
+    diagonal, letters
+  )
+
+
+def _factor_unless_zero(array: Array, letters: str) -> Factor | None:
+  if not np.any(array):
+    return None
+  return Factor(array.astype(np.float32), letters)
 
 
 def _condensed(table: Factor, axes: str) -> Factor:
-  """[t, s, ...], without the axes along which the table is the same."""
+  """Returns [t, s, ...] without axes along which the table is the same."""
   letters = axes + ''.join(c for c in table.letters if c not in axes)
   array = table.array.transpose([table.letters.index(c) for c in letters])
   for c in letters[2:]:
     axis = letters.index(c)
     part = array.take([0], axis)
     if np.array_equal(np.broadcast_to(part, array.shape), array):
-      array, letters = part.squeeze(axis), letters.replace(c, '')
+      array = part.squeeze(axis)
+      letters = letters.replace(c, '')
   return Factor(array, letters)

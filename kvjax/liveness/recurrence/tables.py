@@ -5,7 +5,7 @@ same for every position along an axis: scores of queries that are the same in
 every row. A *score* is thin along the queries, plus a constant (a mask, a
 slope), less what is thin along the keys (a maximum). A *product* is a constant
 times factors, none of which has both positions, times the exponential of a
-score. Sums and maxima of these over the keys are loops (`running`).
+score. Sums and maxima of these over the keys become loops (`loops`).
 """
 
 import string
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.liveness.program import folding
+from kvjax.liveness.program.scalars import Shape
 from kvjax.liveness.recurrence.loops import Factor
 
 Array = np.ndarray
-Shape = tuple[int, ...]
 SAME = frozenset(('name', 'copy', 'stop_gradient', 'convert_element_type'))
 
 
-class Score(NamedTuple):
+class MaskedScore(NamedTuple):
   """column + bias - row."""
 
   column: Any  # of the table's rank, and of size 1 along queries
@@ -38,16 +38,16 @@ class Product(NamedTuple):
   weight: Array  # of the table's shape
   letters: str  # of its axes
   factors: tuple[Factor, ...] = ()
-  score: Score | None = None
+  score: MaskedScore | None = None
 
 
-class Value(NamedTuple):
+class TrackedArray(NamedTuple):
   """One array of the program; `known` where it does not depend on the input."""
 
   array: Any
   known: Array | None = None
   thin: Any = None  # of the same rank, of size 1 where it does not vary
-  form: Score | Product | None = None
+  form: MaskedScore | Product | None = None
 
   @property
   def shape(self) -> Shape:
@@ -55,17 +55,18 @@ class Value(NamedTuple):
 
 
 def letters_of(rank: int) -> str:
+  """Returns a letter for every axis."""
   return string.ascii_lowercase[:rank]
 
 
 def unused(count: int, *taken: str) -> str:
-  """Letters that none of those taken is."""
+  """Returns letters that are not taken."""
   free = [c for c in string.ascii_letters if c not in ''.join(taken)]
   return ''.join(free[:count])
 
 
-def thinnest(value: Value, length: int) -> Any:
-  """The value, of size 1 along positions where it is the same for all."""
+def thinnest(value: TrackedArray, length: int) -> Any:
+  """Returns the value, of size 1 along positions where all are the same."""
   if value.known is None:
     return value.array if value.thin is None else value.thin
   out = value.known
@@ -77,23 +78,26 @@ def thinnest(value: Value, length: int) -> Any:
 
 
 def factor(array: Any, letters: str) -> Factor:
-  """A thin array without its axes of size 1."""
-  gone = [i for i, n in enumerate(np.shape(array)) if n == 1]
-  kept = ''.join(c for i, c in enumerate(letters) if i not in gone)
-  return Factor(jnp.squeeze(jnp.asarray(array), gone), kept)
+  """Returns a thin array without its axes of size 1."""
+  thin = [i for i, n in enumerate(np.shape(array)) if n == 1]
+  kept = ''.join(c for i, c in enumerate(letters) if i not in thin)
+  return Factor(jnp.squeeze(jnp.asarray(array), thin), kept)
 
 
 def form(
-  name: str, params: Any, ins: Sequence[Value], shape: Shape, length: int
-) -> Score | Product | None:
-  """The form of an equation's result; `ins` are not all constants."""
+  name: str, params: Any, ins: Sequence[TrackedArray], shape: Shape, length: int
+) -> MaskedScore | Product | None:
+  """Returns the form of an equation's result, or None.
+
+  `ins` are not all constants.
+  """
   if name in SAME:
     return ins[0].form
   if name == 'dot_general':
     return _outer(params, ins, shape)
   if name in ('transpose', 'broadcast_in_dim', 'squeeze'):
     return _moved(name, params, ins[0], shape)
-  if name == 'exp' and isinstance(ins[0].form, Score):
+  if name == 'exp' and isinstance(ins[0].form, MaskedScore):
     return _exponential(ins[0].form)
   rule = _RULES.get(name)
   if rule is None or shape.count(length) < 2:
@@ -102,67 +106,86 @@ def form(
 
 
 class _Operands:
-  """Operands of a pointwise equation as what they may be taken for."""
+  """Operands of a pointwise equation, each in the forms that it may have."""
 
-  def __init__(self, ins: Sequence[Value], shape: Shape, length: int) -> None:
-    self.ins, self.shape, self.length = ins, shape, length
+  def __init__(
+    self, ins: Sequence[TrackedArray], shape: Shape, length: int
+  ) -> None:
+    self.ins = ins
+    self.shape = shape
+    self.length = length
     self.letters = letters_of(len(shape))
 
   def thin(self, i: int) -> Any:
-    """Of the result's rank, thin along some positions; or None."""
+    """Returns an operand of the result's rank, thin along some positions."""
     value = self.ins[i]
     out = thinnest(value, self.length)
     if len(np.shape(out)) != len(self.shape):
       return out if value.known is not None and np.ndim(out) == 0 else None
-    flat = [
-      n
-      for n, m in zip(np.shape(out), self.shape, strict=True)
-      if n == 1 and m == self.length
-    ]
-    return out if flat else None
+    sizes = zip(np.shape(out), self.shape, strict=True)
+    return out if (1, self.length) in sizes else None
 
-  def score(self, i: int) -> Score | None:
+  def new_thin(self, i: int) -> Any:
+    """Returns a thin operand of data that has no form yet, or None."""
     value = self.ins[i]
-    if isinstance(value.form, Score):
-      return value.form
-    thin = self.thin(i)
-    if value.known is not None or value.form is not None or thin is None:
+    if value.known is not None or value.form is not None:
       return None
-    return Score(thin, np.zeros(self.shape, np.float32), None, self.letters)
+    return self.thin(i)
+
+  def score(self, i: int) -> MaskedScore | None:
+    """Returns an operand as a score, if it is one or thin."""
+    value = self.ins[i]
+    if isinstance(value.form, MaskedScore):
+      return value.form
+    thin = self.new_thin(i)
+    if thin is None:
+      return None
+    return MaskedScore(
+      thin, np.zeros(self.shape, np.float32), None, self.letters
+    )
 
   def product(self, i: int) -> Product | None:
+    """Returns an operand as a product, if it is one or thin."""
     value = self.ins[i]
     if isinstance(value.form, Product):
       return value.form
-    thin = self.thin(i)
-    if value.known is not None or value.form is not None or thin is None:
+    thin = self.new_thin(i)
+    if thin is None:
       return None
     weight = np.ones(self.shape, np.float32)
     return Product(weight, self.letters, (factor(thin, self.letters),))
 
   def table(self, i: int) -> Array | None:
+    """Returns a constant operand, of the result's shape."""
     known = self.ins[i].known
     return None if known is None else np.broadcast_to(known, self.shape)
 
 
-def _mul(given: _Operands) -> Score | Product | None:
+def _mul(operands: _Operands) -> MaskedScore | Product | None:
   for i in (0, 1):
-    scaled = _scaled(given, i, 1 - i, np.multiply)
+    scaled = _scaled(operands, i, 1 - i, np.multiply)
     if scaled is not None:
       return scaled
-    product, table = given.product(i), given.table(1 - i)
+    product = operands.product(i)
+    table = operands.table(1 - i)
     if product is not None and table is not None:
       return product._replace(weight=product.weight * table)
-    thin = given.thin(1 - i)
+    thin = operands.thin(1 - i)
     if product is not None and thin is not None:
-      more = factor(thin, product.letters)
-      return product._replace(factors=(*product.factors, more))
+      return _times(product, thin)
   return None
 
 
-def _div(given: _Operands) -> Score | Product | None:
-  scaled = _scaled(given, 0, 1, np.divide)
-  product, table, thin = given.product(0), given.table(1), given.thin(1)
+def _times(product: Product, thin: Any) -> Product:
+  factors = (*product.factors, factor(thin, product.letters))
+  return product._replace(factors=factors)
+
+
+def _div(operands: _Operands) -> MaskedScore | Product | None:
+  scaled = _scaled(operands, 0, 1, np.divide)
+  product = operands.product(0)
+  table = operands.table(1)
+  thin = operands.thin(1)
   if scaled is not None or product is None:
     return scaled
   if table is not None:
@@ -170,16 +193,16 @@ def _div(given: _Operands) -> Score | Product | None:
       return product._replace(weight=product.weight / table)
   if thin is None:
     return None
-  more = factor(1 / thin, product.letters)
-  return product._replace(factors=(*product.factors, more))
+  return _times(product, 1 / thin)
 
 
-def _scaled(given: _Operands, i: int, j: int, by: Any) -> Score | None:
-  """A masked score times what is the same at all positions."""
-  score, scale = given.ins[i].form, given.thin(j)
-  if not isinstance(score, Score) or given.ins[j].known is None:
+def _scaled(operands: _Operands, i: int, j: int, by: Any) -> MaskedScore | None:
+  """Returns a score times a constant that is the same at all positions."""
+  score = operands.ins[i].form
+  scale = operands.thin(j)
+  if not isinstance(score, MaskedScore) or operands.ins[j].known is None:
     return None
-  positions = [n for n in np.shape(scale) if n == given.length]
+  positions = [n for n in np.shape(scale) if n == operands.length]
   if scale is None or positions:
     return None
   number = scale.astype(np.float32)
@@ -190,21 +213,25 @@ def _scaled(given: _Operands, i: int, j: int, by: Any) -> Score | None:
     )
 
 
-def _add(given: _Operands) -> Score | None:
+def _add(operands: _Operands) -> MaskedScore | None:
   for i in (0, 1):
-    score, table = given.score(i), given.table(1 - i)
+    score = operands.score(i)
+    table = operands.table(1 - i)
     if score is not None and table is not None:
       return score._replace(bias=score.bias + table)
-  one, two = given.score(0), given.score(1)
-  if one is None or two is None:
+  score = operands.score(0)
+  other = operands.score(1)
+  if score is None or other is None:
     return None
-  if isinstance(given.ins[1].form, Score):
-    one, two = two, one
-  return _less(one, -two.column) if two.row is None else None
+  if isinstance(operands.ins[1].form, MaskedScore):
+    score, other = other, score
+  return _less(score, -other.column) if other.row is None else None
 
 
-def _sub(given: _Operands) -> Score | None:
-  score, table, thin = given.score(0), given.table(1), given.thin(1)
+def _sub(operands: _Operands) -> MaskedScore | None:
+  score = operands.score(0)
+  table = operands.table(1)
+  thin = operands.thin(1)
   if score is None or thin is None and table is None:
     return None
   if table is not None:
@@ -212,21 +239,24 @@ def _sub(given: _Operands) -> Score | None:
   return _less(score, thin)
 
 
-def _less(score: Score, row: Any) -> Score:
+def _less(score: MaskedScore, row: Any) -> MaskedScore:
   return score._replace(row=row if score.row is None else score.row + row)
 
 
-def _select(given: _Operands) -> Score | Product | None:
-  """A mask: what is chosen by a constant, and a constant elsewhere."""
-  which = given.table(0)
-  if which is None or len(given.ins) != 3:
+def _select(operands: _Operands) -> MaskedScore | Product | None:
+  """Returns an operand under a mask: a constant chooses it, or a constant."""
+  which = operands.table(0)
+  if which is None or len(operands.ins) != 3:
     return None
   for case in (1, 2):
-    chosen, other = which == case - 1, given.table(3 - case)
-    if other is None or given.ins[case].known is not None:
+    chosen = which == case - 1
+    other = operands.table(3 - case)
+    if other is None or operands.ins[case].known is not None:
       continue
+    # A product is hidden by zeros, a score by a mask that softmax makes zero.
     hidden = other[~chosen]
-    score, product = given.score(case), given.product(case)
+    score = operands.score(case)
+    product = operands.product(case)
     if product is not None and np.all(hidden == 0):
       return product._replace(weight=np.where(chosen, product.weight, 0))
     if score is not None and np.all(hidden < -folding.FAR):
@@ -245,68 +275,78 @@ _RULES = {
 
 
 def masked(bias: Array) -> Array:
-  """The constant part of a score, -inf where it is a mask."""
+  """Returns the constant part of a score, -inf where it is a mask."""
   bias = np.where(bias < -folding.FAR, -np.inf, bias)
   return np.ascontiguousarray(bias, np.float32)
 
 
-def _exponential(score: Score) -> Product:
-  """Without a row to be less, exp(column) is a factor like any other."""
+def _exponential(score: MaskedScore) -> Product:
+  """Returns exp(score); a factor exp(column) where no maximum is subtracted.
+
+  With a maximum, exp(column) alone may overflow: the score stays whole.
+  """
   bias = masked(score.bias)
   if score.row is None:
     column = factor(jnp.exp(score.column), score.letters)
     return Product(np.exp(bias), score.letters, (column,))
-  seen = (bias > -np.inf).astype(np.float32)
-  return Product(seen, score.letters, (), score)
+  visible = (bias > -np.inf).astype(np.float32)
+  return Product(visible, score.letters, (), score)
 
 
 def contraction(
-  params: Any, one: str, taken: str, two: Shape, side: int
+  params: Any, letters: str, taken: str, other_shape: Shape, side: int
 ) -> tuple[str, str]:
-  """Letters of the other operand, of shape `two`, and of the result.
+  """Returns letters of the other operand of a product, and of the result.
 
-  The operand on `side` has the letters `one`; new ones are not among `taken`.
+  Args:
+    params: of the product.
+    letters: of the operand on `side`.
+    taken: letters that new axes must not have.
+    other_shape: of the other operand.
+    side: 0 or 1.
   """
   contracted, batch = params['dimension_numbers']
-  mine = (*contracted[side], *batch[side])
-  theirs = (*contracted[1 - side], *batch[1 - side])
-  other = list(unused(len(two), one, taken))
-  for i, j in zip(mine, theirs, strict=True):
-    other[j] = one[i]
-  lead = [one[i] for i in batch[side]]
-  rest = [
-    [c for i, c in enumerate(text) if i not in taken]
-    for text, taken in ((one, mine), (other, theirs))
-  ]
-  rest = rest if side == 0 else rest[::-1]
-  return ''.join(other), ''.join([*lead, *rest[0], *rest[1]])
+  paired = (*contracted[side], *batch[side])
+  other_paired = (*contracted[1 - side], *batch[1 - side])
+  other = list(unused(len(other_shape), letters, taken))
+  for i, j in zip(paired, other_paired, strict=True):
+    other[j] = letters[i]
+  batched = [letters[i] for i in batch[side]]
+  free = [c for i, c in enumerate(letters) if i not in paired]
+  other_free = [c for i, c in enumerate(other) if i not in other_paired]
+  left, right = (free, other_free) if side == 0 else (other_free, free)
+  return ''.join(other), ''.join([*batched, *left, *right])
 
 
-def _outer(params: Any, ins: Sequence[Value], shape: Shape) -> Product | None:
-  """Q K^T: its two factors share letters that the table has not."""
+def _outer(
+  params: Any, ins: Sequence[TrackedArray], shape: Shape
+) -> Product | None:
+  """Returns Q K^T: its two factors share letters that the table lacks."""
   if any(v.known is not None for v in ins):
     return None
-  one = letters_of(len(ins[0].shape))
-  two, out = contraction(params, one, '', ins[1].shape, 0)
-  factors = Factor(ins[0].array, one), Factor(ins[1].array, two)
+  left = letters_of(len(ins[0].shape))
+  right, out = contraction(params, left, '', ins[1].shape, 0)
+  factors = Factor(ins[0].array, left), Factor(ins[1].array, right)
   return Product(np.ones(shape, np.float32), out, factors)
 
 
-def seen(product: Product) -> Array | None:
-  """The bias of a product's score, -inf where the product is zero as well.
+def visible_bias(product: Product) -> Array | None:
+  """Returns the bias of a product's score, -inf where the product is zero.
 
-  None where the product's zeros differ along axes that the score has not.
+  None where the product's zeros differ along axes that the score lacks.
   """
   score = product.score
   if score is None:
     return None
-  zero, letters = product.weight == 0, product.letters
+  zero = product.weight == 0
+  letters = product.letters
   for c in [c for c in letters if c not in score.letters]:
     axis = letters.index(c)
     part = zero.take([0], axis)
     if np.any(part != zero):
       return None
-    zero, letters = part.squeeze(axis), letters.replace(c, '')
+    zero = part.squeeze(axis)
+    letters = letters.replace(c, '')
   if len(letters) != len(score.letters):
     return None
   zero = zero.transpose([letters.index(c) for c in score.letters])
@@ -314,20 +354,20 @@ def seen(product: Product) -> Array | None:
 
 
 def _moved(
-  name: str, params: Any, value: Value, shape: Shape
-) -> Score | Product | None:
-  """Axes of a table in another order, or more of them."""
+  name: str, params: Any, value: TrackedArray, shape: Shape
+) -> MaskedScore | Product | None:
+  """Returns a table with its axes in another order, or with more axes."""
   table = value.form
   if table is None:
     return None
   if name == 'transpose':
     order = tuple(params['permutation'])
-    turn = lambda a: a.transpose(order)
+    move = lambda a: a.transpose(order)
     letters = ''.join(table.letters[i] for i in order)
   elif name == 'squeeze':
-    gone = tuple(params['dimensions'])
-    turn = lambda a: a.squeeze(gone)
-    letters = ''.join(c for i, c in enumerate(table.letters) if i not in gone)
+    axes = tuple(params['dimensions'])
+    move = lambda a: a.squeeze(axes)
+    letters = ''.join(c for i, c in enumerate(table.letters) if i not in axes)
   else:
     dims = tuple(params['broadcast_dimensions'])
     fresh = unused(len(shape), *_taken(table))
@@ -335,24 +375,24 @@ def _moved(
       table.letters[dims.index(i)] if i in dims else c
       for i, c in enumerate(fresh)
     )
-    turn = lambda a: a.reshape(spread(a.shape, dims, len(shape)))
+    move = lambda a: a.reshape(spread(a.shape, dims, len(shape)))
   if isinstance(table, Product):
-    weight = np.broadcast_to(turn(table.weight), shape)
+    weight = np.broadcast_to(move(table.weight), shape)
     return table._replace(weight=weight, letters=letters)
-  row = None if table.row is None else turn(table.row)
-  bias = np.broadcast_to(turn(table.bias), shape)
-  return Score(turn(table.column), bias, row, letters)
+  row = None if table.row is None else move(table.row)
+  bias = np.broadcast_to(move(table.bias), shape)
+  return MaskedScore(move(table.column), bias, row, letters)
 
 
-def _taken(table: Score | Product) -> list[str]:
-  if isinstance(table, Score):
+def _taken(table: MaskedScore | Product) -> list[str]:
+  if isinstance(table, MaskedScore):
     return [table.letters]
   inner = [] if table.score is None else [table.score.letters]
   return [table.letters, *(f.letters for f in table.factors), *inner]
 
 
 def spread(sizes: Shape, dims: Sequence[int], rank: int) -> Shape:
-  """Sizes at their places among axes of size 1."""
+  """Returns sizes at the axes `dims` of a shape that is 1 elsewhere."""
   out = [1] * rank
   for size, axis in zip(sizes, dims, strict=True):
     out[axis] = size

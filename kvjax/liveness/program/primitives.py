@@ -1,6 +1,7 @@
-"""Equations on values: by NumPy where it means the same, else by JAX.
+"""Primitives on values: by NumPy where it means the same, else by JAX.
 
-An analysis runs many small equations once each. NumPy compiles none of them.
+An analysis runs many small equations once each. JAX would compile each of
+them; NumPy compiles none.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,26 +17,37 @@ Params = dict[str, Any]
 def evaluate(
   primitive: Any, params: Params, values: Sequence[Any]
 ) -> list[Any]:
-  """Runs one equation on values."""
-  native = _TABLE.get(primitive.name)
-  if native is not None and all(_plain(v) for v in values):
-    out = native(params, *map(np.asarray, values))
-    if out is not None:
-      return [out]
+  """Returns the results of one equation on values, as NumPy arrays.
+
+  Warnings of NumPy are off: constants may overflow, as on a device.
+  """
+  with np.errstate(all='ignore'):
+    by_numpy = _TABLE.get(primitive.name)
+    if by_numpy is not None and all(_plain(v) for v in values):
+      out = by_numpy(params, *map(np.asarray, values))
+      if out is not None:
+        return [out]
+    outs = bind(primitive, params, [jax.numpy.asarray(v) for v in values])
+    return [o if is_extended(o) else np.asarray(o) for o in outs]
+
+
+def bind(primitive: Any, params: Params, operands: Sequence[Any]) -> list[Any]:
+  """Returns the results of one equation on JAX arrays or tracers."""
   bound = primitive.get_bind_params(params)
   # A pair of functions and parameters before JAX 0.10, one mapping since.
-  extra, bound = bound if isinstance(bound, tuple) else ((), bound)
-  out = primitive.bind(*extra, *map(jax.numpy.asarray, values), **bound)
-  outs = list(out) if primitive.multiple_results else [out]
-  return [o if _extended(o) else np.asarray(o) for o in outs]
+  functions, bound = bound if isinstance(bound, tuple) else ((), bound)
+  out = primitive.bind(*functions, *operands, **bound)
+  return list(out) if primitive.multiple_results else [out]
 
 
-def _extended(value: Any) -> bool:
-  return jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
+def is_extended(value: Any) -> bool:
+  """Returns whether a value, such as a random key, has no NumPy dtype."""
+  dtype = getattr(value, 'dtype', None)
+  return dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.extended)
 
 
 def _plain(value: Any) -> bool:
-  return not _extended(value) and value.dtype in (
+  return not is_extended(value) and value.dtype in (
     np.float32,
     np.int32,
     np.bool_,
@@ -43,7 +55,7 @@ def _plain(value: Any) -> bool:
 
 
 def _arithmetic(function: Callable[..., Array]) -> Callable[..., Array | None]:
-  """The same on float32; integers and booleans go to JAX."""
+  """Returns `function` on float32; JAX takes integers and booleans."""
 
   def run(params: Params, *values: Array) -> Array | None:
     if any(v.dtype != np.float32 for v in values):
@@ -54,7 +66,7 @@ def _arithmetic(function: Callable[..., Array]) -> Callable[..., Array | None]:
 
 
 def _anything(function: Callable[..., Array]) -> Callable[..., Array]:
-  """The same on float32, int32 and booleans."""
+  """Returns `function` on float32, int32 and booleans."""
   return lambda params, *values: function(*values)
 
 
@@ -75,7 +87,8 @@ def _reduction(function: Callable[..., Array]) -> Callable[..., Array | None]:
 
 
 def _iota(params: Params) -> Array:
-  shape, axis = params['shape'], params['dimension']
+  shape = params['shape']
+  axis = params['dimension']
   lead = [1] * len(shape)
   lead[axis] = shape[axis]
   column = np.arange(shape[axis], dtype=params['dtype']).reshape(lead)
@@ -108,41 +121,47 @@ def _dot(params: Params, a: Array, b: Array) -> Array | None:
   return np.einsum(a, first, b, second, [first[i] for i in lead] + free)
 
 
+def _same_names(names: str) -> dict[str, Callable[..., Array]]:
+  """Returns the functions that NumPy calls as JAX calls its primitives."""
+  return {name: getattr(np, name) for name in names.split()}
+
+
+_ON_FLOATS = _same_names('cos exp floor log log1p sin sqrt tanh') | {
+  'div': np.divide,
+  'logistic': lambda a: 1 / (1 + np.exp(-a)),
+  'neg': np.negative,
+  'pow': np.power,
+  'rsqrt': lambda a: 1 / np.sqrt(a),
+  'sub': np.subtract,
+}
+_ON_ANYTHING = {
+  'add': np.add,
+  'add_any': np.add,
+  'eq': np.equal,
+  'ge': np.greater_equal,
+  'gt': np.greater,
+  'le': np.less_equal,
+  'lt': np.less,
+  'max': np.maximum,
+  'min': np.minimum,
+  'mul': np.multiply,
+  'ne': np.not_equal,
+}
+_ON_BOOLEANS = {
+  'and': np.logical_and,
+  'not': np.logical_not,
+  'or': np.logical_or,
+}
+_REDUCTIONS = {'reduce_max': np.max, 'reduce_min': np.min, 'reduce_sum': np.sum}
+
 _TABLE: dict[str, Callable[..., Array | None]] = {
-  'add': _anything(np.add),
-  'add_any': _anything(np.add),
-  'and': _logic(np.logical_and),
+  **{name: _arithmetic(f) for name, f in _ON_FLOATS.items()},
+  **{name: _anything(f) for name, f in _ON_ANYTHING.items()},
+  **{name: _logic(f) for name, f in _ON_BOOLEANS.items()},
+  **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
   'convert_element_type': _convert,
-  'cos': _arithmetic(np.cos),
-  'div': _arithmetic(np.divide),
   'dot_general': _dot,
-  'eq': _anything(np.equal),
-  'exp': _arithmetic(np.exp),
-  'floor': _arithmetic(np.floor),
-  'ge': _anything(np.greater_equal),
-  'gt': _anything(np.greater),
   'integer_pow': lambda p, v: _arithmetic(lambda a: a ** p['y'])(p, v),
   'iota': _iota,
-  'le': _anything(np.less_equal),
-  'log': _arithmetic(np.log),
-  'log1p': _arithmetic(np.log1p),
-  'logistic': _arithmetic(lambda a: 1 / (1 + np.exp(-a))),
-  'lt': _anything(np.less),
-  'max': _anything(np.maximum),
-  'min': _anything(np.minimum),
-  'mul': _anything(np.multiply),
-  'ne': _anything(np.not_equal),
-  'neg': _arithmetic(np.negative),
-  'not': _logic(np.logical_not),
-  'or': _logic(np.logical_or),
-  'pow': _arithmetic(np.power),
-  'reduce_max': _reduction(np.max),
-  'reduce_min': _reduction(np.min),
-  'reduce_sum': _reduction(np.sum),
-  'rsqrt': _arithmetic(lambda a: 1 / np.sqrt(a)),
   'select_n': _select,
-  'sin': _arithmetic(np.sin),
-  'sqrt': _arithmetic(np.sqrt),
-  'sub': _anything(np.subtract),
-  'tanh': _arithmetic(np.tanh),
 }

@@ -1,0 +1,141 @@
+"""The jaxpr of a program, how to open it and how to interpret it.
+
+Shapes and branches by data, and side effects, are refused here: the first have
+no equations, the second mean more than their equations say.
+"""
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax.extend import core
+
+from kvjax.liveness.errors import AnalysisError
+
+Value = TypeVar('Value')
+CALLS = frozenset(
+  """jit pjit closed_call core_call custom_jvp_call custom_vjp_call
+  custom_vjp_call_jaxpr checkpoint remat remat2 custom_lin""".split()
+)
+_BY_DATA = (
+  jax.errors.ConcretizationTypeError,
+  jax.errors.NonConcreteBooleanIndexError,
+  jax.errors.TracerArrayConversionError,
+  jax.errors.TracerIntegerConversionError,
+)
+
+
+def jaxpr_of(program: Callable[..., Any], x: Any) -> Any:
+  """Returns the closed jaxpr of `program` on `x`.
+
+  Raises:
+    AnalysisError: the program has none, or has side effects; the message names
+      the line of source.
+  """
+  try:
+    closed = jax.make_jaxpr(program)(x)
+  except _BY_DATA as error:
+    text = str(error).strip().partition('\n')[0].rstrip('.')
+    raise AnalysisError(
+      f'a shape, an index or a branch depends on data at {_line(error)}: '
+      f'{text}. Choose by jnp.where or a mask instead.'
+    ) from error
+  if closed.effects:
+    raise AnalysisError(
+      f'the program has side effects: {_effectful(closed.jaxpr)}. Analyse '
+      'one without.'
+    )
+  return closed
+
+
+def interpret(
+  jaxpr: Any,
+  consts: Sequence[Any],
+  args: Sequence[Value],
+  equation: Callable[[int, Any, list[Value]], Sequence[Value]],
+  constant: Callable[[Any], Value],
+) -> list[Value]:
+  """Returns the results of a jaxpr whose equations are run by `equation`.
+
+  Args:
+    jaxpr: an open jaxpr.
+    consts: arrays for its constants.
+    args: values of its arguments.
+    equation: gets the number of an equation, the equation and its operands;
+      returns its results.
+    constant: makes a value of an array that does not depend on the arguments.
+  """
+  env = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
+  env.update(zip(jaxpr.invars, args, strict=True))
+
+  def read(v: Any) -> Value:
+    return constant(v.val) if isinstance(v, core.Literal) else env[v]
+
+  for i, eqn in enumerate(jaxpr.eqns):
+    outs = equation(i, eqn, [read(v) for v in eqn.invars])
+    env.update(zip(eqn.outvars, outs, strict=True))
+  return [read(v) for v in jaxpr.outvars]
+
+
+def open_call(params: dict[str, Any]) -> tuple[Any, Sequence[Any]]:
+  """Returns the jaxpr that a call runs, and its constants."""
+  for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
+    if key in params:
+      return open_jaxpr(params[key])
+  raise AnalysisError(f'a call without a program: parameters {list(params)}.')
+
+
+def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
+  """Returns a jaxpr and its constants, which an open one has not."""
+  if hasattr(closed, 'consts'):
+    return closed.jaxpr, closed.consts
+  return closed, []
+
+
+def split_scan(
+  params: dict[str, Any], ins: Sequence[Value]
+) -> tuple[Sequence[Value], Sequence[Value], Sequence[Value]]:
+  """Returns operands of a scan: shared by all steps, carried, one a step."""
+  if 'num_carry' in params:
+    shared = params['num_consts']
+    carried = params['num_carry']
+  else:  # Since JAX 0.12.
+    shared_tree, carried_tree, _ = params['ft_in'].unpack()
+    shared = len(list(shared_tree))
+    carried = len(list(carried_tree))
+  columns = shared + carried
+  return ins[:shared], ins[shared:columns], ins[columns:]
+
+
+def _line(error: Exception) -> str:
+  """Returns file and line of the user's code that raised an error last."""
+  frames = traceback.extract_tb(error.__traceback__)
+  users = [f for f in frames if not _foreign(f.filename)]
+  if not users:
+    return 'an unknown line'
+  return f'{users[-1].filename}:{users[-1].lineno}'
+
+
+def source(eqn: Any) -> str:
+  """Returns file and line of the user's code that made an equation."""
+  trace = eqn.source_info.traceback
+  frames = trace.frames if trace is not None else ()
+  for frame in frames:
+    if not _foreign(frame.file_name):
+      return f'{frame.file_name}:{frame.line_num}'
+  return 'an unknown line'
+
+
+def _foreign(file: str) -> bool:
+  return '/site-packages/' in file
+
+
+def _effectful(jaxpr: Any) -> str:
+  """Returns name and source of the innermost first equation with effects."""
+  for eqn in jaxpr.eqns:
+    if eqn.effects:
+      inner = core.jaxprs_in_params(eqn.params)
+      nested = [_effectful(j) for j in inner if j.effects]
+      return nested[0] if nested else f'{eqn.primitive.name} at {source(eqn)}'
+  return str(jaxpr.effects)
