@@ -36,7 +36,7 @@ FLOORS = (
   ('kernels',),
   ('streams',),
   ('native',),
-  ('liveness', 'target'),
+  ('liveness', 'renamed', 'target'),
 )
 # Attention reads views, and never learns where a cache put the tokens.
 FREE_OF_CACHES = ('attention', 'kernels', 'layers', 'models', 'streams')
@@ -62,8 +62,9 @@ DECODE_PATH = (
   'kvjax.decoding.steps.decode_step',
   'kvjax.decoding.steps._decode_step',
   'kvjax.decoding.advance.advance',
-  'kvjax.decoding.advance._layers',
-  'kvjax.decoding.layer.remember',
+  'kvjax.decoding.advance._run_layers',
+  'kvjax.decoding.layer.attend_through_cache',
+  'kvjax.decoding.layer.store_tokens',
   'kvjax.caches.kind.Kind.write',
 )
 

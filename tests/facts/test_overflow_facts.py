@@ -40,7 +40,7 @@ def test_static_cache_out_of_bounds():
 def test_wrong_sizes():
   """T-30: batch times 4, length times 4, half and then full: all refused.
 
-  A wrong shape is for chex, at the door; a lack of room is a ValueError.
+  A wrong shape and a lack of room are a ValueError each.
   """
   params = tiny.params(CONFIG)
   cache = kvjax.init_cache(CONFIG, 2, 8)

@@ -120,15 +120,15 @@ CORE: tuple[Mutant, ...] = (
   Mutant(
     'written_before_it_is_read',
     'kvjax/decoding/layer.py',
-    'views = kind.views(old, store, step.before)',
-    'views = kind.views(book, store, step.before)',
+    'views = kind.views(entry.book_before, entry.leaves, state.before)',
+    'views = kind.views(entry.book, kind.write(entry.leaves, encoded, entry.slots), state.before)',
     'tests/facts/test_storage_facts.py::test_hybrid_offers_more_than_it_stores',
   ),
   Mutant(
     'kind_does_not_narrow_the_mask',
-    'kvjax/decoding/layer.py',
-    'seen = kind.visible_through(scoring.visibility)',
-    'seen = scoring.visibility',
+    'kvjax/decoding/reading.py',
+    'visibility = kind.visible_through(scoring.visibility)',
+    'visibility = scoring.visibility',
     'tests/facts/test_latent_facts.py::test_chunks_that_straddle_the_wrap[chunk]',
   ),
 )
@@ -179,8 +179,8 @@ POSITIONS: tuple[Mutant, ...] = (
   Mutant(
     'absorbed_reads_no_rotary',
     'kvjax/attention/latent.py',
-    "'rotary': checkpoint_name(turned, 'query_rotary')[:, None],",
-    "'rotary': 0 * checkpoint_name(turned, 'query_rotary')[:, None],",
+    "'rotary': checkpoint_name(rotary, 'query_rotary')[:, None],",
+    "'rotary': 0 * checkpoint_name(rotary, 'query_rotary')[:, None],",
     'tests/attention/test_variants.py::test_absorbed_equals_expanded[with_jit-plain]',
   ),
   Mutant(
@@ -196,8 +196,8 @@ STEPS: tuple[Mutant, ...] = (
   Mutant(
     'rotary_at_the_retained_count',
     'kvjax/decoding/advance.py',
-    'at = positions if limit is None',
-    'at = jnp.minimum(positions, 5) if limit is None',
+    'limited = positions if limit is None',
+    'limited = jnp.minimum(positions, 5) if limit is None',
     'tests/facts/test_position_facts.py::test_evicted_cache_equals_attention_to_survivors',
   ),
   Mutant(
@@ -210,8 +210,8 @@ STEPS: tuple[Mutant, ...] = (
   Mutant(
     'too_long_a_chunk_written',
     'kvjax/decoding/advance.py',
-    'return cache, held & fits[:, None]',
-    'return cache, held',
+    'return cache, is_token & fits[:, None]',
+    'return cache, is_token',
     'tests/facts/test_overflow_facts.py::test_a_chunk_that_does_not_fit_is_dropped_whole[1]',
   ),
   Mutant(
@@ -224,8 +224,8 @@ STEPS: tuple[Mutant, ...] = (
   Mutant(
     'lengths_ignored',
     'kvjax/models/uncached.py',
-    'return held & (steps < lengths[:, None])',
-    'return held',
+    'return is_token & (steps < lengths[:, None])',
+    'return is_token',
     'tests/decoding/test_steps.py::test_prefill_is_the_last_row_of_extend',
   ),
   Mutant(
@@ -238,7 +238,7 @@ STEPS: tuple[Mutant, ...] = (
   Mutant(
     'inactive_rows_advance',
     'kvjax/decoding/steps.py',
-    'held &= active',
+    'is_token &= active',
     'held |= active',
     'tests/decoding/test_steps.py::test_inactive_rows_stand_still',
   ),
@@ -311,8 +311,8 @@ SAMPLING: tuple[Mutant, ...] = (
   Mutant(
     'stop_length_off_by_one',
     'kvjax/decoding/generation.py',
-    'count < run.limit',
-    'count <= run.limit',
+    'count < state.limit',
+    'count <= state.limit',
     'tests/decoding/test_generation.py::test_stop_lengths',
   ),
   Mutant(
@@ -325,8 +325,8 @@ SAMPLING: tuple[Mutant, ...] = (
   Mutant(
     'every_token_draws_with_one_key',
     'kvjax/decoding/generation.py',
-    'jax.vmap(jax.random.fold_in)(run.keys, run.count)',
-    'run.keys',
+    'jax.vmap(jax.random.fold_in)(state.keys, state.count)',
+    'state.keys',
     'tests/decoding/test_generation.py::test_every_token_is_drawn_anew',
   ),
 )

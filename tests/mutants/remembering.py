@@ -36,7 +36,7 @@ MASKS: tuple[Mutant, ...] = (
 KINDS: tuple[Mutant, ...] = (
   Mutant(
     'clamp_on_overflow',
-    'kvjax/caches/kind.py',
+    'kvjax/caches/slots.py',
     "mode='drop'",
     "mode='clip'",
     'tests/caches/test_kinds.py',
@@ -58,8 +58,8 @@ KINDS: tuple[Mutant, ...] = (
   Mutant(
     'rewind_keeps_positions',
     'kvjax/caches/kind.py',
-    'jnp.where(held < after[:, None, None], held, EMPTY)',
-    'held',
+    'stays = book.positions < after[:, None, None]',
+    'stays = True',
     'tests/caches/test_kinds.py',
   ),
   Mutant(
@@ -172,14 +172,14 @@ PAGES: tuple[Mutant, ...] = (
   Mutant(
     'freed_page_not_cleared',
     'kvjax/caches/paged.py',
-    'held = jnp.where((references > 0)[None, :, None], positions, EMPTY)',
-    'held = positions',
+    'in_use = (references > 0)[None, :, None]',
+    'in_use = True',
     'tests/caches/test_paged.py',
   ),
   Mutant(
     'shared_partial_page_not_copied',
     'kvjax/caches/paged.py',
-    'copy = valid & (earlier | (readers > 0))',
+    'copy = is_partial & (earlier | (readers > 0))',
     'copy = jnp.zeros_like(valid)',
     'tests/caches/test_paged.py',
   ),
@@ -200,7 +200,7 @@ PAGES: tuple[Mutant, ...] = (
   Mutant(
     'page_of_none_holds_tokens',
     'kvjax/streams/view.py',
-    'jnp.where(there, by_row(pool, table), -1)',
+    'jnp.where(has_page, by_row(pool, table), -1)',
     'by_row(pool, table)',
     'tests/caches/test_paged.py',
   ),
@@ -231,14 +231,14 @@ ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'earliest_of_the_wrong_layer',
     'kvjax/decoding/rows.py',
-    'found = jnp.maximum(found, kind.shortest_rewind',
-    'found = jnp.minimum(found, kind.shortest_rewind',
+    'shortest = jnp.maximum(shortest, kind.shortest_rewind',
+    'shortest = jnp.minimum(shortest, kind.shortest_rewind',
     'tests/decoding/test_rows.py::test_every_layer_of_a_mixture',
   ),
   Mutant(
     'donated_check_missing',
     'kvjax/decoding/cache.py',
-    'if length.is_deleted():',
+    'if is_deleted(cache.length):',
     'if False:',
     'tests/decoding/test_donation.py::test_the_rest_says_so_too',
   ),
