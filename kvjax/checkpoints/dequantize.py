@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from kvjax.checkpoints.tensors import Stored, Tensor
+from kvjax.checkpoints.tensors import PublishedTensor, StoredTensor
 
 METHODS = 'fp8', 'mxfp4'
 # Sign, two bits of exponent, one of mantissa.
@@ -28,7 +28,7 @@ BIAS = 127  # of an exponent of mxfp4
 
 
 @dataclasses.dataclass(frozen=True)
-class Dequantized:
+class DequantizedTensor:
   """A tensor that two stored ones describe.
 
   Attributes:
@@ -40,8 +40,8 @@ class Dequantized:
 
   name: str
   shape: tuple[int, ...]
-  codes: Tensor
-  scales: Tensor
+  codes: StoredTensor
+  scales: StoredTensor
   decode: Callable[[np.ndarray, np.ndarray], np.ndarray]
   dtype: str = 'BF16'  # in which both methods' models were trained
 
@@ -96,15 +96,15 @@ def check_method(values: Mapping[str, Any]) -> str | None:
 
 
 def dequantize(
-  values: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> dict[str, Stored]:
+  values: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> dict[str, PublishedTensor]:
   """Returns the tensors that the stored ones describe; as they are if plain.
 
   Raises:
     ValueError: codes or scales are missing or do not fit each other.
   """
   method = check_method(values)
-  found: dict[str, Stored] = dict(tensors)
+  found: dict[str, PublishedTensor] = dict(tensors)
   if method is None:
     return found
   suffixes = {
@@ -121,7 +121,7 @@ def dequantize(
   return found
 
 
-def _pair(values, tensors, stem: str, suffixes) -> Dequantized:
+def _pair(values, tensors, stem: str, suffixes) -> DequantizedTensor:
   codes, scales = tensors.get(stem + suffixes[0]), tensors[stem + suffixes[1]]
   if codes is None:
     raise ValueError(f'Tensor {scales.name} scales nothing: no codes with it.')
@@ -136,7 +136,7 @@ def _pair(values, tensors, stem: str, suffixes) -> Dequantized:
       f'Tensor {scales.name} has shape {list(scales.shape)}; '
       f'{codes.name} {list(codes.shape)} needs {list(fit)}.'
     )
-  return Dequantized(stem + suffixes[2], shape, codes, scales, decode)
+  return DequantizedTensor(stem + suffixes[2], shape, codes, scales, decode)
 
 
 def _fp8(block: tuple[int, ...]):
@@ -151,7 +151,7 @@ def _fp8(block: tuple[int, ...]):
   return decode
 
 
-def _mxfp4_shape(codes: Tensor) -> tuple[int, ...]:
+def _mxfp4_shape(codes: StoredTensor) -> tuple[int, ...]:
   if len(codes.shape) != 4 or codes.shape[-1] != 16:
     raise ValueError(
       f'Tensor {codes.name} has shape {list(codes.shape)}; blocks of mxfp4 '

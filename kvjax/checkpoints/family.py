@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row
+from kvjax.checkpoints.table import TableRow
 from kvjax.models.config import Layer, ModelConfig
 
 
@@ -28,7 +28,7 @@ class Family:
   """
 
   config: Callable[[Settings], ModelConfig]
-  rows: tuple[Row, ...]
+  rows: tuple[TableRow, ...]
   prefix: str = 'model.'
   ignored: tuple[str, ...] = (r'.*\.rotary_emb\.inv_freq',)
   beyond_layers: bool = False
@@ -38,7 +38,9 @@ class Family:
   )
 
 
-def renamed(rows: tuple[Row, ...], old: str, new: str) -> tuple[Row, ...]:
+def renamed(
+  rows: tuple[TableRow, ...], old: str, new: str
+) -> tuple[TableRow, ...]:
   """Returns rows whose names begin otherwise."""
   return tuple(
     dataclasses.replace(row, name=new + row.name.removeprefix(old))

@@ -16,7 +16,7 @@ from kvjax.checkpoints.catalogue import nearest_names, published_values
 from kvjax.checkpoints.dequantize import check_method, dequantize
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.match import Leaf, bind, stored_dtype
+from kvjax.checkpoints.match import ParamSource, bind, stored_dtype
 from kvjax.checkpoints.paper_models import DESCRIBED, described
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.tensors import open_tensors
@@ -148,7 +148,7 @@ def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
 
 
 def _place(
-  leaves: list[Leaf],
+  leaves: list[ParamSource],
   sharding: Sharding | None,
   coded: Callable[[str], bool] | None,
 ) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _nest(flat: dict[str, Any]) -> Any:
   return nested
 
 
-def _progress(leaves: list[Leaf]) -> Iterator[Leaf]:
+def _progress(leaves: list[ParamSource]) -> Iterator[ParamSource]:
   """Yields leaves; a large model shows a bar where stderr is a terminal."""
   total = sum(tensor.size for leaf in leaves for tensor in leaf.tensors)
   if total < LARGE or not sys.stderr.isatty():
@@ -185,7 +185,9 @@ def _progress(leaves: list[Leaf]) -> Iterator[Leaf]:
   return _with_bar(leaves, total)
 
 
-def _with_bar(leaves: Iterable[Leaf], total: int) -> Iterator[Leaf]:
+def _with_bar(
+  leaves: Iterable[ParamSource], total: int
+) -> Iterator[ParamSource]:
   try:
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress

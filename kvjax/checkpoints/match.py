@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.checkpoints.family import Family, sizes
-from kvjax.checkpoints.table import NOTHING, Row, Sizes, by_place, size
-from kvjax.checkpoints.tensors import DTYPES, Stored
+from kvjax.checkpoints.table import NOTHING, Sizes, TableRow, by_place, size
+from kvjax.checkpoints.tensors import DTYPES, PublishedTensor
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
 
@@ -20,7 +20,7 @@ ALIGNMENT = 64  # bytes; a CPU device copies what begins elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class ParamSource:
   """One param and where it comes from.
 
   Attributes:
@@ -35,9 +35,9 @@ class Leaf:
   place: str
   shape: tuple[int, ...]
   dtype: Any
-  row: Row
+  row: TableRow
   sizes: Sizes
-  tensors: tuple[Stored, ...]
+  tensors: tuple[PublishedTensor, ...]
 
   def read(self) -> np.ndarray:
     """Returns the param in memory that a device on the host may take over.
@@ -52,7 +52,7 @@ class Leaf:
       self._fill(param[index] if self.row.stacked else param, tensor)
     return param
 
-  def _fill(self, part: np.ndarray, tensor: Stored) -> None:
+  def _fill(self, part: np.ndarray, tensor: PublishedTensor) -> None:
     """Copies and converts a tensor; where rows stay rows, a few at a time."""
     found, blocks = tensor.shape, tensor.blocks()
     if self.row.how:
@@ -89,8 +89,8 @@ def _key(key: Any) -> str:
 
 
 def bind(
-  family: Family, config: ModelConfig, tensors: Mapping[str, Stored]
-) -> list[Leaf]:
+  family: Family, config: ModelConfig, tensors: Mapping[str, PublishedTensor]
+) -> list[ParamSource]:
   """Returns every param of the model with its tensors, all of them checked.
 
   Raises:
@@ -108,12 +108,14 @@ def bind(
     found = tuple(
       _find(family, tensors, name, place, row, letters) for name in names
     )
-    leaves.append(Leaf(place, leaf.shape, leaf.dtype, row, letters, found))
+    leaves.append(
+      ParamSource(place, leaf.shape, leaf.dtype, row, letters, found)
+    )
   _check_used(family, config, tensors, leaves)
   return leaves
 
 
-def _rows(rows: Mapping[str, list[Row]], place: str, letters: Sizes):
+def _rows(rows: Mapping[str, list[TableRow]], place: str, letters: Sizes):
   """Returns the rows of a place, each with the index of its layer."""
   index = re.search(r'\.(\d+)\.', place)
   pattern = re.sub(r'\.\d+\.', '.{i}.', place)
@@ -124,7 +126,7 @@ def _rows(rows: Mapping[str, list[Row]], place: str, letters: Sizes):
   return [(row, int(index[1]) if index else 0) for row in rows[pattern]]
 
 
-def _present(family, tensors, candidates) -> tuple[Row, list[str]]:
+def _present(family, tensors, candidates) -> tuple[TableRow, list[str]]:
   """Returns the spelling that the checkpoint uses, or else the first."""
   for row, names in candidates:
     if not names or _get(family, tensors, names[0]) is not None:
@@ -132,7 +134,7 @@ def _present(family, tensors, candidates) -> tuple[Row, list[str]]:
   return candidates[0]
 
 
-def _get(family, tensors, name: str) -> Stored | None:
+def _get(family, tensors, name: str) -> PublishedTensor | None:
   return tensors.get(name, tensors.get(name.removeprefix(family.prefix)))
 
 
@@ -145,7 +147,7 @@ def _layer(config: ModelConfig, place: str) -> Layer | None:
   return layers[int(index[1])] if index else layers[0]
 
 
-def _names(row: Row, index: int, letters: Sizes) -> Iterator[str]:
+def _names(row: TableRow, index: int, letters: Sizes) -> Iterator[str]:
   if row.name == NOTHING:
     return
   name = row.name.replace('{i}', str(index))
@@ -153,7 +155,9 @@ def _names(row: Row, index: int, letters: Sizes) -> Iterator[str]:
     yield name.replace('{e}', str(expert))
 
 
-def _find(family, tensors, name: str, place: str, row: Row, letters) -> Stored:
+def _find(
+  family, tensors, name: str, place: str, row: TableRow, letters
+) -> PublishedTensor:
   tensor = _get(family, tensors, name)
   want = tuple(size(formula, letters) for formula in row.shape)
   if tensor is None:
@@ -195,7 +199,7 @@ def _ignored(family: Family, config: ModelConfig, name: str) -> bool:
   return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 
 
-def _check_copy(copy: Stored, original: Stored) -> None:
+def _check_copy(copy: PublishedTensor, original: PublishedTensor) -> None:
   same = copy.dtype == original.dtype and copy.shape == original.shape
   if not same or not _equal(copy, original):
     raise ValueError(
@@ -204,14 +208,14 @@ def _check_copy(copy: Stored, original: Stored) -> None:
     )
 
 
-def _equal(copy: Stored, original: Stored) -> bool:
+def _equal(copy: PublishedTensor, original: PublishedTensor) -> bool:
   pairs = zip(copy.blocks(), original.blocks(), strict=True)
   return all(
     np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs
   )
 
 
-def stored_dtype(tensors: Mapping[str, Stored]) -> str:
+def stored_dtype(tensors: Mapping[str, PublishedTensor]) -> str:
   """Returns the dtype in which most bytes of plain weights are stored."""
   count = dict.fromkeys(DTYPES, 0)
   for tensor in tensors.values():

@@ -39,7 +39,7 @@ NOTHING = '-'  # published name of a param that checkpoints leave out: zeros
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
   """One line of a table.
 
   Attributes:
@@ -66,13 +66,15 @@ class Row:
     return tensor
 
 
-def table(published: str, place: str, text: str) -> tuple[Row, ...]:
+def table(published: str, place: str, text: str) -> tuple[TableRow, ...]:
   """Returns rows of a literal table whose names share two prefixes."""
   rows = []
   for line in text.strip().splitlines():
     name, shape, leaf, *how = re.split(r' {2,}', line.strip())
     name = name if name == NOTHING else published + name
-    rows.append(Row(name, tuple(shape.split()), place + leaf, ''.join(how)))
+    rows.append(
+      TableRow(name, tuple(shape.split()), place + leaf, ''.join(how))
+    )
   return tuple(rows)
 
 
@@ -92,9 +94,9 @@ def _letter(text: str, sizes: Sizes) -> int:
   return int(text) if text.isdigit() else sizes[text]
 
 
-def by_place(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def by_place(rows: Iterable[TableRow]) -> dict[str, list[TableRow]]:
   """Returns the rows of each place: one, or one a published spelling."""
-  found: dict[str, list[Row]] = {}
+  found: dict[str, list[TableRow]] = {}
   for row in rows:
     found.setdefault(row.place, []).append(row)
   return found

@@ -31,7 +31,7 @@ DTYPES: dict[str, Any] = {
 CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
 
 
-class Stored(Protocol):
+class PublishedTensor(Protocol):
   """What a param is read from: a stored tensor, or one dequantized."""
 
   @property
@@ -54,7 +54,7 @@ class Stored(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class StoredTensor:
   """Where a tensor lies.
 
   Attributes:
@@ -109,7 +109,7 @@ class Tensor:
       ).read()
 
 
-def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
+def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   """Returns every tensor of a checkpoint directory, by name.
 
   Args:
@@ -135,12 +135,14 @@ def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
   return read_header(files[0])
 
 
-def _open_shards(path: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
+def _open_shards(
+  path: pathlib.Path, index: pathlib.Path
+) -> dict[str, StoredTensor]:
   try:
     where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(f'{index} is no index of shards: {error}.') from None
-  found: dict[str, Tensor] = {}
+  found: dict[str, StoredTensor] = {}
   for shard in sorted(set(where.values())):
     if pathlib.PurePath(shard).name != shard or not (path / shard).exists():
       raise FileNotFoundError(f'{index} names the shard {shard}: not there.')
@@ -159,7 +161,7 @@ def _open_shards(path: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
   return found
 
 
-def read_header(path: pathlib.Path) -> dict[str, Tensor]:
+def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
   """Returns the tensors of one file, by name, after checking that all is there.
 
   Raises:
@@ -192,7 +194,7 @@ def _parse(path: pathlib.Path, text: bytes) -> Mapping[str, Any]:
   return header
 
 
-def _tensor(path, name, entry, start, total) -> Tensor:
+def _tensor(path, name, entry, start, total) -> StoredTensor:
   try:
     begin, end = entry['data_offsets']
     dtype, shape = entry['dtype'], tuple(entry['shape'])
@@ -203,7 +205,7 @@ def _tensor(path, name, entry, start, total) -> Tensor:
       f'{path} is truncated: tensor {name} ends at byte {start + end} of '
       f'{total}.'
     )
-  tensor = Tensor(name, shape, dtype, path, start + begin, end - begin)
+  tensor = StoredTensor(name, shape, dtype, path, start + begin, end - begin)
   width = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else None
   if width is not None and math.prod(shape) * width != tensor.size:
     raise ValueError(

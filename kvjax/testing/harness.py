@@ -12,8 +12,9 @@ import chex
 import numpy as np
 
 from kvjax.testing import scenarios
-from kvjax.testing.poison import can_poison
-from kvjax.testing.poison import poison as poison_cache
+from kvjax.testing.differences import Difference, worst_difference
+from kvjax.testing.empty_slots import can_poison
+from kvjax.testing.empty_slots import poison as poison_cache
 from kvjax.testing.scenarios import Outcomes, Plan
 from kvjax.testing.subject import (
   Extend,
@@ -25,7 +26,6 @@ from kvjax.testing.subject import (
   as_array,
   poisoned,
 )
-from kvjax.testing.verdict import Verdict, judge
 
 Scenario = Callable[[Subject, Plan], Outcomes]
 
@@ -100,12 +100,12 @@ def assert_cached_matches_uncached(
   named = list(_chunked(base, chunkings))
   named += list(_others(base, subject, wrap))
   fill = _choose_poison(poison, init, len(tokens))
-  verdicts = []
+  differences = []
   for who, prefix in _subjects(subject, fill):
     for name, scenario, plan in named:
-      verdicts += _judge(who, prefix + name, scenario, plan)
-  _assert_close(verdicts, rtol)
-  return {v.name: v.relative for v in verdicts}
+      differences += _judge(who, prefix + name, scenario, plan)
+  _assert_close(differences, rtol)
+  return {v.name: v.relative for v in differences}
 
 
 def _chunked(plan, chunkings) -> Iterator[tuple[str, Scenario, Plan]]:
@@ -144,20 +144,20 @@ def _subjects(subject, fill) -> Iterator[tuple[Subject, str]]:
     yield poisoned(subject, fill), 'poisoned, '
 
 
-def _judge(subject, name, scenario, plan) -> Iterator[Verdict]:
+def _judge(subject, name, scenario, plan) -> Iterator[Difference]:
   try:
     for outcome in scenario(subject, plan):
       want = as_array(subject.forward(outcome.tokens))
       what = f'{name}: {outcome.what}' if outcome.what else name
-      yield judge(what, plan.chunk, outcome.logits, want)
+      yield worst_difference(what, plan.chunk, outcome.logits, want)
   except Exception as error:
     error.add_note(f'Scenario: {name}, calls of up to {plan.chunk} tokens.')
     raise
 
 
-def _assert_close(verdicts: Sequence[Verdict], rtol: float) -> None:
-  worst = max(verdicts, key=lambda v: v.relative)
-  others = [v for v in verdicts if v.relative > rtol and v is not worst]
+def _assert_close(differences: Sequence[Difference], rtol: float) -> None:
+  worst = max(differences, key=lambda v: v.relative)
+  others = [v for v in differences if v.relative > rtol and v is not worst]
   message = str(worst)
   if others:
     message += '\nAlso different: ' + '; '.join(v.short for v in others)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kvjax.testing.subject import State, Subject, change, feed, start
+from kvjax.testing.subject import RunState, Subject, change, feed, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def after_gather(subject: Subject, plan: Plan) -> Outcomes:
   rows[-1] = rows[0]
   cache = change(state, subject.take, 'take', rows)
   logits = tuple(state.logits[row] for row in rows)
-  state = State(cache, state.seen[rows], logits)
+  state = RunState(cache, state.seen[rows], logits)
   tokens = _follow(plan.tokens[rows], plan.tokens, state.seen)
   yield Outcome('', tokens, run(subject, state, plan, tokens).logits)
 
@@ -121,16 +121,16 @@ def after_fork(subject: Subject, plan: Plan) -> Outcomes:
 
 
 def run(
-  subject: Subject, state: State, plan: Plan, tokens: np.ndarray
-) -> State:
+  subject: Subject, state: RunState, plan: Plan, tokens: np.ndarray
+) -> RunState:
   """Returns the run at the end of the text, chunk by chunk."""
   ends = np.full(plan.batch, plan.length)
   return feed_to(subject, state, dataclasses.replace(plan, tokens=tokens), ends)
 
 
 def feed_to(
-  subject: Subject, state: State, plan: Plan, ends: np.ndarray
-) -> State:
+  subject: Subject, state: RunState, plan: Plan, ends: np.ndarray
+) -> RunState:
   """Returns the run after `ends [B]` tokens of each row."""
   while (state.seen < ends).any():
     counts = np.minimum(plan.chunk, ends - state.seen)
@@ -138,7 +138,7 @@ def feed_to(
   return state
 
 
-def _next(state: State, plan: Plan) -> np.ndarray:
+def _next(state: RunState, plan: Plan) -> np.ndarray:
   return np.minimum(plan.chunk, plan.length - state.seen)
 
 

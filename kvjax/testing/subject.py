@@ -64,7 +64,7 @@ def poisoned(subject: Subject, poison: OnCache) -> Subject:
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class RunState:
   """A run under way.
 
   Attributes:
@@ -78,15 +78,15 @@ class State:
   logits: tuple[np.ndarray | None, ...]
 
 
-def start(subject: Subject, batch: int) -> State:
+def start(subject: Subject, batch: int) -> RunState:
   """Returns a run that has seen nothing."""
   seen = np.zeros(batch, np.int32)
-  return State(subject.init(batch), seen, (None,) * batch)
+  return RunState(subject.init(batch), seen, (None,) * batch)
 
 
 def feed(
-  subject: Subject, state: State, tokens: np.ndarray, counts: np.ndarray
-) -> State:
+  subject: Subject, state: RunState, tokens: np.ndarray, counts: np.ndarray
+) -> RunState:
   """Returns the run after the next `counts [B]` tokens of each row.
 
   Behind them lie other rows' tokens: a call that reads its padding is caught.
@@ -107,10 +107,10 @@ def feed(
     new[:count] if old is None else np.concatenate([old, new[:count]])
     for old, new, count in zip(state.logits, logits, counts, strict=True)
   )
-  return State(cache, (state.seen + counts).astype(np.int32), parts)
+  return RunState(cache, (state.seen + counts).astype(np.int32), parts)
 
 
-def change(state: State, f: Any, name: str, *args: np.ndarray) -> Any:
+def change(state: RunState, f: Any, name: str, *args: np.ndarray) -> Any:
   """Returns `f(cache, *args)`, which must leave its cache as it is."""
   return unchanged(f, name, state.cache)(*args)
 

@@ -13,7 +13,7 @@ from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row, table
+from kvjax.checkpoints.table import TableRow, table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -28,7 +28,7 @@ ROWS = (
   ln_f.bias                D     norm.bias
 """,
   )
-  + (Row('lm_head.weight', ('V', 'D'), 'head'),)
+  + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
   + table(
     'transformer.h.{i}.',
     'layers.{i}.',

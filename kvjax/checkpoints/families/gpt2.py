@@ -6,7 +6,7 @@
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row, table
+from kvjax.checkpoints.table import TableRow, table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -20,7 +20,7 @@ OUTER = table(
   ln_f.weight   D     norm.weight
   ln_f.bias     D     norm.bias
 """,
-) + (Row('lm_head.weight', ('V', 'D'), 'head'),)
+) + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
 
 NORMS = table(
   'transformer.h.{i}.',

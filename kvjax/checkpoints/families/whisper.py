@@ -7,7 +7,7 @@ Key projections have no bias. The encoder's sinusoids are stored as a table.
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row, table
+from kvjax.checkpoints.table import TableRow, table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -29,7 +29,7 @@ ENDS = table(
   encoder.conv2.weight             D D 3   encoder.conv_1        kernel
   encoder.conv2.bias               D       encoder.conv_1_bias
 """,
-) + (Row('proj_out.weight', ('V', 'D'), 'head'),)
+) + (TableRow('proj_out.weight', ('V', 'D'), 'head'),)
 
 SELF = """
   self_attn_layer_norm.weight   D       attention_norm.weight
