@@ -12,7 +12,7 @@ import pytest
 import kvjax
 from kvjax.checkpoints import load_checkpoint, load_config, parse_config
 from kvjax.checkpoints.families import FAMILIES
-from kvjax.checkpoints.table import by_place, size, table
+from kvjax.checkpoints.table import evaluate, group_by_place, parse_table
 from tests.checkpoints.writing import GOLDEN, altered, read
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -162,24 +162,24 @@ def test_config_is_hashable_and_found_by_file_or_folder():
 
 def test_tables_are_consistent():
   for family in FAMILIES.values():
-    assert by_place(family.rows)
+    assert group_by_place(family.rows)
     for row in family.rows:
       assert row.shape and row.place, row
 
 
 def test_formulas_of_shapes():
   letters = {'N': 6, 'K': 2, 'H': 5, 'E': 3}
-  assert size('N*(H+E)', letters) == 48
-  assert size('(N+K+K)*H', letters) == 50
-  assert size('3*N*H', letters) == 90
+  assert evaluate('N*(H+E)', letters) == 48
+  assert evaluate('(N+K+K)*H', letters) == 50
+  assert evaluate('3*N*H', letters) == 90
 
 
 def test_transformations():
-  rows = table(
+  rows = parse_table(
     'a.',
     'b.',
     """
-    x   N H   y   [1:]T
+    x   N H   y   [1:] transpose
     x   N H   z   [:1:3]
   """,
   )

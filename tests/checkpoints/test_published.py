@@ -8,7 +8,7 @@ import math
 import pytest
 
 from kvjax.checkpoints import parse_config
-from kvjax.checkpoints.match import spec
+from kvjax.checkpoints.match import param_spec
 
 COMMON = {'torch_dtype': 'bfloat16', 'hidden_act': 'silu'}
 YARN = {
@@ -67,6 +67,6 @@ def test_parameters_and_elements_a_token(name):
   count, elements, values = PUBLISHED[name]
   config = parse_config(COMMON | values)
   assert config.dtype == 'bfloat16'
-  assert sum(math.prod(x.shape) for x in spec(config).values()) == count
+  assert sum(math.prod(x.shape) for x in param_spec(config).values()) == count
   streams = [s for l in config.layers for s in l.attention.streams().values()]
   assert sum(s.heads * s.width for s in streams) == elements

@@ -9,7 +9,7 @@ from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -18,7 +18,7 @@ ROWS = (
   ENDS
   + GROUPED
   + GATED
-  + table(
+  + parse_table(
     'model.layers.{i}.',
     'layers.{i}.',
     """

@@ -13,13 +13,13 @@ from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import TableRow, table
+from kvjax.checkpoints.table import TableRow, parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
 ROWS = (
-  table(
+  parse_table(
     'transformer.',
     '',
     """
@@ -29,7 +29,7 @@ ROWS = (
 """,
   )
   + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
-  + table(
+  + parse_table(
     'transformer.h.{i}.',
     'layers.{i}.',
     """
@@ -47,7 +47,7 @@ ROWS = (
   mlp.dense_4h_to_h.bias            D     mlp.down_bias
 """,
   )
-  + table(
+  + parse_table(
     'transformer.h.{i}.self_attention.',
     'layers.{i}.attention.',
     """

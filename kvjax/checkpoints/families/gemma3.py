@@ -10,7 +10,7 @@ from typing import Any
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.checkpoints.family import Family, renamed
+from kvjax.checkpoints.family import Family, rename_rows
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import (
@@ -113,7 +113,7 @@ def _check_nested(settings: Settings, found: Mapping[str, Any]) -> None:
 ROWS = ENDS + FOUR_NORMS + GROUPED + HEAD_NORMS + GATED
 FAMILY = Family(config, ROWS)
 # The decoder inside a model with a vision tower, in both published spellings.
-VISION_ROWS = renamed(ROWS, '', 'language_model.') + renamed(
+VISION_ROWS = rename_rows(ROWS, '', 'language_model.') + rename_rows(
   ROWS, 'model.', 'model.language_model.'
 )
 VISION = Family(

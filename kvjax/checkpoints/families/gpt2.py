@@ -6,23 +6,23 @@
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import TableRow, table
+from kvjax.checkpoints.table import TableRow, parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-OUTER = table(
+OUTER = parse_table(
   'transformer.',
   '',
   """
-  wte.weight    V D   embedding
-  wpe.weight    C D   positions
-  ln_f.weight   D     norm.weight
-  ln_f.bias     D     norm.bias
+  wte.weight    V D           embedding
+  wpe.weight    positions D   positions
+  ln_f.weight   D             norm.weight
+  ln_f.bias     D             norm.bias
 """,
 ) + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
 
-NORMS = table(
+NORMS = parse_table(
   'transformer.h.{i}.',
   'layers.{i}.',
   """
@@ -36,21 +36,21 @@ NORMS = table(
 ROWS = (
   OUTER
   + NORMS
-  + table(
+  + parse_table(
     'transformer.h.{i}.',
     'layers.{i}.',
     """
-  attn.c_attn.weight   D 3*D   attention.query         [:0:D]T
-  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D]T
-  attn.c_attn.weight   D 3*D   attention.value         [:2*D:]T
+  attn.c_attn.weight   D 3*D   attention.query         [:0:D] transpose
+  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D] transpose
+  attn.c_attn.weight   D 3*D   attention.value         [:2*D:] transpose
   attn.c_attn.bias     3*D     attention.query_bias    [:D]
   attn.c_attn.bias     3*D     attention.key_bias      [D:2*D]
   attn.c_attn.bias     3*D     attention.value_bias    [2*D:]
-  attn.c_proj.weight   D D     attention.output        T
+  attn.c_proj.weight   D D     attention.output        transpose
   attn.c_proj.bias     D       attention.output_bias
-  mlp.c_fc.weight      D F     mlp.up                  T
+  mlp.c_fc.weight      D F     mlp.up                  transpose
   mlp.c_fc.bias        F       mlp.up_bias
-  mlp.c_proj.weight    F D     mlp.down                T
+  mlp.c_proj.weight    F D     mlp.down                transpose
   mlp.c_proj.bias      D       mlp.down_bias
 """,
   )

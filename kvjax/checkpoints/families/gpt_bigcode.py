@@ -8,13 +8,13 @@ from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.families import gpt2
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.models.config import ModelConfig
 
 ROWS = (
   gpt2.OUTER
   + gpt2.NORMS
-  + table(
+  + parse_table(
     'transformer.h.{i}.',
     'layers.{i}.',
     """

@@ -5,19 +5,17 @@ A relative bias that the layers of a stack share, no scale of scores, RMSNorm.
 is not scaled; where such a checkpoint holds no head, the embedding is it.
 """
 
-# ruff: noqa: E501
-
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-ENDS = table(
+ENDS = parse_table(
   '',
   '',
   """
@@ -26,16 +24,23 @@ ENDS = table(
   encoder.final_layer_norm.weight   D     encoder.norm.weight
   lm_head.weight                    V D   head
 """,
-) + table(
-  '',
+)
+
+RELATIVE = parse_table(
+  'decoder.block.0.layer.0.SelfAttention.',
   '',
   """
-  decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  relative
-  encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  encoder.relative
+  relative_attention_bias.weight   buckets N   relative
+""",
+) + parse_table(
+  'encoder.block.0.layer.0.SelfAttention.',
+  'encoder.',
+  """
+  relative_attention_bias.weight   buckets N   relative
 """,
 )
 
-ENCODER = table(
+ENCODER = parse_table(
   'encoder.block.{i}.layer.',
   'encoder.layers.{i}.',
   """
@@ -52,7 +57,7 @@ ENCODER = table(
 """,
 )
 
-DECODER = table(
+DECODER = parse_table(
   'decoder.block.{i}.layer.',
   'layers.{i}.',
   """
@@ -134,7 +139,7 @@ def _mlp(settings: Settings) -> MLP:
 
 FAMILY = Family(
   config,
-  ENDS + ENCODER + DECODER,
+  ENDS + RELATIVE + ENCODER + DECODER,
   ignored=(
     r'decoder\.block\.0\.layer\.1\.EncDecAttention\.'
     r'relative_attention_bias\.weight',
