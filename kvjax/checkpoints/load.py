@@ -16,9 +16,9 @@ from kvjax.checkpoints.catalogue import nearest_names, published_values
 from kvjax.checkpoints.dequantize import check_method, dequantize
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
 from kvjax.checkpoints.paper_models import DESCRIBED, described
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
 from kvjax.models.quantize import encode, is_projection

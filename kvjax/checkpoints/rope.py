@@ -20,8 +20,7 @@ from kvjax.attention.rotary import (
   Yarn,
   yarn_magnitude,
 )
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.values import check_values
+from kvjax.checkpoints.hf_config import Settings, check_values
 
 SHARED = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
 KNOWN = {

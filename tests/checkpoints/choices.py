@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from kvjax.checkpoints.hf_config import ACTIVATIONS
 from kvjax.checkpoints.rope import KNOWN
-from kvjax.checkpoints.settings import ACTIVATIONS
 
 Config = dict[str, Any]
 

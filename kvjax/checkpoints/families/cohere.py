@@ -6,8 +6,8 @@ keys head by head, with a weight of its own for every head.
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED
 from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm

@@ -5,7 +5,7 @@ Lite has no rank for queries. Picked weights are not renormalised.
 
 from kvjax.checkpoints.families.deepseek_v3 import latent
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.shared_rows import (
   ENDS,
   EXPERTS,

@@ -11,8 +11,8 @@ import math
 from kvjax.attention.bias import Alibi
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.table import TableRow, parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

@@ -11,8 +11,8 @@ from typing import Any
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.family import Family, rename_rows
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import (
   ENDS,
   FOUR_NORMS,

@@ -7,7 +7,7 @@ the first.
 from kvjax.checkpoints.families import deepseek_v3
 from kvjax.checkpoints.families.deepseek_v3 import experts, latent, mlp
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 

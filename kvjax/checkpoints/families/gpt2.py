@@ -5,7 +5,7 @@
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.table import TableRow, parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

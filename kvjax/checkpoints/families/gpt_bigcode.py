@@ -7,7 +7,7 @@ and the value; with `multi_query: false` query, key and value of each head.
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.families import gpt2
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.table import parse_table
 from kvjax.models.config import ModelConfig
 

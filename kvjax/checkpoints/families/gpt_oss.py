@@ -7,8 +7,8 @@ tensor, columns alternating, clamped at `swiglu_limit`.
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary, Yarn
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GROUPED, NORMS
 from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm

@@ -2,8 +2,8 @@
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED, POST_NORMS
 from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm

@@ -2,7 +2,7 @@
 
 from kvjax.checkpoints.families.qwen3 import attention
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.shared_rows import EXPERTS, HEAD_NORMS, LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

@@ -8,7 +8,7 @@ is not scaled; where such a checkpoint holds no head, the embedding is it.
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
