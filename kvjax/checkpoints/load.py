@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.checkpoints.catalogue import nearest_names, published_values
-from kvjax.checkpoints.dequantize import check_method, dequantize
+from kvjax.checkpoints.dequantize import check_method, dequantize_tensors
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
-from kvjax.checkpoints.paper_models import DESCRIBED, described
+from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
 from kvjax.models.quantize import encode, is_projection
@@ -64,7 +64,7 @@ def load_checkpoint(
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
   path = pathlib.Path(path)
   family, settings = _choose_family(_read_config(path))
-  tensors = dequantize(settings.values, open_tensors(path))
+  tensors = dequantize_tensors(settings.values, open_tensors(path))
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(family.config(settings), dtype=name)
   if family.head is not None:
@@ -110,7 +110,7 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
 def parse_config(values: dict[str, Any]) -> ModelConfig:
   """Returns the config that the values of a config.json describe."""
   if values.get('model_type') == DESCRIBED:
-    return described(Settings(values))
+    return parse_described(Settings(values))
   family, settings = _choose_family(values)
   return family.config(settings)
 

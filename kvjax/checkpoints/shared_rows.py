@@ -1,7 +1,6 @@
-"""Rows that several families share: the names most decoders are published by.
+"""Rows that several families share: the names of most published decoders.
 
-A family's file composes its table of these and its own; what they share is a
-matter of names, so a row is written once.
+The file of a family adds these rows and the rows of that family alone.
 """
 
 from kvjax.checkpoints.table import parse_table
@@ -25,7 +24,7 @@ NORMS = parse_table(
 """,
 )
 
-# Gemma 2's four norms; OLMo-2 has the two behind the halves only.
+# Gemma 2 has four norms a layer; OLMo-2 has only the two after each half.
 POST_NORMS = parse_table(
   'model.layers.{i}.',
   'layers.{i}.',
