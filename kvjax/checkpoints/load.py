@@ -40,7 +40,7 @@ def load_checkpoint(
 
   Everything is checked before anything is put on a device. Params are then read
   one at a time, each in blocks of rows. A CPU device takes over the memory that
-  a param was read into, so the host never holds much more than the model. (XLA
+  a param was read into, so host memory is little more than the model. (XLA
   does not reuse memory that it did not allocate: the first program that
   donates such a param copies it.)
 
@@ -119,7 +119,7 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
   """Returns the keys and values of a JSON file of a checkpoint.
 
   Raises:
-    ValueError: it holds no JSON object.
+    ValueError: the file has no JSON object.
   """
   try:
     values = json.loads(file.read_text(encoding='utf-8'))

@@ -174,7 +174,6 @@ def _match_param(
     for row in rows[pattern]
   ]
   row, names = _choose_spelling(checkpoint, candidates)
-  found = [checkpoint.get(name) for name in names]
   return ParamSource(
     place=place,
     shape=param.shape,
@@ -182,8 +181,8 @@ def _match_param(
     row=row,
     sizes=sizes,
     tensors=tuple(
-      _check_tensor(tensor, name, row, sizes, place)
-      for tensor, name in zip(found, names, strict=True)
+      _check_tensor(checkpoint.get(name), name, row, sizes, place)
+      for name in names
     ),
   )
 

@@ -74,7 +74,7 @@ class StoredTensor:
   size: int
 
   def check_dtype(self) -> None:
-    """Raises ValueError for a type that holds no plain weights."""
+    """Raises ValueError for a type that is no plain weight."""
     if self.dtype not in DTYPES:
       raise ValueError(
         f'Tensor {self.name} is stored as {self.dtype}, which is no plain '

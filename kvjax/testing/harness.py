@@ -163,7 +163,8 @@ def _compare(
 ) -> Iterator[Difference]:
   """Yields the worst difference of every outcome of every scenario."""
   for case in planned:
-    name, chunk = prefix + case.name, case.plan.chunk
+    name = prefix + case.name
+    chunk = case.plan.chunk
     try:
       for outcome in case.scenario(subject, case.plan):
         reference = as_array(subject.forward(outcome.tokens))

@@ -1,7 +1,7 @@
 """Falcon (arXiv 2311.16867): MQA, grouped heads, or MHA with ALiBi.
 
-All three published layouts of `query_key_value` are one: for each kv head its
-queries, its key and its value. Attention and MLP read the same input unless
+All three published layouts of `query_key_value` are the same: for each kv head
+its queries, its key and its value. Attention and MLP read the same input unless
 `parallel_attn` is false. Slopes of ALiBi and their products with positions are
 rounded to bfloat16, and scaled with the scores.
 """

@@ -1,8 +1,8 @@
 """Gemma 3 (arXiv 2503.19786), text: five windows to one global layer.
 
-Queries and keys are normalised head by head; window layers rotate by their own
-base (`rope_local_base_freq`) and only the global ones are scaled. Of a model
-with a vision tower the decoder is read, and the tower left out.
+Queries and keys are normalised head by head. Window layers rotate by another
+base (`rope_local_base_freq`), and only global layers scale the rotation. Of a
+model with a vision tower the decoder is read, and the tower left out.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,9 @@ from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-GLOBAL, LOCAL = 1e6, 1e4  # published bases
+# Published bases of the rotation.
+GLOBAL = 1e6
+LOCAL = 1e4
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -65,11 +67,11 @@ def _windows(settings: Settings) -> list[int | None]:
   pattern = settings.get(
     'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
   )
-  kinds = ['full_attention', 'sliding_attention']
-  count = settings.need('num_hidden_layers')
-  return settings.windows(
-    [kinds[(i + 1) % pattern > 0] for i in range(count)], 4096
-  )
+  default = [
+    'sliding_attention' if (i + 1) % pattern else 'full_attention'
+    for i in range(settings.need('num_hidden_layers'))
+  ]
+  return settings.windows(default, 4096)
 
 
 def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
@@ -100,8 +102,9 @@ def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
   return rotary(settings, width, base=GLOBAL)
 
 
-def _check_nested(settings: Settings, found: Mapping[str, Any]) -> None:
-  flat = [k for k, v in found.items() if not isinstance(v, Mapping)]
+def _check_nested(settings: Settings, nested: Mapping[str, Any]) -> None:
+  """Raises ValueError unless each layer type has a set of parameters."""
+  flat = [key for key, x in nested.items() if not isinstance(x, Mapping)]
   if flat or settings.raw('rope_scaling'):
     raise ValueError(
       f'{flat[0] if flat else "rope_scaling"} beside or inside the '

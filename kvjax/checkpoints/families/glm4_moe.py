@@ -1,6 +1,6 @@
 """GLM-4.5 (arXiv 2508.06471): GQA that rotates half of a head, experts.
 
-Biases on q, k and v alone; routing as DeepSeek-V3's. Layers beyond
+Biases on q, k and v only; routing is that of DeepSeek-V3. Layers beyond
 `num_hidden_layers` (multi-token prediction) are left out.
 """
 

@@ -1,4 +1,4 @@
-"""GLM-4.7-Flash (GLM-4.5's sibling with MLA): DeepSeek-V3's layers.
+"""GLM-4.7-Flash: MLA, with the layers of DeepSeek-V3.
 
 Which layers have experts is listed in `mlp_layer_types`: by default all but
 the first.

@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm, weights [in, out].
 
-`c_attn` holds the columns of all queries, keys and values in that order.
+`c_attn` has the columns of all queries, keys and values in that order.
 """
 
 from kvjax.attention.grouped import Grouped
@@ -79,19 +79,20 @@ def _attention(settings: Settings, kv_heads: int, scale: float) -> Grouped:
 
 
 def head_width(settings: Settings) -> int:
+  """Returns the width of a head."""
   return settings.divide(
     'n_embd', settings.need('n_embd'), settings.need('n_head')
   )
 
 
 def scale(settings: Settings) -> float:
-  """Returns the scale of scores; `scale_attn_weights: false` is none."""
+  """Returns the scale of scores; 1 for `scale_attn_weights: false`."""
   scaled = settings.get('scale_attn_weights', True)
   return head_width(settings) ** -0.5 if scaled else 1.0
 
 
 def model(settings: Settings, attentions: list[Grouped]) -> ModelConfig:
-  """Returns the config of a decoder in GPT-2's frame."""
+  """Returns the config of GPT-2 with the attention of each layer."""
   width = settings.need('n_embd')
   mlp = MLP(
     settings.get('n_inner', 4 * width),

@@ -1,7 +1,8 @@
 """GPTBigCode: SantaCoder and StarCoder (arXiv 2305.06161), GPT-2 with MQA.
 
-Weights are [out, in]. `c_attn` holds, for one kv head, all queries, the key
-and the value; with `multi_query: false` query, key and value of each head.
+Weights are [out, in]. `c_attn` has the rows of all queries, of the key and of
+the value, in that order, for the single kv head; with `multi_query: false` it
+has query, key and value of each head.
 """
 
 from kvjax.attention.grouped import Grouped

@@ -16,7 +16,8 @@ from kvjax.models.mlp import MLP
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Llama config.json."""
-  width, bias = settings.head_width(), settings.get('attention_bias', False)
+  width = settings.head_width()
+  bias = settings.get('attention_bias', False)
   layer = Layer(
     Grouped(
       settings.need('num_attention_heads'),

@@ -1,4 +1,4 @@
-"""OLMo 2 (arXiv 2501.00656): norms behind each half, q and k normed whole."""
+"""OLMo 2 (arXiv 2501.00656): norms after each half, q and k normed whole."""
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
@@ -28,7 +28,8 @@ ROWS = (
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of an OLMo 2 config.json."""
-  width, bias = settings.head_width(), settings.get('attention_bias', False)
+  width = settings.head_width()
+  bias = settings.get('attention_bias', False)
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   attention = Grouped(
     settings.need('num_attention_heads'),

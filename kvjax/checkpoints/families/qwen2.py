@@ -46,8 +46,11 @@ def windows(settings: Settings) -> list[int | None]:
     settings.only('layer_types', ['full_attention'] * count)
     return [None] * count
   first = settings.get('max_window_layers', 28)
-  kinds = ['full_attention', 'sliding_attention']
-  return settings.windows([kinds[i >= first] for i in range(count)], window)
+  default = [
+    'sliding_attention' if i >= first else 'full_attention'
+    for i in range(count)
+  ]
+  return settings.windows(default, window)
 
 
 FAMILY = Family(config, LLAMA)

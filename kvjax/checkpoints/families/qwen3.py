@@ -25,8 +25,8 @@ def config(settings: Settings) -> ModelConfig:
 
 
 def _attention(settings: Settings, window: int | None) -> Grouped:
-  width, kv_heads = settings.get('head_dim', 128), settings.kv_heads(32)
-  return attention(settings, window, width, kv_heads)
+  width = settings.get('head_dim', 128)
+  return attention(settings, window, width, settings.kv_heads(32))
 
 
 def attention(

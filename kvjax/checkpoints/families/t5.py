@@ -2,7 +2,7 @@
 
 A relative bias that the layers of a stack share, no scale of scores, RMSNorm.
 `tie_word_embeddings: false` (1.1, Flan) also means that the decoder's output
-is not scaled; where such a checkpoint holds no head, the embedding is it.
+is not scaled; where such a checkpoint has no head, the embedding is the head.
 """
 
 from kvjax.attention.bias import RelativeBias
@@ -82,7 +82,8 @@ DECODER = parse_table(
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a T5 config.json."""
-  mlp, norm = _mlp(settings), Norm(settings.get('layer_norm_epsilon', 1e-6))
+  mlp = _mlp(settings)
+  norm = Norm(settings.get('layer_norm_epsilon', 1e-6))
   count = settings.need('num_layers')
   encoder = Layer(_attention(settings, causal=False), mlp)
   decoder = Layer(
@@ -119,14 +120,19 @@ def _attention(settings: Settings, causal: bool, bias: bool = True) -> Grouped:
 
 
 def _mlp(settings: Settings) -> MLP:
-  """Newer releases write the parts of `feed_forward_proj` beside it."""
+  """Returns the MLP.
+
+  Newer releases write the parts of `feed_forward_proj` as keys too
+  (`dense_act_fn`, `is_gated_act`), and these keys win.
+  """
   name = settings.get('feed_forward_proj', 'relu')
   gated, _, act = name.rpartition('-')
   if gated not in ('', 'gated'):
     raise ValueError(
-      f"feed_forward_proj={name!r} must be an activation or 'gated-' and one."
+      f"feed_forward_proj={name!r} must be an activation, or 'gated-' and an "
+      'activation.'
     )
-  # `gated-gelu` was published for the tanh approximation.
+  # The published class reads `gated-gelu` as the tanh approximation.
   act = 'gelu_new' if name == 'gated-gelu' else act
   named = {'dense_act_fn': settings.raw('dense_act_fn')}
   named |= {'feed_forward_proj': act}

@@ -1,7 +1,7 @@
 """Whisper (arXiv 2212.04356): convolved log-mel frames, encoder and decoder.
 
 Key projections have no bias. The encoder's sinusoids are stored as a table.
-`scale_embedding` is read by no published implementation, nor here.
+No published implementation reads `scale_embedding`, and kvjax does not either.
 """
 
 from kvjax.attention.grouped import Grouped
