@@ -64,29 +64,19 @@ class ParamSource:
 
   def _fill(self, part: np.ndarray, tensor: PublishedTensor) -> None:
     """Copies and converts a tensor into its param, or its expert's part."""
-    if self.row.how:
-      # Rows move, so the whole tensor is read at once.
+    whole = None
+    if self.row.how:  # rows move, so all of them are read at once
       whole = self.row.read(tensor.read(), self.sizes)
-      self._check_shape(tensor, whole.shape, part.shape)
-      part[...] = whole
-      return
-    self._check_shape(tensor, tensor.shape, part.shape)
-    start = 0
-    for block in tensor.blocks():
-      part[start : start + len(block)] = block
-      start += len(block)
-
-  def _check_shape(
-    self,
-    tensor: PublishedTensor,
-    shape: tuple[int, ...],
-    wanted: tuple[int, ...],
-  ) -> None:
-    if shape != wanted:
+    shape = tensor.shape if whole is None else whole.shape
+    if shape != part.shape:
       raise ValueError(
         f'Tensor {tensor.name} becomes {list(shape)}; '
-        f'{self.place} is {list(wanted)}.'
+        f'{self.place} is {list(part.shape)}.'
       )
+    start = 0
+    for block in tensor.blocks() if whole is None else [whole]:
+      part[start : start + len(block)] = block
+      start += len(block)
 
 
 def _allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

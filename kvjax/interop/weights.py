@@ -2,8 +2,8 @@
 
 In Flax the projections of `MultiHeadDotProductAttention` (linen) and
 `MultiHeadAttention` (nnx) are `[D, N, H]`, and the output is `[N, H, D]`; in
-kvjax both are `[out, in]`. Nothing is computed: weights that go to Flax and back
-are the same.
+kvjax both are `[out, in]`. Nothing is computed: weights that go to Flax and
+back are the same.
 """
 
 from collections.abc import Mapping
