@@ -99,13 +99,13 @@ def test_scales_without_codes(tmp_path):
 @pytest.mark.parametrize('method', ['awq', 'gptq', 'bitsandbytes'])
 def test_other_methods_are_refused_by_name(method):
   with pytest.raises(ValueError, match=f"'{method}' is not.*fp8, mxfp4"):
-    parse_config({
-        'model_type': 'llama', 'quantization_config': {'quant_method': method}
-    })  # fmt: skip
+    parse_config(
+      {'model_type': 'llama', 'quantization_config': {'quant_method': method}}
+    )
 
 
 def test_fp8_without_blocks_is_refused():
   with pytest.raises(ValueError, match='weight_block_size=None'):
-    parse_config({
-        'model_type': 'llama', 'quantization_config': {'quant_method': 'fp8'}
-    })  # fmt: skip
+    parse_config(
+      {'model_type': 'llama', 'quantization_config': {'quant_method': 'fp8'}}
+    )

@@ -107,7 +107,7 @@ def _check_nested(settings: Settings, nested: Mapping[str, Any]) -> None:
   flat = [key for key, x in nested.items() if not isinstance(x, Mapping)]
   if flat or settings.raw('rope_scaling'):
     raise ValueError(
-      f'{flat[0] if flat else "rope_scaling"} beside or inside the '
+      f'{flat[0] if flat else "rope_scaling"} next to or inside the '
       f'rope_parameters of model_type={settings.family!r} holds for no layer '
       'type: give full_attention and sliding_attention a set each.'
     )
