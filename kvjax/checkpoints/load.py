@@ -197,8 +197,11 @@ def _with_bar(
   except ImportError:  # an extra: loading works without
     yield from sources
     return
-  columns = (*Progress.get_default_columns(), DownloadColumn())
-  with Progress(*columns, console=Console(stderr=True)) as bar:
+  with Progress(
+    *Progress.get_default_columns(),
+    DownloadColumn(),
+    console=Console(stderr=True),
+  ) as bar:
     task = bar.add_task('Loading', total=total)
     for source in sources:
       yield source

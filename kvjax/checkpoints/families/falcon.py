@@ -109,11 +109,14 @@ def _kv_heads(settings: Settings, heads: int) -> int:
 
 def _parallel(settings: Settings) -> str | None:
   grouped = settings.get('new_decoder_architecture', False)
-  settings.only('parallel_attn', *((True,) if grouped else (True, False)))
-  norms = settings.get('num_ln_in_parallel_attn', 2 if grouped else 1)
-  settings.only('num_ln_in_parallel_attn', *((1, 2) if grouped else (1,)))
+  if grouped:
+    settings.only('parallel_attn', True)
+    settings.only('num_ln_in_parallel_attn', 1, 2)
+  else:
+    settings.only('num_ln_in_parallel_attn', 1)
   if not settings.get('parallel_attn', True):
     return None
+  norms = settings.get('num_ln_in_parallel_attn', 2 if grouped else 1)
   return 'separate' if norms == 2 else 'shared'
 
 
