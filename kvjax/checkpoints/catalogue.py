@@ -1,8 +1,8 @@
 """Configs of published models by name, shipped with the package.
 
 Each `kvjax/models/published/NAME.json` is a config.json with the keys that a
-`ModelConfig` depends on, and `_source`, where they were read. `_note` says what
-is left out, if anything.
+`ModelConfig` depends on, and `_source`, the place where the keys were read.
+`_note` says what is left out, if anything.
 """
 
 import difflib
@@ -15,7 +15,7 @@ SUFFIX = '.json'
 
 def published_names() -> tuple[str, ...]:
   """Returns the names that `kvjax.load_config` knows, sorted."""
-  return tuple(sorted(f.name.removesuffix(SUFFIX) for f in _files()))
+  return tuple(sorted(file.name.removesuffix(SUFFIX) for file in _files()))
 
 
 def published_values(name: str) -> dict[str, Any] | None:
@@ -31,17 +31,20 @@ def published_values(name: str) -> dict[str, Any] | None:
       return json.loads(file.read_text(encoding='utf-8'))
   if '/' not in name:
     return None
-  every = (json.loads(file.read_text(encoding='utf-8')) for file in _files())
-  known = {values['_name_or_path'].lower(): values for values in every}
-  return known.get(folded)
+  for file in _files():
+    values = json.loads(file.read_text(encoding='utf-8'))
+    if values['_name_or_path'].lower() == folded:
+      return values
+  return None
 
 
 def nearest_names(name: str) -> str:
   """Returns the published names most like `name`, for an error message."""
-  names, folded = published_names(), name.lower().rsplit('/', 1)[-1]
+  names = published_names()
+  folded = name.lower().rsplit('/', 1)[-1]
   near = difflib.get_close_matches(folded, names, n=4, cutoff=0.5)
   near += [x for x in names if folded and folded in x and x not in near]
-  # Those of one paper's table would bury the others.
+  # The twenty names of one paper's table would hide all others.
   return ', '.join(near[:6] or [x for x in names if not x.startswith('cla-')])
 
 

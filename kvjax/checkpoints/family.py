@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row
+from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.table import TableRow
 from kvjax.models.config import Layer, ModelConfig
 
 
@@ -19,16 +19,16 @@ class Family:
     prefix: of the decoder's tensors, absent from some checkpoints (GPT-2).
     ignored: patterns (regular expressions) of tensors that hold no parameter:
       rotary tables and masks saved as buffers, parts that are not the decoder.
-    beyond_layers: the checkpoint may hold layers after the last one of
+    beyond_layers: the checkpoint may hold layers after the last of
       `num_hidden_layers` (multi-token prediction), which are left out.
-    head: of a family whose config.json does not say whether there is one (T5):
-      the name of the tensor that tells.
+    head: of a family whose config.json does not say whether there is a head
+      (T5): the name of the tensor that tells.
     copies: tensors that repeat another where weights are tied, name against
       name; they must be equal.
   """
 
   config: Callable[[Settings], ModelConfig]
-  rows: tuple[Row, ...]
+  rows: tuple[TableRow, ...]
   prefix: str = 'model.'
   ignored: tuple[str, ...] = (r'.*\.rotary_emb\.inv_freq',)
   beyond_layers: bool = False
@@ -38,37 +38,48 @@ class Family:
   )
 
 
-def renamed(rows: tuple[Row, ...], old: str, new: str) -> tuple[Row, ...]:
-  """Returns rows whose names begin otherwise."""
+def rename_rows(
+  rows: tuple[TableRow, ...], old: str, new: str
+) -> tuple[TableRow, ...]:
+  """Returns rows whose published names begin with `new` instead of `old`."""
   return tuple(
     dataclasses.replace(row, name=new + row.name.removeprefix(old))
     for row in rows
   )
 
 
-def sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
-  """Returns the letters of `kvjax.checkpoints.table`; 0 for what is absent."""
-  found = {'V': config.vocab_size, 'D': config.width, 'C': config.positions}
+def layer_sizes(
+  config: ModelConfig, layer: Layer | None = None
+) -> dict[str, int]:
+  """Returns the sizes of `kvjax.checkpoints.table`; 0 for what is absent."""
+  sizes = {
+    'V': config.vocab_size,
+    'D': config.width,
+    'positions': config.positions,
+  }
   if config.encoder is not None:
-    found['S'] = config.encoder.positions
-    found['B'] = config.encoder.features or 0
+    sizes['source_positions'] = config.encoder.positions
+    sizes['features'] = config.encoder.features or 0
   if layer is None:
-    return found
+    return sizes
+  # A table names the sizes of every variant and MLP; a size that the class of
+  # this layer does not know is 0 (or 1 kv head).
   attention: Any = layer.attention
   mlp: Any = layer.mlp
-  read = {
-    'N': attention.num_heads,
-    'K': getattr(attention, 'num_kv_heads', 1),
+  heads = attention.num_heads
+  kv_heads = getattr(attention, 'num_kv_heads', 1)
+  shared = getattr(mlp, 'shared', None)
+  return sizes | {
+    'N': heads,
+    'K': kv_heads,
+    'G': heads // kv_heads,
     'H': attention.key_width,
     'E': attention.value_width or attention.key_width,
     'R': getattr(attention, 'latent_width', 0),
-    'Q': getattr(attention, 'query_rank', None) or 0,
     'P': attention.rotary.width if attention.rotary else 0,
-    'W': getattr(attention.bias, 'buckets', 0),
     'F': mlp.hidden,
-    'X': getattr(mlp, 'num_experts', 0),
+    'query_rank': getattr(attention, 'query_rank', None) or 0,
+    'buckets': getattr(attention.bias, 'buckets', 0),
+    'experts': getattr(mlp, 'num_experts', 0),
+    'shared_hidden': shared.hidden if shared else 0,
   }
-  shared = getattr(mlp, 'shared', None)
-  read['M'] = shared.hidden if shared else 0
-  read['G'] = read['N'] // read['K']
-  return found | read

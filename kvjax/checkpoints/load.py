@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.checkpoints.catalogue import nearest_names, published_values
-from kvjax.checkpoints.dequantize import check_method, dequantize
+from kvjax.checkpoints.dequantize import check_method, dequantize_tensors
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.match import Leaf, bind, stored_dtype
-from kvjax.checkpoints.paper_models import DESCRIBED, described
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
+from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
 from kvjax.models.quantize import encode, is_projection
@@ -38,19 +38,19 @@ def load_checkpoint(
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Returns config and params of a published checkpoint.
 
-  Everything is checked before anything is put on a device; then one param at a
-  time is read, a few rows of its tensor after others, and handed over: a CPU
-  device takes the memory over, so that the host never holds much more than the
-  model. (What XLA does not own it does not reuse: the first program that is
-  given such a param by donation copies it.)
+  Everything is checked before anything is put on a device. Params are then read
+  one at a time, each in blocks of rows. A CPU device takes over the memory that
+  a param was read into, so host memory is little more than the model. (XLA
+  does not reuse memory that it did not allocate: the first program that
+  donates such a param copies it.)
 
   Args:
     path: a directory with `config.json` and `*.safetensors`, single or sharded.
     dtype: of the params; None for that of the file.
-    sharding: from a param's path (`layers.0.attention.query`) and shape, where
-      it shall lie; None for the default device.
-    weights: 'int8' to `quantize` each projection as it is read: no more than
-      one of them is ever held as it was published. None for floats.
+    sharding: a param's path (`layers.0.attention.query`) and shape -> its
+      sharding; None for the default device.
+    weights: 'int8' to `quantize` each projection as it is read, so that at most
+      one projection is in memory as it was published. None for floats.
 
   Returns:
     The config, and params as `init_params` (or `quantize`) has them.
@@ -63,15 +63,17 @@ def load_checkpoint(
   if weights not in (None, 'int8'):
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
   path = pathlib.Path(path)
-  family, settings = _dispatch(_read_config(path))
-  tensors = dequantize(settings.values, open_tensors(path))
+  family, settings = _choose_family(_read_config(path))
+  tensors = dequantize_tensors(settings.values, open_tensors(path))
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(family.config(settings), dtype=name)
   if family.head is not None:
     config = dataclasses.replace(config, tied=family.head not in tensors)
-  coded = functools.partial(is_projection, tied=config.tied)
-  leaves = bind(family, config, tensors)
-  return config, _place(leaves, sharding, coded if weights else None)
+  is_int8 = None
+  if weights == 'int8':
+    is_int8 = functools.partial(is_projection, tied=config.tied)
+  sources = match_params(family, config, tensors)
+  return config, _read_params(sources, sharding, is_int8)
 
 
 def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
@@ -108,8 +110,8 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
 def parse_config(values: dict[str, Any]) -> ModelConfig:
   """Returns the config that the values of a config.json describe."""
   if values.get('model_type') == DESCRIBED:
-    return described(Settings(values))
-  family, settings = _dispatch(values)
+    return parse_described(Settings(values))
+  family, settings = _choose_family(values)
   return family.config(settings)
 
 
@@ -117,7 +119,7 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
   """Returns the keys and values of a JSON file of a checkpoint.
 
   Raises:
-    ValueError: it holds no JSON object.
+    ValueError: the file has no JSON object.
   """
   try:
     values = json.loads(file.read_text(encoding='utf-8'))
@@ -137,7 +139,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
   return read_values(file)
 
 
-def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
+def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
   settings = Settings(values)
   name = values.get('model_type')
   if name not in FAMILIES:
@@ -147,20 +149,21 @@ def _dispatch(values: dict[str, Any]) -> tuple[Family, Settings]:
   return FAMILIES[name], settings
 
 
-def _place(
-  leaves: list[Leaf],
+def _read_params(
+  sources: list[ParamSource],
   sharding: Sharding | None,
-  coded: Callable[[str], bool] | None,
+  is_int8: Callable[[str], bool] | None,
 ) -> dict[str, Any]:
-  """Reads leaf by leaf; each is on its device before the next is read."""
-  found = {}
-  for leaf in _progress(leaves):
-    where = None if sharding is None else sharding(leaf.place, leaf.shape)
-    placed = jax.device_put(leaf.read(), where)
-    if coded is not None and coded(leaf.place):
-      placed = encode(placed, leaf.place)
-    found[leaf.place] = jax.block_until_ready(placed)
-  return _nest(found)
+  """Reads param by param; each is on its device before the next is read."""
+  params = {}
+  for source in _with_progress(sources):
+    target = None if sharding is None else sharding(source.place, source.shape)
+    param = jax.device_put(source.read(), target)
+    if is_int8 is not None and is_int8(source.place):
+      param = encode(param, source.place)
+    # Without this wait the host would read ahead, and hold many tensors.
+    params[source.place] = jax.block_until_ready(param)
+  return _nest(params)
 
 
 def _nest(flat: dict[str, Any]) -> Any:
@@ -177,24 +180,33 @@ def _nest(flat: dict[str, Any]) -> Any:
   return nested
 
 
-def _progress(leaves: list[Leaf]) -> Iterator[Leaf]:
-  """Yields leaves; a large model shows a bar where stderr is a terminal."""
-  total = sum(tensor.size for leaf in leaves for tensor in leaf.tensors)
+def _with_progress(sources: list[ParamSource]) -> Iterator[ParamSource]:
+  """Yields sources; a large model shows a bar where stderr is a terminal."""
+  total = sum(_bytes(source) for source in sources)
   if total < LARGE or not sys.stderr.isatty():
-    return iter(leaves)
-  return _with_bar(leaves, total)
+    return iter(sources)
+  return _with_bar(sources, total)
 
 
-def _with_bar(leaves: Iterable[Leaf], total: int) -> Iterator[Leaf]:
+def _with_bar(
+  sources: Iterable[ParamSource], total: int
+) -> Iterator[ParamSource]:
   try:
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress
   except ImportError:  # an extra: loading works without
-    yield from leaves
+    yield from sources
     return
-  columns = (*Progress.get_default_columns(), DownloadColumn())
-  with Progress(*columns, console=Console(stderr=True)) as bar:
+  with Progress(
+    *Progress.get_default_columns(),
+    DownloadColumn(),
+    console=Console(stderr=True),
+  ) as bar:
     task = bar.add_task('Loading', total=total)
-    for leaf in leaves:
-      yield leaf
-      bar.advance(task, sum(tensor.size for tensor in leaf.tensors))
+    for source in sources:
+      yield source
+      bar.advance(task, _bytes(source))
+
+
+def _bytes(source: ParamSource) -> int:
+  return sum(tensor.size for tensor in source.tensors)

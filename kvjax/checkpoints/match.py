@@ -1,4 +1,8 @@
-"""Holds a table against the tensors of a checkpoint, before reading any."""
+"""Matches a family's table with the tensors of a checkpoint, reading none.
+
+Every param of the model gets the tensors that it is read from, or the
+checkpoint is refused, before anything is read.
+"""
 
 import dataclasses
 import math
@@ -10,9 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.checkpoints.family import Family, sizes
-from kvjax.checkpoints.table import NOTHING, Row, Sizes, by_place, size
-from kvjax.checkpoints.tensors import DTYPES, Stored
+from kvjax.checkpoints.family import Family, layer_sizes
+from kvjax.checkpoints.table import (
+  NOTHING,
+  Sizes,
+  TableRow,
+  evaluate,
+  group_by_place,
+)
+from kvjax.checkpoints.tensors import DTYPES, PublishedTensor
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import init_params
 
@@ -20,24 +30,24 @@ ALIGNMENT = 64  # bytes; a CPU device copies what begins elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
-  """One param and where it comes from.
+class ParamSource:
+  """One param and the tensors that it is read from.
 
   Attributes:
-    place: its path, `layers.3.attention.query`.
+    place: path of the param, `layers.3.attention.query`.
     shape: of the param.
     dtype: of the param.
     row: of the table.
-    sizes: letters of its layer.
+    sizes: of the param's layer.
     tensors: published; one, or one an expert; none for zeros.
   """
 
   place: str
   shape: tuple[int, ...]
   dtype: Any
-  row: Row
+  row: TableRow
   sizes: Sizes
-  tensors: tuple[Stored, ...]
+  tensors: tuple[PublishedTensor, ...]
 
   def read(self) -> np.ndarray:
     """Returns the param in memory that a device on the host may take over.
@@ -52,19 +62,19 @@ class Leaf:
       self._fill(param[index] if self.row.stacked else param, tensor)
     return param
 
-  def _fill(self, part: np.ndarray, tensor: Stored) -> None:
-    """Copies and converts a tensor; where rows stay rows, a few at a time."""
-    found, blocks = tensor.shape, tensor.blocks()
-    if self.row.how:
+  def _fill(self, part: np.ndarray, tensor: PublishedTensor) -> None:
+    """Copies and converts a tensor into its param, or its expert's part."""
+    whole = None
+    if self.row.how:  # rows move, so all of them are read at once
       whole = self.row.read(tensor.read(), self.sizes)
-      found, blocks = whole.shape, [whole]
-    if found != part.shape:
+    shape = tensor.shape if whole is None else whole.shape
+    if shape != part.shape:
       raise ValueError(
-        f'Tensor {tensor.name} becomes {list(found)}; '
+        f'Tensor {tensor.name} becomes {list(shape)}; '
         f'{self.place} is {list(part.shape)}.'
       )
     start = 0
-    for block in blocks:
+    for block in tensor.blocks() if whole is None else [whole]:
       part[start : start + len(block)] = block
       start += len(block)
 
@@ -72,71 +82,102 @@ class Leaf:
 def _allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   """Returns memory on a boundary from which XLA's CPU device takes it over."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
-  room = np.empty(size + ALIGNMENT, np.uint8)
-  start = -room.ctypes.data % ALIGNMENT
-  return room[start : start + size].view(dtype).reshape(shape)
+  memory = np.empty(size + ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def spec(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def param_spec(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of every param by path, allocating none."""
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   flat, _ = jax.tree.flatten_with_path(shapes)
-  return {'.'.join(_key(k) for k in path): leaf for path, leaf in flat}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): param
+    for path, param in flat
+  }
 
 
-def _key(key: Any) -> str:
-  return str(key.idx if hasattr(key, 'idx') else key.key)
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What is known of a checkpoint before any of its tensors is read.
+
+  Attributes:
+    family: how it is read.
+    config: of the model, from config.json.
+    tensors: by published name.
+  """
+
+  family: Family
+  config: ModelConfig
+  tensors: Mapping[str, PublishedTensor]
+
+  def get(self, name: str) -> PublishedTensor | None:
+    """Returns a tensor by its name, with or without the family's prefix."""
+    bare = name.removeprefix(self.family.prefix)
+    return self.tensors.get(name, self.tensors.get(bare))
 
 
-def bind(
-  family: Family, config: ModelConfig, tensors: Mapping[str, Stored]
-) -> list[Leaf]:
-  """Returns every param of the model with its tensors, all of them checked.
+def match_params(
+  family: Family, config: ModelConfig, tensors: Mapping[str, PublishedTensor]
+) -> list[ParamSource]:
+  """Returns the source of every param of the model, all of them checked.
 
   Raises:
     ValueError: a tensor is missing, unexpected, of another shape than
       config.json gives it, or quantized; the message names it.
   """
-  rows, leaves = by_place(family.rows), []
-  for place, leaf in spec(config).items():
-    letters = sizes(config, _layer(config, place))
-    candidates = [
-      (row, list(_names(row, index, letters)))
-      for row, index in _rows(rows, place, letters)
-    ]
-    row, names = _present(family, tensors, candidates)
-    found = tuple(
-      _find(family, tensors, name, place, row, letters) for name in names
-    )
-    leaves.append(Leaf(place, leaf.shape, leaf.dtype, row, letters, found))
-  _check_used(family, config, tensors, leaves)
-  return leaves
+  checkpoint = Checkpoint(family, config, tensors)
+  rows = group_by_place(family.rows)
+  sources = [
+    _match_param(checkpoint, rows, place, param)
+    for place, param in param_spec(config).items()
+  ]
+  _check_used(checkpoint, sources)
+  return sources
 
 
-def _rows(rows: Mapping[str, list[Row]], place: str, letters: Sizes):
-  """Returns the rows of a place, each with the index of its layer."""
+def _match_param(
+  checkpoint: Checkpoint,
+  rows: Mapping[str, list[TableRow]],
+  place: str,
+  param: jax.ShapeDtypeStruct,
+) -> ParamSource:
+  """Returns the source of one param.
+
+  Args:
+    checkpoint: with all its tensors.
+    rows: of the family's table, by place.
+    place: path of the param.
+    param: its shape and dtype.
+  """
+  sizes = layer_sizes(
+    checkpoint.config, _layer_of_param(checkpoint.config, place)
+  )
   index = re.search(r'\.(\d+)\.', place)
   pattern = re.sub(r'\.\d+\.', '.{i}.', place)
-  if letters['X']:
+  if sizes['experts']:
     pattern = pattern.replace('.mlp.', '.experts.')
   if pattern not in rows:
     raise ValueError(f'The table of the family has no row for {place}.')
-  return [(row, int(index[1]) if index else 0) for row in rows[pattern]]
+  candidates = [
+    (row, list(_tensor_names(row, int(index[1]) if index else 0, sizes)))
+    for row in rows[pattern]
+  ]
+  row, names = _choose_spelling(checkpoint, candidates)
+  return ParamSource(
+    place=place,
+    shape=param.shape,
+    dtype=param.dtype,
+    row=row,
+    sizes=sizes,
+    tensors=tuple(
+      _check_tensor(checkpoint.get(name), name, row, sizes, place)
+      for name in names
+    ),
+  )
 
 
-def _present(family, tensors, candidates) -> tuple[Row, list[str]]:
-  """Returns the spelling that the checkpoint uses, or else the first."""
-  for row, names in candidates:
-    if not names or _get(family, tensors, names[0]) is not None:
-      return row, names
-  return candidates[0]
-
-
-def _get(family, tensors, name: str) -> Stored | None:
-  return tensors.get(name, tensors.get(name.removeprefix(family.prefix)))
-
-
-def _layer(config: ModelConfig, place: str) -> Layer | None:
+def _layer_of_param(config: ModelConfig, place: str) -> Layer | None:
   """Returns the layer that a param belongs to, or the first of its stack."""
   layers = config.layers
   if place.startswith('encoder.') and config.encoder is not None:
@@ -145,17 +186,33 @@ def _layer(config: ModelConfig, place: str) -> Layer | None:
   return layers[int(index[1])] if index else layers[0]
 
 
-def _names(row: Row, index: int, letters: Sizes) -> Iterator[str]:
+def _tensor_names(row: TableRow, index: int, sizes: Sizes) -> Iterator[str]:
   if row.name == NOTHING:
     return
   name = row.name.replace('{i}', str(index))
-  for expert in range(letters['X'] if row.stacked else 1):
+  for expert in range(sizes['experts'] if row.stacked else 1):
     yield name.replace('{e}', str(expert))
 
 
-def _find(family, tensors, name: str, place: str, row: Row, letters) -> Stored:
-  tensor = _get(family, tensors, name)
-  want = tuple(size(formula, letters) for formula in row.shape)
+def _choose_spelling(
+  checkpoint: Checkpoint, candidates: list[tuple[TableRow, list[str]]]
+) -> tuple[TableRow, list[str]]:
+  """Returns the row, with its names, that the checkpoint has, or the first."""
+  for row, names in candidates:
+    if not names or checkpoint.get(names[0]) is not None:
+      return row, names
+  return candidates[0]
+
+
+def _check_tensor(
+  tensor: PublishedTensor | None,
+  name: str,
+  row: TableRow,
+  sizes: Sizes,
+  place: str,
+) -> PublishedTensor:
+  """Returns the tensor; ValueError unless it is there and of its shape."""
+  want = tuple(evaluate(formula, sizes) for formula in row.shape)
   if tensor is None:
     raise ValueError(
       f'Tensor {name} {list(want)} is missing from the checkpoint; '
@@ -170,53 +227,57 @@ def _find(family, tensors, name: str, place: str, row: Row, letters) -> Stored:
   return tensor
 
 
-def _check_used(family, config, tensors, leaves) -> None:
-  used = {tensor.name for leaf in leaves for tensor in leaf.tensors}
-  left = [
+def _check_used(checkpoint: Checkpoint, sources: list[ParamSource]) -> None:
+  """Raises ValueError for a tensor that no param is read from."""
+  used = {tensor.name for source in sources for tensor in source.tensors}
+  unused = [
     name
-    for name in tensors
-    if name not in used and not _ignored(family, config, name)
+    for name in checkpoint.tensors
+    if name not in used and not _is_ignored(checkpoint, name)
   ]
-  for name in left:
-    original = _get(family, tensors, family.copies.get(name, ''))
-    if not config.tied or original is None:
+  for name in unused:
+    tensor = checkpoint.tensors[name]
+    original = checkpoint.get(checkpoint.family.copies.get(name, ''))
+    if not checkpoint.config.tied or original is None:
       raise ValueError(
-        f'Unexpected tensor {name} {list(tensors[name].shape)} in the '
-        f'checkpoint ({len(left)} such): config.json has no place for it.'
+        f'Unexpected tensor {name} {list(tensor.shape)} in the '
+        f'checkpoint ({len(unused)} such): config.json has no place for it.'
       )
-    _check_copy(tensors[name], original)
+    _check_copy(tensor, original)
 
 
-def _ignored(family: Family, config: ModelConfig, name: str) -> bool:
+def _is_ignored(checkpoint: Checkpoint, name: str) -> bool:
+  family = checkpoint.family
   layer = re.match(r'model\.layers\.(\d+)\.', name)
   if family.beyond_layers and layer:
-    if int(layer[1]) >= len(config.layers):
+    if int(layer[1]) >= len(checkpoint.config.layers):
       return True
   return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 
 
-def _check_copy(copy: Stored, original: Stored) -> None:
+def _check_copy(copy: PublishedTensor, original: PublishedTensor) -> None:
   same = copy.dtype == original.dtype and copy.shape == original.shape
-  if not same or not _equal(copy, original):
+  if not same or not _are_equal(copy, original):
     raise ValueError(
       f'Tensor {copy.name} differs from {original.name}, but '
       'tie_word_embeddings of config.json makes them one.'
     )
 
 
-def _equal(copy: Stored, original: Stored) -> bool:
+def _are_equal(copy: PublishedTensor, original: PublishedTensor) -> bool:
   pairs = zip(copy.blocks(), original.blocks(), strict=True)
+  # Bytes are compared, so that NaN equals NaN.
   return all(
     np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs
   )
 
 
-def stored_dtype(tensors: Mapping[str, Stored]) -> str:
+def stored_dtype(tensors: Mapping[str, PublishedTensor]) -> str:
   """Returns the dtype in which most bytes of plain weights are stored."""
   count = dict.fromkeys(DTYPES, 0)
   for tensor in tensors.values():
     if tensor.dtype in count:
       count[tensor.dtype] += tensor.size
   most = max(count, key=lambda dtype: count[dtype])
-  # JAX has no float64 unless asked for; nobody publishes weights in it.
+  # JAX has float64 only with jax_enable_x64; no model is published in it.
   return jnp.dtype('float32' if most == 'F64' else DTYPES[most]).name

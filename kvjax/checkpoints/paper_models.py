@@ -1,21 +1,22 @@
-"""A model known from a paper's table: a config.json of kvjax's own.
+"""A model known from a paper's table, as a config.json that kvjax defines.
 
-Some published models have no checkpoint, or one of a family not read here.
-What a table says of them suffices to plan their memory. `model_type` is
-'described', keys are spelled as elsewhere, and these are added:
+Some published models have no checkpoint, or a checkpoint of a family that kvjax
+does not read. What a table says of such a model suffices to plan its memory.
+`model_type` is 'described', keys are spelled as in other families, and these
+keys are added:
 
 - `norm`: 'rms' (the default), 'layer', or 'layer without bias';
 - `gated`: of the MLP, true by default; `bias`: on every projection;
-- `learned_positions`: rows of a table; without it positions are rotary;
+- `learned_positions`: rows of a table; without this key positions are rotary;
 - `parallel`: attention and MLP read the same input;
 - `keys_and_values_of`: for each layer the earlier layer whose keys and values
-  it reads, null for its own (arXiv 2405.12981);
+  it reads, null for a layer that computes them (arXiv 2405.12981);
 - `dense_layers`: with `num_experts`, which layers have none.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
@@ -29,7 +30,7 @@ NORMS = {
 }
 
 
-def described(settings: Settings) -> ModelConfig:
+def parse_described(settings: Settings) -> ModelConfig:
   """Returns the config of a described model.
 
   Raises:
@@ -54,7 +55,8 @@ def described(settings: Settings) -> ModelConfig:
 
 
 def _layer(settings: Settings, index: int, source: int | None) -> Layer:
-  width, bias = settings.head_width(), settings.get('bias', False)
+  width = settings.head_width()
+  bias = settings.get('bias', False)
   learned = settings.get('learned_positions', 0)
   attention = Grouped(
     settings.need('num_attention_heads'),

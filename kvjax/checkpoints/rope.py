@@ -1,13 +1,13 @@
 """Rotary positions as config.json spells them, in the older and newer style.
 
-Newer: `rope_parameters` holds type, base and scaling, flat or one dict a layer
-type. Older: `rope_theta` beside `rope_scaling`, whose type is under `rope_type`
-or `type`. Where both are there, `rope_scaling` wins, as it does in the
-published implementations.
+Newer: `rope_parameters` has type, base and scaling, flat or in a dict for each
+layer type. Older: `rope_theta` next to `rope_scaling`, whose type is under
+`rope_type` or `type`. Where both are there, `rope_scaling` wins, as it does in
+the published implementations.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvjax.attention.rotary import (
@@ -20,21 +20,29 @@ from kvjax.attention.rotary import (
   Yarn,
   yarn_magnitude,
 )
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.values import check_values
+from kvjax.checkpoints.hf_config import Settings, check_values
 
 SHARED = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
 KNOWN = {
-    'default': {'factor', 'attention_factor'},
-    'linear': {'factor'},
-    'dynamic': {'factor'},
-    'llama3': {'factor', 'low_freq_factor', 'high_freq_factor'},
-    'yarn': {
-        'factor', 'attention_factor', 'beta_fast', 'beta_slow', 'mscale',
-        'mscale_all_dim', 'truncate',
-    },
-    'longrope': {'factor', 'attention_factor', 'short_factor', 'long_factor'},
-}  # fmt: skip
+  'default': {'factor', 'attention_factor'},
+  'linear': {'factor'},
+  'dynamic': {'factor'},
+  'llama3': {'factor', 'low_freq_factor', 'high_freq_factor'},
+  'yarn': {
+    'factor',
+    'attention_factor',
+    'beta_fast',
+    'beta_slow',
+    'mscale',
+    'mscale_all_dim',
+    'truncate',
+  },
+  'longrope': {'factor', 'attention_factor', 'short_factor', 'long_factor'},
+}
+ORIGINAL = 'original_max_position_embeddings'
+SHARE = 'partial_rotary_factor'
+
+Rope = Mapping[str, Any]  # the rope parameters of a config.json
 
 
 def rotary(
@@ -60,66 +68,65 @@ def rotary(
     aliases: further spellings of rope types, in this family.
 
   Raises:
-    ValueError: an unknown rope type, or an unknown key of a known one.
+    ValueError: an unknown rope type, or an unknown key of a known type.
   """
-  found = dict(parameters(settings, layer_type))
-  check_values(found)
-  spelled = found.get('rope_type', found.get('type', 'default'))
-  found['rope_type'] = (aliases or {}).get(spelled, spelled)
-  key = 'partial_rotary_factor'
-  share = found.get(key, settings.raw(key))
-  if partial is not None:
-    width = int(width * (partial if share is None else share))
-  elif share not in (None, 1):
-    raise ValueError(
-      f'{key}={share} is not supported for model_type={settings.family!r}; '
-      'supported: 1.0.'
-    )
-  theta = found.get('rope_theta')
-  made = Rotary(
-    width,
+  rope = dict(rope_parameters(settings, layer_type))
+  check_values(rope)
+  spelled = rope.get('rope_type', rope.get('type', 'default'))
+  rope['rope_type'] = (aliases or {}).get(spelled, spelled)
+  theta = rope.get('rope_theta')
+  rotation = Rotary(
+    _rotated_width(settings, rope, width, partial),
     base=float(settings.get('rope_theta', base) if theta is None else theta),
     interleaved=interleaved,
-    scaling=_scaling(settings, found),
+    scaling=_scaling(settings, rope),
   )
-  for length in (1, 1 << 30):  # tables that do not fit are refused here
-    made.frequencies(length)
-  return made
+  # Divisors that do not fit the width are refused here, for short and long
+  # texts, and not in the first call.
+  for length in (1, 1 << 30):
+    rotation.frequencies(length)
+  return rotation
 
 
-def parameters(
-  settings: Settings, layer_type: str | None = None
-) -> Mapping[str, Any]:
-  """Returns the rope parameters that hold (for a layer type)."""
-  found = settings.raw('rope_scaling') or settings.get('rope_parameters', {})
-  nested = {k: v for k, v in found.items() if isinstance(v, Mapping)}
+def rope_parameters(settings: Settings, layer_type: str | None = None) -> Rope:
+  """Returns the rope parameters of the model, or of a layer type.
+
+  Raises:
+    ValueError: they are nested otherwise than the family reads them.
+  """
+  rope = settings.raw('rope_scaling') or settings.get('rope_parameters', {})
+  nested = {k: v for k, v in rope.items() if isinstance(v, Mapping)}
   if not nested:
-    return found
+    return rope
   if layer_type not in nested:
     raise ValueError(
       f'rope parameters are given for {", ".join(sorted(nested))}; '
       f'model_type={settings.family!r} needs {layer_type or "one set"}.'
     )
-  found = nested[layer_type]
-  if found.get('truncate', True) is not True:
+  rope = nested[layer_type]
+  if rope.get('truncate', True) is not True:
     raise ValueError(
-      f'truncate={found["truncate"]} in the rope parameters of a layer type '
+      f'truncate={rope["truncate"]} in the rope parameters of a layer type '
       'is not supported: published implementations do not read it there.'
     )
-  return found
+  return rope
 
 
-def rope_type(found: Mapping[str, Any]) -> str:
-  """Returns the type of rope parameters; ValueError for one not supported."""
-  name = found.get('rope_type', found.get('type', 'default'))
+def rope_type(rope: Rope) -> str:
+  """Returns the type of rope parameters.
+
+  Raises:
+    ValueError: the type, or a key of it, is unknown.
+  """
+  name = rope.get('rope_type', rope.get('type', 'default'))
   if name not in KNOWN:
     raise ValueError(
       f'Unknown rope type {name!r}; supported: {", ".join(sorted(KNOWN))}.'
     )
-  known = KNOWN[name] | SHARED | {'original_max_position_embeddings'}
-  if strange := sorted(found.keys() - known):
+  known = KNOWN[name] | SHARED | {ORIGINAL}
+  if unknown := sorted(rope.keys() - known):
     raise ValueError(
-      f'Unknown key {strange[0]!r} of rope type {name!r}; supported: '
+      f'Unknown key {unknown[0]!r} of rope type {name!r}; supported: '
       f'{", ".join(sorted(known))}.'
     )
   return name
@@ -129,93 +136,116 @@ def score_scale(settings: Settings, width: int) -> float | None:
   """Returns DeepSeek's score scale where YaRN changes it (`mscale_all_dim`).
 
   `width ** -0.5 * (0.1 mscale_all_dim ln(factor) + 1) ** 2`, arXiv 2309.00071
-  section 3.4 moved from cos and sin into the scale; None for the usual one.
+  section 3.4 moved from cos and sin into the scale; None for the usual scale.
   """
-  found = parameters(settings)
-  weight = found.get('mscale_all_dim')
-  if rope_type(found) == 'default' or not weight:
+  rope = rope_parameters(settings)
+  weight = rope.get('mscale_all_dim')
+  if rope_type(rope) == 'default' or not weight:
     return None
-  return width**-0.5 * yarn_magnitude(_factor(settings, found), weight) ** 2
+  return width**-0.5 * yarn_magnitude(_factor(settings, rope), weight) ** 2
 
 
-def _scaling(settings: Settings, found: Mapping[str, Any]) -> Scaling | None:
-  name = rope_type(found)
-  if name == 'default':
-    return None
-  return MAKERS[name](settings, found)
+def _rotated_width(
+  settings: Settings, rope: Rope, width: int, partial: float | None
+) -> int:
+  """Returns the features of a head that are rotated."""
+  share = rope.get(SHARE, settings.raw(SHARE))
+  if partial is not None:
+    return int(width * (partial if share is None else share))
+  if share not in (None, 1):
+    raise ValueError(
+      f'{SHARE}={share} is not supported for model_type={settings.family!r}; '
+      'supported: 1.0.'
+    )
+  return width
 
 
-def _number(found: Mapping[str, Any], key: str) -> float:
-  if found.get(key) is None:
-    raise ValueError(f'Rope type {rope_type(found)!r} needs {key!r}.')
-  if found[key] <= 0:
-    raise ValueError(f'{key}={found[key]} of rope parameters must be positive.')
-  return float(found[key])
+def _scaling(settings: Settings, rope: Rope) -> Scaling | None:
+  name = rope_type(rope)
+  return None if name == 'default' else SCALINGS[name](settings, rope)
 
 
-def _original(settings: Settings, found: Mapping[str, Any]) -> int:
-  """The length of pretraining; a key beside the rope parameters wins."""
-  key, longest = 'original_max_position_embeddings', 'max_position_embeddings'
-  inner = found.get(key)
-  return settings.get(key, settings.need(longest) if inner is None else inner)
+def _positive(rope: Rope, key: str) -> float:
+  if rope.get(key) is None:
+    raise ValueError(f'Rope type {rope_type(rope)!r} needs {key!r}.')
+  if rope[key] <= 0:
+    raise ValueError(f'{key}={rope[key]} of rope parameters must be positive.')
+  return float(rope[key])
 
 
-def _factor(settings: Settings, found: Mapping[str, Any]) -> float:
-  if found.get('factor') is not None:
-    return _number(found, 'factor')
+def _original_length(settings: Settings, rope: Rope) -> int:
+  """Returns the length of pretraining.
+
+  The key of config.json wins over the key of its rope parameters.
+  """
+  inner = rope.get(ORIGINAL)
+  if inner is None:
+    inner = settings.need('max_position_embeddings')
+  return settings.get(ORIGINAL, inner)
+
+
+def _factor(settings: Settings, rope: Rope) -> float:
+  if rope.get('factor') is not None:
+    return _positive(rope, 'factor')
   longest = settings.need('max_position_embeddings')
-  return longest / _original(settings, found)
+  return longest / _original_length(settings, rope)
 
 
-def _linear(settings: Settings, found: Mapping[str, Any]) -> Linear:
-  return Linear(_number(found, 'factor'))
+def _linear(settings: Settings, rope: Rope) -> Linear:
+  return Linear(_positive(rope, 'factor'))
 
 
-def _dynamic(settings: Settings, found: Mapping[str, Any]) -> Dynamic:
+def _dynamic(settings: Settings, rope: Rope) -> Dynamic:
   original = settings.need('max_position_embeddings')
-  return Dynamic(_number(found, 'factor'), original)
+  return Dynamic(_positive(rope, 'factor'), original)
 
 
-def _llama3(settings: Settings, found: Mapping[str, Any]) -> Llama3:
-  keys = 'factor', 'low_freq_factor', 'high_freq_factor'
-  factor, low, high = (_number(found, key) for key in keys)
-  return Llama3(factor, low, high, _original(settings, found))
-
-
-def _yarn(settings: Settings, found: Mapping[str, Any]) -> Yarn:
-  factor = _factor(settings, found)
-  magnitude = found.get('attention_factor')
-  over, under = found.get('mscale'), found.get('mscale_all_dim')
-  if magnitude is None and over and under:
-    magnitude = yarn_magnitude(factor, over) / yarn_magnitude(factor, under)
-  return Yarn(
-    factor,
-    _original(settings, found),
-    beta_fast=float(found.get('beta_fast') or 32),
-    beta_slow=float(found.get('beta_slow') or 1),
-    magnitude=magnitude,
-    truncate=bool(found.get('truncate', True)),
+def _llama3(settings: Settings, rope: Rope) -> Llama3:
+  return Llama3(
+    _positive(rope, 'factor'),
+    _positive(rope, 'low_freq_factor'),
+    _positive(rope, 'high_freq_factor'),
+    _original_length(settings, rope),
   )
 
 
-def _longrope(settings: Settings, found: Mapping[str, Any]) -> LongRope:
-  original, factor = _original(settings, found), _factor(settings, found)
-  magnitude = found.get('attention_factor')
+def _yarn(settings: Settings, rope: Rope) -> Yarn:
+  factor = _factor(settings, rope)
+  magnitude = rope.get('attention_factor')
+  numerator = rope.get('mscale')
+  denominator = rope.get('mscale_all_dim')
+  if magnitude is None and numerator and denominator:
+    magnitude = yarn_magnitude(factor, numerator)
+    magnitude /= yarn_magnitude(factor, denominator)
+  return Yarn(
+    factor,
+    _original_length(settings, rope),
+    beta_fast=float(rope.get('beta_fast') or 32),
+    beta_slow=float(rope.get('beta_slow') or 1),
+    magnitude=magnitude,
+    truncate=bool(rope.get('truncate', True)),
+  )
+
+
+def _longrope(settings: Settings, rope: Rope) -> LongRope:
+  original = _original_length(settings, rope)
+  factor = _factor(settings, rope)
+  magnitude = rope.get('attention_factor')
   if magnitude is None:
-    grown = math.log(factor) / math.log(original) if factor > 1 else 0.0
-    magnitude = math.sqrt(1 + grown)
+    growth = math.log(factor) / math.log(original) if factor > 1 else 0.0
+    magnitude = math.sqrt(1 + growth)
   for key in ('short_factor', 'long_factor'):
-    if found.get(key) is None:
+    if rope.get(key) is None:
       raise ValueError(f"Rope type 'longrope' needs {key!r}.")
   return LongRope(
-    short=tuple(map(float, found['short_factor'])),
-    long=tuple(map(float, found['long_factor'])),
+    short=tuple(map(float, rope['short_factor'])),
+    long=tuple(map(float, rope['long_factor'])),
     original=original,
     magnitude=magnitude,
   )
 
 
-MAKERS = {
+SCALINGS: dict[str, Callable[[Settings, Rope], Scaling]] = {
   'linear': _linear,
   'dynamic': _dynamic,
   'llama3': _llama3,

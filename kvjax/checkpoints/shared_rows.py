@@ -1,12 +1,11 @@
-"""Rows that several families share: the names most decoders are published by.
+"""Rows that several families share: the names of most published decoders.
 
-A family's file composes its table of these and its own; what they share is a
-matter of names, so a row is written once.
+The file of a family adds these rows and the rows of that family alone.
 """
 
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 
-ENDS = table(
+ENDS = parse_table(
   '',
   '',
   """
@@ -16,7 +15,7 @@ ENDS = table(
 """,
 )
 
-NORMS = table(
+NORMS = parse_table(
   'model.layers.{i}.',
   'layers.{i}.',
   """
@@ -25,8 +24,8 @@ NORMS = table(
 """,
 )
 
-# Gemma 2's four norms; OLMo-2 has the two behind the halves only.
-POST_NORMS = table(
+# Gemma 2 has four norms a layer; OLMo-2 has only the two after each half.
+POST_NORMS = parse_table(
   'model.layers.{i}.',
   'layers.{i}.',
   """
@@ -34,7 +33,7 @@ POST_NORMS = table(
   post_feedforward_layernorm.weight   D   mlp_post_norm.weight
 """,
 )
-FOUR_NORMS = POST_NORMS + table(
+FOUR_NORMS = POST_NORMS + parse_table(
   'model.layers.{i}.',
   'layers.{i}.',
   """
@@ -43,7 +42,7 @@ FOUR_NORMS = POST_NORMS + table(
 """,
 )
 
-GROUPED = table(
+GROUPED = parse_table(
   'model.layers.{i}.self_attn.',
   'layers.{i}.attention.',
   """
@@ -58,7 +57,7 @@ GROUPED = table(
 """,
 )
 
-HEAD_NORMS = table(
+HEAD_NORMS = parse_table(
   'model.layers.{i}.self_attn.',
   'layers.{i}.attention.',
   """
@@ -68,26 +67,26 @@ HEAD_NORMS = table(
 )
 
 # With a rank for queries, `q_proj` is two projections and a norm.
-LATENT = table(
+LATENT = parse_table(
   'model.layers.{i}.self_attn.',
   'layers.{i}.attention.',
   """
-  q_proj.weight               N*(H+P) D   query
-  q_a_proj.weight             Q D         query_down
-  q_a_proj.bias               Q           query_down_bias
-  q_a_layernorm.weight        Q           query_norm.weight
-  q_b_proj.weight             N*(H+P) Q   query
-  kv_a_proj_with_mqa.weight   R+P D       latent
-  kv_a_proj_with_mqa.bias     R+P         latent_bias
-  kv_a_layernorm.weight       R           latent_norm.weight
-  kv_b_proj.weight            N*(H+E) R   up_key               up_key
-  kv_b_proj.weight            N*(H+E) R   up_value             up_value
-  o_proj.weight               D N*E       output
-  o_proj.bias                 D           output_bias
+  q_proj.weight               N*(H+P) D            query
+  q_a_proj.weight             query_rank D         query_down
+  q_a_proj.bias               query_rank           query_down_bias
+  q_a_layernorm.weight        query_rank           query_norm.weight
+  q_b_proj.weight             N*(H+P) query_rank   query
+  kv_a_proj_with_mqa.weight   R+P D                latent
+  kv_a_proj_with_mqa.bias     R+P                  latent_bias
+  kv_a_layernorm.weight       R                    latent_norm.weight
+  kv_b_proj.weight            N*(H+E) R            up_key               up_key
+  kv_b_proj.weight            N*(H+E) R            up_value             up_value
+  o_proj.weight               D N*E                output
+  o_proj.bias                 D                    output_bias
 """,
 )
 
-GATED = table(
+GATED = parse_table(
   'model.layers.{i}.mlp.',
   'layers.{i}.mlp.',
   """
@@ -100,28 +99,28 @@ GATED = table(
 """,
 )
 
-EXPERTS = table(
+EXPERTS = parse_table(
   'model.layers.{i}.mlp.',
   'layers.{i}.experts.',
   """
-  gate.weight                    X D   router
-  gate.e_score_correction_bias   X     correction
-  experts.{e}.gate_proj.weight   F D   gate
-  experts.{e}.up_proj.weight     F D   up
-  experts.{e}.down_proj.weight   D F   down
+  gate.weight                    experts D   router
+  gate.e_score_correction_bias   experts     correction
+  experts.{e}.gate_proj.weight   F D         gate
+  experts.{e}.up_proj.weight     F D         up
+  experts.{e}.down_proj.weight   D F         down
 """,
 )
 
-SHARED = table(
+SHARED = parse_table(
   'model.layers.{i}.mlp.',
   'layers.{i}.experts.shared.',
   """
-  shared_experts.gate_proj.weight   M D   gate
-  shared_experts.up_proj.weight     M D   up
-  shared_experts.down_proj.weight   D M   down
-  shared_experts.gate_proj.bias     M     gate_bias
-  shared_experts.up_proj.bias       M     up_bias
-  shared_experts.down_proj.bias     D     down_bias
+  shared_experts.gate_proj.weight   shared_hidden D   gate
+  shared_experts.up_proj.weight     shared_hidden D   up
+  shared_experts.down_proj.weight   D shared_hidden   down
+  shared_experts.gate_proj.bias     shared_hidden     gate_bias
+  shared_experts.up_proj.bias       shared_hidden     up_bias
+  shared_experts.down_proj.bias     D                 down_bias
 """,
 )
 

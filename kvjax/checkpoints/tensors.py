@@ -1,9 +1,9 @@
-"""Reads safetensors files: one file or many, one tensor at a time.
+"""Reads safetensors files, single or sharded, tensor by tensor.
 
 The format is a little-endian 64-bit length, a JSON header and the bytes of the
-tensors (github.com/huggingface/safetensors, README). A tensor is mapped while
-it is read and unmapped after, a large one a few rows at a time, so that a
-process never holds a second copy in pages of its files.
+tensors (github.com/huggingface/safetensors, README). A tensor is mapped only
+while it is read, and a large tensor in blocks of rows. Pages of mapped files
+count as resident memory, so a whole mapped file would be a second copy.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ DTYPES: dict[str, Any] = {
 CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
 
 
-class Stored(Protocol):
-  """What a param is read from: a stored tensor, or one dequantized."""
+class PublishedTensor(Protocol):
+  """What a param is read from: a stored tensor or a dequantized tensor."""
 
   @property
   def name(self) -> str: ...
@@ -54,15 +54,15 @@ class Stored(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-  """Where a tensor lies.
+class StoredTensor:
+  """A tensor as it is in a file.
 
   Attributes:
     name: as published.
     shape: as published.
     dtype: as the format spells it ('F32', 'BF16', ...).
-    path: its file.
-    offset: of its first byte in the file.
+    path: of the file.
+    offset: of the tensor's first byte in the file.
     size: in bytes.
   """
 
@@ -74,7 +74,7 @@ class Tensor:
   size: int
 
   def check_dtype(self) -> None:
-    """Raises ValueError for a type that holds no plain weights."""
+    """Raises ValueError for a type that is no plain weight."""
     if self.dtype not in DTYPES:
       raise ValueError(
         f'Tensor {self.name} is stored as {self.dtype}, which is no plain '
@@ -92,24 +92,27 @@ class Tensor:
     return mapped.view(dtype).reshape(self.shape)
 
   def blocks(self) -> Iterator[np.ndarray]:
-    """Yields such views of some rows (first axis) after others."""
+    """Yields views of consecutive rows (first axis), at most BLOCK bytes each.
+
+    A row that is larger than BLOCK is a block by itself.
+    """
     if self.size <= BLOCK:
       yield self.read()
       return
-    rows, *rest = self.shape
-    width = self.size // rows
-    step = max(1, BLOCK // width)
+    rows = self.shape[0]
+    row_bytes = self.size // rows
+    step = max(1, BLOCK // row_bytes)
     for start in range(0, rows, step):
       count = min(step, rows - start)
       yield dataclasses.replace(
         self,
-        shape=(count, *rest),
-        offset=self.offset + start * width,
-        size=count * width,
+        shape=(count, *self.shape[1:]),
+        offset=self.offset + start * row_bytes,
+        size=count * row_bytes,
       ).read()
 
 
-def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
+def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   """Returns every tensor of a checkpoint directory, by name.
 
   Args:
@@ -135,32 +138,34 @@ def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
   return read_header(files[0])
 
 
-def _open_shards(path: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
+def _open_shards(
+  path: pathlib.Path, index: pathlib.Path
+) -> dict[str, StoredTensor]:
   try:
     where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(f'{index} is no index of shards: {error}.') from None
-  found: dict[str, Tensor] = {}
+  tensors: dict[str, StoredTensor] = {}
   for shard in sorted(set(where.values())):
     if pathlib.PurePath(shard).name != shard or not (path / shard).exists():
       raise FileNotFoundError(f'{index} names the shard {shard}: not there.')
     for name, tensor in read_header(path / shard).items():
       if where.get(name) != shard:
         raise ValueError(
-          f'Tensor {name} lies in {shard}, but {index.name} says '
+          f'Tensor {name} is in {shard}, but {index.name} says '
           f'{where.get(name, "nothing of it")}.'
         )
-      found[name] = tensor
-  if lost := sorted(where.keys() - found.keys()):
+      tensors[name] = tensor
+  if lost := sorted(where.keys() - tensors.keys()):
     raise ValueError(
       f'Tensor {lost[0]} is in no shard, though {index.name} places it in '
       f'{where[lost[0]]} ({len(lost)} such).'
     )
-  return found
+  return tensors
 
 
-def read_header(path: pathlib.Path) -> dict[str, Tensor]:
-  """Returns the tensors of one file, by name, after checking that all is there.
+def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
+  """Returns the tensors of a file, by name; the file has all their bytes.
 
   Raises:
     ValueError: the file is truncated or malformed.
@@ -176,7 +181,7 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
     header = _parse(path, file.read(length))
   start = 8 + length
   return {
-    name: _tensor(path, name, entry, start, total)
+    name: _read_entry(path, name, entry, start, total)
     for name, entry in header.items()
     if name != '__metadata__'
   }
@@ -192,10 +197,22 @@ def _parse(path: pathlib.Path, text: bytes) -> Mapping[str, Any]:
   return header
 
 
-def _tensor(path, name, entry, start, total) -> Tensor:
+def _read_entry(
+  path: pathlib.Path, name: str, entry: Any, start: int, total: int
+) -> StoredTensor:
+  """Returns a tensor of a header.
+
+  Args:
+    path: of the file.
+    name: of the tensor.
+    entry: what the header says of the tensor.
+    start: byte of the file at which tensors begin.
+    total: bytes of the file.
+  """
   try:
     begin, end = entry['data_offsets']
-    dtype, shape = entry['dtype'], tuple(entry['shape'])
+    dtype = entry['dtype']
+    shape = tuple(entry['shape'])
   except (KeyError, TypeError, ValueError):
     raise ValueError(f'{path} describes tensor {name} badly.') from None
   if not 0 <= begin <= end or start + end > total:
@@ -203,11 +220,12 @@ def _tensor(path, name, entry, start, total) -> Tensor:
       f'{path} is truncated: tensor {name} ends at byte {start + end} of '
       f'{total}.'
     )
-  tensor = Tensor(name, shape, dtype, path, start + begin, end - begin)
-  width = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else None
-  if width is not None and math.prod(shape) * width != tensor.size:
-    raise ValueError(
-      f'{path}: tensor {name} {list(shape)} of {dtype} takes '
-      f'{math.prod(shape) * width} bytes; the header gives it {tensor.size}.'
-    )
-  return tensor
+  size = end - begin
+  if dtype in DTYPES:
+    needed = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+    if needed != size:
+      raise ValueError(
+        f'{path}: tensor {name} {list(shape)} of {dtype} takes {needed} '
+        f'bytes; the header gives it {size}.'
+      )
+  return StoredTensor(name, shape, dtype, path, start + begin, size)

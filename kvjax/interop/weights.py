@@ -1,8 +1,9 @@
 """Weights of Flax's attention modules as kvjax params, and back, exactly.
 
-Flax keeps `[D, N, H]` for the projections of `MultiHeadDotProductAttention`
-(linen) and `MultiHeadAttention` (nnx), and `[N, H, D]` for the output; kvjax
-keeps `[out, in]`. Nothing is computed: the way there and back is the identity.
+In Flax the projections of `MultiHeadDotProductAttention` (linen) and
+`MultiHeadAttention` (nnx) are `[D, N, H]`, and the output is `[N, H, D]`; in
+kvjax both are `[out, in]`. Nothing is computed: weights that go to Flax and
+back are the same.
 """
 
 from collections.abc import Mapping
@@ -34,8 +35,8 @@ def from_linen(params: Mapping[str, Any]) -> tuple[Grouped, dict[str, Any]]:
       `out`, each with `kernel` (and `bias`), and perhaps `query_ln`, `key_ln`.
 
   Raises:
-    ValueError: something is missing or unknown, or keys are read from other
-      activations than queries are (cross attention of another width).
+    ValueError: something is missing or unknown, or keys are projected from
+      another width than queries (cross attention).
   """
   norms = {'query_ln', 'key_ln'}
   names = {*PROJECTIONS, 'out'}
@@ -55,7 +56,7 @@ def from_linen(params: Mapping[str, Any]) -> tuple[Grouped, dict[str, Any]]:
   if params['out']['kernel'].shape[-1] != width:
     raise ValueError(
       f'out makes {params["out"]["kernel"].shape[-1]} features of {width}: '
-      'in a stack of layers they are as many.'
+      'in a stack of layers both widths are equal.'
     )
   biased = 'bias' in params['query']
   attention = Grouped(
@@ -75,42 +76,43 @@ def to_linen(
   """Returns linen's `params` collection of one attention.
 
   Raises:
-    ValueError: the attention has what Flax's has not, or its weights are
-      quantized.
+    ValueError: the attention has a feature that Flax has not, or its weights
+      are quantized.
   """
-  _check(attention)
+  _check_fits_flax(attention)
   if isinstance(params['output'], CodedWeight):
     raise ValueError(
       "params are quantized, and Flax's attention takes floating weights: "
-      'give those that they were made of.'
+      'give the params before quantization.'
     )
   heads = {
     'query': attention.num_heads,
     'key': attention.num_kv_heads,
     'value': attention.num_kv_heads,
   }
-  found: dict[str, dict[str, jax.Array]] = {}
+  linen: dict[str, dict[str, jax.Array]] = {}
   for name, count in heads.items():
     weight = params[name]
-    found[name] = {'kernel': weight.T.reshape(weight.shape[1], count, -1)}
+    linen[name] = {'kernel': weight.T.reshape(weight.shape[1], count, -1)}
     if attention.projection_bias:
-      found[name]['bias'] = params[f'{name}_bias'].reshape(count, -1)
+      linen[name]['bias'] = params[f'{name}_bias'].reshape(count, -1)
   output = params['output']
-  shape = attention.num_heads, -1, output.shape[0]
-  found['out'] = {'kernel': output.T.reshape(shape)}
+  kernel = output.T.reshape(attention.num_heads, -1, output.shape[0])
+  linen['out'] = {'kernel': kernel}
   if attention.output_bias:
-    found['out']['bias'] = params['output_bias']
+    linen['out']['bias'] = params['output_bias']
   if attention.qk_norm is not None:
     for name in ('query', 'key'):
-      found[f'{name}_ln'] = {'scale': params[f'{name}_norm']['weight']}
-  return found
+      linen[f'{name}_ln'] = {'scale': params[f'{name}_norm']['weight']}
+  return linen
 
 
 def from_nnx(
   module: 'nnx.MultiHeadAttention',
 ) -> tuple[Grouped, dict[str, Any]]:
   """Returns the attention and its params of an nnx module; see `from_linen`."""
-  from flax import nnx  # slow to import, and who asks has it
+  # Importing nnx is slow, and a caller with a module has imported it.
+  from flax import nnx
 
   params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
   return from_linen(jax.tree.map(jnp.asarray, params))
@@ -121,45 +123,48 @@ def to_nnx(
   params: Mapping[str, Any],
   module: 'nnx.MultiHeadAttention',
 ) -> 'nnx.MultiHeadAttention':
-  """Sets the weights of an nnx module, as nnx does, and returns the module.
+  """Sets the weights of an nnx module in place, and returns the module.
 
   Raises:
-    ValueError: the attention has what Flax's has not, or the module has other
-      shapes.
+    ValueError: the attention has a feature that Flax has not, or the module
+      has other shapes.
   """
   from flax import nnx
 
   state = nnx.state(module, nnx.Param)
   new = to_linen(attention, params)
   old = nnx.to_pure_dict(state)
-  shapes = [jax.tree.map(jnp.shape, tree) for tree in (old, new)]
-  if shapes[0] != shapes[1]:
+  old_shapes = jax.tree.map(jnp.shape, old)
+  new_shapes = jax.tree.map(jnp.shape, new)
+  if old_shapes != new_shapes:
     raise ValueError(
-      f'The module has weights {shapes[0]}; the params are {shapes[1]}.'
+      f'The module has weights {old_shapes}; the params are {new_shapes}.'
     )
   nnx.replace_by_pure_dict(state, new)
   nnx.update(module, state)
   return module
 
 
-def _to_kvjax(params: Mapping[str, Any]) -> dict[str, Any]:
-  found: dict[str, Any] = {}
+def _to_kvjax(linen: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns kvjax params of linen's `params` collection."""
+  params: dict[str, Any] = {}
   for name in PROJECTIONS:
-    kernel = params[name]['kernel']
-    found[name] = kernel.reshape(kernel.shape[0], -1).T
-    if 'bias' in params[name]:
-      found[f'{name}_bias'] = params[name]['bias'].reshape(-1)
-  kernel = params['out']['kernel']
-  found['output'] = kernel.reshape(-1, kernel.shape[-1]).T
-  if 'bias' in params['out']:
-    found['output_bias'] = params['out']['bias']
+    kernel = linen[name]['kernel']
+    params[name] = kernel.reshape(kernel.shape[0], -1).T
+    if 'bias' in linen[name]:
+      params[f'{name}_bias'] = linen[name]['bias'].reshape(-1)
+  kernel = linen['out']['kernel']
+  params['output'] = kernel.reshape(-1, kernel.shape[-1]).T
+  if 'bias' in linen['out']:
+    params['output_bias'] = linen['out']['bias']
   for name in ('query', 'key'):
-    if f'{name}_ln' in params:
-      found[f'{name}_norm'] = {'weight': params[f'{name}_ln']['scale']}
-  return found
+    if f'{name}_ln' in linen:
+      params[f'{name}_norm'] = {'weight': linen[f'{name}_ln']['scale']}
+  return params
 
 
-def _check(attention: Grouped) -> None:
+def _check_fits_flax(attention: Grouped) -> None:
+  """Raises ValueError for a feature that attention of Flax has not."""
   width = attention.key_width
   wrong = {
     'value_width': attention.value_width not in (None, width),

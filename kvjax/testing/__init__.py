@@ -1,6 +1,6 @@
-"""Testing: the harness that the contract suite and users call alike."""
+"""Testing: the harness that the contract suite and users call."""
 
+from kvjax.testing.empty_slots import poison
 from kvjax.testing.harness import assert_cached_matches_uncached
-from kvjax.testing.poison import poison
 
 __all__ = ('assert_cached_matches_uncached', 'poison')

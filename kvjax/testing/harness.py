@@ -5,40 +5,38 @@ logits with those of the uncached forward.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import chex
 import numpy as np
 
 from kvjax.testing import scenarios
-from kvjax.testing.poison import can_poison
-from kvjax.testing.poison import poison as poison_cache
-from kvjax.testing.scenarios import Outcomes, Plan
+from kvjax.testing.differences import Difference, worst_difference
+from kvjax.testing.empty_slots import can_poison
+from kvjax.testing.empty_slots import poison as poison_cache
+from kvjax.testing.scenarios import Plan, Scenario
 from kvjax.testing.subject import (
-  Extend,
-  Forward,
-  Init,
-  OnCache,
-  OnRows,
+  CacheFunction,
+  ExtendFunction,
+  ForwardFunction,
+  InitFunction,
+  RowsFunction,
   Subject,
   as_array,
   poisoned,
 )
-from kvjax.testing.verdict import Verdict, judge
-
-Scenario = Callable[[Subject, Plan], Outcomes]
 
 
 def assert_cached_matches_uncached(
-  forward: Forward,
-  init: Init,
-  extend: Extend,
+  forward: ForwardFunction,
+  init: InitFunction,
+  extend: ExtendFunction,
   *,
-  rewind: OnRows | None = None,
-  take: OnRows | None = None,
-  fork: OnCache | None = None,
-  poison: OnCache | None = None,
+  rewind: RowsFunction | None = None,
+  take: RowsFunction | None = None,
+  fork: CacheFunction | None = None,
+  poison: CacheFunction | None = None,
   tokens: Any = None,
   batch_size: int = 3,
   length: int = 13,
@@ -57,27 +55,28 @@ def assert_cached_matches_uncached(
   `max |cached - uncached| <= rtol max |uncached|` in every scenario: chunks of
   each size, ragged rows, a text longer than the cache (`wrap`), after rewind,
   after a gather of rows, after a fork, and all of them again with NaN in every
-  slot that holds no token. No call may change the cache it is given.
+  slot that holds no token. No call may change its input cache.
 
   Args:
     forward: tokens `[B, T]` -> logits `[B, T, ...]`, without a cache.
     init: batch size -> an empty cache, a pytree of arrays.
-    extend: cache, tokens `[B, W]`, int32 lengths `[B]` (only the first so many
-      tokens of a row count, perhaps none) -> logits `[B, W, ...]`, new cache.
-    rewind: cache, int32 lengths `[B]` -> the cache after so many tokens.
+    extend: cache, tokens `[B, W]`, int32 lengths `[B]` -> logits `[B, W, ...]`,
+      new cache. A row advances by its first `lengths` tokens, perhaps none.
+    rewind: cache, int32 lengths `[B]` -> the cache after the first `lengths`
+      tokens of each row.
     take: cache, int32 rows `[B]` -> the cache of these rows.
     fork: cache -> an independent copy.
-    poison: cache -> the cache with NaN where no token is; None for
-      `kvjax.testing.poison` if it knows the cache, or else not at all.
+    poison: cache -> the cache with NaN in slots without a token; None for
+      `kvjax.testing.poison` if it knows the cache, or else for no NaN.
     tokens: `[B, T, ...]` to feed; None for random ids.
     batch_size, length, vocab_size, seed: of random ids.
-    chunkings: most tokens of a call; None for the whole text in one.
+    chunkings: most tokens of a call; None for the whole text in one call.
     ragged: rows may advance by different numbers of tokens.
-    wrap: length of one more text, beyond the slots of a cache that forgets;
-      its tokens are the text over and over.
+    wrap: length of one further text, longer than the slots of a cache that
+      forgets; its tokens are the text over and over.
     rewind_by: tokens that can be taken back; the cache needs room for them.
-    multiple: every cut is at a multiple of this many tokens.
-    widths: pad calls to these widths, so that few programs are compiled.
+    multiple: every cut is at a multiple of this number of tokens.
+    widths: pad calls to these widths, to compile few programs.
     rtol: relative to the largest uncached logit.
 
   Returns:
@@ -92,75 +91,96 @@ def assert_cached_matches_uncached(
     tokens = rng.integers(0, vocab_size, (batch_size, length), np.int32)
   tokens = np.asarray(tokens)
   subject = Subject(
-    forward, init, extend, rewind, take, fork, tuple(sorted(widths))
+    forward=forward,
+    init=init,
+    extend=extend,
+    rewind=rewind,
+    take=take,
+    fork=fork,
+    widths=tuple(sorted(widths)),
   )
-  largest = max(c or tokens.shape[1] for c in chunkings)
-  chunk = max(min(largest, 7) // multiple, 1) * multiple
-  base = Plan(tokens, chunk, multiple, rewind_by, ragged, seed)
-  named = list(_chunked(base, chunkings))
-  named += list(_others(base, subject, wrap))
-  fill = _choose_poison(poison, init, len(tokens))
-  verdicts = []
-  for who, prefix in _subjects(subject, fill):
-    for name, scenario, plan in named:
-      verdicts += _judge(who, prefix + name, scenario, plan)
-  _assert_close(verdicts, rtol)
-  return {v.name: v.relative for v in verdicts}
+  largest = max(chunk or tokens.shape[1] for chunk in chunkings)
+  plan = Plan(
+    tokens=tokens,
+    chunk=max(min(largest, 7) // multiple, 1) * multiple,
+    multiple=multiple,
+    rewind_by=rewind_by,
+    ragged=ragged,
+    seed=seed,
+  )
+  planned = [
+    *_whole_texts(plan, chunkings, wrap),
+    *_other_scenarios(plan, subject),
+  ]
+  if poison is None and can_poison(init(len(tokens))):
+    poison = poison_cache
+  differences = list(_compare(subject, planned))
+  if poison is not None:
+    differences += _compare(poisoned(subject, poison), planned, 'poisoned, ')
+  _assert_close(differences, rtol)
+  return {d.name: d.relative for d in differences}
 
 
-def _chunked(plan, chunkings) -> Iterator[tuple[str, Scenario, Plan]]:
+@dataclasses.dataclass(frozen=True)
+class PlannedScenario:
+  """A scenario under its name, with the plan that it follows."""
+
+  name: str
+  scenario: Scenario
+  plan: Plan
+
+
+def _whole_texts(
+  plan: Plan, chunkings: Sequence[int | None], wrap: int | None
+) -> Iterator[PlannedScenario]:
   for size in chunkings:
-    chunk = plan.length if size is None else size
     name = 'the whole text at once' if size is None else f'chunks of {size}'
-    cut = dataclasses.replace(plan, chunk=chunk)
-    yield name, scenarios.whole_chunks, cut
-
-
-def _others(plan, subject, wrap) -> Iterator[tuple[str, Scenario, Plan]]:
+    chunk = plan.length if size is None else size
+    chunked = dataclasses.replace(plan, chunk=chunk)
+    yield PlannedScenario(name, scenarios.whole_chunks, chunked)
   if plan.ragged:
-    yield 'ragged rows', scenarios.ragged_rows, plan
+    yield PlannedScenario('ragged rows', scenarios.ragged_rows, plan)
   if wrap is not None:
     repeats = -(-wrap // plan.length)
     text = np.concatenate([plan.tokens] * repeats, axis=1)[:, :wrap]
     longer = dataclasses.replace(plan, tokens=text)
-    yield f'wrap-around ({wrap} tokens)', scenarios.whole_chunks, longer
+    name = f'wrap-around ({wrap} tokens)'
+    yield PlannedScenario(name, scenarios.whole_chunks, longer)
+
+
+def _other_scenarios(plan: Plan, subject: Subject) -> Iterator[PlannedScenario]:
+  """Yields the scenarios of the functions that the subject has."""
   if subject.rewind is not None:
-    yield 'after rewind', scenarios.after_rewind, plan
+    yield PlannedScenario('after rewind', scenarios.after_rewind, plan)
   if subject.take is not None:
-    yield 'after row gather', scenarios.after_gather, plan
+    yield PlannedScenario('after row gather', scenarios.after_gather, plan)
   if subject.fork is not None:
-    yield 'after fork', scenarios.after_fork, plan
+    yield PlannedScenario('after fork', scenarios.after_fork, plan)
 
 
-def _choose_poison(poison, init, batch) -> OnCache | None:
-  if poison is not None:
-    return poison
-  return poison_cache if can_poison(init(batch)) else None
+def _compare(
+  subject: Subject, planned: Sequence[PlannedScenario], prefix: str = ''
+) -> Iterator[Difference]:
+  """Yields the worst difference of every outcome of every scenario."""
+  for case in planned:
+    name = prefix + case.name
+    chunk = case.plan.chunk
+    try:
+      for outcome in case.scenario(subject, case.plan):
+        reference = as_array(subject.forward(outcome.tokens))
+        full_name = f'{name}: {outcome.name}' if outcome.name else name
+        yield worst_difference(full_name, chunk, outcome.logits, reference)
+    except Exception as error:
+      error.add_note(f'Scenario: {name}, calls of up to {chunk} tokens.')
+      raise
 
 
-def _subjects(subject, fill) -> Iterator[tuple[Subject, str]]:
-  yield subject, ''
-  if fill is not None:
-    yield poisoned(subject, fill), 'poisoned, '
-
-
-def _judge(subject, name, scenario, plan) -> Iterator[Verdict]:
-  try:
-    for outcome in scenario(subject, plan):
-      want = as_array(subject.forward(outcome.tokens))
-      what = f'{name}: {outcome.what}' if outcome.what else name
-      yield judge(what, plan.chunk, outcome.logits, want)
-  except Exception as error:
-    error.add_note(f'Scenario: {name}, calls of up to {plan.chunk} tokens.')
-    raise
-
-
-def _assert_close(verdicts: Sequence[Verdict], rtol: float) -> None:
-  worst = max(verdicts, key=lambda v: v.relative)
-  others = [v for v in verdicts if v.relative > rtol and v is not worst]
+def _assert_close(differences: Sequence[Difference], rtol: float) -> None:
+  worst = max(differences, key=lambda d: d.relative)
+  others = [d for d in differences if d.relative > rtol and d is not worst]
   message = str(worst)
   if others:
-    message += '\nAlso different: ' + '; '.join(v.short for v in others)
+    message += '\nAlso different: ' + '; '.join(d.short for d in others)
   try:
     chex.assert_trees_all_close(
       worst.got, worst.want, rtol=0.0, atol=rtol * worst.scale

@@ -1,11 +1,11 @@
 """Ways to feed a text through a cache; each must give the uncached logits."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from kvjax.testing.subject import State, Subject, change, feed, start
+from kvjax.testing.subject import RunState, Subject, change, feed, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,82 +38,92 @@ class Plan:
 
   @property
   def middle(self) -> np.ndarray:
-    """Where each row is forked or gathered: about half, not all alike."""
+    """Tokens `[B]` before a fork or gather: about half, unequal if ragged."""
     half = self.length // 2 // self.multiple
-    return self.multiple * np.maximum(half - self._apart(2), 0)
+    return self.multiple * np.maximum(half - self._offsets(2), 0)
 
   @property
   def drafts(self) -> np.ndarray:
-    """How many tokens of each row are taken back."""
-    return np.maximum(self.rewind_by - self._apart(3), 0)
+    """Tokens `[B]` of each row that are taken back."""
+    return np.maximum(self.rewind_by - self._offsets(3), 0)
 
-  def _apart(self, count: int) -> np.ndarray:
+  def _offsets(self, count: int) -> np.ndarray:
+    """Returns `[B]` of 0 to `count - 1`, by which rows differ if ragged."""
     rows = np.arange(self.batch) % count
     return rows if self.ragged else np.zeros_like(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """Tokens fed in all, and the logits that came of it, one array a row."""
+  """What one text became in a scenario.
 
-  what: str
+  Attributes:
+    name: which of several texts; empty where there is one text.
+    tokens: `[B, T, ...]` that were fed.
+    logits: of these tokens, an array `[T, ...]` a row.
+  """
+
+  name: str
   tokens: np.ndarray
   logits: tuple[np.ndarray | None, ...]
 
 
-Outcomes = Iterator[Outcome]
+Scenario = Callable[[Subject, Plan], Iterator[Outcome]]
 
 
-def whole_chunks(subject: Subject, plan: Plan) -> Outcomes:
-  """Every row advances by as many tokens."""
+def whole_chunks(subject: Subject, plan: Plan) -> Iterator[Outcome]:
+  """Every row advances by the same number of tokens."""
   state = run(subject, start(subject, plan.batch), plan, plan.tokens)
   yield Outcome('', plan.tokens, state.logits)
 
 
-def ragged_rows(subject: Subject, plan: Plan) -> Outcomes:
-  """Every row advances by its own number of tokens, none included."""
+def ragged_rows(subject: Subject, plan: Plan) -> Iterator[Outcome]:
+  """Each row advances by another number of tokens, perhaps none."""
   rng = np.random.default_rng(plan.seed)
-  state, most = start(subject, plan.batch), plan.chunk // plan.multiple
+  largest = plan.chunk // plan.multiple
+  state = start(subject, plan.batch)
   while (state.seen < plan.length).any():
-    counts = plan.multiple * rng.integers(0, most + 1, plan.batch)
+    counts = plan.multiple * rng.integers(0, largest + 1, plan.batch)
     counts = np.minimum(counts, plan.length - state.seen)
     if counts.any():
       state = feed(subject, state, plan.tokens, counts)
   yield Outcome('', plan.tokens, state.logits)
 
 
-def after_rewind(subject: Subject, plan: Plan) -> Outcomes:
+def after_rewind(subject: Subject, plan: Plan) -> Iterator[Outcome]:
   """After each call some tokens are fed that are then taken back."""
   drafts = np.roll(plan.tokens, 1, axis=0)[:, ::-1]
   state = start(subject, plan.batch)
   while (state.seen < plan.length).any():
-    state = feed(subject, state, plan.tokens, _next(state, plan))
+    state = feed(subject, state, plan.tokens, _next_counts(state, plan))
     drafted = feed(subject, state, drafts, plan.drafts)
     cache = change(drafted, subject.rewind, 'rewind', state.seen)
     state = dataclasses.replace(state, cache=cache)
   yield Outcome('', plan.tokens, state.logits)
 
 
-def after_gather(subject: Subject, plan: Plan) -> Outcomes:
-  """Half-way rows are reordered, one twice, and each goes its own way."""
+def after_gather(subject: Subject, plan: Plan) -> Iterator[Outcome]:
+  """Rows are reordered half-way, the first of them twice, and then diverge."""
   state = feed_to(subject, start(subject, plan.batch), plan, plan.middle)
   rows = np.roll(np.arange(plan.batch, dtype=np.int32), 1)
   rows[-1] = rows[0]
   cache = change(state, subject.take, 'take', rows)
   logits = tuple(state.logits[row] for row in rows)
-  state = State(cache, state.seen[rows], logits)
+  state = RunState(cache, state.seen[rows], logits)
+  # The past is that of the gathered row, the future that of the row itself.
   tokens = _follow(plan.tokens[rows], plan.tokens, state.seen)
   yield Outcome('', tokens, run(subject, state, plan, tokens).logits)
 
 
-def after_fork(subject: Subject, plan: Plan) -> Outcomes:
-  """Half-way the cache is forked; both go on, by turns and differently."""
+def after_fork(subject: Subject, plan: Plan) -> Iterator[Outcome]:
+  """The cache is forked half-way; both caches continue, with other tokens."""
   first = feed_to(subject, start(subject, plan.batch), plan, plan.middle)
   cache = change(first, subject.fork, 'fork')
   second = dataclasses.replace(first, cache=cache)
   other = _follow(plan.tokens, np.roll(plan.tokens, 1, axis=0), first.seen)
+  # Calls alternate, so that a buffer which both caches share is noticed.
   while (first.seen < plan.length).any():
-    counts = _next(first, plan)
+    counts = _next_counts(first, plan)
     second = feed(subject, second, other, counts)
     first = feed(subject, first, plan.tokens, counts)
   yield Outcome('the original', plan.tokens, first.logits)
@@ -121,16 +131,16 @@ def after_fork(subject: Subject, plan: Plan) -> Outcomes:
 
 
 def run(
-  subject: Subject, state: State, plan: Plan, tokens: np.ndarray
-) -> State:
+  subject: Subject, state: RunState, plan: Plan, tokens: np.ndarray
+) -> RunState:
   """Returns the run at the end of the text, chunk by chunk."""
   ends = np.full(plan.batch, plan.length)
   return feed_to(subject, state, dataclasses.replace(plan, tokens=tokens), ends)
 
 
 def feed_to(
-  subject: Subject, state: State, plan: Plan, ends: np.ndarray
-) -> State:
+  subject: Subject, state: RunState, plan: Plan, ends: np.ndarray
+) -> RunState:
   """Returns the run after `ends [B]` tokens of each row."""
   while (state.seen < ends).any():
     counts = np.minimum(plan.chunk, ends - state.seen)
@@ -138,12 +148,15 @@ def feed_to(
   return state
 
 
-def _next(state: State, plan: Plan) -> np.ndarray:
+def _next_counts(state: RunState, plan: Plan) -> np.ndarray:
+  """Returns the tokens `[B]` of the next call: a chunk, or what remains."""
   return np.minimum(plan.chunk, plan.length - state.seen)
 
 
-def _follow(past: np.ndarray, future: np.ndarray, seen: np.ndarray):
+def _follow(
+  past: np.ndarray, future: np.ndarray, seen: np.ndarray
+) -> np.ndarray:
   """Returns rows of `past` up to `seen [B]`, of `future` from there on."""
-  steps = np.arange(past.shape[1])[None, :] < seen[:, None]
-  steps = steps.reshape(steps.shape + (1,) * (past.ndim - 2))
-  return np.where(steps, past, future)
+  is_past = np.arange(past.shape[1])[None, :] < seen[:, None]
+  is_past = is_past.reshape(is_past.shape + (1,) * (past.ndim - 2))
+  return np.where(is_past, past, future)

@@ -8,11 +8,11 @@ import chex
 import jax
 import numpy as np
 
-Forward = Callable[[np.ndarray], Any]
-Init = Callable[[int], Any]
-Extend = Callable[[Any, np.ndarray, np.ndarray], tuple[Any, Any]]
-OnRows = Callable[[Any, np.ndarray], Any]
-OnCache = Callable[[Any], Any]
+ForwardFunction = Callable[[np.ndarray], Any]
+InitFunction = Callable[[int], Any]
+ExtendFunction = Callable[[Any, np.ndarray, np.ndarray], tuple[Any, Any]]
+RowsFunction = Callable[[Any, np.ndarray], Any]
+CacheFunction = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Subject:
     rewind: cache, int32 lengths `[B]` -> cache.
     take: cache, int32 rows `[B]` -> cache.
     fork: cache -> an independent cache.
-    widths: W of the calls, ascending; empty for as many as they need.
+    widths: W of the calls, ascending; empty for the number of their tokens.
   """
 
-  forward: Forward
-  init: Init
-  extend: Extend
-  rewind: OnRows | None = None
-  take: OnRows | None = None
-  fork: OnCache | None = None
+  forward: ForwardFunction
+  init: InitFunction
+  extend: ExtendFunction
+  rewind: RowsFunction | None = None
+  take: RowsFunction | None = None
+  fork: CacheFunction | None = None
   widths: tuple[int, ...] = ()
 
   def width(self, count: int) -> int:
@@ -43,28 +43,30 @@ class Subject:
     return min((w for w in self.widths if w >= count), default=max(count, 1))
 
 
-def poisoned(subject: Subject, poison: OnCache) -> Subject:
-  """Returns the subject with every cache it hands out poisoned."""
+def poisoned(subject: Subject, poison: CacheFunction) -> Subject:
+  """Returns a subject each of whose caches is poisoned."""
 
-  def extend(cache, tokens, lengths):
+  def extend(
+    cache: Any, tokens: np.ndarray, lengths: np.ndarray
+  ) -> tuple[Any, Any]:
     logits, cache = subject.extend(cache, tokens, lengths)
     return logits, poison(cache)
 
-  def after(f):
+  def then_poison(f: Callable[..., Any] | None) -> Callable[..., Any] | None:
     return None if f is None else lambda *args: poison(f(*args))
 
   return dataclasses.replace(
     subject,
     init=lambda batch: poison(subject.init(batch)),
     extend=extend,
-    rewind=after(subject.rewind),
-    take=after(subject.take),
-    fork=after(subject.fork),
+    rewind=then_poison(subject.rewind),
+    take=then_poison(subject.take),
+    fork=then_poison(subject.fork),
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class RunState:
   """A run under way.
 
   Attributes:
@@ -78,28 +80,30 @@ class State:
   logits: tuple[np.ndarray | None, ...]
 
 
-def start(subject: Subject, batch: int) -> State:
+def start(subject: Subject, batch: int) -> RunState:
   """Returns a run that has seen nothing."""
   seen = np.zeros(batch, np.int32)
-  return State(subject.init(batch), seen, (None,) * batch)
+  return RunState(subject.init(batch), seen, (None,) * batch)
 
 
 def feed(
-  subject: Subject, state: State, tokens: np.ndarray, counts: np.ndarray
-) -> State:
+  subject: Subject, state: RunState, tokens: np.ndarray, counts: np.ndarray
+) -> RunState:
   """Returns the run after the next `counts [B]` tokens of each row.
 
-  Behind them lie other rows' tokens: a call that reads its padding is caught.
+  The padding of a call is other rows' tokens, so that a model which reads its
+  padding differs from the uncached one.
   """
   width = subject.width(int(counts.max()))
   rolled = np.roll(tokens, (1, 1), axis=(0, 1))
   steps = np.arange(width)[None, :]
   rows = np.arange(len(tokens))[:, None]
-  at = (state.seen[:, None] + steps) % tokens.shape[1]
-  held = (steps < counts[:, None]).reshape(at.shape + (1,) * (tokens.ndim - 2))
-  chunk = np.where(held, tokens[rows, at], rolled[rows, at])
-  logits, cache = unchanged(subject.extend, 'extend', state.cache)(
-    chunk, counts.astype(np.int32)
+  positions = (state.seen[:, None] + steps) % tokens.shape[1]
+  is_token = steps < counts[:, None]
+  is_token = is_token.reshape(positions.shape + (1,) * (tokens.ndim - 2))
+  chunk = np.where(is_token, tokens[rows, positions], rolled[rows, positions])
+  logits, cache = change(
+    state, subject.extend, 'extend', chunk, counts.astype(np.int32)
   )
   logits = as_array(logits)
   chex.assert_shape(logits, (len(tokens), width, ...))
@@ -107,29 +111,32 @@ def feed(
     new[:count] if old is None else np.concatenate([old, new[:count]])
     for old, new, count in zip(state.logits, logits, counts, strict=True)
   )
-  return State(cache, (state.seen + counts).astype(np.int32), parts)
+  return RunState(cache, (state.seen + counts).astype(np.int32), parts)
 
 
-def change(state: State, f: Any, name: str, *args: np.ndarray) -> Any:
-  """Returns `f(cache, *args)`, which must leave its cache as it is."""
-  return unchanged(f, name, state.cache)(*args)
+def change(state: RunState, f: Any, name: str, *args: np.ndarray) -> Any:
+  """Returns `f(cache, *args)`.
 
+  Args:
+    state: of the run, with the cache.
+    f: one of the subject's functions.
+    name: of the function, for messages.
+    *args: further arguments of the function.
 
-def unchanged(f: Any, name: str, cache: Any) -> Any:
-  """Returns `f` of this cache; raises AssertionError if a call changes it."""
-
-  def call(*args):
-    before = _leaves(cache)
-    result = f(cache, *args)
-    for (path, old), (_, new) in zip(before, _leaves(cache, name), strict=True):
-      if old.dtype != new.dtype or old.tobytes() != new.tobytes():
-        raise AssertionError(
-          f'{name} changed its input cache: leaf {path or "cache"} is not '
-          'bit-identical after the call. Return a new cache instead.'
-        )
-    return result
-
-  return call
+  Raises:
+    AssertionError: the call changed or donated its cache.
+  """
+  before = _leaves(state.cache)
+  result = f(state.cache, *args)
+  after = _leaves(state.cache, name)
+  for (path, old), (_, new) in zip(before, after, strict=True):
+    # Bytes are compared, because NaN differs from itself.
+    if old.dtype != new.dtype or old.tobytes() != new.tobytes():
+      raise AssertionError(
+        f'{name} changed its input cache: leaf {path or "cache"} is not '
+        'bit-identical after the call. Return a new cache instead.'
+      )
+  return result
 
 
 def as_array(x: Any) -> np.ndarray:
@@ -138,7 +145,17 @@ def as_array(x: Any) -> np.ndarray:
 
 
 def _leaves(cache: Any, name: str = '') -> list[tuple[str, np.ndarray]]:
-  found = []
+  """Returns copies of a cache's arrays, with their paths.
+
+  Args:
+    cache: a pytree of arrays and numbers.
+    name: of the function that was called with the cache, for messages.
+
+  Raises:
+    TypeError: a leaf is neither array nor number.
+    AssertionError: an array was donated.
+  """
+  leaves = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(cache):
     if not hasattr(leaf, 'dtype') and not isinstance(leaf, int | float):
       raise TypeError(
@@ -151,5 +168,5 @@ def _leaves(cache: Any, name: str = '') -> list[tuple[str, np.ndarray]]:
         f'{name or "An earlier call"} donated its input cache, which is '
         'deleted now. Pass a function that does not donate.'
       )
-    found.append((jax.tree_util.keystr(path), np.array(leaf)))
-  return found
+    leaves.append((jax.tree_util.keystr(path), np.array(leaf)))
+  return leaves

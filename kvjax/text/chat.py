@@ -1,8 +1,9 @@
 """The chat template of a checkpoint: messages in, the text it expects out.
 
 Templates are Jinja, as published in `chat_template.jinja` or in
-`tokenizer_config.json`; they are rendered in a sandbox with what published ones
-use: `raise_exception`, `strftime_now`, `tojson`, `{% break %}`.
+`tokenizer_config.json`. They are rendered in a sandbox, with the functions that
+published templates use: `raise_exception`, `strftime_now`, `tojson`,
+`{% break %}`.
 """
 
 import dataclasses
@@ -99,8 +100,8 @@ def _environment() -> Any:
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
   ) -> str:
-    # No default= and no cls=: json.dumps would call what a template gives it,
-    # outside the sandbox.
+    # A template cannot pass default= or cls=, because json.dumps would call
+    # these outside the sandbox.
     return json.dumps(
       value,
       ensure_ascii=ensure_ascii,
@@ -109,12 +110,12 @@ def _environment() -> Any:
       sort_keys=sort_keys,
     )
 
-  found = sandbox.ImmutableSandboxedEnvironment(
+  environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
     extensions=['jinja2.ext.loopcontrols'],
   )
-  found.filters['tojson'] = to_json
-  found.globals['raise_exception'] = refuse
-  found.globals['strftime_now'] = time.strftime
-  return found
+  environment.filters['tojson'] = to_json
+  environment.globals['raise_exception'] = refuse
+  environment.globals['strftime_now'] = time.strftime
+  return environment

@@ -1,4 +1,4 @@
-"""Prompts as a model takes them: text, perhaps as a chat, to a ragged batch."""
+"""Prompts for a model: text, perhaps written as a chat, to a ragged batch."""
 
 import dataclasses
 import json
@@ -30,12 +30,17 @@ class Batch:
 
 
 def read_prompts(path: str | pathlib.Path) -> list[str]:
-  """Returns a prompt a line; of a `.jsonl` file, a JSON string a line.
+  """Returns the prompts of a file.
+
+  Args:
+    path: of a file with a prompt a line, empty lines apart; a `.jsonl` file has
+      a JSON string a line.
 
   Raises:
     ValueError: a line is no JSON string, or there is no prompt.
   """
-  path, found = pathlib.Path(path), []
+  path = pathlib.Path(path)
+  prompts = []
   for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
     if not line.strip():
       continue
@@ -48,10 +53,10 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
         raise ValueError(
           f'{path}:{number} is no JSON string: write "a prompt".'
         )
-    found.append(line)
-  if not found:
+    prompts.append(line)
+  if not prompts:
     raise ValueError(f'{path} holds no prompt: write one a line.')
-  return found
+  return prompts
 
 
 def encode_prompts(
@@ -66,8 +71,9 @@ def encode_prompts(
   Args:
     tokenizer: of the checkpoint.
     prompts: at least one.
-    chat: written through the chat template; None where there is one.
-    system: instruction that a chat begins with; None for none.
+    chat: write prompts through the chat template; None for "if there is a
+      template".
+    system: instruction that a chat begins with; None for no instruction.
 
   Raises:
     ValueError: a prompt has no token, or there is no template to chat with.
@@ -80,23 +86,24 @@ def encode_prompts(
       'The checkpoint has no chat template (chat_template.jinja, or '
       'chat_template in tokenizer_config.json). Prompt without chat.'
     )
-  found = []
+  rows = []
   for text in prompts:
     if chat and template is not None:
-      lead = [{'role': 'system', 'content': system}] if system else []
-      text = template([*lead, {'role': 'user', 'content': text}])
+      instruction = [{'role': 'system', 'content': system}] if system else []
+      text = template([*instruction, {'role': 'user', 'content': text}])
+    # A template writes the special tokens itself.
     ids = tokenizer.encode(text, special=not chat)
     if not ids:
       raise ValueError(f'The prompt {text!r} has no token. Write something.')
-    found.append(ids)
-  return found
+    rows.append(ids)
+  return rows
 
 
 def make_batch(config: ModelConfig, rows: Sequence[Sequence[int]]) -> Batch:
   """Returns rows of ids as a batch.
 
   Raises:
-    ValueError: an id lies outside the vocabulary.
+    ValueError: an id is outside the vocabulary.
   """
   lengths = np.asarray([len(row) for row in rows], np.int32)
   tokens = np.zeros((len(rows), lengths.max()), np.int32)

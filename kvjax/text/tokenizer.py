@@ -20,25 +20,34 @@ class Tokenizer(Protocol):
 
   @property
   def template(self) -> Template | None:
-    """How a chat is written; None where the checkpoint has none."""
+    """The chat template; None where the checkpoint has none."""
     ...
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
-    """Returns ids; with `special`, with what the model expects around them."""
+    """Returns ids.
+
+    Args:
+      text: to encode.
+      special: add the tokens that the model expects around a text.
+    """
     ...
 
   def stream(self) -> Decode:
-    """Returns a function of one id after another: the text that each adds."""
+    """Returns a function of one id after another.
+
+    The function returns the text that an id adds to those before, empty where
+    a character is not complete yet.
+    """
     ...
 
 
-class Bytes:
-  """UTF-8: an id is a byte. What is no byte reads as the replacement mark."""
+class ByteTokenizer:
+  """UTF-8: an id is a byte; larger ids read as the replacement mark."""
 
   template = None
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
-    del special
+    del special  # there are none
     return list(text.encode())
 
   def stream(self) -> Decode:
@@ -47,12 +56,13 @@ class Bytes:
     def decode(token: int) -> str:
       if token < 256:
         return decoder.decode(bytes([token]))
+      # Ends a character that the bytes before left incomplete.
       return decoder.decode(b'', final=True) + '\N{REPLACEMENT CHARACTER}'
 
     return decode
 
 
-class Published:
+class PublishedTokenizer:
   """The tokenizer of a checkpoint, through the library `tokenizers`."""
 
   def __init__(self, path: pathlib.Path):
@@ -65,7 +75,7 @@ class Published:
       ) from None
     try:
       self._tokenizer = library.Tokenizer.from_file(str(path / FILE))
-    except Exception as error:  # the library raises no narrower one
+    except Exception as error:  # the library raises no narrower class
       raise ValueError(f'{path / FILE} is no tokenizer: {error}.') from None
     self.template = load_template(path)
 
@@ -86,24 +96,27 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
       library that reads it is missing.
   """
   path = pathlib.Path(path)
-  return Published(path) if (path / FILE).is_file() else Bytes()
+  if (path / FILE).is_file():
+    return PublishedTokenizer(path)
+  return ByteTokenizer()
 
 
 def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
   """Returns the ids after which a checkpoint says that text ends.
 
-  Those of `generation_config.json`, or else of config.json.
+  They are read from `generation_config.json`, or else from config.json; none
+  where neither names one.
 
   Raises:
-    ValueError: one of them is no JSON object.
+    ValueError: one of the files is no JSON object.
   """
   for name in (GENERATION, CONFIG):
     file = pathlib.Path(path) / name
     if not file.is_file():
       continue
-    found = read_values(file).get('eos_token_id')
-    if found is not None:
-      return tuple(found) if isinstance(found, list) else (found,)
+    ids = read_values(file).get('eos_token_id')
+    if ids is not None:
+      return tuple(ids) if isinstance(ids, list) else (ids,)
   return ()
 
 
@@ -114,7 +127,7 @@ def start_token(path: str | pathlib.Path) -> int:
     ValueError: config.json does not say.
   """
   file = pathlib.Path(path) / CONFIG
-  found = read_values(file).get('decoder_start_token_id')
-  if found is None:
+  token = read_values(file).get('decoder_start_token_id')
+  if token is None:
     raise ValueError(f'{file} has no decoder_start_token_id to begin with.')
-  return found
+  return token

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from kvjax.checkpoints.hf_config import ACTIVATIONS
 from kvjax.checkpoints.rope import KNOWN
-from kvjax.checkpoints.settings import ACTIVATIONS
 
 Config = dict[str, Any]
 
@@ -88,8 +88,9 @@ class Draw:
 
   def decoder(self, *, ties: bool = True) -> Config:
     """Returns what most decoders have; hidden size a multiple of the heads."""
-    kv, groups = self.pick((1, 1), (1, 3), (2, 1), (2, 3), (3, 2), (4, 1),
-                           (4, 2), (8, 1))  # fmt: skip
+    kv, groups = self.pick(
+      (1, 1), (1, 3), (2, 1), (2, 3), (3, 2), (4, 1), (4, 2), (8, 1)
+    )
     heads = kv * groups
     return {
       'vocab_size': 97,

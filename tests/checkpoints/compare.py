@@ -35,11 +35,15 @@ def differences(path: pathlib.Path, ways: Iterable[str]) -> dict[str, float]:
     data = dict(found)
   encoded = source(config, params, data)
   found = {
-      way: float(np.max(np.abs(
+    way: float(
+      np.max(
+        np.abs(
           WAYS[way](config, params, data['tokens'], encoded) - data['logits']
-      )))
-      for way in ways
-  }  # fmt: skip
+        )
+      )
+    )
+    for way in ways
+  }
   if 'steps' in found:
     new = greedy(config, params, data['tokens'], encoded)
     found['greedy'] = float((new != data['greedy']).sum())
@@ -105,13 +109,14 @@ def ragged(config, params, tokens, encoded) -> np.ndarray:
   """Chunks of 1 to `CHUNK` tokens, of another length in every row."""
   cache = empty(config, tokens)
   batch, length = tokens.shape
-  at, rng = np.zeros(batch, np.int32), np.random.default_rng(0)
+  seen = np.zeros(batch, np.int32)
+  rng = np.random.default_rng(0)
   found = np.full((batch, length, config.vocab_size), np.nan, np.float32)
-  while (at < length).any():
-    count = np.minimum(rng.integers(1, CHUNK + 1, batch), length - at)
+  while (seen < length).any():
+    count = np.minimum(rng.integers(1, CHUNK + 1, batch), length - seen)
     chunk = np.zeros((batch, CHUNK), np.int32)
     for row in range(batch):
-      chunk[row, : count[row]] = tokens[row, at[row] : at[row] + count[row]]
+      chunk[row, : count[row]] = tokens[row, seen[row] : seen[row] + count[row]]
     logits, cache = kvjax.extend(
       config,
       params,
@@ -122,9 +127,9 @@ def ragged(config, params, tokens, encoded) -> np.ndarray:
     )
     encoded = None if cache.cross is not None else encoded
     for row in range(batch):
-      span = slice(at[row], at[row] + count[row])
+      span = slice(seen[row], seen[row] + count[row])
       found[row, span] = np.asarray(logits)[row, : count[row]]
-    at = at + count.astype(np.int32)
+    seen = seen + count.astype(np.int32)
   return found
 
 

@@ -113,15 +113,18 @@ def gemma3(d: Draw) -> Config:
   for part in rope.values():
     part.pop('truncate', None)  # not read in nested rope parameters
   return config | {
-      'num_hidden_layers': 3,
-      'query_pre_attn_scalar': d.pick(8, 20, 256),
-      'sliding_window': d.pick(5, 9, PUBLISHED_WINDOW),
-      'final_logit_softcapping': d.pick(None, 10.0),
-      'attention_bias': d.flag(),
-      'rope_parameters': rope,
-      **d.pick({'layer_types': kinds}, {'sliding_window_pattern': 2},
-               {'sliding_window_pattern': 3}),
-  }  # fmt: skip
+    'num_hidden_layers': 3,
+    'query_pre_attn_scalar': d.pick(8, 20, 256),
+    'sliding_window': d.pick(5, 9, PUBLISHED_WINDOW),
+    'final_logit_softcapping': d.pick(None, 10.0),
+    'attention_bias': d.flag(),
+    'rope_parameters': rope,
+    **d.pick(
+      {'layer_types': kinds},
+      {'sliding_window_pattern': 2},
+      {'sliding_window_pattern': 3},
+    ),
+  }
 
 
 def phi3(d: Draw) -> Config:
@@ -278,24 +281,28 @@ def glm4_moe_lite(d: Draw) -> Config:
 def t5(d: Draw) -> Config:
   gated, act = d.flag(), d.pick('relu', 'gelu', *SPELLED)
   return {
-      'vocab_size': 97,
-      'd_model': d.pick(20, 28),
-      'd_kv': d.pick(6, 10),
-      'd_ff': d.pick(22, 44),
-      'num_layers': d.pick(1, 2, 3),
-      'num_decoder_layers': d.pick(None, 1, 3),
-      'num_heads': d.pick(1, 3, 4),
-      'relative_attention_num_buckets': d.pick(6, 8, 32),
-      'relative_attention_max_distance': d.pick(12, 128),
-      'layer_norm_epsilon': d.pick(1e-6, 1e-5, 1e-3),
-      'feed_forward_proj': f'gated-{act}' if gated else act,
-      # A head of its own and no scale; or no scale alone; or as the paper.
-      **d.pick({'tie_word_embeddings': False}, {'scale_decoder_outputs': False},
-               {'tie_word_embeddings': True}),
-      **d.pick({}, {}, {'dense_act_fn': d.pick(*SPELLED)},
-               {'is_gated_act': d.flag()}),
-      'decoder_start_token_id': 0,
-  }  # fmt: skip
+    'vocab_size': 97,
+    'd_model': d.pick(20, 28),
+    'd_kv': d.pick(6, 10),
+    'd_ff': d.pick(22, 44),
+    'num_layers': d.pick(1, 2, 3),
+    'num_decoder_layers': d.pick(None, 1, 3),
+    'num_heads': d.pick(1, 3, 4),
+    'relative_attention_num_buckets': d.pick(6, 8, 32),
+    'relative_attention_max_distance': d.pick(12, 128),
+    'layer_norm_epsilon': d.pick(1e-6, 1e-5, 1e-3),
+    'feed_forward_proj': f'gated-{act}' if gated else act,
+    # A head of its own and no scale; or no scale alone; or as the paper.
+    **d.pick(
+      {'tie_word_embeddings': False},
+      {'scale_decoder_outputs': False},
+      {'tie_word_embeddings': True},
+    ),
+    **d.pick(
+      {}, {}, {'dense_act_fn': d.pick(*SPELLED)}, {'is_gated_act': d.flag()}
+    ),
+    'decoder_start_token_id': 0,
+  }
 
 
 def whisper(d: Draw) -> Config:
@@ -354,14 +361,34 @@ def cohere(d: Draw) -> Config:
 
 
 FAMILIES: dict[str, Callable[[Draw], Config]] = {
-    f.__name__: f
-    for f in (
-        cohere, deepseek_v2, deepseek_v3, falcon, gemma, gemma2, gemma3,
-        glm4_moe, glm4_moe_lite, gpt2, gpt_bigcode, gpt_oss, llama, minicpm3,
-        mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe, smollm3, t5,
-        whisper,
-    )
-}  # fmt: skip
+  f.__name__: f
+  for f in (
+    cohere,
+    deepseek_v2,
+    deepseek_v3,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    glm4_moe,
+    glm4_moe_lite,
+    gpt2,
+    gpt_bigcode,
+    gpt_oss,
+    llama,
+    minicpm3,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    t5,
+    whisper,
+  )
+}
 
 
 def draw(family: str, rng: np.random.Generator) -> Config:

@@ -63,13 +63,19 @@ def write(path: pathlib.Path, text: str) -> tuple[Any, Any]:
   words.save_pretrained(path)
   torch.manual_seed(0)
   model = transformers.Qwen3ForCausalLM(
-      transformers.Qwen3Config(
-          vocab_size=len(words), hidden_size=48, intermediate_size=96,
-          num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-          head_dim=8, max_position_embeddings=2048, bos_token_id=0,
-          eos_token_id=1,
-      )
-  ).eval()  # fmt: skip
+    transformers.Qwen3Config(
+      vocab_size=len(words),
+      hidden_size=48,
+      intermediate_size=96,
+      num_hidden_layers=3,
+      num_attention_heads=6,
+      num_key_value_heads=2,
+      head_dim=8,
+      max_position_embeddings=2048,
+      bos_token_id=0,
+      eos_token_id=1,
+    )
+  ).eval()
   for weight in model.parameters():
     if weight.ndim > 1:
       torch.nn.init.normal_(weight, std=0.3)
@@ -105,9 +111,11 @@ def bits_per_byte(model: Any, words: Any, text: str) -> float:
 
 def run(name: str, *flags: str) -> None:
   subprocess.run(
-      [sys.executable, '-m', f'experiments.{name}', *flags],
-      cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-  )  # fmt: skip
+    [sys.executable, '-m', f'experiments.{name}', *flags],
+    cwd=ROOT,
+    check=True,
+    stdout=subprocess.DEVNULL,
+  )
 
 
 def read(path: pathlib.Path, kind: str) -> list[dict[str, Any]]:
@@ -123,16 +131,16 @@ def main() -> None:
     model, words = write(path, text)
     (path / 'prompts.txt').write_text('\n'.join(PROMPTS))
     (path / 'text.txt').write_text(text)
-    given = f'--checkpoint={path}'
+    checkpoint = f'--checkpoint={path}'
     for chat in (True, False):
       out = path / f'{chat}.jsonl'
       flags = f'--prompts={path / "prompts.txt"}', f'--tokens={TOKENS}'
-      run('generate', given, *flags, f'--out={out}', f'--chat={chat}')
+      run('generate', checkpoint, *flags, f'--out={out}', f'--chat={chat}')
       for record in read(out, 'text'):
         want = theirs(model, words, record['prompt'], chat)
         wrong += record['tokens'] != want
     sizes = f'--rows={ROWS}', f'--length={LENGTH}', f'--workdir={path}'
-    run('perplexity', given, f'--text={path / "text.txt"}', *sizes)
+    run('perplexity', checkpoint, f'--text={path / "text.txt"}', *sizes)
     figures = read(path / 'perplexity.jsonl', 'perplexity')
     want = bits_per_byte(model, words, text)
   print(f'{wrong} of {2 * len(PROMPTS)} answers of {TOKENS} tokens are others')

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kvjax.checkpoints import load_checkpoint, parse_config
-from kvjax.checkpoints.dequantize import dequantize
+from kvjax.checkpoints.dequantize import dequantize_tensors
 from kvjax.checkpoints.tensors import read_header
 from tests.checkpoints.writing import GOLDEN, altered, read, write
 
@@ -28,7 +28,7 @@ def test_mxfp4_by_hand(tmp_path):
   scales = rng.integers(120, 132, (3, 5, 2)).astype(np.uint8)
   file = tmp_path / 'model.safetensors'
   write(file, {'down_proj_blocks': blocks, 'down_proj_scales': scales})
-  found = dequantize(MXFP4, read_header(file))
+  found = dequantize_tensors(MXFP4, read_header(file))
   assert list(found) == ['down_proj']
   plain = found['down_proj'].read()
   assert plain.shape == found['down_proj'].shape == (3, 64, 5)
@@ -93,19 +93,19 @@ def test_scales_without_codes(tmp_path):
   file = tmp_path / 'model.safetensors'
   write(file, {'down_proj_scales': np.zeros((1, 2, 3), np.uint8)})
   with pytest.raises(ValueError, match='down_proj_scales scales nothing'):
-    dequantize(MXFP4, read_header(file))
+    dequantize_tensors(MXFP4, read_header(file))
 
 
 @pytest.mark.parametrize('method', ['awq', 'gptq', 'bitsandbytes'])
 def test_other_methods_are_refused_by_name(method):
   with pytest.raises(ValueError, match=f"'{method}' is not.*fp8, mxfp4"):
-    parse_config({
-        'model_type': 'llama', 'quantization_config': {'quant_method': method}
-    })  # fmt: skip
+    parse_config(
+      {'model_type': 'llama', 'quantization_config': {'quant_method': method}}
+    )
 
 
 def test_fp8_without_blocks_is_refused():
   with pytest.raises(ValueError, match='weight_block_size=None'):
-    parse_config({
-        'model_type': 'llama', 'quantization_config': {'quant_method': 'fp8'}
-    })  # fmt: skip
+    parse_config(
+      {'model_type': 'llama', 'quantization_config': {'quant_method': 'fp8'}}
+    )

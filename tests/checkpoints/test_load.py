@@ -12,7 +12,7 @@ import pytest
 import kvjax
 from kvjax.checkpoints import load_checkpoint, load_config, parse_config
 from kvjax.checkpoints.families import FAMILIES
-from kvjax.checkpoints.table import by_place, size, table
+from kvjax.checkpoints.table import evaluate, group_by_place, parse_table
 from tests.checkpoints.writing import GOLDEN, altered, read
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -81,17 +81,17 @@ def test_weights_are_quantized_as_they_are_read(name):
     load_checkpoint(GOLDEN / name, weights='int4')
 
 
-def test_sharding_is_asked_for_every_param():
-  asked = {}
+def test_sharding_is_requested_for_every_param():
+  requested = {}
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
   def sharding(place, shape):
-    asked[place] = shape
+    requested[place] = shape
     return device
 
   _, params = load_checkpoint(GOLDEN / 'llama', sharding=sharding)
-  assert asked['layers.0.attention.query'] == (36, 24)
-  assert len(asked) == len(jax.tree.leaves(params))
+  assert requested['layers.0.attention.query'] == (36, 24)
+  assert len(requested) == len(jax.tree.leaves(params))
   assert params['embedding'].sharding == device
 
 
@@ -137,10 +137,14 @@ def test_the_decoder_of_gemma_3_with_vision(tmp_path, prefix):
 
 def test_older_and_newer_keys_say_the_same():
   shared = {
-      'model_type': 'llama', 'vocab_size': 97, 'hidden_size': 24,
-      'intermediate_size': 28, 'num_hidden_layers': 1,
-      'num_attention_heads': 3, 'max_position_embeddings': 64,
-  }  # fmt: skip
+    'model_type': 'llama',
+    'vocab_size': 97,
+    'hidden_size': 24,
+    'intermediate_size': 28,
+    'num_hidden_layers': 1,
+    'num_attention_heads': 3,
+    'max_position_embeddings': 64,
+  }
   scaling = {'factor': 4.0, 'original_max_position_embeddings': 16}
   older = shared | {
     'torch_dtype': 'bfloat16',
@@ -162,24 +166,24 @@ def test_config_is_hashable_and_found_by_file_or_folder():
 
 def test_tables_are_consistent():
   for family in FAMILIES.values():
-    assert by_place(family.rows)
+    assert group_by_place(family.rows)
     for row in family.rows:
       assert row.shape and row.place, row
 
 
 def test_formulas_of_shapes():
   letters = {'N': 6, 'K': 2, 'H': 5, 'E': 3}
-  assert size('N*(H+E)', letters) == 48
-  assert size('(N+K+K)*H', letters) == 50
-  assert size('3*N*H', letters) == 90
+  assert evaluate('N*(H+E)', letters) == 48
+  assert evaluate('(N+K+K)*H', letters) == 50
+  assert evaluate('3*N*H', letters) == 90
 
 
 def test_transformations():
-  rows = table(
+  rows = parse_table(
     'a.',
     'b.',
     """
-    x   N H   y   [1:]T
+    x   N H   y   [1:] transpose
     x   N H   z   [:1:3]
   """,
   )
@@ -214,17 +218,22 @@ for path in paths:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_host_memory_stays_within_a_fifth_of_the_model(tmp_path):
-  """Even of a model that is one embedding, whose copy lies beside it.
+  """Even of a model that is one embedding, whose copy is in the file too.
 
   Resident pages are counted, those of mapped files among them.
   """
   hidden, vocabulary, pair = 512, 40000, (512, 512)
   shapes = {
-      'self_attn.q_proj': pair, 'self_attn.k_proj': (256, hidden),
-      'self_attn.v_proj': (256, hidden), 'self_attn.o_proj': pair,
-      'mlp.gate_proj': pair, 'mlp.up_proj': pair, 'mlp.down_proj': pair,
-      'input_layernorm': (hidden,), 'post_attention_layernorm': (hidden,),
-  }  # fmt: skip
+    'self_attn.q_proj': pair,
+    'self_attn.k_proj': (256, hidden),
+    'self_attn.v_proj': (256, hidden),
+    'self_attn.o_proj': pair,
+    'mlp.gate_proj': pair,
+    'mlp.up_proj': pair,
+    'mlp.down_proj': pair,
+    'input_layernorm': (hidden,),
+    'post_attention_layernorm': (hidden,),
+  }
   shapes = {f'layers.0.{name}': shape for name, shape in shapes.items()}
   shapes |= {'embed_tokens': (vocabulary, hidden), 'norm': (hidden,)}
 
@@ -235,20 +244,30 @@ def test_host_memory_stays_within_a_fifth_of_the_model(tmp_path):
     }
     return found | {'lm_head.weight': found['model.embed_tokens.weight']}
 
-  config = lambda c: c | {
-      'vocab_size': vocabulary, 'hidden_size': hidden,
-      'intermediate_size': hidden, 'num_hidden_layers': 1,
-      'num_attention_heads': 16, 'head_dim': 32, 'num_key_value_heads': 8,
+  config = lambda c: (
+    c
+    | {
+      'vocab_size': vocabulary,
+      'hidden_size': hidden,
+      'intermediate_size': hidden,
+      'num_hidden_layers': 1,
+      'num_attention_heads': 16,
+      'head_dim': 32,
+      'num_key_value_heads': 8,
       'tie_word_embeddings': True,
-  }  # fmt: skip
+    }
+  )
   paths = [
     altered(tmp_path / str(i), 'llama', config, lambda _, x=x: tensors(x))
     for i, x in enumerate((np.float32, jnp.bfloat16))
   ]
   run = subprocess.run(
-      [sys.executable, '-c', PEAK, str(GOLDEN / 'llama'), *map(str, paths)],
-      capture_output=True, text=True, cwd=ROOT, check=True,
-  )  # fmt: skip
+    [sys.executable, '-c', PEAK, str(GOLDEN / 'llama'), *map(str, paths)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=True,
+  )
   for line in run.stdout.splitlines():
     model, share = map(float, line.split())
     assert model > 40e6 and 0.7 < share <= 1.2, run.stdout

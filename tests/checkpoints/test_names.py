@@ -47,8 +47,10 @@ def test_a_file_of_that_name_wins(tmp_path, monkeypatch):
 def test_a_described_model_shares_keys_and_values():
   config = parse_config(SMALL)
   assert [layer.attention.shared_from for layer in config.layers] == [
-    None, 0, None,
-  ]  # fmt: skip
+    None,
+    0,
+    None,
+  ]
   with pytest.raises(ValueError, match='names 2 layers; num_hidden_layers=3'):
     parse_config(SMALL | {'keys_and_values_of': [None, 0]})
   with pytest.raises(ValueError, match="no 'intermediate_size'"):

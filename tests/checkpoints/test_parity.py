@@ -1,6 +1,6 @@
 """Every family's fixture against the logits of its published implementation.
 
-The fixtures are in tests/golden/checkpoints; `make_checkpoints.py` beside them
+The fixtures are in tests/golden/checkpoints; tests/golden/make_checkpoints.py
 made them with transformers. One `extend` serves every way of feeding tokens,
 and programs are compiled without most optimisations: a hundred of them run
 once each. (`fuzz_parity.py` compiles as users do.)
@@ -25,9 +25,12 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
 CASES = sorted(path.name for path in GOLDEN.iterdir())
 # Further configs of a family, whose caches are those of its first.
 FURTHER = {
-    'falcon_grouped', 'llama3_old', 'llama_dynamic', 'llama_linear_shards',
-    't5_gated',
-}  # fmt: skip
+  'falcon_grouped',
+  'llama3_old',
+  'llama_dynamic',
+  'llama_linear_shards',
+  't5_gated',
+}
 TOLERANCE = 1e-4  # of logits, absolute: what issue and docs promise
 CODEC_TOLERANCE = 1e-5  # relative, of an int8 cache to its own uncached form
 CHUNK = 4
@@ -96,25 +99,34 @@ class Case:
       self.encoded = None
       if 'source' in found:
         self.encoded = kvjax.encode(
-            self.config, self.params, jnp.asarray(found['source']),
-            found.get('lengths'),
-        )  # fmt: skip
+          self.config,
+          self.params,
+          jnp.asarray(found['source']),
+          found.get('lengths'),
+        )
     self.source_length = self.encoded and self.encoded.hidden.shape[1]
 
   def uncached(self, **options):
     return np.asarray(
-        kvjax.forward(
-            self.config, self.params, jnp.asarray(self.tokens),
-            encoded=self.encoded, **options,
-        )
-    )  # fmt: skip
+      kvjax.forward(
+        self.config,
+        self.params,
+        jnp.asarray(self.tokens),
+        encoded=self.encoded,
+        **options,
+      )
+    )
 
   def cache(self, **options):
     batch, length = self.tokens.shape
     return kvjax.init_cache(
-        self.config, batch, length, rotary_length=length,
-        source_length=self.source_length, **options,
-    )  # fmt: skip
+      self.config,
+      batch,
+      length,
+      rotary_length=length,
+      source_length=self.source_length,
+      **options,
+    )
 
   def chunks(self, counts, cache, prompt=None):
     """Feeds `counts [calls, B]` tokens a call, through calls of one shape.
@@ -124,23 +136,28 @@ class Case:
     batch, length = self.tokens.shape
     tokens = np.array(self.tokens)
     found = np.full(self.logits.shape, np.nan, np.float32)
-    at = np.zeros(batch, np.int64)
+    seen = np.zeros(batch, np.int64)
     for count in counts:
-      count = np.minimum(count, length - at)
+      count = np.minimum(count, length - seen)
       chunk = np.zeros((batch, CHUNK), np.int32)
-      if prompt is not None and at[0] >= prompt:
-        tokens[:, at[0]] = found[:, at[0] - 1].argmax(-1)
-      for row, (start, size) in enumerate(zip(at, count, strict=True)):
+      if prompt is not None and seen[0] >= prompt:
+        tokens[:, seen[0]] = found[:, seen[0] - 1].argmax(-1)
+      for row, (start, size) in enumerate(zip(seen, count, strict=True)):
         chunk[row, :size] = tokens[row, start : start + size]
       logits, cache = kvjax.extend(
-          self.config, self.params, cache, jnp.asarray(chunk),
-          count.astype(np.int32), encoded=self.encoded, donate=True,
-      )  # fmt: skip
-      for row, (start, size) in enumerate(zip(at, count, strict=True)):
+        self.config,
+        self.params,
+        cache,
+        jnp.asarray(chunk),
+        count.astype(np.int32),
+        encoded=self.encoded,
+        donate=True,
+      )
+      for row, (start, size) in enumerate(zip(seen, count, strict=True)):
         found[row, start : start + size] = np.asarray(logits)[row, :size]
-      at = at + count
-    assert (at == length).all()
-    self.held = sum(x.nbytes for x in jax.tree.leaves(cache))
+      seen = seen + count
+    assert (seen == length).all()
+    self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
     return found if prompt is None else tokens[:, prompt:]
 
 
@@ -175,10 +192,12 @@ def test_greedy_continuation(case):
   np.testing.assert_array_equal(found, case.greedy)
   batch, length = case.tokens.shape
   plan = kvjax.memory.plan(
-      case.config, batch_size=batch, capacity=length,
-      source_length=case.source_length,
-  )  # fmt: skip
-  assert case.held == plan.cache_bytes
+    case.config,
+    batch_size=batch,
+    capacity=length,
+    source_length=case.source_length,
+  )
+  assert case.cache_bytes == plan.cache_bytes
 
 
 def test_pages_of_int8(case, request):

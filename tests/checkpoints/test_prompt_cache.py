@@ -47,7 +47,9 @@ def rewrite(path, change):
   save_file(arrays, path, {save.KEY: json.dumps(said)})
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     (lambda m, a: m.update(format=2), 'format 2 is not 1'),
     (lambda m, a: m.update(batch_size='2'), "batch_size='2' must be"),
     (lambda m, a: m.pop('params'), "'params'"),
@@ -56,10 +58,13 @@ def rewrite(path, change):
     (lambda m, a: m['layout'].update(type='os'), "'os' is a type unknown"),
     (lambda m, a: a.pop('length'), 'length is missing'),
     (lambda m, a: a.update(x=np.ones(1)), 'x is unexpected'),
-    (lambda m, a: a.update(length=np.ones(3, np.int32)),
-     r'length is int32 \[3\]; its metadata makes it int32 \[2\]'),
+    (
+      lambda m, a: a.update(length=np.ones(3, np.int32)),
+      r'length is int32 \[3\]; its metadata makes it int32 \[2\]',
+    ),
     (lambda m, a: a.update(length=np.ones(2, np.int64)), 'length is int64'),
-])  # fmt: skip
+  ],
+)
 def test_a_file_that_contradicts_itself(model, saved, change, message):
   rewrite(saved, change)
   with pytest.raises(ValueError, match=message):

@@ -22,75 +22,85 @@ LLAMA = {
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'model_type': 'mamba'}, "model_type 'mamba'.*supported: .*llama"),
-        ({'model_type': None}, 'model_type None'),
-        ({'rope_scaling': {'rope_type': 'mrope'}}, "rope type 'mrope'.*yarn"),
-        ({'rope_scaling': {'type': 'yarm'}}, "rope type 'yarm'"),
-        (
-            {'rope_scaling': {'type': 'linear', 'factors': 2}},
-            "key 'factors' of rope type 'linear'",
-        ),
-        ({'rope_scaling': {'type': 'linear'}}, "'linear' needs 'factor'"),
-        ({'hidden_act': 'quick_gelu'}, "hidden_act='quick_gelu'.*silu"),
-        (
-            {'quantization_config': {'quant_method': 'awq'}},
-            "method 'awq' is not supported; supported: fp8, mxfp4",
-        ),
-        ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
-        ({'torch_dtype': 'float8_e4m3fn'}, "dtype='float8_e4m3fn'"),
-        ({'vocab_size': None}, "no 'vocab_size'"),
-        ({'hidden_size': '24'}, "hidden_size='24'.*must be a whole number"),
-        ({'num_hidden_layers': True}, 'layers=True.*must be a whole number'),
-        ({'rms_norm_eps': '1e-5'}, "rms_norm_eps='1e-5'.*must be a number"),
-        ({'attention_bias': 'no'}, "attention_bias='no'.*true or false"),
-        ({'rope_scaling': 'linear'}, "rope_scaling='linear'.*an object"),
-        (
-            {'rope_scaling': {'type': 'linear', 'factor': 0}},
-            'factor=0 of rope parameters must be positive',
-        ),
-        (
-            {'rope_scaling': {
-                'type': 'longrope', 'short_factor': [1], 'long_factor': [1],
-                'original_max_position_embeddings': 8, 'factor': 2,
-            }},
-            'longrope has 1 divisors for rotary width=4.*: 2',
-        ),
-        ({'hidden_size': 25}, 'hidden_size=25 is not a multiple of the 6'),
-        ({'num_key_value_heads': 4}, 'num_heads=6 is not a multiple'),
-        (
-            {'model_type': 'gemma2', 'use_bidirectional_attention': True},
-            'use_bidirectional_attention=True',
-        ),
-        (
-            {'model_type': 'gemma3_text', 'rope_parameters':
-             {'rope_type': 'linear', 'factor': 8.0}},
-            'rope_type beside or inside the rope_parameters.*set each',
-        ),
-        (
-            {'model_type': 'gpt_oss', 'layer_types': ['chunked_attention'] * 2},
-            "layer type 'chunked_attention'",
-        ),
-        (
-            {'model_type': 'gpt_oss', 'layer_types': ['full_attention']},
-            'layer_types names 1 layers; num_hidden_layers=2',
-        ),
-        (
-            {'model_type': 'deepseek_v3', 'scoring_func': 'softmax'},
-            "scoring_func='softmax'.*supported: 'sigmoid'",
-        ),
-        (
-            {'model_type': 'deepseek_v2', 'norm_topk_prob': True},
-            'norm_topk_prob=True',
-        ),
-        (
-            {'model_type': 'falcon', 'new_decoder_architecture': True,
-             'parallel_attn': False},
-            'parallel_attn=False',
-        ),
-    ],
-)  # fmt: skip
+  ('changes', 'message'),
+  [
+    ({'model_type': 'mamba'}, "model_type 'mamba'.*supported: .*llama"),
+    ({'model_type': None}, 'model_type None'),
+    ({'rope_scaling': {'rope_type': 'mrope'}}, "rope type 'mrope'.*yarn"),
+    ({'rope_scaling': {'type': 'yarm'}}, "rope type 'yarm'"),
+    (
+      {'rope_scaling': {'type': 'linear', 'factors': 2}},
+      "key 'factors' of rope type 'linear'",
+    ),
+    ({'rope_scaling': {'type': 'linear'}}, "'linear' needs 'factor'"),
+    ({'hidden_act': 'quick_gelu'}, "hidden_act='quick_gelu'.*silu"),
+    (
+      {'quantization_config': {'quant_method': 'awq'}},
+      "method 'awq' is not supported; supported: fp8, mxfp4",
+    ),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
+    ({'torch_dtype': 'float8_e4m3fn'}, "dtype='float8_e4m3fn'"),
+    ({'vocab_size': None}, "no 'vocab_size'"),
+    ({'hidden_size': '24'}, "hidden_size='24'.*must be a whole number"),
+    ({'num_hidden_layers': True}, 'layers=True.*must be a whole number'),
+    ({'rms_norm_eps': '1e-5'}, "rms_norm_eps='1e-5'.*must be a number"),
+    ({'attention_bias': 'no'}, "attention_bias='no'.*true or false"),
+    ({'rope_scaling': 'linear'}, "rope_scaling='linear'.*an object"),
+    (
+      {'rope_scaling': {'type': 'linear', 'factor': 0}},
+      'factor=0 of rope parameters must be positive',
+    ),
+    (
+      {
+        'rope_scaling': {
+          'type': 'longrope',
+          'short_factor': [1],
+          'long_factor': [1],
+          'original_max_position_embeddings': 8,
+          'factor': 2,
+        }
+      },
+      'longrope has 1 divisors for rotary width=4.*: 2',
+    ),
+    ({'hidden_size': 25}, 'hidden_size=25 is not a multiple of the 6'),
+    ({'num_key_value_heads': 4}, 'num_heads=6 is not a multiple'),
+    (
+      {'model_type': 'gemma2', 'use_bidirectional_attention': True},
+      'use_bidirectional_attention=True',
+    ),
+    (
+      {
+        'model_type': 'gemma3_text',
+        'rope_parameters': {'rope_type': 'linear', 'factor': 8.0},
+      },
+      'rope_type next to or inside the rope_parameters.*set each',
+    ),
+    (
+      {'model_type': 'gpt_oss', 'layer_types': ['chunked_attention'] * 2},
+      "layer type 'chunked_attention'",
+    ),
+    (
+      {'model_type': 'gpt_oss', 'layer_types': ['full_attention']},
+      'layer_types names 1 layers; num_hidden_layers=2',
+    ),
+    (
+      {'model_type': 'deepseek_v3', 'scoring_func': 'softmax'},
+      "scoring_func='softmax'.*supported: 'sigmoid'",
+    ),
+    (
+      {'model_type': 'deepseek_v2', 'norm_topk_prob': True},
+      'norm_topk_prob=True',
+    ),
+    (
+      {
+        'model_type': 'falcon',
+        'new_decoder_architecture': True,
+        'parallel_attn': False,
+      },
+      'parallel_attn=False',
+    ),
+  ],
+)
 def test_config_is_refused_by_name(changes, message):
   with pytest.raises(ValueError, match=message):
     parse_config(LLAMA | changes)
@@ -98,11 +108,18 @@ def test_config_is_refused_by_name(changes, message):
 
 def test_feed_forward_of_t5_is_refused_by_name():
   with pytest.raises(ValueError, match="feed_forward_proj='glu-relu'"):
-    parse_config({
-        'model_type': 't5', 'vocab_size': 9, 'd_model': 8, 'd_kv': 4,
-        'num_heads': 2, 'num_layers': 1, 'd_ff': 8,
+    parse_config(
+      {
+        'model_type': 't5',
+        'vocab_size': 9,
+        'd_model': 8,
+        'd_kv': 4,
+        'num_heads': 2,
+        'num_layers': 1,
+        'd_ff': 8,
         'feed_forward_proj': 'glu-relu',
-    })  # fmt: skip
+      }
+    )
 
 
 def test_an_unknown_activation_is_refused_by_the_key_that_names_it():
@@ -126,9 +143,10 @@ KEY = 'model.layers.1.self_attn.k_proj.weight'
 
 def test_missing_tensor(tmp_path):
   path = altered(
-      tmp_path, 'llama',
-      tensors=lambda x: {k: v for k, v in x.items() if k != KEY},
-  )  # fmt: skip
+    tmp_path,
+    'llama',
+    tensors=lambda x: {k: v for k, v in x.items() if k != KEY},
+  )
   refuses(path, re.escape(f'{KEY} [18, 24] is missing'))
 
 

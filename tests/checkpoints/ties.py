@@ -1,12 +1,13 @@
-"""Question: where int8 pages part from the uncached form, is it by a tie?
+"""Question: where int8 pages differ from the uncached form, is a tie the cause?
 
     python -m tests.checkpoints.ties folder [folder ...]
 
-Both round keys and values to codes of one scale a token and head; what they
-round has float32 noise of its own. A code is another only where noise lies
-across a half: this prints how far the logits part, and every code that differs
-with both values before rounding. A difference over 1e-5 without such a code, or
-with one whose values lie further apart than 1e-4 of themselves, refutes it.
+Both forms round keys and values to codes, with a scale for each token and head,
+and what they round differs by float32 noise. A code differs only where the
+noise crosses a half. This prints how far the logits differ, and every code that
+differs, with both values before rounding. A difference over 1e-5 without such a
+code, or with a code whose values differ by more than 1e-4 of themselves,
+refutes it.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ _numbers = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Watched(kvjax.Int8):
-  """Int8 that says what it rounds, and which of a program's encodings it is."""
+  """Int8 that reports its input, and which of a program's encodings it is."""
 
   program: str = ''
 
@@ -90,13 +91,13 @@ def main(folders: list[str]) -> None:
     want, plain = streams(functools.partial(whole, *model), count)
     plain = list(map(codes, plain))
     for chunk in (1, data['tokens'].shape[1]):
-      found, held = streams(functools.partial(steps, *model, chunk), count)
+      found, cached = streams(functools.partial(steps, *model, chunk), count)
       parted = np.abs(found - want).max() / np.abs(want).max()
       total = sum(x.size for x in plain)
       print(f'{path.name} {chunk} a call: {parted:.1e}, {total} codes', end='')
-      for a, b in zip(plain, map(codes, held), strict=True):
-        for at in np.argwhere(np.round(a) != np.round(b)):
-          print(f', {a[tuple(at)]:.9g} and {b[tuple(at)]:.9g}', end='')
+      for a, b in zip(plain, map(codes, cached), strict=True):
+        for place in np.argwhere(np.round(a) != np.round(b)):
+          print(f', {a[tuple(place)]:.9g} and {b[tuple(place)]:.9g}', end='')
       print(flush=True)
 
 

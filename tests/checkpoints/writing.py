@@ -11,23 +11,27 @@ import numpy as np
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
 DTYPES = {
-    'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
-    'U8': np.uint8, 'I64': np.int64, 'F8_E4M3': ml_dtypes.float8_e4m3fn,
-}  # fmt: skip
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': ml_dtypes.bfloat16,
+  'U8': np.uint8,
+  'I64': np.int64,
+  'F8_E4M3': ml_dtypes.float8_e4m3fn,
+}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes a safetensors file."""
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-  at = 0
+  offset = 0
   for name, x in tensors.items():
     header[name] = {
       'dtype': NAMES[x.dtype],
       'shape': list(x.shape),
-      'data_offsets': [at, at + x.nbytes],
+      'data_offsets': [offset, offset + x.nbytes],
     }
-    at += x.nbytes
+    offset += x.nbytes
   text = json.dumps(header).encode()
   with path.open('wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)

@@ -26,8 +26,8 @@ class Case(NamedTuple):
   shard: str | None = None
 
 
-def rope(kind: str = 'default', theta: float = 1e4, **more: Any) -> Any:
-  return {'rope_type': kind, 'rope_theta': theta, **more}
+def rope(kind: str = 'default', theta: float = 1e4, **values: Any) -> Any:
+  return {'rope_type': kind, 'rope_theta': theta, **values}
 
 
 BASE = {
@@ -69,9 +69,12 @@ ROUTED = {
   'num_nextn_predict_layers': 0,
 }
 YARN = rope(
-    'yarn', factor=8.0, original_max_position_embeddings=12, mscale=0.7,
-    mscale_all_dim=0.9,
-)  # fmt: skip
+  'yarn',
+  factor=8.0,
+  original_max_position_embeddings=12,
+  mscale=0.7,
+  mscale_all_dim=0.9,
+)
 GPT2 = {
   'vocab_size': 97,
   'n_embd': 30,

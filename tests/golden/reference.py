@@ -22,11 +22,24 @@ NESTED = 'full_attention', 'sliding_attention'
 Logits = Callable[[torch.Tensor], torch.Tensor]
 # What every published config.json says, whatever its family's defaults.
 SAID = {
-    'model_type', 'vocab_size', 'hidden_size', 'intermediate_size',
-    'moe_intermediate_size', 'num_hidden_layers', 'num_attention_heads',
-    'num_experts_per_tok', 'n_embd', 'n_head', 'n_layer', 'n_positions',
-    'd_model', 'd_kv', 'd_ff', 'tie_word_embeddings', 'scale_decoder_outputs',
-}  # fmt: skip
+  'model_type',
+  'vocab_size',
+  'hidden_size',
+  'intermediate_size',
+  'moe_intermediate_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'num_experts_per_tok',
+  'n_embd',
+  'n_head',
+  'n_layer',
+  'n_positions',
+  'd_model',
+  'd_kv',
+  'd_ff',
+  'tie_word_embeddings',
+  'scale_decoder_outputs',
+}
 
 
 def write_checkpoint(
@@ -50,13 +63,20 @@ def write_checkpoint(
   """
   torch.manual_seed(seed)
   values = dict(config)
-  made = transformers.AutoConfig.for_model(values.pop('model_type'), **values)
-  model = _auto(made).from_config(made, attn_implementation='eager')
+  published = transformers.AutoConfig.for_model(
+    values.pop('model_type'), **values
+  )
+  model = _auto(published).from_config(published, attn_implementation='eager')
   randomize(model, seed)
-  if made.model_type == 't5' and config.get('tie_word_embeddings') is False:
-    head = torch.randn(made.vocab_size, made.d_model) * made.d_model**-0.5
+  if (
+    published.model_type == 't5' and config.get('tie_word_embeddings') is False
+  ):
+    head = (
+      torch.randn(published.vocab_size, published.d_model)
+      * published.d_model**-0.5
+    )
     model.lm_head.weight = torch.nn.Parameter(head)
-    made.tie_word_embeddings = False
+    published.tie_word_embeddings = False
   options = {} if shard is None else {'max_shard_size': shard}
   model.save_pretrained(path, **options)
   for extra in path.glob('generation_config.json'):
@@ -64,7 +84,7 @@ def write_checkpoint(
   if bare:
     _bare(path / 'config.json')
   if old:
-    _age(path / 'config.json', made)
+    _age(path / 'config.json', published)
   np.savez(path / 'reference.npz', **reference(path, seed))
 
 

@@ -38,9 +38,9 @@ def through_kvjax(variant, params, x, **options):
   return np.concatenate(found, axis=1)
 
 
-def nnx_module(**more):
+def nnx_module(**options):
   module = nnx.MultiHeadAttention(
-    6, WIDTH, qkv_features=18, rngs=nnx.Rngs(0), **more
+    6, WIDTH, qkv_features=18, rngs=nnx.Rngs(0), **options
   )
   nnx.update(module, draw(nnx.state(module, nnx.Param)))
   return module
@@ -82,8 +82,8 @@ def test_linen_decodes_the_same():
 
   @jax.jit
   def decode(state, x):
-    given = {'params': weights, 'cache': state}
-    y, new = module.apply(given, x, mutable=['cache'])
+    inputs = {'params': weights, 'cache': state}
+    y, new = module.apply(inputs, x, mutable=['cache'])
     return y, new['cache']
 
   theirs = []
@@ -126,9 +126,14 @@ class LinenAttention(linen.Module):
     make = lambda key: self.variant.init(key, x.shape[-1], x.dtype)
     params = self.param('attention', make)
     cache = self.variable(
-      'cache', 'kv', interop.init_cache, self.variant, x.shape[0],
-      self.capacity, kinds=self.kind,
-    )  # fmt: skip
+      'cache',
+      'kv',
+      interop.init_cache,
+      self.variant,
+      x.shape[0],
+      self.capacity,
+      kinds=self.kind,
+    )
     y, new = interop.attend(self.variant, params, cache.value, x)
     if not self.is_initializing():
       cache.value = new
@@ -142,8 +147,10 @@ def test_a_cache_inside_modules():
   ring = kvjax.Ring(window=3)
   want = through_kvjax(
     dataclasses.replace(variant, visibility=kvjax.Visibility(window=3)),
-    params, x, kinds=kvjax.Dense(),
-  )  # fmt: skip
+    params,
+    x,
+    kinds=kvjax.Dense(),
+  )
   inside = NnxAttention(
     module, interop.init_cache(variant, BATCH, LENGTH, kinds=ring)
   )

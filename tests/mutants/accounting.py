@@ -110,8 +110,8 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'a_cache_of_other_params',
     'kvjax/checkpoints/prompt_cache/save.py',
-    "_same(path, 'params', marks, fingerprint(params))",
-    "_same(path, 'params', marks, marks)",
+    "metadata['params'], fingerprint(params))",
+    "metadata['params'], metadata['params'])",
     'tests/facts/test_saved_facts.py',
   ),
 )

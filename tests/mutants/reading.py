@@ -121,7 +121,7 @@ CORE: tuple[Mutant, ...] = (
     'written_before_it_is_read',
     'kvjax/decoding/layer.py',
     'views = kind.views(entry.book_before, entry.leaves, state.before)',
-    'views = kind.views(entry.book, kind.write(entry.leaves, encoded, entry.slots), state.before)',
+    'views = kind.views(entry.book, entry.leaves, state.before)',
     'tests/facts/test_storage_facts.py::test_hybrid_offers_more_than_it_stores',
   ),
   Mutant(

@@ -1,15 +1,15 @@
 """Cohere Command-R and R+ (2024): parallel block, logit scale.
 
 LayerNorm without biases, rotary pairs interleaved; R+ normalises queries and
-keys head by head, with a weight of its own for every head.
+keys head by head, with another weight for each head.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -18,7 +18,7 @@ ROWS = (
   ENDS
   + GROUPED
   + GATED
-  + table(
+  + parse_table(
     'model.layers.{i}.',
     'layers.{i}.',
     """
@@ -32,7 +32,8 @@ ROWS = (
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Cohere config.json."""
-  width, bias = settings.head_width(), settings.get('attention_bias', False)
+  width = settings.head_width()
+  bias = settings.get('attention_bias', False)
   norm = Norm(settings.get('layer_norm_eps', 1e-5), centered=True)
   attention = Grouped(
     settings.need('num_attention_heads'),

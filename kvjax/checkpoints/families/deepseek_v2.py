@@ -5,7 +5,7 @@ Lite has no rank for queries. Picked weights are not renormalised.
 
 from kvjax.checkpoints.families.deepseek_v3 import latent
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.shared_rows import (
   ENDS,
   EXPERTS,
@@ -19,7 +19,7 @@ from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP
 
-METHODS = 'greedy', 'group_limited_greedy'
+METHODS = ('greedy', 'group_limited_greedy')
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -27,7 +27,7 @@ def config(settings: Settings) -> ModelConfig:
   settings.only('scoring_func', 'softmax')
   settings.only('topk_method', *METHODS)
   settings.only('moe_layer_freq', 1)
-  # The two published implementations disagree about what True means.
+  # The two published implementations disagree about the meaning of True.
   settings.only('norm_topk_prob', False)
   attention = latent(settings, interleaved=True)
   bias = settings.get('mlp_bias', False)

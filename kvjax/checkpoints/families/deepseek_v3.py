@@ -8,8 +8,8 @@ Layers beyond `num_hidden_layers` (multi-token prediction) are left out.
 
 from kvjax.attention.latent import Latent
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary, score_scale
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import (
   ENDS,
   EXPERTS,

@@ -1,7 +1,7 @@
 """Falcon (arXiv 2311.16867): MQA, grouped heads, or MHA with ALiBi.
 
-All three published layouts of `query_key_value` are one: for each kv head its
-queries, its key and its value. Attention and MLP read the same input unless
+All three published layouts of `query_key_value` are the same: for each kv head
+its queries, its key and its value. Attention and MLP read the same input unless
 `parallel_attn` is false. Slopes of ALiBi and their products with positions are
 rounded to bfloat16, and scaled with the scores.
 """
@@ -11,15 +11,15 @@ import math
 from kvjax.attention.bias import Alibi
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row, table
+from kvjax.checkpoints.table import TableRow, parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
 ROWS = (
-  table(
+  parse_table(
     'transformer.',
     '',
     """
@@ -28,8 +28,8 @@ ROWS = (
   ln_f.bias                D     norm.bias
 """,
   )
-  + (Row('lm_head.weight', ('V', 'D'), 'head'),)
-  + table(
+  + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
+  + parse_table(
     'transformer.h.{i}.',
     'layers.{i}.',
     """
@@ -47,7 +47,7 @@ ROWS = (
   mlp.dense_4h_to_h.bias            D     mlp.down_bias
 """,
   )
-  + table(
+  + parse_table(
     'transformer.h.{i}.self_attention.',
     'layers.{i}.attention.',
     """
@@ -109,11 +109,14 @@ def _kv_heads(settings: Settings, heads: int) -> int:
 
 def _parallel(settings: Settings) -> str | None:
   grouped = settings.get('new_decoder_architecture', False)
-  settings.only('parallel_attn', *((True,) if grouped else (True, False)))
-  norms = settings.get('num_ln_in_parallel_attn', 2 if grouped else 1)
-  settings.only('num_ln_in_parallel_attn', *((1, 2) if grouped else (1,)))
+  if grouped:
+    settings.only('parallel_attn', True)
+    settings.only('num_ln_in_parallel_attn', 1, 2)
+  else:
+    settings.only('num_ln_in_parallel_attn', 1)
   if not settings.get('parallel_attn', True):
     return None
+  norms = settings.get('num_ln_in_parallel_attn', 2 if grouped else 1)
   return 'separate' if norms == 2 else 'shared'
 
 

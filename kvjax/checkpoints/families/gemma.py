@@ -5,8 +5,8 @@
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -40,10 +40,9 @@ def config(settings: Settings) -> ModelConfig:
 
 
 def _activation(settings: Settings) -> str:
-  keys = 'hidden_activation', 'hidden_act'
-  spelled = settings.get(keys[0], settings.get(keys[1], TANH))
-  name = settings.activation(*keys, default=TANH)
-  # Other spellings of the exact one (`gelu_python`) mean what they say.
+  spelled = settings.get('hidden_activation', settings.get('hidden_act', TANH))
+  name = settings.activation('hidden_activation', 'hidden_act', default=TANH)
+  # Other spellings of the exact function (`gelu_python`) mean that function.
   return 'gelu_tanh' if spelled == 'gelu' else name
 
 

@@ -5,8 +5,8 @@ Scores are scaled by `query_pre_attn_scalar`, not by the width of a head.
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, FOUR_NORMS, GATED, GROUPED
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

@@ -1,8 +1,8 @@
 """Gemma 3 (arXiv 2503.19786), text: five windows to one global layer.
 
-Queries and keys are normalised head by head; window layers rotate by their own
-base (`rope_local_base_freq`) and only the global ones are scaled. Of a model
-with a vision tower the decoder is read, and the tower left out.
+Queries and keys are normalised head by head. Window layers rotate by another
+base (`rope_local_base_freq`), and only global layers scale the rotation. Of a
+model with a vision tower the decoder is read, and the tower left out.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from typing import Any
 
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
-from kvjax.checkpoints.family import Family, renamed
+from kvjax.checkpoints.family import Family, rename_rows
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import (
   ENDS,
   FOUR_NORMS,
@@ -25,7 +25,9 @@ from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-GLOBAL, LOCAL = 1e6, 1e4  # published bases
+# Published bases of the rotation.
+GLOBAL = 1e6
+LOCAL = 1e4
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -65,11 +67,11 @@ def _windows(settings: Settings) -> list[int | None]:
   pattern = settings.get(
     'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
   )
-  kinds = ['full_attention', 'sliding_attention']
-  count = settings.need('num_hidden_layers')
-  return settings.windows(
-    [kinds[(i + 1) % pattern > 0] for i in range(count)], 4096
-  )
+  default = [
+    'sliding_attention' if (i + 1) % pattern else 'full_attention'
+    for i in range(settings.need('num_hidden_layers'))
+  ]
+  return settings.windows(default, 4096)
 
 
 def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
@@ -100,11 +102,12 @@ def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
   return rotary(settings, width, base=GLOBAL)
 
 
-def _check_nested(settings: Settings, found: Mapping[str, Any]) -> None:
-  flat = [k for k, v in found.items() if not isinstance(v, Mapping)]
+def _check_nested(settings: Settings, nested: Mapping[str, Any]) -> None:
+  """Raises ValueError unless each layer type has a set of parameters."""
+  flat = [key for key, x in nested.items() if not isinstance(x, Mapping)]
   if flat or settings.raw('rope_scaling'):
     raise ValueError(
-      f'{flat[0] if flat else "rope_scaling"} beside or inside the '
+      f'{flat[0] if flat else "rope_scaling"} next to or inside the '
       f'rope_parameters of model_type={settings.family!r} holds for no layer '
       'type: give full_attention and sliding_attention a set each.'
     )
@@ -113,7 +116,7 @@ def _check_nested(settings: Settings, found: Mapping[str, Any]) -> None:
 ROWS = ENDS + FOUR_NORMS + GROUPED + HEAD_NORMS + GATED
 FAMILY = Family(config, ROWS)
 # The decoder inside a model with a vision tower, in both published spellings.
-VISION_ROWS = renamed(ROWS, '', 'language_model.') + renamed(
+VISION_ROWS = rename_rows(ROWS, '', 'language_model.') + rename_rows(
   ROWS, 'model.', 'model.language_model.'
 )
 VISION = Family(

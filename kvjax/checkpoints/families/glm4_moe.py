@@ -1,14 +1,14 @@
 """GLM-4.5 (arXiv 2508.06471): GQA that rotates half of a head, experts.
 
-Biases on q, k and v alone; routing as DeepSeek-V3's. Layers beyond
+Biases on q, k and v only; routing is that of DeepSeek-V3. Layers beyond
 `num_hidden_layers` (multi-token prediction) are left out.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.families.deepseek_v3 import experts, mlp
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import EXPERTS, HEAD_NORMS, LLAMA, SHARED
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

@@ -1,4 +1,4 @@
-"""GLM-4.7-Flash (GLM-4.5's sibling with MLA): DeepSeek-V3's layers.
+"""GLM-4.7-Flash: MLA, with the layers of DeepSeek-V3.
 
 Which layers have experts is listed in `mlp_layer_types`: by default all but
 the first.
@@ -7,7 +7,7 @@ the first.
 from kvjax.checkpoints.families import deepseek_v3
 from kvjax.checkpoints.families.deepseek_v3 import experts, latent, mlp
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 

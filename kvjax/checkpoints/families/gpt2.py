@@ -1,28 +1,28 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm, weights [in, out].
 
-`c_attn` holds the columns of all queries, keys and values in that order.
+`c_attn` has the columns of all queries, keys and values in that order.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row, table
+from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.table import TableRow, parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-OUTER = table(
+OUTER = parse_table(
   'transformer.',
   '',
   """
-  wte.weight    V D   embedding
-  wpe.weight    C D   positions
-  ln_f.weight   D     norm.weight
-  ln_f.bias     D     norm.bias
+  wte.weight    V D           embedding
+  wpe.weight    positions D   positions
+  ln_f.weight   D             norm.weight
+  ln_f.bias     D             norm.bias
 """,
-) + (Row('lm_head.weight', ('V', 'D'), 'head'),)
+) + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
 
-NORMS = table(
+NORMS = parse_table(
   'transformer.h.{i}.',
   'layers.{i}.',
   """
@@ -36,21 +36,21 @@ NORMS = table(
 ROWS = (
   OUTER
   + NORMS
-  + table(
+  + parse_table(
     'transformer.h.{i}.',
     'layers.{i}.',
     """
-  attn.c_attn.weight   D 3*D   attention.query         [:0:D]T
-  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D]T
-  attn.c_attn.weight   D 3*D   attention.value         [:2*D:]T
+  attn.c_attn.weight   D 3*D   attention.query         [:0:D] transpose
+  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D] transpose
+  attn.c_attn.weight   D 3*D   attention.value         [:2*D:] transpose
   attn.c_attn.bias     3*D     attention.query_bias    [:D]
   attn.c_attn.bias     3*D     attention.key_bias      [D:2*D]
   attn.c_attn.bias     3*D     attention.value_bias    [2*D:]
-  attn.c_proj.weight   D D     attention.output        T
+  attn.c_proj.weight   D D     attention.output        transpose
   attn.c_proj.bias     D       attention.output_bias
-  mlp.c_fc.weight      D F     mlp.up                  T
+  mlp.c_fc.weight      D F     mlp.up                  transpose
   mlp.c_fc.bias        F       mlp.up_bias
-  mlp.c_proj.weight    F D     mlp.down                T
+  mlp.c_proj.weight    F D     mlp.down                transpose
   mlp.c_proj.bias      D       mlp.down_bias
 """,
   )
@@ -79,19 +79,20 @@ def _attention(settings: Settings, kv_heads: int, scale: float) -> Grouped:
 
 
 def head_width(settings: Settings) -> int:
+  """Returns the width of a head."""
   return settings.divide(
     'n_embd', settings.need('n_embd'), settings.need('n_head')
   )
 
 
 def scale(settings: Settings) -> float:
-  """Returns the scale of scores; `scale_attn_weights: false` is none."""
+  """Returns the scale of scores; 1 for `scale_attn_weights: false`."""
   scaled = settings.get('scale_attn_weights', True)
   return head_width(settings) ** -0.5 if scaled else 1.0
 
 
 def model(settings: Settings, attentions: list[Grouped]) -> ModelConfig:
-  """Returns the config of a decoder in GPT-2's frame."""
+  """Returns the config of GPT-2 with the attention of each layer."""
   width = settings.need('n_embd')
   mlp = MLP(
     settings.get('n_inner', 4 * width),

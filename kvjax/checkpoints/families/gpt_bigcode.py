@@ -1,20 +1,21 @@
 """GPTBigCode: SantaCoder and StarCoder (arXiv 2305.06161), GPT-2 with MQA.
 
-Weights are [out, in]. `c_attn` holds, for one kv head, all queries, the key
-and the value; with `multi_query: false` query, key and value of each head.
+Weights are [out, in]. `c_attn` has the rows of all queries, of the key and of
+the value, in that order, for the single kv head; with `multi_query: false` it
+has query, key and value of each head.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.families import gpt2
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.table import parse_table
 from kvjax.models.config import ModelConfig
 
 ROWS = (
   gpt2.OUTER
   + gpt2.NORMS
-  + table(
+  + parse_table(
     'transformer.h.{i}.',
     'layers.{i}.',
     """

@@ -7,10 +7,10 @@ tensor, columns alternating, clamped at `swiglu_limit`.
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary, Yarn
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GROUPED, NORMS
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
@@ -22,19 +22,25 @@ ROWS = (
   ENDS
   + NORMS
   + GROUPED
-  + table(
+  + parse_table(
     'model.layers.{i}.',
     'layers.{i}.',
     """
-  self_attn.sinks                   N         attention.sinks
-  mlp.router.weight                 X D       experts.router
-  mlp.router.bias                   X         experts.router_bias
-  mlp.experts.gate_up_proj          X D 2*F   experts.gate          even T
-  mlp.experts.gate_up_proj          X D 2*F   experts.up            odd T
-  mlp.experts.down_proj             X F D     experts.down          T
-  mlp.experts.gate_up_proj_bias     X 2*F     experts.gate_bias     even
-  mlp.experts.gate_up_proj_bias     X 2*F     experts.up_bias       odd
-  mlp.experts.down_proj_bias        X D       experts.down_bias
+  self_attn.sinks     N           attention.sinks
+  mlp.router.weight   experts D   experts.router
+  mlp.router.bias     experts     experts.router_bias
+""",
+  )
+  + parse_table(
+    'model.layers.{i}.mlp.experts.',
+    'layers.{i}.experts.',
+    """
+  gate_up_proj        experts D 2*F   gate        even transpose
+  gate_up_proj        experts D 2*F   up          odd transpose
+  down_proj           experts F D     down        transpose
+  gate_up_proj_bias   experts 2*F     gate_bias   even
+  gate_up_proj_bias   experts 2*F     up_bias     odd
+  down_proj_bias      experts D       down_bias
 """,
   )
 )

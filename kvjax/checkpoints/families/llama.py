@@ -6,8 +6,8 @@ yarn scaling; biases and tied heads where config.json says so.
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -16,7 +16,8 @@ from kvjax.models.mlp import MLP
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Llama config.json."""
-  width, bias = settings.head_width(), settings.get('attention_bias', False)
+  width = settings.head_width()
+  bias = settings.get('attention_bias', False)
   layer = Layer(
     Grouped(
       settings.need('num_attention_heads'),

@@ -8,7 +8,7 @@ import math
 
 from kvjax.checkpoints.families.deepseek_v3 import latent
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GATED, LATENT, NORMS
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig

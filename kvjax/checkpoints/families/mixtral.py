@@ -6,10 +6,10 @@ are w1 (gate), w3 (up) and w2 (down).
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GROUPED, NORMS
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
@@ -19,14 +19,14 @@ ROWS = (
   ENDS
   + NORMS
   + GROUPED
-  + table(
+  + parse_table(
     'model.layers.{i}.block_sparse_moe.',
     'layers.{i}.experts.',
     """
-  gate.weight             X D   router
-  experts.{e}.w1.weight   F D   gate
-  experts.{e}.w3.weight   F D   up
-  experts.{e}.w2.weight   D F   down
+  gate.weight             experts D   router
+  experts.{e}.w1.weight   F D         gate
+  experts.{e}.w3.weight   F D         up
+  experts.{e}.w2.weight   D F         down
 """,
   )
 )

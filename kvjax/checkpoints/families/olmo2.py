@@ -1,11 +1,11 @@
-"""OLMo 2 (arXiv 2501.00656): norms behind each half, q and k normed whole."""
+"""OLMo 2 (arXiv 2501.00656): norms after each half, q and k normed whole."""
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED, POST_NORMS
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -15,7 +15,7 @@ ROWS = (
   + POST_NORMS
   + GROUPED
   + GATED
-  + table(
+  + parse_table(
     'model.layers.{i}.self_attn.',
     'layers.{i}.attention.',
     """
@@ -28,7 +28,8 @@ ROWS = (
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of an OLMo 2 config.json."""
-  width, bias = settings.head_width(), settings.get('attention_bias', False)
+  width = settings.head_width()
+  bias = settings.get('attention_bias', False)
   norm = Norm(settings.get('rms_norm_eps', 1e-5))
   attention = Grouped(
     settings.need('num_attention_heads'),

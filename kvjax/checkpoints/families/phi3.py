@@ -1,16 +1,16 @@
 """Phi-3 and Phi-4 (arXiv 2404.14219): fused projections and longrope.
 
-`qkv_proj` holds the rows of all queries, keys and values in that order, and
-`gate_up_proj` those of gate and up. longrope has two tables, and which one
-holds depends on the planned length: give it as `rotary_length`.
+`qkv_proj` has the rows of all queries, keys and values in that order, and
+`gate_up_proj` has the rows of gate and up. longrope has two tables; the planned
+length chooses between them: give it as `rotary_length`.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import ENDS, NORMS
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -19,7 +19,7 @@ from kvjax.streams.visibility import Visibility
 ROWS = (
   ENDS
   + NORMS
-  + table(
+  + parse_table(
     'model.layers.{i}.',
     'layers.{i}.',
     """
@@ -55,7 +55,7 @@ def config(settings: Settings) -> ModelConfig:
   )
 
 
-# Phi-3's first spellings of the one scaling it has.
+# The first releases of Phi-3 spelled longrope in these ways.
 ALIASES = {'su': 'longrope', 'yarn': 'longrope'}
 
 FAMILY = Family(config, ROWS)

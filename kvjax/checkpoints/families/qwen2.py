@@ -5,8 +5,8 @@ With `use_sliding_window`, layers from `max_window_layers` on have a window.
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -46,8 +46,11 @@ def windows(settings: Settings) -> list[int | None]:
     settings.only('layer_types', ['full_attention'] * count)
     return [None] * count
   first = settings.get('max_window_layers', 28)
-  kinds = ['full_attention', 'sliding_attention']
-  return settings.windows([kinds[i >= first] for i in range(count)], window)
+  default = [
+    'sliding_attention' if i >= first else 'full_attention'
+    for i in range(count)
+  ]
+  return settings.windows(default, window)
 
 
 FAMILY = Family(config, LLAMA)

@@ -3,8 +3,8 @@
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.families.qwen2 import windows
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import HEAD_NORMS, LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -25,8 +25,8 @@ def config(settings: Settings) -> ModelConfig:
 
 
 def _attention(settings: Settings, window: int | None) -> Grouped:
-  width, kv_heads = settings.get('head_dim', 128), settings.kv_heads(32)
-  return attention(settings, window, width, kv_heads)
+  width = settings.get('head_dim', 128)
+  return attention(settings, window, width, settings.kv_heads(32))
 
 
 def attention(

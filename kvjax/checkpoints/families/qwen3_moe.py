@@ -2,7 +2,7 @@
 
 from kvjax.checkpoints.families.qwen3 import attention
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.shared_rows import EXPERTS, HEAD_NORMS, LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -16,10 +16,10 @@ def config(settings: Settings) -> ModelConfig:
   window = None
   if settings.get('use_sliding_window', False):
     window = settings.get('sliding_window', 4096)
-  seen = attention(
+  variant = attention(
     settings, window, settings.head_width(), settings.kv_heads(4)
   )
-  layers = [Layer(seen, mlp) for mlp in _mlps(settings)]
+  layers = [Layer(variant, mlp) for mlp in _mlps(settings)]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=False, norm=norm)
 

@@ -1,12 +1,13 @@
 """SmolLM3 (2025): Llama whose every fourth layer has no rotary positions.
 
-`no_rope_layers` holds 1 for a layer with rotary positions, 0 for one without.
+`no_rope_layers` has 1 for a layer with rotary positions, and 0 for a layer
+without.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.settings import Settings
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -23,8 +24,10 @@ def config(settings: Settings) -> ModelConfig:
   )
   rotated = _rotated(settings)
   layers = [
-    Layer(_attention(settings, window, turn), mlp)
-    for window, turn in zip(_windows(settings, rotated), rotated, strict=True)
+    Layer(_attention(settings, window, is_rotated), mlp)
+    for window, is_rotated in zip(
+      _windows(settings, rotated), rotated, strict=True
+    )
   ]
   norm = Norm(settings.get('rms_norm_eps', 1e-6))
   return settings.model(layers, tied=True, norm=norm)
@@ -34,29 +37,35 @@ def _rotated(settings: Settings) -> list[bool]:
   count = settings.need('num_hidden_layers')
   every = settings.get('no_rope_layer_interval', 4)
   default = [(i + 1) % every != 0 for i in range(count)]
-  found = settings.get('no_rope_layers', default)
-  if len(found) != count:
+  flags = settings.get('no_rope_layers', default)
+  if len(flags) != count:
     raise ValueError(
-      f'no_rope_layers names {len(found)} layers; num_hidden_layers={count}.'
+      f'no_rope_layers names {len(flags)} layers; num_hidden_layers={count}.'
     )
-  return [bool(x) for x in found]
+  return [bool(flag) for flag in flags]
 
 
 def _windows(settings: Settings, rotated: list[bool]) -> list[int | None]:
   window = settings.raw('sliding_window')
   if window is None or not settings.get('use_sliding_window', False):
     return [None] * len(rotated)
-  kinds = ['sliding_attention', 'full_attention']
-  return settings.windows([kinds[turn] for turn in rotated], window)
+  default = [
+    'full_attention' if is_rotated else 'sliding_attention'
+    for is_rotated in rotated
+  ]
+  return settings.windows(default, window)
 
 
-def _attention(settings: Settings, window: int | None, turn: bool) -> Grouped:
-  width, bias = settings.head_width(), settings.get('attention_bias', False)
+def _attention(
+  settings: Settings, window: int | None, is_rotated: bool
+) -> Grouped:
+  width = settings.head_width()
+  bias = settings.get('attention_bias', False)
   return Grouped(
     settings.need('num_attention_heads'),
     settings.kv_heads(4),
     width,
-    rotary=rotary(settings, width, base=2e6) if turn else None,
+    rotary=rotary(settings, width, base=2e6) if is_rotated else None,
     visibility=Visibility(window=window),
     projection_bias=bias,
     output_bias=bias,

@@ -2,22 +2,20 @@
 
 A relative bias that the layers of a stack share, no scale of scores, RMSNorm.
 `tie_word_embeddings: false` (1.1, Flan) also means that the decoder's output
-is not scaled; where such a checkpoint holds no head, the embedding is it.
+is not scaled; where such a checkpoint has no head, the embedding is the head.
 """
-
-# ruff: noqa: E501
 
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import table
+from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-ENDS = table(
+ENDS = parse_table(
   '',
   '',
   """
@@ -26,16 +24,23 @@ ENDS = table(
   encoder.final_layer_norm.weight   D     encoder.norm.weight
   lm_head.weight                    V D   head
 """,
-) + table(
-  '',
+)
+
+RELATIVE = parse_table(
+  'decoder.block.0.layer.0.SelfAttention.',
   '',
   """
-  decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  relative
-  encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight  W N  encoder.relative
+  relative_attention_bias.weight   buckets N   relative
+""",
+) + parse_table(
+  'encoder.block.0.layer.0.SelfAttention.',
+  'encoder.',
+  """
+  relative_attention_bias.weight   buckets N   relative
 """,
 )
 
-ENCODER = table(
+ENCODER = parse_table(
   'encoder.block.{i}.layer.',
   'encoder.layers.{i}.',
   """
@@ -52,7 +57,7 @@ ENCODER = table(
 """,
 )
 
-DECODER = table(
+DECODER = parse_table(
   'decoder.block.{i}.layer.',
   'layers.{i}.',
   """
@@ -77,7 +82,8 @@ DECODER = table(
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a T5 config.json."""
-  mlp, norm = _mlp(settings), Norm(settings.get('layer_norm_epsilon', 1e-6))
+  mlp = _mlp(settings)
+  norm = Norm(settings.get('layer_norm_epsilon', 1e-6))
   count = settings.need('num_layers')
   encoder = Layer(_attention(settings, causal=False), mlp)
   decoder = Layer(
@@ -114,14 +120,19 @@ def _attention(settings: Settings, causal: bool, bias: bool = True) -> Grouped:
 
 
 def _mlp(settings: Settings) -> MLP:
-  """Newer releases write the parts of `feed_forward_proj` beside it."""
+  """Returns the MLP.
+
+  Newer releases write the parts of `feed_forward_proj` as keys too
+  (`dense_act_fn`, `is_gated_act`), and these keys win.
+  """
   name = settings.get('feed_forward_proj', 'relu')
   gated, _, act = name.rpartition('-')
   if gated not in ('', 'gated'):
     raise ValueError(
-      f"feed_forward_proj={name!r} must be an activation or 'gated-' and one."
+      f"feed_forward_proj={name!r} must be an activation, or 'gated-' and an "
+      'activation.'
     )
-  # `gated-gelu` was published for the tanh approximation.
+  # The published class reads `gated-gelu` as the tanh approximation.
   act = 'gelu_new' if name == 'gated-gelu' else act
   named = {'dense_act_fn': settings.raw('dense_act_fn')}
   named |= {'feed_forward_proj': act}
@@ -134,7 +145,7 @@ def _mlp(settings: Settings) -> MLP:
 
 FAMILY = Family(
   config,
-  ENDS + ENCODER + DECODER,
+  ENDS + RELATIVE + ENCODER + DECODER,
   ignored=(
     r'decoder\.block\.0\.layer\.1\.EncDecAttention\.'
     r'relative_attention_bias\.weight',

@@ -1,35 +1,44 @@
 """Whisper (arXiv 2212.04356): convolved log-mel frames, encoder and decoder.
 
 Key projections have no bias. The encoder's sinusoids are stored as a table.
-`scale_embedding` is read by no published implementation, nor here.
+No published implementation reads `scale_embedding`, and kvjax does not either.
 """
 
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.settings import Settings
-from kvjax.checkpoints.table import Row, table
+from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.table import TableRow, parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-ENDS = table(
-  'model.',
-  '',
-  """
-  decoder.embed_tokens.weight      V D     embedding
-  decoder.embed_positions.weight   C D     positions
-  decoder.layer_norm.weight        D       norm.weight
-  decoder.layer_norm.bias          D       norm.bias
-  encoder.embed_positions.weight   S D     encoder.positions
-  encoder.layer_norm.weight        D       encoder.norm.weight
-  encoder.layer_norm.bias          D       encoder.norm.bias
-  encoder.conv1.weight             D B 3   encoder.conv_0        kernel
-  encoder.conv1.bias               D       encoder.conv_0_bias
-  encoder.conv2.weight             D D 3   encoder.conv_1        kernel
-  encoder.conv2.bias               D       encoder.conv_1_bias
+ENDS = (
+  parse_table(
+    'model.decoder.',
+    '',
+    """
+  embed_tokens.weight      V D           embedding
+  embed_positions.weight   positions D   positions
+  layer_norm.weight        D             norm.weight
+  layer_norm.bias          D             norm.bias
 """,
-) + (Row('proj_out.weight', ('V', 'D'), 'head'),)
+  )
+  + parse_table(
+    'model.encoder.',
+    'encoder.',
+    """
+  embed_positions.weight   source_positions D   positions
+  layer_norm.weight        D                    norm.weight
+  layer_norm.bias          D                    norm.bias
+  conv1.weight             D features 3         conv_0        kernel
+  conv1.bias               D                    conv_0_bias
+  conv2.weight             D D 3                conv_1        kernel
+  conv2.bias               D                    conv_1_bias
+""",
+  )
+  + (TableRow('proj_out.weight', ('V', 'D'), 'head'),)
+)
 
 SELF = """
   self_attn_layer_norm.weight   D       attention_norm.weight
@@ -65,8 +74,10 @@ CROSS = """
 
 ROWS = (
   ENDS
-  + table('model.encoder.layers.{i}.', 'encoder.layers.{i}.', SELF)
-  + table('model.decoder.layers.{i}.', 'layers.{i}.', SELF + CROSS.lstrip())
+  + parse_table('model.encoder.layers.{i}.', 'encoder.layers.{i}.', SELF)
+  + parse_table(
+    'model.decoder.layers.{i}.', 'layers.{i}.', SELF + CROSS.lstrip()
+  )
 )
 
 

@@ -1,7 +1,7 @@
 """Frozen choices as JSON and back: typed, by name, never pickled.
 
-A dataclass becomes its type's name and its fields; a value comes back with the
-very type it had, so a flag can not turn into the string 'False' on the way.
+A dataclass becomes its type's name and its fields. A value comes back with the
+type that it had, so a flag cannot come back as the string 'False'.
 """
 
 import dataclasses
@@ -18,15 +18,17 @@ DTYPE = 'dtype'
 
 
 def encode(value: Any) -> Any:
-  """Returns what JSON can hold of a tree of dataclasses, tuples and dtypes.
+  """Returns a tree of dataclasses, tuples and dtypes as values of JSON.
 
   Raises:
-    ValueError: something in it is none of these; the message names it.
+    ValueError: a value is none of these; the message names it.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = {f.name: getattr(value, f.name) for f in _fields(type(value))}
-    found = {name: encode(x) for name, x in fields.items()}
-    return {TYPE: type(value).__name__} | found
+    fields = {
+      field.name: encode(getattr(value, field.name))
+      for field in _init_fields(type(value))
+    }
+    return {TYPE: type(value).__name__} | fields
   if isinstance(value, tuple | list):
     return [encode(x) for x in value]
   if value is None or type(value) in (bool, int, float, str):
@@ -40,11 +42,11 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any, known: Mapping[str, type]) -> Any:
-  """Returns what was encoded; JSON's arrays come back as tuples.
+  """Returns the tree that was encoded; JSON's arrays come back as tuples.
 
   Args:
     value: as `json.loads` returns it.
-    known: dataclasses by name; no other type is ever made.
+    known: dataclasses by name; no other type is called.
 
   Raises:
     ValueError: a type is not known, or a field is missing, left over, or of
@@ -56,27 +58,39 @@ def decode(value: Any, known: Mapping[str, type]) -> Any:
     return value
   if value.keys() == {DTYPE}:
     return np.dtype(value[DTYPE])
-  made = known.get(str(value.get(TYPE)))
-  if made is None:
+  cls = known.get(str(value.get(TYPE)))
+  if cls is None:
     raise ValueError(
       f'{value.get(TYPE)!r} is a type unknown here; known: '
       f'{", ".join(sorted(known))}.'
     )
-  given = {k: decode(x, known) for k, x in value.items() if k != TYPE}
-  _check(made, given)
-  return made(**given)
+  fields = {k: decode(x, known) for k, x in value.items() if k != TYPE}
+  _check_fields(cls, fields)
+  return cls(**fields)
 
 
 def difference(old: Any, new: Any, place: str = '') -> str | None:
-  """Returns where two encoded values part, as 'place is old, not new'."""
-  for name, a, b in _pairs(old, new):
-    found = difference(a, b, f'{place}.{name}' if place else str(name))
-    if found is not None:
-      return found
-  nested = all(isinstance(x, dict) for x in (old, new))
-  nested |= all(isinstance(x, list) for x in (old, new))
-  # In Python True == 1, and 1 == 1.0: only the latter mean the same.
-  if nested or (old == new and isinstance(old, bool) == isinstance(new, bool)):
+  """Returns where two encoded values first differ; None if they are equal.
+
+  Args:
+    old: encoded value.
+    new: encoded value.
+    place: path of the two values in the tree, for the message.
+
+  Returns:
+    'place is old, not new'.
+  """
+  for name, old_part, new_part in _pairs(old, new):
+    part = f'{place}.{name}' if place else str(name)
+    message = difference(old_part, new_part, part)
+    if message is not None:
+      return message
+  both_dicts = isinstance(old, dict) and isinstance(new, dict)
+  both_lists = isinstance(old, list) and isinstance(new, list)
+  if both_dicts or both_lists:
+    return None
+  # In Python True == 1 and 1 == 1.0, but True and 1 mean different things.
+  if old == new and isinstance(old, bool) == isinstance(new, bool):
     return None
   return f'{place} is {_short(old)}, not {_short(new)}'
 
@@ -97,26 +111,25 @@ def _short(value: Any) -> Any:
   return value
 
 
-def _check(made: type, given: Mapping[str, Any]) -> None:
-  wanted = {f.name for f in _fields(made)}
-  if wrong := sorted(wanted ^ given.keys()):
-    raise ValueError(
-      f'{made.__name__}.{wrong[0]} is '
-      f'{"missing" if wrong[0] in wanted else "no field of it"}.'
-    )
-  hints = _hints(made)
-  for name, value in given.items():
-    if not _is(value, hints[name]):
+def _check_fields(cls: type, fields: Mapping[str, Any]) -> None:
+  """Raises ValueError unless these are the fields of the class, by type."""
+  names = {field.name for field in _init_fields(cls)}
+  if wrong := sorted(names ^ fields.keys()):
+    state = 'missing' if wrong[0] in names else 'no field of it'
+    raise ValueError(f'{cls.__name__}.{wrong[0]} is {state}.')
+  hints = _type_hints(cls)
+  for name, value in fields.items():
+    if not _has_type(value, hints[name]):
       raise ValueError(
-        f'{made.__name__}.{name}={value!r} is a {type(value).__name__}; '
+        f'{cls.__name__}.{name}={value!r} is a {type(value).__name__}; '
         f'declared: {hints[name]}.'
       )
 
 
-def _is(value: Any, hint: Any) -> bool:
-  """Returns whether a plain value has its declared type: True is no int."""
+def _has_type(value: Any, hint: Any) -> bool:
+  """Returns whether a plain value has its declared type; True is no int."""
   if typing.get_origin(hint) in (typing.Union, types.UnionType):
-    return any(_is(value, h) for h in typing.get_args(hint))
+    return any(_has_type(value, h) for h in typing.get_args(hint))
   if hint in (bool, int, str, types.NoneType):
     return type(value) is hint
   if hint is float:
@@ -124,10 +137,10 @@ def _is(value: Any, hint: Any) -> bool:
   return hint is Any or type(value) not in (bool, int, float, str)
 
 
-def _fields(made: Any) -> Iterable[Any]:
-  return [f for f in dataclasses.fields(made) if f.init]
+def _init_fields(cls: Any) -> Iterable[Any]:
+  return [field for field in dataclasses.fields(cls) if field.init]
 
 
 @functools.cache
-def _hints(made: type) -> dict[str, Any]:
-  return typing.get_type_hints(made)
+def _type_hints(cls: type) -> dict[str, Any]:
+  return typing.get_type_hints(cls)

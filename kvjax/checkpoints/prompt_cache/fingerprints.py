@@ -1,9 +1,9 @@
-"""What tells one set of params from another, computed where they lie.
+"""A hash of params, computed on their device.
 
-A sum over all elements, modulo 2^32, of a mixing of each element's bits and its
-index (the finalizer of MurmurHash3, A. Appleby, 2011): every single change
-shows, order shows, and the sum is the same however a mesh splits the array. It
-guards against mistakes, not against forgers.
+The hash is the sum over all elements, modulo 2^32, of a mixing of each
+element's bits and its index (the finalizer of MurmurHash3, A. Appleby, 2011).
+It differs after a change of a single element or of their order, and is the same
+for every sharding. It guards against mistakes, not against forgery.
 """
 
 from typing import Any
@@ -30,12 +30,14 @@ def fingerprint(params: Any) -> dict[str, str]:
 
 @jax.jit
 def _sums(x: jax.Array) -> jax.Array:
-  """Returns uint32 `[2]`."""
+  """Returns the sums uint32 `[2]` for two seeds."""
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize])
   bits = bits.astype(jnp.uint32)
-  index, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+  # The index of each element in row-major order, modulo 2^32.
+  index = jnp.zeros(bits.shape, jnp.uint32)
+  stride = 1
   for axis in reversed(range(bits.ndim)):
     steps = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     index += steps * jnp.uint32(stride % 2**32)
@@ -45,6 +47,7 @@ def _sums(x: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
+  """Returns MurmurHash3's finalizer of each element."""
   x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> jnp.uint32(16))

@@ -1,8 +1,8 @@
-"""A prompt cache as one file: saved once, gone on from many times.
+"""A prompt cache as one file: saved once, continued by any number of runs.
 
-One safetensors file holds every array as it is; its metadata holds, as JSON,
-kinds, codecs and lengths, the config, and a fingerprint of every param. What a
-cache means depends on all of them, so a file that was made with others is
+A safetensors file has every array as it is. Its metadata is JSON: kinds, codecs
+and lengths, the config, and a fingerprint of every param. What a cache means
+depends on all of these, so a file with another config or other params is
 refused, and the message says what differs.
 """
 
@@ -31,12 +31,20 @@ from kvjax.models.config import ModelConfig
 
 KEY = 'kvjax_cache'
 FORMAT = 1
-# The words of format 1, where the code has other names.
-_LAYOUT, _STORE = ('stores', 'memories'), ('LayerStore', 'Memory')
-# The words of format 1, where the code has other names.
-_LAYOUT, _STORE = ('stores', 'memories'), ('LayerStore', 'Memory')
-_NAMED = (KINDS, CODECS, SCORES)
-_TYPES = (Layout, LayerStore, Kind, *(t for x in _NAMED for t in x.values()))
+# Format 1 was written when the field `stores` of `Layout` and the class
+# `LayerStore` had other names. Files keep these names.
+STORES = 'stores'
+STORES_IN_FILE = 'memories'
+LAYER_STORE_IN_FILE = 'Memory'
+WRITTEN = ('batch_size', 'source', 'config', 'params')
+TYPES = (
+  Layout,
+  LayerStore,
+  Kind,
+  *KINDS.values(),
+  *CODECS.values(),
+  *SCORES.values(),
+)
 
 
 def save_cache(
@@ -50,7 +58,7 @@ def save_cache(
   Reads every param once, on its device, for the fingerprint.
 
   Args:
-    path: of the file; one that is there is replaced.
+    path: of the file; an existing file is replaced.
     cache: any rows, kinds and codecs.
     config: the model.
     params: its parameters, those that filled the cache.
@@ -58,8 +66,8 @@ def save_cache(
   Raises:
     ValueError: inside a trace, or a kind, codec or config of your own is no
       dataclass of plain values.
-    FileNotFoundError: the directory is not there.
-    DonatedCacheError: the cache was given to an earlier call.
+    FileNotFoundError: the directory does not exist.
+    DonatedCacheError: the cache was donated to an earlier call.
   """
   check_alive(cache)
   if is_traced(cache, params):
@@ -67,17 +75,20 @@ def save_cache(
   path = pathlib.Path(path)
   if not path.parent.is_dir():
     raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
-  said = {
+  metadata = {
     'format': FORMAT,
     'layout': _write_layout(cache.layout),
     'batch_size': cache.batch_size,
-    'source': _source(cache),
+    'source': _source_spec(cache),
     'config': encoding.encode(config),
     'params': fingerprint(params),
   }
-  arrays = {n: np.asarray(x, order='C') for n, x in _named(cache).items()}
-  with _whole(path) as part:
-    save_file(arrays, part, {KEY: json.dumps(said)})
+  arrays = {
+    name: np.asarray(array, order='C')
+    for name, array in _arrays_by_name(cache).items()
+  }
+  with _replace_when_whole(path) as part:
+    save_file(arrays, part, {KEY: json.dumps(metadata)})
 
 
 def load_cache(
@@ -87,26 +98,32 @@ def load_cache(
   *,
   types: Sequence[type] = (),
 ) -> Cache:
-  """Returns a saved cache: the next token is that of the one saved, bit by bit.
+  """Returns a saved cache, bit by bit.
 
   Everything is checked before anything is put on a device.
 
   Args:
     path: of a file that `save_cache` wrote.
     config: the model.
-    params: its parameters, the very same.
+    params: its parameters, those that filled the cache.
     types: dataclasses of your own kinds, codecs and scores in the cache.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is truncated or no saved cache, or was made with another
-      config or other params; the message says what differs.
+    ValueError: the file is truncated or no saved cache, or was saved with
+      another config or other params; the message says what differs.
   """
   path = pathlib.Path(path)
-  path.open('rb').close()  # raises, naming the file
+  path.open('rb').close()  # raises FileNotFoundError with the path
   try:
     with safetensors.safe_open(path, 'np') as file:
-      spec = _read_spec(path, file.metadata(), config, params, types)
+      metadata = _read_metadata(path, file.metadata(), types)
+      _check_same(path, 'config', metadata['config'], encoding.encode(config))
+      _check_same(path, 'params', metadata['params'], fingerprint(params))
+      length, dtype = metadata['source'] or (None, None)
+      spec = arrange(
+        config, metadata['layout'], metadata['batch_size'], length, dtype
+      )
       return _read_arrays(path, file, spec)
   except safetensors.SafetensorError as error:
     raise ValueError(
@@ -115,21 +132,27 @@ def load_cache(
 
 
 def _write_layout(layout: Layout) -> dict[str, Any]:
+  """Returns a layout as format 1 writes it."""
   written = encoding.encode(layout)
-  new, old = _LAYOUT
-  written[old] = [
-    store and store | {encoding.TYPE: _STORE[1]} for store in written.pop(new)
+  written[STORES_IN_FILE] = [
+    store and store | {encoding.TYPE: LAYER_STORE_IN_FILE}
+    for store in written.pop(STORES)
   ]
   return written
 
 
-def _read_layout(written: dict[str, Any], known: Mapping[str, type]) -> Any:
-  new, old = _LAYOUT
-  names = {new if name == old else name: x for name, x in written.items()}
-  return encoding.decode(names, {**known, _STORE[1]: LayerStore})
+def _read_layout(
+  written: Mapping[str, Any], known: Mapping[str, type]
+) -> Layout:
+  """Returns the layout that `_write_layout` wrote."""
+  renamed = {
+    STORES if name == STORES_IN_FILE else name: value
+    for name, value in written.items()
+  }
+  return encoding.decode(renamed, {**known, LAYER_STORE_IN_FILE: LayerStore})
 
 
-def _source(cache: Cache) -> list[Any] | None:
+def _source_spec(cache: Cache) -> list[Any] | None:
   """Returns positions of the source and the dtype of its streams, if any."""
   if cache.source is None:
     return None
@@ -137,7 +160,8 @@ def _source(cache: Cache) -> list[Any] | None:
   return [cache.source.shape[1], stream.dtype.name]
 
 
-def _named(cache: Any) -> dict[str, Any]:
+def _arrays_by_name(cache: Any) -> dict[str, Any]:
+  """Returns every array, or `ArraySpec`, by its path in the cache."""
   leaves, _ = jax.tree.flatten_with_path(cache, is_leaf=is_leaf)
   return {
     jax.tree_util.keystr(path, simple=True, separator='.'): leaf
@@ -146,11 +170,15 @@ def _named(cache: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path beside `path` that takes its place once it is complete."""
+def _replace_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a path in the same directory, and renames it to `path` at the end.
+
+  After an error, `path` is as before.
+  """
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   try:
     yield part
+    # Without fsync, a crash after the rename could leave an empty file.
     with part.open('rb') as file:
       os.fsync(file.fileno())
     os.replace(part, path)
@@ -158,48 +186,59 @@ def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     part.unlink(missing_ok=True)
 
 
-def _read_spec(path, metadata, config, params, types) -> Cache:
-  """Returns the cache that the file must hold, with `ArraySpec`s for arrays."""
+def _read_metadata(
+  path: pathlib.Path,
+  metadata: Mapping[str, str] | None,
+  types: Sequence[type],
+) -> dict[str, Any]:
+  """Returns what `save_cache` wrote about a cache, its `Layout` decoded.
+
+  Raises:
+    ValueError: a key is missing, the file has another format, or a class in
+      the layout is unknown.
+  """
   if not metadata or KEY not in metadata:
     raise ValueError(
       f'{path} is no saved cache: its metadata has no {KEY!r}. Give a file '
       'that save_cache wrote.'
     )
   try:
-    said = json.loads(metadata[KEY])
-    if said['format'] != FORMAT:
-      raise ValueError(f'format {said["format"]} is not {FORMAT}')
-    known = {t.__name__: t for t in (*_TYPES, *types)}
-    layout = _read_layout(said['layout'], known)
-    batch_size, source = said['batch_size'], said['source']
-    check_sizes(batch_size=batch_size)
-    old, marks = said['config'], said['params']
+    written = json.loads(metadata[KEY])
+    if written['format'] != FORMAT:
+      raise ValueError(f'format {written["format"]} is not {FORMAT}')
+    known = {cls.__name__: cls for cls in (*TYPES, *types)}
+    layout = _read_layout(written['layout'], known)
+    check_sizes(batch_size=written['batch_size'])
+    return {name: written[name] for name in WRITTEN} | {'layout': layout}
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(
       f'{path}: its metadata cannot be read: {error}. A kind, codec or score '
       'of your own: name its class in types=(...,).'
     ) from None
-  _same(path, 'config', old, encoding.encode(config))
-  _same(path, 'params', marks, fingerprint(params))
-  length, dtype = source or (None, None)
-  return arrange(config, layout, batch_size, length, dtype)
 
 
-def _same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
-  if found := encoding.difference(old, new):
+def _check_same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
+  if difference := encoding.difference(old, new):
     raise ValueError(
-      f'{path} was saved with other {what}: {found}. Load it with the model '
-      'that filled it, or prefill anew.'
+      f'{path} was saved with other {what}: {difference}. Load it with the '
+      'model that filled it, or prefill anew.'
     )
 
 
-def _read_arrays(path, file, spec) -> Cache:
-  wanted, there = _named(spec), set(file.keys())
-  if wrong := sorted(wanted.keys() ^ there):
-    state = 'missing' if wrong[0] in wanted else 'unexpected'
+def _read_arrays(path: pathlib.Path, file: Any, spec: Cache) -> Cache:
+  """Returns the cache with its arrays.
+
+  Args:
+    path: of the file, for messages.
+    file: of safetensors, open.
+    spec: the cache, with `ArraySpec`s for arrays.
+  """
+  specs = _arrays_by_name(spec)
+  if wrong := sorted(specs.keys() ^ set(file.keys())):
+    state = 'missing' if wrong[0] in specs else 'unexpected'
     raise ValueError(f'{path} is no whole cache: {wrong[0]} is {state}.')
   arrays = []
-  for name, leaf in wanted.items():
+  for name, leaf in specs.items():
     x = file.get_tensor(name)
     if x.shape != leaf.shape or x.dtype != leaf.dtype:
       raise ValueError(

@@ -1,7 +1,7 @@
-"""Poison: NaN wherever a cache holds no token.
+"""NaN wherever a cache holds no token.
 
-A masked weight is 0, but 0 times NaN is NaN: what reads a slot that nothing
-was written to shows itself at once.
+A masked weight is 0, but 0 times NaN is NaN. Attention that reads a slot to
+which nothing was written therefore returns NaN at once.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from kvjax.decoding.cache import Cache
 def poison(cache: Any) -> Any:
   """Returns the cache with NaN in every slot that holds no token.
 
-  Integer leaves (codes) get their largest number instead; live slots, lengths
-  and positions stay as they are. Knows kvjax caches; for a cache of your own
-  class, `kvjax.testing.poison.register(YourCache, function)`.
+  Integer leaves (codes) get their largest number instead. Slots of tokens,
+  lengths and positions keep their values. Knows kvjax caches; for a cache of
+  your own class, `kvjax.testing.poison.register(YourCache, function)`.
 
   Raises:
     TypeError: nothing is registered for this class.
@@ -41,30 +41,31 @@ def can_poison(cache: Any) -> bool:
 
 @poison.register
 def _poison_cache(cache: Cache) -> Cache:
-  layout = cache.layout
+  """Returns a kvjax cache with NaN in the empty slots of every layer."""
   empty = [np.asarray(book.positions) == EMPTY for book in cache.books]
   books = tuple(
     jax.tree.map(functools.partial(_fill_statistic, slots), book)
     for slots, book in zip(empty, cache.books, strict=True)
   )
   stores = tuple(
-    jax.tree.map(functools.partial(_fill, empty[at]), store)
-    if at >= 0
-    else store
-    for at, store in zip(layout.books, cache.stores, strict=True)
+    # A layer that reads another layer's streams has no book (-1) and no slots.
+    store
+    if book < 0
+    else jax.tree.map(functools.partial(_fill, empty[book]), store)
+    for book, store in zip(cache.layout.books, cache.stores, strict=True)
   )
   return dataclasses.replace(cache, books=books, stores=stores)
 
 
 def _fill_statistic(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
-  """What a bounded kind counts a slot is a number like any other."""
+  """Fills a leaf of a book if it holds a float for each slot (scores)."""
   slotted = leaf.shape == empty.shape
   floating = jnp.issubdtype(leaf.dtype, jnp.floating)
   return _fill(empty, leaf) if slotted and floating else leaf
 
 
 def _fill(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
-  """Fills slots of `leaf [B, K, S, ...]` where `empty [B, 1 | K, S]` says."""
+  """Fills the slots of `leaf [B, K, S, ...]` in `empty [B, 1 | K, S]`."""
   host = np.array(leaf)
   where = np.broadcast_to(empty, host.shape[:3])
   floating = jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -1,10 +1,15 @@
-"""A published config.json, read with care: what is unknown is refused."""
+"""A published config.json: its keys and values, unknown ones refused.
+
+`check_values` refuses a value of another kind than its key's before any value
+is used: a text where a number belongs would otherwise end in arithmetic whose
+error names no key. null is always allowed, and its meaning depends on the
+family.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from kvjax.checkpoints.values import check_values
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 
@@ -21,6 +26,72 @@ ACTIVATIONS = {
   'relu': 'relu',
 }
 DTYPES = ('bfloat16', 'float16', 'float32')
+
+# Keys of all families by the kind of their values.
+WHOLE = """
+  d_ff d_kv d_model decoder_attention_heads decoder_ffn_dim decoder_layers
+  decoder_sparse_step dim_model_base encoder_attention_heads encoder_ffn_dim
+  encoder_layers ffn_hidden_size first_k_dense_replace head_dim hidden_size
+  intermediate_size kv_lora_rank max_position_embeddings max_source_positions
+  max_target_positions max_window_layers moe_intermediate_size n_ctx n_embd
+  n_embed n_group n_head n_inner n_layer n_positions n_routed_experts
+  n_shared_experts no_rope_layer_interval num_attention_heads
+  num_decoder_layers num_experts num_experts_per_tok num_heads
+  num_hidden_layers num_key_value_heads num_kv_heads num_layers
+  num_ln_in_parallel_attn num_local_experts num_mel_bins
+  original_max_position_embeddings q_lora_rank qk_nope_head_dim
+  qk_rope_head_dim relative_attention_max_distance
+  relative_attention_num_buckets sliding_window sliding_window_pattern
+  topk_group v_head_dim vocab_size
+"""
+NUMBER = """
+  attention_factor attn_logit_softcapping beta_fast beta_slow factor
+  final_logit_softcapping high_freq_factor layer_norm_eps layer_norm_epsilon
+  logit_scale low_freq_factor mscale mscale_all_dim partial_rotary_factor
+  query_pre_attn_scalar rms_norm_eps rope_local_base_freq rope_theta
+  routed_scaling_factor scale_depth scale_emb swiglu_alpha swiglu_limit
+"""
+SWITCH = """
+  alibi attention_bias bias is_gated_act mlp_bias multi_query
+  new_decoder_architecture norm_topk_prob parallel_attn rope_interleave
+  scale_attn_by_inverse_layer_idx scale_attn_weights scale_decoder_outputs
+  tie_word_embeddings truncate use_qk_norm use_sliding_window
+"""
+TEXT = """
+  activation activation_function dense_act_fn feed_forward_proj hidden_act
+  hidden_activation model_type scoring_func topk_method
+"""
+LIST = """
+  layer_types long_factor mlp_layer_types mlp_only_layers no_rope_layers
+  short_factor
+"""
+OBJECT = 'quantization_config rope_parameters rope_scaling text_config'
+
+Types = tuple[type, ...]
+RULES: tuple[tuple[str, str, Types], ...] = (
+  (WHOLE, 'a whole number', (int,)),
+  (NUMBER, 'a number', (int, float)),
+  (SWITCH, 'true or false', (bool,)),
+  (TEXT, 'a text', (str,)),
+  (LIST, 'a list', (list, tuple)),
+  (OBJECT, 'an object', (Mapping,)),
+)
+# Of each key, the words for its kind and the Python types of that kind.
+KEY_KINDS: dict[str, tuple[str, Types]] = {
+  key: (words, types) for keys, words, types in RULES for key in keys.split()
+}
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+  """Raises ValueError for a value that is not of its key's kind, by name."""
+  for key, value in values.items():
+    if key not in KEY_KINDS or value is None:
+      continue
+    words, types = KEY_KINDS[key]
+    # bool is a subclass of int in Python, so it is compared by itself.
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, types) or is_bool != (bool in types):
+      raise ValueError(f'{key}={value!r} of config.json must be {words}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +121,13 @@ class Settings:
     return self.values.get(key, default)
 
   def need(self, *keys: str) -> Any:
-    """Returns the first of some spellings that is there.
+    """Returns the value of the first key that has one.
+
+    Args:
+      *keys: spellings of one key.
 
     Raises:
-      ValueError: none is.
+      ValueError: no key has a value.
     """
     for key in keys:
       if self.values.get(key) is not None:
@@ -63,7 +137,7 @@ class Settings:
     )
 
   def only(self, key: str, *allowed: Any) -> None:
-    """Raises ValueError unless the value is absent, null or one allowed."""
+    """Raises ValueError unless the value is absent, null or allowed."""
     value = self.values.get(key)
     if value is not None and value not in allowed:
       raise ValueError(
@@ -82,8 +156,8 @@ class Settings:
 
   def activation(self, *keys: str, default: str = 'silu') -> str:
     """Returns kvjax's name of the activation under one of these keys."""
-    given = [k for k in keys if self.values.get(k) is not None]
-    key = given[0] if given else keys[0]
+    present = [key for key in keys if self.values.get(key) is not None]
+    key = present[0] if present else keys[0]
     name = self.get(key, default)
     if name not in ACTIVATIONS:
       raise ValueError(
@@ -97,8 +171,8 @@ class Settings:
     width = self.values.get('head_dim')
     if width is not None:
       return width
-    hidden, heads = self.need('hidden_size'), self.need('num_attention_heads')
-    return self.divide('hidden_size', hidden, heads)
+    hidden = self.need('hidden_size')
+    return self.divide('hidden_size', hidden, self.need('num_attention_heads'))
 
   def divide(self, key: str, total: int, parts: int) -> int:
     """Returns `total / parts`, which must be whole."""
@@ -110,16 +184,18 @@ class Settings:
     return total // parts
 
   def kv_heads(self, default: int | None = None) -> int:
-    """Returns `num_key_value_heads`; null means one a query head.
+    """Returns `num_key_value_heads`; null means as many as query heads.
 
     Args:
       default: published default, where config.json has no such key.
     """
-    found = self.raw('num_key_value_heads', default)
-    return self.need('num_attention_heads') if found is None else found
+    kv_heads = self.raw('num_key_value_heads', default)
+    return self.need('num_attention_heads') if kv_heads is None else kv_heads
 
   def windows(self, default: list[str], window: int) -> list[int | None]:
-    """Returns the window of each layer, None where it sees all, by layer_types.
+    """Returns the window of each layer, by `layer_types`.
+
+    None is the window of a layer that sees all earlier tokens.
 
     Args:
       default: `layer_types` where config.json has none.
@@ -149,7 +225,7 @@ class Settings:
     return window
 
   def dtype(self) -> str:
-    """Returns the dtype of params by name; float32 where none is given."""
+    """Returns the name of the params' dtype; float32 where no key says it."""
     name = str(self.get('dtype', self.get('torch_dtype', 'float32')))
     name = name.removeprefix('torch.')
     if name not in DTYPES:
@@ -171,7 +247,7 @@ class Settings:
     positions: int = 0,
     encoder: Encoder | None = None,
   ) -> ModelConfig:
-    """Returns a config with what every family's config.json says alike.
+    """Returns a config, with the parts that every config.json spells the same.
 
     Args:
       layers: of the decoder.
