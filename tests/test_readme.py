@@ -50,9 +50,8 @@ def test_make_targets_exist():
 
 def test_the_table_of_bytes_is_what_the_configs_say():
   import kvjax
-  from experiments.reporting.answer import LLAMA, llama_bytes
-  from experiments.training.footprint import bytes_per_token
-  from experiments.training.variants import model
+  from experiments.measuring.small_example import LLAMA, llama_bytes
+  from experiments.training.variants import bytes_per_token, model
 
   for name, (kept, query) in llama_bytes().items():
     int8 = bytes_per_token(model(name.lower(), LLAMA), kvjax.Int8())

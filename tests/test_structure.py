@@ -68,6 +68,26 @@ def test_arrows_run_one_way():
   assert not wrong
 
 
+def test_questions_share_rooms_and_mains_are_short():
+  shared = {'launch', 'measuring', 'reporting', 'training'}
+  wrong = []
+  for path in (ROOT / 'experiments').rglob('*.py'):
+    room = path.relative_to(ROOT / 'experiments').parts[0]
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.ImportFrom) and node.module:
+        names = [f'{node.module}.{alias.name}' for alias in node.names]
+        # `from experiments import x` and `from experiments.x.y import z`.
+        rooms = {n.split('.')[1] for n in names if n.startswith('experiments.')}
+        if rooms - shared - {room}:
+          wrong.append((f'{room}/{path.name}', rooms - shared - {room}))
+    # The main of memory is to shrink as well; the exemption then goes.
+    long = path.name == '__main__.py' and text.count('\n') >= 150
+    if long and room != 'memory':
+      wrong.append((f'{room}/{path.name}', text.count('\n')))
+  assert not wrong
+
+
 def test_nothing_imports_experiments_and_nobody_is_called_utils():
   for path in (ROOT / 'kvjax').rglob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -241,6 +241,21 @@ def readers(tokens: int, scoring: Scoring) -> dict[str, jax.Array]:
   }
 
 
+def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
+  """Returns by tensor, for each token the first and last step that reads it.
+
+  The step that makes a token counts, although no row reads the first q and k:
+  the softmax over a single key is 1 whatever the two are.
+  """
+  spans = {}
+  for name, read in readers(tokens, Scoring(1.0)).items():
+    last = [
+      max([t, *np.flatnonzero(np.asarray(read)[:, t])]) for t in range(tokens)
+    ]
+    spans[name[0]] = [(t, int(end)) for t, end in enumerate(last)]
+  return spans
+
+
 def _before_last(old: jax.Array, new: jax.Array) -> jax.Array:
   return jnp.concatenate([old[..., :-1, :], new[..., -1:, :]], axis=-2)
 

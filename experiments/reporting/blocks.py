@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -94,6 +94,32 @@ class Table:
   columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
   note: str = ''
+
+  @classmethod
+  def of(
+    cls,
+    title: str,
+    columns: Mapping[str, str | Callable[[Any], Any]],
+    records: Iterable[Any],
+    note: str = '',
+  ) -> 'Table':
+    """Returns a table with a row a record.
+
+    Args:
+      title: above the table.
+      columns: by the name of a column, the field of a record in it, or a
+        function of the record.
+      records: mappings, or anything if all columns are functions.
+      note: below the table.
+    """
+    rows = [
+      [
+        get(record) if callable(get) else record.get(get)
+        for get in columns.values()
+      ]
+      for record in records
+    ]
+    return cls(title, tuple(columns), rows, note)
 
   def terminal(self):
     from rich import box

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from experiments.reporting import records
-from experiments.reporting.blocks import Block, Picture, page
+from experiments.reporting.blocks import Block, Picture, Table, page
 
 T = TypeVar('T')
 
@@ -53,6 +53,19 @@ class Writer:
   @property
   def lines(self) -> pathlib.Path:
     return self.workdir / f'{self.name}.jsonl'
+
+  def finish(self, claims: Table) -> None:
+    """Shows the table of claims last, saves, and exits if a claim fails.
+
+    Args:
+      claims: rows of two cells, a claim and whether it holds.
+
+    Raises:
+      SystemExit: a claim does not hold.
+    """
+    print(f'Report: {self.show(claims).save()}')
+    if not all(holds for _, holds in claims.rows):
+      raise SystemExit('A claim does not hold: see the last table.')
 
   def save(self) -> pathlib.Path:
     """Writes the HTML report and returns its path."""

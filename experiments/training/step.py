@@ -1,24 +1,56 @@
-"""One optax step, and a run of them."""
+"""Next-token loss, one optax step, and a run of such steps."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
 
-from experiments.training.loss import loss
 from experiments.training.text import Corpus, training_batch
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import init_params
+from kvjax.models.uncached import forward
+
+
+def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Returns `-log p(tokens[:, t] | tokens[:, :t])` for t >= 1.
+
+  Args:
+    logits: float32 `[B, T, V]`, after each token.
+    tokens: int32 `[B, T]`.
+
+  Returns:
+    Float32 `[B, T - 1]`, nats.
+  """
+  chex.assert_rank(logits, 3)
+  chex.assert_shape(tokens, logits.shape[:2])
+  return optax.softmax_cross_entropy_with_integer_labels(
+    logits[:, :-1], tokens[:, 1:]
+  )
+
+
+def mean_loss(
+  config: ModelConfig, params: Mapping[str, Any], tokens: jax.Array
+) -> jax.Array:
+  """Returns the mean loss of `tokens [B, T]`, uncached, in nats a token."""
+  return jnp.mean(next_token_loss(forward(config, params, tokens), tokens))
+
+
+def to_bits(nats: Any) -> Any:
+  """Returns an amount of information in bits."""
+  return nats / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How to train; frozen, so that a compiled step knows it.
+  """How to train; hashable, because `jit` takes it as a static argument.
 
   Attributes:
     steps: updates.
@@ -40,8 +72,9 @@ class Recipe:
 
   def __post_init__(self):
     for name in ('steps', 'batch', 'length'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+      value = getattr(self, name)
+      if value < 1:
+        raise ValueError(f'{name}={value} must be at least 1.')
     if not self.learning_rate > 0:
       raise ValueError(
         f'learning_rate={self.learning_rate} must be greater than 0.'
@@ -56,7 +89,7 @@ class Recipe:
       self.steps,
       0.1 * self.learning_rate,
     )
-    # One flat vector: a kernel for all parameters, not several for each.
+    # On one flat vector an update is one kernel instead of several a tensor.
     return optax.flatten(
       optax.chain(
         optax.clip_by_global_norm(self.clip),
@@ -88,7 +121,9 @@ def train_step(
   config: ModelConfig, recipe: Recipe, state: TrainState, tokens: jax.Array
 ) -> tuple[jax.Array, TrainState]:
   """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state."""
-  value, gradient = jax.value_and_grad(loss, 1)(config, state.params, tokens)
+  value, gradient = jax.value_and_grad(mean_loss, argnums=1)(
+    config, state.params, tokens
+  )
   updates, moments = recipe.optimizer().update(
     gradient, state.moments, state.params
   )

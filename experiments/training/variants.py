@@ -1,4 +1,4 @@
-"""MHA, MQA, GQA and MLA models of equal size.
+"""MHA, MQA, GQA and MLA models of equal size, and what their caches occupy.
 
 A variant with smaller key and value projections gets a wider MLP, so that a
 difference between models is not a difference in parameters.
@@ -12,9 +12,12 @@ from experiments.training.text import VOCABULARY
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
 from kvjax.attention.rotary import Rotary
+from kvjax.decoding.cache import Cache
+from kvjax.memory.planning import plan
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.mlp import MLP
+from kvjax.streams.codecs import Codec
 
 VARIANTS = ('mha', 'gqa', 'mqa', 'mla')
 
@@ -77,8 +80,10 @@ def equal_models(
   target = num_params(model('mha', shape))
   models = {}
   for variant in variants:
-    one, two = (num_params(model(variant, shape, h)) for h in (1, 2))
-    hidden = max(1, 1 + round((target - one) / (two - one)))
+    # Parameters grow linearly with `hidden`: two widths give the slope.
+    narrow = num_params(model(variant, shape, hidden=1))
+    slope = num_params(model(variant, shape, hidden=2)) - narrow
+    hidden = max(1, 1 + round((target - narrow) / slope))
     models[variant] = model(variant, shape, hidden)
     count = num_params(models[variant])
     if abs(count / target - 1) > tolerance:
@@ -93,6 +98,21 @@ def num_params(config: ModelConfig) -> int:
   """Returns the number of parameters, without making any."""
   params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def bytes_per_token(config: ModelConfig, codec: Codec | None = None) -> int:
+  """Returns stream bytes of one token in all layers, from the config alone."""
+  return plan(config, batch_size=1, capacity=1, codec=codec).bytes_per_token
+
+
+def query_bytes_per_token(config: ModelConfig) -> int:
+  """Returns what a Q cache would add a token; nothing would read it."""
+  return plan(config, batch_size=1, capacity=1).query_cache_bytes
+
+
+def stream_bytes(cache: Cache) -> int:
+  """Returns bytes allocated for streams: no positions, no books."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(cache.stores))
 
 
 def _attention(variant: str, shape: Shape) -> Grouped | Latent:

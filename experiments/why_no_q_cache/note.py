@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name as name
 
-from experiments.reporting.answer import WEIGHTS, X
+from experiments.measuring.small_example import WEIGHTS, X
 from experiments.why_no_q_cache import examples
 from kvjax import liveness
 from kvjax.liveness import analysis

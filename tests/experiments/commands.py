@@ -18,7 +18,7 @@ HEAVY = (
   'experiments.compare.study',
   'experiments.compare.sample',
   'experiments.compare.findings',
-  'experiments.reporting.answer',
+  'experiments.measuring.small_example',
 )
 FORK = f"""
 import importlib, json, os, runpy, sys
