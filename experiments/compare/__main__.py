@@ -17,7 +17,7 @@ from experiments import launch
 from experiments.compare import findings, pace, study
 from experiments.compare.sample import Sample, attention, continuation
 from experiments.measuring.small_example import answer_blocks
-from experiments.reporting.writer import follow, progress, start
+from experiments.reporting.writer import follow, start
 from experiments.training.step import Recipe, train
 from experiments.training.text import Corpus, held_out_batch, load_corpus
 from experiments.training.variants import Shape, equal_models
@@ -87,15 +87,13 @@ def check(config: Any) -> CompareSetup:
 
 def fit(setup: CompareSetup, variant: str, seed: int) -> tuple[Any, Record]:
   """Trains a model; returns its parameters and the losses."""
-  label = f'train {variant}, seed {seed}'
-  with progress(label, setup.recipe.steps) as advance:
-    params, losses = train(
-      setup.models[variant],
-      setup.recipe,
-      setup.corpus,
-      seed=seed,
-      progress=advance,
-    )
+  params, losses = train(
+    setup.models[variant],
+    setup.recipe,
+    setup.corpus,
+    seed=seed,
+    label=f'train {variant}, seed {seed}',
+  )
   return params, {'record': 'training', 'losses': losses}
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import optax
 
 import kvjax
 from experiments.measuring.traffic import held_bytes
-from experiments.reporting.writer import follow, progress
+from experiments.reporting.writer import follow
 from experiments.training.step import next_token_loss, to_bits
 from kvjax.decoding.cache import Cache, init_cache
 from kvjax.decoding.steps import decode_step
@@ -150,10 +150,9 @@ def measure(
     yield compare('uncached, int8 weights', losses)
   for name, options in caches.items():
     cache = init_cache(config, rows, length, **options)
-    with progress(name, length - 1) as advance:
-      losses, cache = cached_losses(
-        config, params, cache, text.tokens, kernel=kernel, on_progress=advance
-      )
+    losses, cache = cached_losses(
+      config, params, cache, text.tokens, kernel=kernel, label=name
+    )
     promised = plan(
       config,
       batch_size=rows,
@@ -190,7 +189,7 @@ def cached_losses(
   *,
   block: int = 32,
   kernel: str | None = None,
-  on_progress: Callable[[int], None] = lambda done: None,
+  label: str = 'cached',
 ) -> tuple[np.ndarray, Cache]:
   """Returns the same, fed token by token through a cache, and the cache.
 
@@ -200,18 +199,18 @@ def cached_losses(
     tokens: int32 `[B, T]`; these are fed, not what the model would write.
     block: tokens of one device program.
     kernel: that must attend; None for the fastest.
-    on_progress: called with the number of tokens a row that are done.
+    label: of the progress bar.
   """
   steps = tokens.shape[1] - 1
   # A token of -1 is none. Padding makes all blocks equal, to compile one.
   pad = ((0, 0), (0, -steps % block + 1))
   padded = jnp.asarray(np.pad(tokens, pad, constant_values=-1))
   losses = []
-  for start in range(0, steps, block):
+  starts = range(0, steps, block)
+  for start in follow(label, starts, len(starts)):
     part = padded[:, start : start + block + 1]
     block_losses, cache = _block(config, params, cache, part, kernel=kernel)
     losses.append(np.asarray(block_losses))
-    on_progress(min(start + block, steps))
   return np.concatenate(losses, axis=1)[:, :steps], cache
 
 

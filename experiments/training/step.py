@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from experiments.reporting.writer import follow
 from experiments.training.text import Corpus, training_batch
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import init_params
@@ -136,7 +137,7 @@ def train(
   corpus: Corpus,
   *,
   seed: int,
-  progress: Callable[[int], None] = lambda step: None,
+  label: str = 'train',
 ) -> tuple[Any, np.ndarray]:
   """Trains a model from its seed; the same seed gives the same parameters.
 
@@ -145,18 +146,17 @@ def train(
     recipe: how to train it.
     corpus: what to read.
     seed: of parameters and batches.
-    progress: called after each update with the number of updates.
+    label: of the progress bar.
 
   Returns:
     The parameters, and the training loss `[steps]` in nats a byte.
   """
   state = init_state(config, recipe, jax.random.key(seed))
   losses = []
-  for step in range(recipe.steps):
+  for step in follow(label, range(recipe.steps), recipe.steps):
     tokens = training_batch(
       corpus, seed=seed, step=step, batch=recipe.batch, length=recipe.length
     )
     value, state = train_step(config, recipe, state, tokens)
     losses.append(float(value))
-    progress(step + 1)
   return state.params, np.asarray(losses, np.float32)

@@ -1,11 +1,14 @@
-"""Uncached attention, one layer of `x [T, D] -> y [T, D]` a variant.
+"""Uncached programs to analyse: examples, or one that a command line names.
 
-Written as their authors would write them on a blackboard, tensors named where
-they are made. With `causal=False` each is the encoder of its kind.
+The examples are attention, one layer of `x [T, D] -> y [T, D]` a variant. They
+are written as formulas on a blackboard, and tensors are named where they are
+made. With `causal=False` each is the encoder of its variant.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +68,47 @@ def example(variant: str, sizes: Sizes, causal: bool = True) -> Program:
       f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
   return VARIANTS[variant](sizes, causal)
+
+
+def load_program(path: str, x: Any) -> Program:
+  """Returns the function that `module:function` names.
+
+  Args:
+    path: the name; the module's folder is where Python looks for modules.
+    x: an array that the function must take.
+
+  Raises:
+    ValueError: there is no such function, or calling it with `x` raises.
+  """
+  module, _, name = path.partition(':')
+  if not module or not name:
+    raise ValueError(f'program={path!r} must be module:function.')
+  try:
+    program = getattr(importlib.import_module(module), name)
+  except Exception as error:  # Code of the user may raise anything.
+    raise ValueError(
+      f'program={path!r} cannot be imported: {_first_line(error)}. Name a '
+      'function of a module whose folder is in PYTHONPATH.'
+    ) from None
+  if not callable(program):
+    raise ValueError(
+      f'program={path!r} is of type {type(program).__name__}. Name a function '
+      'of one array.'
+    )
+  try:
+    jax.eval_shape(program, x)
+  except Exception as error:
+    raise ValueError(
+      f'program={path!r} does not take {x.dtype}{list(x.shape)}: '
+      f'{_first_line(error)}. Name a function of one array, or change '
+      '--config.shape, or --config.vocab_size for token ids.'
+    ) from None
+  return program
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip().partition('\n')[0].rstrip('.')
+  return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
 def _grouped(sizes: Sizes, kv_heads: int, causal: bool, window: int) -> Program:
