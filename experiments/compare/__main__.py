@@ -21,6 +21,7 @@ from experiments.reporting.writer import follow, start
 from experiments.training.step import Recipe, train
 from experiments.training.text import Corpus, held_out_batch, load_corpus
 from experiments.training.variants import Shape, equal_models
+from kvjax.decoding.cache import check_sizes
 from kvjax.models.config import ModelConfig
 
 Record = dict[str, Any]
@@ -58,8 +59,7 @@ def check(config: Any) -> CompareSetup:
   corpus = load_corpus(config.text or None)
   recipe = Recipe(**config.training)
   timing = pace.Timing(**config.pace)
-  if config.seeds < 1:
-    raise ValueError(f'seeds={config.seeds} must be at least 1.')
+  check_sizes(seeds=config.seeds)
   how = study.Study(tolerance=config.tolerance, **config.evaluation)
   held_out = held_out_batch(corpus, rows=how.rows, length=recipe.length)
   if how.past >= recipe.length:
@@ -83,18 +83,6 @@ def check(config: Any) -> CompareSetup:
     held_out=held_out,
     seeds=tuple(range(config.seed, config.seed + config.seeds)),
   )
-
-
-def fit(setup: CompareSetup, variant: str, seed: int) -> tuple[Any, Record]:
-  """Trains a model; returns its parameters and the losses."""
-  params, losses = train(
-    setup.models[variant],
-    setup.recipe,
-    setup.corpus,
-    seed=seed,
-    label=f'train {variant}, seed {seed}',
-  )
-  return params, {'record': 'training', 'losses': losses}
 
 
 def examine(
@@ -122,21 +110,30 @@ def main(argv: list[str]) -> None:
   run = {'config': config.to_dict(), 'command': launch.command(), 'text': facts}
   writer = start(_WORKDIR.value, 'compare', _TITLE, run).show(*answer_blocks())
   records = [writer.record(r) for r in study.sizes(setup.models)]
-  params_of = {}  # of the first seed
+  params_of = {}  # by variant, of the first seed
   for seed in setup.seeds:
-    for variant in setup.models:
+    for variant, model in setup.models.items():
       labels = {'variant': variant, 'seed': seed}
-      params, losses = fit(setup, variant, seed)
+      params, losses = train(
+        model,
+        setup.recipe,
+        setup.corpus,
+        seed=seed,
+        label=f'train {variant}, seed {seed}',
+      )
       params_of.setdefault(variant, params)
-      records.append(writer.record(losses | labels))
+      training = {'record': 'training', 'losses': losses, **labels}
+      records.append(writer.record(training))
       for record in examine(setup, variant, seed, params):
         records.append(writer.record(record | labels))
   name, params = next(iter(params_of.items()))
   claims = findings.claims(records, config.expected_bits)
-  panels, labels = attention(setup.models[name], params, setup.sample.prompt)
+  panels, characters = attention(
+    setup.models[name], params, setup.sample.prompt
+  )
   writer = writer.show(
     findings.source(facts, setup.seeds),
-    *findings.attention(name, panels, labels),
+    *findings.attention(name, panels, characters),
     *findings.everything(records),
   )
   writer.finish(claims)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.cache import Cache, init_cache
+from kvjax.decoding.cache import Cache, check_sizes, init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward
@@ -30,18 +30,13 @@ class Timing:
   repeats: int
 
   def __post_init__(self):
-    if (
-      not self.contexts
-      or min(self.contexts) < 1
-      or list(self.contexts) != sorted(set(self.contexts))
-    ):
+    increasing = sorted(set(self.contexts)) == list(self.contexts)
+    if not increasing or not self.contexts or self.contexts[0] < 1:
       raise ValueError(
         f'contexts={tuple(self.contexts)} must be positive and increase.'
       )
-    for name in ('steps', 'repeats'):
-      value = getattr(self, name)
-      if value < 1:
-        raise ValueError(f'pace.{name}={value} must be at least 1.')
+    sizes = {'pace.steps': self.steps, 'pace.repeats': self.repeats}
+    check_sizes(**sizes)
 
 
 def measure_pace(

@@ -13,17 +13,17 @@ import numpy as np
 from experiments.measuring.separation import separate
 from experiments.training.step import next_token_loss, to_bits
 from experiments.training.variants import (
+  array_bytes,
   bytes_per_token,
   num_params,
   query_bytes_per_token,
-  stream_bytes,
 )
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters
 from kvjax.caches.sinks import Sinks
-from kvjax.decoding.cache import init_cache
+from kvjax.decoding.cache import check_sizes, init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward
@@ -55,10 +55,7 @@ class Study:
       raise ValueError(
         f'sinks={self.sinks} must be between 1 and budget={self.budget} - 1.'
       )
-    if self.rows < 1 or self.past < 1:
-      raise ValueError(
-        f'rows={self.rows} and past={self.past} must be at least 1.'
-      )
+    check_sizes(rows=self.rows, past=self.past)
 
   def caches(self) -> dict[str, tuple[Kind | None, Codec | None]]:
     """Returns kind and codec of each cache the text is read through."""
@@ -190,7 +187,7 @@ def footprint(
   rows, tokens = shape
   cache = init_cache(config, rows, tokens, kinds=kind, codec=codec)
   slots = sum(m.kind.size for m in cache.layout.stores if m is not None)
-  allocated = stream_bytes(cache)
+  allocated = array_bytes(cache.stores)  # no positions, no books
   promised = bytes_per_token(config, codec)
   predicted = promised * rows * slots // len(config.layers)
   if allocated != predicted:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.generate.speed import Stopwatch, count_compilation
+from experiments.generate.speed import Stopwatch
 from experiments.generate.streaming import Streaming, interrupts
 from kvjax.checkpoints.prompt_cache.save import load_cache
 from kvjax.decoding.cache import Cache, check_sizes, init_cache
@@ -125,8 +125,7 @@ def write(
     The cache, a watch that saw the tokens, and whether Ctrl-C ended it all.
   """
   config, params = model
-  with count_compilation() as compilation, interrupts() as pressed:
-    watch = Stopwatch(compilation)
+  with Stopwatch() as watch, interrupts() as pressed:
     encoded = None
     if source is not None:
       encoded = encode(config, params, source.ids, source.lengths)

@@ -1,15 +1,11 @@
 """Speed of a generation: time to first token, tokens/s, share of bandwidth."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-
-_PREFIX = '/jax/core/compile/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,47 +68,23 @@ class Speed:
     }
 
 
-class Compilation:
-  """Adds up intervals of compilation; nested ones are counted once."""
+class Stopwatch:
+  """Notes when tokens come, and the seconds of compilation until then.
+
+  Compilation is counted while this context manager is open.
+  """
 
   def __init__(self):
-    self.spans: list[tuple[float, float]] = []
-
-  @property
-  def seconds(self) -> float:
-    """Seconds so far."""
-    total = 0.0
-    end = -float('inf')
-    for start, stop in sorted(self.spans):
-      total += max(stop - max(start, end), 0.0)
-      end = max(end, stop)
-    return total
-
-
-@contextlib.contextmanager
-def count_compilation() -> Iterator[Compilation]:
-  """Yields a count of what this process compiles from here on."""
-  compilation = Compilation()
-
-  def listen(event: str, duration_secs: float, **_: str | int) -> None:
-    if event.startswith(_PREFIX):
-      now = time.perf_counter()
-      compilation.spans.append((now - duration_secs, now))
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield compilation
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
-class Stopwatch:
-  """Notes when tokens come, and the seconds of compilation until then."""
-
-  def __init__(self, compilation: Compilation):
-    self._compilation = compilation
-    self._begin = self._first = self._last = self._now()
     self.rows = self.tokens = self.columns = 0
+    self._compilations: list[tuple[float, float]] = []
+    self._begin = self._first = self._last = self._now()
+
+  def __enter__(self) -> 'Stopwatch':
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
 
   def feed(self, new: np.ndarray) -> None:
     """Takes int32 `[B, n]` when they come; -1 is no token."""
@@ -137,6 +109,17 @@ class Stopwatch:
       **sizes,
     )
 
+  def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+    if event.startswith('/jax/core/compile/'):
+      now = time.perf_counter()
+      self._compilations.append((now - duration_secs, now))
+
   def _now(self) -> np.ndarray:
     """Returns the time and the seconds of compilation until then."""
-    return np.asarray([time.perf_counter(), self._compilation.seconds])
+    compilation = 0.0
+    end = -float('inf')
+    for start, stop in sorted(self._compilations):
+      # Nested intervals are counted once.
+      compilation += max(stop - max(start, end), 0.0)
+      end = max(end, stop)
+    return np.asarray([time.perf_counter(), compilation])

@@ -4,17 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import kvjax
 from experiments.measuring.separation import readers
+from experiments.measuring.variants import VARIANTS, with_attention
 from experiments.reporting.blocks import Block, Heading, Table, Text
-from experiments.training.variants import (
-  VARIANTS,
-  Shape,
-  bytes_per_token,
-  model,
-  query_bytes_per_token,
-)
+from experiments.training.variants import bytes_per_token, query_bytes_per_token
 from kvjax.attention.attend import Scoring
 from kvjax.attention.reference import plain_attention
+from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Int8
 
 PHRASES = ('不爱吃|香菜的|萌新', '喜欢|骑|摩托车', '爱好|是|研究')
@@ -25,19 +22,6 @@ WEIGHTS = {
   'key': np.eye(3, dtype=np.float32)[[1, 2, 0]] / 10,
   'value': np.eye(3, dtype=np.float32)[[0, 2, 1]] / 10,
 }
-LLAMA = Shape(
-  layers=32,
-  width=4096,
-  num_heads=32,
-  num_kv_heads=8,
-  key_width=128,
-  rotary_width=128,
-  latent_width=512,
-  latent_rotary_width=64,
-  hidden=14336,
-  vocab_size=128256,
-  dtype='bfloat16',
-)
 
 
 def answer_blocks() -> tuple[Block, ...]:
@@ -61,12 +45,17 @@ def answer_blocks() -> tuple[Block, ...]:
   )
 
 
+def llama_models() -> dict[str, ModelConfig]:
+  """Returns Llama-3-8B with the attention of each variant, by its name."""
+  llama = kvjax.load_config('llama-3-8b')
+  return {name.upper(): with_attention(llama, name) for name in VARIANTS}
+
+
 def llama_bytes() -> dict[str, tuple[int, int]]:
   """Returns bytes a token at Llama-3-8B's size: the cache, and a Q cache's."""
-  models = {name.upper(): model(name, LLAMA) for name in VARIANTS}
   return {
     name: (bytes_per_token(config), query_bytes_per_token(config))
-    for name, config in models.items()
+    for name, config in llama_models().items()
   }
 
 
@@ -104,8 +93,10 @@ def _attention_weights(q, k, v):
 
 def _sizes() -> Table:
   rows = []
-  for name, (kept, query) in llama_bytes().items():
-    int8 = bytes_per_token(model(name.lower(), LLAMA), Int8())
+  for name, config in llama_models().items():
+    kept = bytes_per_token(config)
+    query = query_bytes_per_token(config)
+    int8 = bytes_per_token(config, Int8())
     gibibytes = f'{kept * 131072 / 2**30:.1f} GiB'
     rows.append(
       [name, kept, gibibytes, int8, query, f'x {(kept + query) / kept:.1f}']

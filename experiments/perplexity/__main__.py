@@ -3,7 +3,7 @@ r"""What does a smaller cache cost a published model, in bits per byte?
   python -m experiments.perplexity --checkpoint=DIR --text=FILE \
       --cache=default --cache=int8 --cache=ring:window=256
 
-The model reads the text, not its own words, token by token through each cache.
+The model reads the text, not what it writes, token by token through each cache.
 The report gives the uncached figure and the bytes that a token takes as well;
 with --weights=int8 all figures but the first are of the model in eight bits.
 Would be refuted by: other figures of the default cache, which forgets nothing
@@ -68,7 +68,7 @@ def check() -> PerplexitySetup:
   check_sizes(rows=_ROWS.value, length=_LENGTH.value)
   config = kvjax.load_config(_CHECKPOINT.value)
   if config.encoder is not None:
-    raise ValueError(f'{_CHECKPOINT.value} reads a source beside the text.')
+    raise ValueError(f'{_CHECKPOINT.value} reads a source besides the text.')
   caches = {}
   for name in _CACHES.value:
     kind, codec = parse_cache(name)

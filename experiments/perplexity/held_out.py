@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 import kvjax
-from experiments.measuring.traffic import held_bytes
 from experiments.reporting.writer import follow
 from experiments.training.step import next_token_loss, to_bits
+from experiments.training.variants import array_bytes
 from kvjax.decoding.cache import Cache, init_cache
 from kvjax.decoding.steps import decode_step
 from kvjax.memory.planning import plan
@@ -162,7 +162,7 @@ def measure(
     )
     yield compare(name, losses) | {
       'bytes_per_token': promised.bytes_per_token,
-      'cache_bytes': held_bytes(cache),
+      'cache_bytes': array_bytes(cache),
       'planned_bytes': promised.cache_bytes,
     }
 

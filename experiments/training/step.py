@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 
 from experiments.reporting.writer import follow
 from experiments.training.text import Corpus, training_batch
+from kvjax.decoding.cache import check_sizes
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import init_params
 from kvjax.models.uncached import forward
@@ -72,10 +72,7 @@ class Recipe:
   clip: float = 1.0
 
   def __post_init__(self):
-    for name in ('steps', 'batch', 'length'):
-      value = getattr(self, name)
-      if value < 1:
-        raise ValueError(f'{name}={value} must be at least 1.')
+    check_sizes(steps=self.steps, batch=self.batch, length=self.length)
     if not self.learning_rate > 0:
       raise ValueError(
         f'learning_rate={self.learning_rate} must be greater than 0.'
@@ -99,36 +96,27 @@ class Recipe:
     )
 
 
-@struct.dataclass
-class TrainState:
-  """Parameters and what the optimizer remembers."""
-
-  params: Any
-  moments: Any
-
-
-def init_state(
-  config: ModelConfig, recipe: Recipe, key: jax.Array
-) -> TrainState:
-  """Returns the state before the first update."""
-  params = init_params(config, key)
-  return TrainState(params, recipe.optimizer().init(params))
-
-
 @functools.partial(
-  jax.jit, static_argnames=('config', 'recipe'), donate_argnames='state'
+  jax.jit,
+  static_argnames=('config', 'recipe'),
+  donate_argnames=('params', 'moments'),
 )
 def train_step(
-  config: ModelConfig, recipe: Recipe, state: TrainState, tokens: jax.Array
-) -> tuple[jax.Array, TrainState]:
-  """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state."""
-  value, gradient = jax.value_and_grad(mean_loss, argnums=1)(
-    config, state.params, tokens
+  config: ModelConfig,
+  recipe: Recipe,
+  params: Any,
+  moments: Any,
+  tokens: jax.Array,
+) -> tuple[jax.Array, Any, Any]:
+  """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state.
+
+  The state is the parameters and the optimizer's moments; both are donated.
+  """
+  loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(
+    config, params, tokens
   )
-  updates, moments = recipe.optimizer().update(
-    gradient, state.moments, state.params
-  )
-  return value, TrainState(optax.apply_updates(state.params, updates), moments)
+  updates, moments = recipe.optimizer().update(gradient, moments, params)
+  return loss, optax.apply_updates(params, updates), moments
 
 
 def train(
@@ -151,12 +139,13 @@ def train(
   Returns:
     The parameters, and the training loss `[steps]` in nats a byte.
   """
-  state = init_state(config, recipe, jax.random.key(seed))
+  params = init_params(config, jax.random.key(seed))
+  moments = recipe.optimizer().init(params)
   losses = []
   for step in follow(label, range(recipe.steps), recipe.steps):
     tokens = training_batch(
       corpus, seed=seed, step=step, batch=recipe.batch, length=recipe.length
     )
-    value, state = train_step(config, recipe, state, tokens)
-    losses.append(float(value))
-  return state.params, np.asarray(losses, np.float32)
+    loss, params, moments = train_step(config, recipe, params, moments, tokens)
+    losses.append(float(loss))
+  return params, np.asarray(losses, np.float32)

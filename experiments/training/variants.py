@@ -5,6 +5,7 @@ difference between models is not a difference in parameters.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -12,7 +13,6 @@ from experiments.training.text import VOCABULARY
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
 from kvjax.attention.rotary import Rotary
-from kvjax.decoding.cache import Cache
 from kvjax.memory.planning import plan
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import init_params
@@ -110,16 +110,21 @@ def query_bytes_per_token(config: ModelConfig) -> int:
   return plan(config, batch_size=1, capacity=1).query_cache_bytes
 
 
-def stream_bytes(cache: Cache) -> int:
-  """Returns bytes allocated for streams: no positions, no books."""
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(cache.stores))
+def array_bytes(tree: Any) -> int:
+  """Returns the bytes of all arrays of a tree."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def _attention(variant: str, shape: Shape) -> Grouped | Latent:
+def check_variant(variant: str) -> None:
+  """Raises ValueError if no variant has that name."""
   if variant not in VARIANTS:
     raise ValueError(
       f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
+
+
+def _attention(variant: str, shape: Shape) -> Grouped | Latent:
+  check_variant(variant)
   if variant == 'mla':
     return Latent(
       num_heads=shape.num_heads,

@@ -15,6 +15,7 @@ import kvjax
 from experiments import launch
 from experiments.reporting.blocks import Table
 from experiments.reporting.writer import start
+from experiments.training.variants import array_bytes
 from experiments.why_no_q_cache import derived, examples, query_leaf
 from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
@@ -122,7 +123,7 @@ def main(argv: list[str]) -> None:
   cache = kvjax.init_cache(
     query_leaf.recording(setup.model), setup.batch_size, setup.capacity
   )
-  leaf_bytes = sum(leaf.nbytes for leaf in query_leaf.leaves(cache))
+  leaf_bytes = array_bytes(query_leaf.leaves(cache))
   claims = derived.claims(forms, leaf_bytes)
   writer = writer.show(*derived.query_leaf(forms, leaf_bytes))
   writer.finish(Table('Claims', ('claim', 'holds'), claims))

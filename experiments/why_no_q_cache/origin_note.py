@@ -62,11 +62,11 @@ def rows_and_columns() -> str:
     for i, (a, b) in enumerate(zip(symbols, numbers, strict=True))
   ]
   scores = lambda q, k: q @ k.T
+  rows = {'q': q, 'k': k}
   lines += [
-    f'row 1    is moved by {_movers("q", scores, (q, k), 0, (0,))}'
-    f' and {_movers("k", scores, (q, k), 1, (0,))}',
-    f'column 1 is moved by {_movers("q", scores, (q, k), 0, (1,))}'
-    f' and {_movers("k", scores, (q, k), 1, (1,))}',
+    f'{line} is moved by {_movers(scores, rows, "q", axis=axis)}'
+    f' and {_movers(scores, rows, "k", axis=axis)}'
+    for axis, line in enumerate(('row 1   ', 'column 1'))
   ]
   return _text(lines)
 
@@ -84,24 +84,26 @@ def decoder() -> str:
 def syllable() -> str:
   """One query, four keys, their weights and the mixture of the values."""
   weights = np.asarray([0.1, 0.5, 0.2, 0.2])
-  q, k, v = np.ones(1), np.log(weights), np.asarray([1.0, 2, 3, 4])
-  found = _softmax(q[0] * k)
-  other = _softmax(2 * q[0] * k)
+  q = np.ones(1)
+  k = np.log(weights)
+  v = np.asarray([1.0, 2, 3, 4])
+  single = _softmax(q[0] * k)
+  double = _softmax(2 * q[0] * k)
   show = lambda w: ' '.join(f'{value:.2f}' for value in w)
   return _text(
     [
-      f'q = 1: weights {show(found)}, output {found @ v:.2f}',
-      f'q = 2: weights {show(other)}, output {other @ v:.2f}',
-      'one q is asked once; four k and four v are read by it',
+      f'q = 1: weights {show(single)}, output {single @ v:.2f}',
+      f'q = 2: weights {show(double)}, output {double @ v:.2f}',
+      'one output reads one q, four k and four v',
     ]
   )
 
 
 def ties() -> str:
-  """Who is kept when rows, names and columns change places."""
+  """What is kept when rows, columns and names are exchanged."""
   x = _input(8)
   cases = (
-    ('softmax over rows', _attention('q', 'k')),
+    ('softmax over rows', _attention()),
     ('the names exchanged', _attention('k', 'q')),
     ('softmax over columns', _columns),
   )
@@ -118,7 +120,7 @@ def growing() -> str:
     before = _outputs(q[:2], k[:2], v[:2], causal)
     after = _outputs(q, k, v, causal)
     moved = np.abs(after[:2] - before).max(1)
-    report = liveness.analyze(_single(causal), _input(8))
+    report = liveness.analyze(_attention(causal=causal), _input(8))
     kept = ', '.join(report.keep) or 'nothing: no finite cache is exact'
     lines += [
       f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}',
@@ -150,9 +152,9 @@ def stack() -> str:
 
 
 def making() -> str:
-  """One formula and one weight for q, k and v; then another reader of q."""
+  """Equal q, k and v by equal weights; then a program that reads old q."""
   x = _input(8)
-  same = liveness.analyze(_attention('q', 'k', weights=(0, 0, 0)), x)
+  same = liveness.analyze(_attention(weights=(0, 0, 0)), x)
   mta = liveness.analyze(
     examples.example('mta', examples.Sizes(width=3, key_width=4)), x
   )
@@ -199,30 +201,30 @@ def _mixtures(causal: bool) -> str:
       f'{weights[i, j]:.3f} v{j + 1}' for j in range(3) if weights[i, j]
     )
     reads = '  '.join(
-      _movers(letter, out, (q, k, v), a, (0, i))
-      for a, letter in enumerate('qkv')
+      _movers(out, {'q': q, 'k': k, 'v': v}, letter, index=i)
+      for letter in 'qkv'
     )
     lines.append(f'o{i + 1} = {sum_:31} reads {reads}')
   return _text(lines)
 
 
 def _movers(
-  letter: str,
   function: Callable[..., Array],
-  operands: Sequence[Array],
-  which: int,
-  seen: tuple[int, ...],
+  operands: dict[str, Array],
+  letter: str,
+  *,
+  axis: int = 0,
+  index: int = 0,
 ) -> str:
-  """The rows of an operand whose change moves a row (0) or column (1)."""
-  axis, at = seen[0], (seen[1] if len(seen) > 1 else 0)
-  base = np.take(function(*operands), at, axis)
-  found = []
+  """Returns the rows of an operand that move a row (axis 0) or column (1)."""
+  base = np.take(function(*operands.values()), index, axis)
+  movers = []
   for row in range(3):
-    moved = [part.copy() for part in operands]
-    moved[which][row] += 1
-    if np.any(np.take(function(*moved), at, axis) != base):
-      found.append(f'{letter}{row + 1}')
-  return ' '.join(found) or f'no {letter}'
+    moved = operands | {letter: operands[letter].copy()}
+    moved[letter][row] += 1
+    if np.any(np.take(function(*moved.values()), index, axis) != base):
+      movers.append(f'{letter}{row + 1}')
+  return ' '.join(movers) or f'no {letter}'
 
 
 def _marked(row: int, cells: Sequence[str]) -> str:
@@ -233,16 +235,23 @@ def _marked(row: int, cells: Sequence[str]) -> str:
 
 
 def _attention(
-  asks: str, asked: str, weights: Sequence[int] = (0, 1, 2)
+  rows: str = 'q',
+  columns: str = 'k',
+  weights: Sequence[int] = (0, 1, 2),
+  causal: bool = True,
 ) -> examples.Program:
-  """One causal head; the tensor that asks and the one asked have names."""
-  w = [_weight(seed) for seed in weights]
+  """Returns one head; `rows` and `columns` name the tensors of the scores."""
 
   def program(x: jax.Array) -> jax.Array:
-    a, b = name(x @ w[0], asks), name(x @ w[1], asked)
-    v = name(x @ w[2], 'v')
-    past = jnp.tril(jnp.ones((len(x), len(x)), bool))
-    return jax.nn.softmax(jnp.where(past, a @ b.T, -jnp.inf)) @ v
+    left, right, v = (
+      name(x @ _weight(seed), letter)
+      for seed, letter in zip(weights, (rows, columns, 'v'), strict=True)
+    )
+    scores = left @ right.T
+    if causal:
+      past = jnp.tril(jnp.ones((len(x), len(x)), bool))
+      scores = jnp.where(past, scores, -jnp.inf)
+    return jax.nn.softmax(scores) @ v
 
   return program
 
@@ -253,26 +262,15 @@ def _weight(seed: int) -> Array:
 
 
 def _columns(x: jax.Array) -> jax.Array:
-  """Column j of Q K^T under the upper triangle: the new token asks with k."""
+  """One head whose new token brings column j of Q K^T: its k reads every q."""
   q, k, v = (name(x @ _weight(i), n) for i, n in enumerate('qkv'))
   past = jnp.triu(jnp.ones((len(x), len(x)), bool))
   scores = jnp.where(past, q @ k.T, -jnp.inf)
   return jax.nn.softmax(scores, axis=0).T @ v
 
 
-def _single(causal: bool) -> examples.Program:
-  if causal:
-    return _attention('q', 'k')
-
-  def program(x: jax.Array) -> jax.Array:
-    q, k, v = (name(x @ _weight(i), n) for i, n in enumerate('qkv'))
-    return jax.nn.softmax(q @ k.T) @ v
-
-  return program
-
-
 def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
-  """Two heads in a row; `noise` is added to the queries of the first."""
+  """Two heads, one after the other; adds `noise` to queries of the first."""
   past = jnp.tril(jnp.ones((len(x), len(x)), bool))
   for layer in (1, 2):
     q, k, v = (

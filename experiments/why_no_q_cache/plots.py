@@ -9,8 +9,17 @@ import numpy as np
 from experiments.reporting.plots import COLOURS, FAINT, INK, figure, png
 from kvjax.liveness import Dataflow, Point, Row
 
-KEPT, GONE, PALE = COLOURS[0], COLOURS[5], '#aab4c0'
-_ACROSS, _DOWN = 1.5, 0.72  # Inches between boxes.
+KEPT = COLOURS[0]
+GONE = COLOURS[5]
+PALE = '#aab4c0'
+# By side of the boundary: fill, text and edge of a box.
+_BOXES = {
+  'kept': (KEPT, 'white', KEPT),
+  'past': ('#eef1f5', '#66717f', PALE),
+  'new': ('white', INK, INK),
+}
+_ACROSS = 1.5  # inches between boxes
+_DOWN = 0.72
 
 
 def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
@@ -21,7 +30,7 @@ def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
     panels: bool `[T, T]` by tensor.
   """
   count = len(panels)
-  canvas, axes = figure(count, 2.1 * count + 0.6, 2.9)
+  canvas, axes = figure(count, 2.1 * count + 0.6, 2.9, title)
   for panel, (name, read) in zip(axes, panels.items(), strict=True):
     panel.imshow(read, cmap='Blues', vmin=0, vmax=1.25)
     length = len(read)
@@ -33,9 +42,7 @@ def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
     panel.set_yticks(range(0, length, 2))
     panel.tick_params(which='both', length=0, labelsize=8)
     panel.set_title(name, loc='left', fontsize=11)
-  axes[0].set_ylabel('output row ...')
-  axes[0].set_xlabel('... reads row')
-  canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
+  axes[0].set(ylabel='output row ...', xlabel='... reads row')
   return png(canvas)
 
 
@@ -48,7 +55,7 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
     positions: shown of the length analysed.
   """
   shown = [row for row in rows if row.spans]
-  canvas, (axes,) = figure(1, 8, 0.62 * len(shown) + 1.4)
+  canvas, (axes,) = figure(1, 8, 0.62 * len(shown) + 1.4, title)
   for place, row in enumerate(shown):
     for made, last in row.spans:
       if made >= positions:
@@ -72,7 +79,6 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
   axes.plot([], [], color=KEPT, label='kept')
   axes.plot([], [], color=GONE, label='not kept')
   axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
-  axes.set_title(title, loc='left')
   return png(canvas)
 
 
@@ -86,9 +92,9 @@ def front(
     points: of the frontier; as many are named as there is room for.
     beaten: others, hollow, no better than one of the frontier.
   """
-  canvas, (axes,) = figure(1, 8, 4)
+  canvas, (axes,) = figure(1, 8, 4, title)
   at = lambda p: (p.bytes_per_token + p.state_bytes, p.flops_per_token)
-  every = [*beaten, *points]  # What is filled lies above.
+  every = [*beaten, *points]  # Filled points are drawn last, on top.
   size, flops = zip(*map(at, every), strict=True)
   axes.plot(
     *zip(*map(at, points), strict=True), color=FAINT, drawstyle='steps-post'
@@ -107,7 +113,6 @@ def front(
   axes.set_ylim(0, 1.2 * max(*flops, 1))
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
-  axes.set_title(title, loc='left')
   ranked = [*_ends_first(points), *beaten]
   _name(canvas, axes, [(_short(p.names), at(p)) for p in ranked])
   return png(canvas)
@@ -158,7 +163,7 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   lanes = max(x for x, _ in place.values()) + 1
   depth = max(y for _, y in place.values()) + 1
   canvas, (axes,) = figure(
-    1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8)
+    1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8), title
   )
   where = {
     i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
@@ -172,7 +177,7 @@ def crossing(title: str, graph: Dataflow) -> bytes:
     _box(axes, where[i], name, side)
   boundary = lanes - 0.35
   axes.axvline(boundary, color=GONE, linestyle='--', linewidth=1.4)
-  # Behind the boxes, not behind the dashes: the cut is what it passes over.
+  # Next to the dashed line, not on it: only arrows may cross the cut.
   for x, text in (
     (boundary - 0.08, 'past tokens'),
     (boundary + 0.08, 'the new token'),
@@ -181,17 +186,11 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   axes.set_xlim(-0.5, 2 * lanes - 0.2)
   axes.set_ylim(-depth + 0.5, 0.85)
   axes.set_axis_off()
-  axes.set_title(title, loc='left')
   return png(canvas)
 
 
 def _box(axes: Any, at: tuple[float, float], text: str, side: str) -> None:
-  fill, ink = {
-    'kept': (KEPT, 'white'),
-    'past': ('#eef1f5', '#66717f'),
-    'new': ('white', INK),
-  }[side]
-  edge = KEPT if side == 'kept' else PALE if side == 'past' else INK
+  fill, ink, edge = _BOXES[side]
   axes.text(
     *at,
     text,

@@ -58,7 +58,7 @@ def test_an_old_query_is_made_and_read_in_the_past_alone():
   ('sizes', 'words'),
   [
     ({'heads': 3}, 'heads=3 is not a multiple of kv_heads=2'),
-    ({'width': 0}, 'width=0 must be at least 1'),
+    ({'width': 0}, 'width=0 must be a positive integer'),
     ({'rotary': 3}, 'rotary=3 must be even'),
   ],
 )

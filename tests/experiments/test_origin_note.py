@@ -42,7 +42,7 @@ def test_row_1_is_one_query_and_column_1_one_key():
 
 def test_renaming_changes_no_verdict_and_columns_keep_the_query():
   x = origin_note._input(8)
-  named = liveness.analyze(origin_note._attention('q', 'k'), x)
+  named = liveness.analyze(origin_note._attention(), x)
   other = liveness.analyze(origin_note._attention('k', 'q'), x)
   swap = {'q': 'k', 'k': 'q', 'v': 'v'}
   assert {swap[n]: t for n, t in named.live_for.items()} == other.live_for
@@ -52,7 +52,9 @@ def test_renaming_changes_no_verdict_and_columns_keep_the_query():
 
 
 def test_an_encoder_that_grows_reads_old_queries():
-  report = liveness.analyze(origin_note._single(False), origin_note._input(8))
+  report = liveness.analyze(
+    origin_note._attention(causal=False), origin_note._input(8)
+  )
   assert not report.causal and report.keep == ()
   assert report.live_for['q'] == np.inf
 
@@ -66,7 +68,5 @@ def test_a_stack_is_a_separation(sections):
 
 def test_the_reader_decides_not_the_maker():
   x = origin_note._input(8)
-  same = liveness.analyze(
-    origin_note._attention('q', 'k', weights=(0, 0, 0)), x
-  )
+  same = liveness.analyze(origin_note._attention(weights=(0, 0, 0)), x)
   assert same.keep == ('k', 'v') and same.live_for['q'] == 0

@@ -83,7 +83,7 @@ def test_training_learns_and_repeats_itself():
 @pytest.mark.parametrize('name', ['steps', 'batch', 'length'])
 def test_a_recipe_refuses_nothing_to_do(name):
   sizes = {'steps': 1, 'batch': 1, 'length': 1} | {name: 0}
-  with pytest.raises(ValueError, match=f'{name}=0 must be at least 1'):
+  with pytest.raises(ValueError, match=f'{name}=0 must be a positive integer'):
     step.Recipe(**sizes)
 
 
