@@ -175,7 +175,7 @@ def quality(records: Records) -> tuple[Block, ...]:
       'Held-out text, read through each cache one byte at a time',
       ('variant', 'cache', 'bytes', 'bits per byte', 'against uncached'),
       rows,
-      note=f'{label}Bytes are held per token of a context of {context}.',
+      note=f'{label}Bytes are per token of a context of {context}.',
     ),
     Picture(
       'quality',

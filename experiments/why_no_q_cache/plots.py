@@ -12,6 +12,7 @@ from kvjax.liveness import Dataflow, Point, Row
 KEPT = COLOURS[0]
 GONE = COLOURS[5]
 PALE = '#aab4c0'
+Place = tuple[float, float]
 # By side of the boundary: fill, text and edge of a box.
 _BOXES = {
   'kept': (KEPT, 'white', KEPT),
@@ -89,8 +90,8 @@ def front(
 
   Args:
     title: above it.
-    points: of the frontier; as many are named as there is room for.
-    beaten: others, hollow, no better than one of the frontier.
+    points: of the frontier; named where there is room.
+    beaten: no better than one of the frontier; drawn hollow.
   """
   canvas, (axes,) = figure(1, 8, 4, title)
   at = lambda p: (p.bytes_per_token + p.state_bytes, p.flops_per_token)
@@ -119,7 +120,7 @@ def front(
 
 
 def _ends_first(points: Sequence[Point]) -> list[Point]:
-  """The last and the first, then those between, halves before quarters."""
+  """Returns the last, the first, then those between: halves, quarters, ..."""
   order, step = [len(points) - 1, 0], len(points)
   while step > 1:
     step = (step + 1) // 2
@@ -133,10 +134,8 @@ def _short(names: Sequence[str]) -> str:
   return ' + '.join(names) or 'nothing'
 
 
-def _name(
-  canvas: Any, axes: Any, places: Sequence[tuple[str, tuple[float, float]]]
-) -> None:
-  """Writes names beside their points, leaving out those that would overlap."""
+def _name(canvas: Any, axes: Any, places: Sequence[tuple[str, Place]]) -> None:
+  """Writes names next to their points, except names that would overlap."""
   canvas.draw_without_rendering()  # So that places in pixels are known.
   points = axes.transData.transform([at for _, at in places])
   taken = []
@@ -169,10 +168,8 @@ def crossing(title: str, graph: Dataflow) -> bytes:
     i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
     for i, (name, side) in enumerate(graph.nodes)
   }
-  for a, b in graph.edges:
-    others = [at for i, at in where.items() if i not in (a, b)]
-    bend = _bend((where[a], where[b]), others)
-    _arrow(axes, (where[a], where[b]), (graph.nodes[a], graph.nodes[b]), bend)
+  for edge in graph.edges:
+    _arrow(axes, graph, where, edge)
   for i, (name, side) in enumerate(graph.nodes):
     _box(axes, where[i], name, side)
   boundary = lanes - 0.35
@@ -189,10 +186,10 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   return png(canvas)
 
 
-def _box(axes: Any, at: tuple[float, float], text: str, side: str) -> None:
+def _box(axes: Any, place: Place, text: str, side: str) -> None:
   fill, ink, edge = _BOXES[side]
   axes.text(
-    *at,
+    *place,
     text,
     ha='center',
     va='center',
@@ -204,35 +201,31 @@ def _box(axes: Any, at: tuple[float, float], text: str, side: str) -> None:
 
 
 def _arrow(
-  axes: Any,
-  ends: tuple[tuple[float, float], tuple[float, float]],
-  nodes: tuple[tuple[str, str], tuple[str, str]],
-  bend: float,
+  axes: Any, graph: Dataflow, where: Mapping[int, Place], edge: tuple[int, int]
 ) -> None:
-  (one, a), (two, b) = nodes
-  crosses = a != 'new' and b == 'new'
-  colour = KEPT if crosses else INK if b == 'new' else PALE
+  ends = tuple(where[node] for node in edge)
+  boxes = [place for node, place in where.items() if node not in edge]
+  (source, source_side), (target, target_side) = (graph.nodes[i] for i in edge)
+  crosses = source_side != 'new' and target_side == 'new'
+  colour = KEPT if crosses else INK if target_side == 'new' else PALE
   axes.annotate(
     '',
     ends[1],
     ends[0],
     arrowprops={
       'arrowstyle': '-|>',
-      'connectionstyle': f'arc3,rad={bend}',
+      'connectionstyle': f'arc3,rad={_bend(ends, boxes)}',
       'color': colour,
       'linewidth': 2.2 if crosses else 1.1,
-      'shrinkA': _edge(one, ends),
-      'shrinkB': _edge(two, ends),
+      'shrinkA': _edge(source, ends),
+      'shrinkB': _edge(target, ends),
     },
     zorder=2 if crosses else 1,
   )
 
 
-def _bend(
-  ends: tuple[tuple[float, float], tuple[float, float]],
-  boxes: Sequence[tuple[float, float]],
-) -> float:
-  """How far an arrow turns outwards from a box that lies on its way."""
+def _bend(ends: Sequence[Place], boxes: Sequence[Place]) -> float:
+  """Returns how far an arrow bends outwards, around a box on its way."""
   (x0, y0), (x1, y1) = ends
   along = np.array([_ACROSS * (x1 - x0), _DOWN * (y1 - y0)])
   for x, y in boxes:
@@ -243,8 +236,8 @@ def _bend(
   return 0.0
 
 
-def _edge(text: str, ends: Sequence[tuple[float, float]]) -> float:
-  """Points from the middle of a box to its edge on the way between `ends`."""
+def _edge(text: str, ends: Sequence[Place]) -> float:
+  """Returns points from a box's middle to its edge, on the way of an arrow."""
   (x0, y0), (x1, y1) = ends
   across, down = _ACROSS * abs(x1 - x0), _DOWN * abs(y1 - y0)
   length = max((across**2 + down**2) ** 0.5, 1e-9)
@@ -256,18 +249,19 @@ def _edge(text: str, ends: Sequence[tuple[float, float]]) -> float:
 
 
 def _layout(graph: Dataflow) -> dict[str, tuple[float, int]]:
-  """A column and a depth for every name, the same on both sides."""
+  """Returns a column and a depth for every name, the same on both sides."""
   names = list(dict.fromkeys(name for name, _ in graph.nodes))
   parents = collections.defaultdict(set)
   for a, b in graph.edges:
-    one, two = graph.nodes[a][0], graph.nodes[b][0]
-    if one != two and names.index(one) != names.index(two):
-      parents[two].add(one)
+    source = graph.nodes[a][0]
+    target = graph.nodes[b][0]
+    if source != target:
+      parents[target].add(source)
   depth: dict[str, int] = {}
 
   def rank(name: str, above: frozenset[str]) -> int:
     if name not in depth:
-      older = parents[name] - above  # A loop ends where it began.
+      older = parents[name] - above  # Cuts a loop where it began.
       ranks = [rank(p, above | {name}) for p in sorted(older)]
       depth[name] = 1 + max(ranks, default=-1)
     return depth[name]
