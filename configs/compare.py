@@ -66,9 +66,9 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'num_kv_heads': 2,  # of GQA
         'key_width': 32,
         'rotary_width': 32,
-        'latent_width': 48,  # of MLA, as is the next
+        'latent_width': 48,  # of MLA, like the next field
         'latent_rotary_width': 16,
-        'hidden': 352,  # of MHA; the others' follows from equal size
+        'hidden': 352,  # of MHA; follows from equal size in the others
       },
       'training': {
         'steps': 140,

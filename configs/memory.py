@@ -8,7 +8,7 @@ Expected, of Llama-3-8B in bfloat16, 8 rows of 8,192 tokens: 131,072 bytes a
 token and row, 24.8 GB in all, of which the queries of a step are 65,536 bytes.
 
 Would be refuted by: `--measure`, which compiles the step for this machine and
-holds the plan's lines against what XLA assigned.
+compares the lines of the plan with what XLA assigned.
 """
 
 from ml_collections import ConfigDict

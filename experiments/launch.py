@@ -1,8 +1,8 @@
-"""The command line of every experiment: a config file, overrides, one line.
+"""The command line of every experiment: a config file, and flags over it.
 
-Importing an experiment parses nothing. A bad command line ends in one line
-that names the value, the rule and the fix, with exit status 2, before anything
-is compiled.
+Importing an experiment parses nothing. A bad command line ends the program with
+exit status 2 before anything is compiled, and with one line that names the
+value, the rule and the fix.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from ml_collections import config_dict, config_flags
 
 from experiments.reporting.writer import Unwritable
 
-# `--help` of an experiment shows `--config` beside its own flags.
+# So that `--help` of an experiment shows `--config` next to its other flags.
 flags.disclaim_key_flags()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -36,16 +36,17 @@ def define_config() -> flags.FlagHolder[Any]:
 
 
 def run(main: Callable[[list[str]], None], default: str = '') -> None:
-  """Runs an experiment's main, with `configs/<default>` if none is given.
+  """Runs an experiment's main.
 
   Args:
     main: of the experiment.
-    default: '' for an experiment that has no config.
+    default: name in `configs/` of the config file where no flag names one; ''
+      for an experiment that has no config.
   """
 
   def with_config(argv: list[str]) -> list[str]:
-    given = [a.lstrip('-').split('=')[0] for a in argv[1:]]
-    if default and 'config' not in given:
+    names = [argument.lstrip('-').split('=')[0] for argument in argv[1:]]
+    if default and 'config' not in names:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
     return parse(argv)
 
@@ -55,14 +56,14 @@ def run(main: Callable[[list[str]], None], default: str = '') -> None:
 def run_flags(
   main: Callable[[list[str]], None], values: flags.FlagValues
 ) -> None:
-  """Runs a main that has no config file, with flags of its own."""
+  """Runs a main that has no config file but flags outside the global ones."""
   flags.FLAGS.append_flag_values(values)
   values.mark_as_parsed()
   app.run(_guarded(main), flags_parser=parse)
 
 
 def _guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """Returns a main that ends in one line where it may write no files."""
+  """Returns a main that ends in one line if it cannot write its files."""
 
   def guarded(argv: list[str]) -> None:
     try:
@@ -75,7 +76,7 @@ def _guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 def parse(argv: list[str]) -> list[str]:
   """Parses flags; ends the program in one line where they are wrong."""
-  # Which backends this machine lacks is no news to its owner.
+  # JAX warns of every backend that the machine lacks; nothing can be done.
   logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   with door():
     rest = flags.FLAGS(argv)
@@ -86,7 +87,7 @@ def parse(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def door() -> Iterator[None]:
-  """Ends the program in one line where the command line asks for nonsense."""
+  """Ends the program in one line if the command line makes no sense."""
   try:
     yield
   except _BAD as error:
@@ -107,7 +108,7 @@ def command() -> list[str]:
 
 
 def _program() -> str:
-  """Returns what `python -m experiments.` runs, in the words of Python."""
+  """Returns the module that `python -m experiments.` runs, dots between."""
   parts = pathlib.Path(sys.argv[0]).with_suffix('').parts
   if 'experiments' in parts:  # the whole path of a file in it
     parts = parts[len(parts) - parts[::-1].index('experiments') :]
@@ -117,30 +118,29 @@ def _program() -> str:
 
 
 def settled(
-  config: flags.FlagHolder[Any], given: Mapping[str, flags.FlagHolder[Any]]
+  config: flags.FlagHolder[Any], plain: Mapping[str, flags.FlagHolder[Any]]
 ) -> Any:
-  """Returns the config with the fields that flags of their own name."""
-  return override(
-    config.value, {name: flag.value for name, flag in given.items()}
-  )
+  """Returns the config, its fields overridden by plain flags that are set."""
+  values = {field: flag.value for field, flag in plain.items()}
+  return override(config.value, values)
 
 
-def override(config: Any, given: Mapping[str, Any]) -> Any:
-  """Returns a copy with dotted fields set where the value is not None."""
+def override(config: Any, values: Mapping[str, Any]) -> Any:
+  """Returns a copy with dotted fields set to the values that are not None."""
   changed = config_dict.ConfigDict(config)
   changed.update_from_flattened_dict(
-    {name: value for name, value in given.items() if value is not None}
+    {field: value for field, value in values.items() if value is not None}
   )
   return changed
 
 
 def _message(error: Exception) -> str:
   text = str(error.args[0] if error.args else error)
-  if 'Traceback' in text:  # of a config file, quoted whole by its flag
+  if 'Traceback' in text:  # The flag quotes that of a config file whole.
     text = text.rsplit('Error: ', 1)[-1]
-  if isinstance(error, OSError) and (error.filename or _given('config')):
+  if isinstance(error, OSError) and (error.filename or _flag_text('config')):
     reason = error.strerror or text.rsplit('] ', 1)[-1].split(':')[0]
-    name = error.filename or f'config={_given("config")!r}'
+    name = error.filename or f'config={_flag_text("config")!r}'
     return f'{name} cannot be read: {reason}. Name a file.'
   if isinstance(error, KeyError | AttributeError):
     field, _, hint = text.replace('\\n', '\n').partition('\n')
@@ -150,7 +150,7 @@ def _message(error: Exception) -> str:
   return text
 
 
-def _given(flag: str) -> str | None:
+def _flag_text(flag: str) -> str | None:
   for argument in sys.argv[1:]:
     name, _, value = argument.lstrip('-').partition('=')
     if name == flag:

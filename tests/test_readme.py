@@ -58,12 +58,12 @@ def test_make_targets_exist():
 
 def test_the_table_of_bytes_is_what_the_configs_say():
   import kvjax
-  from experiments.reporting.answer import LLAMA, llama_bytes
-  from experiments.training.footprint import bytes_per_token
-  from experiments.training.variants import model
+  from experiments.measuring.small_example import llama_bytes, llama_models
+  from experiments.training.variants import bytes_per_token
 
+  models = llama_models()
   for name, (kept, query) in llama_bytes().items():
-    int8 = bytes_per_token(model(name.lower(), LLAMA), kvjax.Int8())
+    int8 = bytes_per_token(models[name], kvjax.Int8())
     row = next(x for x in README.splitlines() if x.startswith(f'| {name}, '))
     cells = [cell.strip() for cell in row.strip('|').split('|')]
     assert cells[2:] == [f'{x:,}' for x in (kept, int8, query)]

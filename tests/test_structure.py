@@ -78,6 +78,17 @@ def test_calls_lead_from_decode_step_to_the_write(modules):
   assert_at_most(EXPECTED['broken links'], structure.broken_links(modules))
 
 
+def test_questions_share_rooms_and_mains_are_short():
+  modules = structure.read_modules(ROOT, 'experiments')
+  shared = {'__init__', 'launch', 'measuring', 'reporting', 'training'}
+  for module in modules.values():
+    imported = structure.imported_modules(module, modules)
+    rooms = {modules[name].room for name in imported}
+    assert rooms <= shared | {module.room}, module.path
+    if module.path.name == '__main__.py':
+      assert module.path.read_text().count('\n') < 150, module.path
+
+
 def test_nothing_imports_experiments_and_no_module_is_a_drawer(modules):
   for module in modules.values():
     assert not structure.imports_package(module, 'experiments'), module.path

@@ -3,12 +3,11 @@
   python -m experiments.aggregate --where=record=quality --by=variant,cache \
       --value=bits,held_per_token --format=latex out/sweep/*/compare.jsonl
 
-A row a group; median over its records and half their range (±). Formats:
-markdown, csv (all digits, spread in a column of its own) and latex (booktabs).
+A row is a group: the median over its records and half their range (±). Formats:
+markdown, csv (all digits, spreads in columns of theirs) and latex (booktabs).
 """
 
 import pathlib
-from typing import Any
 
 from absl import app, flags
 
@@ -44,24 +43,26 @@ def tables(paths: list[str]) -> dict[str, str]:
       raise ValueError(
         f'format={name!r} is unknown; known: {", ".join(summary.FORMATS)}.'
       )
-  found: list[dict[str, Any]] = records.read(map(pathlib.Path, paths))
   columns, rows = summary.summarize(
-    found, _BY.value, _VALUE.value, conditions(_WHERE.value)
+    records.read(map(pathlib.Path, paths)),
+    _BY.value,
+    _VALUE.value,
+    conditions(_WHERE.value),
   )
   return {name: summary.FORMATS[name](columns, rows) for name in _FORMAT.value}
 
 
 def main(argv: list[str]) -> None:
   with launch.door():
-    made = tables(argv[1:])
-  for name, text in made.items():
+    text_of = tables(argv[1:])
+  for name, text in text_of.items():
     if _OUT.value is None:
       print(text)
-    else:
-      path = pathlib.Path(_OUT.value + _ENDINGS[name])
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(text)
-      print(path)
+      continue
+    path = pathlib.Path(_OUT.value + _ENDINGS[name])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    print(path)
 
 
 def _parse(argv: list[str]) -> list[str]:

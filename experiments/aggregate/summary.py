@@ -35,7 +35,10 @@ def summarize(
   Raises:
     ValueError: no record has these fields.
   """
-  wanted = [r for r in records if _matches(r, where or {})]
+  conditions = (where or {}).items()
+  wanted = [
+    r for r in records if all(str(_get(r, k)) == v for k, v in conditions)
+  ]
   groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
   for record in wanted:
     key = tuple(_get(record, name) for name in by)
@@ -48,26 +51,24 @@ def summarize(
       f'by={",".join(by)} value={",".join(values)}: not all are fields of the '
       f'{len(wanted)} selected records; theirs: {", ".join(known) or "none"}.'
     )
-  columns = [*by]
-  for value in values:
-    columns += [value, f'{value} ±']
-  rows = [
-    [*key, *_statistics(group, values), len(group)]
-    for key, group in groups.items()
-  ]
-  return [*columns, 'n'], rows
+  columns = [*by, *(name for v in values for name in (v, f'{v} ±')), 'n']
+  rows = []
+  for key, group in groups.items():
+    figures = [figure for v in values for figure in _statistics(group, v)]
+    rows.append([*key, *figures, len(group)])
+  return columns, rows
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a Markdown table, spreads joined to their medians."""
-  head, body = _joined(columns, rows)
+  head, body = _join(columns, rows)
   lines = [head, ['---'] * len(head), *body]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
 def latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a LaTeX tabular (booktabs), spreads joined to their medians."""
-  head, body = _joined(columns, rows)
+  head, body = _join(columns, rows)
   lines = [_latex_row(head), r'\midrule', *map(_latex_row, body)]
   inside = '\n'.join([r'\toprule', *lines, r'\bottomrule'])
   align = 'l' * (len(head) - 1) + 'r'
@@ -90,40 +91,37 @@ FORMATS: dict[str, Callable[[Sequence[str], Sequence[Row]], str]] = {
 }
 
 
-def _statistics(group, values):
-  found = []
-  for value in values:
-    numbers = [float(x) for r in group if (x := _get(r, value)) is not None]
-    found += (
-      [float(np.median(numbers)), float(np.ptp(numbers)) / 2]
-      if numbers
-      else [float('nan'), 0.0]
-    )
-  return found
+def _statistics(
+  group: Sequence[Mapping[str, Any]], field: str
+) -> tuple[float, float]:
+  """Returns the median of a field and half its range; NaN where none has it."""
+  values = [_get(record, field) for record in group]
+  numbers = [float(value) for value in values if value is not None]
+  if not numbers:
+    return float('nan'), 0.0
+  return float(np.median(numbers)), float(np.ptp(numbers)) / 2
 
 
-def _joined(columns, rows):
+def _join(
+  columns: Sequence[str], rows: Sequence[Row]
+) -> tuple[list[str], list[list[str]]]:
+  """Returns head and cells, each spread in the cell of its median."""
   spreads = {i for i, name in enumerate(columns) if name.endswith(' ±')}
   keep = [i for i in range(len(columns)) if i not in spreads]
 
-  def show(row, index):
+  def show(row: Row, index: int) -> str:
     spread = row[index + 1] if index + 1 in spreads else 0.0
-    text = cell(row[index])
-    return text + (' ± ' + cell(spread) if spread else '')
+    return cell(row[index]) + (f' ± {cell(spread)}' if spread else '')
 
   head = [columns[i] for i in keep]
   return head, [[show(row, i) for i in keep] for row in rows]
 
 
 def _get(record: Mapping[str, Any], name: str) -> Any:
-  found: Any = record
+  value: Any = record
   for part in [name] if name in record else name.split('.'):
-    found = found.get(part) if isinstance(found, Mapping) else None
-  return found
-
-
-def _matches(record, where):
-  return all(str(_get(record, name)) == value for name, value in where.items())
+    value = value.get(part) if isinstance(value, Mapping) else None
+  return value
 
 
 def _latex_row(cells: Sequence[str]) -> str:

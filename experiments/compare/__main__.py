@@ -1,8 +1,8 @@
 """What does each attention variant remember, and what does forgetting cost?
 
-Trains MHA, GQA, MQA and MLA models of equal size on real text and holds their
-cached decoding against their uncached decoding, in logits, bits per byte,
-bytes and seconds. See configs/compare.py.
+Trains MHA, GQA, MQA and MLA models of equal size on real text and compares
+cached with uncached decoding of each: logits, bits per byte, bytes and seconds.
+See configs/compare.py.
 """
 
 import dataclasses
@@ -16,11 +16,12 @@ from absl import flags
 from experiments import launch
 from experiments.compare import findings, pace, study
 from experiments.compare.sample import Sample, attention, continuation
-from experiments.reporting.answer import answer
-from experiments.reporting.writer import follow, progress, start
+from experiments.measuring.small_example import answer_blocks
+from experiments.reporting.writer import follow, start
 from experiments.training.step import Recipe, train
 from experiments.training.text import Corpus, held_out_batch, load_corpus
 from experiments.training.variants import Shape, equal_models
+from kvjax.decoding.allocate import check_sizes
 from kvjax.models.config import ModelConfig
 
 Record = dict[str, Any]
@@ -40,31 +41,30 @@ _FLAGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class CompareSetup:
   """The config, checked and turned into what the library takes."""
 
   models: dict[str, ModelConfig]
   corpus: Corpus
   recipe: Recipe
   study: study.Study
-  pace: dict[str, Any]
+  timing: pace.Timing
   sample: Sample
   held_out: np.ndarray
   seeds: tuple[int, ...]
 
 
-def check(config: Any) -> Setup:
+def check(config: Any) -> CompareSetup:
   """Returns the setup; raises ValueError for what makes no sense."""
   corpus = load_corpus(config.text or None)
   recipe = Recipe(**config.training)
-  pace.check(**config.pace)
-  if config.seeds < 1:
-    raise ValueError(f'seeds={config.seeds} must be at least 1.')
-  examined = study.Study(tolerance=config.tolerance, **config.evaluation)
-  held_out = held_out_batch(corpus, rows=examined.rows, length=recipe.length)
-  if examined.past >= recipe.length:
+  timing = pace.Timing(**config.pace)
+  check_sizes(seeds=config.seeds)
+  how = study.Study(tolerance=config.tolerance, **config.evaluation)
+  held_out = held_out_batch(corpus, rows=how.rows, length=recipe.length)
+  if how.past >= recipe.length:
     raise ValueError(
-      f'evaluation.past={examined.past} must be less than training.length='
+      f'evaluation.past={how.past} must be less than training.length='
       f'{recipe.length}.'
     )
   if not config.variants or len(set(config.variants)) < len(config.variants):
@@ -73,38 +73,30 @@ def check(config: Any) -> Setup:
       'variant, each once.'
     )
   shape = Shape(**config.model)
-  return Setup(
+  return CompareSetup(
     models=equal_models(tuple(config.variants), shape),
     corpus=corpus,
     recipe=recipe,
-    study=examined,
-    pace=dict(config.pace),
+    study=how,
+    timing=timing,
     sample=Sample(**config.sample).with_prompt(held_out[0]),
     held_out=held_out,
     seeds=tuple(range(config.seed, config.seed + config.seeds)),
   )
 
 
-def fit(setup: Setup, variant: str, seed: int) -> tuple[Any, Record]:
-  """Trains a model; returns its parameters and the losses."""
-  model, recipe = setup.models[variant], setup.recipe
-  with progress(f'train {variant}, seed {seed}', recipe.steps) as advance:
-    params, losses = train(
-      model, recipe, setup.corpus, seed=seed, progress=advance
-    )
-  return params, {'record': 'training', 'losses': losses}
-
-
 def examine(
-  setup: Setup, variant: str, seed: int, params: Any
+  setup: CompareSetup, variant: str, seed: int, params: Any
 ) -> Iterator[Record]:
-  """Yields what a trained model says; pace and prose for one seed alone."""
-  model, how, text = setup.models[variant], setup.study, setup.held_out
-  found = study.quality(how, model, params, jnp.asarray(text))
-  yield from follow(f'read text, {variant}', found, len(how.caches()))
-  yield study.separation(how, model, params, text, seed)
+  """Yields findings of a trained model; pace and prose for one seed only."""
+  model = setup.models[variant]
+  text = setup.held_out
+  figures = study.quality(setup.study, model, params, jnp.asarray(text))
+  count = len(setup.study.caches())
+  yield from follow(f'read text, {variant}', figures, count)
+  yield study.separation(setup.study, model, params, text, seed)
   if seed == setup.seeds[0]:
-    yield from pace.measure(model, params, **setup.pace)
+    yield from pace.measure_pace(setup.timing, model, params)
     prose = continuation(setup.sample, model, params, seed)
     yield {'record': 'sample', 'prompt': setup.sample.prompt, 'text': prose}
 
@@ -116,29 +108,35 @@ def main(argv: list[str]) -> None:
     setup = check(config)
   facts = setup.corpus.facts()
   run = {'config': config.to_dict(), 'command': launch.command(), 'text': facts}
-  writer = start(_WORKDIR.value, 'compare', _TITLE, run).show(*answer())
+  writer = start(_WORKDIR.value, 'compare', _TITLE, run).show(*answer_blocks())
   records = [writer.record(r) for r in study.sizes(setup.models)]
-  kept = {}
+  params_of = {}  # by variant, of the first seed
   for seed in setup.seeds:
-    for variant in setup.models:
-      who = {'variant': variant, 'seed': seed}
-      params, losses = fit(setup, variant, seed)
-      kept.setdefault(variant, params)
-      records.append(writer.record(losses | who))
+    for variant, model in setup.models.items():
+      labels = {'variant': variant, 'seed': seed}
+      params, losses = train(
+        model,
+        setup.recipe,
+        setup.corpus,
+        seed=seed,
+        label=f'train {variant}, seed {seed}',
+      )
+      params_of.setdefault(variant, params)
+      training = {'record': 'training', 'losses': losses, **labels}
+      records.append(writer.record(training))
       for record in examine(setup, variant, seed, params):
-        records.append(writer.record(record | who))
-  name, params = next(iter(kept.items()))
+        records.append(writer.record(record | labels))
+  name, params = next(iter(params_of.items()))
   claims = findings.claims(records, config.expected_bits)
-  seen = attention(setup.models[name], params, setup.sample.prompt)
+  panels, characters = attention(
+    setup.models[name], params, setup.sample.prompt
+  )
   writer = writer.show(
     findings.source(facts, setup.seeds),
-    *findings.attention(name, *seen),
+    *findings.attention(name, panels, characters),
     *findings.everything(records),
-    claims,
   )
-  print(f'Report: {writer.save()}')
-  if not all(holds for _, holds in claims.rows):
-    raise SystemExit('A claim does not hold: see the last table.')
+  writer.finish(claims)
 
 
 if __name__ == '__main__':

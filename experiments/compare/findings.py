@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.compare import costs
-from experiments.compare.costs import Records, grouped
 from experiments.reporting import plots
 from experiments.reporting.blocks import (
   Block,
@@ -21,6 +19,8 @@ from experiments.reporting.blocks import (
   Text,
 )
 
+Records = Sequence[dict[str, Any]]
+
 
 def everything(records: Records) -> tuple[Block, ...]:
   """Returns all that records say."""
@@ -28,9 +28,9 @@ def everything(records: Records) -> tuple[Block, ...]:
     *models(records),
     *parity(records),
     *separation(records),
-    *costs.memory(records),
-    *costs.quality(records),
-    *costs.pace(records),
+    *memory(records),
+    *quality(records),
+    *pace(records),
     *samples(records),
   )
 
@@ -46,17 +46,17 @@ def source(text: Mapping[str, Any], seeds: Sequence[int]) -> Text:
 
 def models(records: Records) -> tuple[Block, ...]:
   """Returns what was trained, and what was changed to make it equal."""
-  rows = [
-    [r['variant'], r['parameters'], f'{r["apart"]:+.2%}', r['hidden']]
-    for r in records
-    if r['record'] == 'model'
-  ]
   return (
     Heading('Four models of equal size'),
-    Table(
+    Table.of(
       'Parameters',
-      ('variant', 'parameters', 'against MHA', 'MLP hidden'),
-      rows,
+      {
+        'variant': 'variant',
+        'parameters': 'parameters',
+        'against MHA': lambda r: f'{r["apart"]:+.2%}',
+        'MLP hidden': 'hidden',
+      },
+      of_kind(records, 'model'),
       note='Smaller key and value projections buy a wider MLP: only its '
       'hidden width was changed to equalise them.',
     ),
@@ -65,77 +65,162 @@ def models(records: Records) -> tuple[Block, ...]:
 
 def separation(records: Records) -> tuple[Block, ...]:
   """Returns what noise on the past did to the next logits."""
-  rows = [
-    [
-      r['variant'],
-      r['seed'],
-      r['queries'],
-      r['past_rows'],
-      f'{r["kept_changed"]} of {r["kept_rows"]}',
-      r['kept_faint'],
-      r['kept_least'],
-      r['kept_most'],
-      r['naive'],
-    ]
-    for r in records
-    if r['record'] == 'separation'
-  ]
   return (
     Heading('No step reads a past query'),
-    _SEPARATION,
-    Table(
+    Text(
+      'At a token boundary of the trained models, the past is replaced by '
+      'noise, one part at a time, in an uncached program that computes '
+      '*every* row. Past queries of **all** layers, once K and V of all '
+      'layers are kept: the next logits are the same bit for bit, though the '
+      'logits of the past rows (which no later step needs) change. Noise on '
+      'any single kept row of any stream changes the next logits; a faint row '
+      'has so little weight that only louder noise shows in float32. The naive '
+      'corruption replaces q of the first layer *before* K and V of the '
+      'layer above exist: that q does reach the future, through the K and V '
+      'that are made from its rows and kept. "Never" is a statement about '
+      'a cut, not about influence.'
+    ),
+    Table.of(
       'Largest change of the next logits',
-      (
-        'variant',
-        'seed',
-        'all past q',
-        '(past rows)',
-        'kept rows that matter',
-        'faint',
-        'least',
-        'most',
-        'naive: early q',
-      ),
-      rows,
+      {
+        'variant': 'variant',
+        'seed': 'seed',
+        'all past q': 'queries',
+        '(past rows)': 'past_rows',
+        'kept rows that matter': lambda r: (
+          f'{r["kept_changed"]} of {r["kept_rows"]}'
+        ),
+        'faint': 'kept_faint',
+        'least': 'kept_least',
+        'most': 'kept_most',
+        'naive: early q': 'naive',
+      },
+      of_kind(records, 'separation'),
     ),
   )
 
 
-_SEPARATION = Text(
-  'At a token boundary of the trained models, the past is replaced by '
-  'noise, one part at a time, in an uncached program that computes '
-  '*every* row. Past queries of **all** layers, once K and V of all '
-  'layers are kept: the next logits are the same bit for bit, though '
-  'the logits of the past rows (which nobody asks for again) change. '
-  'Noise on any single kept row of any stream changes them; a faint row '
-  'has so little weight that only louder noise shows in float32. The naive '
-  'corruption replaces q of the first layer *before* K and V of the '
-  'layer above exist: that q does reach the future, through the K and V '
-  'that are made from its rows and kept. "Never" is a statement about '
-  'a cut, not about influence.'
-)
-
-
 def parity(records: Records) -> tuple[Block, ...]:
   """Returns the largest difference of cached and uncached logits."""
-  found = [r for r in records if 'difference' in r]
-  rows = []
-  for (variant,), group in grouped(found, 'variant').items():
-    worst = max(group, key=lambda r: r['difference'])
-    rows.append(
-      [
-        variant,
-        worst['difference'],
-        worst['largest_logit'],
-        worst['difference'] / worst['largest_logit'],
-      ]
-    )
+  groups = grouped([r for r in records if 'difference' in r], 'variant')
   return (
     Heading('Cached equals uncached'),
-    Table(
+    Table.of(
       'Logits on held-out text, one token at a time and all at once',
-      ('variant', 'largest difference', 'largest logit', 'relative'),
+      {
+        'variant': 'variant',
+        'largest difference': 'difference',
+        'largest logit': 'largest_logit',
+        'relative': lambda r: r['difference'] / r['largest_logit'],
+      },
+      [max(group, key=lambda r: r['difference']) for group in groups.values()],
+    ),
+  )
+
+
+def memory(records: Records) -> tuple[Block, ...]:
+  """Returns bytes promised, allocated, and what a Q cache would add."""
+  dense = [r for r in of_kind(records, 'quality') if r['cache'] == 'dense']
+  firsts = [group[0] for group in grouped(dense, 'variant').values()]
+  ratio = lambda r: r['query_bytes'] / r['allocated_bytes']
+  bars = {
+    r['variant']: (r['bytes_per_token'], r['bytes_per_token'] * ratio(r))
+    for r in firsts
+  }
+  return (
+    Heading('Bytes: promised, allocated, and not needed'),
+    Table.of(
+      'The dense cache of these models',
+      {
+        'variant': 'variant',
+        'bytes per token': 'bytes_per_token',
+        'promised': 'predicted_bytes',
+        'allocated': 'allocated_bytes',
+        'a Q cache': 'query_bytes',
+        'of the cache': lambda r: f'{ratio(r):.2f} x',
+      },
+      firsts,
+      note='Promised from the config alone; allocated by `init_cache`; a Q '
+      'cache of the same rows and length, which nothing would read.',
+    ),
+    Picture(
+      'bytes',
+      plots.bars('Bytes per token', bars, 'bytes per token, all layers'),
+      'What a token leaves behind, and what a Q cache would add.',
+    ),
+  )
+
+
+def quality(records: Records) -> tuple[Block, ...]:
+  """Returns bits per byte through each cache, and the bytes of that cache."""
+  figures = of_kind(records, 'quality')
+  seeds = len({r['seed'] for r in figures})
+  context = figures[0]['context']
+  label = 'One seed: **not a ranking of variants.** '
+  if seeds > 1:
+    label = f'Median of {seeds} seeds, plus or minus half their range. '
+  rows = []
+  points: dict[str, dict[str, tuple[float, float, float]]] = {}
+  for (variant, cache), group in grouped(figures, 'variant', 'cache').items():
+    bits = [r['bits'] for r in group]
+    median, spread = float(np.median(bits)), float(np.ptp(bits)) / 2
+    worse = np.median([r['bits'] - r['uncached_bits'] for r in group])
+    size = group[0]['held_per_token']
+    shown = f'{median:.4f}' + (f' ± {spread:.4f}' if seeds > 1 else '')
+    rows.append([variant, cache, f'{size:,.0f}', shown, f'{worse:+.4f}'])
+    points.setdefault(variant, {})[cache] = (size, median, spread)
+  return (
+    Heading('What forgetting costs'),
+    Table(
+      'Held-out text, read through each cache one byte at a time',
+      ('variant', 'cache', 'bytes', 'bits per byte', 'against uncached'),
       rows,
+      note=f'{label}Bytes are per token of a context of {context}.',
+    ),
+    Picture(
+      'quality',
+      plots.scatter(
+        'Prediction against memory',
+        points,
+        f'bytes held per token of context ({context} tokens)',
+        'held-out bits per byte',
+      ),
+      f'{label}Lower and further left is better.',
+    ),
+  )
+
+
+def pace(records: Records) -> tuple[Block, ...]:
+  """Returns time a token against context, cached and uncached."""
+  times = of_kind(records, 'pace')
+  series = {
+    f'{variant} {name}': {r['context']: 1e3 * r[name] for r in group}
+    for name in ('cached', 'uncached')
+    for (variant,), group in grouped(times, 'variant').items()
+  }
+  return (
+    Heading('What remembering saves'),
+    Table.of(
+      'Tokens per second, one row',
+      {
+        'variant': 'variant',
+        'context': 'context',
+        'cached': lambda r: 1 / r['cached'],
+        'uncached': lambda r: 1 / r['uncached'],
+        'faster': lambda r: f'{r["uncached"] / r["cached"]:.0f} x',
+      },
+      times,
+    ),
+    Picture(
+      'pace',
+      plots.lines(
+        'Time a token',
+        series,
+        'context (tokens)',
+        'milliseconds a token',
+        dashed=[name for name in series if name.endswith(' uncached')],
+      ),
+      'Without a cache the whole context is computed again for every token.',
     ),
   )
 
@@ -143,9 +228,8 @@ def parity(records: Records) -> tuple[Block, ...]:
 def samples(records: Records) -> tuple[Block, ...]:
   """Returns what each model wrote."""
   blocks: list[Block] = [Heading('What the models write')]
-  for r in records:
-    if r['record'] == 'sample':
-      blocks += [Text(f'{r["variant"]}:'), Code(r['text'], r['prompt'])]
+  for r in of_kind(records, 'sample'):
+    blocks += [Text(f'{r["variant"]}:'), Code(r['text'], r['prompt'])]
   return tuple(blocks)
 
 
@@ -155,9 +239,9 @@ def attention(
   """Returns where the heads of a model look."""
   title = f'Attention of the {variant} model on held-out text'
   caption = (
-    'Row: the byte just read, whose query asks. Column: the bytes whose keys '
-    'and values answer. A row is computed once and never again: its query '
-    'dies with it. (Colour: square root of the weight.)'
+    'Row: the byte just read, whose query is compared with keys. Column: the '
+    'bytes of these keys and their values. A row is computed once and never '
+    'again: no later row reads its query. (Colour: square root of the weight.)'
   )
   return (
     Heading('Where the heads look'),
@@ -167,18 +251,18 @@ def attention(
 
 def claims(records: Records, expected_bits: float) -> Table:
   """Returns what would refute the experiment, and whether it did."""
-  quality_ = [r for r in records if r['record'] == 'quality']
-  noise = [r for r in records if r['record'] == 'separation']
-  bits = max(r['uncached_bits'] for r in quality_)
+  figures = of_kind(records, 'quality')
+  noise = of_kind(records, 'separation')
+  bits = max(r['uncached_bits'] for r in figures)
   level = (
     f'held-out text below {expected_bits} bits per byte (worst {bits:.2f})'
   )
   checks = {
     'cached logits equal uncached ones': any(
-      'difference' in r for r in quality_
+      'difference' in r for r in figures
     ),
     'bytes allocated are the bytes promised': all(
-      r['predicted_bytes'] == r['allocated_bytes'] for r in quality_
+      r['predicted_bytes'] == r['allocated_bytes'] for r in figures
     ),
     'noise on every past q changes no bit': all(
       r['queries'] == 0 and r['past_rows'] > 0 for r in noise
@@ -194,3 +278,16 @@ def claims(records: Records, expected_bits: float) -> Table:
   return Table(
     'What would have refuted this', ('claim', 'holds'), list(checks.items())
   )
+
+
+def of_kind(records: Records, kind: str) -> Records:
+  """Returns the records whose `record` is `kind`."""
+  return [r for r in records if r['record'] == kind]
+
+
+def grouped(records: Records, *keys: str) -> dict[tuple[Any, ...], Records]:
+  """Returns records by their values of some fields, in order."""
+  groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+  for record in records:
+    groups.setdefault(tuple(record[k] for k in keys), []).append(record)
+  return dict(groups)

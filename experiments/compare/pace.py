@@ -1,120 +1,87 @@
 """Seconds a token, cached and uncached, as the context grows."""
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.allocate import check_sizes, init_cache
+from kvjax.decoding.cache import Cache
 from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward
 
 
-def measure(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  *,
-  contexts: Sequence[int],
-  steps: int,
-  repeats: int,
-) -> list[dict[str, Any]]:
-  """Returns a record a context: seconds a token, cached and uncached."""
-  cached = cached_seconds(
-    config, params, contexts, steps=steps, repeats=repeats
-  )
-  uncached = uncached_seconds(config, params, contexts, repeats=repeats)
-  return [
-    {
-      'record': 'pace',
-      'context': c,
-      'cached': cached[c],
-      'uncached': uncached[c],
-    }
-    for c in contexts
-  ]
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """How time is taken.
 
-
-def cached_seconds(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  contexts: Sequence[int],
-  *,
-  steps: int,
-  repeats: int,
-) -> dict[int, float]:
-  """Returns median seconds of a greedy decode step after each context.
-
-  Args:
-    config: the model.
-    params: its parameters.
-    contexts: increasing numbers of tokens; one row.
-    steps: steps a repeat; their mean is one measurement.
+  Attributes:
+    contexts: increasing numbers of tokens, of one row.
+    steps: decode steps of one measurement, which is their mean.
     repeats: measurements a context, after one that is thrown away.
   """
-  room = contexts[-1] + (repeats + 1) * steps
-  found = {}
-  for context in contexts:
-    cache = init_cache(config, 1, room)
-    _, cache = _timed_steps(config, params, cache, context)
-    times = []
-    for _ in range(repeats + 1):
-      seconds, cache = _timed_steps(config, params, cache, steps)
-      times.append(seconds)
-    found[context] = float(np.median(times[1:]))
-  return found
+
+  contexts: tuple[int, ...]
+  steps: int
+  repeats: int
+
+  def __post_init__(self):
+    increasing = sorted(set(self.contexts)) == list(self.contexts)
+    if not increasing or not self.contexts or self.contexts[0] < 1:
+      raise ValueError(
+        f'contexts={tuple(self.contexts)} must be positive and increase.'
+      )
+    sizes = {'pace.steps': self.steps, 'pace.repeats': self.repeats}
+    check_sizes(**sizes)
 
 
-def uncached_seconds(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  contexts: Sequence[int],
-  *,
-  repeats: int,
-) -> dict[int, float]:
-  """Returns median seconds of a forward pass, which is one token uncached."""
-  found = {}
-  for context in contexts:
+def measure_pace(
+  timing: Timing, config: ModelConfig, params: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+  """Yields a record a context: median seconds a token, cached and uncached.
+
+  Cached is a greedy decode step after the context, uncached a forward pass of
+  the whole context: without a cache each token takes one.
+  """
+  # One capacity for all contexts: every cached step is the same program.
+  room = timing.contexts[-1] + (timing.repeats + 1) * timing.steps
+  for context in timing.contexts:
+    cache = _decode(config, params, init_cache(config, 1, room), context)
+    cached = []
+    for _ in range(timing.repeats + 1):
+      start = time.perf_counter()
+      cache = _decode(config, params, cache, timing.steps)
+      cached.append((time.perf_counter() - start) / timing.steps)
     tokens = _tokens(config, context)
-    call = lambda tokens=tokens: forward(config, params, tokens)
-    found[context] = _median_seconds(call, repeats)
-  return found
+    uncached = []
+    for _ in range(timing.repeats + 1):
+      start = time.perf_counter()
+      jax.block_until_ready(forward(config, params, tokens))
+      uncached.append(time.perf_counter() - start)
+    # The first measurement of each includes compilation.
+    yield {
+      'record': 'pace',
+      'context': context,
+      'cached': float(np.median(cached[1:])),
+      'uncached': float(np.median(uncached[1:])),
+    }
 
 
-def check(contexts: Sequence[int], steps: int, repeats: int) -> None:
-  """Raises ValueError for what cannot be measured."""
-  if (
-    not contexts or min(contexts) < 1 or list(contexts) != sorted(set(contexts))
-  ):
-    raise ValueError(
-      f'contexts={tuple(contexts)} must be positive and increase.'
-    )
-  for name, value in (('steps', steps), ('repeats', repeats)):
-    if value < 1:
-      raise ValueError(f'pace.{name}={value} must be at least 1.')
-
-
-def _timed_steps(config, params, cache, steps):
+def _decode(
+  config: ModelConfig, params: Mapping[str, Any], cache: Cache, steps: int
+) -> Cache:
+  """Returns the cache after greedy steps, once they are computed."""
   token = _tokens(config, 1)[:, 0]
-  jax.block_until_ready(cache.length)
-  start = time.perf_counter()
   for _ in range(steps):
     logits, cache = decode_step(config, params, cache, token)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  jax.block_until_ready(token)
-  return (time.perf_counter() - start) / steps, cache
-
-
-def _median_seconds(call: Callable[[], jax.Array], repeats: int) -> float:
-  times = []
-  for _ in range(repeats + 1):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    times.append(time.perf_counter() - start)
-  return float(np.median(times[1:]))
+  jax.block_until_ready((token, cache.length))
+  return cache
 
 
 def _tokens(config: ModelConfig, count: int) -> jax.Array:

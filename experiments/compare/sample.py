@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.allocate import check_sizes, init_cache
 from kvjax.decoding.generation import generate
 from kvjax.decoding.sampling import Sampling
 from kvjax.decoding.steps import prefill
@@ -23,9 +23,9 @@ class Sample:
   Attributes:
     prompt: what to continue; empty for text of the corpus.
     tokens: to generate.
-    temperature: 0 for greedy.
-    top_p: nucleus (arXiv 1904.09751), 1 for everything.
-    capacity: of the cache, prompt and continuation.
+    temperature: of sampling; 0 for greedy.
+    top_p: of nucleus sampling (arXiv 1904.09751); 1 for all tokens.
+    capacity: of the cache, for prompt and continuation.
   """
 
   prompt: str
@@ -35,8 +35,7 @@ class Sample:
   capacity: int
 
   def __post_init__(self):
-    if self.tokens < 1:
-      raise ValueError(f'tokens={self.tokens} must be at least 1.')
+    check_sizes(tokens=self.tokens)
     Sampling(self.temperature, top_p=self.top_p)  # raises
     need = len(self.prompt.encode()) + self.tokens
     if need > self.capacity:
@@ -85,18 +84,19 @@ def continuation(
 def attention(
   config: ModelConfig, params: Mapping[str, Any], prompt: str, heads: int = 2
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Returns weights `[T, T]` of the first heads of each layer, and its bytes.
+  """Returns weights `[T, T]` of the first heads of each layer, and labels.
 
   Args:
     config, params: the model.
     prompt: its first 40 bytes are read.
-    heads: how many a layer.
+    heads: number of heads a layer.
+
+  Returns:
+    The weights by layer and head, and a character a byte.
   """
   text = prompt[:40]
-  layers = range(len(config.layers))
-  _, weights = forward(
-    config, params, _bytes(text), attention_layers=tuple(layers)
-  )
+  layers = tuple(range(len(config.layers)))
+  _, weights = forward(config, params, _bytes(text), attention_layers=layers)
   panels = {
     f'layer {layer}, head {head}': np.asarray(weights[layer][0, head])
     for layer in layers

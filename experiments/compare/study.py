@@ -1,31 +1,30 @@
-"""What one trained model says of caches; each finding is a flat record."""
+"""Measures caches with one trained model; each finding is a flat record."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.compare.evaluate import (
-  assert_equal_logits,
-  bits_per_byte,
-  logits_through_cache,
-)
 from experiments.measuring.separation import separate
-from experiments.training.footprint import (
+from experiments.training.step import next_token_loss, to_bits
+from experiments.training.variants import (
+  array_bytes,
   bytes_per_token,
+  num_params,
   query_bytes_per_token,
-  stream_bytes,
 )
-from experiments.training.variants import num_params
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters
 from kvjax.caches.sinks import Sinks
-from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.allocate import check_sizes, init_cache
+from kvjax.decoding.steps import decode_step
 from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward
 from kvjax.streams.codecs import Codec, Int8
@@ -40,9 +39,9 @@ class Study:
   Attributes:
     rows: held-out windows.
     budget: slots of ring, sinks and bounded: what they may remember.
-    sinks: of those, the first tokens that sinks never forgets.
+    sinks: how many of these keep the first tokens for good.
     past: tokens before the boundary at which the past becomes noise.
-    tolerance: cached against uncached, relative to the largest logit.
+    tolerance: of cached against uncached logits, relative to the largest.
   """
 
   rows: int
@@ -54,12 +53,9 @@ class Study:
   def __post_init__(self):
     if not 0 < self.sinks < self.budget:
       raise ValueError(
-        f'sinks={self.sinks} must lie between 1 and budget={self.budget} - 1.'
+        f'sinks={self.sinks} must be between 1 and budget={self.budget} - 1.'
       )
-    if self.rows < 1 or self.past < 1:
-      raise ValueError(
-        f'rows={self.rows} and past={self.past} must be at least 1.'
-      )
+    check_sizes(rows=self.rows, past=self.past)
 
   def caches(self) -> dict[str, tuple[Kind | None, Codec | None]]:
     """Returns kind and codec of each cache the text is read through."""
@@ -91,9 +87,9 @@ def sizes(models: Mapping[str, ModelConfig]) -> Iterator[Record]:
 def quality(
   study: Study, config: ModelConfig, params: Mapping[str, Any], tokens: Any
 ) -> Iterator[Record]:
-  """Yields held-out bits per byte through each cache beside its bytes.
+  """Yields held-out bits per byte through each cache, and bytes of the cache.
 
-  The dense cache is also held against the uncached model, logit by logit.
+  Logits through the dense cache are compared with those of the uncached model.
 
   Args:
     study: how.
@@ -101,7 +97,7 @@ def quality(
     tokens: int32 `[B, T]` of held-out text.
 
   Raises:
-    AssertionError: cached and uncached logits part, or a cache occupies other
+    AssertionError: cached and uncached logits differ, or a cache occupies other
       bytes than its config promised.
   """
   uncached = forward(config, params, tokens)
@@ -110,20 +106,71 @@ def quality(
     logits = logits_through_cache(
       config, params, tokens, kind=kind, codec=codec
     )
-    found = {
+    record = {
       'record': 'quality',
       'cache': name,
       'bits': bits_per_byte(logits, tokens),
     }
     if name == 'dense':
-      found['difference'] = assert_equal_logits(
+      record['difference'] = assert_equal_logits(
         logits, uncached, study.tolerance
       )
-      found['largest_logit'] = float(jnp.max(jnp.abs(uncached)))
-    yield found | {
-      'uncached_bits': bits,
-      **footprint(config, tokens.shape, kind, codec),
-    }
+      record['largest_logit'] = float(jnp.max(jnp.abs(uncached)))
+    record['uncached_bits'] = bits
+    yield record | footprint(config, tokens.shape, kind, codec)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'kind', 'codec'))
+def logits_through_cache(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  *,
+  kind: Kind | None = None,
+  codec: Codec | None = None,
+) -> jax.Array:
+  """Returns logits `[B, T, V]`, the tokens fed one by one through a cache.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokens: int32 `[B, T]`; these are fed, not what the model would write.
+    kind: of every layer; None for each layer's default.
+    codec: of the cache; None for the streams as they are.
+  """
+  chex.assert_rank(tokens, 2)
+  batch, length = tokens.shape
+  cache = init_cache(config, batch, length, kinds=kind, codec=codec)
+
+  def step(cache, token):
+    logits, cache = decode_step(config, params, cache, token)
+    return cache, logits
+
+  _, logits = jax.lax.scan(step, cache, tokens.T)
+  return jnp.moveaxis(logits, 0, 1)
+
+
+def bits_per_byte(logits: jax.Array, tokens: jax.Array) -> float:
+  """Returns the mean of `-log2 p(byte | bytes before)` over all but the first.
+
+  Args:
+    logits: float32 `[B, T, V]`, after each token.
+    tokens: int32 `[B, T]`.
+  """
+  return float(to_bits(jnp.mean(next_token_loss(logits, tokens))))
+
+
+def assert_equal_logits(
+  cached: jax.Array, uncached: jax.Array, relative: float
+) -> float:
+  """Returns the largest difference; raises beyond `relative` times the largest.
+
+  Raises:
+    AssertionError: cached and uncached logits differ by more.
+  """
+  scale = float(jnp.max(jnp.abs(uncached)))
+  chex.assert_trees_all_close(cached, uncached, rtol=0.0, atol=relative * scale)
+  return float(jnp.max(jnp.abs(cached - uncached)))
 
 
 def footprint(
@@ -132,7 +179,7 @@ def footprint(
   kind: Kind | None,
   codec: Codec | None,
 ) -> Record:
-  """Returns bytes of a cache of `shape` rows and tokens, really allocated.
+  """Returns bytes of a cache of `shape` rows and tokens, once allocated.
 
   Raises:
     AssertionError: they are not what the config promises.
@@ -140,7 +187,8 @@ def footprint(
   rows, tokens = shape
   cache = init_cache(config, rows, tokens, kinds=kind, codec=codec)
   slots = sum(m.kind.size for m in cache.layout.stores if m is not None)
-  allocated, promised = stream_bytes(cache), bytes_per_token(config, codec)
+  allocated = array_bytes(cache.stores)  # no positions, no books
+  promised = bytes_per_token(config, codec)
   predicted = promised * rows * slots // len(config.layers)
   if allocated != predicted:
     raise AssertionError(

@@ -17,7 +17,6 @@ from absl import flags
 import kvjax
 from experiments import launch
 from experiments.generate import answer
-from experiments.generate.opening import check_fits, open_cache
 from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
 from experiments.measuring.traffic import held_bytes, step_bytes
@@ -26,7 +25,8 @@ from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.parse import DEFAULT, parse_cache
 from kvjax.text import prompts, tokenizer
 
-FLAGS = flags.FlagValues()  # its own: other experiments have a --seed as well
+# Not the global flags: modules of other experiments define a --seed as well.
+FLAGS = flags.FlagValues()
 _text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _real = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
@@ -43,7 +43,7 @@ _CAPACITY = _int('capacity', None, 'Of the cache, in tokens; default: enough.')
 _LOAD = _text('prompt_cache', '', 'File to go on from.')
 _SAVE = _text('save_prompt_cache', '', 'File to write after the prompts.')
 _DTYPE = _text('dtype', None, 'Of params; default: as stored.')
-_WEIGHTS = _text('weights', None, 'int8: codes, a scale a line.')
+_WEIGHTS = _text('weights', None, 'int8: a scale a channel.')
 _KERNEL = _text('kernel', None, 'That must attend; default: the fastest.')
 _BLOCK = _int('block', 8, 'Tokens of one device program.')
 _SEED = _int('seed', 0, 'Of sampling.')
@@ -57,8 +57,8 @@ _SAMPLING = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-  """What the command line asks for, checked before any tensor is read."""
+class GenerateSetup:
+  """What the flags request, checked before any tensor is read."""
 
   texts: list[str]
   words: tokenizer.Tokenizer
@@ -68,16 +68,16 @@ class Setup:
   cache: dict[str, Any]
 
 
-def check() -> Setup:
+def check() -> GenerateSetup:
   """Returns the setup; raises ValueError for what makes no sense."""
   if not _CHECKPOINT.value:
     raise ValueError('No model is named: give --checkpoint=DIR.')
   if bool(_PROMPT.value) == bool(_PROMPTS.value):
     raise ValueError('Give one of --prompt=TEXT and --prompts=FILE.')
   path = pathlib.Path(_CHECKPOINT.value)
-  config, words = kvjax.load_config(path), tokenizer.load_tokenizer(path)
+  config = kvjax.load_config(path)
+  words = tokenizer.load_tokenizer(path)
   sampling = {name: flag.value for name, flag in _SAMPLING.items()}
-  kvjax.Sampling(**sampling)  # raises
   stops = tokenizer.stop_tokens(path) if _STOP.value else ()
   how = answer.Answer(
     _TOKENS.value, stops, _BLOCK.value, _SEED.value, _KERNEL.value, sampling
@@ -87,11 +87,13 @@ def check() -> Setup:
   rows = prompts.encode_prompts(
     words, texts, chat=_CHAT.value, system=_SYSTEM.value
   )
-  batch, source = prompts.make_batch(config, rows), None
+  batch = prompts.make_batch(config, rows)
+  source = None
   if config.encoder is not None:
     prompts.check_reads_text(config)
+    source = batch
     start = [[tokenizer.start_token(path)]] * len(rows)
-    batch, source = prompts.make_batch(config, start), batch
+    batch = prompts.make_batch(config, start)
   kind, codec = parse_cache(_CACHE.value)
   capacity = _CAPACITY.value
   if capacity is None:
@@ -99,13 +101,13 @@ def check() -> Setup:
   cache = {'capacity': capacity, 'kinds': kind, 'codec': codec}
   if not _LOAD.value:
     spec = cache_spec(config, len(rows), **cache)
-    check_fits(spec, batch.lengths, how.tokens)
+    answer.check_fits(spec, batch.lengths, how.tokens)
   elif _CACHE.value != DEFAULT or _CAPACITY.value is not None:
     raise ValueError(
       f'prompt_cache={_LOAD.value} has its own kind and capacity: leave out '
       '--cache and --capacity.'
     )
-  return Setup(texts, words, batch, source, how, cache)
+  return GenerateSetup(texts, words, batch, source, how, cache)
 
 
 def main(argv: list[str]) -> None:
@@ -115,21 +117,20 @@ def main(argv: list[str]) -> None:
     model = kvjax.load_checkpoint(
       _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
     )
-    room = setup.batch.lengths, setup.how.tokens
-    cache = open_cache(_LOAD.value, *model, *room, setup.cache)
+    cache = answer.open_cache(
+      _LOAD.value, model, setup.batch.lengths, setup.how.tokens, setup.cache
+    )
 
   def read(cache: kvjax.Cache) -> None:
     if _SAVE.value:
       kvjax.save_cache(_SAVE.value, cache, *model)
 
-  rows = [setup.words.stream() for _ in setup.texts]
-  text = Streaming(rows, setup.how.stop_tokens)
+  decoders = [setup.words.stream() for _ in setup.texts]
+  text = Streaming(decoders, setup.how.stop_tokens)
   cache, watch, interrupted = answer.write(
-      setup.how, *model, cache, setup.batch, text,
-      source=setup.source, read=read,
-  )  # fmt: skip
+    setup.how, model, cache, setup.batch, text, source=setup.source, read=read
+  )
   speed = watch.speed(
-    rows=len(rows),
     step_bytes=step_bytes(*model, cache),
     bandwidth=reading(64, 3),
     cache_bytes=held_bytes(cache),
@@ -137,8 +138,8 @@ def main(argv: list[str]) -> None:
   print(speed, file=sys.stderr)
   if _OUT.value:
     run = {'command': launch.command(), 'environment': records.environment()}
-    said = answer.records(setup.texts, text, interrupted)
-    for record in ({'record': 'run'} | run, *said, speed.record()):
+    texts = answer.records(setup.texts, text, interrupted)
+    for record in ({'record': 'run', **run}, *texts, speed.record()):
       records.append(pathlib.Path(_OUT.value), record)
   if interrupted:
     raise SystemExit(130)

@@ -1,23 +1,75 @@
-"""Writes answers to prompts, streamed, and says what that took."""
+"""Writes answers to prompts, streamed, through an empty or a saved cache."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.generate.compilation import compilation
 from experiments.generate.speed import Stopwatch
 from experiments.generate.streaming import Streaming, interrupts
-from kvjax.decoding.allocate import check_sizes
+from kvjax.checkpoints.prompt_cache.save import load_cache
+from kvjax.decoding.allocate import check_sizes, init_cache
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.generation import generate
+from kvjax.decoding.rows import repeat
+from kvjax.decoding.sampling import Sampling
 from kvjax.decoding.steps import prefill
 from kvjax.kernels import KERNELS
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import encode
 from kvjax.text.prompts import Batch
+
+
+def check_fits(cache: Cache, lengths: Any, tokens: int) -> None:
+  """Raises ValueError if prompts of `lengths [B]` leave no room for `tokens`.
+
+  Accepts a `cache_spec` as well, of which nothing is allocated.
+  """
+  limit = cache.layout.limit
+  # The last token is returned and not fed.
+  need = int(np.max(np.asarray(lengths))) + tokens - 1
+  if limit is not None and need > limit:
+    raise ValueError(
+      f'capacity={limit} is less than the {need} tokens of prompt and '
+      f'answer (tokens={tokens}). Use capacity={need}, or fewer tokens.'
+    )
+
+
+def open_cache(
+  saved: str | pathlib.Path,
+  model: tuple[ModelConfig, Mapping[str, Any]],
+  lengths: np.ndarray,
+  tokens: int,
+  empty: Mapping[str, Any],
+) -> Cache:
+  """Returns an empty cache, or a saved one with a row a prompt.
+
+  Args:
+    saved: a file that `save_cache` wrote; '' for an empty cache.
+    model: its config and parameters.
+    lengths: int `[B]`, tokens of each prompt.
+    tokens: that will be written.
+    empty: options of `init_cache` for an empty one.
+
+  Raises:
+    ValueError: it is of another model, has neither one row nor B, or no room.
+  """
+  config, params = model
+  if not saved:
+    return init_cache(config, len(lengths), **empty)
+  cache = load_cache(saved, config, params)
+  if cache.batch_size == 1:
+    cache = repeat(cache, len(lengths))
+  if cache.batch_size != len(lengths):
+    raise ValueError(
+      f'{saved} has {cache.batch_size} rows for {len(lengths)} prompts: give '
+      'a prompt for each row.'
+    )
+  check_fits(cache, np.asarray(cache.length) + lengths, tokens)
+  return cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +79,7 @@ class Answer:
   Attributes:
     tokens: most to generate.
     stop_tokens: ids after which a row ends.
-    block: tokens of one device program; so often text appears.
+    block: tokens of one device program; text appears once a block.
     seed: of sampling.
     kernel: that must attend; None for the fastest.
     sampling: fields of `Sampling`.
@@ -42,6 +94,7 @@ class Answer:
 
   def __post_init__(self):
     check_sizes(tokens=self.tokens, block=self.block)
+    Sampling(**self.sampling)  # raises
     if self.kernel not in (None, *KERNELS):
       raise ValueError(
         f'kernel={self.kernel!r} must be one of {", ".join(KERNELS)}.'
@@ -50,8 +103,7 @@ class Answer:
 
 def write(
   how: Answer,
-  config: ModelConfig,
-  params: Mapping[str, Any],
+  model: tuple[ModelConfig, Mapping[str, Any]],
   cache: Cache,
   prompts: Batch,
   text: Streaming,
@@ -63,18 +115,19 @@ def write(
 
   Args:
     how: to answer.
-    config, params: the model.
+    model: its config and parameters.
     cache: empty or warm, with room; donated.
     prompts: a row each.
     text: takes the tokens as they come.
     source: what an encoder-decoder reads.
-    read: called with the cache once it has read the prompts.
+    read: called with the cache when the prompts are in it.
 
   Returns:
-    The cache, when tokens came, and whether Ctrl-C ended it.
+    The cache, a watch that saw the tokens, and whether Ctrl-C ended it all.
   """
-  with compilation() as compiled, interrupts() as pressed:
-    watch, encoded = Stopwatch(compiled), None
+  config, params = model
+  with Stopwatch() as watch, interrupts() as pressed:
+    encoded = None
     if source is not None:
       encoded = encode(config, params, source.ids, source.lengths)
     logits, cache = prefill(

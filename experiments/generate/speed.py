@@ -4,21 +4,20 @@ import dataclasses
 import time
 from typing import Any
 
+import jax
 import numpy as np
-
-from experiments.generate.compilation import Compilation
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-  """What a generation took. Seconds of compilation are apart, by JAX's events.
+  """What a generation took; JAX's events tell the seconds of compilation.
 
   Attributes:
     rows: B.
     tokens: returned, of all rows.
-    steps: decode steps that the device made.
+    steps: decode steps that the device ran.
     first_seconds: from the prompts to the first token, compilation included.
-    first_compilation: seconds of that which were compilation.
+    first_compilation: seconds of compilation among these.
     seconds: from the first token to the last, without compilation.
     step_bytes: that a step must read.
     bandwidth: bytes a second that this machine reads.
@@ -70,30 +69,57 @@ class Speed:
 
 
 class Stopwatch:
-  """Notes when tokens came, and how long was compiled until then."""
+  """Notes when tokens come, and the seconds of compilation until then.
 
-  def __init__(self, compiled: Compilation):
-    self._compiled = compiled
-    self._begin = time.perf_counter(), compiled.seconds
-    self._first = self._last = self._begin
-    self.tokens, self.columns = 0, 0
+  Compilation is counted while this context manager is open.
+  """
+
+  def __init__(self):
+    self.rows = self.tokens = self.columns = 0
+    self._compilations: list[tuple[float, float]] = []
+    self._begin = self._first = self._last = self._now()
+
+  def __enter__(self) -> 'Stopwatch':
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
 
   def feed(self, new: np.ndarray) -> None:
-    """Takes int32 `[B, n]` as it comes; -1 is no token."""
-    self._last = time.perf_counter(), self._compiled.seconds
+    """Takes int32 `[B, n]` when they come; -1 is no token."""
+    self._last = self._now()
     if not self.columns:
       self._first = self._last
+    self.rows = len(new)
     self.tokens += int((new >= 0).sum())
     self.columns += new.shape[1]
 
-  def speed(self, **more: Any) -> Speed:
-    """Returns the figures; `more` are the fields that no clock tells."""
-    (begin, before), first, last = self._begin, self._first, self._last
+  def speed(self, **sizes: Any) -> Speed:
+    """Returns the figures; `sizes` are the fields that no clock measures."""
+    first, first_compilation = self._first - self._begin
+    seconds, compilation = self._last - self._first
     return Speed(
+      rows=self.rows,
       tokens=self.tokens,
       steps=self.columns - 1,
-      first_seconds=first[0] - begin,
-      first_compilation=first[1] - before,
-      seconds=(last[0] - first[0]) - (last[1] - first[1]),
-      **more,
+      first_seconds=float(first),
+      first_compilation=float(first_compilation),
+      seconds=float(seconds - compilation),
+      **sizes,
     )
+
+  def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+    if event.startswith('/jax/core/compile/'):
+      now = time.perf_counter()
+      self._compilations.append((now - duration_secs, now))
+
+  def _now(self) -> np.ndarray:
+    """Returns the time and the seconds of compilation until then."""
+    compilation = 0.0
+    end = -float('inf')
+    for start, stop in sorted(self._compilations):
+      # Nested intervals are counted once.
+      compilation += max(stop - max(start, end), 0.0)
+      end = max(end, stop)
+    return np.asarray([time.perf_counter(), compilation])

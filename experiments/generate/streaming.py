@@ -12,9 +12,9 @@ from kvjax.text.tokenizer import Decode
 
 
 class Streaming:
-  """Takes tokens of B rows and writes their text, a row as soon as it can.
+  """Takes tokens of B rows and writes their text as early as it is readable.
 
-  One row is written token by token; of several each is written when it ends.
+  A single row is written token by token; of several rows, each when it ends.
   """
 
   def __init__(

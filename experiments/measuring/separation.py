@@ -1,4 +1,4 @@
-"""The separation: what of the past the next token can be told by.
+"""The separation: which tensors of the past can change the next logits.
 
 A past query *does* influence later tokens, but only through the keys and
 values of higher layers, which are kept. So "Q is never needed" is a statement
@@ -39,20 +39,20 @@ class Past:
 
 
 @struct.dataclass
-class Verdict:
+class SeparationResult:
   """Largest change of the next logits, `[V]` of one row, by what was replaced.
 
   Attributes:
     queries: past queries of all layers, their K and V kept: 0, bit for bit.
     past_rows: what the same noise does to the logits of the past rows, which
-      nobody asks for again.
+      no later step needs.
     naive: past queries of the first layer, before K and V of the layers above
-      exist: they are computed from the noise.
-    naive_by: the tensors through which that noise travelled: the largest
-      change of any stream of a higher layer.
+      exist: these are then computed from the noise.
+    naive_by: the largest change of any stream of a higher layer: through these
+      the noise of `naive` travelled.
     kept: `[layers, streams, T - 1]`, each kept row of each stream alone.
-    faint: bool, likewise: rows weighed so little that only louder noise on
-      them shows in float32.
+    faint: bool `[layers, streams, T - 1]`, rows of so little weight that only
+      louder noise on them shows in float32.
   """
 
   queries: jax.Array
@@ -63,8 +63,8 @@ class Verdict:
   faint: jax.Array
 
 
-# Of the noise on a kept row. A key that is hardly looked at is noticed when its
-# score rises; of two opposite noises one raises it.
+# Of the noise on a kept row. A key of little weight shows when its score rises,
+# and of two opposite noises one raises it.
 _GAINS = (1.0, 1e4, -1e4)
 
 
@@ -73,21 +73,21 @@ def separate(
   params: Mapping[str, Any],
   tokens: jax.Array,
   key: jax.Array,
-) -> Verdict:
+) -> SeparationResult:
   """Puts noise on the past, one part at a time, and watches the next logits.
 
-  The noise has the standard deviation of what it replaces; on a kept row that
-  attention all but ignores, more. The last token of `tokens` is the new one,
+  The noise has the standard deviation of what it replaces; on a kept row of
+  little weight it is louder. The last token of `tokens` is the new one,
   all before it are the past.
 
   Args:
-    config: a decoder whose layers own their streams.
+    config: a decoder whose layers share no streams.
     params: its parameters.
     tokens: int32 `[1, T]`.
     key: of the noise.
 
   Returns:
-    The verdict, for the row after the last token.
+    The largest changes, for the row after the last token.
   """
   chex.assert_shape(tokens, (1, None))
   verdict = _separate(config, params, tokens, key, _GAINS[0])
@@ -130,7 +130,7 @@ def _separate(config, params, tokens, key, gain):
   logits, travelled = jax.lax.map(run, columns)
   change = jnp.max(jnp.abs(logits - logits[:1]), axis=-1)  # [scenarios, T]
   kept = change[3:, -1].reshape(layers, -1, count)
-  return Verdict(
+  return SeparationResult(
     queries=change[1, -1],
     past_rows=jnp.max(change[1, :-1]),
     naive=change[2, -1],
@@ -149,12 +149,12 @@ def replay(
 ) -> tuple[jax.Array, Past]:
   """Runs the uncached decoder with the past of its attention replaced.
 
-  Every row of every layer is computed. With `past`, rows before the last use
-  its queries in place of their own and, with `keep`, all rows read its streams
-  of them; what belongs to the last token is always its own.
+  Every row of every layer is computed. With `past`, rows before the last take
+  their queries from it and, with `keep`, all rows read the streams of these
+  rows from it. Query and streams of the last token are always computed.
 
   Args:
-    config: a decoder whose layers own their streams.
+    config: a decoder whose layers share no streams.
     params: its parameters.
     tokens: int32 `[B, T]`.
     past: what to read in place of what is computed; None for nothing.
@@ -240,6 +240,21 @@ def readers(tokens: int, scoring: Scoring) -> dict[str, jax.Array]:
     name: jnp.stack([changed(name, row) for row in range(tokens)], axis=1)
     for name in rows
   }
+
+
+def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
+  """Returns by tensor, for each token the first and last step that reads it.
+
+  The step that makes a token counts, although no row reads the first q and k:
+  the softmax over a single key is 1 whatever the two are.
+  """
+  spans = {}
+  for name, read in readers(tokens, Scoring(1.0)).items():
+    last = [
+      max([t, *np.flatnonzero(np.asarray(read)[:, t])]) for t in range(tokens)
+    ]
+    spans[name[0]] = [(t, int(end)) for t, end in enumerate(last)]
+  return spans
 
 
 def _before_last(old: jax.Array, new: jax.Array) -> jax.Array:

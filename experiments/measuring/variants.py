@@ -1,20 +1,23 @@
-"""One model with another attention in every layer, for the sake of its cache.
+"""A model with another attention in every layer, to compare their caches.
 
-Heads, widths, windows and everything else stay. GQA keeps the model's own kv
-heads where it has some, and else an eighth of its heads; MLA keeps the latent
-of DeepSeek-V3, 512 features and a rotated key of 64, where it has none.
+Heads, widths, windows and everything else stay. GQA has as many kv heads as the
+model, if the model is GQA, and else an eighth of its heads. MLA has the latent
+of the model, if there is one, and else that of DeepSeek-V3: 512 features and a
+rotated key of 64.
 """
 
 import dataclasses
 from typing import Any
 
+from experiments.training.variants import VARIANTS as VARIANTS
+from experiments.training.variants import check_variant
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
 from kvjax.attention.rotary import Rotary
 from kvjax.models.config import ModelConfig
 
-VARIANTS = ('mha', 'gqa', 'mqa', 'mla')
-LATENT, ROTATED = 512, 64
+LATENT = 512
+ROTATED = 64
 
 
 def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
@@ -27,10 +30,7 @@ def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
   Raises:
     ValueError: no variant has that name.
   """
-  if variant not in VARIANTS:
-    raise ValueError(
-      f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
-    )
+  check_variant(variant)
   layers = tuple(
     dataclasses.replace(layer, attention=_attention(layer.attention, variant))
     for layer in config.layers
@@ -38,32 +38,33 @@ def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
   return dataclasses.replace(config, layers=layers)
 
 
-def _attention(own: Any, variant: str) -> Grouped | Latent:
+def _attention(old: Any, variant: str) -> Grouped | Latent:
+  heads = old.num_heads
+  value_width = old.value_width or old.key_width
   if variant == 'mla':
-    return own if 'latent' in own.streams() else _latent(own)
-  heads = own.num_heads
-  kept = getattr(own, 'num_kv_heads', heads)
-  if kept in (1, heads):
-    kept = next(n for n in (heads // 8, heads // 4, 1) if n and not heads % n)
-  wanted = {'mha': heads, 'gqa': kept, 'mqa': 1}[variant]
-  if getattr(own, 'num_kv_heads', None) == wanted:
-    return own
+    if 'latent' in old.streams():
+      return old
+    rotary = Rotary(ROTATED)
+    return Latent(
+      heads,
+      LATENT,
+      old.key_width,
+      value_width,
+      rotary,
+      visibility=old.visibility,
+    )
+  kv_heads = getattr(old, 'num_kv_heads', heads)
+  if kv_heads in (1, heads):
+    shares = (heads // 8, heads // 4, 1)
+    kv_heads = next(n for n in shares if n and not heads % n)
+  wanted = {'mha': heads, 'gqa': kv_heads, 'mqa': 1}[variant]
+  if getattr(old, 'num_kv_heads', None) == wanted:
+    return old
   return Grouped(
     heads,
     wanted,
-    own.query_width // heads,
-    own.value_width or own.key_width,
-    rotary=own.rotary,
-    visibility=own.visibility,
-  )
-
-
-def _latent(own: Grouped) -> Latent:
-  return Latent(
-    own.num_heads,
-    LATENT,
-    own.key_width,
-    own.value_width or own.key_width,
-    Rotary(ROTATED),
-    visibility=own.visibility,
+    old.query_width // heads,
+    value_width,
+    rotary=old.rotary,
+    visibility=old.visibility,
   )

@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from experiments.measuring.separation import readers
+from experiments.measuring.separation import lives
 from experiments.memory import plots
 from experiments.memory.plots import size
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
-from kvjax.attention.attend import Scoring
 from kvjax.memory.compiled.measurement import Measured
 from kvjax.memory.compiled.reconciliation import Row
 from kvjax.memory.fitting import Fit
@@ -147,21 +144,6 @@ def lifetimes() -> tuple[Block, ...]:
       'row of Q, K or V at a time in an attention, not from a formula.',
     ),
   )
-
-
-def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
-  """Returns by tensor, for each token the first and last step that reads it.
-
-  A token's own step counts, though the first q and k are read by none: the
-  softmax over a single key is 1 whatever they are.
-  """
-  spans = {}
-  for name, read in readers(tokens, Scoring(1.0)).items():
-    last = [
-      max([t, *np.flatnonzero(np.asarray(read)[:, t])]) for t in range(tokens)
-    ]
-    spans[name[0]] = [(t, int(end)) for t, end in enumerate(last)]
-  return spans
 
 
 def against_xla(

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,15 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.training.loss import bits, next_token_loss
+import kvjax
+from experiments.reporting.writer import follow
+from experiments.training.step import next_token_loss, to_bits
+from experiments.training.variants import array_bytes
+from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.steps import decode_step
+from kvjax.memory.planning import plan
 from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward
 from kvjax.text.prompts import make_batch
 from kvjax.text.tokenizer import Tokenizer
 
-Progress = Callable[[int], None]
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2, 'float16': 2e-2}  # bits a byte
 
 
@@ -33,9 +37,9 @@ class HeldOut:
   """Windows of a text.
 
   Attributes:
-    tokens: int32 `[B, T]`; each begins with what the tokenizer puts before any
-      text, so that a model is asked as it was trained.
-    first: the first token of a window that counts.
+    tokens: int32 `[B, T]`; each row begins with what the tokenizer puts before
+      any text, as in training.
+    first: the first token of a window whose loss counts.
     tokens_per_byte: of the whole text.
   """
 
@@ -47,7 +51,7 @@ class HeldOut:
     """Returns bits per byte and perplexity of losses `[B, T - 1]` in nats."""
     mean = float(np.mean(losses[:, self.first - 1 :], dtype=np.float64))
     return {
-      'bits_per_byte': bits(mean) * self.tokens_per_byte,
+      'bits_per_byte': to_bits(mean) * self.tokens_per_byte,
       'perplexity': math.exp(mean),
     }
 
@@ -63,7 +67,7 @@ def hold_out(
   """Returns windows of `length` tokens, spread evenly over a text.
 
   Raises:
-    ValueError: the text is too short for one window, or an id lies outside
+    ValueError: the text is too short for one window, or an id is outside
       the vocabulary.
   """
   ids = tokenizer.encode(text, special=False)
@@ -91,11 +95,10 @@ def refuted(
   """Returns why figures of a cache cannot be right; '' if they can.
 
   Args:
-    record: its `cache` by name, `cache_bytes`, `planned_bytes`,
-      `bits_per_byte`.
+    record: of `measure`.
     uncached: bits per byte of the same model without a cache.
-    dtype: that it computes in.
-    exact: the cache forgets nothing that the model sees.
+    dtype: of the model's activations.
+    exact: whether the cache forgets nothing that the model sees.
   """
   if record['cache_bytes'] != record['planned_bytes']:
     return f'{record["cache"]}: other bytes than planned.'
@@ -114,22 +117,69 @@ def _lead(tokenizer: Tokenizer) -> list[int]:
   return []
 
 
-def uncached_losses(
+def measure(
   config: ModelConfig,
   params: Mapping[str, Any],
-  tokens: np.ndarray,
-  progress: Progress = lambda done: None,
+  text: HeldOut,
+  caches: Mapping[str, Mapping[str, Any]],
+  *,
+  quantized: bool = False,
+  kernel: str | None = None,
+) -> Iterator[dict[str, Any]]:
+  """Yields records: the uncached figures, then those through each cache.
+
+  Args:
+    config, params: the model.
+    text: what it reads.
+    caches: by name, `kinds` and `codec` of `init_cache`.
+    quantized: all figures but the first are of the model in eight bits, the
+      second of it without a cache.
+    kernel: that must attend; None for the fastest.
+  """
+  rows, length = text.tokens.shape
+  first = text.scores(uncached_losses(config, params, text.tokens))
+  yield {'record': 'perplexity', 'cache': 'uncached', **first}
+
+  def compare(name: str, losses: np.ndarray) -> dict[str, Any]:
+    scores = text.scores(losses)
+    more = scores['bits_per_byte'] - first['bits_per_byte']
+    return {'record': 'perplexity', 'cache': name, **scores, 'more_bits': more}
+
+  if quantized:
+    params = kvjax.quantize(params)
+    losses = uncached_losses(config, params, text.tokens)
+    yield compare('uncached, int8 weights', losses)
+  for name, options in caches.items():
+    cache = init_cache(config, rows, length, **options)
+    losses, cache = cached_losses(
+      config, params, cache, text.tokens, kernel=kernel, label=name
+    )
+    promised = plan(
+      config,
+      batch_size=rows,
+      capacity=length,
+      cache=options['kinds'],
+      codec=options['codec'],
+    )
+    yield compare(name, losses) | {
+      'bytes_per_token': promised.bytes_per_token,
+      'cache_bytes': array_bytes(cache),
+      'planned_bytes': promised.cache_bytes,
+    }
+
+
+def uncached_losses(
+  config: ModelConfig, params: Mapping[str, Any], tokens: np.ndarray
 ) -> np.ndarray:
   """Returns float32 `[B, T - 1]`, nats of each token but the first of a row.
 
   Row by row: logits of a vocabulary take more memory than a model's cache.
   """
-  found = []
-  for row in jnp.asarray(tokens):
+  losses = []
+  for row in follow('uncached', jnp.asarray(tokens), len(tokens)):
     logits = forward(config, params, row[None])
-    found.append(np.asarray(next_token_loss(logits, row[None])))
-    progress(len(found))
-  return np.concatenate(found)
+    losses.append(np.asarray(next_token_loss(logits, row[None])))
+  return np.concatenate(losses)
 
 
 def cached_losses(
@@ -140,29 +190,29 @@ def cached_losses(
   *,
   block: int = 32,
   kernel: str | None = None,
-  progress: Progress = lambda done: None,
+  label: str = 'cached',
 ) -> tuple[np.ndarray, Cache]:
   """Returns the same, fed token by token through a cache, and the cache.
 
   Args:
     config, params: the model.
     cache: empty, of B rows and room for T - 1 tokens; donated.
-    tokens: int32 `[B, T]`; what the model would have said is ignored.
+    tokens: int32 `[B, T]`; these are fed, not what the model would write.
     block: tokens of one device program.
     kernel: that must attend; None for the fastest.
-    progress: called with tokens a row done.
+    label: of the progress bar.
   """
   steps = tokens.shape[1] - 1
-  # A token of -1 is none: all blocks are of one size, and compile once.
+  # A token of -1 is none. Padding makes all blocks equal, to compile one.
   pad = ((0, 0), (0, -steps % block + 1))
   padded = jnp.asarray(np.pad(tokens, pad, constant_values=-1))
-  found = []
-  for start in range(0, steps, block):
+  losses = []
+  starts = range(0, steps, block)
+  for start in follow(label, starts, len(starts)):
     part = padded[:, start : start + block + 1]
-    losses, cache = _block(config, params, cache, part, kernel=kernel)
-    found.append(np.asarray(losses))
-    progress(min(start + block, steps))
-  return np.concatenate(found, axis=1)[:, :steps], cache
+    block_losses, cache = _block(config, params, cache, part, kernel=kernel)
+    losses.append(np.asarray(block_losses))
+  return np.concatenate(losses, axis=1)[:, :steps], cache
 
 
 @functools.partial(
@@ -176,7 +226,7 @@ def _block(config, params, cache, tokens, *, kernel):
 
   def step(cache, pair):
     token, following = pair
-    # The last token of a row is asked for, never fed.
+    # The last token of a row has no next one to predict: it is not fed.
     fed = jnp.where(following >= 0, token, -1)
     logits, cache = decode_step(config, params, cache, fed, kernel=kernel)
     loss = optax.softmax_cross_entropy_with_integer_labels(

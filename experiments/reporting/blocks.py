@@ -6,8 +6,10 @@ Text may hold `code` between backticks. Nothing here computes a result.
 import base64
 import dataclasses
 import html
+import pathlib
 import re
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -19,7 +21,7 @@ class Block(Protocol):
     ...
 
   def html(self) -> str:
-    """Returns HTML that refers to nothing outside itself."""
+    """Returns HTML that loads nothing from elsewhere."""
     ...
 
 
@@ -59,7 +61,7 @@ class Code:
 
   Attributes:
     text: shown as it is.
-    prompt: leading part that was given, set apart.
+    prompt: what comes before the text, in bold.
   """
 
   text: str
@@ -95,6 +97,26 @@ class Table:
   rows: Sequence[Sequence[Any]]
   note: str = ''
 
+  @classmethod
+  def of(
+    cls,
+    title: str,
+    columns: Mapping[str, str | Callable[[Any], Any]],
+    records: Iterable[Any],
+    note: str = '',
+  ) -> 'Table':
+    """Returns a table with a row a record.
+
+    Args:
+      title: above the table.
+      columns: by the name of a column, the field of a record in it, or a
+        function of the record.
+      records: mappings, or objects whose attributes are the fields.
+      note: below the table.
+    """
+    rows = [[_get(record, x) for x in columns.values()] for record in records]
+    return cls(title, tuple(columns), rows, note)
+
   def terminal(self):
     from rich import box
     from rich.table import Table as RichTable
@@ -114,31 +136,28 @@ class Table:
     return table
 
   def html(self):
-    head = ''.join(
-      f'<th{self._align(i)}>{inline(name)}</th>'
-      for i, name in enumerate(self.columns)
-    )
-    body = ''.join(
-      '<tr>'
-      + ''.join(
-        f'<td{self._align(i)}>{inline(cell(value))}</td>'
-        for i, value in enumerate(row)
+    classes = [
+      ' class="number"' if self._number(i) else ''
+      for i in range(len(self.columns))
+    ]
+
+    def line(tag: str, cells: Sequence[Any]) -> str:
+      marked = (
+        f'<{tag}{class_}>{inline(cell(value))}</{tag}>'
+        for class_, value in zip(classes, cells, strict=True)
       )
-      + '</tr>'
-      for row in self.rows
-    )
+      return f'<tr>{"".join(marked)}</tr>'
+
+    body = ''.join(line('td', row) for row in self.rows)
     note = f'<p class="note">{inline(self.note)}</p>' if self.note else ''
     return (
       f'<figure><figcaption>{inline(self.title)}</figcaption>'
-      f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-      f'{note}</figure>'
+      f'<table><thead>{line("th", self.columns)}</thead><tbody>{body}</tbody>'
+      f'</table>{note}</figure>'
     )
 
   def _number(self, index: int) -> bool:
     return all(_NUMBER.match(cell(row[index])) for row in self.rows)
-
-  def _align(self, index: int) -> str:
-    return ' class="number"' if self._number(index) else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +186,14 @@ class Picture:
     )
 
 
+def _get(record: Any, field: str | Callable[[Any], Any]) -> Any:
+  if callable(field):
+    return field(record)
+  if isinstance(record, Mapping):
+    return record.get(field)
+  return getattr(record, field)
+
+
 def cell(value: Any) -> str:
   """Returns a table cell: integers with separators, floats to 4 digits."""
   if value is None:
@@ -190,36 +217,8 @@ def inline(text: str) -> str:
 
 def page(title: str, blocks: Iterable[Block]) -> str:
   """Returns a whole HTML document, self-contained."""
+  frame = pathlib.Path(__file__).with_name('page.html').read_text('utf-8')
   body = '\n'.join(block.html() for block in blocks)
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width">\n'
-    f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n'
-    f'<body><main><h1>{inline(title)}</h1>\n{body}\n</main></body></html>\n'
+  return string.Template(frame).substitute(
+    title=html.escape(title), heading=inline(title), body=body
   )
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #fff; color: #1d2733;
-  font: 16px/1.55 system-ui, 'Segoe UI', 'Helvetica Neue', sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: .8rem;
-  border-top: 1px solid #d8dee6; }
-figure { margin: 1.2rem 0; overflow-x: auto; }
-figcaption { font-weight: 600; margin-bottom: .4rem; }
-table { border-collapse: collapse; font-size: .92rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .8rem; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #1d2733; font-weight: 600; }
-tbody tr:nth-child(even) { background: #f5f7fa; }
-.number { text-align: right; }
-.note { color: #55606e; font-size: .9rem; margin: .4rem 0 0; }
-img { max-width: 100%; height: auto; }
-code { font: .92em ui-monospace, Menlo, Consolas, monospace;
-  background: #f0f3f7; padding: .05em .3em; border-radius: 3px; }
-pre { background: #f5f7fa; border: 1px solid #d8dee6; border-radius: 6px;
-  padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: .88rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
-"""

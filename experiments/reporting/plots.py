@@ -12,17 +12,17 @@ import numpy as np
 
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00')
 MARKERS = 'osD^vP'
-STYLES = '-', ':', '-.'  # of the first six series, the next six, ...
-INK, FAINT = '#1d2733', '#d8dee6'
+STYLES = ('-', ':', '-.')  # of the first six series, the next six, ...
+INK = '#1d2733'
+FAINT = '#d8dee6'
 
 
 def bars(
   title: str, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> bytes:
   """Returns a bar a row: what is kept, and what a Q cache would add to it."""
-  canvas, (axes,) = figure(1, 7.5, 0.55 * len(rows) + 1.5)
+  canvas, (axes,) = figure(1, 7.5, 0.55 * len(rows) + 1.5, title)
   _memory_bars(axes, rows, unit)
-  axes.set_title(title, loc='left')
   return png(canvas)
 
 
@@ -34,14 +34,13 @@ def lines(
   *,
   dashed: Sequence[str] = (),
 ) -> bytes:
-  """Returns log-log lines through points, one a series, named beside them.
+  """Returns log-log lines through points, one a series, with a legend.
 
   Series named in `dashed` take the colours of the others, in order.
   """
-  canvas, (axes,) = figure(1, 7.5, 4.4)
+  canvas, (axes,) = figure(1, 7.5, 4.4, title)
   _lines(axes, series, _strokes(series, dashed), x)
   axes.set_ylabel(y)
-  axes.set_title(title, loc='left')
   axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
   return png(canvas)
 
@@ -63,18 +62,14 @@ def lines_below(
     y: name of the vertical axes, which all have one scale.
     limit: name and height of a dashed line across each panel.
   """
-  canvas, axes = figure(len(parts), 4 * len(parts) + 2.5, 4.4)
+  canvas, axes = figure(len(parts), 4 * len(parts) + 2.5, 4.4, title)
   strokes = _strokes([name for series in parts.values() for name in series])
-  values = [
-    v
-    for part in parts.values()
-    for series in part.values()
-    for v in series.values()
-  ]
+  curves = [points for part in parts.values() for points in part.values()]
+  values = [limit[1], *(y for points in curves for y in points.values())]
   for panel, (name, series) in zip(axes, parts.items(), strict=True):
     _lines(panel, series, strokes, x)
     panel.axhline(limit[1], color=INK, linestyle='--', label=limit[0])
-    panel.set_ylim(0.8 * min(*values, limit[1]), 1.25 * max(*values, limit[1]))
+    panel.set_ylim(0.8 * min(values), 1.25 * max(values))
     panel.set_title(name, loc='left', fontsize=10)
   axes[0].set_ylabel(y)
   named = {
@@ -83,25 +78,24 @@ def lines_below(
     for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
   }
   canvas.legend(named.values(), named, frameon=False, loc='outside right upper')
-  canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
   return png(canvas)
 
 
 def _strokes(
   names: Iterable[str], dashed: Sequence[str] = ()
 ) -> dict[str, dict[str, str]]:
-  """Returns how each series is drawn; no two alike before many."""
+  """Returns how each series is drawn; no two of 18 solid ones look alike."""
   solid = list(dict.fromkeys(name for name in names if name not in dashed))
-  found = {}
+  strokes = {}
   for order in solid, list(dashed):
     for place, name in enumerate(order):
-      again, index = divmod(place, len(COLOURS))
-      found[name] = {
+      repeats, index = divmod(place, len(COLOURS))
+      strokes[name] = {
         'color': COLOURS[index],
-        'marker': MARKERS[(index + again) % len(MARKERS)],
-        'linestyle': STYLES[again % len(STYLES)] if order is solid else '--',
+        'marker': MARKERS[(index + repeats) % len(MARKERS)],
+        'linestyle': STYLES[repeats % len(STYLES)] if order is solid else '--',
       }
-  return found
+  return strokes
 
 
 def _lines(
@@ -110,12 +104,12 @@ def _lines(
   strokes: Mapping[str, Mapping[str, str]],
   x: str,
 ) -> None:
-  ticks = sorted({at for points in series.values() for at in points})
+  ticks = sorted({place for points in series.values() for place in points})
   for name, points in series.items():
     axes.plot(list(points), list(points.values()), label=name, **strokes[name])
   axes.set_xscale('log', base=2)
   axes.set_yscale('log')
-  axes.set_xticks(ticks, [f'{at:,.0f}' for at in ticks])
+  axes.set_xticks(ticks, [f'{place:,.0f}' for place in ticks])
   axes.set_xlabel(x)
 
 
@@ -129,12 +123,12 @@ def scatter(
 
   x is logarithmic; a spread is drawn as a bar up and down.
   """
-  canvas, (axes,) = figure(1, 7.5, 4.4)
+  canvas, (axes,) = figure(1, 7.5, 4.4, title)
   names = list(dict.fromkeys(n for group in points.values() for n in group))
   for index, group in enumerate(points.values()):
-    for name, (at, value, spread) in group.items():
+    for name, (place, value, spread) in group.items():
       axes.errorbar(
-        at,
+        place,
         value,
         yerr=spread or None,
         color=COLOURS[index],
@@ -148,10 +142,8 @@ def scatter(
   for index, name in enumerate(names):
     axes.plot([], [], MARKERS[index], color='#55606e', label=name)
   axes.set_xscale('log', base=2)
-  axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
-  axes.set_xlabel(x)
-  axes.set_ylabel(y)
-  axes.set_title(title, loc='left')
+  axes.xaxis.set_major_formatter('{x:,.0f}')
+  axes.set(xlabel=x, ylabel=y)
   axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
   return png(canvas)
 
@@ -159,14 +151,14 @@ def scatter(
 def heat(
   title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> bytes:
-  """Returns square matrices side by side, rows asking and columns asked.
+  """Returns square matrices side by side: rows of queries, columns of keys.
 
   Args:
     title: above all.
     panels: a matrix `[T, T]` of weights from 0 to 1 each.
     labels: one a row and column.
   """
-  canvas, axes = figure(len(panels), 3.4 * len(panels) + 0.4, 4.0)
+  canvas, axes = figure(len(panels), 3.4 * len(panels) + 0.4, 4.0, title)
   for panel, (name, matrix) in zip(axes, panels.items(), strict=True):
     panel.imshow(np.sqrt(matrix), cmap='Blues', vmin=0, vmax=1)
     panel.set_title(name, loc='left', fontsize=10)
@@ -174,9 +166,7 @@ def heat(
     panel.set_yticks(range(len(labels)), labels, fontsize=6, family='monospace')
     panel.tick_params(length=0, pad=1)
     panel.grid(False)
-  axes[0].set_ylabel('after reading ...')
-  axes[0].set_xlabel('... weight on')
-  canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
+  axes[0].set(ylabel='after reading ...', xlabel='... weight on')
   return png(canvas)
 
 
@@ -186,7 +176,7 @@ def lifetimes(
   memory: Mapping[str, tuple[float, float]],
   unit: str,
 ) -> bytes:
-  """Returns how long each token's tensors live, and bytes a token beside it.
+  """Returns two panels: how long each token's tensors live, and their bytes.
 
   Args:
     title: above both.
@@ -224,55 +214,64 @@ def lifetimes(
 def _memory_bars(
   axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> None:
-  kept, more = np.asarray(list(rows.values()), float).T
+  from matplotlib.ticker import MaxNLocator
+
+  kept, query = np.asarray(list(rows.values()), float).T
   places = range(len(rows))
   axes.barh(places, kept, color=COLOURS[0], label='the cache')
-  # What would be kept for nothing is hatched, not filled.
+  # Hatched, because these bytes would be kept for nothing.
   axes.barh(
     places,
-    more,
+    query,
     left=kept,
     color='white',
     edgecolor=COLOURS[5],
     hatch='////',
     label='a Q cache would add',
   )
-  widest = max(kept + more)
-  for y, (size, end) in enumerate(zip(kept, kept + more, strict=True)):
+  widest = max(kept + query)
+  for y, (size, end) in enumerate(zip(kept, kept + query, strict=True)):
     axes.text(end + 0.02 * widest, y, f'{size:,.0f}', va='center', color=INK)
   axes.set_yticks(places, list(rows))
   axes.invert_yaxis()
   axes.set_xlim(0, 1.6 * widest)
-  axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
-  axes.xaxis.set_major_locator(_locator(4))
+  axes.xaxis.set_major_formatter('{x:,.0f}')
+  axes.xaxis.set_major_locator(MaxNLocator(4))
   axes.set_xlabel(unit)
   axes.legend(frameon=False, loc='lower right')
 
 
-def _locator(count: int) -> Any:
-  from matplotlib.ticker import MaxNLocator
-
-  return MaxNLocator(count)
-
-
 def figure(
-  panels: int, width: float, height: float, ratio: Sequence[float] = ()
+  panels: int,
+  width: float,
+  height: float,
+  title: str = '',
+  ratio: Sequence[float] | None = None,
 ) -> tuple[Any, Any]:
-  """Returns a matplotlib figure and its panels, side by side."""
+  """Returns a matplotlib figure and its panels, side by side.
+
+  Args:
+    panels: how many.
+    width, height: of the figure, in inches.
+    title: above a single panel, or above all; '' for none.
+    ratio: relative widths of the panels; None for equal ones.
+  """
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib.figure import Figure
 
   canvas = Figure((width, height), layout='constrained')
-  axes = canvas.subplots(
-    1, panels, squeeze=False, width_ratios=list(ratio) or None
-  )[0]
+  axes = canvas.subplots(1, panels, squeeze=False, width_ratios=ratio)[0]
   for panel in axes:
     panel.spines[['top', 'right']].set_visible(False)
     panel.spines[['left', 'bottom']].set_color(INK)
     panel.grid(color=FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
+  if title and panels == 1:
+    axes[0].set_title(title, loc='left')
+  elif title:
+    canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
   return canvas, axes
 
 

@@ -1,4 +1,4 @@
-"""JSON lines: one self-describing record a line, written as it is found."""
+"""JSON lines: a self-describing record a line, written at once."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def commit() -> str | None:
   """Returns the commit of the working tree, with a `+` if it has changes."""
   root = pathlib.Path(__file__).parents[2]
   try:
-    found = subprocess.run(
+    described = subprocess.run(
       ['git', 'describe', '--always', '--dirty=+', '--abbrev=10'],
       cwd=root,
       capture_output=True,
@@ -81,7 +81,7 @@ def commit() -> str | None:
     )
   except (OSError, subprocess.TimeoutExpired):
     return None
-  return found.stdout.strip() or None
+  return described.stdout.strip() or None
 
 
 def processor() -> str:

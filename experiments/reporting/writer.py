@@ -1,25 +1,25 @@
-"""Where an experiment's findings go, each as soon as it is there."""
+"""Writes an experiment's findings, each as soon as it is computed."""
 
 import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from experiments.reporting import records
-from experiments.reporting.blocks import Block, Picture, page
+from experiments.reporting.blocks import Block, Picture, Table, page
 
 T = TypeVar('T')
 
 
 class Unwritable(ValueError):
-  """Where files should go, none can be written; the message says why."""
+  """No file can be written to the folder; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-  """A report under way: a value; `show` returns the next one.
+  """A report so far, immutable; `show` returns the next one.
 
   Blocks go to the terminal at once (a picture to a file), records to
   `name.jsonl` at once, and `save` makes one HTML of all blocks.
@@ -54,6 +54,19 @@ class Writer:
   def lines(self) -> pathlib.Path:
     return self.workdir / f'{self.name}.jsonl'
 
+  def finish(self, claims: Table) -> None:
+    """Shows the table of claims last, saves, and exits if a claim fails.
+
+    Args:
+      claims: rows of two cells, a claim and whether it holds.
+
+    Raises:
+      SystemExit: a claim does not hold.
+    """
+    print(f'Report: {self.show(claims).save()}')
+    if not all(holds for _, holds in claims.rows):
+      raise SystemExit('A claim does not hold: see the last table.')
+
   def save(self) -> pathlib.Path:
     """Writes the HTML report and returns its path."""
     path = self.workdir / f'{self.name}.html'
@@ -69,14 +82,14 @@ def start(
   *,
   append: bool = False,
 ) -> Writer:
-  """Returns a new report, its JSON lines emptied and the run recorded.
+  """Returns a new report: empties its JSON lines and records the run.
 
   Args:
-    workdir: made where it is missing.
+    workdir: folder, created if missing.
     name: of the experiment.
     title: of the report.
     run: configuration, seed, command; the environment is added.
-    append: add to the JSON lines that are there.
+    append: whether to keep the JSON lines of earlier runs.
 
   Raises:
     Unwritable: files cannot be written there.
@@ -100,25 +113,11 @@ def start(
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
   """Shows a bar on stderr; yields a function of the work done so far."""
   from rich.console import Console
-  from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-  )
+  from rich.progress import Progress
 
-  columns: Sequence[Any] = (
-    TextColumn('{task.description}'),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-  )
-  console = Console(stderr=True)
   quiet = not sys.stderr.isatty()
-  with Progress(
-    *columns, console=console, disable=quiet, transient=True
-  ) as bar:
+  console = Console(stderr=True)
+  with Progress(console=console, disable=quiet, transient=True) as bar:
     task = bar.add_task(label, total=total)
     yield lambda done: bar.update(task, completed=done)
 
@@ -136,6 +135,6 @@ def _print(renderable: Any) -> None:
 
   if renderable is None:
     return
-  # A pipe has no width of its own; 80 columns would cut tables.
+  # A pipe has no width, and the default of 80 columns would cut tables.
   console = Console(width=None if sys.stdout.isatty() else 120)
   console.print(renderable)

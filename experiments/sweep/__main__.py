@@ -4,9 +4,9 @@
       --workdir=out/sweep -- --config=configs/compare.py:tiny
 
 A point is a folder of the workdir with the experiment's files, its output in
-`log.txt` and, last, `point.json`. Points whose `point.json` says so are done
-and are skipped when the sweep is run again; a failed point is recorded, does
-not stop the others, and is tried again. A grid name is a field of the config,
+`log.txt` and, last, `point.json`. A second run of the sweep skips points
+whose `point.json` says that they are done. A failed point is recorded, does not
+stop the others, and is tried again. A grid name is a field of the config,
 or with leading dashes a flag. Exit status 1 if any point failed.
 """
 
@@ -45,15 +45,15 @@ def main(argv: list[str]) -> None:
   for number, point in enumerate(points, 1):
     place = workdir / grid.folder(point)
     flags_ = [*argv[1:], *grid.overrides(point), f'--workdir={place}']
-    found = grid.run_point(
+    record = grid.run_point(
       program + flags_, point, place, root=launch.ROOT, timeout=_TIMEOUT.value
     )
-    records.append(lines, found)
-    failed += found['status'] == 'failed'
-    state = 'skipped, done' if found.get('skipped') else found['status']
+    records.append(lines, record)
+    failed += record['status'] == 'failed'
+    state = 'skipped, done' if record.get('skipped') else record['status']
     print(
       f'{number}/{len(points)} {place.name}: {state} '
-      f'({found["seconds"]} s) {found["error"]}'.rstrip(),
+      f'({record["seconds"]} s) {record["error"]}'.rstrip(),
       flush=True,
     )
   if failed:

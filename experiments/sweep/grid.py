@@ -1,4 +1,4 @@
-"""A grid of settings, run one process a point, resumably."""
+"""A grid of settings; each point is a process, and finished ones are kept."""
 
 import itertools
 import json
@@ -19,14 +19,14 @@ def points(grid: Sequence[str]) -> list[dict[str, str]]:
   axes: dict[str, list[str]] = {}
   for axis in grid:
     name, equals, values = axis.partition('=')
-    found = re.findall(r'(?:[^,(]|\([^)]*\))+', values)
-    if not name or not equals or not found:
+    choices = re.findall(r'(?:[^,(]|\([^)]*\))+', values)
+    if not name or not equals or not choices:
       raise ValueError(
         f'grid={axis!r} must be name=value,value: a name and its values.'
       )
     if name in axes:
       raise ValueError(f'grid={name!r} is given twice. Put values in one axis.')
-    axes[name] = found
+    axes[name] = choices
   return [
     dict(zip(axes, values, strict=True))
     for values in itertools.product(*axes.values())
@@ -59,10 +59,10 @@ def run_point(
 
   Args:
     run: the command line.
-    point: what the record says it was.
-    place: folder of `log.txt` and `point.json`; made where it is missing.
+    point: settings of the point, for its record.
+    place: folder of `log.txt` and `point.json`; created if missing.
     root: where to run.
-    timeout: seconds until it is ended and has failed.
+    timeout: seconds after which the process is ended and counts as failed.
   """
   status = place / 'point.json'
   if status.exists():

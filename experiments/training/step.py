@@ -1,24 +1,57 @@
-"""One optax step, and a run of them."""
+"""Next-token loss, one optax step, and a run of such steps."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 
-from experiments.training.loss import loss
+from experiments.reporting.writer import follow
 from experiments.training.text import Corpus, training_batch
+from kvjax.decoding.allocate import check_sizes
 from kvjax.models.config import ModelConfig
 from kvjax.models.initialize import init_params
+from kvjax.models.uncached import forward
+
+
+def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Returns `-log p(tokens[:, t] | tokens[:, :t])` for t >= 1.
+
+  Args:
+    logits: float32 `[B, T, V]`, after each token.
+    tokens: int32 `[B, T]`.
+
+  Returns:
+    Float32 `[B, T - 1]`, nats.
+  """
+  chex.assert_rank(logits, 3)
+  chex.assert_shape(tokens, logits.shape[:2])
+  return optax.softmax_cross_entropy_with_integer_labels(
+    logits[:, :-1], tokens[:, 1:]
+  )
+
+
+def mean_loss(
+  config: ModelConfig, params: Mapping[str, Any], tokens: jax.Array
+) -> jax.Array:
+  """Returns the mean loss of `tokens [B, T]`, uncached, in nats a token."""
+  return jnp.mean(next_token_loss(forward(config, params, tokens), tokens))
+
+
+def to_bits(nats: Any) -> Any:
+  """Returns an amount of information in bits."""
+  return nats / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How to train; frozen, so that a compiled step knows it.
+  """How to train; hashable, because `jit` takes it as a static argument.
 
   Attributes:
     steps: updates.
@@ -39,9 +72,7 @@ class Recipe:
   clip: float = 1.0
 
   def __post_init__(self):
-    for name in ('steps', 'batch', 'length'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    check_sizes(steps=self.steps, batch=self.batch, length=self.length)
     if not self.learning_rate > 0:
       raise ValueError(
         f'learning_rate={self.learning_rate} must be greater than 0.'
@@ -56,7 +87,7 @@ class Recipe:
       self.steps,
       0.1 * self.learning_rate,
     )
-    # One flat vector: a kernel for all parameters, not several for each.
+    # On one flat vector an update is one kernel instead of several a tensor.
     return optax.flatten(
       optax.chain(
         optax.clip_by_global_norm(self.clip),
@@ -65,34 +96,27 @@ class Recipe:
     )
 
 
-@struct.dataclass
-class TrainState:
-  """Parameters and what the optimizer remembers."""
-
-  params: Any
-  moments: Any
-
-
-def init_state(
-  config: ModelConfig, recipe: Recipe, key: jax.Array
-) -> TrainState:
-  """Returns the state before the first update."""
-  params = init_params(config, key)
-  return TrainState(params, recipe.optimizer().init(params))
-
-
 @functools.partial(
-  jax.jit, static_argnames=('config', 'recipe'), donate_argnames='state'
+  jax.jit,
+  static_argnames=('config', 'recipe'),
+  donate_argnames=('params', 'moments'),
 )
 def train_step(
-  config: ModelConfig, recipe: Recipe, state: TrainState, tokens: jax.Array
-) -> tuple[jax.Array, TrainState]:
-  """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state."""
-  value, gradient = jax.value_and_grad(loss, 1)(config, state.params, tokens)
-  updates, moments = recipe.optimizer().update(
-    gradient, state.moments, state.params
+  config: ModelConfig,
+  recipe: Recipe,
+  params: Any,
+  moments: Any,
+  tokens: jax.Array,
+) -> tuple[jax.Array, Any, Any]:
+  """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state.
+
+  The state is the parameters and the optimizer's moments; both are donated.
+  """
+  loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(
+    config, params, tokens
   )
-  return value, TrainState(optax.apply_updates(state.params, updates), moments)
+  updates, moments = recipe.optimizer().update(gradient, moments, params)
+  return loss, optax.apply_updates(params, updates), moments
 
 
 def train(
@@ -101,7 +125,7 @@ def train(
   corpus: Corpus,
   *,
   seed: int,
-  progress: Callable[[int], None] = lambda step: None,
+  label: str = 'train',
 ) -> tuple[Any, np.ndarray]:
   """Trains a model from its seed; the same seed gives the same parameters.
 
@@ -110,18 +134,18 @@ def train(
     recipe: how to train it.
     corpus: what to read.
     seed: of parameters and batches.
-    progress: called after each update with the number of updates.
+    label: of the progress bar.
 
   Returns:
     The parameters, and the training loss `[steps]` in nats a byte.
   """
-  state = init_state(config, recipe, jax.random.key(seed))
+  params = init_params(config, jax.random.key(seed))
+  moments = recipe.optimizer().init(params)
   losses = []
-  for step in range(recipe.steps):
+  for step in follow(label, range(recipe.steps), recipe.steps):
     tokens = training_batch(
       corpus, seed=seed, step=step, batch=recipe.batch, length=recipe.length
     )
-    value, state = train_step(config, recipe, state, tokens)
-    losses.append(float(value))
-    progress(step + 1)
-  return state.params, np.asarray(losses, np.float32)
+    loss, params, moments = train_step(config, recipe, params, moments, tokens)
+    losses.append(float(loss))
+  return params, np.asarray(losses, np.float32)

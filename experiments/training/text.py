@@ -3,7 +3,7 @@
 A byte is a token, so the vocabulary is 256, every input is valid, and losses
 are bits per byte, comparable with compressors. The default corpus is Python's
 own standard library: real text, on every machine, without a download. It
-differs between Python releases, so nothing golden may be made from it.
+differs between Python releases, so no golden number may depend on it.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _SKIPPED = {'test', 'tests', 'idle_test', 'site-packages', '__pycache__'}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """Bytes to learn from and bytes to be asked about.
+  """Bytes to learn from, and bytes held out to predict.
 
   Attributes:
     source: where the text came from.
@@ -42,7 +42,7 @@ class Corpus:
     return self.train.size + self.held_out.size
 
   def facts(self) -> dict[str, object]:
-    """Returns what a result file says of its text."""
+    """Returns how a result file describes its text."""
     return {
       'source': self.source,
       'bytes': self.size,
@@ -55,8 +55,7 @@ def load_corpus(path: str | None = None) -> Corpus:
   """Returns the corpus of a file; of the standard library for None.
 
   Raises:
-    ValueError: the file cannot be read, or holds too little text to hold any
-      of it out.
+    ValueError: the file cannot be read, or has less text than two blocks.
   """
   if path is None:
     return split(standard_library(), 'the Python standard library')
@@ -84,12 +83,12 @@ def split(data: bytes, source: str) -> Corpus:
   text = np.frombuffer(data, np.uint8)
   blocks = text[: len(text) // BLOCK * BLOCK].reshape(-1, BLOCK)
   first = min(HELD_OUT_EVERY, len(blocks)) - 1
-  held = np.zeros(len(blocks), bool)
-  held[first::HELD_OUT_EVERY] = True
+  is_held_out = np.zeros(len(blocks), bool)
+  is_held_out[first::HELD_OUT_EVERY] = True
   return Corpus(
     source,
-    blocks[~held].reshape(-1),
-    blocks[held],
+    blocks[~is_held_out].reshape(-1),
+    blocks[is_held_out],
     hashlib.sha256(data).hexdigest()[:12],
   )
 
@@ -117,7 +116,7 @@ def training_batch(
 ) -> np.ndarray:
   """Returns int32 `[batch, length + 1]` of random training windows.
 
-  The same for the same seed and step, whatever came before.
+  Seed and step alone decide them.
   """
   _check_length(length, corpus.train.size - 1)
   rng = np.random.default_rng((seed, step))
@@ -146,5 +145,5 @@ def _windows(text: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 def _check_length(length: int, limit: int) -> None:
   if not 2 <= length <= limit:
     raise ValueError(
-      f'length={length} must lie between 2 and the {limit} bytes there are.'
+      f'length={length} must be between 2 and the {limit} bytes there are.'
     )

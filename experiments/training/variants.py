@@ -1,10 +1,11 @@
-"""MHA, MQA, GQA and MLA models of equal size.
+"""MHA, MQA, GQA and MLA models of equal size, and what their caches occupy.
 
 A variant with smaller key and value projections gets a wider MLP, so that a
 difference between models is not a difference in parameters.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -12,9 +13,11 @@ from experiments.training.text import VOCABULARY
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
 from kvjax.attention.rotary import Rotary
+from kvjax.memory.planning import plan
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
+from kvjax.streams.codecs import Codec
 
 VARIANTS = ('mha', 'gqa', 'mqa', 'mla')
 
@@ -77,8 +80,10 @@ def equal_models(
   target = num_params(model('mha', shape))
   models = {}
   for variant in variants:
-    one, two = (num_params(model(variant, shape, h)) for h in (1, 2))
-    hidden = max(1, 1 + round((target - one) / (two - one)))
+    # Parameters grow linearly with `hidden`: two widths give the slope.
+    narrow = num_params(model(variant, shape, hidden=1))
+    slope = num_params(model(variant, shape, hidden=2)) - narrow
+    hidden = max(1, 1 + round((target - narrow) / slope))
     models[variant] = model(variant, shape, hidden)
     count = num_params(models[variant])
     if abs(count / target - 1) > tolerance:
@@ -95,11 +100,31 @@ def num_params(config: ModelConfig) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _attention(variant: str, shape: Shape) -> Grouped | Latent:
+def bytes_per_token(config: ModelConfig, codec: Codec | None = None) -> int:
+  """Returns stream bytes of one token in all layers, from the config alone."""
+  return plan(config, batch_size=1, capacity=1, codec=codec).bytes_per_token
+
+
+def query_bytes_per_token(config: ModelConfig) -> int:
+  """Returns what a Q cache would add a token; nothing would read it."""
+  return plan(config, batch_size=1, capacity=1).query_cache_bytes
+
+
+def array_bytes(tree: Any) -> int:
+  """Returns the bytes of all arrays of a tree."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def check_variant(variant: str) -> None:
+  """Raises ValueError if no variant has that name."""
   if variant not in VARIANTS:
     raise ValueError(
       f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
+
+
+def _attention(variant: str, shape: Shape) -> Grouped | Latent:
+  check_variant(variant)
   if variant == 'mla':
     return Latent(
       num_heads=shape.num_heads,

@@ -1,12 +1,11 @@
 """What must an attention program remember, and why is a query never in it?
 
-Derives it from an uncached program, yours (`--program=module:function`) or one
-of the variants, draws it, and puts a query leaf into a real decode cache to
-see what becomes of it. See configs/why_no_q_cache.py.
+Derives the answer from an uncached program, yours (`--program=module:function`)
+or one of the variants, and draws it. Then puts a query leaf into a real decode
+cache and reads what XLA makes of it. See configs/why_no_q_cache.py.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,15 @@ from absl import flags
 
 import kvjax
 from experiments import launch
+from experiments.reporting.blocks import Table
 from experiments.reporting.writer import start
-from experiments.why_no_q_cache import (
-  derived,
-  examples,
-  given,
-  query_leaf,
-)
+from experiments.training.variants import array_bytes
+from experiments.why_no_q_cache import derived, examples, query_leaf
 from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
 from kvjax.memory.speed.devices import Device, device
 
 _TITLE = 'Why there is no Q cache'
-Program = Callable[[Any], Any]
 
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/why', 'Where files go.')
@@ -41,12 +36,14 @@ _FLAGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class WhySetup:
   """The config, checked and turned into what the library takes."""
 
   name: str
-  program: Program
-  encoder: Program | None  # the same without its mask, where that is known
+  program: examples.Program
+  encoder: (
+    examples.Program | None
+  )  # the same without its mask, where that is known
   x: np.ndarray
   axis: int
   device: Device
@@ -55,11 +52,13 @@ class Setup:
   capacity: int
 
 
-def check(config: Any) -> Setup:
+def check(config: Any) -> WhySetup:
   """Returns the setup; raises ValueError for what makes no sense."""
   x = _input(config)
   if config.program:
-    name, program, encoder = config.program, given.load(config.program, x), None
+    name = config.program
+    program = examples.load_program(name, x)
+    encoder = None
   else:
     sizes = examples.Sizes(**config.sizes)
     if config.shape[-1] != sizes.width:
@@ -70,16 +69,18 @@ def check(config: Any) -> Setup:
     name = config.variant
     program = examples.example(name, sizes)
     encoder = examples.example(name, sizes, causal=False)
-  kv = kvjax.Grouped(4, 2, key_width=8, rotary=kvjax.Rotary(8))
-  layers = (kvjax.Layer(kv, kvjax.MLP(hidden=24)),) * config.decode.layers
-  return Setup(
+  attention = kvjax.Grouped(4, 2, key_width=8, rotary=kvjax.Rotary(8))
+  layer = kvjax.Layer(attention, kvjax.MLP(hidden=24))
+  return WhySetup(
     name=name,
     program=program,
     encoder=encoder,
     x=x,
     axis=config.axis,
     device=device(config.device),
-    model=kvjax.ModelConfig(vocab_size=17, width=16, layers=layers),
+    model=kvjax.ModelConfig(
+      vocab_size=17, width=16, layers=(layer,) * config.decode.layers
+    ),
     batch_size=config.decode.batch_size,
     capacity=config.decode.capacity,
   )
@@ -117,20 +118,15 @@ def main(argv: list[str]) -> None:
     *derived.cut(graph),
   )
   forms = query_leaf.forms(setup.model, setup.batch_size, setup.capacity)
-  for record in derived.form_records(forms):
-    writer.record(record)
-  leaf = _leaf_bytes(setup)
-  writer = writer.show(*derived.query_leaf(forms, leaf))
-  print(f'Report: {writer.save()}')
-  if not all(holds for _, holds in derived.claims(forms, leaf)):
-    raise SystemExit('A claim does not hold: see the last table.')
-
-
-def _leaf_bytes(setup: Setup) -> int:
+  for form in forms:
+    writer.record({'record': 'form', **vars(form)})
   cache = kvjax.init_cache(
     query_leaf.recording(setup.model), setup.batch_size, setup.capacity
   )
-  return sum(leaf.nbytes for leaf in query_leaf.leaves(cache))
+  leaf_bytes = array_bytes(query_leaf.leaves(cache))
+  claims = derived.claims(forms, leaf_bytes)
+  writer = writer.show(*derived.query_leaf(forms, leaf_bytes))
+  writer.finish(Table('Claims', ('claim', 'holds'), claims))
 
 
 if __name__ == '__main__':

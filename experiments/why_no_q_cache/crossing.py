@@ -1,4 +1,4 @@
-"""Who is made of whom, on both sides of a token boundary: for pictures."""
+"""Which tensors are computed from which, on both sides of a token boundary."""
 
 import collections
 import dataclasses
@@ -31,12 +31,12 @@ def crossing(
 ) -> report.Dataflow:
   """Returns the program's tensors before a token boundary and at it.
 
-  Nodes are the input `x`, the output `y`, every named tensor (a name given in
-  several places has a number each) and what is kept. `side` is 'kept' or
+  Nodes are the input `x`, the output `y`, every named tensor (a name that is
+  used in several places is numbered) and what is kept. `side` is 'kept' or
   'past' for the rows before the boundary and 'new' for the row of the next
-  token. An edge says that one is made of the other, by way of tensors that
-  have no node. Edges from the past to the new row start at what is kept, or
-  at what is made of it anew at every step.
+  token. An edge (a, b) says that b is computed from a, perhaps through tensors
+  that have no node. Edges from the past to the new row start at what is kept,
+  or at what every step computes again from what is kept.
 
   Args:
     program: a function of one array to arrays, without a cache.
@@ -44,21 +44,22 @@ def crossing(
     axis: the axis of `x` that counts positions.
   """
   verdict, _ = settle(program, x, axis)
-  groups = _groups(verdict, verdict.boundary.position)
+  position = verdict.boundary.position
+  groups = _groups(verdict, position)
   need = lifetimes.find_needed(verdict.trace)
   owner = np.full(verdict.trace.table.size, NONE, np.int64)
   for i, group in enumerate(groups):
     owner[group.ids[need[group.ids]]] = i
-  # A name may cover another's scalars: whoever kept none has no node.
-  held = [i for i in range(len(groups)) if np.any(owner == i)]
-  number = {i: n for n, i in enumerate(held)}
+  # A later group may take all scalars of another one, which has no node then.
+  drawn = [i for i in range(len(groups)) if np.any(owner == i)]
+  number = {i: n for n, i in enumerate(drawn)}
   edges = [
     (number[a], number[b])
-    for b in held
+    for b in drawn
     for a in _made_of(verdict.trace, owner, b)
   ]
-  sides = [_side(groups[i]) for i in held]
-  nodes = zip((groups[i].name for i in held), sides, strict=True)
+  sides = [_side(groups[i]) for i in drawn]
+  nodes = zip((groups[i].name for i in drawn), sides, strict=True)
   return report.Dataflow(tuple(nodes), tuple(sorted(edges)))
 
 
@@ -67,7 +68,7 @@ def _side(group: _Group) -> str:
 
 
 def _groups(verdict: Analysis, position: int) -> list[_Group]:
-  """Later groups take scalars from earlier ones: outputs, names, the cut."""
+  """Returns groups; a later one takes scalars from those before."""
   trace = verdict.trace
   tensors: dict[str, Array] = {'x': _data(trace.x)}
   tensors['y'] = np.concatenate([_data(t) for t in trace.outputs])
@@ -91,21 +92,21 @@ def _groups(verdict: Analysis, position: int) -> list[_Group]:
 
 
 def _kept(verdict: Analysis) -> dict[str, Array]:
-  found = collections.defaultdict(list)
+  parts_of = collections.defaultdict(list)
   for i in verdict.cut.kept:
-    found[verdict.names[i]].append(
+    parts_of[verdict.names[i]].append(
       _whole(verdict.trace, verdict.graph.nodes[i])
     )
-  return {name: np.concatenate(parts) for name, parts in found.items()}
+  return {name: np.concatenate(parts) for name, parts in parts_of.items()}
 
 
 def _whole(trace: Trace, node: Node) -> Array:
-  """A kept tensor's scalars at every position, if one equation makes them."""
+  """Returns scalars of every position, if one equation makes the tensor."""
   if node.maker < 0 or node.names:
     return node.ids
   equation = trace.ops[node.maker].origin.equation
-  made = [op.outs for op in trace.ops if op.origin.equation == equation]
-  ids = np.concatenate([o[o >= 0] for outs in made for o in outs])
+  ops = [op for op in trace.ops if op.origin.equation == equation]
+  ids = np.concatenate([ids[ids >= 0] for op in ops for ids in op.outs])
   return np.unique(np.concatenate([node.ids, ids]))
 
 
@@ -114,10 +115,10 @@ def _data(tensor: Any) -> Array:
 
 
 def _made_of(trace: Trace, owner: Array, target: int) -> list[int]:
-  """The groups that some of the target's scalars are made of directly."""
+  """Returns the groups from which the target is computed directly."""
   mark = np.where(owner == target, 0, lifetimes.NEVER).astype(np.int32)
   shut = (owner != NONE) & (owner != target)
   for op in reversed(trace.ops):
     lifetimes.pull(op, lifetimes.gather_results(op, mark, shut), mark)
-  found = set(np.unique(owner[mark >= 0]).tolist())
-  return sorted(found - {NONE, target})
+  sources = set(np.unique(owner[mark >= 0]).tolist())
+  return sorted(sources - {NONE, target})

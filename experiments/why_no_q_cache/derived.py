@@ -1,4 +1,4 @@
-"""What an analysis of liveness found, as blocks of a report and as records."""
+"""The findings of an analysis, as blocks of a report and as records."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,39 +9,31 @@ import numpy as np
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
 from experiments.why_no_q_cache import plots
 from experiments.why_no_q_cache.query_leaf import Form
-from kvjax.liveness import Dataflow, LivenessReport, Point, Row
+from kvjax.liveness import Dataflow, LivenessReport
 from kvjax.memory.speed.devices import Device
 
 Reads = dict[str, np.ndarray]
-_COLUMNS = (
-  'tensor',
-  'a token',
-  'available',
-  'live for',
-  'bytes a token',
-  'kept',
-  'why',
-)
 
 
 def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
   """Returns the table of tensors, how long each lives, and a sentence."""
-  rows = [
-    [
-      row.name,
-      ' x '.join(map(str, row.shape)) or '1',
-      row.available,
-      tokens(row.live_for),
-      row.bytes_per_token,
-      'kept' if row.kept else 'not kept',
-      row.why,
-    ]
-    for row in report.tensors
-  ]
   return (
     Heading(title),
     Text(_verdict(report)),
-    Table('What lives on', _COLUMNS, rows, note=' '.join(report.notes)),
+    Table.of(
+      'What lives on',
+      {
+        'tensor': 'name',
+        'a token': lambda row: ' x '.join(map(str, row.shape)) or '1',
+        'available': 'available',
+        'live for': lambda row: tokens(row.live_for),
+        'bytes a token': 'bytes_per_token',
+        'kept': lambda row: 'kept' if row.kept else 'not kept',
+        'why': 'why',
+      },
+      report.tensors,
+      note=' '.join(report.notes),
+    ),
     Picture(
       'lifetimes',
       plots.spans('How long each row lives', report.tensors),
@@ -73,31 +65,27 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
   if not report.frontier:
     return ()
   best = report.fastest(device.bandwidth, device.flops)
-  columns = ('keep', 'bytes a token', 'state', 'FLOPs', 'by', device.name)
-  rows = [
-    [
-      ' + '.join(p.names) or 'nothing',
-      p.bytes_per_token,
-      p.state_bytes,
-      int(p.flops_per_token),
-      ', '.join(p.rewrites) or '-',
-      'fastest' if p is best else '-',
-    ]
-    for p in report.frontier
-  ]
-  table = Table(
+  points = list(report.frontier)
+  table = Table.of(
     'What may be kept, and what the rest costs a past token and step',
-    columns,
-    rows,
+    {
+      'keep': lambda point: ' + '.join(point.names) or 'nothing',
+      'bytes a token': 'bytes_per_token',
+      'state': 'state_bytes',
+      'FLOPs': lambda point: int(point.flops_per_token),
+      'by': lambda point: ', '.join(point.rewrites) or '-',
+      device.name: lambda point: 'fastest' if point is best else '-',
+    },
+    points,
     note='`fastest` counts bytes over bandwidth plus FLOPs over rate.',
   )
-  if len(rows) < 2:
+  if len(points) < 2:
     return (table,)  # Nothing to trade.
   return (
     table,
     Picture(
       'frontier',
-      plots.front('Bytes kept against FLOPs redone', report.frontier),
+      plots.front('Bytes kept against FLOPs redone', points),
       'Every point is a sufficient cache; the last recomputes nothing. '
       'The table names all.',
     ),
@@ -121,7 +109,7 @@ def read_by(decoder: Reads, encoder: Reads | None) -> tuple[Block, ...]:
       'A row of the output reads the rows of q on its diagonal and whole '
       'lower triangles of k and v. Without the mask it is still one row '
       'of q: what differs is that *old* rows of the output then read new '
-      'k and v, and are asked again.'
+      'k and v, and must be computed again.'
     ),
     *pictures,
   )
@@ -143,17 +131,6 @@ def cut(graph: Dataflow) -> tuple[Block, ...]:
 
 def query_leaf(forms: Sequence[Form], leaf: int) -> tuple[Block, ...]:
   """Returns the three forms of a cache with a query leaf of `leaf` bytes."""
-  rows = [
-    [
-      form.name,
-      form.arguments,
-      form.aliased,
-      form.temporaries,
-      'no such argument' if form.query_readers is None else _who(form),
-      ', '.join(form.key_readers),
-    ]
-    for form in forms
-  ]
   return (
     Heading('A query leaf in a real cache'),
     Text(
@@ -161,29 +138,30 @@ def query_leaf(forms: Sequence[Form], leaf: int) -> tuple[Block, ...]:
       'bytes of them. What XLA makes of that leaf, in bytes beyond the '
       'same program without it, read from the compiled programs:'
     ),
-    Table(
+    Table.of(
       'Three forms of one step',
-      (
-        'the leaf',
-        'arguments',
-        'aliased',
-        'temporary',
-        'reads q',
-        'reads k',
-      ),
-      rows,
+      {
+        'the leaf': 'name',
+        'arguments': 'arguments',
+        'aliased': 'aliased',
+        'temporary': 'temporaries',
+        'reads q': _query_readers,
+        'reads k': lambda form: ', '.join(form.key_readers),
+      },
+      forms,
     ),
-    Table('Claims', ('claim', 'holds'), claims(forms, leaf)),
   )
 
 
-def _who(form: Form) -> str:
-  return ', '.join(form.query_readers or ()) or 'no instruction'
+def _query_readers(form: Form) -> str:
+  if form.query_readers is None:
+    return 'no such argument'
+  return ', '.join(form.query_readers) or 'no instruction'
 
 
 def claims(forms: Sequence[Form], leaf: int) -> list[tuple[str, bool]]:
   """Returns what the three forms show, and whether they do."""
-  both, given, carried = forms
+  both, pruned, carried = forms
   gone = lambda f: (f.arguments, f.aliased) == (0, 0) and f.temporaries < leaf
   return [
     (
@@ -192,7 +170,7 @@ def claims(forms: Sequence[Form], leaf: int) -> list[tuple[str, bool]]:
     ),
     ('in and out: no instruction reads it', both.query_readers == ()),
     ('keys are read', all(form.key_readers for form in forms)),
-    ('in, not out: the argument is pruned', gone(given)),
+    ('in, not out: the argument is pruned', gone(pruned)),
     ('in a carry, not out: eliminated', gone(carried)),
   ]
 
@@ -208,21 +186,11 @@ def records(
     'keep': report.keep,
     'notes': report.notes,
   }
-  yield from _each('tensor', report.tensors)
-  yield from _each('point', report.frontier)
+  for row in report.tensors:
+    yield {'record': 'tensor', **vars(row)}
+  for point in report.frontier:
+    yield {'record': 'point', **vars(point)}
   for kind, reads in (('decoder', decoder), ('encoder', encoder or {})):
     for name, matrix in reads.items():
       rows = matrix.astype(int)
       yield {'record': 'reads', 'of': kind, 'tensor': name, 'rows': rows}
-
-
-def _each(
-  kind: str, items: Sequence[Row] | Sequence[Point] | Sequence[Form]
-) -> Iterator[dict[str, Any]]:
-  for item in items:
-    yield {'record': kind, **vars(item)}
-
-
-def form_records(forms: Sequence[Form]) -> Iterator[dict[str, Any]]:
-  """Yields the three forms as records."""
-  yield from _each('form', forms)

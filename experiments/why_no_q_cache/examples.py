@@ -1,16 +1,21 @@
-"""Uncached attention, one layer of `x [T, D] -> y [T, D]` a variant.
+"""Uncached programs to analyse: examples, or one that a command line names.
 
-Written as their authors would write them on a blackboard, tensors named where
-they are made. With `causal=False` each is the encoder of its kind.
+The examples are attention, one layer of `x [T, D] -> y [T, D]` a variant. They
+are written as formulas on a blackboard, and tensors are named where they are
+made. With `causal=False` each is the encoder of its variant.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name as name
+
+from kvjax.decoding.allocate import check_sizes
 
 Program = Callable[[jax.Array], jax.Array]
 
@@ -38,10 +43,7 @@ class Sizes:
   window: int = 4
 
   def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if value < 1:
-        raise ValueError(f'{field.name}={value} must be at least 1.')
+    check_sizes(**vars(self))
     if self.heads % self.kv_heads:
       raise ValueError(
         f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}. '
@@ -50,7 +52,7 @@ class Sizes:
     for field in ('key_width', 'rotary'):
       if getattr(self, field) % 2:
         raise ValueError(
-          f'{field}={getattr(self, field)} must be even: rotations turn pairs.'
+          f'{field}={getattr(self, field)} must be even: pairs are rotated.'
         )
 
 
@@ -65,6 +67,47 @@ def example(variant: str, sizes: Sizes, causal: bool = True) -> Program:
       f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
   return VARIANTS[variant](sizes, causal)
+
+
+def load_program(path: str, x: Any) -> Callable[..., Any]:
+  """Returns the function that `module:function` names.
+
+  Args:
+    path: the name; the module's folder is where Python looks for modules.
+    x: an array that the function must take.
+
+  Raises:
+    ValueError: there is no such function, or calling it with `x` raises.
+  """
+  module, _, name = path.partition(':')
+  if not module or not name:
+    raise ValueError(f'program={path!r} must be module:function.')
+  try:
+    program = getattr(importlib.import_module(module), name)
+  except Exception as error:  # Code of the user may raise anything.
+    raise ValueError(
+      f'program={path!r} cannot be imported: {_first_line(error)}. Name a '
+      'function of a module whose folder is in PYTHONPATH.'
+    ) from None
+  if not callable(program):
+    raise ValueError(
+      f'program={path!r} is of type {type(program).__name__}. Name a function '
+      'of one array.'
+    )
+  try:
+    jax.eval_shape(program, x)
+  except Exception as error:
+    raise ValueError(
+      f'program={path!r} does not take {x.dtype}{list(x.shape)}: '
+      f'{_first_line(error)}. Name a function of one array, or change '
+      '--config.shape, or --config.vocab_size for token ids.'
+    ) from None
+  return program
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip().partition('\n')[0].rstrip('.')
+  return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
 def _grouped(sizes: Sizes, kv_heads: int, causal: bool, window: int) -> Program:
@@ -132,9 +175,8 @@ def _mta(sizes: Sizes, causal: bool) -> Program:
     q, k, v = (name(x @ w, n) for w, n in zip(weights, 'qkv', strict=True))
     mask = _mask(len(x), causal, 0)
     scores = name(jnp.where(mask, q @ k.T, 0.0), 'scores')
-    rows = jnp.pad(scores, ((5, 0), (0, 0)))
-    rows = jnp.stack([rows[i : i + len(x)] for i in range(6)])
-    mixed = jnp.einsum('ITS,I->TS', rows, 0.5 ** jnp.arange(5.0, -1.0, -1.0))
+    kernel = 0.5 ** jnp.arange(5.0, -1.0, -1.0)
+    mixed = jnp.einsum('ITS,I->TS', _shifts(scores, 6), kernel)
     return name(name(_softmax(mixed, mask), 'weights') @ v, 'out') @ wo
 
   return program
@@ -146,16 +188,11 @@ def _shorten(sizes: Sizes, causal: bool) -> Program:
   weights = [_weight(i, D, H) for i in range(3)]
   kernel, wo = _weight(3, 4, H), _weight(4, H, D)
 
-  def convolve(x: jax.Array) -> jax.Array:
-    rows = jnp.pad(x, ((3, 0), (0, 0)))
-    rows = jnp.stack([rows[i : i + len(x)] for i in range(4)])
-    return jnp.einsum('ITH,IH->TH', rows, kernel)
-
   def program(x: jax.Array) -> jax.Array:
     q, k, v = (name(x @ w, n) for w, n in zip(weights, 'qkv', strict=True))
     q, k, v = (
-      name(convolve(a), f'conv_{n}')
-      for a, n in zip((q, k, v), 'qkv', strict=True)
+      name(jnp.einsum('ITH,IH->TH', _shifts(rows, 4), kernel), f'conv_{n}')
+      for rows, n in zip((q, k, v), 'qkv', strict=True)
     )
     scores = name(q @ k.T, 'scores')
     p = name(_softmax(scores, _mask(len(x), causal, 0)), 'weights')
@@ -164,8 +201,14 @@ def _shorten(sizes: Sizes, causal: bool) -> Program:
   return program
 
 
+def _shifts(rows: jax.Array, count: int) -> jax.Array:
+  """Returns `[count, T, ...]`: for each row those up to it, zeros before."""
+  padded = jnp.pad(rows, ((count - 1, 0), (0, 0)))
+  return jnp.stack([padded[i : i + len(rows)] for i in range(count)])
+
+
 def _one_head(sizes: Sizes) -> tuple[list[jax.Array], jax.Array]:
-  """Weights of q, k and v, and of the output."""
+  """Returns the weights of q, k and v, and of the output."""
   D, H = sizes.width, sizes.key_width
   return [_weight(i, D, H) for i in range(3)], _weight(3, H, D)
 
@@ -176,9 +219,9 @@ def _weight(seed: int, *shape: int) -> jax.Array:
 
 
 def _mask(length: int, causal: bool, window: int) -> jax.Array:
-  """[T, T] which column each row sees; a window of 0 is none."""
-  i = jnp.arange(length)
-  back = i[:, None] - i[None, :]
+  """Returns `[T, T]`, which columns each row sees; a window of 0 is none."""
+  positions = jnp.arange(length)
+  back = positions[:, None] - positions[None, :]
   seen = back >= 0 if causal else jnp.ones((length, length), bool)
   return seen & (jnp.abs(back) < window) if window else seen
 
@@ -189,9 +232,12 @@ def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _rotate(x: jax.Array) -> jax.Array:
-  """Turns pairs of features by angles that grow with position, `[T, ..., H]`.
+  """Rotates pairs of features by angles that grow with position.
 
-  RoFormer (arXiv 2104.09864), equation 34, halves paired.
+  Of `[T, ..., H]` each feature of the first half is paired with one of the
+  second half.
+
+  RoFormer (arXiv 2104.09864), equation 34.
   """
   half = x.shape[-1] // 2
   rate = 10.0 ** -(jnp.arange(half, dtype=jnp.float32) / half)

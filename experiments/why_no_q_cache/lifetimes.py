@@ -11,9 +11,9 @@ import pathlib
 from absl import flags
 
 from experiments import launch
-from experiments.memory.tables import lives
+from experiments.measuring.separation import lives
+from experiments.measuring.small_example import llama_bytes
 from experiments.reporting import plots
-from experiments.reporting.answer import llama_bytes
 
 _OUT = flags.DEFINE_string('out', 'docs/images/lifetimes.png', 'PNG to write.')
 TOKENS = 6

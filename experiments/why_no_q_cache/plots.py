@@ -9,8 +9,18 @@ import numpy as np
 from experiments.reporting.plots import COLOURS, FAINT, INK, figure, png
 from kvjax.liveness import Dataflow, Point, Row
 
-KEPT, GONE, PALE = COLOURS[0], COLOURS[5], '#aab4c0'
-_ACROSS, _DOWN = 1.5, 0.72  # Inches between boxes.
+KEPT = COLOURS[0]
+GONE = COLOURS[5]
+PALE = '#aab4c0'
+Place = tuple[float, float]
+# By side of the boundary: fill, text and edge of a box.
+_BOXES = {
+  'kept': (KEPT, 'white', KEPT),
+  'past': ('#eef1f5', '#66717f', PALE),
+  'new': ('white', INK, INK),
+}
+_ACROSS = 1.5  # inches between boxes
+_DOWN = 0.72
 
 
 def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
@@ -21,7 +31,7 @@ def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
     panels: bool `[T, T]` by tensor.
   """
   count = len(panels)
-  canvas, axes = figure(count, 2.1 * count + 0.6, 2.9)
+  canvas, axes = figure(count, 2.1 * count + 0.6, 2.9, title)
   for panel, (name, read) in zip(axes, panels.items(), strict=True):
     panel.imshow(read, cmap='Blues', vmin=0, vmax=1.25)
     length = len(read)
@@ -33,9 +43,7 @@ def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
     panel.set_yticks(range(0, length, 2))
     panel.tick_params(which='both', length=0, labelsize=8)
     panel.set_title(name, loc='left', fontsize=11)
-  axes[0].set_ylabel('output row ...')
-  axes[0].set_xlabel('... reads row')
-  canvas.suptitle(title, x=0.01, ha='left', fontsize=12)
+  axes[0].set(ylabel='output row ...', xlabel='... reads row')
   return png(canvas)
 
 
@@ -48,7 +56,7 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
     positions: shown of the length analysed.
   """
   shown = [row for row in rows if row.spans]
-  canvas, (axes,) = figure(1, 8, 0.62 * len(shown) + 1.4)
+  canvas, (axes,) = figure(1, 8, 0.62 * len(shown) + 1.4, title)
   for place, row in enumerate(shown):
     for made, last in row.spans:
       if made >= positions:
@@ -72,7 +80,6 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
   axes.plot([], [], color=KEPT, label='kept')
   axes.plot([], [], color=GONE, label='not kept')
   axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
-  axes.set_title(title, loc='left')
   return png(canvas)
 
 
@@ -81,34 +88,31 @@ def front(title: str, points: Sequence[Point]) -> bytes:
 
   Args:
     title: above it.
-    points: of the frontier; as many are named as there is room for.
+    points: of the frontier; named where there is room.
   """
-  canvas, (axes,) = figure(1, 8, 4)
+  canvas, (axes,) = figure(1, 8, 4, title)
   at = lambda p: (p.bytes_per_token + p.state_bytes, p.flops_per_token)
   size, flops = zip(*map(at, points), strict=True)
+  axes.plot(size, flops, color=FAINT, drawstyle='steps-post')
   axes.plot(
-    *zip(*map(at, points), strict=True), color=FAINT, drawstyle='steps-post'
+    size,
+    flops,
+    'o',
+    color=KEPT,
+    markersize=8 if len(points) < 9 else 5,
+    clip_on=False,
   )
-  for point in points:
-    axes.plot(
-      *at(point),
-      'o',
-      color=KEPT,
-      markersize=8 if len(points) < 9 else 5,
-      clip_on=False,
-    )
   axes.set_xlim(0, 1.35 * max(*size, 1))
   axes.set_ylim(0, 1.2 * max(*flops, 1))
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
-  axes.set_title(title, loc='left')
   ranked = _ends_first(points)
   _name(canvas, axes, [(_short(p.names), at(p)) for p in ranked])
   return png(canvas)
 
 
 def _ends_first(points: Sequence[Point]) -> list[Point]:
-  """The last and the first, then those between, halves before quarters."""
+  """Returns the last, the first, then those between: halves, quarters, ..."""
   order, step = [len(points) - 1, 0], len(points)
   while step > 1:
     step = (step + 1) // 2
@@ -122,10 +126,8 @@ def _short(names: Sequence[str]) -> str:
   return ' + '.join(names) or 'nothing'
 
 
-def _name(
-  canvas: Any, axes: Any, places: Sequence[tuple[str, tuple[float, float]]]
-) -> None:
-  """Writes names beside their points, leaving out those that would overlap."""
+def _name(canvas: Any, axes: Any, places: Sequence[tuple[str, Place]]) -> None:
+  """Writes names next to their points, except names that would overlap."""
   canvas.draw_without_rendering()  # So that places in pixels are known.
   points = axes.transData.transform([at for _, at in places])
   taken = []
@@ -152,21 +154,19 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   lanes = max(x for x, _ in place.values()) + 1
   depth = max(y for _, y in place.values()) + 1
   canvas, (axes,) = figure(
-    1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8)
+    1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8), title
   )
   where = {
     i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
     for i, (name, side) in enumerate(graph.nodes)
   }
-  for a, b in graph.edges:
-    others = [at for i, at in where.items() if i not in (a, b)]
-    bend = _bend((where[a], where[b]), others)
-    _arrow(axes, (where[a], where[b]), (graph.nodes[a], graph.nodes[b]), bend)
+  for edge in graph.edges:
+    _arrow(axes, graph, where, edge)
   for i, (name, side) in enumerate(graph.nodes):
     _box(axes, where[i], name, side)
   boundary = lanes - 0.35
   axes.axvline(boundary, color=GONE, linestyle='--', linewidth=1.4)
-  # Behind the boxes, not behind the dashes: the cut is what it passes over.
+  # Next to the dashed line, not on it: only arrows may cross the cut.
   for x, text in (
     (boundary - 0.08, 'past tokens'),
     (boundary + 0.08, 'the new token'),
@@ -175,19 +175,13 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   axes.set_xlim(-0.5, 2 * lanes - 0.2)
   axes.set_ylim(-depth + 0.5, 0.85)
   axes.set_axis_off()
-  axes.set_title(title, loc='left')
   return png(canvas)
 
 
-def _box(axes: Any, at: tuple[float, float], text: str, side: str) -> None:
-  fill, ink = {
-    'kept': (KEPT, 'white'),
-    'past': ('#eef1f5', '#66717f'),
-    'new': ('white', INK),
-  }[side]
-  edge = KEPT if side == 'kept' else PALE if side == 'past' else INK
+def _box(axes: Any, place: Place, text: str, side: str) -> None:
+  fill, ink, edge = _BOXES[side]
   axes.text(
-    *at,
+    *place,
     text,
     ha='center',
     va='center',
@@ -199,35 +193,31 @@ def _box(axes: Any, at: tuple[float, float], text: str, side: str) -> None:
 
 
 def _arrow(
-  axes: Any,
-  ends: tuple[tuple[float, float], tuple[float, float]],
-  nodes: tuple[tuple[str, str], tuple[str, str]],
-  bend: float,
+  axes: Any, graph: Dataflow, where: Mapping[int, Place], edge: tuple[int, int]
 ) -> None:
-  (one, a), (two, b) = nodes
-  crosses = a != 'new' and b == 'new'
-  colour = KEPT if crosses else INK if b == 'new' else PALE
+  ends = tuple(where[node] for node in edge)
+  boxes = [place for node, place in where.items() if node not in edge]
+  (source, source_side), (target, target_side) = (graph.nodes[i] for i in edge)
+  crosses = source_side != 'new' and target_side == 'new'
+  colour = KEPT if crosses else INK if target_side == 'new' else PALE
   axes.annotate(
     '',
     ends[1],
     ends[0],
     arrowprops={
       'arrowstyle': '-|>',
-      'connectionstyle': f'arc3,rad={bend}',
+      'connectionstyle': f'arc3,rad={_bend(ends, boxes)}',
       'color': colour,
       'linewidth': 2.2 if crosses else 1.1,
-      'shrinkA': _edge(one, ends),
-      'shrinkB': _edge(two, ends),
+      'shrinkA': _edge(source, ends),
+      'shrinkB': _edge(target, ends),
     },
     zorder=2 if crosses else 1,
   )
 
 
-def _bend(
-  ends: tuple[tuple[float, float], tuple[float, float]],
-  boxes: Sequence[tuple[float, float]],
-) -> float:
-  """How far an arrow turns outwards from a box that lies on its way."""
+def _bend(ends: Sequence[Place], boxes: Sequence[Place]) -> float:
+  """Returns how far an arrow bends outwards, around a box on its way."""
   (x0, y0), (x1, y1) = ends
   along = np.array([_ACROSS * (x1 - x0), _DOWN * (y1 - y0)])
   for x, y in boxes:
@@ -238,8 +228,8 @@ def _bend(
   return 0.0
 
 
-def _edge(text: str, ends: Sequence[tuple[float, float]]) -> float:
-  """Points from the middle of a box to its edge on the way between `ends`."""
+def _edge(text: str, ends: Sequence[Place]) -> float:
+  """Returns points from a box's middle to its edge, on the way of an arrow."""
   (x0, y0), (x1, y1) = ends
   across, down = _ACROSS * abs(x1 - x0), _DOWN * abs(y1 - y0)
   length = max((across**2 + down**2) ** 0.5, 1e-9)
@@ -251,18 +241,19 @@ def _edge(text: str, ends: Sequence[tuple[float, float]]) -> float:
 
 
 def _layout(graph: Dataflow) -> dict[str, tuple[float, int]]:
-  """A column and a depth for every name, the same on both sides."""
+  """Returns a column and a depth for every name, the same on both sides."""
   names = list(dict.fromkeys(name for name, _ in graph.nodes))
   parents = collections.defaultdict(set)
   for a, b in graph.edges:
-    one, two = graph.nodes[a][0], graph.nodes[b][0]
-    if one != two and names.index(one) != names.index(two):
-      parents[two].add(one)
+    source = graph.nodes[a][0]
+    target = graph.nodes[b][0]
+    if source != target:
+      parents[target].add(source)
   depth: dict[str, int] = {}
 
   def rank(name: str, above: frozenset[str]) -> int:
     if name not in depth:
-      older = parents[name] - above  # A loop ends where it began.
+      older = parents[name] - above  # Cuts a loop where it began.
       ranks = [rank(p, above | {name}) for p in sorted(older)]
       depth[name] = 1 + max(ranks, default=-1)
     return depth[name]

@@ -1,7 +1,7 @@
 """A cache with a query leaf, and what XLA makes of it.
 
-The step of a model whose attention stores its queries beside its keys and
-values, in three forms: the leaf goes in and comes out, goes in and does not
+The step of a model whose attention stores queries as well as keys and values,
+in three forms: the leaf goes in and comes out, goes in and does not
 come out, or is the carry of a loop and does not come out.
 """
 
@@ -30,7 +30,7 @@ LEAF = 'query'
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Grouped):
-  """Grouped attention that remembers its queries too, for nothing."""
+  """Grouped attention that caches its queries too, which nothing reads."""
 
   def streams(self) -> dict[str, Stream]:
     return super().streams() | {LEAF: Stream(self.num_heads, self.key_width)}
@@ -73,13 +73,13 @@ def recording(config: ModelConfig) -> ModelConfig:
   """
   layers = []
   for index, layer in enumerate(config.layers):
-    own = layer.attention
-    if not isinstance(own, Grouped) or own.shared_from is not None:
+    old = layer.attention
+    if not isinstance(old, Grouped) or old.shared_from is not None:
       raise ValueError(
-        f'layer {index} has {type(own).__name__} attention; only '
+        f'layer {index} has {type(old).__name__} attention; only '
         'Grouped that owns its streams records queries. Use such layers.'
       )
-    fields = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
+    fields = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)}
     layers.append(dataclasses.replace(layer, attention=Recording(**fields)))
   return dataclasses.replace(config, layers=tuple(layers))
 
@@ -101,22 +101,22 @@ def forms(
     num_tokens: steps of the loop of the third form.
   """
   programs = _Programs(config, recording(config), batch_size, capacity)
-  one = measure(programs.compile(programs.step))
-  many = measure(programs.compile(programs.loop(num_tokens, False)))
+  step = measure(programs.compile(programs.step))
+  loop = measure(programs.compile(programs.loop(num_tokens, False)))
   return (
-    _form('in and out', programs.compile(programs.in_and_out), one),
-    _form('in, not out', programs.compile(programs.in_not_out), one),
+    _form('in and out', programs.compile(programs.in_and_out), step),
+    _form('in, not out', programs.compile(programs.in_not_out), step),
     _form(
       'in the carry of a loop, not out',
       programs.compile(programs.loop(num_tokens, True)),
-      many,
+      loop,
     ),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Programs:
-  """The same step with and without the leaf, the leaf an argument apart."""
+  """One step with and without the leaf, which is an argument by itself."""
 
   plain: ModelConfig
   recorded: ModelConfig
@@ -124,7 +124,7 @@ class _Programs:
   capacity: int
 
   def compile(self, function: Callable[..., Any]) -> Any:
-    # What does not come out cannot be aliased: donated, it would warn.
+    # Only a donated argument that is returned can be aliased; others warn.
     donate = ('cache',) + ('query',) * (function == self.in_and_out)
     jitted = jax.jit(function, donate_argnames=donate)
     return jitted.lower(*jax.eval_shape(self._arguments)).compile()
@@ -189,16 +189,16 @@ class _Programs:
 
 
 def _form(name: str, compiled: Any, base: Measured) -> Form:
-  found = measure(compiled)
+  sizes = measure(compiled)
   try:
-    asked = readers(compiled, LEAF)
-  except ValueError:  # No such argument: nothing uses it.
-    asked = None
+    query_readers = readers(compiled, LEAF)
+  except ValueError:  # XLA dropped the argument, because nothing uses it.
+    query_readers = None
   return Form(
     name,
-    found.arguments - base.arguments,
-    found.alias - base.alias,
-    found.temporaries - base.temporaries,
-    asked,
+    sizes.arguments - base.arguments,
+    sizes.alias - base.alias,
+    sizes.temporaries - base.temporaries,
+    query_readers,
     readers(compiled, "cache.stores[0]['key']"),
   )

@@ -1,10 +1,10 @@
-"""Which instructions of a compiled program read what an argument holds.
+"""Which instructions of a compiled program read the contents of an argument.
 
-An in-place update writes a row of a leaf and reads none; the updated leaf is
-then the leaf. Whatever else consumes it reads it.
+An in-place update writes a row of a leaf and reads none, and its result is then
+the leaf. Any other instruction that takes the leaf reads it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import jax
@@ -48,26 +48,26 @@ def readers(compiled: jax.stages.Compiled, argument: str) -> tuple[str, ...]:
     module.instructions[row.instruction].parameter for row in leaves.values()
   }
   entry = module.computations[module.entry]
-  inputs = {i.parameter: i.parameter in numbers for i in entry if _given(i)}
-  found: dict[str, None] = {}
-  _run(module, module.entry, inputs, found)
-  return tuple(found)
-
-
-def _given(i: Instruction) -> bool:
-  return i.opcode == 'parameter'
+  inputs = {
+    i.parameter: i.parameter in numbers
+    for i in entry
+    if i.opcode == 'parameter'
+  }
+  reads: dict[str, None] = {}
+  _run(module, module.entry, inputs, reads)
+  return tuple(reads)
 
 
 def _run(
   module: Module,
   computation: int,
   inputs: Mapping[int, _Leaf],
-  found: dict[str, None],
+  reads: dict[str, None],
 ) -> _Leaf:
   local: dict[int, _Leaf] = {}
   for i in module.computations[computation]:
     operands = [local[o] for o in i.operands]
-    local[i.id] = _apply(module, i, operands, inputs, found)
+    local[i.id] = _apply(module, i, operands, inputs, reads)
   return local[module.roots[computation]]
 
 
@@ -76,10 +76,10 @@ def _apply(
   i: Instruction,
   operands: list[_Leaf],
   inputs: Mapping[int, _Leaf],
-  found: dict[str, None],
+  reads: dict[str, None],
 ) -> _Leaf:
-  """Whether the result is the leaf; notes the instruction when it reads it."""
-  if _given(i):
+  """Returns whether the result is the leaf; notes an instruction that reads."""
+  if i.opcode == 'parameter':
     return inputs.get(i.parameter, False)
   if not any(map(_any, operands)):
     return False
@@ -91,13 +91,12 @@ def _apply(
   if i.opcode in _PASSES:
     return operands[0]
   if i.opcode == 'while':
-    return _loop(module, i, operands[0], found)
+    return _loop(module, i, operands[0], reads)
   if i.opcode in ('fusion', 'call', 'conditional'):
-    given = operands[1:] if i.opcode == 'conditional' else operands
-    return _call(module, i, given, found)
+    return _call(module, i, operands, reads)
   if i.opcode in _UPDATES and not any(map(_any, operands[1:])):
     return operands[0]
-  found[f'{i.opcode} {i.name}'] = None
+  reads[f'{i.opcode} {i.name}'] = None
   return False
 
 
@@ -105,27 +104,24 @@ def _call(
   module: Module,
   i: Instruction,
   operands: list[_Leaf],
-  found: dict[str, None],
+  reads: dict[str, None],
 ) -> _Leaf:
-  if i.opcode == 'conditional':
-    pairs: Iterator[tuple[int, list[_Leaf]]] = zip(
-      i.called, ([x] for x in operands), strict=True
-    )
-    results = [
-      _run(module, c, dict(enumerate(given)), found) for c, given in pairs
-    ]
-    return any(map(_any, results))
-  return _run(module, i.called[0], dict(enumerate(operands)), found)
+  if i.opcode != 'conditional':
+    return _run(module, i.called[0], dict(enumerate(operands)), reads)
+  # The first operand picks the branch; each branch takes one of the others.
+  pairs = zip(i.called, operands[1:], strict=True)
+  results = [_run(module, branch, {0: x}, reads) for branch, x in pairs]
+  return any(map(_any, results))
 
 
 def _loop(
-  module: Module, i: Instruction, carry: _Leaf, found: dict[str, None]
+  module: Module, i: Instruction, carry: _Leaf, reads: dict[str, None]
 ) -> _Leaf:
-  """A leaf stays in its place of the carry, or is counted as read."""
+  """Returns the carry; a leaf that leaves its place in it counts as read."""
   for computation in i.called:
-    result = _run(module, computation, {0: carry}, found)
+    result = _run(module, computation, {0: carry}, reads)
     if isinstance(result, tuple) and result != carry:
-      found[f'while {i.name}'] = None
+      reads[f'while {i.name}'] = None
   return carry
 
 

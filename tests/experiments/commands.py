@@ -1,6 +1,6 @@
-"""Commands of experiments, each a process forked where all is imported.
+"""Commands of experiments, each a process forked after all imports.
 
-Importing takes three seconds and a refusal none, so the many command lines
+Importing takes three seconds and a refusal almost none, so all command lines
 that are refused share one import. A child sees what `python -m` gives it.
 """
 
@@ -18,7 +18,7 @@ HEAVY = (
   'experiments.compare.study',
   'experiments.compare.sample',
   'experiments.compare.findings',
-  'experiments.reporting.answer',
+  'experiments.measuring.small_example',
 )
 FORK = f"""
 import importlib, json, os, runpy, sys
@@ -46,7 +46,7 @@ class Ended(NamedTuple):
 
 
 def start(*command: str) -> subprocess.Popen:
-  """Starts a Python of its own, on the CPU, which tells of compilations."""
+  """Starts an interpreter on the CPU that logs compilations."""
   return subprocess.Popen(
     [sys.executable, *command],
     cwd=ROOT,
@@ -59,7 +59,7 @@ def start(*command: str) -> subprocess.Popen:
 
 
 class Commands:
-  """Runs `python -m experiments.<module> <flags>`, imports done."""
+  """Runs `python -m experiments.<module> <flags>` without its imports."""
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
@@ -69,8 +69,8 @@ class Commands:
     files = [self._folder / name for name in ('out', 'err')]
     for file in files:
       file.unlink(missing_ok=True)
-    asked = [f'experiments.{module}', list(flags), *map(str, files)]
-    self._process.stdin.write(json.dumps(asked) + '\n')
+    request = [f'experiments.{module}', list(flags), *map(str, files)]
+    self._process.stdin.write(json.dumps(request) + '\n')
     self._process.stdin.flush()
     code = int(self._process.stdout.readline())
     return Ended(code, *(file.read_text() for file in files))
@@ -80,7 +80,7 @@ class Commands:
 
 
 def run(module: str, *flags: str) -> Ended:
-  """Runs the command in an interpreter of its own."""
+  """Runs the command in a new interpreter."""
   process = start('-m', f'experiments.{module}', *flags)
   out, err = process.communicate(timeout=300)
   return Ended(process.returncode, out, err)

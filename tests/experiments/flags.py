@@ -1,4 +1,4 @@
-"""Flags of an experiment, set for a while."""
+"""Flags of an experiment, set within a block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 
 @contextlib.contextmanager
 def given_flags(values: flags.FlagValues, **given: Any) -> Iterator[None]:
-  """Sets an experiment's own flags, and puts them back."""
+  """Sets flags of an experiment, and puts them back at the end."""
   values.mark_as_parsed()
   before = flagsaver.save_flag_values(values)
   try:

@@ -47,9 +47,13 @@ def uncached(name, prompt, count=12):
 def test_a_prompt_and_one_that_goes_on_from_it(tmp_path, capsys):
   file = str(tmp_path / 'prompt.safetensors')
   found = run(
-    tmp_path, 'llama', prompt='A KV ', tokens=6, capacity=16,
+    tmp_path,
+    'llama',
+    prompt='A KV ',
+    tokens=6,
+    capacity=16,
     save_prompt_cache=file,
-  )  # fmt: skip
+  )
   tokens = uncached('llama', 'A KV ')[:6]
   (record,) = found['text']
   assert record['tokens'] == tokens
@@ -62,13 +66,20 @@ def test_a_prompt_and_one_that_goes_on_from_it(tmp_path, capsys):
 
 
 def test_a_ragged_file_of_prompts_through_int8(tmp_path):
-  """The bytes at the end are the plan's, and MLA's are its latents."""
+  """The bytes at the end are those of the plan; MLA keeps latents alone."""
   texts = ['ONE', 'TWO AND MORE']
   (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
   found = run(
-    tmp_path, 'deepseek_v3', prompts=str(tmp_path / 'prompts.txt'),
-    tokens=6, cache='int8', temperature=0.7, top_k=9, seed=3, weights='int8',
-  )  # fmt: skip
+    tmp_path,
+    'deepseek_v3',
+    prompts=str(tmp_path / 'prompts.txt'),
+    tokens=6,
+    cache='int8',
+    temperature=0.7,
+    top_k=9,
+    seed=3,
+    weights='int8',
+  )
   assert [r['prompt'] for r in found['text']] == texts
   assert [len(r['tokens']) for r in found['text']] == [6, 6]
   speed = found['speed'][0]
@@ -122,7 +133,9 @@ def test_interrupting_keeps_what_was_generated(tmp_path, monkeypatch):
 KEY = 'model.layers.1.self_attn.k_proj.weight'
 
 
-@pytest.mark.parametrize('config, tensors, message', [
+@pytest.mark.parametrize(
+  'config, tensors, message',
+  [
     ({'model_type': 'mamba'}, {}, "Unknown model_type 'mamba'"),
     ({'rope_scaling': {'type': 'mrope'}}, {}, "Unknown rope type 'mrope'"),
     ({'hidden_act': 'mish'}, {}, "Unknown activation hidden_act='mish'"),
@@ -132,7 +145,8 @@ KEY = 'model.layers.1.self_attn.k_proj.weight'
     ({}, {KEY: np.zeros((24, 18), np.float32)}, f'{KEY} has shape [24, 18]'),
     ({}, {'extra': np.zeros(3, np.float32)}, 'Unexpected tensor extra [3]'),
     ({}, None, 'model.safetensors is truncated'),
-])  # fmt: skip
+  ],
+)
 def test_a_broken_checkpoint_is_one_line(
   tmp_path, config, tensors, message, capsys
 ):
@@ -158,7 +172,9 @@ def test_text_ends_where_the_checkpoint_says(tmp_path):
   assert found['stopped'] and first == len(found['tokens']) - 1
 
 
-@pytest.mark.parametrize('given, message', [
+@pytest.mark.parametrize(
+  'given, message',
+  [
     ({'checkpoint': ''}, 'No model is named: give --checkpoint=DIR'),
     ({'checkpoint': '/nowhere'}, ': /nowhere is neither a directory'),
     ({'prompt': ''}, 'Give one of --prompt=TEXT and --prompts=FILE'),
@@ -177,11 +193,14 @@ def test_text_ends_where_the_checkpoint_says(tmp_path):
     ({'prompt_cache': '/absent'}, 'absent cannot be read: No such file'),
     ({'checkpoint': str(GOLDEN / 'whisper')}, 'reads frames of 5 features'),
     ({'dtype': 'flaot32'}, 'flaot32'),
-])  # fmt: skip
+  ],
+)
 def test_refusals_are_one_line(given, message, capsys):
   given = {
-    'checkpoint': str(GOLDEN / 'llama'), 'prompt': 'ABC', 'tokens': 8
-  } | given  # fmt: skip
+    'checkpoint': str(GOLDEN / 'llama'),
+    'prompt': 'ABC',
+    'tokens': 8,
+  } | given
   with given_flags(generate.FLAGS, **given), pytest.raises(SystemExit) as end:
     generate.main([])
   assert end.value.code == 2

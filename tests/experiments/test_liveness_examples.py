@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.why_no_q_cache import examples, given
+from experiments.why_no_q_cache import examples
 from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
 
@@ -58,7 +58,7 @@ def test_an_old_query_is_made_and_read_in_the_past_alone():
   ('sizes', 'words'),
   [
     ({'heads': 3}, 'heads=3 is not a multiple of kv_heads=2'),
-    ({'width': 0}, 'width=0 must be at least 1'),
+    ({'width': 0}, 'width=0 must be a positive integer'),
     ({'rotary': 3}, 'rotary=3 must be even'),
   ],
 )
@@ -94,9 +94,9 @@ def test_a_name_of_no_program_is_refused(path, words, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.delitem(sys.modules, 'broken', raising=False)
   with pytest.raises(ValueError, match=words) as caught:
-    given.load(path, X)
+    examples.load_program(path, X)
   assert '\n' not in str(caught.value)
-  assert given.load('broken:attention', X)(3) == 3
+  assert examples.load_program('broken:attention', X)(3) == 3
 
 
 def test_an_unknown_variant_is_refused():

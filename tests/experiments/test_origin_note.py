@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments.why_no_q_cache import note
+from experiments.why_no_q_cache import origin_note
 from kvjax import liveness
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs'
@@ -16,7 +16,7 @@ SECTION = re.compile(r'<!-- (\w+) -->\n```text\n(.*?)```', re.DOTALL)
 
 @pytest.fixture(scope='module')
 def sections():
-  return note.sections()
+  return origin_note.sections()
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -31,7 +31,7 @@ def test_the_numbers_of_the_page_are_the_programs(page, sections):
 
 
 def test_row_1_is_one_query_and_column_1_one_key():
-  q, k, _ = (part.astype(np.float64) for part in note._qkv())
+  q, k, _ = (part.astype(np.float64) for part in origin_note._qkv())
   scores = q @ k.T
   moved = lambda new: np.abs(new - scores) > 0
   by_q = moved((q + np.eye(3)[:, :1]) @ k.T)  # only row 1 of Q is changed
@@ -41,18 +41,20 @@ def test_row_1_is_one_query_and_column_1_one_key():
 
 
 def test_renaming_changes_no_verdict_and_columns_keep_the_query():
-  x = note._input(8)
-  named = liveness.analyze(note._attention('q', 'k'), x)
-  other = liveness.analyze(note._attention('k', 'q'), x)
+  x = origin_note._input(8)
+  named = liveness.analyze(origin_note._attention(), x)
+  other = liveness.analyze(origin_note._attention('k', 'q'), x)
   swap = {'q': 'k', 'k': 'q', 'v': 'v'}
   assert {swap[n]: t for n, t in named.live_for.items()} == other.live_for
-  columns = liveness.analyze(note._columns, x)
+  columns = liveness.analyze(origin_note._columns, x)
   assert set(columns.keep) == {'q', 'v'} and columns.live_for['k'] == 0
   assert columns.causal
 
 
 def test_an_encoder_that_grows_reads_old_queries():
-  report = liveness.analyze(note._single(False), note._input(8))
+  report = liveness.analyze(
+    origin_note._attention(causal=False), origin_note._input(8)
+  )
   assert not report.causal and report.keep == ()
   assert report.live_for['q'] == np.inf
 
@@ -65,6 +67,6 @@ def test_a_stack_is_a_separation(sections):
 
 
 def test_the_reader_decides_not_the_maker():
-  x = note._input(8)
-  same = liveness.analyze(note._attention('q', 'k', weights=(0, 0, 0)), x)
+  x = origin_note._input(8)
+  same = liveness.analyze(origin_note._attention(weights=(0, 0, 0)), x)
   assert same.keep == ('k', 'v') and same.live_for['q'] == 0

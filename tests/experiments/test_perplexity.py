@@ -1,4 +1,4 @@
-"""`experiments.perplexity` against losses computed apart from it."""
+"""`experiments.perplexity` against losses that the test computes itself."""
 
 import functools
 import json
@@ -27,13 +27,19 @@ def text(tmp_path):
 
 
 def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
-  """Window 7 is another model: its own uncached form says what it loses."""
+  """A window of 7 is another model, so its figures differ."""
   name = str(GOLDEN / 'deepseek_v3')
   caches = ['default', 'ring:window=7', 'paged:page=4+int8']
   with given_flags(
-    perplexity.FLAGS, checkpoint=name, text=text, cache=caches, rows=2,
-    length=23, workdir=str(tmp_path), weights='int8',
-  ):  # fmt: skip
+    perplexity.FLAGS,
+    checkpoint=name,
+    text=text,
+    cache=caches,
+    rows=2,
+    length=23,
+    workdir=str(tmp_path),
+    weights='int8',
+  ):
     perplexity.main([])
   assert 'bits per byte' in capsys.readouterr().out
   lines = (tmp_path / 'perplexity.jsonl').read_text().splitlines()
@@ -62,7 +68,7 @@ def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
 
 
 def test_windows_begin_as_the_tokenizer_does():
-  """What it puts before a text is given and not asked for; what ends it not."""
+  """Tokens before a text are fed, not scored; those after it are left out."""
 
   class Marked(tokenizer.Bytes):
     def encode(self, text, *, special=True):
@@ -79,7 +85,9 @@ def test_windows_begin_as_the_tokenizer_does():
   assert found.scores(losses)['perplexity'] == pytest.approx(math.exp(3.5))
 
 
-@pytest.mark.parametrize('given, message', [
+@pytest.mark.parametrize(
+  'given, message',
+  [
     ({'checkpoint': ''}, 'give --checkpoint=PATH'),
     ({'text': ''}, 'give --text=PATH'),
     ({'text': '/absent'}, '/absent cannot be read'),
@@ -87,12 +95,13 @@ def test_windows_begin_as_the_tokenizer_does():
     ({'length': 1}, 'length=1 tokens a window'),
     ({'length': 400}, 'length=400 tokens a window, 0 of them before any'),
     ({'cache': ['int8', 'rnig']}, "'rnig' is no name"),
-    ({'checkpoint': str(GOLDEN / 't5')}, 'reads a source beside the text'),
+    ({'checkpoint': str(GOLDEN / 't5')}, 'reads a source besides the text'),
     ({'checkpoint': str(GOLDEN / 'whisper')}, 'reads a source'),
-])  # fmt: skip
+  ],
+)
 def test_refusals_are_one_line(given, message, text, capsys):
-  asked = {'checkpoint': str(GOLDEN / 'llama'), 'text': text, 'length': 9}
-  with given_flags(perplexity.FLAGS, **asked | given):
+  flags = {'checkpoint': str(GOLDEN / 'llama'), 'text': text, 'length': 9}
+  with given_flags(perplexity.FLAGS, **flags | given):
     with pytest.raises(SystemExit) as end:
       perplexity.main([])
   assert end.value.code == 2

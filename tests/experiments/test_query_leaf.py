@@ -24,11 +24,11 @@ def test_the_three_forms():
   forms = query_leaf.forms(model(GQA), batch_size=2, capacity=128)
   leaf = 2 * 4 * 128 * 6 * 4
   assert [holds for _, holds in derived.claims(forms, leaf)] == [True] * 5
-  both, given, carried = forms
+  both, pruned, carried = forms
   assert both.arguments == both.aliased == leaf
   assert both.query_readers == ()
   assert both.key_readers
-  for form in (given, carried):
+  for form in (pruned, carried):
     assert (form.arguments, form.aliased) == (0, 0)
     assert form.query_readers is None
 

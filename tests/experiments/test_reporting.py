@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.aggregate import summary
-from experiments.reporting import answer, plots, records, writer
+from experiments.measuring import small_example
+from experiments.reporting import plots, records, writer
 from experiments.reporting.blocks import (
   Code,
   Heading,
@@ -110,14 +111,16 @@ def test_plots_are_pictures_and_repeat_themselves():
 
 
 def test_the_answer_in_small():
-  tables = {b.title: b for b in answer.answer() if isinstance(b, Table)}
+  tables = {
+    b.title: b for b in small_example.answer_blocks() if isinstance(b, Table)
+  }
   read = tables['Who reads which row (found by changing one row at a time)']
   assert [row[1:] for row in read.rows] == [
     ['none', 'none', 'v0'],
     ['q1', 'k0 k1', 'v0 v1'],
     ['q2', 'k0 k1 k2', 'v0 v1 v2'],
   ]
-  assert answer.llama_bytes() == {
+  assert small_example.llama_bytes() == {
     'MHA': (2 * 32 * 32 * 128 * 2, 32 * 32 * 128 * 2),
     'GQA': (2 * 32 * 8 * 128 * 2, 32 * 32 * 128 * 2),
     'MQA': (2 * 32 * 128 * 2, 32 * 32 * 128 * 2),

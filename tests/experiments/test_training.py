@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 import kvjax
-from experiments.compare import evaluate
-from experiments.training import loss, step, variants
-from experiments.training.footprint import (
-  bytes_per_token,
-  query_bytes_per_token,
-)
+from experiments.compare import study
+from experiments.training import step, variants
 from experiments.training.text import split
+from experiments.training.variants import bytes_per_token, query_bytes_per_token
 
 SHAPE = variants.Shape(
   layers=2,
@@ -36,14 +33,14 @@ def standard_promotion():
 def test_loss_is_the_mean_of_minus_log_p():
   logits = jnp.asarray([[[0.0, 1.0], [2.0, 0.0], [9.0, 9.0]]])
   tokens = jnp.asarray([[0, 1, 0]])
-  found = loss.next_token_loss(logits, tokens)
+  found = step.next_token_loss(logits, tokens)
   want = [np.log1p(np.exp(-1.0)), np.log1p(np.exp(-2.0))]
   np.testing.assert_allclose(found, [want], rtol=1e-6)
 
 
 def test_uniform_guessing_costs_eight_bits():
   tokens = jnp.zeros((2, 5), jnp.int32)
-  assert evaluate.bits_per_byte(jnp.zeros((2, 5, 256)), tokens) == 8.0
+  assert study.bits_per_byte(jnp.zeros((2, 5, 256)), tokens) == 8.0
 
 
 def test_models_are_equal_within_two_percent():
@@ -86,12 +83,12 @@ def test_training_learns_and_repeats_itself():
 @pytest.mark.parametrize('name', ['steps', 'batch', 'length'])
 def test_a_recipe_refuses_nothing_to_do(name):
   sizes = {'steps': 1, 'batch': 1, 'length': 1} | {name: 0}
-  with pytest.raises(ValueError, match=f'{name}=0 must be at least 1'):
+  with pytest.raises(ValueError, match=f'{name}=0 must be a positive integer'):
     step.Recipe(**sizes)
 
 
 def test_cached_and_uncached_that_part_are_told_apart():
   logits = jnp.asarray([[1.0, -4.0]])
-  assert evaluate.assert_equal_logits(logits, logits, 1e-6) == 0
+  assert study.assert_equal_logits(logits, logits, 1e-6) == 0
   with pytest.raises(AssertionError):
-    evaluate.assert_equal_logits(logits + 1e-3, logits, 1e-6)
+    study.assert_equal_logits(logits + 1e-3, logits, 1e-6)

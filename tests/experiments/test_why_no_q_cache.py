@@ -1,4 +1,4 @@
-"""`experiments.why_no_q_cache` on a program of the user's own."""
+"""`experiments.why_no_q_cache` on a program that a user wrote."""
 
 import os
 import pathlib
@@ -45,7 +45,7 @@ def run(*flags, folder):
   )
 
 
-def test_a_program_of_the_users_own(tmp_path):
+def test_a_program_that_a_user_wrote(tmp_path):
   done = run('--program=mine:attention', '--config.shape=8,10', folder=tmp_path)
   assert done.returncode == 0, done.stderr
   assert 'Traceback' not in done.stderr and 'Warning' not in done.stderr

@@ -4,42 +4,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import kvjax
 from experiments.measuring.separation import readers
+from experiments.measuring.variants import VARIANTS, with_attention
 from experiments.reporting.blocks import Block, Heading, Table, Text
-from experiments.training.footprint import (
-  bytes_per_token,
-  query_bytes_per_token,
-)
-from experiments.training.variants import VARIANTS, Shape, model
+from experiments.training.variants import bytes_per_token, query_bytes_per_token
 from kvjax.attention.attend import Scoring
 from kvjax.attention.reference import plain_attention
+from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Int8
 
 PHRASES = ('不爱吃|香菜的|萌新', '喜欢|骑|摩托车', '爱好|是|研究')
 X = np.asarray([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)
-# Small weights that anyone can multiply by: a tenth of a permutation each.
+# A tenth of a permutation each, so that anyone can check a product by hand.
 WEIGHTS = {
   'query': np.eye(3, dtype=np.float32)[[0, 1, 2]] / 10,
   'key': np.eye(3, dtype=np.float32)[[1, 2, 0]] / 10,
   'value': np.eye(3, dtype=np.float32)[[0, 2, 1]] / 10,
 }
-LLAMA = Shape(
-  layers=32,
-  width=4096,
-  num_heads=32,
-  num_kv_heads=8,
-  key_width=128,
-  rotary_width=128,
-  latent_width=512,
-  latent_rotary_width=64,
-  hidden=14336,
-  vocab_size=128256,
-  dtype='bfloat16',
-)
 
 
-def answer() -> tuple[Block, ...]:
-  """Returns the answer as blocks; takes a second."""
+def answer_blocks() -> tuple[Block, ...]:
+  """Returns the answer as blocks of a report; computes them in a second."""
   return (
     Heading('The answer in small'),
     Text(
@@ -49,46 +35,48 @@ def answer() -> tuple[Block, ...]:
     ),
     *_three_rows(),
     Text(
-      'Row i of the output reads **one** row of Q, its own, and **every** '
-      'earlier row of K and V. A new token asks for a new row: it brings '
-      'its own q and finds old k and v. No old q is asked again, so none '
-      'is kept. (The first q is not read at all: a softmax over a single '
-      'key is 1 whatever the query is.)'
+      'Row i of the output reads **one** row of Q, that of the same token, '
+      'and **every** earlier row of K and V. A new token needs a new row of '
+      'the output: the token brings a new q and reads old k and v. No later '
+      'row reads an old q, so no q is kept. (No row reads the first q: a '
+      'softmax over a single key is 1 whatever the query is.)'
     ),
     _sizes(),
   )
 
 
+def llama_models() -> dict[str, ModelConfig]:
+  """Returns Llama-3-8B with the attention of each variant, by its name."""
+  llama = kvjax.load_config('llama-3-8b')
+  return {name.upper(): with_attention(llama, name) for name in VARIANTS}
+
+
 def llama_bytes() -> dict[str, tuple[int, int]]:
   """Returns bytes a token at Llama-3-8B's size: the cache, and a Q cache's."""
-  models = {name: model(name, LLAMA) for name in VARIANTS}
   return {
-    name.upper(): (bytes_per_token(config), query_bytes_per_token(config))
-    for name, config in models.items()
+    name: (bytes_per_token(config), query_bytes_per_token(config))
+    for name, config in llama_models().items()
   }
 
 
 def _three_rows() -> tuple[Table, Table]:
-  q, k, v = (X @ w for w in WEIGHTS.values())
+  q, k, v = (X @ weight for weight in WEIGHTS.values())
   weights = np.asarray(_attention_weights(q, k, v))
-  reads = {n: np.asarray(r) for n, r in readers(3, Scoring(1.0)).items()}
-  made, read = [], []
+  reads = [np.asarray(rows) for rows in readers(3, Scoring(1.0)).values()]
+  tokens, outputs = [], []
   for i, phrase in enumerate(PHRASES):
-    made.append([phrase, *(_vector(x[i]) for x in (X, q, k, v))])
-    output = ' + '.join(
-      f'{weight:.2f} v{j}' for j, weight in enumerate(weights[i, : i + 1])
-    )
-    found = [
-      _indices(letter, reads[name][i])
-      for letter, name in zip('qkv', WEIGHTS, strict=True)
+    tokens.append([phrase, *(_vector(rows[i]) for rows in (X, q, k, v))])
+    mixture = ' + '.join(f'{weights[i, j]:.2f} v{j}' for j in range(i + 1))
+    sources = [
+      _indices(n, rows[i]) for n, rows in zip('qkv', reads, strict=True)
     ]
-    read.append([f'o{i} = {output}', *found])
+    outputs.append([f'o{i} = {mixture}', *sources])
   return (
-    Table('What a token makes', ('token', 'x', 'q', 'k', 'v'), made),
+    Table('What a token makes', ('token', 'x', 'q', 'k', 'v'), tokens),
     Table(
       'Who reads which row (found by changing one row at a time)',
       ('output row', 'of Q', 'of K', 'of V'),
-      read,
+      outputs,
     ),
   )
 
@@ -105,17 +93,13 @@ def _attention_weights(q, k, v):
 
 def _sizes() -> Table:
   rows = []
-  for name, (kept, query) in llama_bytes().items():
-    gibibytes = kept * 131072 / 2**30
+  for name, config in llama_models().items():
+    kept = bytes_per_token(config)
+    query = query_bytes_per_token(config)
+    int8 = bytes_per_token(config, Int8())
+    gibibytes = f'{kept * 131072 / 2**30:.1f} GiB'
     rows.append(
-      [
-        name,
-        kept,
-        f'{gibibytes:.1f} GiB',
-        bytes_per_token(model(name.lower(), LLAMA), Int8()),
-        query,
-        f'x {(kept + query) / kept:.1f}',
-      ]
+      [name, kept, gibibytes, int8, query, f'x {(kept + query) / kept:.1f}']
     )
   return Table(
     'Bytes a token leaves behind, at the size of Llama-3-8B in bfloat16',
@@ -133,9 +117,9 @@ def _sizes() -> Table:
   )
 
 
-def _vector(x: np.ndarray) -> str:
-  return '(' + ' '.join(f'{value:.2g}' for value in x) + ')'
+def _vector(row: np.ndarray) -> str:
+  return '(' + ' '.join(f'{value:.2g}' for value in row) + ')'
 
 
-def _indices(letter: str, read: np.ndarray) -> str:
-  return ' '.join(f'{letter}{j}' for j in np.flatnonzero(read)) or 'none'
+def _indices(letter: str, is_read: np.ndarray) -> str:
+  return ' '.join(f'{letter}{j}' for j in np.flatnonzero(is_read)) or 'none'
