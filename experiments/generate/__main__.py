@@ -20,7 +20,7 @@ from experiments.generate import answer
 from experiments.generate.opening import check_fits, open_cache
 from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
-from experiments.measuring.traffic import held_bytes, step_bytes
+from experiments.measuring.model import held_bytes, step_bytes
 from experiments.reporting import records
 from kvjax.decoding.cache import cache_spec
 from kvjax.decoding.parse import DEFAULT, parse_cache

@@ -19,7 +19,7 @@ from absl import flags
 
 import kvjax
 from experiments import launch
-from experiments.measuring.traffic import held_bytes
+from experiments.measuring.model import held_bytes
 from experiments.perplexity import held_out
 from experiments.reporting.blocks import Table
 from experiments.reporting.writer import progress, start

@@ -7,12 +7,8 @@ import pytest
 
 from configs import benchmark_cpu
 from experiments import launch
-from experiments.benchmark import (
-  check_config,
-  tables,
-  whole,
-)
-from experiments.benchmark.sections import SECTIONS, Run
+from experiments.benchmark import check_config, tables
+from experiments.benchmark.sections import SECTIONS, Run, measure_sections
 from experiments.measuring import attention, clock, peers
 from experiments.reporting import records
 from experiments.reporting.writer import Writer
@@ -21,8 +17,8 @@ from tests.experiments.commands import ROOT
 
 
 def test_attention_is_checked_then_timed():
-  case = attention.Case(2, 2, 3, 8, 40, 24, 'int8')
-  results = attention.measure(case, attention.Pace(1, 0))
+  case = attention.AttentionCase(2, 2, 3, 8, 40, 24, 'int8')
+  results = clock.measure(case, clock.Pace(1))
   usable = {f'kvjax {name}' for name, why in available().items() if not why}
   assert set(results) == usable
   assert case.bytes == 2 * 2 * 2 * 24 * (8 + 4)
@@ -34,13 +30,13 @@ def test_attention_is_checked_then_timed():
 
 @pytest.mark.parametrize('filled', [40, 8])
 def test_caches_rotate_as_far_as_their_memory_allows(filled, monkeypatch):
-  case = attention.Case(2, 2, 3, 8, 40, filled, 'bfloat16')
+  case = attention.AttentionCase(2, 2, 3, 8, 40, filled, 'bfloat16')
   whole = 2 * 2 * 2 * 40 * 8 * 2  # bytes that a cache occupies
   monkeypatch.setattr(attention, 'MOST', 8 * whole)
-  pace = attention.Pace(1, 4 * whole, ('blockwise',), together=3)
-  found = attention.measure(case, pace, alone=True)['kvjax blockwise']
-  copies = {40: 4, 8: 9}[filled]  # in calls of as many each: 2 2, 3 3 3
-  assert found['rotated'] == copies * case.bytes
+  pace = clock.Pace(1, 4 * whole, ('blockwise',), together=3, alone=True)
+  row = clock.measure(case, pace)['kvjax blockwise']
+  copies = {40: 4, 8: 9}[filled]  # in calls of equal size: 2 2, 3 3 3
+  assert row['rotated'] == copies * case.bytes
 
 
 def test_copies_lie_apart():
@@ -150,7 +146,7 @@ def test_an_interrupted_run_is_reported_and_ends(tmp_path, monkeypatch):
   )
   run = Run(config, tmp_path, clock.Budget(), {'read': 1.0}, None)
   start = Writer(tmp_path, 'benchmark', 'Speed')
-  report, wrong = whole.sections(run, start)
+  report, wrong = measure_sections(run, start)
   assert [row['name'] for row in records.read([start.lines])] == [
     'found', 'the part',
   ]  # fmt: skip
