@@ -141,23 +141,29 @@ class StepCase(ModelCase):
     entries: dict[str, Entry] = {
       way.name: functools.partial(ours, way) for way in _ways(self.config, pace)
     }
-    if pace.alone:
-      return entries
+    if not pace.alone:
+      plain = functools.partial(expected, None, False)
+      entries |= self._peers(pace, plain)
+    return entries
 
+  def _peers(
+    self, pace: Pace, expected: Callable[[], Expected]
+  ) -> dict[str, Entry]:
     @functools.cache
     def torch_model():
       return peers.torch_model(self.config, self.params)
 
-    def theirs(kind):
+    def entry(kind):
       slots = self.context + pace.room
       call = peers.torch_decode(
         torch_model(), kind, self.streams, self.token, slots, pace.calls
       )
-      return expected(None, False).runner(call)
+      return expected().runner(call)
 
     kinds = peers.caches() if self.transformers is None else self.transformers
+    entries: dict[str, Entry] = {}
     for kind in () if peers.absent() else kinds:
-      entries[f'transformers {kind}'] = functools.partial(theirs, kind)
+      entries[f'transformers {kind}'] = functools.partial(entry, kind)
     return entries | llama_cpp.entries(
       self.config,
       self.params,
