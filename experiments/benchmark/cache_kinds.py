@@ -51,15 +51,13 @@ class CacheCase(ModelCase):
     names: in the words of `parse_cache`, 'dense' among them.
   """
 
-  names: Sequence[str]
+  record = 'caches'
   base = 'kvjax dense'
 
-  @property
-  def about(self) -> dict[str, Any]:
-    return {'record': 'caches', 'batch': self.batch, 'context': self.context}
+  names: Sequence[str]
 
   @property
-  def tokens(self) -> int:
+  def decoded(self) -> int:
     return self.batch
 
   def entries(self, pace: Pace) -> dict[str, Entry]:

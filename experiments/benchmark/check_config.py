@@ -41,17 +41,7 @@ def check(config: Any, known: Iterable[str]) -> None:
   for name in COUNTS:
     if config[name] < 1:
       raise ValueError(f'{name}={config[name]} must be 1 or more.')
-  for name, count in SIZES.items():
-    for sizes in flat.get(name, ()):
-      _check_sizes(name, sizes, count)
-  for name in ('prompts', 'overhead'):
-    for count in flat.get(name, ()):
-      _check_sizes(name, [count], 1)
-  for case in flat.get('latent', ()):
-    if not isinstance(case, tuple):
-      _check_sizes('latent', case, 6)
-    _check_sizes('latent', case[:-1], 6)
-    _among('latent', case[-1:], model.TOLERANCE)
+  _check_all_sizes(flat)
   for name in ('kernels', 'prompt_kernels'):
     _among(name, config[name], KERNELS)
   _among('generate_kernels', config.generate_kernels, (None, *KERNELS))
@@ -81,6 +71,20 @@ def _among(field: str, names: Iterable[Any], known: Iterable[Any]) -> None:
     if name not in known:
       names = ', '.join(map(str, known))
       raise ValueError(f'{field}: {name!r} is unknown; known: {names}.')
+
+
+def _check_all_sizes(flat: Mapping[str, Any]) -> None:
+  for name, count in SIZES.items():
+    for sizes in flat.get(name, ()):
+      _check_sizes(name, sizes, count)
+  for name in ('prompts', 'overhead'):
+    for count in flat.get(name, ()):
+      _check_sizes(name, [count], 1)
+  for case in flat.get('latent', ()):
+    if not isinstance(case, tuple):
+      _check_sizes('latent', case, 6)
+    _check_sizes('latent', case[:-1], 6)
+    _among('latent', case[-1:], model.TOLERANCE)
 
 
 def _check_sizes(field: str, sizes: Any, count: int) -> None:

@@ -6,7 +6,6 @@ that all heads share, or for each head a key of `plain + rotary` and a value.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,9 @@ class LatentCase(clock.Case):
     dtype: of the streams.
   """
 
+  record = 'latent'
+  fields = ('batch', 'heads', 'latent', 'rotary', 'plain', 'slots', 'dtype')
+
   batch: int
   heads: int
   latent: int
@@ -38,10 +40,6 @@ class LatentCase(clock.Case):
   plain: int
   slots: int
   dtype: str
-
-  @property
-  def about(self) -> dict[str, Any]:
-    return {'record': 'latent', **dataclasses.asdict(self)}
 
   @property
   def filled(self) -> int:

@@ -38,6 +38,8 @@ VOCABULARY = 8
 class LayerCase(ModelCase):
   """One token a row, in float32 and without rotation, which flax has not."""
 
+  record = 'layer'
+
   @classmethod
   def of(cls, shape: Mapping[str, Any], batch: int, context: int):
     """Returns the case of a layer of a model of a shape."""
@@ -50,10 +52,6 @@ class LayerCase(ModelCase):
     mlp = params['layers'][0]['mlp']
     mlp['down'] = jnp.zeros_like(mlp['down'])
     return cls(config, params, batch, context)
-
-  @property
-  def about(self) -> dict[str, Any]:
-    return {'record': 'layer', 'batch': self.batch, 'context': self.context}
 
   def entries(self, pace: Pace) -> dict[str, Entry]:
     slots = self.context + pace.room

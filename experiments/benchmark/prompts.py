@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,31 +23,22 @@ from experiments.measuring.model import (
 from kvjax.decoding.cache import init_cache
 from kvjax.decoding.generation import generate
 from kvjax.decoding.steps import decode_step, extend, prefill
-from kvjax.models.config import ModelConfig
 from kvjax.models.uncached import forward
 
 TURNS = 3  # of such long works
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptCase(clock.Case):
-  """A prefill of one row, and the uncached forward of the same tokens.
+class PromptCase(ModelCase):
+  """A prefill of the context, and the uncached forward of the same tokens.
 
   Attributes:
-    config: of the model.
-    params: of the model.
-    length: tokens of the prompt.
     kernels: that take part besides the default one.
   """
 
-  config: ModelConfig
-  params: Mapping[str, Any]
-  length: int
-  kernels: Sequence[str] = ()
+  record = 'prefill'
 
-  @property
-  def about(self) -> dict[str, Any]:
-    return {'record': 'prefill', 'batch': 1, 'context': self.length}
+  kernels: Sequence[str] = ()
 
   def repeats(self, pace: Pace) -> int:
     return min(pace.repeats, TURNS)
@@ -56,10 +47,10 @@ class PromptCase(clock.Case):
     del pace
     config, params = self.config, self.params
     rng = np.random.default_rng(0)
-    ids = rng.integers(0, config.vocab_size, (1, self.length))
+    ids = rng.integers(0, config.vocab_size, (self.batch, self.context))
     tokens = jnp.asarray(ids, jnp.int32)
     plain = jax.jit(lambda params, ids: forward(config, params, ids)[:, -1])
-    make = functools.partial(init_cache, config, 1, self.length)
+    make = functools.partial(init_cache, config, self.batch, self.context)
 
     def cached(kernel=None):
       logits, _ = prefill(config, params, make(), tokens, kernel=kernel)
@@ -94,25 +85,19 @@ class GenerateCase(ModelCase):
   """The generation of N tokens, and N single steps.
 
   Attributes:
-    count: N.
+    tokens: N, of each row.
     kernel: that attends; None for the default one.
   """
 
-  count: int
+  record = 'generate'
+  fields = ('batch', 'context', 'tokens')
+
+  tokens: int
   kernel: str | None = None
 
   @property
-  def about(self) -> dict[str, Any]:
-    return {
-      'record': 'generate',
-      'batch': self.batch,
-      'context': self.context,
-      'tokens': self.count,
-    }
-
-  @property
-  def tokens(self) -> int:
-    return self.batch * self.count
+  def decoded(self) -> int:
+    return self.batch * self.tokens
 
   def repeats(self, pace: Pace) -> int:
     del pace
@@ -123,7 +108,7 @@ class GenerateCase(ModelCase):
     config, params = self.config, self.params
     shape = (self.batch, config.vocab_size)
     logits = jnp.zeros(shape).at[:, 1].set(1.0)
-    cache = filled(self, self.context + self.count)
+    cache = filled(self, self.context + self.tokens)
     step = functools.partial(decode_step, config)
     token = jnp.zeros((self.batch,), jnp.int32)
     kernel = self.kernel or attending_kernels(step, params, cache, token)
@@ -136,16 +121,16 @@ class GenerateCase(ModelCase):
         params,
         cache,
         logits,
-        self.count,
+        self.tokens,
         donate=False,
-        block=self.count,
+        block=self.tokens,
         kernel=self.kernel,
       )
       return jax.block_until_ready(tokens)
 
     def entry(call):
       error = self.shortfall(cache, logits, call())
-      return clock.Runner(call, self.count * size, kernel, error, tolerance)
+      return clock.Runner(call, self.tokens * size, kernel, error, tolerance)
 
     stepped = functools.partial(self.stepped, cache, logits)
     return {
@@ -157,7 +142,7 @@ class GenerateCase(ModelCase):
     """Returns the tokens of `generate`, by calls that are each waited for."""
     token = np.asarray(logits).argmax(axis=1).astype(np.int32)
     tokens = []
-    for index in range(self.count):
+    for index in range(self.tokens):
       tokens.append(token)
       # The first step keeps the cache that the next run starts from.
       after, cache = decode_step(

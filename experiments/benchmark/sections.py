@@ -137,8 +137,8 @@ def race_all(
     results = clock.measure(case, dataclasses.replace(pace, alone=race.alone))
     rows = clock.rate(results, run.read, case.base)
     for row in sorted(run.judged(rows, race.bar), key=_narrow):
-      if case.tokens and 'seconds' in row:
-        row |= {'tokens_per_second': case.tokens / row['seconds']}
+      if case.decoded and 'seconds' in row:
+        row |= {'tokens_per_second': case.decoded / row['seconds']}
       yield {**case.about, **race.labels, **row}
 
 
@@ -201,33 +201,38 @@ def model_races(kinds: Sequence[str] | None, run: Run) -> Iterator[Race]:
   built = {name: model.build(config[name]) for name in config.models}
   for kind in kinds or config.get('kinds', KINDS):
     for name, (shape, params) in built.items():
-      chosen = config[name]
-      bar = ('of_floor', chosen.bar) if chosen.get('bar') else None
-      for case in WORKS[kind](config, chosen, shape, params):
-        judged = kind != 'prefill' and case.about['batch'] == 1
-        yield Race(case, {'model': name}, bar if judged else None)
+      bar = config[name].get('bar')
+      for case in _works(config, name, shape, params)[kind]:
+        judged = kind != 'prefill' and case.batch == 1
+        yield Race(
+          case, {'model': name}, ('of_floor', bar) if bar and judged else None
+        )
 
 
-def _generations(config, chosen, shape, params) -> Iterator[clock.Case]:
-  del chosen
-  for batch, context, count in config.generate:
-    for kernel in config.generate_kernels:
-      yield GenerateCase(shape, params, batch, context, count, kernel)
+def _works(
+  config: Any, name: str, shape: Any, params: Any
+) -> dict[str, Iterator[model.ModelCase]]:
+  """Returns the cases of a model by kind, each made when it is measured.
 
-
-def _steps(config, chosen, shape, params) -> Iterator[clock.Case]:
-  caches = chosen.get('transformers')
-  for batch, context in config.steps:
-    yield model.StepCase(shape, params, batch, context, caches)
-
-
-def _prefills(config, chosen, shape, params) -> Iterator[clock.Case]:
-  del chosen
-  for length in config.prompts:
-    yield PromptCase(shape, params, length, config.prompt_kernels)
-
-
-WORKS = {'generate': _generations, 'step': _steps, 'prefill': _prefills}
+  A case keeps its random streams, so earlier cases must not stay alive.
+  """
+  return {
+    'generate': (
+      GenerateCase(shape, params, batch, context, tokens, kernel)
+      for batch, context, tokens in config.generate
+      for kernel in config.generate_kernels
+    ),
+    'step': (
+      model.StepCase(
+        shape, params, batch, context, config[name].get('transformers')
+      )
+      for batch, context in config.steps
+    ),
+    'prefill': (
+      PromptCase(shape, params, 1, context, config.prompt_kernels)
+      for context in config.prompts
+    ),
+  }
 
 
 def describe_target(run: Run) -> Iterator[Record]:

@@ -31,6 +31,9 @@ MOST = 3_600_000_000  # bytes of memory that the caches of a race occupy
 class AttentionCase(clock.Case):
   """A cache of `slots` of which `filled` hold tokens; see the legend."""
 
+  record = 'attention'
+  fields = ('batch', 'heads', 'groups', 'width', 'slots', 'filled', 'dtype')
+
   batch: int
   heads: int
   groups: int
@@ -38,10 +41,6 @@ class AttentionCase(clock.Case):
   slots: int
   filled: int
   dtype: str
-
-  @property
-  def about(self) -> dict[str, Any]:
-    return {'record': 'attention', **dataclasses.asdict(self)}
 
   @property
   def bytes(self) -> int:

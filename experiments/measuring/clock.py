@@ -11,7 +11,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -146,13 +146,16 @@ class Expected:
 class Case(abc.ABC):
   """A question that a race answers."""
 
-  tokens = 0  # that one run decodes; 0 where tokens a second mean nothing
+  record: ClassVar[str]  # kind of its records
+  fields: ClassVar[Sequence[str]]  # attributes that stand in every record
+  decoded = 0  # tokens that a run decodes; 0 where their rate means nothing
   base = ''  # the runner with which others are compared; '' for every peer
 
   @property
-  @abc.abstractmethod
   def about(self) -> dict[str, Any]:
-    """Fields of every record of the case; its kind is 'record'."""
+    """Fields of every record of the case."""
+    values = {name: getattr(self, name) for name in self.fields}
+    return {'record': self.record, **values}
 
   @abc.abstractmethod
   def entries(self, pace: Pace) -> Mapping[str, Entry]:

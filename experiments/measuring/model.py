@@ -69,6 +69,8 @@ class ModelCase(clock.Case):
     context: tokens that each row has seen.
   """
 
+  fields = ('batch', 'context')
+
   config: ModelConfig
   params: Mapping[str, Any]
   batch: int
@@ -101,14 +103,12 @@ class StepCase(ModelCase):
     transformers: kinds of transformers' caches that take part; None for all.
   """
 
+  record = 'step'
+
   transformers: Sequence[str] | None = None
 
   @property
-  def about(self) -> dict[str, Any]:
-    return {'record': 'step', 'batch': self.batch, 'context': self.context}
-
-  @property
-  def tokens(self) -> int:
+  def decoded(self) -> int:
     return self.batch
 
   def entries(self, pace: Pace) -> dict[str, Entry]:
