@@ -139,7 +139,7 @@ class StepCase(ModelCase):
       return want.runner(forms.formed(way.form, call), way.kernel)
 
     entries: dict[str, Entry] = {
-      way.name: functools.partial(ours, way) for way in _ways(self.config, pace)
+      way.name: functools.partial(ours, way) for way in _ways(self, pace)
     }
     if not pace.alone:
       plain = functools.partial(expected, None, False)
