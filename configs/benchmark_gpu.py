@@ -20,11 +20,11 @@ Goals, bfloat16, 8 kv heads, G = 4, H = 128, cold L2, on an H200: at least
 one row of 32k, 4k and 1k (FlashAttention-3: 4.24, 4.05, 3.23 TB/s; 43.5, 14.5,
 11.0 us); a step of the 8B-shaped model at 0.80 of its floor, of the 1B-shaped
 one at 0.75. On another card bandwidths are multiplied, and times divided, by
-its measured copy bandwidth over 4.3 TB/s. A row shows its goal as met or missed.
+its measured copy bandwidth over 4.3 TB/s. A row says whether its goal is met.
 
-Expected, as measured on an H100: the bandwidths missed by 2 to 3 %, 1 x 32k by 5,
-the other two met; the 8B-shaped model at 0.799 by `generate`, the 1B-shaped one
-at 0.57.
+Expected, as measured on an H100: the bandwidths missed by 2 to 3 %, 1 x 32k by
+5, the other two met; the 8B-shaped model at 0.799 by `generate`, the 1B-shaped
+one at 0.57.
 Would be refuted by: `mosaic_gpu` further below, or slower than `blockwise`.
 """
 
