@@ -29,7 +29,7 @@ _BUDGET = flags.DEFINE_float(
   'budget', None, 'Seconds after which no row is begun.', lower_bound=0.0
 )
 _SECTIONS = flags.DEFINE_list(
-  'sections', None, "Parts to measure, in order, for the config's."
+  'sections', None, "Parts to measure, in order, in place of the config's."
 )
 _APPEND = flags.DEFINE_bool(
   'append', False, 'Add to the records of an earlier run.'
@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
   if _COMPARE.value is not None:
     _compare(_COMPARE.value)
     return
-  config, budget = _CONFIG.value, clock.Budget(_BUDGET.value)
+  config = _CONFIG.value
+  budget = clock.Budget(_BUDGET.value)
   if _SECTIONS.value is not None:
     config.sections = tuple(_SECTIONS.value)
   with launch.door():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from experiments.measuring import attention, clock
 from experiments.measuring.clock import Entry, Expected, Pace
-from kvjax.kernels import Scoring, available
+from kvjax.kernels import Scoring
 from kvjax.streams.codecs import Plain
 
 
@@ -93,8 +93,8 @@ class LatentCase(clock.Case):
 
     return {
       f'kvjax {kernel} {form}': functools.partial(entry, kernel, absorbed)
-      for kernel, reason in available().items()
-      if not reason and kernel in pace.kernels and kernel != 'mosaic_gpu'
+      for kernel in pace.usable()
+      if kernel != 'mosaic_gpu'
       for form, absorbed in (('absorbed', True), ('expanded', False))
     }
 

@@ -26,7 +26,6 @@ from experiments.measuring.model import (
   weights_read,
 )
 from kvjax.attention.grouped import Grouped
-from kvjax.kernels import available
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, init_params, unembed
 from kvjax.models.mlp import MLP
@@ -65,8 +64,8 @@ class LayerCase(ModelCase):
     expected = self.expected(want, size)
     entries: dict[str, Entry] = {
       f'kvjax {kernel}': lambda k=kernel: expected.runner(ours(k), k)
-      for kernel, reason in available().items()
-      if not reason and kernel in pace.kernels and kernel != 'mosaic_gpu'
+      for kernel in pace.usable()
+      if kernel != 'mosaic_gpu'
     }
     # flax reads every slot of its cache, whether or not the slot is filled.
     return entries | {'flax.nnx': lambda: expected.runner(_flax(self, slots))}

@@ -20,7 +20,7 @@ from experiments.generate import answer
 from experiments.generate.opening import check_fits, open_cache
 from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
-from experiments.measuring.model import held_bytes, step_bytes
+from experiments.measuring.model import array_bytes, step_bytes
 from experiments.reporting import records
 from kvjax.decoding.cache import cache_spec
 from kvjax.decoding.parse import DEFAULT, parse_cache
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
     rows=len(rows),
     step_bytes=step_bytes(*model, cache),
     bandwidth=reading(64, 3),
-    cache_bytes=held_bytes(cache),
+    cache_bytes=array_bytes(cache),
   )
   print(speed, file=sys.stderr)
   if _OUT.value:

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.measuring import attention_peers, clock, forms, peers
 from experiments.measuring.clock import Entry, Expected, Pace
-from kvjax.kernels import Scoring, attend_view, available
+from kvjax.kernels import Scoring, attend_view
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.kernels.hopper.tuning import Problem, tiles
 from kvjax.streams.codecs import Codec, Int8, Plain
@@ -202,9 +202,8 @@ def _kernels(
   """Returns name, kernel and program of each participant of kvjax."""
   query_positions, slot_positions = positions(case)
   ours = []
-  for kernel, reason in available().items():
-    unserved = kernel == 'mosaic_gpu' and case.dtype not in DTYPES
-    if reason or unserved or kernel not in pace.kernels:
+  for kernel in pace.usable():
+    if kernel == 'mosaic_gpu' and case.dtype not in DTYPES:
       continue
     attend = functools.partial(
       _attend_each,

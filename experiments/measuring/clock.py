@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.kernels import KERNELS
+from kvjax.kernels import KERNELS, available
 
 Call = Callable[[], Any]  # starts work; `wait` on its result ends it
 
@@ -85,6 +85,11 @@ class Pace:
     """Returns the pace of an experiment's config."""
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(**{name: config[name] for name in names if name in config})
+
+  def usable(self) -> list[str]:
+    """Returns the kernels that take part, of those available here."""
+    reasons = available()
+    return [x for x in reasons if not reasons[x] and x in self.kernels]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.decoding.cache import Cache, init_cache
 from kvjax.decoding.steps import decode_step
-from kvjax.kernels import available
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.memory.planning import plan
@@ -196,9 +195,7 @@ class _Way:
 def _ways(case: StepCase, pace: Pace) -> Iterator[_Way]:
   # The order of a product, 'rows first', means nothing for a single row.
   variations = [x for x in pace.forms if case.batch > 1 or 'rows' not in x]
-  for kernel, reason in available().items():
-    if reason or kernel not in pace.kernels:
-      continue
+  for kernel in pace.usable():
     name = f'kvjax {kernel}'
     if kernel == 'mosaic_gpu':
       if case.config.dtype in DTYPES:
@@ -319,13 +316,13 @@ def step_calls(
 def weights_read(params: Mapping[str, Any]) -> int:
   """Returns bytes that a step reads: an embedding counts if it is the head."""
   skip = params['embedding'].nbytes if 'head' in params else 0
-  return held_bytes(params) - skip
+  return array_bytes(params) - skip
 
 
 def cache_read(cache: Cache, context: int) -> int:
   """Returns bytes of the filled slots."""
   slots = cache.books[0].positions.shape[2]
-  return held_bytes(cache.stores) * context // slots
+  return array_bytes(cache.stores) * context // slots
 
 
 def step_bytes(
@@ -344,12 +341,12 @@ def step_bytes(
   for index, store in zip(cache.layout.books, cache.stores, strict=True):
     if index >= 0:
       is_token = cache.books[index].positions >= 0
-      live += float(jnp.mean(is_token)) * held_bytes(store)
-  crossed = held_bytes(cache.cross or ())
+      live += float(jnp.mean(is_token)) * array_bytes(store)
+  crossed = array_bytes(cache.cross or ())
   return planned.active_params_bytes + round(live) + crossed
 
 
-def held_bytes(tree: Any) -> int:
+def array_bytes(tree: Any) -> int:
   """Returns the bytes of all arrays of a tree."""
   return sum(x.nbytes for x in jax.tree.leaves(tree))
 

@@ -19,7 +19,7 @@ from absl import flags
 
 import kvjax
 from experiments import launch
-from experiments.measuring.model import held_bytes
+from experiments.measuring.model import array_bytes
 from experiments.perplexity import held_out
 from experiments.reporting.blocks import Table
 from experiments.reporting.writer import progress, start
@@ -117,7 +117,7 @@ def measure(setup: Setup, config: ModelConfig, params: Any) -> Iterator[Record]:
       **found,
       'more_bits': found['bits_per_byte'] - want['bits_per_byte'],
       'bytes_per_token': promised.bytes_per_token,
-      'cache_bytes': held_bytes(cache),
+      'cache_bytes': array_bytes(cache),
       'planned_bytes': promised.cache_bytes,
     }
 
