@@ -101,7 +101,7 @@ def _default(
 
 
 def _masked(
-  case: CacheCase, capacity: int, kind: Kind, codec: Codec | None
+  case: CacheCase, capacity: int, kind: Any, codec: Codec | None
 ) -> np.ndarray:
   """Returns a step's logits by a dense cache and the mask of a kind."""
 

@@ -8,7 +8,8 @@ import pytest
 from configs import benchmark_cpu
 from experiments import launch
 from experiments.benchmark import check_config, tables
-from experiments.benchmark.sections import SECTIONS, Run, measure_sections
+from experiments.benchmark.races import Run
+from experiments.benchmark.sections import SECTIONS, measure_sections
 from experiments.measuring import attention, clock, peers
 from experiments.reporting import records
 from experiments.reporting.writer import Writer
