@@ -62,15 +62,16 @@ def get_config(setting: str = 'default') -> ConfigDict:
   config = ConfigDict(
     {
       'repeats': 5,
-      # Bytes read before any is read again: of the largest cache, one copy.
+      # Bytes that are read before any byte is read again: of the largest
+      # cache this is a single copy.
       'rotate': 2**29,
-      'bandwidth': 512,  # MiB read to find what the machine can read
+      'bandwidth': 512,  # MiB that are read to measure the read bandwidth
       'kernels': ('ffi', 'blockwise'),
-      'generate_kernels': (None,),  # the default one
-      'prompt_kernels': (),  # no other than that
+      'generate_kernels': (None,),  # None: the default kernel
+      'prompt_kernels': (),  # kernels besides the default one
       'interpret': False,
-      'together': 8,  # buffers that a call reads: what it costs is little then
-      'calls': 1,  # queued before one is waited for
+      'together': 8,  # buffers that a call reads, to hide the call's cost
+      'calls': 1,  # calls queued before the host waits for one
       'sections': (
         'models',
         'caches',
@@ -88,7 +89,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'slots': 8192,
         'filled': (8192, 1024),
         'dtypes': ('float32', 'bfloat16', 'int8'),
-        'largest': 600_000_000,  # bytes of a float32 cache; larger is left out
+        'largest': 600_000_000,  # bytes of a float32 cache; no larger case
       },
       'model': {
         'layers': 8,
@@ -108,7 +109,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'layer': ((1, 2048), (8, 2048)),  # batch, context
       'overhead': (32,),  # layers
       'caches': {
-        'names': (  # the rest hold 512 of what dense and paged hold
+        'names': (  # dense and paged store all tokens, the others 512 of them
           'dense',
           'ring:window=512',
           'sinks:sinks=4,window=508',

@@ -1,29 +1,30 @@
 """How close to the speed of memory does kvjax decode on a Hopper GPU?
 
-  make bench-gpu                       all of it; or in two calls, what has not
-                                       run on a GPU first:
+  make bench-gpu                       all of it; or in two calls, first the
+                                       parts that have not run on a GPU:
   make bench-gpu ARGS=--sections=target,memory,checks,models
   make bench-gpu ARGS='--append --sections=sweep,attention'
   python -m experiments.benchmark --config=configs/benchmark_gpu.py --budget=540
   python -m experiments.benchmark --config=configs/benchmark_gpu.py:tiny
 
-One run: what the card reads and copies; its description, for `make aot-h200`;
-what it says that a step and a prefill occupied, beside the plan; what either
-form of the kernel computes there, against float64 and XLA; prompts, steps and
-tokens of a 1B and an 8B model; a sweep of the kernel's tiles, written as its
-table and used from then on; attention beside the peers and the bars. After
-`--budget` seconds no row is begun. `tiny` runs on a CPU, kernels interpreted.
+One run measures what the card reads and copies. It writes the card's
+description, for `make aot-h200`, compares the memory that a step and a prefill
+occupied with the plan, and compares both forms of the kernel with float64 and
+XLA. It times prompts, steps and tokens of a 1B and an 8B model, sweeps the
+kernel's tiles, writes the best as the kernel's table and uses the table from
+then on. Last it times attention with the peers and the bars. After `--budget`
+seconds no row is begun. `tiny` runs on a CPU and interprets the kernels.
 
 Goals, bfloat16, 8 kv heads, G = 4, H = 128, cold L2, on an H200: at least
 4.2 TB/s at 8 rows of 32k, 4.0 at 16k, 3.3 at 4k; at most 40, 14 and 10 us at
 one row of 32k, 4k and 1k (FlashAttention-3: 4.24, 4.05, 3.23 TB/s; 43.5, 14.5,
 11.0 us); a step of the 8B-shaped model at 0.80 of its floor, of the 1B-shaped
-one at 0.75. On an H100 times, or divided by, its measured copy bandwidth over
-4.3 TB/s. Each of these stands beside its row as met or missed.
+one at 0.75. On another card bandwidths are multiplied, and times divided, by
+its measured copy bandwidth over 4.3 TB/s. A row says whether its goal is met.
 
-Expected, as found on an H100: the bandwidths missed by 2 to 3 %, 1 x 32k by 5,
-the other two met; the 8B-shaped model at 0.799 by `generate`, the 1B-shaped one
-at 0.57.
+Expected, as measured on an H100: the bandwidths missed by 2 to 3 %, 1 x 32k by
+5, the other two met; the 8B-shaped model at 0.799 by `generate`, the 1B-shaped
+one at 0.57.
 Would be refuted by: `mosaic_gpu` further below, or slower than `blockwise`.
 """
 
@@ -56,7 +57,7 @@ TINY = {
   'model.hidden': 48,
   'model.vocab_size': 64,
   'steps': ((1, 8),),
-  'prompts': (72,),  # more rows than a kernel of few serves
+  'prompts': (72,),  # more rows than a kernel for few rows serves
   'generate': (),
   'room': 56,
 }
@@ -72,13 +73,15 @@ def get_config(setting: str = 'default') -> ConfigDict:
     {
       'repeats': 5,
       'rotate': 200_000_000,  # bytes of buffers; an L2 has 50 MB
-      'bandwidth': 2048,  # MiB read to find what the machine can read
+      'bandwidth': 2048,  # MiB that are read to measure the read bandwidth
       'kernels': ('blockwise', 'mosaic_gpu'),
       'generate_kernels': ('mosaic_gpu',),
-      'prompt_kernels': ('cudnn',),  # beside the default one
+      'prompt_kernels': ('cudnn',),  # besides the default one
       'interpret': True,  # where there is no GPU
-      'together': 64,  # buffers that a call reads: a host is slow
-      'calls': 32,  # queued before one is waited for, likewise
+      # A host is slow: a call reads several buffers, and several calls are
+      # queued before the host waits for one.
+      'together': 64,
+      'calls': 32,
       'sections': (
         'target',
         'memory',
@@ -88,10 +91,10 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'attention',
       ),
       'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
-      'both': True,  # forms of the kernel, alone
-      # Of steps; of several rows also how products are written.
+      'both': True,  # both forms of the kernel in attention alone
+      # Forms of steps. The order of products matters for several rows only.
       'forms': ('inside', 'rows first', 'inside + rows first'),
-      'memory': (  # model, kernel, batch, capacity, tokens; ever more
+      'memory': (  # model, kernel, batch, capacity, tokens, of growing size
         ('model', 'mosaic_gpu', 1, 4096, 1),
         ('model', 'blockwise', 4, 2048, 512),
       ),
@@ -118,7 +121,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         ),
         'lengths': (0, 1, 77, 1000),
         'slots': 1024,
-      },  # fmt: skip
+      },
       'sweep': {
         'heads_groups_width': (8, 4, 128),
         'shapes': (  # batch, slots
@@ -131,7 +134,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         ),
         'axes': ('splits', 'block', 'merge'),  # varied in turn
         'repeats': 3,
-      },  # fmt: skip
+      },
       'room': 512,  # slots beyond the context for tokens that are timed
       'attention': {
         'shapes': ((8, 4, 128),),
@@ -143,7 +146,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
           (1, 4096),
           (1, 1024),
         ),
-        'slots': 0,  # as many as are filled
+        'slots': 0,  # 0: every slot is filled
         'dtypes': ('bfloat16',),
         'largest': 5_000_000_000,  # bytes of a float32 cache
         'bars': (  # batch, filled: field, bar on an H200
@@ -178,7 +181,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'vocab_size': 128_256,
         'dtype': 'bfloat16',
         'bar': 0.80,
-        'transformers': ('static',),  # to be compiled, it takes minutes
+        'transformers': ('static',),  # 'compiled' would take minutes
       },
       'steps': ((8, 2048), (1, 2048)),  # batch, context
       'prompts': (1024,),

@@ -1,9 +1,10 @@
-"""How close to the speed of memory does kvjax decode, and beside whom?
+"""How close to the speed of memory does kvjax decode, and how do others?
 
-Read bandwidth first, then what the config's `sections` name: attention alone,
-whole steps, prefill and the generation of N tokens, each checked before it is
-timed; on a GPU also its description, what the kernel computes there, and the
-sweep that makes its table. See configs/benchmark_cpu.py and
+The read bandwidth is measured first, then the parts that the config's
+`sections` name: attention alone, whole steps, prefill and the generation of N
+tokens, each checked before it is timed. On a GPU the run also writes the
+device's description, checks what the kernel computes there, and sweeps its
+tiles for the kernel's table. See configs/benchmark_cpu.py and
 configs/benchmark_gpu.py.
 """
 
@@ -12,12 +13,8 @@ import pathlib
 from absl import flags
 
 from experiments import launch
-from experiments.benchmark import (
-  check_config,
-  tables,
-  whole,
-)
-from experiments.benchmark.sections import SECTIONS
+from experiments.benchmark import check_config, tables
+from experiments.benchmark.sections import SECTIONS, measure
 from experiments.measuring import attention_peers, clock, llama_cpp, peers
 from experiments.reporting import records
 from experiments.reporting.writer import start
@@ -32,7 +29,7 @@ _BUDGET = flags.DEFINE_float(
   'budget', None, 'Seconds after which no row is begun.', lower_bound=0.0
 )
 _SECTIONS = flags.DEFINE_list(
-  'sections', None, "Parts to measure, in order, for the config's."
+  'sections', None, "Parts to measure, in order, in place of the config's."
 )
 _APPEND = flags.DEFINE_bool(
   'append', False, 'Add to the records of an earlier run.'
@@ -56,7 +53,8 @@ def main(argv: list[str]) -> None:
   if _COMPARE.value is not None:
     _compare(_COMPARE.value)
     return
-  config, budget = _CONFIG.value, clock.Budget(_BUDGET.value)
+  config = _CONFIG.value
+  budget = clock.Budget(_BUDGET.value)
   if _SECTIONS.value is not None:
     config.sections = tuple(_SECTIONS.value)
   with launch.door():
@@ -76,7 +74,7 @@ def main(argv: list[str]) -> None:
   writer = start(
     _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value
   )
-  writer, wrong = whole.measure(config, writer, budget)
+  writer, wrong = measure(config, writer, budget)
   print(f'Report: {writer.save()}')
   if wrong:
     raise SystemExit(f'Wrong: {"; ".join(wrong)}.')

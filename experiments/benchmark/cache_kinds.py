@@ -1,16 +1,18 @@
-"""Steps of one model over caches of several kinds, all after as many tokens.
+"""Steps of one model over caches of several kinds, after the same context.
 
-What a bounded cache keeps is chosen at random where its score observes, and is
-the last tokens otherwise. Each kind is held against dense caches, read by the
-block loop through the mask that the kind stands for: of the same tokens, in the
-same codes, those that a bounded cache keeps in the places of the last ones (a
-score needs no positions, keys are stored rotated). An observing kind then takes
-steps more, beside itself by the block loop: what it forgets is the same.
+The tokens that a bounded cache keeps are random where its score observes
+attention, and the last tokens otherwise. The logits of each kind are compared
+with a dense cache that the block loop reads through the mask which the kind
+stands for. That dense cache has the same tokens in the same codes; where a
+bounded cache keeps tokens, they take the place of the last tokens (a score
+needs no positions, because keys are stored rotated). An observing kind then
+takes further steps next to the same cache under the block loop, which shows
+that both evict the same tokens.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,220 +20,170 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.measuring import clock
-from experiments.measuring.clock import Runner
-from experiments.measuring.model import layer_streams, step_calls
-from experiments.measuring.ran import ran
-from experiments.measuring.traffic import step_bytes
+from experiments.measuring.clock import Entry, Pace, Runner
+from experiments.measuring.model import (
+  BLOCKWISE,
+  ModelCase,
+  Streams,
+  aligned,
+  attending_kernels,
+  fill,
+  step_bytes,
+  step_calls,
+  write_layers,
+)
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.parse import parse_cache
 from kvjax.decoding.steps import decode_step
-from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Codec
 
-DENSE = 'dense'
 TOLERANCE = 1e-4  # relative to the largest logit
-MORE = 3  # steps that an observing kind is held to
-ALIGNED = 64  # slots, of which every kernel reads a multiple
+FURTHER = 3  # steps in which an observing kind is compared with the block loop
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-  """A model after a context.
+class CacheCase(ModelCase):
+  """A model's step over several caches, by the default kernel of each.
 
   Attributes:
-    config: of the model.
-    batch: B.
-    context: tokens that each row has seen.
-    room: slots beyond them, for the tokens that are timed.
+    names: in the words of `parse_cache`, 'dense' among them.
   """
 
-  config: ModelConfig
-  batch: int
-  context: int
-  room: int
+  record = 'caches'
+  base = 'kvjax dense'
+
+  names: Sequence[str]
 
   @property
-  def capacity(self) -> int:
-    """Slots of a dense cache."""
-    return -(-(self.context + self.room) // ALIGNED) * ALIGNED
+  def decoded(self) -> int:
+    return self.batch
 
-  @property
-  def token(self) -> jax.Array:
-    """The first token that is decoded, int32 `[B]`."""
-    return jnp.arange(self.batch, dtype=jnp.int32) % self.config.vocab_size
-
-
-def measure(
-  case: Case, params: Mapping[str, Any], caches: Sequence[str], repeats: int
-) -> dict[str, Any]:
-  """Returns results by cache, each by the kernel that it gets by default.
-
-  Args:
-    case: model, rows, context.
-    params: of the model.
-    caches: in the words of `parse_cache`, 'dense' among them.
-    repeats: turns of the race.
-  """
-  layers = range(len(case.config.layers))
-  streams = [
-    layer_streams(case.config, case.batch, case.context, index)
-    for index in layers
-  ]
-  masked = functools.cache(functools.partial(_masked, case, params, streams))
-  entries = {
-    f'kvjax {text}': functools.partial(
-      _runner, case, params, streams, *parse_cache(text), masked
-    )
-    for text in caches
-  }
-  runners, skipped = clock.enter(entries)
-  return clock.race(runners, repeats) | skipped
+  def entries(self, pace: Pace) -> dict[str, Entry]:
+    capacity = aligned(self.context + pace.room)
+    return {
+      f'kvjax {name}': functools.partial(
+        _runner, self, capacity, *parse_cache(name)
+      )
+      for name in self.names
+    }
 
 
-def beside_dense(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns rows with how many times as long the dense cache takes."""
-  dense = {r['name']: r['seconds'] for r in rows if 'seconds' in r}
-  base = dense.get(f'kvjax {DENSE}')
-  return [
-    row | {'ratios': {DENSE: base / row['seconds']}}
-    if base and 'seconds' in row
-    else row
-    for row in rows
-  ]
+def _runner(
+  case: CacheCase, capacity: int, kind: Kind, codec: Codec | None
+) -> Runner:
+  kind = kind.bind(capacity)
 
-
-def _runner(case, params, streams, kind, codec, masked) -> Runner:
-  kind = kind.bind(case.capacity)
-  cache = filled(case, streams, kind, codec)
-  size = step_bytes(case.config, params, cache)
-  kernel = _default(case, params, kind, codec)
-  same = functools.partial(step_calls, case.config, params, token=case.token)
-  plain = None
+  cache = after_context(case, capacity, kind, codec)
+  size = step_bytes(case.config, case.params, cache)
+  kernel = _default(case, capacity, kind, codec)
+  call = step_calls(case, cache, None)
+  error = clock.difference(call(), _masked(case, capacity, kind, codec))
   if kind.observes:
-    plain = same(filled(case, streams, kind, codec), kernel='blockwise')
-  call = same(cache, kernel=None)
-  error = clock.difference(call(), masked(kind, codec))
-  if plain is not None:
+    cache = after_context(case, capacity, kind, codec)
+    plain = step_calls(case, cache, BLOCKWISE)
     plain()
-    found = [clock.difference(call(), plain()) for _ in range(MORE)]
-    error = max(error, *found)
+    differences = [clock.difference(call(), plain()) for _ in range(FURTHER)]
+    error = max(error, *differences)
   return Runner(call, size, kernel, error, TOLERANCE)
 
 
-def _default(case, params, kind, codec) -> str:
-  """Returns the kernel that reads a cache by default, of the first layer."""
+def _default(
+  case: CacheCase, capacity: int, kind: Kind, codec: Codec | None
+) -> str:
+  """Returns the kernel that reads the first layer's cache by default."""
   config = dataclasses.replace(case.config, layers=case.config.layers[:1])
-  short = {**params, 'layers': params['layers'][:1]}
-  cache = init_cache(config, case.batch, case.capacity, kinds=kind, codec=codec)
-  one = functools.partial(decode_step, config)
-  return ran(one, short, cache, case.token)
+  params = {**case.params, 'layers': case.params['layers'][:1]}
+  cache = init_cache(config, case.batch, capacity, kinds=kind, codec=codec)
+  step = functools.partial(decode_step, config)
+  return attending_kernels(step, params, cache, case.token)
 
 
-def _masked(case, params, streams, kind, codec) -> np.ndarray:
+def _masked(
+  case: CacheCase, capacity: int, kind: Any, codec: Codec | None
+) -> np.ndarray:
   """Returns a step's logits by a dense cache and the mask of a kind."""
 
   def narrowed(layer):
     rule = layer.attention.visibility
     rule = (
-      rule.narrow(kind.budget) if _forgets(kind) else kind.visible_through(rule)
+      rule.narrow(kind.budget) if _chooses(kind) else kind.visible_through(rule)
     )
     attention = dataclasses.replace(layer.attention, visibility=rule)
     return dataclasses.replace(layer, attention=attention)
 
-  layers = tuple(map(narrowed, case.config.layers))
-  other = dataclasses.replace(case.config, layers=layers)
-  if _forgets(kind):
+  config = dataclasses.replace(
+    case.config, layers=tuple(map(narrowed, case.config.layers))
+  )
+  streams = case.streams
+  if _chooses(kind):
     count = kind.budget - 1
     streams = [
-      jax.tree.map(lambda x, y: x.at[:, :, -count:].set(y), each, chosen)
-      for each, chosen in zip(streams, _kept(case, kind, streams), strict=True)
+      jax.tree.map(lambda x, y: x.at[:, :, -count:].set(y), layer, kept)
+      for layer, kept in zip(streams, _kept(case, kind), strict=True)
     ]
-  cache = filled(case, streams, Dense().bind(case.capacity), codec)
-  logits, _ = decode_step(other, params, cache, case.token, kernel='blockwise')
+  dense = Dense().bind(capacity)
+  cache = init_cache(config, case.batch, capacity, kinds=dense, codec=codec)
+  cache = fill(cache, streams)
+  logits, _ = decode_step(
+    config, case.params, cache, case.token, kernel=BLOCKWISE
+  )
   return np.asarray(logits)
 
 
-def _forgets(kind: Kind) -> bool:
-  """Whether a kind keeps tokens of its own choice, `budget - 1` between steps.
+def _chooses(kind: Any) -> bool:
+  """Whether a kind chooses the `budget - 1` tokens that it keeps.
 
-  Each layer then has a book of its own.
+  Each layer then has a book for itself.
   """
   return kind.book_per_layer
 
 
-def filled(case: Case, streams: Any, kind: Kind, codec: Codec | None) -> Cache:
+def after_context(
+  case: ModelCase, capacity: int, kind: Any, codec: Codec | None
+) -> Cache:
   """Returns a cache of a kind after the context."""
-  cache = init_cache(
-    case.config, case.batch, case.capacity, kinds=kind, codec=codec
+  cache: Any = init_cache(
+    case.config, case.batch, capacity, kinds=kind, codec=codec
   )
-  if _forgets(kind):
-    places = [_chosen(case, kind, index) for index in range(len(streams))]
-    length = jnp.full((case.batch,), case.context, jnp.int32)
-    return _keep(cache, _kept(case, kind, streams), places, length)
-  return _fill(cache, streams)
+  if not _chooses(kind):
+    return fill(cache, case.streams)
+  first = jnp.arange(kind.budget - 1, dtype=jnp.int32)[None, None, :]
+  first = jnp.broadcast_to(first, (case.batch, 1, kind.budget - 1))
+  books = tuple(
+    book.replace(
+      positions=book.positions.at[:, :, : kind.budget - 1].set(chosen)
+    )
+    for book, chosen in zip(cache.books, _chosen(case, kind), strict=True)
+  )
+  return cache.replace(
+    length=jnp.full((case.batch,), case.context, jnp.int32),
+    books=books,
+    stores=write_layers(cache, _kept(case, kind), first),
+  )
 
 
-def _chosen(case: Case, kind: Any, layer: int) -> jax.Array:
-  """Returns int32 `[B, 1 | K, budget - 1]`: positions that a layer keeps."""
-  attention: Any = case.config.layers[layer].attention
-  heads = attention.num_kv_heads if kind.per_head else 1
-  shape = (case.batch, heads, case.context)
-  rank = jnp.broadcast_to(jnp.arange(case.context), shape)
-  if kind.observes:
-    rank = jax.random.uniform(jax.random.key(layer), shape)
-  return jax.lax.top_k(rank, kind.budget - 1)[1].astype(jnp.int32)
+def _chosen(case: ModelCase, kind: Any) -> list[jax.Array]:
+  """Returns int32 `[B, 1 | K, budget - 1]` a layer: positions that it keeps."""
+  chosen = []
+  for index, layer in enumerate(case.config.layers):
+    attention: Any = layer.attention
+    heads = attention.num_kv_heads if kind.per_head else 1
+    shape = (case.batch, heads, case.context)
+    rank = jnp.broadcast_to(jnp.arange(case.context), shape)
+    if kind.observes:
+      rank = jax.random.uniform(jax.random.key(index), shape)
+    kept = jax.lax.top_k(rank, kind.budget - 1)[1]
+    chosen.append(kept.astype(jnp.int32))
+  return chosen
 
 
-def _kept(case: Case, kind: Any, streams: Any) -> list[Any]:
+def _kept(case: ModelCase, kind: Any) -> Streams:
   """Returns the streams of the tokens that a bounded cache keeps."""
-  places = [_chosen(case, kind, index) for index in range(len(streams))]
   take = lambda place: lambda x: jnp.take_along_axis(x, place[..., None], 2)
   return [
-    jax.tree.map(take(place), each)
-    for each, place in zip(streams, places, strict=True)
+    jax.tree.map(take(place), layer)
+    for layer, place in zip(case.streams, _chosen(case, kind), strict=True)
   ]
-
-
-def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
-  batch, _, context, _ = next(iter(streams[0].values())).shape
-  positions = jnp.arange(context, dtype=jnp.int32)[None, :]
-  positions = jnp.broadcast_to(positions, (batch, context))
-  (kind,) = cache.layout.kinds()
-  place = jax.jit(kind.place)
-  book, slots = place(cache.books[0], cache.length, positions)
-  stores = _written(cache, streams, [slots] * len(streams))
-  length = jnp.full((batch,), context, jnp.int32)
-  return cache.replace(length=length, books=(book,), stores=stores)
-
-
-def _keep(
-  cache: Any, streams: Any, places: Sequence[jax.Array], length: jax.Array
-) -> Cache:
-  """Returns a bounded cache whose first slots hold tokens of given places."""
-  batch, _, count = places[0].shape
-  first = jnp.arange(count, dtype=jnp.int32)[None, None, :]
-  first = jnp.broadcast_to(first, (batch, 1, count))
-  books = tuple(
-    book.replace(positions=book.positions.at[:, :, :count].set(place))
-    for book, place in zip(cache.books, places, strict=True)
-  )
-  stores = _written(cache, streams, [first] * len(streams))
-  return cache.replace(length=length, books=books, stores=stores)
-
-
-def _written(cache: Any, streams: Any, slots: Sequence[Any]) -> tuple[Any, ...]:
-  return tuple(
-    _write(memory, store, each, where)
-    for store, memory, each, where in zip(
-      cache.stores, cache.layout.stores, streams, slots, strict=True
-    )
-  )
-
-
-# A layer at a time: a program of all of them takes as many times to compile.
-@functools.partial(jax.jit, static_argnames='memory', donate_argnames='store')
-def _write(memory, store, streams, slots):
-  return memory.kind.write(store, memory.encode(streams), slots)

@@ -1,4 +1,4 @@
-"""What a benchmark's config may ask: refused before anything is measured."""
+"""Refuses a wrong config of a benchmark before anything is measured."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from experiments.measuring.variants import with_attention
 from kvjax.decoding.parse import parse_cache
 from kvjax.kernels import KERNELS
 
-COUNTS = 'repeats', 'calls', 'together', 'bandwidth'
-# Fields of tuples of whole numbers, and how many each has.
+COUNTS = ('repeats', 'calls', 'together', 'bandwidth')
+# Fields that are tuples of tuples of whole numbers, and the length of these.
 SIZES = {
   'steps': 2,
   'generate': 3,
@@ -20,12 +20,12 @@ SIZES = {
   'variants.sizes': 2,
   'attention.shapes': 3,
   'attention.cases': 2,
-  'tile_sweep.shapes': 2,
+  'sweep.shapes': 2,
 }
 
 
 def check(config: Any, known: Iterable[str]) -> None:
-  """Raises if a config asks for what there is not.
+  """Raises if a config names something unknown or impossible.
 
   Args:
     config: of the experiment.
@@ -41,22 +41,13 @@ def check(config: Any, known: Iterable[str]) -> None:
   for name in COUNTS:
     if config[name] < 1:
       raise ValueError(f'{name}={config[name]} must be 1 or more.')
-  for name, count in SIZES.items():
-    for sizes in flat.get(name, ()):
-      _check_sizes(name, sizes, count)
-  for name in 'prompts', 'overhead':
-    for count in flat.get(name, ()):
-      _check_sizes(name, [count], 1)
-  for case in flat.get('latent', ()):
-    sizes, dtype = (case[:-1], case[-1]) if isinstance(case, tuple) else (0, 0)
-    _check_sizes('latent', sizes, 6)
-    _among('latent', [dtype], model.TOLERANCE)
-  for name in 'kernels', 'prompt_kernels':
+  _check_all_sizes(flat)
+  for name in ('kernels', 'prompt_kernels'):
     _among(name, config[name], KERNELS)
   _among('generate_kernels', config.generate_kernels, (None, *KERNELS))
   _among('attention.dtypes', config.attention.dtypes, attention.TOLERANCE)
-  _among('tile_sweep.axes', flat.get('tile_sweep.axes', ()), tile_sweep.AXES)
-  for name in 'forms', 'checks.forms':
+  _among('sweep.axes', flat.get('sweep.axes', ()), tile_sweep.AXES)
+  for name in ('forms', 'checks.forms'):
     parts = [part for form in flat.get(name, ()) for part in form.split(' + ')]
     _among(name, filter(None, parts), forms.FORMS)
   for text in flat.get('caches.names', ()):
@@ -65,24 +56,40 @@ def check(config: Any, known: Iterable[str]) -> None:
   _check_room(config)
 
 
-def _flat(fields: Mapping[str, Any], at: str = '') -> Iterator[tuple[str, Any]]:
+def _flat(
+  fields: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
   for name, value in fields.items():
     if isinstance(value, Mapping):
-      yield from _flat(value, f'{at}{name}.')
+      yield from _flat(value, f'{prefix}{name}.')
     else:
-      yield at + name, value
+      yield prefix + name, value
 
 
-def _among(field: str, given: Iterable[Any], known: Iterable[Any]) -> None:
-  for name in given:
+def _among(field: str, names: Iterable[Any], known: Iterable[Any]) -> None:
+  for name in names:
     if name not in known:
       names = ', '.join(map(str, known))
       raise ValueError(f'{field}: {name!r} is unknown; known: {names}.')
 
 
+def _check_all_sizes(flat: Mapping[str, Any]) -> None:
+  for name, count in SIZES.items():
+    for sizes in flat.get(name, ()):
+      _check_sizes(name, sizes, count)
+  for name in ('prompts', 'overhead'):
+    for count in flat.get(name, ()):
+      _check_sizes(name, [count], 1)
+  for case in flat.get('latent', ()):
+    if not isinstance(case, tuple):
+      _check_sizes('latent', case, 6)
+    _check_sizes('latent', case[:-1], 6)
+    _among('latent', case[-1:], model.TOLERANCE)
+
+
 def _check_sizes(field: str, sizes: Any, count: int) -> None:
-  whole = isinstance(sizes, tuple | list) and len(sizes) == count
-  if not whole or not all(isinstance(x, int) and x > 0 for x in sizes):
+  listed = isinstance(sizes, tuple | list) and len(sizes) == count
+  if not listed or not all(isinstance(x, int) and x > 0 for x in sizes):
     rule = 'a whole number' if count == 1 else f'{count} whole numbers'
     raise ValueError(f'{field}: {sizes!r} must be {rule} above 0.')
 
@@ -98,9 +105,9 @@ def _check_models(config: Any, flat: Mapping[str, Any]) -> None:
 
 
 def _check_room(config: Any) -> None:
-  """A step past the capacity reads NaN, and its time would mean nothing."""
+  """Refuses too little room: a step past the capacity reads NaN."""
   turns = 1 + 2 * config.repeats
-  most = max(turns * config.calls, turns + cache_kinds.MORE)
+  most = max(turns * config.calls, turns + cache_kinds.FURTHER)
   if config.room < most:
     raise ValueError(
       f'room={config.room} is less than the {most} tokens that '

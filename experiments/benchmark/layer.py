@@ -1,12 +1,13 @@
-"""One attention layer, projections and all, beside flax.nnx's.
+"""One attention layer with its projections, against the layer of flax.nnx.
 
-Ours is a step of a model with one layer, whose MLP is one unit wide and adds
-nothing: embedding, norms and a head of few rows are all that it does besides,
-and they stand around flax's layer too.
+The layer of kvjax is a step of a model with one layer, whose MLP is one unit
+wide and adds nothing. An embedding, norms and a head of few rows remain, and
+they stand around flax's layer too.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,17 +16,16 @@ import numpy as np
 from flax import nnx
 
 from experiments.measuring import clock
-from experiments.measuring.clock import Runner
+from experiments.measuring.clock import Entry, Pace
 from experiments.measuring.model import (
-  TOLERANCE,
+  BLOCKWISE,
+  ModelCase,
   cache_read,
   filled,
-  layer_streams,
   step_calls,
   weights_read,
 )
 from kvjax.attention.grouped import Grouped
-from kvjax.kernels import available
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, unembed
 from kvjax.models.initialize import init_params
@@ -34,103 +34,65 @@ from kvjax.models.mlp import MLP
 VOCABULARY = 8
 
 
-def measure(
-  shape: Mapping[str, Any],
-  batch: int,
-  context: int,
-  repeats: int,
-  kernels: Sequence[str],
-  room: int,
-) -> dict[str, Any]:
-  """Returns results of one token a row against a context of random streams.
+@dataclasses.dataclass(frozen=True)
+class LayerCase(ModelCase):
+  """One token a row, in float32 and without rotation, which flax has not."""
 
-  Args:
-    shape: of a model of which this is a layer, in float32 and without rotation,
-      which flax's has not.
-    batch: B.
-    context: tokens that the cache holds.
-    repeats: turns of the race.
-    kernels: of kvjax that take part, of those available.
-    room: slots beyond the context; flax's reads them all.
-  """
-  config, params = _build(shape)
-  streams = [layer_streams(config, batch, context, 0)]
-  token = jnp.arange(batch, dtype=jnp.int32) % VOCABULARY
-  size = weights_read(params)
+  record = 'layer'
 
-  def ours(kernel):
-    cache = filled(config, batch, context, streams, None, room)
-    bytes_read = size + cache_read(cache, context)
-    return step_calls(config, params, cache, token, kernel), bytes_read
+  @classmethod
+  def of(cls, shape: Mapping[str, Any], batch: int, context: int):
+    """Returns the case of a layer of a model of a shape."""
+    attention = Grouped(
+      shape['num_heads'], shape['num_kv_heads'], shape['key_width']
+    )
+    layer = Layer(attention, MLP(1))
+    config = ModelConfig(VOCABULARY, shape['width'], (layer,))
+    params = init_params(config, jax.random.key(0))
+    mlp = params['layers'][0]['mlp']
+    mlp['down'] = jnp.zeros_like(mlp['down'])
+    return cls(config, params, batch, context)
 
-  call, floor = ours('blockwise')
-  want = call()
+  def entries(self, pace: Pace) -> dict[str, Entry]:
+    slots = self.context + pace.room
 
-  def entry(kernel):
-    call, _ = ours(kernel)
-    return _runner(call, want, floor, kernel)
+    def ours(kernel):
+      return step_calls(self, filled(self, slots), kernel)
 
-  def theirs():
-    call = _flax(config, params, streams[0], token, context + room)
-    return _runner(call, want, floor, '')
-
-  entries: dict[str, Any] = {
-    f'kvjax {kernel}': functools.partial(entry, kernel)
-    for kernel, reason in available().items()
-    if not reason and kernel in kernels and kernel != 'mosaic_gpu'
-  }
-  runners, skipped = clock.enter(entries | {'flax.nnx': theirs})
-  return clock.race(runners, repeats) | skipped
+    cache = filled(self, slots)
+    size = weights_read(self.params) + cache_read(cache, self.context)
+    want = step_calls(self, cache, BLOCKWISE)()
+    expected = self.expected(want, size)
+    entries: dict[str, Entry] = {
+      f'kvjax {kernel}': lambda k=kernel: expected.runner(ours(k), k)
+      for kernel in pace.usable()
+      if kernel != 'mosaic_gpu'
+    }
+    # flax reads every slot of its cache, whether or not the slot is filled.
+    return entries | {'flax.nnx': lambda: expected.runner(_flax(self, slots))}
 
 
-def _runner(call, want, size, kernel) -> Runner:
-  error = clock.difference(call(), want)
-  return Runner(call, size, kernel, error, TOLERANCE['float32'])
-
-
-def _build(shape: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-  attention = Grouped(
-    shape['num_heads'], shape['num_kv_heads'], shape['key_width']
-  )
-  layer = Layer(attention, MLP(1))
-  config = ModelConfig(VOCABULARY, shape['width'], (layer,))
-  params = init_params(config, jax.random.key(0))
-  mlp = params['layers'][0]['mlp']
-  mlp['down'] = jnp.zeros_like(mlp['down'])
-  return config, params
-
-
-def _flax(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  streams: Mapping[Any, jax.Array],
-  token: jax.Array,
-  slots: int,
-) -> Callable[[], Any]:
+def _flax(case: LayerCase, slots: int) -> clock.Call:
   """Returns a step of flax's layer, with the same weights and streams."""
-  graph, state = nnx.split(_module(config, params, streams, slots))
+  config = case.config
+  graph, state = nnx.split(_module(case, slots))
 
   @functools.partial(jax.jit, donate_argnames='state')
-  def step(state, params, token):
+  def run(state, params, token):
     x = embed(config, params, token[:, None], jnp.zeros_like(token)[:, None])
     norm = params['layers'][0]['attention_norm']
     module = nnx.merge(graph, state)
     x = x + module(config.norm(norm, x))
     return unembed(config, params, x)[:, 0], nnx.split(module)[1]
 
-  held = [state]
-
-  def call():
-    logits, held[0] = step(held[0], params, token)
-    return np.asarray(logits)
-
-  return call
+  step = functools.partial(run, params=case.params, token=case.token)
+  return clock.queued(clock.carry_state(step, state), 1, np.asarray)
 
 
-def _module(config, params, streams, slots) -> Any:
-  attention: Any = config.layers[0].attention
-  given, width = params['layers'][0]['attention'], config.width
-  batch, _, context, head = streams['key'].shape
+def _module(case: LayerCase, slots: int) -> Any:
+  attention: Any = case.config.layers[0].attention
+  weights = case.params['layers'][0]['attention']
+  width, head = case.config.width, attention.key_width
   module: Any = nnx.MultiHeadAttention(
     attention.num_heads,
     width,
@@ -141,14 +103,14 @@ def _module(config, params, streams, slots) -> Any:
     rngs=nnx.Rngs(0),
   )
   for name in ('query', 'key', 'value'):
-    heads = given[name].reshape(-1, head, width)
+    heads = weights[name].reshape(-1, head, width)
     getattr(module, name).kernel.set_value(jnp.moveaxis(heads, 2, 0))
-  out = given['output'].reshape(width, -1, head)
-  module.out.kernel.set_value(jnp.moveaxis(out, 0, 2))
-  module.init_cache((batch, slots, width))
+  output = weights['output'].reshape(width, -1, head)
+  module.out.kernel.set_value(jnp.moveaxis(output, 0, 2))
+  module.init_cache((case.batch, slots, width))
+  empty = ((0, 0), (0, slots - case.context), (0, 0), (0, 0))
   for name in ('key', 'value'):
-    tokens = jnp.swapaxes(streams[name], 1, 2)
-    tokens = jnp.pad(tokens, ((0, 0), (0, slots - context), (0, 0), (0, 0)))
-    getattr(module, f'cached_{name}').set_value(tokens)
-  module.cache_index.set_value(jnp.array(context, jnp.int32))
+    tokens = jnp.swapaxes(case.streams[0][name], 1, 2)
+    getattr(module, f'cached_{name}').set_value(jnp.pad(tokens, empty))
+  module.cache_index.set_value(jnp.array(case.context, jnp.int32))
   return module

@@ -1,4 +1,4 @@
-"""What a step costs besides bytes: compiling it, and the work of its host."""
+"""What a step costs besides bytes: its compilation, and the host's work."""
 
 import functools
 import time
@@ -17,13 +17,14 @@ from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 
-SLOTS, TURNS = 512, 200
+SLOTS = 512
+TURNS = 200
 
 
-def compiling(shape: ModelConfig, kernel: str) -> dict[str, Any]:
+def time_compiling(shape: ModelConfig, kernel: str) -> dict[str, Any]:
   """Returns seconds to trace, lower and compile a step, from shapes alone.
 
-  The persistent cache of compilations is left out of it.
+  The persistent cache of compilations is switched off for that time.
   """
   config: Any = jax.config
   before = config.jax_enable_compilation_cache
@@ -37,19 +38,23 @@ def compiling(shape: ModelConfig, kernel: str) -> dict[str, Any]:
   return {'name': 'compiling a step', 'seconds': seconds}
 
 
-def dispatching(layers: int) -> list[dict[str, Any]]:
+def time_starts(layers: int) -> list[dict[str, Any]]:
   """Returns seconds until calls return that only start a step.
 
-  Of a model so narrow that its leaves are all that its host sees of it; beside
-  `decode_step`, the same program by a bare `jax.jit`, compiled ahead, and with
-  its weights as constants, which are no arguments; and a program that does
-  nothing with as many arrays, which is what JAX itself takes.
+  The model is so narrow that the host's work on its arrays is all that counts.
+  `decode_step` is compared with the same program in four forms: by a bare
+  `jax.jit`, compiled ahead, with its weights as constants (which are no
+  arguments), and a program that does nothing with the same number of arrays,
+  which shows the part of JAX itself.
   """
   layer = Layer(Grouped(2, 1, 8, rotary=Rotary(8)), MLP(8))
   config = ModelConfig(16, 16, (layer,) * layers)
   params = init_params(config, jax.random.key(0))
   token = jnp.zeros((1,), jnp.int32)
-  step = lambda params, cache, token: decode_step(config, params, cache, token)
+
+  def step(params, cache, token):
+    return decode_step(config, params, cache, token)
+
   bare = jax.jit(step, donate_argnames='cache')
   empty = init_cache(config, 1, SLOTS)
   ahead = bare.lower(params, empty, token).compile()
@@ -59,21 +64,19 @@ def dispatching(layers: int) -> list[dict[str, Any]]:
     donate_argnames='cache',
     keep_unused=True,
   )
-  ways = {
-    'starting decode_step': lambda cache: decode_step(
-      config, params, cache, token
-    ),
-    'starting a bare jit of it': lambda cache: bare(params, cache, token),
-    'starting it, compiled ahead': lambda cache: ahead(params, cache, token),
-    'starting it, weights constant': lambda cache: constant(cache, token),
-    'starting nothing, as many': lambda cache: idle(params, cache, token),
+  starts = {
+    'starting decode_step': functools.partial(step, params),
+    'starting a bare jit of it': functools.partial(bare, params),
+    'starting it, compiled ahead': functools.partial(ahead, params),
+    'starting it, weights constant': constant,
+    'starting nothing, as many': functools.partial(idle, params),
   }
-  caches = {name: init_cache(config, 1, SLOTS) for name in ways}
-  times: dict[str, list[float]] = {name: [] for name in ways}
+  caches = {name: init_cache(config, 1, SLOTS) for name in starts}
+  times: dict[str, list[float]] = {name: [] for name in starts}
   for turn in range(TURNS):
-    for name, way in ways.items():
+    for name, start in starts.items():
       begun = time.perf_counter()
-      logits, caches[name] = way(caches[name])
+      logits, caches[name] = start(caches[name], token)
       spent = time.perf_counter() - begun
       jax.block_until_ready((logits, caches[name]))
       if turn >= TURNS // 4:

@@ -1,120 +1,51 @@
-"""The parts of a benchmark, each a generator of records, in the order asked.
+"""The parts of a benchmark: what each measures, and the loop that runs them.
 
-A record is written when it is yielded, and none is begun once the budget is
-spent, so that whoever lends a device for ten minutes keeps what was found.
+A record is written as soon as it is measured, and nothing is begun after the
+budget is spent. A device that is available for ten minutes therefore leaves ten
+minutes of records.
 """
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from experiments.benchmark import (
-  cache_kinds,
-  latent,
-  layer,
-  overhead,
-)
+from experiments.benchmark import overhead, races, tables
 from experiments.benchmark.gpu import (
   aot_compile,
   correctness,
   occupied,
   tile_sweep,
 )
-from experiments.measuring import attention, clock, model
-from experiments.measuring.variants import with_attention
-from kvjax.kernels import available
+from experiments.benchmark.races import Race, Record, Run
+from experiments.measuring import clock, model
+from experiments.measuring.attention import AttentionCase
+from experiments.measuring.clock import Pace
+from experiments.reporting.blocks import Text
+from experiments.reporting.writer import Writer, progress
+from kvjax.kernels import available, interpreted
 from kvjax.kernels.hopper import tuning
-from kvjax.models.initialize import init_params
-
-Record = dict[str, Any]
-COPIED = 4.3e12  # bytes a second of the H200 for which the bars are
-KINDS = 'generate', 'step', 'prefill'
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What the parts share.
-
-  Attributes:
-    config: of the experiment.
-    workdir: where files go.
-    budget: seconds of it all.
-    limits: what the machine reads and copies, bytes a second.
-    open: what lasts to the end of the run.
-  """
-
-  config: Any
-  workdir: pathlib.Path
-  budget: clock.Budget
-  limits: dict[str, float]
-  open: contextlib.ExitStack
-
-  @property
-  def kind(self) -> str:
-    """Name of the device."""
-    return jax.devices()[0].device_kind
-
-  def rated(self, results: Record) -> list[Record]:
-    """Returns the rows of a race, by what the machine reads just then.
-
-    Processors whose memory others share read a quarter more or less within
-    minutes; an accelerator is measured once.
-    """
-    read = self.limits['read']
-    if jax.default_backend() == 'cpu':
-      read = clock.reading(self.config.bandwidth, self.config.repeats)
-    return clock.rate(results, read)
-
-  def judged(self, rows: list[Record], bar: Any) -> list[Record]:
-    """Returns rows, those of kvjax beside what they should reach.
-
-    Args:
-      rows: of one race.
-      bar: a field and the least that it should be; of seconds, the most.
-        None for no bar.
-    """
-    if not bar:
-      return rows
-    field, value = bar
-    # Bars are of an H200: another card is held to its own share of it.
-    share = 1.0 if 'H200' in self.kind else self.limits['copy'] / COPIED
-    if field == 'bandwidth':
-      value *= share
-    elif field == 'seconds':
-      value /= share
-    own = field, value
-    return [
-      row | {'bar': {'field': field, 'value': value, 'met': _met(row, *own)}}
-      if row.get('kernel') and 'seconds' in row
-      else row
-      for row in rows
-    ]
-
-
-def _met(row: Record, field: str, value: float) -> bool:
-  found = row[field]
-  return found <= value if field == 'seconds' else found >= value
-
-
-def target(run: Run) -> Iterator[Record]:
+def describe_target(run: Run) -> Iterator[Record]:
   """Yields where the description of this GPU was written, or why not."""
   path = run.workdir / f'{pathlib.Path(tuning.file_name(run.kind)).stem}.txtpb'
   record = {'record': 'target', 'name': run.kind}
   try:
     aot_compile.dump(path)
-  except Exception as error:  # nothing else depends on it
+  except Exception as error:  # nothing else depends on the description
     yield record | {'skipped': str(error).splitlines()[0]}
   else:
     yield record | {'file': str(path), **aot_compile.name_of(path)}
 
 
-def checks(run: Run) -> Iterator[Record]:
+def check_kernel(run: Run) -> Iterator[Record]:
   """Yields what `mosaic_gpu` computes here, a record a problem."""
   chosen = run.config.checks
   if reason := available()['mosaic_gpu']:
@@ -126,40 +57,40 @@ def checks(run: Run) -> Iterator[Record]:
     )
 
 
-def memory(run: Run) -> Iterator[Record]:
-  """Yields what the device says that calls occupied, beside the plan.
+def occupy_memory(run: Run) -> Iterator[Record]:
+  """Yields what the device says that calls occupied, and the plan.
 
-  Each call must need more than any before: none of this process is forgotten.
+  Each call must need more than every call before, because a device remembers
+  the peak of the whole process.
   """
-  for name, kernel, *sizes in run.config.memory:
-    batch, capacity, tokens = sizes
-    about = {'record': 'memory', 'name': run.kind, 'model': name}
-    about |= {
+  for name, kernel, batch, capacity, tokens in run.config.memory:
+    shape = model.describe(run.config[name])
+    yield {
+      'record': 'memory',
+      'name': run.kind,
+      'model': name,
       'kernel': kernel,
       'batch': batch,
       'context': capacity,
       'tokens': tokens,
+      **occupied.measure(shape, kernel, batch, capacity, tokens),
     }
-    shape = model.describe(run.config[name])
-    yield about | occupied.measure(shape, kernel, *sizes)
 
 
-def cuts(run: Run) -> Iterator[Record]:
+def sweep_tiles(run: Run) -> Iterator[Record]:
   """Yields times of the kernel's tiles; keeps the best as its table.
 
-  The table is written beside the records and used to the end of the run.
+  The table is written into the folder of the records and used to the end of the
+  run.
   """
-  chosen, table = run.config.sweep, []
+  chosen = run.config.sweep
+  table = []
   heads, groups, width = chosen.heads_groups_width
-  for batch, filled in chosen.shapes:
+  pace = dataclasses.replace(Pace.of(run.config), repeats=chosen.repeats)
+  for batch, slots in chosen.shapes:
     if run.budget.spent:
       break
-    case = attention.Case(
-      batch, heads, groups, width, filled, filled, 'bfloat16'
-    )
-    pace = dataclasses.replace(
-      attention.Pace.of(run.config), repeats=chosen.repeats
-    )
+    case = AttentionCase(batch, heads, groups, width, slots, slots, 'bfloat16')
     for row in tile_sweep.rows(case, pace, chosen.axes):
       yield row
       if row.get('best'):
@@ -167,217 +98,103 @@ def cuts(run: Run) -> Iterator[Record]:
           row['block'], row['stages'], row['splits'], row['merge']
         )
         table.append((tile_sweep.problem(case), tiles))
-  if not table:  # nothing was found: no table to be copied over an older one
+  if not table:  # an empty table must not be copied over an older one
     return
   path = run.workdir / tuning.file_name(run.kind)
-  about = {'device': run.kind, 'jax': jax.__version__}
-  text = json.dumps(tuning.dump(table, **about), indent=1)
-  path.write_text(text + '\n', 'utf-8')
+  text = tuning.dump(table, device=run.kind, jax=jax.__version__)
+  path.write_text(json.dumps(text, indent=1) + '\n', 'utf-8')
   run.open.enter_context(tuning.using(table))
   place = tuning.FOLDER.relative_to(tuning.FOLDER.parents[2])
   record = {'record': 'table', 'name': run.kind}
   yield record | {'file': str(path), 'for': str(place)}
 
 
-def alone(run: Run) -> Iterator[Record]:
-  """Yields rows of attention alone."""
-  chosen = run.config.attention
-  bars = {tuple(case): bar for case, bar in chosen.get('bars', ())}
-  sizes = chosen.get('batches', ()), chosen.get('filled', ())
-  cases = chosen.get('cases') or list(itertools.product(*sizes))
-  for shape, (batch, filled), dtype in itertools.product(
-    chosen.shapes, cases, chosen.dtypes
-  ):
-    if run.budget.spent:
-      return
-    heads, groups, width = shape
-    case = attention.Case(
-      batch, heads, groups, width, chosen.slots or filled, filled, dtype
-    )
-    whole = dataclasses.replace(case, filled=case.slots, dtype='float32')
-    if whole.bytes > chosen.get('largest', whole.bytes):
-      continue
-    results = attention.measure(case, attention.Pace.of(run.config))
-    rows = run.rated(results)
-    for row in run.judged(rows, bars.get((batch, filled))):
-      yield {'record': 'attention', **dataclasses.asdict(case), **row}
-
-
-def latents(run: Run) -> Iterator[Record]:
-  """Yields rows of latent attention, absorbed beside expanded."""
-  for sizes in run.config.latent:
-    if run.budget.spent:
-      return
-    case = latent.Case(*sizes)
-    results = latent.measure(case, attention.Pace.of(run.config))
-    about = {'record': 'latent', **dataclasses.asdict(case)}
-    for row in run.rated(results):
-      yield about | row
-
-
-def layers(run: Run) -> Iterator[Record]:
-  """Yields rows of one attention layer."""
-  config = run.config
-  for batch, context in config.layer:
-    if run.budget.spent:
-      return
-    about = {'record': 'layer', 'batch': batch, 'context': context}
-    pace = config.repeats, config.kernels, config.room
-    results = layer.measure(config.model, batch, context, *pace)
-    for row in run.rated(results):
-      yield about | row
-
-
-def variants(run: Run) -> Iterator[Record]:
-  """Yields rows of a step of each variant of the first model, by itself."""
-  config = run.config
-  whole = model.describe(config[config.models[0]])
-  for (batch, context), name in itertools.product(
-    config.variants.sizes, config.variants.names
-  ):
-    if run.budget.spent:
-      return
-    shape = with_attention(whole, name)
-    params = init_params(shape, jax.random.key(0))
-    pace = config.repeats, config.kernels, config.room, config.calls
-    results = model.step(shape, params, batch, context, *pace, alone=True)
-    about = {'record': 'step', 'variant': name, 'batch': batch}
-    for row in run.rated(results):
-      yield about | {'context': context} | _paced(row, batch)
-
-
-def caches(run: Run) -> Iterator[Record]:
-  """Yields rows of steps of the first model over each kind of cache."""
-  config = run.config
-  shape, params = model.build(config[config.models[0]])
-  for batch, context in config.caches.sizes:
-    if run.budget.spent:
-      return
-    case = cache_kinds.Case(shape, batch, context, config.room)
-    results = cache_kinds.measure(
-      case, params, config.caches.names, config.repeats
-    )
-    about = {'record': 'caches', 'batch': batch, 'context': context}
-    rows = run.rated(results)
-    for row in cache_kinds.beside_dense(rows):
-      yield about | _paced(row, batch)
-
-
-def overheads(run: Run) -> Iterator[Record]:
+def time_hosts(run: Run) -> Iterator[Record]:
   """Yields what steps of many layers cost before a byte is read."""
   for count in run.config.overhead:
     deep = {**run.config.model.to_dict(), 'layers': count}
     about = {'record': 'overhead', 'layers': count}
     kernel = 'blockwise' if available()['ffi'] else 'ffi'
-    yield about | overhead.compiling(model.describe(deep), kernel)
-    for row in overhead.dispatching(count):
+    yield about | overhead.time_compiling(model.describe(deep), kernel)
+    for row in overhead.time_starts(count):
       yield about | row
 
 
-def models(run: Run) -> Iterator[Record]:
-  """Yields rows of whole models, a kind of row after the other."""
-  yield from _models(run, run.config.get('kinds', KINDS))
+def _races(cases: Callable[[Run], Iterator[Race]]) -> Any:
+  return functools.partial(races.race_all, cases)
 
 
-def generation(run: Run) -> Iterator[Record]:
-  """Yields rows of N tokens."""
-  yield from _models(run, ('generate',))
+def _models(*kinds: str) -> Any:
+  return _races(functools.partial(races.model_races, kinds))
 
 
-def steps(run: Run) -> Iterator[Record]:
-  """Yields rows of decode steps."""
-  yield from _models(run, ('step',))
-
-
-def prefills(run: Run) -> Iterator[Record]:
-  """Yields rows of prompts."""
-  yield from _models(run, ('prefill',))
-
-
-def _models(run: Run, kinds: Sequence[str]) -> Iterator[Record]:
-  races = []
-  for name in run.config.models:
-    chosen = run.config[name]
-    bar = ('of_floor', chosen.bar) if chosen.get('bar') else None
-    given = model.build(chosen)
-    raced = chosen.get('transformers')
-    races += [(name, bar, *race) for race in _races(run.config, *given, raced)]
-  for kind in kinds:
-    for name, bar, about, race in races:
-      if run.budget.spent:
-        return
-      if about['record'] == kind:
-        judged = bar if kind != 'prefill' and about['batch'] == 1 else None
-        count = about['batch'] * about.get('tokens', 1)
-        for row in _rated(run, race(), judged):
-          row = row if kind == 'prefill' else _paced(row, count)
-          yield {**about, 'model': name, **row}
-
-
-def _paced(row: Record, tokens: int) -> Record:
-  """Returns a row with the tokens of all rows that it makes a second."""
-  if 'seconds' not in row:
-    return row
-  return {**row, 'tokens_per_second': tokens / row['seconds']}
-
-
-def _rated(run: Run, results: Record, bar: Any) -> list[Record]:
-  """Returns rows; a bar is of the model's own dtype, no narrower cache."""
-  rows = run.rated(results)
-  narrow = [row for row in rows if row['name'].endswith('int8')]
-  return run.judged([r for r in rows if r not in narrow], bar) + narrow
-
-
-def _races(
-  config: Any, shape: Any, params: Any, caches: Any
-) -> Iterator[tuple[Record, Callable[[], Any]]]:
-  """Yields what each race is of, and the race.
-
-  Args:
-    config: of the experiment.
-    shape: of the model.
-    params: of the model.
-    caches: kinds of transformers' that take part; None for all.
-  """
-  given = shape, params
-  for batch, context, count in config.generate:
-    for kernel in config.generate_kernels:
-      about = {'batch': batch, 'context': context, 'tokens': count}
-      sizes = batch, context, count
-      yield (
-        {'record': 'generate', **about},
-        lambda s=sizes, k=kernel: model.tokens(*given, *s, 3, k),
-      )
-  for batch, context in config.steps:
-    about = {'record': 'step', 'batch': batch, 'context': context}
-    pace = config.repeats, config.kernels, config.room, config.calls
-    sizes = batch, context, *pace, caches, _forms(config, batch)
-    yield about, lambda s=sizes: model.step(*given, *s)
-  for length in config.prompts:
-    about = {'record': 'prefill', 'batch': 1, 'context': length}
-    sizes = length, min(config.repeats, 3), config.prompt_kernels
-    yield about, lambda s=sizes: model.prompt(*given, *s)
-
-
-def _forms(config: Any, batch: int) -> tuple[str, ...]:
-  """Returns forms of a step by name; one row has no product to write."""
-  named = tuple(config.get('forms', ()))
-  return named if batch > 1 else tuple(x for x in named if 'rows' not in x)
-
-
+# Title of each part, and the function that yields its records.
 SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
-  'target': ('Description of this GPU', target),
-  'memory': ('LayerStore of this device', memory),
-  'checks': ('Correctness of the kernel', checks),
-  'sweep': ('Tiles of the kernel', cuts),
-  'attention': ('Attention alone', alone),
-  'variants': ('Steps of each variant', variants),
-  'caches': ('Steps of each kind of cache', caches),
-  'latent': ('Latent attention alone', latents),
-  'layer': ('One attention layer', layers),
-  'models': ('The model', models),
-  'prefill': ('Prompts', prefills),
-  'step': ('Steps', steps),
-  'generate': ('Generation', generation),
-  'overhead': ('Before a byte is read', overheads),
+  'target': ('Description of this GPU', describe_target),
+  'memory': ('Memory of this device', occupy_memory),
+  'checks': ('Correctness of the kernel', check_kernel),
+  'sweep': ('Tiles of the kernel', sweep_tiles),
+  'attention': ('Attention alone', _races(races.attention_races)),
+  'variants': ('Steps of each variant', _races(races.variant_races)),
+  'caches': ('Steps of each kind of cache', _races(races.cache_races)),
+  'latent': ('Latent attention alone', _races(races.latent_races)),
+  'layer': ('One attention layer', _races(races.layer_races)),
+  'models': ('The model', _models()),
+  'prefill': ('Prompts', _models('prefill')),
+  'step': ('Steps', _models('step')),
+  'generate': ('Generation', _models('generate')),
+  'overhead': ('Before a byte is read', time_hosts),
 }
+
+
+def measure(
+  config: Any, writer: Writer, budget: clock.Budget
+) -> tuple[Writer, list[str]]:
+  """Measures everything; each row is written as soon as it is measured.
+
+  Returns:
+    The report, and what of kvjax failed or was wrong.
+  """
+  with contextlib.ExitStack() as stack:
+    if config.interpret and jax.default_backend() == 'cpu':
+      stack.enter_context(interpreted())
+    limits = clock.bandwidth(config.bandwidth, config.repeats, config.calls)
+    writer.record({'record': 'bandwidth', **limits})
+    run = Run(config, writer.workdir, budget, limits, stack)
+    return measure_sections(run, writer)
+
+
+def measure_sections(run: Run, writer: Writer) -> tuple[Writer, list[str]]:
+  """Measures the parts that a run's config names; see `measure`."""
+  rows = []
+  for name in run.config.sections:
+    title, records = SECTIONS[name]
+    if run.budget.spent:
+      writer.record({'record': 'stopped', 'section': name})
+      writer = writer.show(Text(f'Not begun, the budget was spent: {title}.'))
+      continue
+    with progress(title, 1):
+      part = list(map(writer.record, _guarded(name, records(run))))
+    clock.give_back()
+    writer = writer.show(*tables.section(title, part))
+    rows += part
+    if any(row.get('interrupted') for row in part):
+      break
+  writer = writer.show(*tables.verdict(rows))
+  writer = writer.show(*tables.picture(rows, run.limits['read']))
+  return writer, tables.wrongs(rows)
+
+
+def _guarded(name: str, records: Iterator[Record]) -> Iterator[Record]:
+  """Yields a part's records; a failure becomes the last of them.
+
+  The other parts go on after a failure. An interrupt ends the run.
+  """
+  about = {'record': name, 'name': 'the part', 'passed': False, 'ended': True}
+  try:
+    yield from records
+  except KeyboardInterrupt:  # the report shows the records so far
+    yield about | {'failed': 'interrupted', 'interrupted': True}
+  except Exception as error:
+    traceback.print_exc()
+    yield about | {'failed': clock.reason(error)}

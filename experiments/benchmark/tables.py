@@ -1,53 +1,149 @@
-"""Tables and pictures of a benchmark, and of two held against each other."""
+"""Tables and pictures of a benchmark, and the comparison of two runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.reporting import plots
 from experiments.reporting.blocks import Block, Picture, Table, Text
 
 Row = dict[str, Any]
-SETTING = (
-  'record', 'model', 'variant', 'batch', 'heads', 'groups', 'width', 'slots',
-  'filled', 'context', 'latent', 'layers', 'dtype', 'tokens', 'name',
-)  # fmt: skip
+Columns = Mapping[str, Callable[[Row], Any]]  # cell of a row by column
 
-_PACE = 'tokens_per_second'
-# What makes two models the same one, in their configs; None: no default.
-_SHAPE: Row = dict.fromkeys((
-  'layers', 'width', 'num_heads', 'num_kv_heads', 'key_width', 'hidden',
-  'vocab_size',
-)) | {'dtype': 'float32', 'tied': False}  # fmt: skip
+# Fields that tell rows of two runs apart.
+SETTING = tuple(
+  'record model variant batch heads groups width slots filled context latent '
+  'layers dtype tokens name'.split()
+)
+# Fields of a model in a config that tell two models apart, with their defaults.
+_SHAPE: Row = dict.fromkeys(
+  'layers width num_heads num_kv_heads key_width hidden vocab_size'.split()
+) | {'dtype': 'float32', 'tied': False}
 
 
 def section(title: str, rows: Sequence[Row]) -> tuple[Block, ...]:
-  """Returns what one part of a run found, and who took no part in it."""
-  blocks: list[Block] = []
-  timed = [r for r in rows if 'ratios' in r]
-  if timed:
-    blocks.append(table(title, timed))
-  checked = [r for r in rows if r['record'] == 'correctness' and 'dtype' in r]
-  if checked:
-    blocks.append(checks(title, checked))
-  best = [r for r in rows if r.get('best')]
-  if best:
-    blocks.append(tiles(title, best))
-  costs = [r for r in rows if r['record'] == 'overhead' and 'seconds' in r]
-  if costs:
-    blocks.append(overheads(title, costs))
-  memory = [r for r in rows if r['record'] == 'memory']
-  blocks += [occupied(r) for r in memory if 'found' in r]
-  files = [f'`{r["file"]}`' for r in rows if 'file' in r]
-  if files:
-    blocks.append(Text(f'{title}: written to {", ".join(files)}.'))
-  ended = [r['failed'].rstrip('.') for r in rows if r.get('ended')]
-  blocks += [Text(f'{title} ended: {failed}.') for failed in ended]
+  """Returns what one part of a run measured, and who took no part in it."""
+  tables = (
+    (timings, [r for r in rows if 'ratios' in r]),
+    (checks, [r for r in _of(rows, 'correctness') if 'dtype' in r]),
+    (tiles, [r for r in rows if r.get('best')]),
+    (overheads, [r for r in _of(rows, 'overhead') if 'seconds' in r]),
+  )
+  return (
+    *(show(title, chosen) for show, chosen in tables if chosen),
+    *(occupied(r) for r in _of(rows, 'memory') if 'found' in r),
+    *_remarks(title, rows),
+  )
+
+
+def _of(rows: Sequence[Row], kind: str) -> list[Row]:
+  return [row for row in rows if row['record'] == kind]
+
+
+def _remarks(title: str, rows: Sequence[Row]) -> list[Text]:
+  """Returns the files of a part, why it ended, and who took no part."""
+  remarks = []
+  if files := [f'`{r["file"]}`' for r in rows if 'file' in r]:
+    remarks.append(f'{title}: written to {", ".join(files)}.')
+  for row in rows:
+    if row.get('ended'):
+      remarks.append(f'{title} ended: {row["failed"].rstrip(".")}.')
   reasons = dict.fromkeys(
     f'{r["name"]} ({r["skipped"]})' for r in rows if 'skipped' in r
   )
   if reasons:
-    blocks.append(Text(f'{title}, took no part: {"; ".join(reasons)}.'))
-  return tuple(blocks)
+    remarks.append(f'{title}, took no part: {"; ".join(reasons)}.')
+  return list(map(Text, remarks))
+
+
+def _tabulate(
+  title: str, rows: Sequence[Row], columns: Columns, note: str = ''
+) -> Table:
+  cells = [[cell(row) for cell in columns.values()] for row in rows]
+  return Table(title, tuple(columns), cells, note)
+
+
+def _number(name: str, scale: float, digits: int) -> Callable[[Row], float]:
+  """Returns the cell of a field times a scale, rounded."""
+  return lambda row: round(scale * row[name], digits)
+
+
+def _optional(name: str, form: str) -> Callable[[Row], str]:
+  """Returns the formatted cell of a field; '' in rows without it."""
+  return lambda row: format(row[name], form) if name in row else ''
+
+
+def timings(title: str, rows: Sequence[Row]) -> Table:
+  """Returns a row each: time, bandwidth, share of the floor, ratios."""
+  columns: dict[str, Callable[[Row], Any]] = {
+    'case': case,
+    'what': lambda row: row['name'],
+    'ms': _number('seconds', 1e3, 3),
+    'least': _number('fastest', 1e3, 3),
+    'GB/s': _number('bandwidth', 1e-9, 1),
+    'of floor': _number('of_floor', 1, 2),
+    'tokens/s': _optional('tokens_per_second', '.1f'),
+    'bar': _bar,
+  }
+  if not any('tokens_per_second' in row for row in rows):
+    del columns['tokens/s']
+  if not any('bar' in row for row in rows):
+    del columns['bar']
+  for peer in dict.fromkeys(name for row in rows for name in row['ratios']):
+    columns[peer] = lambda row, peer=peer: (
+      f'{row["ratios"][peer]:.1f}x' if peer in row['ratios'] else ''
+    )
+  reads = [row['read'] / 1e9 for row in rows]
+  return _tabulate(
+    title,
+    rows,
+    columns,
+    f'Floor: bytes over what a sum read after the race, {min(reads):.1f} to '
+    f'{max(reads):.1f} GB/s. A ratio above 1 says how many times as long the '
+    'peer takes.',
+  )
+
+
+def checks(title: str, rows: Sequence[Row]) -> Table:
+  """Returns a row a problem: errors against float64, and whether it passed."""
+  names = ('groups', 'tokens', 'width', 'value_width', 'dtype', 'rule')
+  errors = ('error', 'error_blockwise', 'lse_error')
+  return _tabulate(
+    title,
+    rows,
+    {name: lambda r, name=name: str(r[name]) for name in (*names, 'softcap')}
+    | {name: _optional(name, '.1e') for name in errors}
+    | {'': lambda r: 'passed' if r['passed'] else r.get('failed', 'FAILED')},
+    'Largest differences from float64; rows of several lengths, NaN in every '
+    'slot without a token.',
+  )
+
+
+def tiles(title: str, rows: Sequence[Row]) -> Table:
+  """Returns the fastest cut of each problem."""
+  cuts = ('block', 'stages', 'splits')
+  return _tabulate(
+    title,
+    rows,
+    {'case': case}
+    | {name: lambda row, name=name: row[name] for name in cuts}
+    | {'us': _number('seconds', 1e6, 1)},
+  )
+
+
+def overheads(title: str, rows: Sequence[Row]) -> Table:
+  """Returns what steps of a depth cost their host."""
+  return _tabulate(
+    title,
+    rows,
+    {
+      'layers': lambda row: row['layers'],
+      'what': lambda row: row['name'],
+      'arrays': _optional('leaves', 'd'),
+      'ms': _number('seconds', 1e3, 3),
+    },
+    'Starting: until the call returns, with a model that computes next to '
+    'nothing.',
+  )
 
 
 def occupied(row: Row) -> Text:
@@ -58,76 +154,21 @@ def occupied(row: Row) -> Text:
   )
 
 
-def checks(title: str, rows: Sequence[Row]) -> Table:
-  """Returns a row a problem: errors against float64, and whether it passed."""
-  names = 'groups', 'tokens', 'width', 'value_width', 'dtype', 'rule', 'softcap'
-  errors = 'error', 'error_blockwise', 'lse_error'
-  return Table(
-    title,
-    (*names, *errors, ''),
-    [
-      (
-        *(str(r[name]) for name in names),
-        *(f'{r[name]:.1e}' if name in r else '' for name in errors),
-        'passed' if r['passed'] else r.get('failed', 'FAILED'),
-      )
-      for r in rows
-    ],
-    'Largest differences from float64; rows of several lengths, NaN in every '
-    'slot without a token.',
-  )
-
-
-def tiles(title: str, rows: Sequence[Row]) -> Table:
-  """Returns the fastest cut of each problem."""
-  return Table(
-    title,
-    ('case', 'block', 'stages', 'splits', 'us'),
-    [
-      (
-        case(r), r['block'], r['stages'], r['splits'],
-        round(1e6 * r['seconds'], 1),
-      )
-      for r in rows
-    ],
-  )  # fmt: skip
-
-
-def overheads(title: str, rows: Sequence[Row]) -> Table:
-  """Returns what steps of a depth cost their host."""
-  return Table(
-    title,
-    ('layers', 'what', 'arrays', 'ms'),
-    [
-      (
-        r['layers'], r['name'], str(r.get('leaves', '')),
-        round(1e3 * r['seconds'], 3),
-      )
-      for r in rows
-    ],
-    'Starting: until the call returns, with a model that computes next to '
-    'nothing.',
-  )  # fmt: skip
-
-
 def verdict(rows: Sequence[Row]) -> tuple[Block, ...]:
   """Returns how many bars are met, and what is wrong; nothing without any."""
-  met: dict[tuple[str, str], bool] = {}
-  for r in rows:
-    if 'bar' in r:
-      key = r['record'], case(r)
-      met[key] = met.get(key, False) or r['bar']['met']
-  lines = []
+  met: dict[str, bool] = {}
+  for row in rows:
+    if 'bar' in row:
+      name = f'{row["record"]} {case(row)}'
+      met[name] = met.get(name, False) or row['bar']['met']
+  sentences = []
   if met:
-    missed = [' '.join(key) for key, reached in met.items() if not reached]
-    count = len(met) - len(missed)
-    lines.append(f'{count} of {len(met)} bars met by a kernel.')
-    if missed:
-      lines.append(f'Missed: {"; ".join(missed)}.')
-  wrong = wrongs(rows)
-  if wrong:
-    lines.append(f'Wrong: {"; ".join(wrong)}.')
-  return (Text(' '.join(lines)),) if lines else ()
+    sentences.append(f'{sum(met.values())} of {len(met)} bars met by a kernel.')
+  if missed := [name for name, reached in met.items() if not reached]:
+    sentences.append(f'Missed: {"; ".join(missed)}.')
+  if wrong := wrongs(rows):
+    sentences.append(f'Wrong: {"; ".join(wrong)}.')
+  return (Text(' '.join(sentences)),) if sentences else ()
 
 
 def wrongs(rows: Sequence[Row]) -> list[str]:
@@ -143,56 +184,24 @@ def wrongs(rows: Sequence[Row]) -> list[str]:
 def _bar(row: Row) -> str:
   if 'bar' not in row:
     return ''
-  field, value, met = (row['bar'][n] for n in ('field', 'value', 'met'))
-  units = {
-    'bandwidth': lambda x: f'>= {x / 1e9:.0f} GB/s',
-    'seconds': lambda x: f'<= {1e6 * x:.1f} us',
-    'of_floor': lambda x: f'>= {x:.2f} of floor',
+  bar = row['bar']
+  value = bar['value']
+  wanted = {
+    'bandwidth': f'>= {value / 1e9:.0f} GB/s',
+    'seconds': f'<= {1e6 * value:.1f} us',
+    'of_floor': f'>= {value:.2f} of floor',
   }
-  return f'{units[field](value)}: {"met" if met else "missed"}'
-
-
-def table(title: str, rows: Sequence[Row]) -> Table:
-  """Returns a row each: time, bandwidth, share of the floor, ratios."""
-  reads = [row['read'] for row in rows]
-  least, most = min(reads), max(reads)
-  peers = list(dict.fromkeys(p for row in rows for p in row['ratios']))
-  bar = ('bar',) if any('bar' in row for row in rows) else ()
-  pace = ('tokens/s',) if any(_PACE in row for row in rows) else ()
-  return Table(
-    title,
-    ('case', 'what', 'ms', 'least', 'GB/s', 'of floor', *pace, *bar, *peers),
-    [
-      (
-        case(row),
-        row['name'],
-        round(1e3 * row['seconds'], 3),
-        round(1e3 * row['fastest'], 3),
-        round(row['bandwidth'] / 1e9, 1),
-        round(row['of_floor'], 2),
-        *(f'{row[_PACE]:.1f}' if _PACE in row else '' for _ in pace),
-        *(_bar(row) for _ in bar),
-        *(
-          f'{row["ratios"][p]:.1f}x' if p in row['ratios'] else ''
-          for p in peers
-        ),
-      )
-      for row in rows
-    ],
-    f'Floor: bytes over what a sum read after the race, {least / 1e9:.1f} to '
-    f'{most / 1e9:.1f} GB/s. A ratio above 1 says how many times as long the '
-    'peer takes.',
-  )
+  return f'{wanted[bar["field"]]}: {"met" if bar["met"] else "missed"}'
 
 
 def case(row: Row) -> str:
   """Returns a row's setting in short."""
-  names = {'batch': 'B', 'heads': 'K', 'groups': 'G', 'width': 'H'}
-  parts = [row[name] for name in ('model', 'variant') if name in row]
+  letters = {'batch': 'B', 'heads': 'K', 'groups': 'G', 'width': 'H'}
   if 'latent' in row:
-    names = {'batch': 'B', 'heads': 'N', 'latent': 'L', 'slots': ''}
+    letters = {'batch': 'B', 'heads': 'N', 'latent': 'L', 'slots': ''}
+  parts = [row[name] for name in ('model', 'variant') if name in row]
   parts += [
-    f'{short}{row[name]}' for name, short in names.items() if name in row
+    f'{letter}{row[name]}' for name, letter in letters.items() if name in row
   ]
   if 'filled' in row:
     parts.append(f'{row["filled"]}/{row["slots"]}')
@@ -203,21 +212,21 @@ def case(row: Row) -> str:
 def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
   """Returns achieved bandwidth against context, a panel for each batch.
 
-  What the machine reads is drawn in: the roofline of work that only reads.
+  A dashed line shows what the machine reads: the roofline of work that only
+  reads.
   """
-  parts: dict[str, dict[str, dict[float, float]]] = {}
-  found = [r for r in rows if r['record'] == 'attention' and 'ratios' in r]
-  for row in sorted(found, key=lambda row: (row['batch'], row['filled'])):
-    batch = row['batch']
-    series = parts.setdefault(f'{batch} row{"s" * (batch > 1)}', {})
-    best = series.setdefault(f'{row["name"]} {row["dtype"]}', {})
-    at = row['filled']
-    best[at] = max(best.get(at, 0.0), row['bandwidth'] / 1e9)
-  if not parts:
+  panels: dict[str, dict[str, dict[float, float]]] = {}
+  timed = [r for r in _of(rows, 'attention') if 'ratios' in r]
+  for row in sorted(timed, key=lambda row: (row['batch'], row['filled'])):
+    batch, filled = row['batch'], row['filled']
+    panel = panels.setdefault(f'{batch} row{"s" * (batch > 1)}', {})
+    best = panel.setdefault(f'{row["name"]} {row["dtype"]}', {})
+    best[filled] = max(best.get(filled, 0.0), row['bandwidth'] / 1e9)
+  if not panels:
     return ()
   png = plots.lines_below(
     'Attention alone',
-    parts,
+    panels,
     'filled slots of a row',
     'GB/s',
     limit=('read bandwidth', read / 1e9),
@@ -229,44 +238,48 @@ def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
 def compare(before: Sequence[Row], after: Sequence[Row]) -> Table:
   """Returns the ratio of times of the rows that both runs have.
 
-  Of a row that a file has twice, the last counts; of a sweep, the best cut.
+  The last of equal rows of a file counts; of a sweep, the best cut.
 
   Raises:
     ValueError: they have no row in common.
   """
-  old = _measured(before)
+  old = _timed_rows(before)
   pairs = [
-    (old[key], row) for key, row in _measured(after).items() if key in old
+    {'before': old[key], 'after': row}
+    for key, row in _timed_rows(after).items()
+    if key in old
   ]
   if not pairs:
     raise ValueError('the two runs have no row in common: nothing to compare.')
-  return Table(
+  seconds = lambda pair, run: pair[run]['seconds']
+  return _tabulate(
     'Times of two runs',
-    ('what', 'case', 'name', 'before ms', 'after ms', 'after / before'),
-    [
-      (
-        b['record'],
-        case(b),
-        b['name'],
-        round(1e3 * a['seconds'], 3),
-        round(1e3 * b['seconds'], 3),
-        round(b['seconds'] / a['seconds'], 2),
-      )
-      for a, b in pairs
-    ],
+    pairs,
+    {
+      'what': lambda pair: pair['after']['record'],
+      'case': lambda pair: case(pair['after']),
+      'name': lambda pair: pair['after']['name'],
+      'before ms': lambda pair: round(1e3 * seconds(pair, 'before'), 3),
+      'after ms': lambda pair: round(1e3 * seconds(pair, 'after'), 3),
+      'after / before': lambda pair: round(
+        seconds(pair, 'after') / seconds(pair, 'before'), 2
+      ),
+    },
     'Below 1: the second run is faster. Compare shares of the floor where the '
     'machines differ.',
   )
 
 
-def _measured(records: Sequence[Row]) -> dict[tuple[str, ...], Row]:
+def _timed_rows(records: Sequence[Row]) -> dict[tuple[str, ...], Row]:
   """Returns timed rows by what they measured, the shape of a model included."""
-  found, config = {}, {}
+  rows = {}
+  config: Row = {}
   for row in records:
     if row.get('record') == 'run':
       config = row.get('config', {})
-    timed = {'record', 'name', 'seconds'} <= row.keys()
-    if not timed or (row['record'] == 'sweep' and not row.get('best')):
+    if not {'record', 'name', 'seconds'} <= row.keys():
+      continue
+    if row['record'] == 'sweep' and not row.get('best'):
       continue
     shape: Row = {}
     if 'context' in row or row['record'] == 'overhead':
@@ -274,5 +287,5 @@ def _measured(records: Sequence[Row]) -> dict[tuple[str, ...], Row]:
       shape = _SHAPE | config.get(name, {})
       row = {'model': name, 'dtype': shape['dtype'], **row}
     key = *(row.get(x) for x in SETTING), *(shape.get(x) for x in _SHAPE)
-    found[tuple(map(str, key))] = row
-  return found
+    rows[tuple(map(str, key))] = row
+  return rows

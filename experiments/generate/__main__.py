@@ -19,7 +19,7 @@ from experiments import launch
 from experiments.generate import answer
 from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
-from experiments.measuring.traffic import held_bytes, step_bytes
+from experiments.measuring.model import array_bytes, step_bytes
 from experiments.reporting import records
 from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.parse import DEFAULT, parse_cache
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
   speed = watch.speed(
     step_bytes=step_bytes(*model, cache),
     bandwidth=reading(64, 3),
-    cache_bytes=held_bytes(cache),
+    cache_bytes=array_bytes(cache),
   )
   print(speed, file=sys.stderr)
   if _OUT.value:

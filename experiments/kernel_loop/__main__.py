@@ -3,13 +3,13 @@
   python -m experiments.kernel_loop               a minute on two cores
   python -m experiments.kernel_loop --turns=9
 
-Compiles `loop.cc` around the kernel's own headers and runs attention and
+Compiles `loop.cc` around the headers of the kernel and runs attention and
 projections without XLA, on threads that never sleep: once from memory, and once
-over so little data that a cache of the processor holds it.
+over so little data that a cache of the processor holds the data.
 
-Expected: time near the longer of the two, memory's and arithmetic's, where one
-hides behind the other; near their sum where it does not. Would be refuted by a
-time below either.
+Expected: a time near the longer of two times, the one of memory and the one of
+arithmetic, where one hides behind the other, and near their sum elsewhere.
+Would be refuted by a time below either.
 """
 
 import pathlib
@@ -23,10 +23,12 @@ from experiments.reporting.blocks import Table, Text
 from experiments.reporting.writer import follow, start
 from kvjax.native.build import BuildError
 
-_TURNS = flags.DEFINE_integer('turns', 5, 'Of each time.', lower_bound=1)
+_TURNS = flags.DEFINE_integer(
+  'turns', 5, 'Repeats of each time.', lower_bound=1
+)
 _WORKDIR = flags.DEFINE_string('workdir', 'out/kernel_loop', 'Where files go.')
 
-COLUMNS = 'MB', 'reading ms', 'arithmetic ms', 'ms', 'of floor', 'GFLOP/s'
+COLUMNS = ('MB', 'reading ms', 'arithmetic ms', 'ms', 'of floor', 'GFLOP/s')
 
 
 def table(title: str, names: tuple[str, ...], records: list[dict]) -> Table:
@@ -54,22 +56,21 @@ def main(argv: list[str]) -> None:
   run = {'command': launch.command(), 'turns': _TURNS.value}
   title = 'The CPU kernel in a loop'
   writer = start(_WORKDIR.value, 'kernel_loop', title, run)
-  found = map(writer.record, loop.rows(lib, turns=_TURNS.value))
-  records = list(follow('loop', found, 1 + len(loop.CASES)))
+  rows = map(writer.record, loop.rows(lib, turns=_TURNS.value))
+  records = list(follow('loop', rows, 1 + len(loop.CASES)))
   machine = records.pop(0)
   kinds = {
     'attention': ('dtype', 'groups', 'width', 'rotary'),
     'projection': ('dtype', 'rows', 'lines', 'width'),
   }
-  said = (
+  summary = Text(
     f'{machine["threads"]} threads: {machine["flops"] / 1e9:.0f} GFLOP/s of '
     f'multiply-adds in registers, {machine["read"] / 1e9:.1f} GB/s of a sum.'
   )
   for kind, names in kinds.items():
-    ran = [r for r in records if r['record'] == kind]
-    shown = table(kind.capitalize(), names, ran)
-    writer = writer.show(shown)
-  print(f'Report: {writer.show(Text(said)).save()}')
+    rows_of_kind = [r for r in records if r['record'] == kind]
+    writer = writer.show(table(kind.capitalize(), names, rows_of_kind))
+  print(f'Report: {writer.show(summary).save()}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-// The CPU kernel in a loop of its own: no XLA, and threads that never sleep.
+// Runs the CPU kernel in a loop without XLA, on threads that never sleep.
 
 #include <atomic>
 #include <chrono>
@@ -21,12 +21,13 @@ double now() {
   return std::chrono::duration<double>(passed).count();
 }
 
-// Threads that spin until they are given work: none is woken while time runs.
+// A pool for `share` whose threads spin until work arrives, so that the time
+// measured never includes the waking of a thread.
 class Spinning {
  public:
-  explicit Spinning(int64_t threads) : given(new Given[threads]) {
+  explicit Spinning(int64_t threads) : slots(new Slot[threads]) {
     for (int64_t i = 1; i < threads; ++i)
-      workers.emplace_back([this, i] { spin(given[i]); });
+      workers.emplace_back([this, i] { spin(slots[i]); });
   }
   ~Spinning() {
     over = true;
@@ -34,26 +35,26 @@ class Spinning {
   }
   int64_t num_threads() const { return workers.size() + 1; }
   void Schedule(std::function<void()> work) {
-    Given& next = given[1 + turn++ % workers.size()];
+    Slot& next = slots[1 + turn++ % workers.size()];
     while (next.ready) std::this_thread::yield();
     next.work = std::move(work);
     next.ready = true;
   }
 
  private:
-  struct Given {
+  struct Slot {
     std::function<void()> work;
     std::atomic<bool> ready{false};
   };
-  void spin(Given& mine) {
+  void spin(Slot& slot) {
     while (!over)
-      if (mine.ready) {
-        const auto work = std::move(mine.work);
-        mine.ready = false;
+      if (slot.ready) {
+        const auto work = std::move(slot.work);
+        slot.ready = false;
         work();
       }
   }
-  std::unique_ptr<Given[]> given;
+  std::unique_ptr<Slot[]> slots;
   std::atomic<bool> over{false};
   std::vector<std::thread> workers;
   int64_t turn = 0;
@@ -66,26 +67,26 @@ Buffer buffer(int64_t bytes) {
   return {static_cast<char*>(std::aligned_alloc(kLine, bytes)), &std::free};
 }
 
-// Numbers between -1 and 1, or codes.
+// Random numbers between -1 and 1; for a size of one byte, random codes.
 Buffer drawn(int64_t count, int64_t size) {
   static std::mt19937 random(0);
-  Buffer made = buffer(count * size);
+  Buffer numbers = buffer(count * size);
   for (int64_t i = 0; i < count; ++i) {
     const float x = float(int32_t(random())) / 2147483648.f;
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
-    if (size == 4) reinterpret_cast<float*>(made.get())[i] = x;
-    if (size == 2) reinterpret_cast<uint16_t*>(made.get())[i] = bits >> 16;
-    if (size == 1) made.get()[i] = char(bits >> 8);
+    if (size == 4) reinterpret_cast<float*>(numbers.get())[i] = x;
+    if (size == 2) reinterpret_cast<uint16_t*>(numbers.get())[i] = bits >> 16;
+    if (size == 1) numbers.get()[i] = char(bits >> 8);
   }
-  return made;
+  return numbers;
 }
 
 ffi::DataType type_of(int64_t size) {
   return size == 4 ? ffi::F32 : size == 2 ? ffi::BF16 : ffi::S8;
 }
 
-// Times `turns` passes over all copies, after one that is not timed.
+// Times `turns` passes over all copies, after a pass that is not timed.
 template <class F>
 void timed(int64_t copies, int64_t turns, double* seconds, F call) {
   for (int64_t turn = -1; turn < turns; ++turn) {
@@ -97,8 +98,9 @@ void timed(int64_t copies, int64_t turns, double* seconds, F call) {
 
 }  // namespace
 
-// Attention of one token to S full slots of K heads, G queries each: keys and
-// values of width H; with rotary > 0 a latent that is both, and another key.
+// Attention of one token to S full slots of K heads with G queries each. Keys
+// and values have width H. With rotary > 0 a latent of width H is both key and
+// value, and a rotated key joins it.
 extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
                             int64_t rotary, int64_t size, int64_t threads,
                             int64_t copies, int64_t turns, double* seconds) {
@@ -107,19 +109,20 @@ extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
   };
   const int64_t other = rotary ? rotary : H;
   std::vector<Cache> caches;
-  const Buffer keys = drawn(K * S * H, size), more = drawn(K * S * other, size);
+  const Buffer keys = drawn(K * S * H, size);
+  const Buffer values = drawn(K * S * other, size);
   for (int64_t i = 0; i < copies; ++i) {
     caches.push_back({buffer(K * S * H * size), buffer(K * S * other * size),
                       buffer(K * S * 4)});
     std::memcpy(caches[i].key.get(), keys.get(), K * S * H * size);
-    std::memcpy(caches[i].second.get(), more.get(), K * S * other * size);
+    std::memcpy(caches[i].second.get(), values.get(), K * S * other * size);
     std::fill_n(reinterpret_cast<float*>(caches[i].scales.get()), K * S, .01f);
   }
   const Buffer query = drawn(K * G * (H + other), 4);
   const float* queries = reinterpret_cast<float*>(query.get());
   std::vector<float> out(K * G * H), lse(K * G);
-  std::vector<int32_t> positions(1, S - 1), held(S);
-  for (int64_t s = 0; s < S; ++s) held[s] = s;
+  std::vector<int32_t> positions(1, S - 1), slot_positions(S);
+  for (int64_t s = 0; s < S; ++s) slot_positions[s] = s;
   Spinning pool(threads);
   timed(copies, turns, seconds, [&](int64_t i) {
     const auto scales = reinterpret_cast<float*>(caches[i].scales.get());
@@ -128,17 +131,24 @@ extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
                     width, size};
     };
     const auto p = std::make_shared<Problem>();
-    p->B = p->T = p->held_heads = 1, p->K = K, p->S = S, p->E = H;
-    p->rows = G, p->filled = S, p->shared = rotary ? 0 : -1;
+    p->B = p->T = p->held_heads = 1;
+    p->K = K;
+    p->S = p->filled = S;
+    p->E = H;
+    p->rows = G;
+    p->shared = rotary ? 0 : -1;
     p->rule = {1 / std::sqrt(float(H)), 0, 1, 0, 0, 0, 0, INT32_MAX};
-    p->keys = {stream(caches[i].key, H)}, p->queries = {queries};
+    p->keys = {stream(caches[i].key, H)};
+    p->queries = {queries};
     if (rotary) {
       p->keys.push_back(stream(caches[i].second, rotary));
       p->queries.push_back(queries + K * G * H);
     }
     p->value = rotary ? p->keys[0] : stream(caches[i].second, H);
-    p->positions = positions.data(), p->held = held.data();
-    p->out = out.data(), p->lse = lse.data();
+    p->positions = positions.data();
+    p->held = slot_positions.data();
+    p->out = out.data();
+    p->lse = lse.data();
     p->seen.resize(1);
     p->find(0);
     p->plan(threads);
@@ -146,7 +156,7 @@ extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
   });
 }
 
-// M rows of D numbers times a weight of N lines.
+// M rows of D numbers times a weight of N output channels.
 extern "C" void loop_project(int64_t M, int64_t N, int64_t D, int64_t size,
                              int64_t threads, int64_t copies, int64_t turns,
                              double* seconds) {
@@ -156,8 +166,9 @@ extern "C" void loop_project(int64_t M, int64_t N, int64_t D, int64_t size,
     weights.push_back(buffer(N * D * size));
     std::memcpy(weights[i].get(), weights[0].get(), N * D * size);
   }
-  const Buffer given = drawn(M * D, 4), out = buffer(M * N * 4);
-  const auto rows = reinterpret_cast<const float*>(given.get());
+  const Buffer input = drawn(M * D, 4);
+  const Buffer out = buffer(M * N * 4);
+  const auto rows = reinterpret_cast<const float*>(input.get());
   const auto to = reinterpret_cast<float*>(out.get());
   Spinning pool(threads);
   timed(copies, turns, seconds, [&](int64_t i) {
@@ -174,7 +185,7 @@ extern "C" void loop_project(int64_t M, int64_t N, int64_t D, int64_t size,
   });
 }
 
-// Reads floats and adds them up: what memory gives.
+// Reads floats and adds them up: the limit of memory.
 extern "C" void loop_read(int64_t bytes, int64_t threads, int64_t turns,
                           double* seconds) {
   const Buffer numbers = buffer(bytes);
@@ -195,8 +206,8 @@ extern "C" void loop_read(int64_t bytes, int64_t threads, int64_t turns,
   });
 }
 
-// `count` multiply-adds of vectors a thread, all in registers: what the
-// processor does. Returns a number that depends on them all.
+// `count` multiply-adds of vectors a thread, all in registers: the limit of the
+// processor. The result depends on all products, so that none is optimized away.
 extern "C" float loop_multiply(int64_t count, int64_t threads, int64_t turns,
                                double* seconds) {
   std::atomic<float> any{0};

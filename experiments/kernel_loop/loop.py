@@ -1,9 +1,9 @@
-"""The CPU kernel without XLA: what is arithmetic in its time, what memory's.
+"""The CPU kernel without XLA: the parts of arithmetic and memory in its time.
 
-A case runs by `loop.cc` twice: from memory, on all threads, and on one thread
-over so little that a second-level cache holds it. The second, for as many
-numbers and shared out evenly, is what the work takes where nobody waits for
-memory.
+`loop.cc` runs a case twice: from memory on all threads, and on one thread over
+so little data that a second-level cache holds the data. The second time, scaled
+to the same amount of work and divided by the threads, is the time that the work
+would take if no thread waited for memory.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ from kvjax.native import build as library
 
 SOURCE = pathlib.Path(__file__).with_name('loop.cc')
 SIZES = {'float32': 4, 'bfloat16': 2, 'int8': 1}
-ROTATED = 537_000_000  # bytes that are read before any is read again
-HELD = 270_000  # bytes that a second-level cache holds with room to spare
+ROTATED = 537_000_000  # bytes that are read before any byte is read again
+CACHED = 270_000  # bytes that a second-level cache holds with room to spare
 MULTIPLIES = 12_000_000  # of vectors, a thread
 
 
@@ -31,9 +31,11 @@ class Attention:
   Attributes:
     heads, groups, width, slots: of the cache.
     dtype: of the cache, of `SIZES`; int8 has a scale a slot.
-    rotary: width of a rotated key beside a latent that is key and value; 0
-      for keys and values.
+    rotary: width of the rotated key of a latent that is key and value; 0 for
+      separate keys and values.
   """
+
+  function = 'loop_attend'
 
   heads: int
   groups: int
@@ -44,8 +46,9 @@ class Attention:
 
   @property
   def bytes(self) -> int:
-    """That the cache holds."""
-    size, streams = SIZES[self.dtype], 1 if self.rotary else 2
+    """Bytes of the cache."""
+    size = SIZES[self.dtype]
+    streams = 1 if self.rotary else 2
     numbers = streams * self.width + self.rotary
     scales = 4 * 2 if self.dtype == 'int8' else 0
     return self.heads * self.slots * (numbers * size + scales)
@@ -58,20 +61,31 @@ class Attention:
 
   @property
   def small(self) -> 'Attention':
-    """One head, and as many slots as a cache of the processor holds."""
-    one = dataclasses.replace(self, heads=1)
-    slots = HELD * self.slots // one.bytes // 64 * 64
-    return dataclasses.replace(one, slots=max(64, min(slots, self.slots)))
+    """The same work on one head and as many slots as `CACHED` bytes hold."""
+    single = dataclasses.replace(self, heads=1)
+    slots = CACHED * self.slots // single.bytes // 64 * 64
+    return dataclasses.replace(single, slots=max(64, min(slots, self.slots)))
 
-  def run(self, lib: ctypes.CDLL, *pace: Any) -> None:
-    """Fills the seconds of each turn; `pace` ends with them."""
-    sizes = self.heads, self.groups, self.width, self.slots, self.rotary
-    lib.loop_attend(*map(_int, (*sizes, SIZES[self.dtype])), *pace)
+  @property
+  def sizes(self) -> list[int]:
+    """The first arguments of the function of `loop.cc`."""
+    size = SIZES[self.dtype]
+    cache = [self.heads, self.groups, self.width, self.slots]
+    return [*cache, self.rotary, size]
 
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-  """`rows` of `width` float32 numbers times a weight of `lines`."""
+  """`rows` of `width` float32 numbers times a weight.
+
+  Attributes:
+    rows: of the input.
+    lines: output channels of the weight.
+    width: numbers of a row and of an output channel.
+    dtype: of the weight, of `SIZES`.
+  """
+
+  function = 'loop_project'
 
   rows: int
   lines: int
@@ -80,7 +94,7 @@ class Projection:
 
   @property
   def bytes(self) -> int:
-    """Of the weight."""
+    """Bytes of the weight."""
     return self.lines * self.width * SIZES[self.dtype]
 
   @property
@@ -90,19 +104,19 @@ class Projection:
 
   @property
   def small(self) -> 'Projection':
-    """As many lines as a cache of the processor holds."""
-    lines = HELD * self.lines // self.bytes // 16 * 16
+    """The same work on as many output channels as `CACHED` bytes hold."""
+    lines = CACHED * self.lines // self.bytes // 16 * 16
     return dataclasses.replace(self, lines=max(16, min(lines, self.lines)))
 
-  def run(self, lib: ctypes.CDLL, *pace: Any) -> None:
-    """Fills the seconds of each turn; `pace` ends with them."""
-    sizes = self.rows, self.lines, self.width, SIZES[self.dtype]
-    lib.loop_project(*map(_int, sizes), *pace)
+  @property
+  def sizes(self) -> list[int]:
+    """The first arguments of the function of `loop.cc`."""
+    return [self.rows, self.lines, self.width, SIZES[self.dtype]]
 
 
-Case = Attention | Projection
+Work = Attention | Projection
 
-CASES: tuple[Case, ...] = (
+CASES: tuple[Work, ...] = (
   *(
     Attention(8, groups, 128, 8192, dtype)
     for dtype in SIZES
@@ -132,7 +146,7 @@ def build(folder: pathlib.Path) -> ctypes.CDLL:
 
 def rows(
   lib: ctypes.CDLL,
-  cases: Sequence[Case] = CASES,
+  cases: Sequence[Work] = CASES,
   turns: int = 5,
   rotate: int = ROTATED,
 ) -> Iterator[dict[str, Any]]:
@@ -145,22 +159,26 @@ def rows(
     lib: of `build`.
     cases: that are timed.
     turns: of each, of which the median counts.
-    rotate: bytes of copies that are passed through.
+    rotate: bytes of copies that a turn passes through.
   """
   lib.loop_lanes.restype = ctypes.c_int64
   threads = os.cpu_count() or 1
-  most = _seconds(lib.loop_multiply, MULTIPLIES, threads, turns=turns).min()
-  flops = 2 * lib.loop_lanes() * MULTIPLIES * threads / most
-  read = _read(lib, rotate, threads, turns)
+  multiplying = _seconds(lib.loop_multiply, [MULTIPLIES, threads], turns).min()
   yield {
-      'record': 'machine', 'threads': threads, 'read': read, 'flops': flops,
-  }  # fmt: skip
+    'record': 'machine',
+    'threads': threads,
+    'read': _read(lib, rotate, threads, turns),
+    'flops': 2 * lib.loop_lanes() * MULTIPLIES * threads / multiplying,
+  }
   for case in cases:
-    small, copies = case.small, max(2, -(-rotate // case.bytes))
-    again = max(2, 8 * rotate // 100 // small.bytes)
-    held = _median(lib, small, 1, 1, again)
-    arithmetic = held * case.operations / small.operations / threads
-    seconds = _median(lib, case, threads, copies, turns)
+    function = getattr(lib, case.function)
+    small = case.small
+    repeats = max(2, 8 * rotate // 100 // small.bytes)
+    cached = np.median(_seconds(function, [*small.sizes, 1, 1], repeats))
+    arithmetic = float(cached) * case.operations / small.operations / threads
+    copies = max(2, -(-rotate // case.bytes))
+    sizes = [*case.sizes, threads, copies]
+    seconds = float(np.median(_seconds(function, sizes, turns)))
     read = _read(lib, rotate, threads, turns)
     yield {
       'record': type(case).__name__.lower(),
@@ -176,28 +194,19 @@ def rows(
     }
 
 
-def _int(x: int) -> ctypes.c_int64:
-  return ctypes.c_int64(x)
+def _seconds(function: Any, sizes: Sequence[int], turns: int) -> np.ndarray:
+  """Returns the seconds of each turn of a function of `loop.cc`.
 
-
-def _seconds(call: Any, *given: Any, turns: int) -> np.ndarray:
-  """Returns the seconds of each turn that a function of the library filled."""
+  Args:
+    function: takes `sizes`, the turns, and where their seconds go.
+    sizes: integers.
+    turns: that are timed.
+  """
   seconds = (ctypes.c_double * turns)()
-  call(*map(_int, given), _int(turns), seconds)
+  function(*map(ctypes.c_int64, (*sizes, turns)), seconds)
   return np.array(seconds)
 
 
-def _median(
-  lib: ctypes.CDLL, case: Case, threads: int, copies: int, turns: int
-) -> float:
-  def run(*pace):
-    case.run(lib, *pace)
-
-  return float(np.median(_seconds(run, threads, copies, turns=turns)))
-
-
 def _read(lib: ctypes.CDLL, rotate: int, threads: int, turns: int) -> float:
-  """Returns bytes a second; the best turn, as it is a limit."""
-  return rotate / float(
-    _seconds(lib.loop_read, rotate, threads, turns=turns).min()
-  )
+  """Returns bytes a second; the best turn counts, because it is a limit."""
+  return rotate / float(_seconds(lib.loop_read, [rotate, threads], turns).min())

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,21 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.measuring import attention_peers, clock, forms, peers
-from experiments.measuring.clock import Runner
-from kvjax.kernels import KERNELS, Scoring, attend_view, available
+from experiments.measuring.clock import Entry, Expected, Pace
+from kvjax.kernels import Scoring, attend_view
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.kernels.hopper.tuning import Problem, tiles
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.view import contiguous_view
 
 TOLERANCE = {
-  'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 3e-3, 'int8': 3e-2,
-}  # fmt: skip
+  'float32': 1e-4,
+  'bfloat16': 3e-2,
+  'float16': 3e-3,
+  'int8': 3e-2,
+}
+MOST = 3_600_000_000  # bytes of memory that the caches of a race occupy
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class AttentionCase(clock.Case):
   """A cache of `slots` of which `filled` hold tokens; see the legend."""
+
+  record = 'attention'
+  fields = ('batch', 'heads', 'groups', 'width', 'slots', 'filled', 'dtype')
 
   batch: int
   heads: int
@@ -42,79 +49,78 @@ class Case:
     slot = self.width * jnp.dtype(self.dtype).itemsize + scale
     return 2 * self.batch * self.heads * self.filled * slot
 
+  @property
+  def scoring(self) -> Scoring:
+    return Scoring(self.width**-0.5)
 
-Entry = Callable[[], Runner]
+  def buffers(self, pace: Pace) -> tuple[int, int]:
+    """Returns how many calls read all buffers, and the buffers of each call."""
+    copies = max(1, -(-pace.rotate // self.bytes))
+    whole = dataclasses.replace(self, filled=self.slots)
+    copies = min(copies, max(2, MOST // whole.bytes))
+    calls = -(-copies // pace.together)
+    return calls, -(-copies // calls)
 
-MOST = 3_600_000_000  # bytes of memory that the caches of a race occupy
+  def repeats(self, pace: Pace) -> int:
+    # Up to three turns a call, so that most buffers are timed.
+    return pace.repeats * min(self.buffers(pace)[0], 3)
+
+  def entries(self, pace: Pace) -> dict[str, Entry]:
+    drawn = draw(self, 0)
+    calls, each = self.buffers(pace)
+    expected = Expected(
+      reference(self, drawn),
+      self.bytes,
+      TOLERANCE[self.dtype],
+      pace.calls * each,
+      {'rotated': calls * each * self.bytes},
+    )
+
+    def parts(streams):
+      copies = copied(streams, calls * each)
+      return [copies[i * each : (i + 1) * each] for i in range(calls)]
+
+    def entry(make, parts, kernel=''):
+      ready = [
+        clock.queued(make(part), pace.calls, peers.finished) for part in parts
+      ]
+      first = peers.host(ready[0]()[0][:1])[0]
+      return expected.runner(in_turn(ready), kernel, first)
+
+    entries = {}
+    codec, (encoded,) = stores(self, [drawn])
+    ours = parts(encoded)
+    for name, kernel, attend in _kernels(self, pace, codec):
+      make = functools.partial(steady, attend, drawn[0])
+      entries[name] = functools.partial(entry, make, ours, kernel)
+    if pace.alone or self.dtype == 'int8':
+      return entries
+    query, *streams = (x.astype(self.dtype) for x in drawn)
+    theirs = parts((query, *(x[:, :, : self.filled] for x in streams)))
+    for peer in attention_peers.here():
+      entries[peer.name] = functools.partial(entry, peer.make, theirs)
+    return entries
 
 
-@dataclasses.dataclass(frozen=True)
-class Pace:
-  """How a race is run.
-
-  Attributes:
-    repeats: turns, times the calls that it takes to read all, up to three.
-    rotate: bytes that are read before any is read again, beyond the last cache
-      of the machine, as far as the caches that they lie in fit `MOST`.
-    kernels: of kvjax that take part, of those available.
-    together: buffers that one call reads, so that attention is timed and not
-      what a call costs; a program is as long.
-    calls: of those, queued before one is waited for.
-    both: `mosaic_gpu` takes part in either form, that which its table does not
-      say by name.
-  """
-
-  repeats: int
-  rotate: int
-  kernels: Sequence[str] = KERNELS
-  together: int = 1
-  calls: int = 1
-  both: bool = False
-
-  @classmethod
-  def of(cls, config: Any) -> 'Pace':
-    """Returns that of an experiment's config."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: config[name] for name in names if name in config})
-
-
-def measure(case: Case, pace: Pace, *, alone: bool = False) -> dict[str, Any]:
-  """Returns results by name; who could not take part says why.
-
-  Beside each time stands how many bytes it `rotated` over.
-
-  Args:
-    case: what is asked.
-    pace: how it is timed.
-    alone: without peers.
-  """
-  copies = max(1, -(-pace.rotate // case.bytes))
-  whole = dataclasses.replace(case, filled=case.slots)
-  copies = min(copies, max(2, MOST // whole.bytes))
-  turns = -(-copies // pace.together)
-  copies = -(-copies // turns) * turns  # calls of as many buffers each
-  clock.give_back()
-  drawn = draw(case, 0)
-  given = case, drawn, copies, reference(case, drawn), pace
-  entries = dict(_ours(*given)) | ({} if alone else dict(_theirs(*given)))
-  del drawn, given
-  runners, skipped = clock.enter(entries)
-  timed = clock.race(runners, pace.repeats * min(turns, 3))
-  rotated = {'rotated': copies * case.bytes}
-  return {name: row | rotated for name, row in timed.items()} | skipped
+def in_turn(calls: Sequence[clock.Call]) -> clock.Call:
+  """Returns a call that makes the next of several calls each time."""
+  turn = itertools.cycle(calls)
+  return lambda: next(turn)()
 
 
 def copied(tree: Any, count: int) -> list[Any]:
-  """Returns pytrees of the same numbers, each in memory of its own.
+  """Returns pytrees of the same numbers in different memory.
 
-  What a read costs depends on where numbers lie, not on what they are, and
-  gigabytes of them take longer to draw than to read.
+  The cost of a read depends on the address of numbers and not on their values,
+  and gigabytes of numbers take longer to draw than to read.
   """
   apart = functools.partial(jax.tree.map, lambda x: jnp.array(x, copy=True))
   return [tree, *(apart(tree) for _ in range(count - 1))]
 
 
-def draw(case: Case, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def draw(
+  case: AttentionCase, seed: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns normal queries `[B, K, G, 1, H]`, keys and values, float32."""
   lead = (case.batch, case.heads)
   shapes = (case.groups, 1), (case.slots,), (case.slots,)
@@ -122,14 +128,15 @@ def draw(case: Case, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   return q, k, v
 
 
-# Cases that follow each other ask for the same: other lengths, other dtypes.
+# Cases that follow each other draw the same numbers: their lengths or dtypes
+# differ only.
 @functools.lru_cache(maxsize=1)
 def _last(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
   return normal(seed, *shapes)
 
 
 def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
-  """Returns normal float32 arrays; gigabytes are drawn where they will lie."""
+  """Returns normal float32 arrays; gigabytes are drawn on the device."""
   if jax.default_backend() == 'cpu':
     rng = np.random.default_rng(seed)
     return [
@@ -140,17 +147,38 @@ def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
   return list(map(jax.random.normal, keys, shapes))
 
 
-def reference(case: Case, drawn: Any) -> np.ndarray:
-  """Returns the first row's output in float64."""
-  q, k, v = (np.asarray(x[0], np.float64) for x in drawn)
-  scores = np.einsum('kgth,ksh->kgts', q, k[:, : case.filled])
-  scores = np.exp(scores * case.width**-0.5)
+def reference(case: AttentionCase, drawn: Sequence[Any]) -> np.ndarray:
+  """Returns the first row's output `[K, G, 1, E]` in float64."""
+  query, key, value = (x[:1] for x in drawn)
+  filled = {
+    'key': key[:, :, : case.filled],
+    'value': value[:, :, : case.filled],
+  }
+  return first_row({'key': query}, filled, case.scoring)
+
+
+def first_row(
+  queries: Mapping[str, Any], streams: Mapping[str, Any], scoring: Scoring
+) -> np.ndarray:
+  """Returns the first row's attention to all slots in float64.
+
+  Args:
+    queries: `[B, K, G, T, H]` by the name of the stream that they meet.
+    streams: `[B, K, S, H]` by name.
+    scoring: its scale and value stream count, and no mask.
+  """
+  wide = lambda x: np.asarray(x[0], np.float64)
+  scores = sum(
+    np.einsum('kgth,ksh->kgts', wide(query), wide(streams[name]))
+    for name, query in queries.items()
+  )
+  scores = np.exp(scores * scoring.scale)
   weights = scores / scores.sum(-1, keepdims=True)
-  return np.einsum('kgts,ksh->kgth', weights, v[:, : case.filled])
+  return np.einsum('kgts,kse->kgte', weights, wide(streams[scoring.value]))
 
 
 def stores(
-  case: Case, drawn: Sequence[Any]
+  case: AttentionCase, drawn: Sequence[Any]
 ) -> tuple[Codec, list[dict[str, Any]]]:
   """Returns the codec of a case, and its keys and values as it stores them."""
   narrow = case.dtype == 'int8'
@@ -160,40 +188,39 @@ def stores(
   return codec, [{'key': encode(k), 'value': encode(v)} for _, k, v in drawn]
 
 
-def positions(case: Case) -> tuple[jax.Array, jax.Array]:
+def positions(case: Any) -> tuple[jax.Array, jax.Array]:
   """Returns int32 `[B, 1]` of the queries and `[B, 1, S]` of the slots."""
   slots = np.arange(case.slots)
-  held = np.where(slots < case.filled, slots, -1).astype(np.int32)
-  held = jnp.broadcast_to(jnp.asarray(held), (case.batch, 1, case.slots))
-  return jnp.full((case.batch, 1), case.filled - 1, jnp.int32), held
+  slots = np.where(slots < case.filled, slots, -1).astype(np.int32)
+  slots = jnp.broadcast_to(jnp.asarray(slots), (case.batch, 1, case.slots))
+  return jnp.full((case.batch, 1), case.filled - 1, jnp.int32), slots
 
 
-def _ours(
-  case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
-) -> Iterator[tuple[str, Entry]]:
-  codec, (encoded,) = stores(case, [drawn])
-  parts = _parts(copied(encoded, copies), pace)
-  last, held = positions(case)
-  for kernel, reason in available().items():
-    unserved = kernel == 'mosaic_gpu' and case.dtype not in DTYPES
-    if reason or unserved or kernel not in pace.kernels:
+def _kernels(
+  case: AttentionCase, pace: Pace, codec: Codec
+) -> list[tuple[str, str, Callable[..., list[jax.Array]]]]:
+  """Returns name, kernel and program of each participant of kvjax."""
+  query_positions, slot_positions = positions(case)
+  ours = []
+  for kernel in pace.usable():
+    if kernel == 'mosaic_gpu' and case.dtype not in DTYPES:
       continue
     attend = functools.partial(
-      _attend, last=last, held=held, codec=codec, kernel=kernel
+      _attend_each,
+      query_positions=query_positions,
+      slot_positions=slot_positions,
+      codec=codec,
+      scoring=case.scoring,
+      kernel=kernel,
     )
     for form in _forms(case, kernel, pace):
-      run = forms.formed(form, attend)
-      calls = [steady(run, drawn[0], tuple(part)) for part in parts]
-      yield (
-        forms.named(kernel, form),
-        functools.partial(
-          _runner, case, want, calls, kernel, pace, len(parts[0])
-        ),
-      )
+      name = forms.named(kernel, form)
+      ours.append((name, kernel, forms.formed(form, attend)))
+  return ours
 
 
-def _forms(case: Case, kernel: str, pace: Pace) -> tuple[str, ...]:
-  """Returns forms of a kernel that take part; '' for that of its table."""
+def _forms(case: AttentionCase, kernel: str, pace: Pace) -> tuple[str, ...]:
+  """Returns forms of a kernel that take part; '' for the form of its table."""
   if kernel != 'mosaic_gpu' or not pace.both:
     return ('',)
   problem = Problem(case.batch * case.heads, case.slots, case.width, case.width)
@@ -201,74 +228,14 @@ def _forms(case: Case, kernel: str, pace: Pace) -> tuple[str, ...]:
   return '', other[tiles(problem).merge]
 
 
-def _theirs(
-  case: Case, drawn: Any, copies: int, want: np.ndarray, pace: Pace
-) -> Iterator[tuple[str, Entry]]:
-  if case.dtype == 'int8':
-    return
-
-  def narrow(x):
-    return x[:, :, : case.filled].astype(case.dtype)
-
-  query, key, value = drawn
-  given = query.astype(case.dtype), narrow(key), narrow(value)
-  parts = _parts(copied(given, copies), pace)
-  for peer in attention_peers.here():
-
-    def entry(peer=peer):
-      calls = [peer.make(part) for part in parts]
-      return _runner(case, want, calls, '', pace, len(parts[0]))
-
-    yield peer.name, entry
-
-
-def _parts(each: Sequence[Any], pace: Pace) -> list[list[Any]]:
-  """Returns what each call reads."""
-  count = -(-len(each) // -(-len(each) // pace.together))
-  starts = range(0, len(each), count)
-  return [list(each[start : start + count]) for start in starts]
-
-
-def _runner(
-  case: Case,
-  want: np.ndarray,
-  calls: list[clock.Call],
-  kernel: str,
-  pace: Pace,
-  each: int,
-) -> Runner:
-  """Returns a runner that takes the calls in turn; the first is checked.
-
-  Args:
-    case: what is asked.
-    want: the first row's output.
-    calls: that attend to other caches each.
-    kernel: of kvjax that attends; '' for a peer.
-    pace: how it is timed.
-    each: caches of a call.
-  """
-  found = np.asarray(peers.host(calls[0]()[0][:1]), np.float32)[0]
-  error = clock.difference(found, want)
-  ready = [clock.queued(call, pace.calls, peers.finished) for call in calls]
-  turn = itertools.cycle(ready)
-  return Runner(
-    lambda: next(turn)(),
-    case.bytes,
-    kernel,
-    error,
-    TOLERANCE[case.dtype],
-    pace.calls * each,
-  )
-
-
 def steady(
   run: Callable[..., list[jax.Array]], query: jax.Array, part: Sequence[Any]
 ) -> clock.Call:
-  """Returns a call whose results lie where those of the call before did.
+  """Returns a call that writes its results over those of the call before.
 
-  XLA records what a program launches on a GPU as a graph, and records it anew
-  when an address has changed: a loop that decodes donates what it replaces,
-  and peers are replayed as graphs.
+  On a GPU XLA records what a program launches as a graph and records the graph
+  again when an address has changed. A loop that decodes donates what it
+  replaces, and peers are replayed as graphs, so a fair call reuses addresses.
 
   Args:
     run: takes queries, `part` and the results of the last call, which are
@@ -276,41 +243,45 @@ def steady(
     query: of the first of them.
     part: what is read.
   """
-  held = [[jnp.zeros_like(query) for _ in part]]
 
-  def call():
-    held[0] = run(query, part, held[0])
-    return held[0]
+  def step(old):
+    new = run(query, tuple(part), old)
+    return new, new
 
-  return call
+  return clock.carry_state(step, [jnp.zeros_like(query) for _ in part])
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=('codec', 'kernel'),
+  static_argnames=('codec', 'scoring', 'kernel'),
   donate_argnames='old',
   keep_unused=True,
 )
-def _attend(q, stored, old, *, last, held, codec, kernel):
+def _attend_each(query, caches, old, *, query_positions, slot_positions, **how):
   """Returns attention to each of several caches, one after the other.
 
-  Each asks with the last one's answer, so that none begins before.
+  Each cache is queried with the answer of the cache before, so that the device
+  cannot begin it earlier.
   """
   del old
-  outs = []
-  for streams in stored:
-    q = _attend_one(q, streams, last, held, codec=codec, kernel=kernel)
-    outs.append(q)
-  return outs
+  outputs = []
+  for streams in caches:
+    query = attend_streams(
+      {'key': query}, streams, query_positions, slot_positions, **how
+    )
+    outputs.append(query)
+  return outputs
 
 
-# Of its own, so that a program of many lowers it once.
-@functools.partial(jax.jit, static_argnames=('codec', 'kernel'))
-def _attend_one(q, streams, last, held, *, codec, kernel):
-  names = ('key', 'value')
-  view = contiguous_view(streams, held, jnp.max(held) + 1, ordered=True).map(
-    lambda x: {n: codec.decode(x[n]) for n in names},
-    lambda x: {n: codec.stored(x[n]) for n in names},
+# A jit inside the program of several caches, so that JAX lowers it once.
+@functools.partial(jax.jit, static_argnames=('codec', 'scoring', 'kernel'))
+def attend_streams(
+  queries, streams, query_positions, slot_positions, *, codec, scoring, kernel
+):
+  """Returns attention `[B, K, G, T, E]` to encoded streams of one layer."""
+  filled = jnp.max(slot_positions) + 1
+  view = contiguous_view(streams, slot_positions, filled, ordered=True).map(
+    lambda x: {name: codec.decode(x[name]) for name in x},
+    lambda x: {name: codec.stored(x[name]) for name in x},
   )
-  rule = Scoring(q.shape[-1] ** -0.5)
-  return attend_view({'key': q}, last, view, rule, kernel=kernel)[0]
+  return attend_view(queries, query_positions, view, scoring, kernel=kernel)[0]

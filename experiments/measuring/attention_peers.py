@@ -1,10 +1,10 @@
-"""Attention of others, for one token a row over full keys and values.
+"""Attention of peers, for one token a row over full keys and values.
 
-Each is given queries `[B, K, G, 1, H]`, keys and values `[B, K, S, H]` and
-lays them out beforehand as it likes best. torch reads the very bytes that JAX
-holds. Where a backend of torch has no form for several query heads a kv head,
-they are G rows of queries over it: one token sees all keys, so no mask tells
-rows from heads, and keys are read once.
+A peer takes queries `[B, K, G, 1, H]`, keys and values `[B, K, S, H]` and lays
+them out as it prefers before time runs. torch reads the same bytes as JAX. Some
+backends of torch have no form for several query heads a kv head; these heads
+become G rows of queries. One token sees all keys, so no mask distinguishes rows
+from heads, and keys are read once.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from experiments.measuring import clock
 from experiments.measuring.peers import missing, torch_device
 from kvjax.target import target
 
-Call = Callable[[], Any]
-Given = tuple[jax.Array, jax.Array, jax.Array]
+Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,40 +29,53 @@ class Peer:
 
   Attributes:
     name: in results.
-    make: of several queries, keys and values in the dtype that is measured, a
-      call that attends to all of them, one after the other.
-    modules: that it needs.
-    platforms: that it is raced on.
+    make: takes several queries, keys and values in the dtype that is measured;
+      returns a call that attends to all of them, one after the other.
+    modules: that must be installed.
+    platforms: where it is raced.
   """
 
   name: str
-  make: Callable[[Sequence[Given]], Call]
+  make: Callable[[Sequence[Inputs]], clock.Call]
   modules: tuple[str, ...] = ()
   platforms: tuple[str, ...] = ('cpu', 'gpu')
 
+  @property
+  def absence(self) -> str:
+    """Why the peer is not raced here; '' where it is."""
+    if target() not in self.platforms:
+      return f'not raced on {target()}'
+    lacking = ', '.join(missing(*self.modules))
+    return f'not installed: {lacking}' if lacking else ''
+
 
 def jax_nn(
-  given: Sequence[Given], implementation: Literal['xla', 'cudnn']
-) -> Call:
-  """Returns `jax.nn.dot_product_attention`, keys laid out as it asks."""
+  parts: Sequence[Inputs], implementation: Literal['xla', 'cudnn']
+) -> clock.Call:
+  """Returns `jax.nn.dot_product_attention`, keys laid out as it needs them."""
 
   def laid_out(q, k, v):
     query = q.reshape(q.shape[0], 1, -1, q.shape[-1])
     return query, *(jnp.array(jnp.swapaxes(x, 1, 2)) for x in (k, v))
 
-  ready = [laid_out(*each) for each in given]
-  query, caches = ready[0][0], [each[1:] for each in ready]
-  # On a CPU one by one: it repeats keys for every query head, and a program of
-  # several holds them all.
-  parts = [[x] for x in caches] if target() == 'cpu' else [caches]
-  held = [[jnp.zeros_like(given[0][0]) for _ in part] for part in parts]
+  ready = [laid_out(*part) for part in parts]
+  query = ready[0][0]
+  caches = [part[1:] for part in ready]
+  # One program for each cache on a CPU: the function repeats keys for every
+  # query head there, and a program of several caches would keep all of them.
+  programs = [[cache] for cache in caches] if target() == 'cpu' else [caches]
+  empty = jnp.zeros_like(parts[0][0])
 
-  def call():  # as `attention.steady`
-    for index, part in enumerate(parts):
-      held[index] = _jax_nn(query, part, held[index], implementation)
-    return [out for outs in held for out in outs]
+  # Results are donated to the next call, as in `attention.steady`.
+  def step(old):
+    new = [
+      _jax_nn(query, program, outputs, implementation)
+      for program, outputs in zip(programs, old, strict=True)
+    ]
+    return [output for outputs in new for output in outputs], new
 
-  return call
+  first = [[jnp.copy(empty) for _ in program] for program in programs]
+  return clock.carry_state(step, first)
 
 
 @functools.partial(
@@ -72,25 +85,28 @@ def jax_nn(
   keep_unused=True,
 )
 def _jax_nn(query, caches, old, implementation):
-  outs = []
+  outputs = []
   for cache, like in zip(caches, old, strict=True):
-    # Each asks with the last one's answer: in order.
+    # The answer from one cache is the query of the next: this keeps the order.
     query = jax.nn.dot_product_attention(
       query, *cache, implementation=implementation
     )
-    outs.append(query.reshape(like.shape))
-  return outs
+    outputs.append(query.reshape(like.shape))
+  return outputs
 
 
-def torch_calls(given: Sequence[Given], make: Callable[[Any], Any]) -> Call:
+def torch_calls(
+  parts: Sequence[Inputs], make: Callable[[Any], Any]
+) -> clock.Call:
   """Returns a torch function of each q, k, v; replayed as a graph on a GPU.
 
   Args:
-    given: queries, keys and values.
-    make: of the module torch, a function of three tensors shaped likewise.
+    parts: queries, keys and values.
+    make: takes the module torch; returns a function of three tensors of the
+      shapes of `parts`.
   """
   torch: Any = importlib.import_module('torch')
-  tensors = [[torch.from_dlpack(x) for x in each] for each in given]
+  tensors = [[torch.from_dlpack(x) for x in part] for part in parts]
   attend = make(torch)
 
   def call():
@@ -100,14 +116,15 @@ def torch_calls(given: Sequence[Given], make: Callable[[Any], Any]) -> Call:
   return captured(torch, call) if torch_device() == 'cuda' else call
 
 
-def captured(torch: Any, call: Call) -> Call:
-  """Returns the replay of what a call launches: no Python in between."""
-  aside = torch.cuda.Stream()
-  aside.wait_stream(torch.cuda.current_stream())
-  with torch.cuda.stream(aside):
-    for _ in range(3):  # what is compiled, tuned or allocated, is by now
+def captured(torch: Any, call: clock.Call) -> clock.Call:
+  """Returns the replay of what a call launches, without Python's time."""
+  stream = torch.cuda.Stream()
+  stream.wait_stream(torch.cuda.current_stream())
+  with torch.cuda.stream(stream):
+    # Compilation, tuning and allocation happen before the capture.
+    for _ in range(3):
       call()
-  torch.cuda.current_stream().wait_stream(aside)
+  torch.cuda.current_stream().wait_stream(stream)
   graph = torch.cuda.CUDAGraph()
   with torch.cuda.graph(graph):
     results = call()
@@ -120,8 +137,12 @@ def captured(torch: Any, call: Call) -> Call:
 
 
 def sdpa(torch: Any) -> Any:
-  """Returns torch's attention as one calls it: heads, and torch's choice."""
-  attend = torch.nn.functional.scaled_dot_product_attention
+  """Returns torch's attention by the backend that torch chooses."""
+  return _by_heads(torch.nn.functional.scaled_dot_product_attention)
+
+
+def _by_heads(attend: Any) -> Any:
+  """Returns attention of `[B, K, G, 1, H]` by a function of `[B, N, T, H]`."""
 
   def call(q, k, v):
     query = q.reshape(q.shape[0], -1, 1, q.shape[-1])
@@ -131,7 +152,7 @@ def sdpa(torch: Any) -> Any:
 
 
 def sdpa_backend(torch: Any, backend: str) -> Any:
-  """Returns one backend of it; refused by torch where it cannot serve."""
+  """Returns torch's attention by one backend, which torch may refuse."""
   room = importlib.import_module('torch.nn.attention')
   chosen = getattr(room.SDPBackend, backend)
   attend = torch.nn.functional.scaled_dot_product_attention
@@ -149,12 +170,7 @@ def flex(torch: Any) -> Any:
   attend = room.flex_attention
   if torch_device() == 'cuda':
     attend = torch.compile(attend, dynamic=False)
-
-  def call(q, k, v):
-    query = q.reshape(q.shape[0], -1, 1, q.shape[-1])
-    return attend(query, k, v, enable_gqa=q.shape[2] > 1)
-
-  return call
+  return _by_heads(attend)
 
 
 def triton_split(torch: Any) -> Any:
@@ -193,20 +209,9 @@ PEERS = (
 
 def here() -> tuple[Peer, ...]:
   """Returns the peers that are raced on this platform and installed."""
-  return tuple(
-    peer
-    for peer in PEERS
-    if target() in peer.platforms and not missing(*peer.modules)
-  )
+  return tuple(peer for peer in PEERS if not peer.absence)
 
 
 def absent() -> dict[str, str]:
-  """Returns why the other peers are not."""
-  reasons = {}
-  for peer in PEERS:
-    lacking = missing(*peer.modules)
-    if target() not in peer.platforms:
-      reasons[peer.name] = f'not raced on {target()}'
-    elif lacking:
-      reasons[peer.name] = f'not installed: {", ".join(lacking)}'
-  return reasons
+  """Returns why the other peers are not raced here."""
+  return {peer.name: peer.absence for peer in PEERS if peer.absence}

@@ -1,36 +1,44 @@
-"""Seconds and bytes: interleaved repeats, and what the machine can read."""
+"""Cases, pace and races: seconds of interleaved repeats, bytes a second.
 
+A question that is timed is a `Case`: it names its records and makes the runners
+that take part. `measure` races them at a `Pace`.
+"""
+
+import abc
 import ctypes
 import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.kernels import KERNELS, available
+
 Call = Callable[[], Any]  # starts work; `wait` on its result ends it
 
-# Threads of OpenMP, torch's, go on spinning when their work is done, and
-# whoever runs next would share a core with them: let them fall asleep, and
-# wake one's own by a turn that is not timed, unless a turn takes so long that
-# waking is nothing of it.
-PAUSE = 0.005
-LONG = 0.25  # seconds of such a turn
-# Turns of which a median is enough where all of a runner's take long.
-FEW, ENOUGH = 3, 1.0  # turns, seconds
+# torch's OpenMP threads go on spinning after their work is done and would share
+# a core with the next runner. The pause lets these threads fall asleep. An
+# untimed turn then wakes the threads of the next runner; a turn longer than
+# LONG needs no such turn, because waking is a small part of it.
+PAUSE = 0.005  # seconds
+LONG = 0.25  # seconds
+# A runner that spent ENOUGH seconds on FEW turns takes no further turns.
+FEW = 3
+ENOUGH = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """Seconds that all of a run may take; None for as many as it needs.
+  """Seconds that a whole run may take.
 
   Attributes:
-    seconds: from `begun` on.
-    begun: by `time.monotonic`.
+    seconds: counted from `begun`; None for no limit.
+    begun: a reading of `time.monotonic`.
   """
 
   seconds: float | None = None
@@ -44,17 +52,59 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
-class Runner:
-  """Who takes part in a race.
+class Pace:
+  """How a race is run.
 
   Attributes:
-    call: does the work once and returns when it is done.
+    repeats: turns of every runner.
+    rotate: bytes of buffers that attention alone reads before it reads any of
+      them again. Choose more than the last cache of the machine.
+    kernels: kernels of kvjax that take part where they are available.
+    together: buffers that one call of attention alone reads, which hides the
+      cost of the call. Compile time grows with the number.
+    calls: calls that are queued before the host waits for one.
+    both: whether `mosaic_gpu` alone also runs in the other form than the one
+      of its table.
+    room: slots beyond the context, for the tokens that are timed.
+    forms: further forms of a step by `mosaic_gpu`, as in `forms`.
+    alone: whether kvjax runs without peers and without int8 weights.
+  """
+
+  repeats: int
+  rotate: int = 0
+  kernels: Sequence[str] = KERNELS
+  together: int = 1
+  calls: int = 1
+  both: bool = False
+  room: int = 256
+  forms: Sequence[str] = ()
+  alone: bool = False
+
+  @classmethod
+  def of(cls, config: Any) -> 'Pace':
+    """Returns the pace of an experiment's config."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: config[name] for name in names if name in config})
+
+  def usable(self) -> list[str]:
+    """Returns the kernels that take part, of those available here."""
+    reasons = available()
+    return [x for x in reasons if not reasons[x] and x in self.kernels]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """A participant of a race.
+
+  Attributes:
+    call: does the work once and returns when the work is done.
     bytes: that the work must read from memory.
-    kernel: what of kvjax ran; '' for a peer.
+    kernel: the kernel of kvjax that ran; '' for a peer.
     error: largest difference from the reference, relative to its largest.
-    tolerance: most that it may be.
+    tolerance: largest error that is accepted.
     times: how often one call does the work, back to back. An accelerator is
       quicker than its host, so a call of one short kernel would time the host.
+    about: further fields of the runner's record.
   """
 
   call: Call
@@ -63,15 +113,78 @@ class Runner:
   error: float = 0.0
   tolerance: float = 1e-4
   times: int = 1
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Entry = Callable[[], Runner]  # builds a runner, or raises why it cannot
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+  """What every runner of a race must compute, and from how many bytes.
+
+  Attributes:
+    want: the reference result.
+    bytes, tolerance, times, about: as in `Runner`.
+  """
+
+  want: Any
+  bytes: int
+  tolerance: float
+  times: int = 1
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def runner(self, call: Call, kernel: str = '', result: Any = None) -> Runner:
+    """Returns the runner of a call whose result was compared.
+
+    Args:
+      call: does the work and waits for it.
+      kernel: of kvjax; '' for a peer.
+      result: what is compared with `want`; None for the result of `call`.
+    """
+    error = difference(call() if result is None else result, self.want)
+    return Runner(
+      call, self.bytes, kernel, error, self.tolerance, self.times, self.about
+    )
+
+
+class Case(abc.ABC):
+  """A question that a race answers."""
+
+  record: ClassVar[str]  # kind of its records
+  fields: ClassVar[Sequence[str]]  # attributes that stand in every record
+  decoded = 0  # tokens that a run decodes; 0 where their rate means nothing
+  base = ''  # the runner with which others are compared; '' for every peer
+
+  @property
+  def about(self) -> dict[str, Any]:
+    """Fields of every record of the case."""
+    values = {name: getattr(self, name) for name in self.fields}
+    return {'record': self.record, **values}
+
+  @abc.abstractmethod
+  def entries(self, pace: Pace) -> Mapping[str, Entry]:
+    """Returns what builds each runner, by name."""
+
+  def repeats(self, pace: Pace) -> int:
+    """Returns the number of turns of the race."""
+    return pace.repeats
+
+
+def measure(case: Case, pace: Pace) -> dict[str, dict[str, Any]]:
+  """Returns results by name; a runner that could not take part says why."""
+  give_back()
+  runners, skipped = enter(case.entries(pace))
+  return race(runners, case.repeats(pace)) | skipped
 
 
 def enter(
-  entries: Mapping[str, Callable[[], Runner]],
+  entries: Mapping[str, Entry],
 ) -> tuple[dict[str, Runner], dict[str, dict[str, Any]]]:
-  """Returns who can take part, and of the others `{'skipped': why}`.
+  """Returns the runners that can take part, and `{'skipped': why}` of others.
 
-  Whoever cannot be built here, fails, or computes something else, is named and
-  does not end the run: the others' rows are worth having.
+  A runner that cannot be built, fails, or computes something else is named and
+  does not end the run, because the rows of the other runners are still useful.
   """
   runners: dict[str, Runner] = {}
   skipped: dict[str, dict[str, Any]] = {}
@@ -104,10 +217,10 @@ def _check(name: str, runner: Runner) -> None:
 def race(
   runners: Mapping[str, Runner], repeats: int
 ) -> dict[str, dict[str, Any]]:
-  """Returns seconds of each runner, measured in turns after a warm one each.
+  """Returns seconds of each runner, measured in turns after an untimed one.
 
-  Turns spread whatever else the machine does over all runners alike. Who is so
-  slow that `FEW` turns took more than `ENOUGH` takes no more of them.
+  Turns spread the other work of the machine evenly over all runners. A runner
+  whose `FEW` turns took more than `ENOUGH` seconds takes no further turns.
 
   Raises:
     ValueError: a runner's error exceeds its tolerance: nothing was timed.
@@ -133,15 +246,16 @@ def race(
       'bytes': runner.bytes,
       'kernel': runner.kernel,
       'error': runner.error,
+      **runner.about,
     }
     for name, runner in runners.items()
   }
 
 
 def give_back() -> None:
-  """Returns freed memory to the system, before gigabytes more are asked for.
+  """Returns freed memory to the system before gigabytes are allocated.
 
-  glibc keeps what was freed, for each thread apart, unless a buffer was huge.
+  glibc keeps freed memory in each thread's arena unless a buffer was huge.
   """
   gc.collect()
   trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
@@ -152,7 +266,7 @@ def give_back() -> None:
 def queued(start: Call, calls: int, wait: Callable[[Any], Any]) -> Call:
   """Returns a call that starts work several times and waits for the last.
 
-  A device works off its queue in order, so what its host needs to start a call
+  A device works through its queue in order, so the host's time to start a call
   hides behind the calls before, as it does where a program decodes.
   """
 
@@ -164,40 +278,51 @@ def queued(start: Call, calls: int, wait: Callable[[Any], Any]) -> Call:
   return call
 
 
+def carry_state(step: Callable[[Any], tuple[Any, Any]], state: Any) -> Call:
+  """Returns a call of a step that replaces its state, which it may donate.
+
+  Args:
+    step: takes the state; returns a result and the next state.
+    state: the first state.
+  """
+  current = [state]
+
+  def call():
+    result, current[0] = step(current[0])
+    return result
+
+  return call
+
+
 def bandwidth(mebibytes: int, repeats: int, calls: int = 1) -> dict[str, float]:
   """Returns bytes a second of reading (a sum) and of copying (x + 1).
 
-  The best of the repeats: it is a limit. Copied bytes count twice.
+  The best of the repeats counts, because it is a limit. Copied bytes count
+  twice.
 
   Args:
-    mebibytes: read at once.
-    repeats: of which the best counts.
+    mebibytes: size of the array.
+    repeats: turns of each.
     calls: queued before one is waited for.
   """
-  given = mebibytes, repeats, calls
-  return {'read': reading(*given), 'copy': copying(*given)}
+  read = reading(mebibytes, repeats, calls)
+  x = _ones(mebibytes)
+
+  # The copy overwrites the copy of the call before. The system would take
+  # longer to hand out fresh memory than the copy takes.
+  def step(old):
+    new = _copy(x, old)
+    return new, new
+
+  copy = carry_state(step, jnp.zeros_like(x))
+  return {'read': read, 'copy': _most(copy, 2 * x.nbytes, repeats, calls)}
 
 
 def reading(mebibytes: int, repeats: int, calls: int = 1) -> float:
   """Returns bytes a second of a sum; see `bandwidth`."""
-  x, total = _ones(mebibytes), jax.jit(jnp.sum)
-  return _most(lambda: total(x), x.nbytes, repeats, calls)
-
-
-def copying(mebibytes: int, repeats: int, calls: int = 1) -> float:
-  """Returns bytes a second of a copy; see `bandwidth`.
-
-  It lies where that of the call before did: to be handed out fresh memory by
-  the system takes longer than to copy.
-  """
   x = _ones(mebibytes)
-  held = [jnp.zeros_like(x)]
-
-  def start():
-    held[0] = _copy(x, held[0])
-    return held[0]
-
-  return _most(start, 2 * x.nbytes, repeats, calls)
+  total = jax.jit(jnp.sum)
+  return _most(lambda: total(x), x.nbytes, repeats, calls)
 
 
 @functools.partial(jax.jit, donate_argnames='old', keep_unused=True)
@@ -217,16 +342,19 @@ def _most(start: Call, size: int, repeats: int, calls: int) -> float:
 
 
 def rate(
-  results: Mapping[str, Mapping[str, Any]], read: float
+  results: Mapping[str, Mapping[str, Any]], read: float, base: str = ''
 ) -> list[dict[str, Any]]:
   """Returns rows: bandwidth, fraction of the floor, ratios to the peers.
 
   The floor of a row is its bytes over the read bandwidth; a ratio above 1
-  says that kvjax needs less time than the peer. Rows of those who took no part
-  say why and nothing else.
+  says that kvjax needs less time than the peer. A row of a runner that took no
+  part has its name and the reason only. Ratios to a `base`, a runner of kvjax,
+  take the place of those to the peers, the base's row included.
   """
   timed = {n: r for n, r in results.items() if 'seconds' in r}
   peers = {n: r for n, r in timed.items() if not r['kernel']}
+  if base:
+    peers = {base.removeprefix('kvjax '): timed[base]} if base in timed else {}
   rest = [{'name': n, **r} for n, r in results.items() if n not in timed]
   return rest + [
     {
@@ -245,7 +373,8 @@ def rate(
   ]
 
 
-def difference(found: Any, want: Any) -> float:
+def difference(result: Any, want: Any) -> float:
   """Returns the largest difference relative to the largest of `want`."""
-  found, want = np.asarray(found, np.float64), np.asarray(want, np.float64)
-  return float(np.max(np.abs(found - want)) / np.max(np.abs(want)))
+  result = np.asarray(result, np.float64)
+  want = np.asarray(want, np.float64)
+  return float(np.max(np.abs(result - want)) / np.max(np.abs(want)))

@@ -1,23 +1,25 @@
 """llama.cpp as a peer: a step of the same model, by llama-cpp-python.
 
-The model goes through a GGUF file, as a user's would. llama.cpp takes no K and
-V of others, so its cache, float32 too, is filled by a prompt, as long as ours.
+The model goes through a GGUF file of the architecture 'llama', as a user's
+model would. llama.cpp does not take the K and V of another program, so a prompt
+of the same length fills its cache, which is float32 too.
 """
 
+import dataclasses
 import functools
 import importlib
 import os
 import pathlib
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.measuring import clock, gguf_file, peers
+from experiments.measuring import clock, peers
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import decode_step, prefill
 from kvjax.models.config import ModelConfig
@@ -25,12 +27,30 @@ from kvjax.models.config import ModelConfig
 MODULES = {'llama_cpp': 'llama-cpp-python', 'gguf': 'gguf'}
 CELLS = 256  # a sequence has a multiple of it
 CHUNK = 512  # tokens of a prompt that are read at once
-# Name: type of the cache (`GGML_TYPE_F32`, `_F16`), its bytes, by the flash
-# kernel, largest error. For that kernel llama.cpp makes of a float32 cache a
-# float16 copy at every step. The second kind is its default.
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A cache of llama.cpp.
+
+  Attributes:
+    ggml: type of the cache: 0 for `GGML_TYPE_F32`, 1 for `GGML_TYPE_F16`.
+    width: bytes of a number.
+    flash: whether the flash kernel attends.
+    tolerance: largest error that is accepted.
+  """
+
+  ggml: int
+  width: int
+  flash: bool
+  tolerance: float
+
+
+# The flash kernel would copy a float32 cache to float16 at every step, so each
+# kernel has the cache that suits it. The second kind is llama.cpp's default.
 KINDS = {
-  'llama.cpp': (0, 4, False, 1e-4),
-  'llama.cpp flash float16': (1, 2, True, 5e-3),
+  'llama.cpp': Kind(0, 4, False, 1e-4),
+  'llama.cpp flash float16': Kind(1, 2, True, 5e-3),
 }
 
 
@@ -49,8 +69,8 @@ def entries(
   token: jax.Array,
   calls: int,
   weights: int,
-) -> dict[str, Callable[[], clock.Runner]]:
-  """Returns who takes part in a race of steps: `KINDS`, or nobody.
+) -> dict[str, clock.Entry]:
+  """Returns what builds the runners of a race of steps: `KINDS`, or nothing.
 
   Args:
     config: of a float32 model.
@@ -62,64 +82,73 @@ def entries(
   """
   ids = np.random.default_rng(0).integers(0, config.vocab_size, context)
   loaded = functools.cache(lambda: Model(config, params))
-  want = functools.cache(lambda: _wanted(config, params, ids, token))
+  want = functools.cache(lambda: _expected(config, params, ids, token))
   layers: list[Any] = [layer.attention for layer in config.layers]
   stored = sum(2 * x.num_kv_heads * x.key_width for x in layers) * context
 
-  def entry(kind, width, flash, tolerance):
-    held = Context(loaded(), ids, len(token), kind, flash)
-    step = functools.partial(held.step, np.asarray(token))
-    error = clock.difference(step(), want())
+  def entry(kind):
+    sequences = Context(loaded(), ids, len(token), kind)
+    step = functools.partial(sequences.step, np.asarray(token))
     call = clock.queued(step, calls, np.asarray)
-    size = weights + len(token) * stored * width
-    return clock.Runner(call, size, '', error, tolerance, calls)
+    size = weights + len(token) * stored * kind.width
+    expected = clock.Expected(want(), size, kind.tolerance, calls)
+    return expected.runner(call, result=step())
 
   raced = {} if absent() else KINDS
-  return {name: functools.partial(entry, *kind) for name, kind in raced.items()}
+  return {name: functools.partial(entry, kind) for name, kind in raced.items()}
 
 
-def _wanted(config, params, ids, token) -> np.ndarray:
+def _expected(
+  config: ModelConfig, params: Any, ids: np.ndarray, token: jax.Array
+) -> np.ndarray:
+  """Returns logits `[B, V]` of kvjax after the prompt and the token."""
   cache = init_cache(config, 1, len(ids) + 1)
-  given = jnp.asarray(ids, jnp.int32)[None]
-  _, cache = prefill(config, params, cache, given)
+  prompt = jnp.asarray(ids, jnp.int32)[None]
+  _, cache = prefill(config, params, cache, prompt)
   step = functools.partial(decode_step, config, params, cache, donate=False)
   return np.concatenate([np.asarray(step(x[None])[0]) for x in token])
 
 
 class Model:
-  """A model that llama.cpp read from a file, which is gone again."""
+  """A model that llama.cpp read from a file, which is deleted again."""
 
   def __init__(self, config: ModelConfig, params: Mapping[str, Any]):
     self.vocab_size = config.vocab_size
     lib: Any = importlib.import_module('llama_cpp')
-    self.lib, self.silent = lib, lib.llama_log_callback(lambda *_: None)
-    lib.llama_log_set(self.silent, None)  # else it describes the whole file
+    self.lib = lib
+    # Without a callback llama.cpp prints a description of the whole file.
+    self.silent = lib.llama_log_callback(lambda *_: None)
+    lib.llama_log_set(self.silent, None)
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / 'model.gguf'
-      gguf_file.write(path, config, params)
-      how = lib.llama_model_default_params()
-      self.pointer = lib.llama_model_load_from_file(os.fsencode(path), how)
+      write_gguf(path, config, params)
+      settings = lib.llama_model_default_params()
+      self.pointer = lib.llama_model_load_from_file(os.fsencode(path), settings)
     if not self.pointer:
       raise RuntimeError('llama.cpp cannot load the model that was written.')
     weakref.finalize(self, lib.llama_model_free, self.pointer)
 
 
 class Context:
-  """B sequences of llama.cpp that hold one prompt, ids `[S]`."""
+  """B sequences of llama.cpp that contain one prompt, ids `[S]`."""
 
-  def __init__(self, model: Model, ids: np.ndarray, batch: int, kind, flash):
-    self.model, self.filled, lib = model, len(ids), model.lib
-    how = lib.llama_context_default_params()
+  def __init__(self, model: Model, ids: np.ndarray, batch: int, kind: Kind):
+    self.model = model
+    self.filled = len(ids)
+    lib = model.lib
+    settings = lib.llama_context_default_params()
     cells = (len(ids) // CELLS + 1) * CELLS
-    how.n_ctx, how.n_seq_max = cells * batch, batch
-    how.n_batch = how.n_ubatch = CHUNK
-    how.n_threads = how.n_threads_batch = os.cpu_count()
-    how.type_k = how.type_v = kind
-    how.flash_attn_type = int(flash)
-    self.pointer = lib.llama_init_from_model(model.pointer, how)
+    settings.n_ctx = cells * batch
+    settings.n_seq_max = batch
+    settings.n_batch = settings.n_ubatch = CHUNK
+    settings.n_threads = settings.n_threads_batch = os.cpu_count()
+    settings.type_k = settings.type_v = kind.ggml
+    settings.flash_attn_type = int(kind.flash)
+    self.pointer = lib.llama_init_from_model(model.pointer, settings)
     if not self.pointer:
       raise RuntimeError(f'llama.cpp makes no context of {batch} x {cells}.')
-    # Runs before the model's own: this object holds the model until then.
+    # This finalizer runs before the model's, because the context refers to the
+    # model.
     weakref.finalize(self, lib.llama_free, self.pointer)
     self.memory = lib.llama_get_memory(self.pointer)
     rows = [(token, position, 0) for position, token in enumerate(ids)]
@@ -128,15 +157,19 @@ class Context:
     for row in range(1, batch):
       lib.llama_memory_seq_cp(self.memory, 0, row, -1, -1)
 
-  def _decode(self, rows) -> None:
-    given = self.model.lib.llama_batch_init(len(rows), 0, 1)
-    given.n_tokens = len(rows)
+  def _decode(self, rows: Sequence[tuple[int, int, int]]) -> None:
+    """Reads tokens, each with its position and its sequence."""
+    lib = self.model.lib
+    batch = lib.llama_batch_init(len(rows), 0, 1)
+    batch.n_tokens = len(rows)
     for i, (token, position, row) in enumerate(rows):
-      given.token[i], given.pos[i] = int(token), position
-      given.n_seq_id[i], given.seq_id[i][0] = 1, row
-      given.logits[i] = position == self.filled
-    code = self.model.lib.llama_decode(self.pointer, given)
-    self.model.lib.llama_batch_free(given)
+      batch.token[i] = int(token)
+      batch.pos[i] = position
+      batch.n_seq_id[i] = 1
+      batch.seq_id[i][0] = row
+      batch.logits[i] = position == self.filled
+    code = lib.llama_decode(self.pointer, batch)
+    lib.llama_batch_free(batch)
     if code:
       raise RuntimeError(f'llama_decode returned {code}.')
 
@@ -144,8 +177,72 @@ class Context:
     """Returns logits `[B, V]` after a token a row, which is removed again."""
     lib = self.model.lib
     self._decode([(x, self.filled, row) for row, x in enumerate(token)])
-    found, vocab = lib.llama_get_logits(self.pointer), self.model.vocab_size
-    logits = np.ctypeslib.as_array(found, (len(token), vocab)).copy()
+    shape = (len(token), self.model.vocab_size)
+    logits = lib.llama_get_logits(self.pointer)
+    logits = np.ctypeslib.as_array(logits, shape).copy()
     for row in range(len(token)):
       lib.llama_memory_seq_rm(self.memory, row, self.filled, -1)
     return logits
+
+
+def write_gguf(
+  path: pathlib.Path, config: ModelConfig, params: Mapping[str, Any]
+) -> None:
+  """Writes a float32 model as GGUF, without a vocabulary.
+
+  Raises:
+    ValueError: the weights have another dtype, whose bytes would differ.
+  """
+  if config.dtype != 'float32':
+    raise ValueError(f'llama.cpp is raced in float32, not in {config.dtype}.')
+  gguf: Any = importlib.import_module('gguf')
+  attention: Any = config.layers[0].attention
+  writer = gguf.GGUFWriter(path, 'llama')
+  writer.add_tokenizer_model('none')
+  writer.add_vocab_size(config.vocab_size)
+  writer.add_context_length(1 << 16)
+  writer.add_embedding_length(config.width)
+  writer.add_feed_forward_length(config.layers[0].mlp.hidden)
+  writer.add_block_count(len(config.layers))
+  writer.add_head_count(attention.num_heads)
+  writer.add_head_count_kv(attention.num_kv_heads)
+  writer.add_key_length(attention.key_width)
+  writer.add_value_length(attention.key_width)
+  writer.add_rope_dimension_count(attention.rotary.width)
+  writer.add_rope_freq_base(attention.rotary.base)
+  writer.add_layer_norm_rms_eps(config.norm.eps)
+  for name, array in tensors(config, params).items():
+    writer.add_tensor(name, array)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+def tensors(
+  config: ModelConfig, params: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """Returns weights by GGUF's names, rows of queries and keys paired."""
+  gguf: Any = importlib.import_module('gguf')
+  kind = gguf.MODEL_ARCH.LLAMA
+  names = gguf.get_tensor_name_map(kind, len(config.layers))
+  attention: Any = config.layers[0].attention
+  heads = {'q_proj': attention.num_heads, 'k_proj': attention.num_kv_heads}
+  weights = {}
+  for name, weight in peers.llama_names(params).items():
+    array = np.asarray(weight)
+    if count := heads.get(name.split('.')[-2]):
+      array = paired(array, count)
+    weights[names.get_name(name, ('.weight',))] = array
+  return weights
+
+
+def paired(rows: np.ndarray, heads: int) -> np.ndarray:
+  """Returns rows `[N * H, D]`; the two of a rotation become neighbours.
+
+  llama.cpp rotates features (2i, 2i + 1) where kvjax rotates (i, i + H / 2).
+  Its converter of checkpoints (`convert_hf_to_gguf.py`) reorders rows in the
+  same way; the package gguf has no function for it.
+  """
+  halves = rows.reshape(heads, 2, -1, rows.shape[1])
+  return halves.swapaxes(1, 2).reshape(rows.shape)

@@ -1,5 +1,6 @@
-"""A whole model: a decode step, a prefill, the generation of N tokens."""
+"""A model: random streams in its cache, what it reads, one decode step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,28 +11,29 @@ import numpy as np
 
 from experiments.measuring import clock, forms, llama_cpp, peers
 from experiments.measuring.attention import normal
-from experiments.measuring.clock import Runner
-from experiments.measuring.ran import ran
+from experiments.measuring.clock import Entry, Expected, Pace
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.generation import generate
-from kvjax.decoding.steps import decode_step, extend, prefill
-from kvjax.kernels import KERNELS, available
+from kvjax.decoding.steps import decode_step
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.layers.int8_weight import CodedWeight
+from kvjax.memory.planning import plan
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 from kvjax.models.quantize import quantize
-from kvjax.models.uncached import forward
-from kvjax.streams.codecs import Int8
+from kvjax.native import load
+from kvjax.streams.codecs import Codec, Int8
 
-BLOCKWISE = 'blockwise'  # the kernel that others are held against
-ROOM = 256  # slots beyond the context, for the tokens that are timed
-SLOTS = 64  # of which every kernel reads a multiple
+BLOCKWISE = 'blockwise'  # the kernel that other kernels are compared with
+SLOTS = 64  # every kernel reads a multiple of as many slots
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 5e-2}
+# The mark of each kernel in a lowered program; the block loop is plain JAX.
+MARKS = {'ffi': load.DECODE, 'mosaic_gpu': 'mosaic_gpu', 'cudnn': 'cudnn'}
+
+Streams = Sequence[Mapping[str, jax.Array]]  # `[B, K, S, W]` of each layer
 
 
 def build(shape: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
@@ -47,90 +49,168 @@ def describe(shape: Mapping[str, Any]) -> ModelConfig:
     shape['num_heads'], shape['num_kv_heads'], width, rotary=Rotary(width)
   )
   layer = Layer(attention, MLP(shape['hidden']))
-  layers = (layer,) * shape['layers']
   return ModelConfig(
     shape['vocab_size'],
     shape['width'],
-    layers,
+    (layer,) * shape['layers'],
     tied=shape.get('tied', False),
     dtype=shape['dtype'],
   )
 
 
-def step(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  batch: int,
-  context: int,
-  repeats: int,
-  kernels: Sequence[str] = KERNELS,
-  room: int = ROOM,
-  calls: int = 1,
-  caches: Sequence[str] | None = None,
-  variations: Sequence[str] = (),
-  *,
-  alone: bool = False,
-) -> dict[str, Any]:
-  """Returns results of one decode step after a context of random streams.
+@dataclasses.dataclass(frozen=True)
+class ModelCase(clock.Case):
+  """A model after a context of random streams.
 
-  Steps are queued, `calls` of them before one is waited for. Everybody's first
-  logits that were waited for are held against those of `blockwise` over the
-  same numbers: codes of a cache stay codes, those of weights are floats again.
-  Peers are transformers' caches, those named or all, and llama.cpp, after a
-  prompt; `alone` is without, and without int8 weights, which are no matter of
-  attention.
-  `mosaic_gpu` also takes part in `variations`, as in `forms`.
+  Attributes:
+    config: of the model.
+    params: of the model.
+    batch: B.
+    context: tokens that each row has seen.
   """
-  streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
-  token = jnp.arange(batch, dtype=jnp.int32) % config.vocab_size
 
-  coded = functools.cache(lambda: quantize(params))
-  tolerance = TOLERANCE[config.dtype]
+  fields = ('batch', 'context')
 
-  def ours(weights, kernel, codec):
-    cache = filled(config, batch, context, streams, codec, room)
-    size = weights_read(weights) + cache_read(cache, context)
-    return step_calls(config, weights, cache, token, kernel, calls), size
+  config: ModelConfig
+  params: Mapping[str, Any]
+  batch: int
+  context: int
 
-  @functools.cache
-  def plain(codec, narrow):
-    call, size = ours(decoded(coded()) if narrow else params, BLOCKWISE, codec)
-    return call(), size
+  @property
+  def token(self) -> jax.Array:
+    """The token that is decoded, int32 `[B]`."""
+    return jnp.arange(self.batch, dtype=jnp.int32) % self.config.vocab_size
 
-  def entry(kernel, codec, narrow, form):
-    call, size = ours(coded() if narrow else params, kernel, codec)
-    call = forms.formed(form, call)
-    want, _ = plain(codec, narrow)
-    return _runner(call, want, size, kernel, tolerance, calls)
-
-  def theirs(kind, model):
-    call = peers.torch_decode(
-      model, kind, streams, token, context + room, calls
+  @functools.cached_property
+  def streams(self) -> Streams:
+    """The context's streams of each layer."""
+    layers = range(len(self.config.layers))
+    draw = functools.partial(
+      layer_streams, self.config, self.batch, self.context
     )
-    return _runner(call, *plain(None, False), '', tolerance, calls)
+    return list(map(draw, layers))
 
-  entries: dict[str, Any] = {
-    name: functools.partial(entry, *choice)
-    for name, *choice in _ours(config, kernels, variations)
-    if not (alone and choice[2])
-  }
-  if not alone:
-    entries |= _theirs(config, params, theirs, caches)
-    given = config, params, context, token, calls, weights_read(params)
-    entries |= llama_cpp.entries(*given)
-  runners, skipped = clock.enter(entries)
-  return clock.race(runners, repeats) | skipped
+  def expected(self, want: Any, size: int, times: int = 1) -> Expected:
+    """Returns what runners must compute, as exactly as the dtype allows."""
+    return Expected(want, size, TOLERANCE[self.config.dtype], times)
 
 
-def _theirs(config, params, entry, caches) -> dict[str, Any]:
-  """Returns entries of transformers' caches, where it is installed."""
-  if peers.missing('torch', 'transformers'):
-    return {}
-  model = peers.torch_model(config, params)
-  return {
-    f'transformers {kind}': functools.partial(entry, kind, model)
-    for kind in (peers.caches() if caches is None else caches)
-  }
+@dataclasses.dataclass(frozen=True)
+class StepCase(ModelCase):
+  """One decode step.
+
+  Attributes:
+    transformers: kinds of transformers' caches that take part; None for all.
+  """
+
+  record = 'step'
+
+  transformers: Sequence[str] | None = None
+
+  @property
+  def decoded(self) -> int:
+    return self.batch
+
+  def entries(self, pace: Pace) -> dict[str, Entry]:
+    """Returns kernels, codecs, eight-bit weights and forms, and the peers.
+
+    The first logits that a runner waits for are compared with the logits of
+    `blockwise` over the same numbers: codes of a cache stay codes, codes of
+    weights become floats again. The peers are transformers with its caches,
+    and llama.cpp after a prompt.
+    """
+    coded = functools.cache(lambda: quantize(self.params))
+
+    def prepare(weights, kernel, codec):
+      cache = filled(self, self.context + pace.room, codec=codec)
+      call = step_calls(self, cache, kernel, pace.calls, weights)
+      return call, weights_read(weights) + cache_read(cache, self.context)
+
+    @functools.cache
+    def expected(codec, narrow):
+      weights = decoded(coded()) if narrow else self.params
+      call, size = prepare(weights, BLOCKWISE, codec)
+      return self.expected(call(), size, pace.calls)
+
+    def ours(way):
+      weights = coded() if way.narrow else self.params
+      call, size = prepare(weights, way.kernel, way.codec)
+      want = dataclasses.replace(expected(way.codec, way.narrow), bytes=size)
+      return want.runner(forms.formed(way.form, call), way.kernel)
+
+    entries: dict[str, Entry] = {
+      way.name: functools.partial(ours, way) for way in _ways(self, pace)
+    }
+    if not pace.alone:
+      plain = functools.partial(expected, None, False)
+      entries |= self._peers(pace, plain)
+    return entries
+
+  def _peers(
+    self, pace: Pace, expected: Callable[[], Expected]
+  ) -> dict[str, Entry]:
+    @functools.cache
+    def torch_model():
+      return peers.torch_model(self.config, self.params)
+
+    def entry(kind):
+      slots = self.context + pace.room
+      call = peers.torch_decode(
+        torch_model(), kind, self.streams, self.token, slots, pace.calls
+      )
+      return expected().runner(call)
+
+    kinds = peers.caches() if self.transformers is None else self.transformers
+    entries: dict[str, Entry] = {}
+    for kind in () if peers.absent() else kinds:
+      entries[f'transformers {kind}'] = functools.partial(entry, kind)
+    return entries | llama_cpp.entries(
+      self.config,
+      self.params,
+      self.context,
+      self.token,
+      pace.calls,
+      weights_read(self.params),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+  """How kvjax takes a step.
+
+  Attributes:
+    name: of the row.
+    kernel: that attends.
+    codec: of the cache.
+    narrow: whether weights are in eight bits.
+    form: of the kernel, as in `forms`; '' for the default one.
+  """
+
+  name: str
+  kernel: str
+  codec: Codec | None = None
+  narrow: bool = False
+  form: str = ''
+
+
+def _ways(case: StepCase, pace: Pace) -> Iterator[_Way]:
+  # The order of a product, 'rows first', means nothing for a single row.
+  variations = [x for x in pace.forms if case.batch > 1 or 'rows' not in x]
+  for kernel in pace.usable():
+    name = f'kvjax {kernel}'
+    if kernel == 'mosaic_gpu':
+      if case.config.dtype in DTYPES:
+        for form in ('', *([] if pace.alone else variations)):
+          yield _Way(forms.named(kernel, form), kernel, form=form)
+      continue
+    yield _Way(name, kernel)
+    yield _Way(f'{name} int8', kernel, Int8())
+    # Only this kernel multiplies by codes as they are stored.
+    if kernel == 'ffi' and not pace.alone:
+      yield _Way(f'{name} weights int8', kernel, narrow=True)
+      yield _Way(
+        f'{name} weights int8, cache int8', kernel, Int8(), narrow=True
+      )
 
 
 def decoded(params: Mapping[str, Any]) -> Any:
@@ -142,206 +222,143 @@ def decoded(params: Mapping[str, Any]) -> Any:
   )
 
 
-def _runner(call, want, size, kernel, tolerance, times=1) -> Runner:
-  error = clock.difference(call(), want)
-  return Runner(call, size, kernel, error, tolerance, times)
-
-
-def prompt(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  tokens: int,
-  repeats: int,
-  kernels: Sequence[str] = (),
-) -> dict[str, Any]:
-  """Returns results of a prefill of one row, and of the uncached forward.
-
-  And of a prefill by each of `kernels`, beside that by the default one.
-  """
-  ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens))
-  given = jnp.asarray(ids, jnp.int32)
-  plain = jax.jit(lambda p, t: forward(config, p, t)[:, -1])
-  make = functools.partial(init_cache, config, 1, tokens)
-
-  def ours(kernel=None):
-    logits, _ = prefill(config, params, make(), given, kernel=kernel)
-    return jax.block_until_ready(logits)
-
-  whole = lambda: np.asarray(plain(params, given))
-  default = functools.partial(prefill, config)
-  want = whole()
-  size = weights_read(params)
-  tolerance = max(1e-3, TOLERANCE[config.dtype])
-  entries: dict[str, Any] = {
-    name: functools.partial(_runner, call, want, size, by, tolerance)
-    for name, call, by in (
-      ('kvjax', ours, ran(default, params, make(), given)),
-      ('kvjax uncached', whole, ran(plain, params, given)),
-    )
-  }
-  for kernel in kernels:
-    call = functools.partial(ours, kernel)
-    entries[f'kvjax {kernel}'] = functools.partial(
-      _runner, call, want, size, kernel, tolerance
-    )
-  if not peers.missing('torch', 'transformers'):
-    entries['transformers'] = lambda: _runner(
-      peers.torch_prefill(config, params, ids), want, size, '', tolerance
-    )
-  runners, skipped = clock.enter(entries)
-  return clock.race(runners, repeats) | skipped
-
-
-def tokens(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  batch: int,
-  context: int,
-  count: int,
-  repeats: int,
-  kernel: str | None = None,
-) -> dict[str, Any]:
-  """Returns results of generating N tokens, and of N times one step."""
-  streams = [layer_streams(config, batch, context, i) for i in _layers(config)]
-  logits = jnp.zeros((batch, config.vocab_size)).at[:, 1].set(1.0)
-  cache = filled(config, batch, context, streams, None, count)
-  token = jnp.zeros((batch,), jnp.int32)
-  one = functools.partial(decode_step, config)
-  by = kernel or ran(one, params, cache, token)
-  size = count * (weights_read(params) + cache_read(cache, context))
-
-  def whole():
-    out, _ = generate(
-      config,
-      params,
-      cache,
-      logits,
-      count,
-      donate=False,
-      block=count,
-      kernel=kernel,
-    )
-    return jax.block_until_ready(out)
-
-  def generated():
-    error = _behind(config, params, cache, logits, whole())
-    return Runner(whole, size, by, error, TOLERANCE[config.dtype])
-
-  steps = functools.partial(
-    _steps, config, params, cache, logits, count, kernel
-  )
-
-  def stepped():
-    error = _behind(config, params, cache, logits, steps())
-    return Runner(steps, size, by, error, TOLERANCE[config.dtype])
-
-  runners, skipped = clock.enter(
-    {f'kvjax {by} generate': generated, f'kvjax {by} steps': stepped}
-  )
-  return clock.race(runners, repeats) | skipped
-
-
-def _steps(config, params, cache, logits, count, kernel) -> jax.Array:
-  """Returns what `generate` does, by as many calls that are waited for."""
-  token = np.asarray(logits).argmax(axis=1).astype(np.int32)
-  out = []
-  for index in range(count):  # the given cache stays as it is, likewise
-    out.append(token)
-    seen, cache = decode_step(
-      config, params, cache, token, donate=index > 0, kernel=kernel
-    )
-    token = np.asarray(seen).argmax(axis=1).astype(np.int32)
-  return jnp.stack(out, axis=1)
-
-
-def _behind(config, params, cache, logits, tokens) -> float:
-  """Returns how far tokens are from the likeliest, of the largest logit.
-
-  Likely by the block loop's logits of the same tokens, read at once: two close
-  ones may change places with a kernel, others may not.
-  """
-  seen, _ = extend(config, params, cache, tokens, kernel='blockwise')
-  before = jnp.concatenate([logits[:, None], seen[:, :-1]], axis=1)
-  chosen = jnp.take_along_axis(before, tokens[:, :, None], axis=2)[..., 0]
-  behind = jnp.where(tokens < 0, jnp.inf, before.max(axis=2) - chosen)
-  return float(jnp.max(behind) / jnp.max(jnp.abs(before)))
-
-
-def _layers(config: ModelConfig) -> range:
-  return range(len(config.layers))
-
-
-def _ours(
-  config: ModelConfig, kernels: Sequence[str], variations: Sequence[str]
-) -> Iterator[tuple[str, str, Any, bool, str]]:
-  """Yields name, kernel, codec, whether weights are in eight bits, form."""
-  for kernel, reason in available().items():
-    narrow = config.dtype in DTYPES
-    if reason or kernel not in kernels:
-      continue
-    if kernel != 'mosaic_gpu' or narrow:
-      for form in '', *(variations if kernel == 'mosaic_gpu' else ()):
-        yield forms.named(kernel, form), kernel, None, False, form
-    if kernel != 'mosaic_gpu':
-      yield f'kvjax {kernel} int8', kernel, Int8(), False, ''
-    if kernel == 'ffi':  # the one that multiplies by codes as they are stored
-      yield f'kvjax {kernel} weights int8', kernel, None, True, ''
-      yield f'kvjax {kernel} weights int8, cache int8', kernel, Int8(), True, ''
-
-
-def layer_streams(config, batch, context, index):
+def layer_streams(
+  config: ModelConfig, batch: int, context: int, index: int
+) -> dict[str, jax.Array]:
+  """Returns normal streams `[B, K, S, W]` of a layer by name."""
   streams = config.layers[index].attention.streams()
   shapes = [(batch, x.heads, context, x.width) for x in streams.values()]
   return dict(zip(streams, normal(index, *shapes), strict=True))
 
 
-def filled(config, batch, context, streams, codec, room=ROOM) -> Cache:
-  """Returns a cache whose slots hold the given streams."""
-  capacity = -(-(context + room) // SLOTS) * SLOTS
-  return _fill(init_cache(config, batch, capacity, codec=codec), streams)
+def filled(
+  case: ModelCase, slots: int, kinds: Any = None, codec: Codec | None = None
+) -> Cache:
+  """Returns a cache after the context of a case.
+
+  Args:
+    case: the model and its streams.
+    slots: that the cache needs at least.
+    kinds: as in `init_cache`: a kind that stores every token.
+    codec: of the cache.
+  """
+  capacity = aligned(slots)
+  cache = init_cache(
+    case.config, case.batch, capacity, kinds=kinds, codec=codec
+  )
+  return fill(cache, case.streams)
 
 
-@functools.partial(jax.jit, donate_argnames='cache')
-def _fill(cache: Any, streams: Sequence[Mapping[str, jax.Array]]) -> Cache:
+def fill(cache: Any, streams: Streams) -> Cache:
+  """Returns an empty cache of one kind after streams were written to it."""
   batch, _, context, _ = next(iter(streams[0].values())).shape
-  slots = jnp.arange(context, dtype=jnp.int32)[None, :]
-  slots = jnp.broadcast_to(slots, (batch, context))
-  book = cache.layout.kinds()[0].place(cache.books[0], cache.length, slots)
-  stores = []
-  for store, memory, layer in zip(
-    cache.stores, cache.layout.stores, streams, strict=True
-  ):
-    assert memory is not None
-    new = memory.encode(layer)
-    stores.append(memory.kind.write(store, new, slots[:, None]))
+  positions = jnp.arange(context, dtype=jnp.int32)[None, :]
+  positions = jnp.broadcast_to(positions, (batch, context))
+  (kind,) = cache.layout.kinds()
+  place = jax.jit(kind.place)
+  book, places = place(cache.books[0], cache.length, positions)
   return cache.replace(
     length=jnp.full((batch,), context, jnp.int32),
-    books=(book[0],),
-    stores=tuple(stores),
+    books=(book,),
+    stores=write_layers(cache, streams, places),
   )
 
 
+def aligned(slots: int) -> int:
+  """Returns the least capacity of at least `slots` that every kernel reads."""
+  return -(-slots // SLOTS) * SLOTS
+
+
+def write_layers(cache: Any, streams: Streams, places: Any) -> tuple[Any, ...]:
+  """Returns the stores of a cache after streams were written to places."""
+  return tuple(
+    _write(layer_store, store, layer, places)
+    for store, layer_store, layer in zip(
+      cache.stores, cache.layout.stores, streams, strict=True
+    )
+  )
+
+
+# One layer a program: a program of all layers takes a time to compile that
+# grows with their number.
+@functools.partial(
+  jax.jit, static_argnames='layer_store', donate_argnames='store'
+)
+def _write(layer_store, store, streams, places):
+  encoded = layer_store.encode(streams)
+  return layer_store.kind.write(store, encoded, places)
+
+
 def step_calls(
-  config, params, cache, token, kernel, calls=1
+  case: ModelCase,
+  cache: Cache,
+  kernel: str | None,
+  calls: int = 1,
+  params: Mapping[str, Any] | None = None,
 ) -> Callable[[], Any]:
-  """Returns a function that decodes some more tokens at each call."""
-  held = [cache]
+  """Returns a function that decodes `calls` more tokens at each call.
 
-  def one():
-    logits, held[0] = decode_step(config, params, held[0], token, kernel=kernel)
-    return logits
+  Args:
+    case: the model and the token.
+    cache: that the first step reads and donates.
+    kernel: that attends; None for the default one.
+    calls: steps that are queued before the host waits for one.
+    params: None for those of the case.
+  """
+  weights = case.params if params is None else params
+  token = case.token
 
-  return clock.queued(one, calls, np.asarray)
+  def step(cache):
+    return decode_step(case.config, weights, cache, token, kernel=kernel)
+
+  return clock.queued(clock.carry_state(step, cache), calls, np.asarray)
 
 
 def weights_read(params: Mapping[str, Any]) -> int:
-  """Returns bytes that a step reads: not an embedding that is no head."""
+  """Returns bytes that a step reads: an embedding counts if it is the head."""
   skip = params['embedding'].nbytes if 'head' in params else 0
-  return sum(x.nbytes for x in jax.tree.leaves(params)) - skip
+  return array_bytes(params) - skip
 
 
 def cache_read(cache: Cache, context: int) -> int:
   """Returns bytes of the filled slots."""
   slots = cache.books[0].positions.shape[2]
-  size = sum(x.nbytes for x in jax.tree.leaves(cache.stores))
-  return size * context // slots
+  return array_bytes(cache.stores) * context // slots
+
+
+def step_bytes(
+  config: ModelConfig, params: Mapping[str, Any], cache: Cache
+) -> int:
+  """Returns bytes that one decode step must read from memory, at least.
+
+  Counts the params that a token reads (of experts, those of a single row,
+  because other rows may choose others) and the slots that hold a token. Waits
+  for the cache's books.
+  """
+  head: Any = params['embedding' if config.tied else 'head']
+  stored = 'int8' if isinstance(head, CodedWeight) else head.dtype
+  planned = plan(config, batch_size=1, capacity=1, param_dtype=stored)
+  live = 0.0
+  for index, store in zip(cache.layout.books, cache.stores, strict=True):
+    if index >= 0:
+      is_token = cache.books[index].positions >= 0
+      live += float(jnp.mean(is_token)) * array_bytes(store)
+  crossed = array_bytes(cache.cross or ())
+  return planned.active_params_bytes + round(live) + crossed
+
+
+def array_bytes(tree: Any) -> int:
+  """Returns the bytes of all arrays of a tree."""
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def attending_kernels(program: Callable[..., Any], *args: Any) -> str:
+  """Returns names of the kernels that attend in a program on this device.
+
+  Args:
+    program: traceable; interpreted kernels leave no mark in it.
+    args: pytrees of arrays.
+  """
+  text = jax.jit(program).lower(*args).as_text()
+  names = [name for name, mark in MARKS.items() if mark in text]
+  return ' '.join(names) or BLOCKWISE

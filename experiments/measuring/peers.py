@@ -1,4 +1,4 @@
-"""What else one could use. Each is optional, and named where it is absent."""
+"""Peers of kvjax. Each package is optional; its absence is reported."""
 
 import contextlib
 import importlib
@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from experiments.measuring import clock
+from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.models.config import ModelConfig
 
-PACKAGES = 'torch', 'transformers', 'triton', 'llama-cpp-python', 'jaxlib'
+PACKAGES = ('torch', 'transformers', 'triton', 'llama-cpp-python', 'jaxlib')
 
 
 def missing(*modules: str) -> list[str]:
@@ -30,22 +31,22 @@ def absent() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
   """Returns the version of each package of a peer that is installed here."""
-  found = {}
+  installed = {}
   for name in PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return found
+      installed[name] = importlib.metadata.version(name)
+  return installed
 
 
 def host(result: Any) -> np.ndarray:
-  """Returns a peer's result, or ours, in NumPy."""
+  """Returns a result of torch or JAX in NumPy."""
   if hasattr(result, 'detach'):
     return result.float().cpu().numpy()
   return np.asarray(result, np.float32)
 
 
 def finished(results: Any) -> Any:
-  """Waits for results of JAX or torch, whichever they are, and returns them."""
+  """Waits for results of JAX or torch, and returns them."""
   first = results[0] if isinstance(results, list) else results
   if not hasattr(first, 'detach'):
     return jax.block_until_ready(results)
@@ -80,7 +81,7 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
     tie_word_embeddings=config.tied,
     attn_implementation='sdpa',
   )
-  # Without memory of its own: torch reads the bytes that JAX holds.
+  # The model allocates nothing ('meta'), because torch reads JAX's bytes.
   with torch.device('meta'):
     model = transformers.LlamaForCausalLM(settings).eval()
   state = {
@@ -88,7 +89,7 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
   }
   model.load_state_dict(state, strict=not config.tied, assign=True)
   model.tie_weights()
-  # Frequencies are no weights, and stay float32 whatever those are.
+  # Rotary frequencies are no weights: they stay float32 in every dtype.
   rotary = model.model.rotary_emb
   model.model.rotary_emb = type(rotary)(settings).to(torch_device())
   return model
@@ -96,33 +97,28 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
 
 def llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
   """Returns parameters by the names of transformers' Llama."""
-  names = {
-    'model.embed_tokens.weight': params['embedding'],
-    'model.norm.weight': params['norm']['weight'],
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  places = {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in leaves
   }
-  if 'head' in params:
-    names['lm_head.weight'] = params['head']
-  for index, layer in enumerate(params['layers']):
-    at = f'model.layers.{index}.'
-    for ours, theirs in (('query', 'q'), ('key', 'k'), ('value', 'v')):
-      names[f'{at}self_attn.{theirs}_proj.weight'] = layer['attention'][ours]
-    names[f'{at}self_attn.o_proj.weight'] = layer['attention']['output']
-    for name in ('gate', 'up', 'down'):
-      names[f'{at}mlp.{name}_proj.weight'] = layer['mlp'][name]
-    names[f'{at}input_layernorm.weight'] = layer['attention_norm']['weight']
-    names[f'{at}post_attention_layernorm.weight'] = layer['mlp_norm']['weight']
-  return names
+  return {
+    row.name.format(i=index): places[place]
+    for index in range(len(params['layers']))
+    for row in LLAMA
+    if (place := row.place.format(i=index)) in places
+  }
 
 
 def caches() -> tuple[str, ...]:
   """Returns the kinds of cache of transformers that are raced here."""
-  most = ('static', 'dynamic')
-  # What graphs save is a GPU's host; a CPU compiles for minutes.
-  return (*most, 'compiled') if torch_device() == 'cuda' else most
+  kinds = ('static', 'dynamic')
+  # Graphs save time of a GPU's host; on a CPU compilation takes minutes.
+  return (*kinds, 'compiled') if torch_device() == 'cuda' else kinds
 
 
 def torch_decode(
-  model: Any, kind: str, streams: Any, token: Any, room: int, calls: int = 1
+  model: Any, kind: str, streams: Any, token: Any, slots: int, calls: int = 1
 ) -> Callable[[], Any]:
   """Returns a step of transformers after a context whose K and V are given.
 
@@ -132,16 +128,16 @@ def torch_decode(
       compiled and replayed as a graph.
     streams: JAX's `{'key', 'value'}` `[B, K, S, H]`, of each layer.
     token: int `[B]`.
-    room: slots of a static cache.
+    slots: of a static cache.
     calls: steps that are queued before one is waited for.
   """
   torch: Any = importlib.import_module('torch')
   transformers: Any = importlib.import_module('transformers')
 
-  if kind != 'dynamic':
-    cache = transformers.StaticCache(config=model.config, max_cache_len=room)
-  else:
+  if kind == 'dynamic':
     cache = transformers.DynamicCache(config=model.config)
+  else:
+    cache = transformers.StaticCache(config=model.config, max_cache_len=slots)
   for index, layer in enumerate(streams):
     key, value = (
       torch.from_dlpack(layer[name]).to(model.dtype)
@@ -149,18 +145,17 @@ def torch_decode(
     )
     cache.update(key, value, index)
   ids = torch.from_numpy(np.array(token, np.int64))[:, None].to(model.device)
-
   step = model
   if kind == 'compiled':
     step = torch.compile(model, mode='reduce-overhead', dynamic=False)
 
-  def one():
+  def start():
     with torch.inference_mode():
       if kind == 'compiled':
         torch.compiler.cudagraph_mark_step_begin()
       return step(ids, past_key_values=cache, use_cache=True).logits[:, -1]
 
-  return clock.queued(one, calls, host)
+  return clock.queued(start, calls, host)
 
 
 def torch_prefill(
@@ -169,11 +164,11 @@ def torch_prefill(
   """Returns transformers' prefill of ids `[1, T]`: the last token's logits."""
   torch: Any = importlib.import_module('torch')
   model = torch_model(config, params)
-  given = torch.from_numpy(ids).to(model.device)
+  tokens = torch.from_numpy(ids).to(model.device)
 
   def call():
     with torch.inference_mode():
-      out = model(given, use_cache=True, logits_to_keep=1)
-      return out.logits[:, -1].float().cpu().numpy()
+      logits = model(tokens, use_cache=True, logits_to_keep=1).logits
+      return host(logits[:, -1])
 
   return call

@@ -1,9 +1,9 @@
-"""A split-KV flash-decode in Triton, to be raced against. Needs torch, triton.
+"""A split-KV flash-decode in Triton as a peer. Needs torch and triton.
 
-What a user of torch would write (Flash-Decoding, Dao et al. 2023): one program
-a split and kv head, its query heads as the rows of one tile, partial results
-merged by log-sum-exp in a second kernel. It is interpreted on a CPU with
-TRITON_INTERPRET=1.
+This is what a user of torch would write (Flash-Decoding, Dao et al. 2023): one
+program a split and kv head, whose query heads are the rows of one tile; a
+second kernel merges partial results by log-sum-exp. With TRITON_INTERPRET=1
+Triton interprets the kernel on a CPU.
 """
 
 import importlib
@@ -13,14 +13,14 @@ torch: Any = importlib.import_module('torch')
 triton: Any = importlib.import_module('triton')
 tl: Any = importlib.import_module('triton.language')
 
-# By its own name: an interpreter of Triton reads annotations as text.
+# Triton's interpreter reads annotations as text, so the name must be short.
 if TYPE_CHECKING:
   constexpr = Any
 else:
   constexpr = tl.constexpr
 
-BLOCK = 64  # slots a turn reads
-ROWS = 16  # least rows of a product of tensor cores
+BLOCK = 64  # slots that one turn of the loop reads
+ROWS = 16  # tensor cores multiply at least as many rows
 LOG2E = 1.4426950408889634
 CORES = 132  # of an H100 SXM or H200
 
@@ -28,7 +28,8 @@ CORES = 132  # of an H100 SXM or H200
 def attend(q: Any, k: Any, v: Any) -> Any:
   """Returns attention of `[B, K, G, H]` to `[B, K, S, H]`, in q's dtype."""
   batch, heads, groups, width = q.shape
-  programs, slots = batch * heads, k.shape[2]
+  programs = batch * heads
+  slots = k.shape[2]
   splits = choose_splits(programs, slots)
   rows = max(ROWS, triton.next_power_of_2(groups))
   parts = torch.empty(
@@ -48,7 +49,10 @@ def attend(q: Any, k: Any, v: Any) -> Any:
 
 
 def choose_splits(programs: int, slots: int) -> int:
-  """Returns a power of 2: two waves of programs, a block for each at least."""
+  """Returns a power of 2 that gives two waves of programs, or fewer.
+
+  Every split has a block to read.
+  """
   wanted = max(1, 2 * CORES // programs)
   blocks = triton.cdiv(slots, BLOCK)
   return triton.next_power_of_2(min(wanted, blocks))
@@ -56,10 +60,19 @@ def choose_splits(programs: int, slots: int) -> int:
 
 @triton.jit
 def _split(
-    q, k, v, parts, sums, slots, scale,
-    GROUPS: constexpr, WIDTH: constexpr, SPLITS: constexpr,
-    ROWS: constexpr, BLOCK: constexpr,
-):  # fmt: skip
+  q,
+  k,
+  v,
+  parts,
+  sums,
+  slots,
+  scale,
+  GROUPS: constexpr,
+  WIDTH: constexpr,
+  SPLITS: constexpr,
+  ROWS: constexpr,
+  BLOCK: constexpr,
+):
   head, split = tl.program_id(0), tl.program_id(1)
   rows, lanes = tl.arange(0, ROWS), tl.arange(0, WIDTH)
   tile = (head * GROUPS + rows[:, None]) * WIDTH + lanes[None, :]
@@ -72,9 +85,9 @@ def _split(
   total = tl.zeros((ROWS,), tl.float32)
   out = tl.zeros((ROWS, WIDTH), tl.float32)
   for start in range(begin, end, BLOCK):
-    at = start + tl.arange(0, BLOCK)
-    live = at < end
-    where = (first + at)[:, None] * WIDTH + lanes[None, :]
+    slot = start + tl.arange(0, BLOCK)
+    live = slot < end
+    where = (first + slot)[:, None] * WIDTH + lanes[None, :]
     key = tl.load(k + where, mask=live[:, None], other=0.0)
     scores = tl.dot(query, tl.trans(key)) * scale
     scores = tl.where(live[None, :], scores, float('-inf'))
@@ -97,15 +110,14 @@ def _split(
 
 @triton.jit
 def _merge(
-    parts, sums, out,
-    GROUPS: constexpr, WIDTH: constexpr, SPLITS: constexpr,
-):  # fmt: skip
+  parts, sums, out, GROUPS: constexpr, WIDTH: constexpr, SPLITS: constexpr
+):
   head, row = tl.program_id(0), tl.program_id(1)
   splits, lanes = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
-  at = (head * SPLITS + splits) * GROUPS + row
-  found = tl.load(sums + at)
-  weights = tl.exp2(found - tl.max(found, 0))
-  part = tl.load(parts + at[:, None] * WIDTH + lanes[None, :])
+  parts_of_row = (head * SPLITS + splits) * GROUPS + row
+  sum_of_part = tl.load(sums + parts_of_row)
+  weights = tl.exp2(sum_of_part - tl.max(sum_of_part, 0))
+  part = tl.load(parts + parts_of_row[:, None] * WIDTH + lanes[None, :])
   merged = tl.sum(part * weights[:, None], 0) / tl.sum(weights, 0)
   place = out + (head * GROUPS + row) * WIDTH + lanes
   tl.store(place, merged.to(out.dtype.element_ty))

@@ -1,19 +1,19 @@
-"""How does the least time of a decode step grow, and what says it of a card?
+"""How does the least time of a decode step grow, and on which card?
 
   python -m experiments.scaling                             arithmetic, seconds
   python -m experiments.scaling --device=H100-80
   python -m experiments.scaling --measure      minutes; the same curves, timed
   python -m experiments.scaling --measure --axes=context,heads --repeats=9
 
-On paper: operations a byte of each variant's cache, the rows and tokens from
-which a step waits for arithmetic, least times of models on one card and many,
-and the same bound beside step times that others have published. Timed here:
-attention against context, rows and kv heads, a step against layers, with the
-exponent of growth (the slope of log time over log size) over all and over the
-last doubling.
+By arithmetic: operations a byte of each variant's cache, the rows and tokens
+from which a step waits for arithmetic, least times of models on one card and
+several, and the same bound next to step times that others have published. With
+`--measure`, timed here: attention against context, rows and kv heads, a step
+against layers, with the exponent of growth (the slope of log time over log
+size) of all points and of the last doubling.
 
-Expected: exponents near 1 where bytes decide, less where a call's own cost
-does. Would be refuted by: a published time below its bound, or an exponent
+Expected: exponents near 1 where bytes decide, less where the cost of a call
+decides. Would be refuted by: a published time below its bound, or an exponent
 well above 1.
 """
 
@@ -29,8 +29,10 @@ from kvjax.memory import device
 
 _DEVICE = flags.DEFINE_string('device', 'H200', 'H200, L4, TPU v5e, ...')
 _MEASURE = flags.DEFINE_bool('measure', False, 'Time the curves here as well.')
-_AXES = flags.DEFINE_list('axes', list(growth.AXES), 'That are timed.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each time.', lower_bound=1)
+_AXES = flags.DEFINE_list('axes', list(growth.AXES), 'Axes that are timed.')
+_REPEATS = flags.DEFINE_integer(
+  'repeats', 5, 'Repeats of each time.', lower_bound=1
+)
 _WORKDIR = flags.DEFINE_string('workdir', 'out/scaling', 'Where files go.')
 
 
@@ -51,8 +53,8 @@ def main(argv: list[str]) -> None:
       writer.record(row)
     writer = writer.show(block)
   if _MEASURE.value:
-    found = map(writer.record, growth.rows(_AXES.value, _REPEATS.value))
-    records = list(follow('curves', found, growth.count(_AXES.value)))
+    rows = map(writer.record, growth.rows(_AXES.value, _REPEATS.value))
+    records = list(follow('curves', rows, growth.count(_AXES.value)))
     writer = writer.show(*tables.curves(records))
   print(f'Report: {writer.save()}')
 

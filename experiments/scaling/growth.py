@@ -6,19 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from experiments.measuring import attention, model
-from experiments.measuring.attention import Case, Pace
+from experiments.measuring import clock, model
+from experiments.measuring.attention import AttentionCase
+from experiments.measuring.clock import Pace
 from kvjax.kernels import available
 
-CASE = Case(1, 8, 4, 128, 2048, 2048, 'float32')
+CASE = AttentionCase(1, 8, 4, 128, 2048, 2048, 'float32')
 MODEL = {
-    'layers': 1, 'width': 1024, 'num_heads': 16, 'num_kv_heads': 4,
-    'key_width': 64, 'hidden': 2816, 'vocab_size': 8192, 'dtype': 'float32',
-}  # fmt: skip
+  'layers': 1,
+  'width': 1024,
+  'num_heads': 16,
+  'num_kv_heads': 4,
+  'key_width': 64,
+  'hidden': 2816,
+  'vocab_size': 8192,
+  'dtype': 'float32',
+}
 CONTEXT = 512  # of a step
 ROTATED = 537_000_000  # bytes of buffers that a race passes through
 
-# Values of each axis: of attention alone, but for layers.
+# Values of each axis: of a whole step for 'layers', else of attention alone.
 AXES: dict[str, Sequence[int]] = {
   'context': (512, 1024, 2048, 4096, 8192, 16_384, 32_768),
   'batch': (1, 2, 4, 8, 16, 32),
@@ -47,27 +54,31 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
   """Yields a record a point, and after each axis its exponents.
 
-  That of all points, and that of the last doubling, where what a call costs
-  by itself weighs least.
+  One exponent is of all points, one of the last doubling, where the cost of the
+  call itself has the least weight.
 
   Args:
     axes: of `AXES`.
     repeats: of each time.
     values: of each axis.
-    rotate: bytes of buffers of attention alone.
+    rotate: bytes of buffers that attention alone passes through.
   """
   kernel = 'blockwise' if available()['ffi'] else 'ffi'
+  pace = Pace(repeats, rotate, (kernel,), alone=True)
   for axis in axes:
     points = {}
-    for at in values[axis]:
-      found = _timed(axis, at, kernel, repeats, rotate)
-      points[at] = found['seconds']
-      yield {'record': 'growth', 'axis': axis, 'at': at, **found}
+    for size in values[axis]:
+      result = _time(axis, size, pace)
+      points[size] = result['seconds']
+      yield {'record': 'growth', 'axis': axis, 'at': size, **result}
     last = dict(sorted(points.items())[-2:])
     yield {
-        'record': 'exponent', 'axis': axis, 'kernel': kernel,
-        'exponent': exponent(points), 'last': exponent(last),
-    }  # fmt: skip
+      'record': 'exponent',
+      'axis': axis,
+      'kernel': kernel,
+      'exponent': exponent(points),
+      'last': exponent(last),
+    }
 
 
 def exponent(points: Mapping[int, float]) -> float:
@@ -76,17 +87,16 @@ def exponent(points: Mapping[int, float]) -> float:
   return float(np.polyfit(sizes, seconds, 1)[0])
 
 
-def _timed(axis, at, kernel, repeats, rotate) -> dict[str, Any]:
+def _time(axis: str, size: int, pace: Pace) -> dict[str, Any]:
+  """Returns the result of one point."""
   if axis == 'layers':
-    config, params = model.build(MODEL | {'layers': at})
-    given = config, params, 1, CONTEXT
-    found = model.step(*given, repeats, (kernel,), alone=True)
+    config, params = model.build(MODEL | {'layers': size})
+    case = model.StepCase(config, params, 1, CONTEXT)
   else:
-    fields = {'slots': at, 'filled': at} if axis == 'context' else {axis: at}
-    case = dataclasses.replace(CASE, **fields)
-    pace = Pace(repeats, rotate, (kernel,))
-    found = attention.measure(case, pace, alone=True)
-  result = found[f'kvjax {kernel}']
+    fields = ('slots', 'filled') if axis == 'context' else (axis,)
+    case = dataclasses.replace(CASE, **dict.fromkeys(fields, size))
+  (kernel,) = pace.kernels
+  result = clock.measure(case, pace)[f'kvjax {kernel}']
   if 'skipped' in result:
-    raise ValueError(f'{axis}={at}: {result["skipped"]}')
+    raise ValueError(f'{axis}={size}: {result["skipped"]}')
   return result

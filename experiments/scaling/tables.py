@@ -1,5 +1,6 @@
-"""Tables of how a decode step grows: on paper, and as it was timed."""
+"""Tables of how a decode step grows: by arithmetic, and as it was timed."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,34 +18,65 @@ Part = tuple[list[Row], Block]
 
 BASE = 'llama-3-8b'
 OTHERS = ('deepseek-v3', 'kimi-k2-instruct', 'step-3')
+# Models and the bytes of a weight.
 MODELS = (('llama-3-8b', 2), ('llama-3-70b', 2), ('deepseek-v3', 1))
-CARDS, ROWS, CONTEXT = (1, 8, 16), (1, 32, 256), 8192
+CARDS = (1, 8, 16)
+ROWS = (1, 32, 256)
+CONTEXT = 8192
+TIMES = ('seconds', 'weights', 'cache', 'arithmetic', 'attention')
 
-# Model, bytes of a weight, card, cards, rows, context, seconds a step, where.
-PUBLISHED: tuple[tuple[Any, ...], ...] = (
-    *(
-        (
-            'llama-2-13b', 2, 'TPU v5e', 8, rows, 8192, ms / 1e3,
-            'scaling book, a bound itself',
-        )
-        for rows, ms in (
-            (1, 4.98), (8, 12.13), (16, 20.30), (32, 36.65), (64, 69.33),
-            (240, 249.09),
-        )
-    ),
-    (
-        'llama-3-8b', 2, 'A100-80', 1, 1, 128, 1 / 93.9,
-        'gpt-fast, measured, card at 330 W',
-    ),
-    (
-        'llama-3-70b', 1, 'TPU v5e', 8, 32, 8192, 17e-3,
-        'scaling book, a bound itself, int8 cache',
-    ),
-    (
-        'llama-2-70b', 1, 'A100-80', 1, 1, 128, 1 / 19.1,
-        'gpt-fast, measured, card at 330 W',
-    ),
-)  # fmt: skip
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """The time of a step that others have published.
+
+  Attributes:
+    name: of the model.
+    card: as in `device`.
+    cards: the number of cards.
+    batch: rows.
+    context: tokens a row.
+    seconds: of a step.
+    where: the source.
+    weight_bytes: of a weight.
+    cache_bytes: of a cached number.
+  """
+
+  name: str
+  card: str
+  cards: int
+  batch: int
+  context: int
+  seconds: float
+  where: str
+  weight_bytes: int = 2
+  cache_bytes: int = 2
+
+
+_BOOK = 'scaling book, a bound itself'
+_FAST = 'gpt-fast, measured, card at 330 W'
+_LLAMA_13B = {1: 4.98, 8: 12.13, 16: 20.30, 32: 36.65, 64: 69.33, 240: 249.09}
+PUBLISHED = (
+  *(
+    Published('llama-2-13b', 'TPU v5e', 8, rows, 8192, ms / 1e3, _BOOK)
+    for rows, ms in _LLAMA_13B.items()
+  ),
+  Published('llama-3-8b', 'A100-80', 1, 1, 128, 1 / 93.9, _FAST),
+  Published(
+    'llama-3-70b',
+    'TPU v5e',
+    8,
+    32,
+    8192,
+    17e-3,
+    f'{_BOOK}, int8 cache',
+    weight_bytes=1,
+    cache_bytes=1,
+  ),
+  Published(
+    'llama-2-70b', 'A100-80', 1, 1, 128, 1 / 19.1, _FAST, weight_bytes=1
+  ),
+)
 
 
 def intensities(load: Load, card: Device) -> Part:
@@ -57,13 +89,19 @@ def intensities(load: Load, card: Device) -> Part:
   for name, config in configs.items():
     attention = config.layers[-1].attention
     elements, operations = attention_core(attention)
-    found = intensity(attention)
-    rows.append({
-        'record': 'intensity', 'name': name, 'elements': elements,
-        'operations': operations, 'bfloat16': found, 'int8': 2 * found,
-        'tokens': ridge / found,
-    })  # fmt: skip
-  names = 'name', 'elements', 'operations', 'bfloat16', 'int8', 'tokens'
+    a_byte = intensity(attention)
+    rows.append(
+      {
+        'record': 'intensity',
+        'name': name,
+        'elements': elements,
+        'operations': operations,
+        'bfloat16': a_byte,
+        'int8': 2 * a_byte,
+        'tokens': ridge / a_byte,
+      }
+    )
+  names = list(rows[0])[1:]
   return rows, Table(
     'Attention, a cached token and layer',
     ('', 'elements', 'operations', 'a byte', 'int8', 'tokens at the ridge'),
@@ -77,71 +115,94 @@ def intensities(load: Load, card: Device) -> Part:
 
 def predictions(load: Load, card: Device) -> Part:
   """Returns least times of models on one card and several."""
-  rows: list[Row] = []
-  for name, size in MODELS:
-    config = load(name)
-    for cards in CARDS:
-      for batch in ROWS:
-        found = roofline(
-            config, batch_size=batch, context=CONTEXT, device=card,
-            num_devices=cards, weight_bytes=size,
-        )  # fmt: skip
-        held = sum(line.bytes for line in param_lines(config, size))
-        held += found.cache * card.bandwidth * cards
-        rows.append({
-            'record': 'prediction', 'name': name, 'cards': cards,
-            'batch': batch, 'context': CONTEXT, 'weight_bytes': size,
-            'seconds': found.seconds, 'weights': found.weights,
-            'cache': found.cache, 'arithmetic': found.arithmetic,
-            'attention': found.attention,
-            'fits': held <= card.memory * cards,
-        })  # fmt: skip
-  times = 'seconds', 'weights', 'cache', 'arithmetic', 'attention'
+  rows = [
+    _predict(name, load(name), size, card, cards, batch)
+    for name, size in MODELS
+    for cards in CARDS
+    for batch in ROWS
+  ]
+  cells = [
+    [
+      row['name'],
+      row['cards'],
+      row['batch'],
+      *(round(1e3 * row[name], 2) for name in TIMES),
+      round(row['batch'] / row['seconds']),
+      '' if row['fits'] else 'does not fit',
+    ]
+    for row in rows
+  ]
   return rows, Table(
-      f'Least step on {card.name}, {CONTEXT:,} tokens a row',
-      ('', 'cards', 'rows', 'ms', *times[1:], 'tokens/s', ''),
-      [
-          [
-              row['name'], row['cards'], row['batch'],
-              *(round(1e3 * row[name], 2) for name in times),
-              round(row['batch'] / row['seconds']),
-              '' if row['fits'] else 'does not fit',
-          ]
-          for row in rows
-      ],
-      'ms: the longer of cache and attention, and of weights and arithmetic. '
-      'All spread evenly, nothing communicated, a bfloat16 cache, a byte a '
-      'weight of DeepSeek-V3.',
-  )  # fmt: skip
+    f'Least step on {card.name}, {CONTEXT:,} tokens a row',
+    ('', 'cards', 'rows', 'ms', *TIMES[1:], 'tokens/s', ''),
+    cells,
+    'ms: the longer of cache and attention, and of weights and arithmetic. '
+    'All spread evenly, nothing communicated, a bfloat16 cache, a byte a '
+    'weight of DeepSeek-V3.',
+  )
+
+
+def _predict(
+  name: str,
+  config: ModelConfig,
+  weight_bytes: int,
+  card: Device,
+  cards: int,
+  batch: int,
+) -> Row:
+  bound = roofline(
+    config,
+    batch_size=batch,
+    context=CONTEXT,
+    device=card,
+    num_devices=cards,
+    weight_bytes=weight_bytes,
+  )
+  memory = sum(line.bytes for line in param_lines(config, weight_bytes))
+  memory += bound.cache * card.bandwidth * cards
+  return {
+    'record': 'prediction',
+    'name': name,
+    'cards': cards,
+    'batch': batch,
+    'context': CONTEXT,
+    'weight_bytes': weight_bytes,
+    **{name: getattr(bound, name) for name in TIMES},
+    'fits': memory <= card.memory * cards,
+  }
 
 
 def published(load: Load) -> Part:
-  """Returns the bound beside step times that others have published."""
+  """Returns the bound of each step time that others have published."""
   rows: list[Row] = []
-  for name, size, card, cards, batch, context, seconds, where in PUBLISHED:
-    found = roofline(
-        load(name), batch_size=batch, context=context, device=device(card),
-        num_devices=cards, weight_bytes=size,
-        cache_bytes=1 if 'int8' in where else 2,
-    )  # fmt: skip
-    rows.append({
-        'record': 'published', 'name': name, 'card': card, 'cards': cards,
-        'batch': batch, 'context': context, 'seconds': seconds,
-        'bound': found.seconds, 'where': where,
-    })  # fmt: skip
-  return rows, Table(
-      'Published step times',
-      ('', 'cards', 'rows', 'context', 'bound ms', 'published', 'share', ''),
-      [
-          [
-              row['name'], f'{row["cards"]} {row["card"]}', row['batch'],
-              row['context'], round(1e3 * row['bound'], 2),
-              round(1e3 * row['seconds'], 2),
-              round(row['bound'] / row['seconds'], 3), row['where'],
-          ]
-          for row in rows
-      ],
-  )  # fmt: skip
+  for step in PUBLISHED:
+    bound = roofline(
+      load(step.name),
+      batch_size=step.batch,
+      context=step.context,
+      device=device(step.card),
+      num_devices=step.cards,
+      weight_bytes=step.weight_bytes,
+      cache_bytes=step.cache_bytes,
+    )
+    row = dataclasses.asdict(step) | {'bound': bound.seconds}
+    del row['weight_bytes'], row['cache_bytes']
+    rows.append({'record': 'published', **row})
+  cells = [
+    [
+      row['name'],
+      f'{row["cards"]} {row["card"]}',
+      row['batch'],
+      row['context'],
+      round(1e3 * row['bound'], 2),
+      round(1e3 * row['seconds'], 2),
+      round(row['bound'] / row['seconds'], 3),
+      row['where'],
+    ]
+    for row in rows
+  ]
+  columns = ('cards', 'rows', 'context', 'bound ms', 'published', 'share')
+  return rows, Table('Published step times', ('', *columns, ''), cells)
 
 
 def curves(records: Sequence[Row]) -> tuple[Block, ...]:
@@ -151,34 +212,36 @@ def curves(records: Sequence[Row]) -> tuple[Block, ...]:
     if row['record'] == 'growth':
       points.setdefault(row['axis'], {})[row['at']] = row
   series: dict[str, dict[float, float]] = {
-    axis: {at: 1e3 * row['seconds'] for at, row in found.items()}
-    for axis, found in points.items()
+    axis: {size: 1e3 * row['seconds'] for size, row in rows.items()}
+    for axis, rows in points.items()
   }
-  rows = []
-  for found in (r for r in records if r['record'] == 'exponent'):
-    axis = found['axis']
+  cells = []
+  for growth in (row for row in records if row['record'] == 'exponent'):
+    axis = growth['axis']
     ends = []
-    for at in (min(points[axis]), max(points[axis])):
-      row = points[axis][at]
+    for size in (min(points[axis]), max(points[axis])):
+      row = points[axis][size]
       speed = row['bytes'] / row['seconds'] / 1e9
-      ends += [at, round(series[axis][at], 3), round(speed, 1)]
-    slopes = round(found['exponent'], 2), round(found['last'], 2)
-    rows.append([axis, found['kernel'], *ends, *slopes])
-  ends = 'from', 'ms', 'GB/s', 'to', 'ms', 'GB/s'
+      ends += [size, round(series[axis][size], 3), round(speed, 1)]
+    slopes = [round(growth[name], 2) for name in ('exponent', 'last')]
+    cells.append([axis, growth['kernel'], *ends, *slopes])
+  ends = ('from', 'ms', 'GB/s', 'to', 'ms', 'GB/s')
   table = Table(
     'Exponent of growth',
     ('axis', 'kernel', *ends, 'exponent', 'of the last doubling'),
-    rows,
+    cells,
     'Attention alone, but layers: a whole step.',
   )
-  longer = {
-    axis: {at / min(found): ms / found[min(found)] for at, ms in found.items()}
-    for axis, found in series.items()
+  relative = {
+    axis: {
+      size / min(times): ms / times[min(times)] for size, ms in times.items()
+    }
+    for axis, times in series.items()
   }
-  sizes = {size: size for found in longer.values() for size in found}
+  sizes = {size: size for times in relative.values() for size in times}
   png = plots.lines(
     'Time and size, over those of the first point',
-    longer | {'slope 1': sizes},
+    relative | {'slope 1': sizes},
     'size',
     'time',
     dashed=('slope 1',),

@@ -1,4 +1,4 @@
-"""The benchmark end to end in small, and what it must refuse to time."""
+"""The benchmark end to end at tiny size, and what it must refuse to time."""
 
 import json
 
@@ -7,12 +7,9 @@ import pytest
 
 from configs import benchmark_cpu
 from experiments import launch
-from experiments.benchmark import (
-  check_config,
-  tables,
-  whole,
-)
-from experiments.benchmark.sections import SECTIONS, Run
+from experiments.benchmark import check_config, tables
+from experiments.benchmark.races import Run
+from experiments.benchmark.sections import SECTIONS, measure_sections
 from experiments.measuring import attention, clock, peers
 from experiments.reporting import records
 from experiments.reporting.writer import Writer
@@ -21,8 +18,8 @@ from tests.experiments.commands import ROOT
 
 
 def test_attention_is_checked_then_timed():
-  case = attention.Case(2, 2, 3, 8, 40, 24, 'int8')
-  results = attention.measure(case, attention.Pace(1, 0))
+  case = attention.AttentionCase(2, 2, 3, 8, 40, 24, 'int8')
+  results = clock.measure(case, clock.Pace(1))
   usable = {f'kvjax {name}' for name, why in available().items() if not why}
   assert set(results) == usable
   assert case.bytes == 2 * 2 * 2 * 24 * (8 + 4)
@@ -34,32 +31,32 @@ def test_attention_is_checked_then_timed():
 
 @pytest.mark.parametrize('filled', [40, 8])
 def test_caches_rotate_as_far_as_their_memory_allows(filled, monkeypatch):
-  case = attention.Case(2, 2, 3, 8, 40, filled, 'bfloat16')
+  case = attention.AttentionCase(2, 2, 3, 8, 40, filled, 'bfloat16')
   whole = 2 * 2 * 2 * 40 * 8 * 2  # bytes that a cache occupies
   monkeypatch.setattr(attention, 'MOST', 8 * whole)
-  pace = attention.Pace(1, 4 * whole, ('blockwise',), together=3)
-  found = attention.measure(case, pace, alone=True)['kvjax blockwise']
-  copies = {40: 4, 8: 9}[filled]  # in calls of as many each: 2 2, 3 3 3
-  assert found['rotated'] == copies * case.bytes
+  pace = clock.Pace(1, 4 * whole, ('blockwise',), together=3, alone=True)
+  row = clock.measure(case, pace)['kvjax blockwise']
+  copies = {40: 4, 8: 9}[filled]  # in calls of equal size: 2 2, 3 3 3
+  assert row['rotated'] == copies * case.bytes
 
 
-def test_copies_lie_apart():
+def test_copies_are_in_different_memory():
   first, second = attention.copied({'key': jnp.arange(6.0)}, 2)
   places = [x['key'].unsafe_buffer_pointer() for x in (first, second)]
   assert places[0] != places[1]
   assert (first['key'] == second['key']).all()
 
 
-def test_who_is_slow_takes_few_turns(monkeypatch):
+def test_a_slow_runner_takes_few_turns(monkeypatch):
   monkeypatch.setattr(clock, 'ENOUGH', 0.0)
   monkeypatch.setattr(clock, 'LONG', 0.0)
   calls = []
-  found = clock.race({'a': clock.Runner(lambda: calls.append(0), 1)}, 5)
-  # The first turn alone is preceded by one that is not timed.
-  assert found['a']['turns'] == clock.FEW and len(calls) == clock.FEW + 1
+  rows = clock.race({'a': clock.Runner(lambda: calls.append(0), 1)}, 5)
+  # An untimed turn precedes the first turn only.
+  assert rows['a']['turns'] == clock.FEW and len(calls) == clock.FEW + 1
 
 
-def test_what_computes_something_else_is_not_timed():
+def test_a_wrong_runner_is_not_timed():
   wrong = clock.Runner(lambda: pytest.fail('it was timed'), 1, '', error=0.5)
   with pytest.raises(ValueError, match='computes something else'):
     clock.race({'wrong': wrong}, 1)
@@ -82,14 +79,15 @@ def test_two_runs_are_compared_row_by_row():
   assert shown.rows[0][-1] == 0.5
   with pytest.raises(ValueError, match='no row in common'):
     tables.compare([row], [row | {'batch': 2}])
-  # Runs after each other in one file, of models that only configs tell apart.
+  # Two runs in one file, whose models differ in their configs only.
   wide = {'record': 'run', 'config': {'model': {'dtype': 'bfloat16'}}}
   later = [row, wide, row | {'seconds': 3.0}, row | {'seconds': 4.0}]
   shown = tables.compare(later, later)
   assert [(r[1], r[3]) for r in shown.rows] == [
-    ('model B1 8 float32', 2e3), ('model B1 8 bfloat16', 4e3),
-  ]  # fmt: skip
-  # Of a sweep's cuts, the fastest is held against the fastest.
+    ('model B1 8 float32', 2e3),
+    ('model B1 8 bfloat16', 4e3),
+  ]
+  # Of two sweeps only the fastest cuts are compared.
   cut = row | {'record': 'sweep', 'name': 'cut'}
   shown = tables.compare([cut | {'best': True}], [cut, cut | {'best': True}])
   assert len(shown.rows) == 1
@@ -119,15 +117,16 @@ def test_what_cannot_be_measured_is_refused(field, value, words):
     check_config.check(launch.override(config, {field: value}), SECTIONS)
 
 
-def test_who_fails_is_named_and_the_others_are_timed():
+def test_a_failure_is_named_and_the_others_are_timed():
   def fails():
     raise RuntimeError('no kernel\nfor this')
 
   good = clock.Runner(lambda: None, 1, '')
   entries = {
-    'absent': fails, 'good': lambda: good,
+    'absent': fails,
+    'good': lambda: good,
     'wrong': lambda: clock.Runner(lambda: None, 1, 'ffi', error=0.5),
-  }  # fmt: skip
+  }
   runners, skipped = clock.enter(entries)
   assert list(runners) == ['good']
   assert skipped['absent'] == {'skipped': 'RuntimeError: no kernel'}
@@ -141,7 +140,7 @@ def test_who_fails_is_named_and_the_others_are_timed():
 
 def test_an_interrupted_run_is_reported_and_ends(tmp_path, monkeypatch):
   def part(run):
-    yield {'record': 'target', 'name': 'found'}
+    yield {'record': 'target', 'name': 'first'}
     raise KeyboardInterrupt
 
   monkeypatch.setitem(SECTIONS, 'target', ('Target', part))
@@ -150,15 +149,14 @@ def test_an_interrupted_run_is_reported_and_ends(tmp_path, monkeypatch):
   )
   run = Run(config, tmp_path, clock.Budget(), {'read': 1.0}, None)
   start = Writer(tmp_path, 'benchmark', 'Speed')
-  report, wrong = whole.sections(run, start)
-  assert [row['name'] for row in records.read([start.lines])] == [
-    'found', 'the part',
-  ]  # fmt: skip
+  report, wrong = measure_sections(run, start)
+  names = [row['name'] for row in records.read([start.lines])]
+  assert names == ['first', 'the part']
   assert wrong == ['target  the part']
   assert report.blocks[0].text == 'Target ended: interrupted.'
 
 
-def test_growth_on_paper(tmp_path, commands):
+def test_growth_by_arithmetic(tmp_path, commands):
   ended = commands('scaling', f'--workdir={tmp_path}')
   assert ended.code == 0, ended.err
   lines = (tmp_path / 'scaling.jsonl').read_text().splitlines()
@@ -175,7 +173,7 @@ def test_tiny_runs_end_to_end(tmp_path, commands):
   wanted = 'run bandwidth attention latent layer step generate overhead caches'
   assert set(wanted.split()) <= {row['record'] for row in rows}
   assert ('torch' in rows[0]['peers']) == (not peers.missing('torch'))
-  # What ran is read off the program: not the same kernel everywhere.
+  # The kernel is read off the program: it differs between the works.
   by = {(row['record'], row['name']): row for row in rows if 'kernel' in row}
   native = 'blockwise' if available()['ffi'] else 'ffi'
   assert by['prefill', 'kvjax']['kernel'] == native

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import kvjax
-from experiments.benchmark import sections
+from experiments.benchmark import races
 from experiments.benchmark.gpu import (
   aot_compile,
   aot_programs,
@@ -98,10 +98,10 @@ def test_after_its_budget_no_part_is_begun(tmp_path, commands):
 
 
 def test_a_bar_is_of_an_h200_and_of_another_card_its_share():
-  class Card(sections.Run):
+  class Card(races.Run):
     kind = 'NVIDIA H100 80GB HBM3'
 
-  run = Card(None, None, clock.Budget(), {'copy': sections.COPIED / 2}, None)
+  run = Card(None, None, clock.Budget(), {'copy': races.COPIED / 2}, None)
   row = {'name': 'kvjax x', 'kernel': 'x', 'seconds': 1.5, 'bandwidth': 1.5}
   row |= {'of_floor': 1.5}
   peer = row | {'kernel': ''}

@@ -1,4 +1,4 @@
-"""The kernel's loop runs, whole, at tiny size."""
+"""The loop of the kernel runs as a whole at tiny size."""
 
 import pytest
 
@@ -19,21 +19,20 @@ def test_the_loop_runs_at_tiny_size(tmp_path):
     pytest.skip(str(error))
   machine, *records = loop.rows(lib, CASES, turns=1, rotate=40_000)
   assert machine['flops'] > 0 and machine['read'] > 0
-  assert [r['record'] for r in records] == [
-    'attention', 'attention', 'projection',
-  ]  # fmt: skip
+  kinds = [record['record'] for record in records]
+  assert kinds == ['attention', 'attention', 'projection']
   for record in records:
     assert 0 < record['arithmetic'] and 0 < record['seconds']
     assert record['reading'] == record['bytes'] / record['read']
 
 
-def test_what_fits_the_second_cache_is_as_much_of_the_same_work():
+def test_small_cases_are_the_same_work_within_the_second_level_cache():
   whole = loop.Attention(8, 4, 128, 8192, 'float32')
   assert whole.bytes == 2 * 8 * 8192 * 128 * 4
   assert whole.operations == 2 * 2 * 8 * 4 * 8192 * 128
-  assert whole.small.bytes == 2 * 256 * 128 * 4 <= loop.HELD
+  assert whole.small.bytes == 2 * 256 * 128 * 4 <= loop.CACHED
   latent = loop.Attention(1, 16, 512, 8192, 'float32', rotary=64)
   assert latent.bytes == 8192 * 576 * 4
   assert latent.operations == 2 * 16 * 8192 * (512 + 576)
   weight = loop.Projection(8, 8192, 1024, 'int8')
-  assert weight.small.bytes <= loop.HELD and weight.small.lines % 16 == 0
+  assert weight.small.bytes <= loop.CACHED and weight.small.lines % 16 == 0

@@ -1,4 +1,4 @@
-"""What of the peer llama.cpp runs where it is not installed."""
+"""The parts of the peer llama.cpp that run where it is not installed."""
 
 import importlib.util
 
@@ -6,15 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.measuring import gguf_file, llama_cpp, model
+from experiments.measuring import llama_cpp, model
 
 SHAPE = {
-  'layers': 2, 'width': 32, 'num_heads': 4, 'num_kv_heads': 2, 'key_width': 8,
-  'hidden': 48, 'vocab_size': 64, 'dtype': 'float32',
-}  # fmt: skip
+  'layers': 2,
+  'width': 32,
+  'num_heads': 4,
+  'num_kv_heads': 2,
+  'key_width': 8,
+  'hidden': 48,
+  'vocab_size': 64,
+  'dtype': 'float32',
+}
 
 
-def test_absence_is_named_and_nobody_is_raced(monkeypatch):
+def test_absence_is_named_and_nothing_is_raced(monkeypatch):
   find = importlib.util.find_spec
   for lacking in ('llama_cpp', 'gguf'), ('gguf',):
     monkeypatch.setattr(
@@ -35,35 +41,42 @@ def test_absence_is_named_and_nobody_is_raced(monkeypatch):
 def test_only_float32_is_written(tmp_path):
   config = model.describe(SHAPE | {'dtype': 'bfloat16'})
   with pytest.raises(ValueError, match='in float32, not in bfloat16'):
-    gguf_file.write(tmp_path / 'model.gguf', config, {})
+    llama_cpp.write_gguf(tmp_path / 'model.gguf', config, {})
 
 
 def test_pairs_of_rotated_features_become_neighbours():
   halves = np.arange(2 * 8)[:, None]  # two heads, of eight features each
   pairs = [0, 4, 1, 5, 2, 6, 3, 7]
   want = [pairs, [8 + x for x in pairs]]
-  assert gguf_file.paired(halves, 2).reshape(2, 8).tolist() == want
+  assert llama_cpp.paired(halves, 2).reshape(2, 8).tolist() == want
 
 
 @pytest.mark.parametrize('tied', [False, True])
 def test_what_is_written(tmp_path, tied):
   gguf = pytest.importorskip('gguf')
   config, params = model.build(SHAPE | {'tied': tied})
-  gguf_file.write(tmp_path / 'model.gguf', config, params)
+  llama_cpp.write_gguf(tmp_path / 'model.gguf', config, params)
   read = gguf.GGUFReader(tmp_path / 'model.gguf')
-  found = {x.name: x.data for x in read.tensors}
-  shapes = {name: x.shape for name, x in found.items() if 'blk.1.' not in name}
+  written = {x.name: x.data for x in read.tensors}
+  shapes = {
+    name: x.shape for name, x in written.items() if 'blk.1.' not in name
+  }
   assert shapes == {
-    'token_embd.weight': (64, 32), 'output_norm.weight': (32,),
+    'token_embd.weight': (64, 32),
+    'output_norm.weight': (32,),
     **({} if tied else {'output.weight': (64, 32)}),
-    'blk.0.attn_q.weight': (32, 32), 'blk.0.attn_k.weight': (16, 32),
-    'blk.0.attn_v.weight': (16, 32), 'blk.0.attn_output.weight': (32, 32),
-    'blk.0.ffn_gate.weight': (48, 32), 'blk.0.ffn_up.weight': (48, 32),
-    'blk.0.ffn_down.weight': (32, 48), 'blk.0.attn_norm.weight': (32,),
+    'blk.0.attn_q.weight': (32, 32),
+    'blk.0.attn_k.weight': (16, 32),
+    'blk.0.attn_v.weight': (16, 32),
+    'blk.0.attn_output.weight': (32, 32),
+    'blk.0.ffn_gate.weight': (48, 32),
+    'blk.0.ffn_up.weight': (48, 32),
+    'blk.0.ffn_down.weight': (32, 48),
+    'blk.0.attn_norm.weight': (32,),
     'blk.0.ffn_norm.weight': (32,),
-  }  # fmt: skip
-  assert all(x.dtype == np.float32 for x in found.values())
+  }
+  assert all(x.dtype == np.float32 for x in written.values())
   attention = params['layers'][1]['attention']
-  assert (found['blk.1.attn_v.weight'] == attention['value']).all()
-  want = gguf_file.paired(np.asarray(attention['key']), 2)
-  assert (found['blk.1.attn_k.weight'] == want).all()
+  assert (written['blk.1.attn_v.weight'] == attention['value']).all()
+  want = llama_cpp.paired(np.asarray(attention['key']), 2)
+  assert (written['blk.1.attn_k.weight'] == want).all()

@@ -1,4 +1,4 @@
-"""Whoever is raced computes what we do. Needs torch, and some of it triton."""
+"""Peers compute what kvjax does. Needs torch, and one test triton."""
 
 import os
 import subprocess
@@ -22,9 +22,19 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.filterwarnings('ignore'),
 ]
+SHAPE = {
+  'layers': 2,
+  'width': 32,
+  'num_heads': 4,
+  'num_kv_heads': 2,
+  'key_width': 8,
+  'hidden': 48,
+  'vocab_size': 64,
+  'dtype': 'float32',
+}
 TRITON = """
 import torch
-from kvjax.benchmark import triton_decode
+from experiments.measuring import triton_decode
 for shape in ((1, 1, 4, 40, 64), (2, 3, 5, 200, 64), (1, 8, 1, 1000, 128)):
   batch, heads, groups, slots, width = shape
   for dtype in torch.float32, torch.float16:
@@ -32,11 +42,11 @@ for shape in ((1, 1, 4, 40, 64), (2, 3, 5, 200, 64), (1, 8, 1, 1000, 128)):
       torch.randn(batch, heads, n, width, dtype=dtype)
       for n in (groups, slots, slots)
     )
-    found = triton_decode.attend(q, k, v).double()
+    result = triton_decode.attend(q, k, v).double()
     q, k, v = (x.double() for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) * width**-0.5
     want = torch.softmax(scores, -1) @ v
-    assert (found - want).abs().max() < 1e-3, (shape, dtype)
+    assert (result - want).abs().max() < 1e-3, (shape, dtype)
 """
 
 
@@ -49,41 +59,37 @@ def test_attention_of_peers_on_a_cpu(name, dtype):
   (peer,) = [p for p in attention_peers.PEERS if p.name == name]
   for module in peer.modules:
     pytest.importorskip(module)
-  case = attention.Case(2, 2, 4, 64, 128, 100, dtype)
+  case = attention.AttentionCase(2, 2, 4, 64, 128, 100, dtype)
   drawn = [attention.draw(case, seed) for seed in range(2)]
-  given = [
+  parts = [
     (q.astype(dtype), *(x[:, :, :100].astype(dtype) for x in (k, v)))
     for q, k, v in drawn
   ]
   with jax.numpy_dtype_promotion('standard'):  # jax.nn mixes dtypes
-    first, second = peer.make(given)()
-  assert first.shape == second.shape == given[0][0].shape
-  found = peers.host(first[:1])[0]
-  error = clock.difference(found, attention.reference(case, drawn[0]))
+    first, second = peer.make(parts)()
+  assert first.shape == second.shape == parts[0][0].shape
+  result = peers.host(first[:1])[0]
+  error = clock.difference(result, attention.reference(case, drawn[0]))
   assert error < attention.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize(
   ('kind', 'dtype', 'tied'),
   [
-    ('static', 'float32', False), ('dynamic', 'bfloat16', True),
+    ('static', 'float32', False),
+    ('dynamic', 'bfloat16', True),
     ('compiled', 'bfloat16', True),
   ],
-)  # fmt: skip
+)
 def test_a_step_of_transformers_with_our_weights(kind, dtype, tied):
   pytest.importorskip('transformers')
-  shape = {
-    'layers': 2, 'width': 32, 'num_heads': 4, 'num_kv_heads': 2,
-    'key_width': 8, 'hidden': 48, 'vocab_size': 64, 'dtype': dtype,
-    'tied': tied,
-  }  # fmt: skip
+  shape = SHAPE | {'dtype': dtype, 'tied': tied}
   config, params = model.build(shape)
-  streams = [model.layer_streams(config, 2, 24, index) for index in range(2)]
-  token = jnp.arange(2, dtype=jnp.int32)
-  cache = model.filled(config, 2, 24, streams, None, 32)
-  want = model.step_calls(config, params, cache, token, 'blockwise')()
+  case = model.StepCase(config, params, 2, 24)
+  cache = model.filled(case, 24 + 32)
+  want = model.step_calls(case, cache, 'blockwise')()
   theirs = peers.torch_model(config, params)
-  call = peers.torch_decode(theirs, kind, streams, token, 24 + 32)
+  call = peers.torch_decode(theirs, kind, case.streams, case.token, 24 + 32)
   assert clock.difference(call(), want) < model.TOLERANCE[dtype]
 
 
@@ -91,14 +97,10 @@ def test_a_step_of_transformers_with_our_weights(kind, dtype, tied):
 def test_a_step_of_llama_cpp_with_our_weights(rows, tied):
   for module in llama_cpp.MODULES:
     pytest.importorskip(module)
-  shape = {
-    'layers': 2, 'width': 32, 'num_heads': 4, 'num_kv_heads': 2,
-    'key_width': 8, 'hidden': 48, 'vocab_size': 64, 'dtype': 'float32',
-    'tied': tied,
-  }  # fmt: skip
+  shape = SHAPE | {'tied': tied}
   config, params = model.build(shape)
   token = jnp.arange(rows, dtype=jnp.int32)
-  # More than llama.cpp is given at once, and no multiple of its cells.
+  # More tokens than llama.cpp reads at once, and no multiple of its cells.
   context = llama_cpp.CHUNK + 88
   entries = llama_cpp.entries(config, params, context, token, 1, 0)
   assert list(entries) == list(llama_cpp.KINDS)

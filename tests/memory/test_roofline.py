@@ -58,14 +58,14 @@ def test_one_row_visits_its_own_experts_and_many_rows_all():
 
 
 def test_exponents_of_curves(monkeypatch):
-  def measure(case, pace, *, alone):
-    assert alone and case.filled == case.slots
+  def measure(case, pace):
+    assert pace.alone and case.filled == case.slots
     # The last of the seven points is twice the one before it.
     seconds = min(case.filled, 16_384) ** 0.75 * (1 + (case.filled > 16_384))
     found = {'seconds': seconds, 'bytes': 5e9 * seconds}
     return {f'kvjax {pace.kernels[0]}': found}
 
-  monkeypatch.setattr(growth.attention, 'measure', measure)
+  monkeypatch.setattr(growth.clock, 'measure', measure)
   records = list(growth.rows(('context',), 1, rotate=0))
   assert len(records) == growth.count(('context',))
   # Log2 sizes 9 to 15: their squares about the mean are 28, the last is 3 off.

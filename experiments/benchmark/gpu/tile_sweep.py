@@ -13,7 +13,8 @@ from typing import Any
 import jax
 
 from experiments.measuring import attention, clock, peers
-from experiments.measuring.attention import Case, Pace
+from experiments.measuring.attention import AttentionCase
+from experiments.measuring.clock import Pace
 from kvjax.kernels import Scoring
 from kvjax.kernels.hopper import launch
 from kvjax.kernels.hopper.tiling import CLUSTER, PORTABLE
@@ -24,13 +25,13 @@ BLOCKS = (64, 128)
 FACTORS = (0.5, 2.0)  # of the splits that are reckoned
 
 
-def problem(case: Case) -> Problem:
+def problem(case: AttentionCase) -> Problem:
   """Returns what the kernel cuts in a case."""
   return Problem(case.batch * case.heads, case.slots, case.width, case.width)
 
 
 def rows(
-  case: Case, pace: Pace, axes: Sequence[str]
+  case: AttentionCase, pace: Pace, axes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of each cut that was timed; the last is the best, again.
 
@@ -56,7 +57,7 @@ def rows(
     yield _record(case, best[1]) | {'seconds': best[0], 'best': True}
 
 
-def _record(case: Case, tiles: Tiles) -> dict[str, Any]:
+def _record(case: AttentionCase, tiles: Tiles) -> dict[str, Any]:
   about = {'record': 'sweep', 'kernel': 'mosaic_gpu', 'name': 'mosaic_gpu'}
   return about | dataclasses.asdict(case) | dataclasses.asdict(tiles)
 
@@ -105,7 +106,9 @@ AXES = {
 }
 
 
-def _timer(case: Case, pace: Pace) -> Callable[[Tiles], dict[str, Any]]:
+def _timer(
+  case: AttentionCase, pace: Pace
+) -> Callable[[Tiles], dict[str, Any]]:
   """Returns a function that times one cut over buffers that rotate."""
   copies = max(1, -(-pace.rotate // case.bytes))
   drawn = [attention.draw(case, seed) for seed in range(copies)]
