@@ -43,9 +43,9 @@ class Grouped(Variant, Form):
     output_bias: the output projection has one.
     qk_norm: normalises queries and keys before rotation; None for none.
     qk_norm_joint: over all heads at once (OLMo-2), not head by head.
-    qk_norm_each: every head has a weight of its own (Command-R+).
+    qk_norm_each: every head has its own weight (Command-R+).
     shared_from: index of the earlier layer whose K and V this one reads
-      (arXiv 2405.12981); it has no K and V of its own.
+      (arXiv 2405.12981); it then projects no K and V.
   """
 
   num_heads: int
@@ -106,10 +106,10 @@ class Grouped(Variant, Form):
       self.num_kv_heads * self.key_width,
       self.num_kv_heads * value,
     )
-    made = self.query_width
+    outputs = self.query_width
     if self.shared_from is None:
-      made += key_out + value_out
-    count = made * (width + self.projection_bias)
+      outputs += key_out + value_out
+    count = outputs * (width + self.projection_bias)
     count += width * (self.output_width + self.output_bias)
     if self.sinks:
       count += self.num_heads

@@ -105,7 +105,7 @@ def _host_counts(tokens, lengths) -> np.ndarray | None:
     )
   if lengths.min(initial=0) < 0 or lengths.max(initial=0) > width:
     raise ValueError(
-      f'lengths={lengths.tolist()} must lie between 0 and the {width} tokens '
+      f'lengths={lengths.tolist()} must be between 0 and the {width} tokens '
       'given.'
     )
   return lengths

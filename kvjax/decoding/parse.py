@@ -63,37 +63,36 @@ def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
 def check_choices(kinds: Any, codec: Any) -> None:
   """Raises ValueError where a kind or a codec is something else.
 
-  A name is what a command line gives; the message has what it stands for.
+  For a name, as a command line gives it, the message says what it stands for.
   """
   each = kinds if isinstance(kinds, list | tuple) else [kinds]
   for text in (*each, codec):
     if isinstance(text, str):
-      kind, made = parse_cache(text)
+      kind, parsed_codec = parse_cache(text)
       raise ValueError(
         f'{text!r} is a name, and no cache kind or codec. Give '
-        f'{_given(kind, made)}.'
+        f'{_spell(kind, parsed_codec)}.'
       )
   for kind in each:
     if kind is not None and not isinstance(kind, Kind):
       fix = f'codec={kind}' if type(kind) in CODECS.values() else 'a kvjax.Kind'
       raise ValueError(f'{kind!r} is no cache kind. Give {fix}.')
-  made = not isinstance(codec, type) and hasattr(codec, 'leaves')
-  if codec is not None and not made:
+  is_codec = not isinstance(codec, type) and hasattr(codec, 'leaves')
+  if codec is not None and not is_codec:
     raise ValueError(f'codec={codec!r} is no codec. Give kvjax.Int8(), say.')
 
 
-def _given(kind: Kind | None, codec: Codec | None) -> str:
-  found = [f'the kind {kind}'] * (kind is not None)
-  return (
-    ' and '.join(found + [f'codec={codec}'] * (codec is not None)) or 'None'
-  )
+def _spell(kind: Kind | None, codec: Codec | None) -> str:
+  choices = {'the kind ': kind, 'codec=': codec}
+  parts = [f'{word}{x}' for word, x in choices.items() if x is not None]
+  return ' and '.join(parts) or 'None'
 
 
-def _make(made: Any, name: str, text: str) -> Any:
-  hints = typing.get_type_hints(made)
-  known = {f.name: hints[f.name] for f in dataclasses.fields(made) if f.init}
+def _make(choice: Any, name: str, text: str) -> Any:
+  hints = typing.get_type_hints(choice)
+  known = {f.name: hints[f.name] for f in dataclasses.fields(choice) if f.init}
   known.pop('slots', None)  # the capacity decides
-  given = {}
+  values = {}
   for pair in filter(None, text.split(',')):
     field, _, value = pair.partition('=')
     if field not in known:
@@ -101,8 +100,8 @@ def _make(made: Any, name: str, text: str) -> Any:
         f'cache={name}:{pair}: {name} has no field {field!r}; its fields: '
         f'{", ".join(known) or "none"}.'
       )
-    given[field] = _read(f'cache={name}:{pair}', known[field], value)
-  return made(**given)
+    values[field] = _read(f'cache={name}:{pair}', known[field], value)
+  return choice(**values)
 
 
 def _read(place: str, hint: Any, text: str) -> Any:

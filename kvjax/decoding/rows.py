@@ -92,7 +92,7 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
       raise ValueError(f'rows={rows} must be a non-empty list of integers.')
     if host.min() < 0 or host.max() >= cache.batch_size:
       raise ValueError(
-        f'rows={host.tolist()} must lie in [0, {cache.batch_size}), the rows '
+        f'rows={host.tolist()} must be in [0, {cache.batch_size}), the rows '
         'of the cache.'
       )
   rows = jnp.asarray(rows, jnp.int32)

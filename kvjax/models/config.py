@@ -135,13 +135,13 @@ class ModelConfig:
         f'Layer {index} shares keys and values of layer {source}, and one '
         'of the two is of another kind. Both must be Grouped.'
       )
-    own = dataclasses.replace(reader, shared_from=None).streams()
-    for name, found in owner.streams().items():
-      if own[name] != found:
+    wanted = dataclasses.replace(reader, shared_from=None).streams()
+    for name, stream in owner.streams().items():
+      if wanted[name] != stream:
         raise ValueError(
           f'Layer {index} shares keys and values of layer {source}, but '
-          f'its {name} has {own[name].heads} heads of width '
-          f'{own[name].width}, not {found.heads} of width {found.width}. '
+          f'its {name} has {wanted[name].heads} heads of width '
+          f'{wanted[name].width}, not {stream.heads} of width {stream.width}. '
           'Give both layers the same.'
         )
 
@@ -161,33 +161,33 @@ def relative_bias(layers: tuple[Layer, ...]) -> tuple[int, int] | None:
 
 def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
   """Returns `dtype`, or the config's for None; ValueError for integers."""
-  found = named_dtype(config.dtype if dtype is None else dtype)
-  if not jnp.issubdtype(found, jnp.floating):
+  dtype = named_dtype(config.dtype if dtype is None else dtype)
+  if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
-      f'dtype={found} is no floating type. For eight-bit codes with scales '
+      f'dtype={dtype} is no floating type. For eight-bit codes with scales '
       'give codec=kvjax.Int8().'
     )
-  if jnp.finfo(found).bits < 8:
+  if jnp.finfo(dtype).bits < 8:
     raise ValueError(
-      f'dtype={found} has {jnp.finfo(found).bits} bits; a floating dtype '
+      f'dtype={dtype} has {jnp.finfo(dtype).bits} bits; a floating dtype '
       'needs 8 or more. For smaller caches give a codec: '
       'codec=kvjax.Int8().'
     )
-  return found
+  return dtype
 
 
 def named_dtype(dtype: Any, argument: str = 'dtype') -> Any:
   """Returns a dtype; ValueError for what is none, or would be cut short."""
   try:
-    found = jnp.dtype(dtype)
+    named = jnp.dtype(dtype)
   except TypeError:
     raise ValueError(
       f'{argument}={dtype!r} is no dtype. Give one by name: float32, '
       'bfloat16 or float16, say.'
     ) from None
-  kept = jax.dtypes.canonicalize_dtype(found)
-  if kept != found:
+  kept = jax.dtypes.canonicalize_dtype(named)
+  if kept != named:
     raise ValueError(
-      f'{argument}={found} would be {kept}: set jax_enable_x64, or give that.'
+      f'{argument}={named} would be {kept}: set jax_enable_x64, or give that.'
     )
-  return found
+  return named

@@ -31,7 +31,7 @@ class Experts:
     renormalize: picked weights sum to one.
     scale: multiplies the weights.
     correction: a bias a expert joins the picking, not the weights.
-    groups: experts come in so many groups; 1 for none.
+    groups: number of groups of experts; 1 for none.
     top_groups: groups that a token may pick from.
     group_score: a group counts for its best expert ('max') or its best two
       ('top2').
@@ -89,15 +89,15 @@ class Experts:
     return self._count(width, self.top)
 
   def _count(self, width: int, visited: int) -> int:
-    one = 3 * width * self.hidden
+    expert = 3 * width * self.hidden
     router = self.num_experts * width
     if self.bias:
-      one += 2 * self.hidden + width
+      expert += 2 * self.hidden + width
       router += self.num_experts
     if self.correction:
       router += self.num_experts
     shared = 0 if self.shared is None else self.shared.num_params(width)
-    return router + visited * one + shared
+    return router + visited * expert + shared
 
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns parameters: router `[E, D]`, gate and up `[E, F, D]`, down."""
@@ -128,8 +128,9 @@ class Experts:
     with jax.named_scope('experts'):
       rows = x.reshape(-1, x.shape[-1])
       weights, picked = self.route(params, rows)
-      few = rows.shape[0] * self.top <= self.num_experts
-      run = self._visit if few else self._sweep
+      # A visit reads the weights of one expert; a sweep reads all of them once.
+      visits = rows.shape[0] * self.top
+      run = self._visit if visits <= self.num_experts else self._sweep
       y = run(params, rows, weights, picked).astype(x.dtype).reshape(x.shape)
       if self.shared is not None:
         y = y + self.shared(params['shared'], x)
@@ -176,8 +177,10 @@ class Experts:
     """Returns expert `index` of `[M, D]`, reading its weights only."""
 
     def pick(name):
-      one = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-      return jax.tree.map(one, params[name])
+      return jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False),
+        params[name],
+      )
 
     def project(name, x):
       y = matmul(x, pick(name))
@@ -193,7 +196,7 @@ class Experts:
     return project('down', hidden.astype(rows.dtype))
 
   def _visit(self, params, rows, weights, picked):
-    """Few tokens: one turn a pair of token and expert, reading no other."""
+    """Runs one pair of token and expert after another, reading no other expert."""
     owner = jnp.repeat(jnp.arange(rows.shape[0], dtype=jnp.int32), self.top)
 
     def visit(y, pair):
@@ -207,7 +210,7 @@ class Experts:
     return jax.lax.scan(visit, zeros, pairs)[0]
 
   def _sweep(self, params, rows, weights, picked):
-    """Many tokens: one turn an expert, over all tokens, others weighted 0."""
+    """Runs every expert over all tokens; those not routed to it have weight 0."""
     tokens = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
     gates = jnp.zeros((rows.shape[0], self.num_experts), jnp.float32)
     gates = gates.at[tokens, picked].add(weights)

@@ -28,18 +28,18 @@ def quantize(params: Any) -> Any:
   """Returns params whose projections are `CodedWeight`, all else as it was.
 
   Projections are those of attention (but MLA's two up-projections), of MLPs
-  and of experts (each line of each expert has a scale), and the head. A tied
+  and of experts (each output channel of each expert has a scale), and the head. A tied
   embedding is the head, and is looked up through its codes; an untied one,
   norms, biases, routers, position tables and convolutions stay.
 
-  One leaf after another: beside what it is given and what it returns nothing
-  is alive (inside a `jit` XLA decides that). `load_checkpoint(weights='int8')`
+  Leaves are encoded one after the other, so that besides arguments and results
+  nothing is alive (inside a `jit` XLA decides that). `load_checkpoint(weights='int8')`
   never holds more than one float weight. The result decodes like any params;
   a gradient with respect to codes is refused by JAX.
 
   Args:
     params: of `init_params` or `load_checkpoint`, or a part of them that has
-      the head, if there is one, beside the embedding.
+      both the head, if there is one, and the embedding.
 
   Raises:
     ValueError: a projection is quantized already, or of no floating type;
@@ -53,7 +53,7 @@ def quantize(params: Any) -> Any:
     )
   tied = 'embedding' in params and 'head' not in params
 
-  def one(path, leaf):
+  def encode_leaf(path, leaf):
     place = '.'.join(_key(entry) for entry in path)
     if coded(leaf):
       raise ValueError(
@@ -61,7 +61,7 @@ def quantize(params: Any) -> Any:
       )
     return encode(leaf, place) if is_projection(place, tied) else leaf
 
-  return jax.tree.map_with_path(one, params, is_leaf=coded)
+  return jax.tree.map_with_path(encode_leaf, params, is_leaf=coded)
 
 
 def is_projection(place: str, tied: bool) -> bool:

@@ -29,7 +29,7 @@ class Codec(Protocol):
     ...
 
   def stored(self, encoded: Any) -> Stored | None:
-    """Says how a whole encoded stream lies in memory, without array work.
+    """Returns a whole encoded stream as it is stored, without array work.
 
     None where it is no product of codes and one scale a token and head.
     """

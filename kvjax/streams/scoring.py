@@ -13,7 +13,7 @@ Bias = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-  """How scores are made of queries and keys; static but for its arrays.
+  """How scores are made of queries and keys. Static, apart from its arrays.
 
   Attributes:
     value: name of the stream whose average is the output.

@@ -12,8 +12,8 @@ class Visibility:
   Attributes:
     causal: a query sees no later key.
     window: a query sees itself and the `window - 1` positions before it.
-    chunk: a query sees only keys of its own chunk of this many positions
-      (Llama 4's chunked local attention).
+    chunk: a query sees only keys of the chunk of positions that it is in; the
+      chunk's size (Llama 4's chunked local attention).
     sink_tokens: the first positions stay visible whatever the window
       (StreamingLLM, arXiv 2309.17453).
   """
