@@ -196,7 +196,7 @@ class Experts:
     return project('down', hidden.astype(rows.dtype))
 
   def _visit(self, params, rows, weights, picked):
-    """Runs one pair of token and expert after another, reading no other expert."""
+    """Runs the pairs of token and expert one by one; reads no other expert."""
     owner = jnp.repeat(jnp.arange(rows.shape[0], dtype=jnp.int32), self.top)
 
     def visit(y, pair):
@@ -210,7 +210,7 @@ class Experts:
     return jax.lax.scan(visit, zeros, pairs)[0]
 
   def _sweep(self, params, rows, weights, picked):
-    """Runs every expert over all tokens; those not routed to it have weight 0."""
+    """Runs every expert over all tokens; tokens of others have weight 0."""
     tokens = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
     gates = jnp.zeros((rows.shape[0], self.num_experts), jnp.float32)
     gates = gates.at[tokens, picked].add(weights)

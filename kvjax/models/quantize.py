@@ -28,14 +28,15 @@ def quantize(params: Any) -> Any:
   """Returns params whose projections are `CodedWeight`, all else as it was.
 
   Projections are those of attention (but MLA's two up-projections), of MLPs
-  and of experts (each output channel of each expert has a scale), and the head. A tied
-  embedding is the head, and is looked up through its codes; an untied one,
-  norms, biases, routers, position tables and convolutions stay.
+  and of experts (each output channel of each expert has a scale), and the head.
+  A tied embedding is the head, and is looked up through its codes; an untied
+  one, norms, biases, routers, position tables and convolutions stay.
 
   Leaves are encoded one after the other, so that besides arguments and results
-  nothing is alive (inside a `jit` XLA decides that). `load_checkpoint(weights='int8')`
-  never holds more than one float weight. The result decodes like any params;
-  a gradient with respect to codes is refused by JAX.
+  nothing is alive (inside a `jit` XLA decides that).
+  `load_checkpoint(weights='int8')` never has more than one float weight in
+  memory. The result decodes like any params; a gradient with respect to codes
+  is refused by JAX.
 
   Args:
     params: of `init_params` or `load_checkpoint`, or a part of them that has
