@@ -238,7 +238,8 @@ class PlanTest(parameterized.TestCase):
     )
     heads = config.layers[0].attention.num_heads
     grown = two.temporaries_bytes - one.temporaries_bytes
-    self.assertEqual(grown, 3 * 512 * heads * 4 * 4)
+    # And their share of the allowance.
+    self.assertEqual(grown, 3 * 512 * heads * 4 * 4 * 25 // 24)
 
   def test_sampling_state_is_what_generate_carries(self):
     run = generation._new_run(np.full(5, 7), 0)
