@@ -108,7 +108,7 @@ def measure(setup: Setup, config: ModelConfig, params: Any) -> Iterator[Record]:
       )
     promised = plan(
         config, batch_size=rows, capacity=length,
-        cache=options['kinds'], codec=options['codec'],
+        kinds=options['kinds'], codec=options['codec'],
     )  # fmt: skip
     found = setup.text.scores(losses)
     yield {

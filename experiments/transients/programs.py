@@ -41,7 +41,7 @@ class Case:
       'batch_size': self.batch,
       'capacity': self.capacity,
       'new_tokens_per_step': self.tokens,
-      'cache': self.kind,
+      'kinds': self.kind,
       'codec': self.codec,
     }
 

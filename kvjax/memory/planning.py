@@ -28,6 +28,7 @@ from kvjax.memory.parts.param_bytes import param_lines
 from kvjax.memory.parts.sharding import Shards, shards
 from kvjax.memory.temporaries.upper_bound import LOGITS, step_lines
 from kvjax.models.config import ModelConfig, named_dtype
+from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
 from kvjax.target import PLATFORMS, target
 
@@ -103,6 +104,7 @@ class MemoryPlan:
     return tuple(line for line in self.lines if line.part == part)
 
 
+@renamed_arguments(cache='kinds')
 def plan(
   config: ModelConfig,
   *,
@@ -110,7 +112,7 @@ def plan(
   capacity: int,
   prompt_length: int | None = None,
   new_tokens_per_step: int = 1,
-  cache: Kind | Sequence[Kind | None] | None = None,
+  kinds: Kind | Sequence[Kind | None] | None = None,
   codec: Codec | None = None,
   param_dtype: Any = None,
   cache_dtype: Any = None,
@@ -128,7 +130,7 @@ def plan(
     capacity: most tokens a row may hold.
     prompt_length: checked against the capacity; None for no check.
     new_tokens_per_step: T tokens a row of one call.
-    cache: kinds, as in `init_cache(kinds=)`.
+    kinds: of cache, as in `init_cache`.
     codec: how streams are stored.
     param_dtype: of the parameters; None for the config's. 'int8' for those
       that `quantize` makes, all else in the config's.
@@ -166,7 +168,7 @@ def plan(
     batch_size,
     capacity,
     cache_dtype,
-    kinds=cache,
+    kinds=kinds,
     codec=codec,
     source_length=source_length,
   )
