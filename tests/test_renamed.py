@@ -1,10 +1,14 @@
 """Old spellings raise one line that names the new one."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 import kvjax
+from kvjax.memory import compile_call, fit, plan
+from kvjax.renamed import renamed_arguments
 from tests.facts import tiny
 
 CONFIG = tiny.decoder(tiny.MLA)
@@ -69,3 +73,27 @@ def test_modules_load_when_they_are_first_used():
     kvjax.nonsense  # noqa: B018
   assert {'liveness', 'load_checkpoint', 'memory'} <= set(dir(kvjax))
   assert kvjax.load_config('gpt-2').vocab_size == 50_257
+
+
+@renamed_arguments(old='new=')
+def double(x: int, *, new: int = 2) -> int:
+  """Returns a multiple."""
+  return x * new
+
+
+def test_a_new_spelling_and_the_signature_stay():
+  assert double(3) == 6 and double(3, new=5) == 15
+  assert list(inspect.signature(double).parameters) == ['x', 'new']
+  assert double.__doc__ == 'Returns a multiple.'
+  with pytest.raises(
+    TypeError, match=r'double\(old=...\) has a new name: .*new='
+  ):
+    double(3, **{'old': 5})
+
+
+@pytest.mark.parametrize('function', (plan, fit, compile_call))
+def test_kinds_is_the_one_spelling(function):
+  with pytest.raises(
+    TypeError, match=r'cache=...\) has a new name: give kinds='
+  ):
+    function(CONFIG, batch_size=1, capacity=8, cache=kvjax.Dense())

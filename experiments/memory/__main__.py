@@ -85,7 +85,7 @@ def check(config: Any) -> Setup:
   mesh = {'heads': config.devices} if config.devices != 1 else None
   kind, codec = parse_cache(config.cache)
   card = device(config.device)
-  options = {'cache': kind, 'codec': codec, 'mesh': mesh}
+  options = {'kinds': kind, 'codec': codec, 'mesh': mesh}
   options['backend'] = card.platform
   options['source_length'] = config.source or None
   longest = model.positions or max(*config.contexts, config.context)
@@ -126,7 +126,7 @@ def compiled(setup: Setup) -> jax.stages.Compiled:
     setup.model,
     batch_size=setup.batch,
     capacity=setup.context,
-    cache=setup.options['cache'],
+    kinds=setup.options['kinds'],
     codec=setup.options['codec'],
     source_length=setup.options['source_length'],
   )

@@ -1,1 +1,1 @@
-"""How well a plan predicts XLA's temporaries."""
+"""How tightly a plan bounds the memory that XLA needs."""

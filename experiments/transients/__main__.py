@@ -1,13 +1,15 @@
-"""How well does the plan predict the temporaries that XLA needs?
+"""Does the plan bound the memory that XLA needs, and how tightly?
 
   python -m experiments.transients                      10 minutes on two cores
-  python -m experiments.transients --seed=7 --count=1           a case by itself
+  python -m experiments.transients --seed=7 --count=1                one case
 
 Draws models, caches and calls from seeds, compiles each for this machine and
-holds `MemoryPlan.temporaries_bytes` against what XLA assigned. Shows the worst
-ten and writes every case as a JSON line.
+compares `MemoryPlan.total_bytes` with XLA's peak. Shows the five cases that are
+least and the five that are most over it, and writes every case as a JSON line.
 
-Expected: at most one case in fifty outside a factor of 1.25 either way.
+Expected (JAX 0.10.2): no plan is under the peak; steps are at most 5 % over it,
+prefills 10 %. Another XLA may schedule otherwise. A plan under the peak of its
+program refutes the claim that the plan is an upper bound.
 """
 
 from absl import flags
@@ -15,7 +17,7 @@ from absl import flags
 from experiments import launch
 from experiments.reporting.blocks import Table, Text
 from experiments.reporting.writer import follow, start
-from experiments.transients.programs import FACTOR, compare, distance
+from experiments.transients.programs import compare, holds
 
 _SEED = flags.DEFINE_integer('seed', 0, 'First seed.')
 _COUNT = flags.DEFINE_integer('count', 200, 'Cases.', lower_bound=1)
@@ -29,16 +31,17 @@ def main(argv: list[str]) -> None:
   seeds = range(_SEED.value, _SEED.value + _COUNT.value)
   cases = (writer.record(compare(seed)) for seed in seeds)
   records = list(follow('compile', cases, len(seeds)))
-  worst = sorted(records, key=distance, reverse=True)
-  inside = sum(distance(r) <= FACTOR for r in records)
-  columns = 'seed', 'case', 'planned', 'temporaries', 'ratio'
+  ordered = sorted(records, key=lambda record: record['over'])
+  extreme = ordered if len(ordered) <= 10 else [*ordered[:5], *ordered[-5:]]
+  count = sum(map(holds, records))
+  columns = 'seed', 'case', 'planned_total', 'peak', 'over', 'allowed'
   writer = writer.show(
     Table(
-      'The worst ten: bytes of temporaries',
+      'The least and the most over the peak: bytes',
       columns,
-      [[r[name] for name in columns] for r in worst[:10]],
+      [[record[name] for name in columns] for record in extreme],
     ),
-    Text(f'{inside} of {len(records)} within a factor of {FACTOR} either way.'),
+    Text(f'{count} of {len(records)} plans bound the peak as they should.'),
   )
   print(f'Report: {writer.save()}')
 

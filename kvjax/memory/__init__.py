@@ -1,6 +1,7 @@
 """What inference occupies: from a config, and from a compiled step."""
 
 from kvjax.memory.compiled.assignment import Buffer, EncodingError, buffers
+from kvjax.memory.compiled.calls import compile_call, compile_encode
 from kvjax.memory.compiled.measurement import Measured, measure
 from kvjax.memory.compiled.reconciliation import Row, reconcile
 from kvjax.memory.compiled.updates import (
@@ -37,6 +38,8 @@ __all__ = [
   'Verdict',
   'assert_in_place',
   'buffers',
+  'compile_call',
+  'compile_encode',
   'device',
   'fit',
   'in_place',

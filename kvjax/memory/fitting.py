@@ -18,6 +18,7 @@ from kvjax.memory.parts.sharding import shards
 from kvjax.memory.planning import MemoryPlan, plan
 from kvjax.memory.speed.devices import Device, device
 from kvjax.models.config import ModelConfig
+from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec, Int8
 
 MOST = 1 << 40  # rows or tokens from which a size counts as unlimited
@@ -95,6 +96,7 @@ class _Question:
     return dataclasses.replace(self, options={**self.options, **options})
 
 
+@renamed_arguments(cache='kinds=')
 def fit(
   config: ModelConfig,
   memory_bytes: int | str | Device,
@@ -103,7 +105,7 @@ def fit(
   capacity: int | None = None,
   reserve_bytes: int = 0,
   new_tokens_per_step: int = 1,
-  cache: Kind | Sequence[Kind | None] | None = None,
+  kinds: Kind | Sequence[Kind | None] | None = None,
   codec: Codec | None = None,
   param_dtype: Any = None,
   cache_dtype: Any = None,
@@ -123,7 +125,7 @@ def fit(
     batch_size: B rows; None to ask for the most.
     capacity: tokens a row; None to ask for the most.
     reserve_bytes: kept free, for the driver and other programs.
-    new_tokens_per_step, cache, codec, param_dtype, cache_dtype, source_length,
+    new_tokens_per_step, kinds, codec, param_dtype, cache_dtype, source_length,
       mesh: as in `plan`.
     backend: likewise; None for that of a named device.
     frontier: contexts whose largest batches are wanted.
@@ -139,7 +141,7 @@ def fit(
     raise ValueError('fit needs batch_size or capacity: give one, or both.')
   options = dict(
     new_tokens_per_step=new_tokens_per_step,
-    cache=cache,
+    kinds=kinds,
     codec=codec,
     param_dtype=param_dtype,
     cache_dtype=cache_dtype,
@@ -244,18 +246,18 @@ def _changes(
 ) -> Iterator[tuple[str, _Question]]:
   if asked.options['codec'] is None:
     yield 'codec=Int8()', asked.but(codec=Int8())
-  if asked.options['cache'] is not None:
+  if asked.options['kinds'] is not None:
     return
 
   def sinks(n: int) -> _Question:
-    return asked.but(cache=_unless_windowed(asked, Sinks(window=n)))
+    return asked.but(kinds=_unless_windowed(asked, Sinks(window=n)))
 
   window = _largest(lambda n: sinks(n).fits(rows, tokens), tokens)
   if window:
     yield f'Sinks(window={window}): forgets the middle', sinks(window)
 
   def bounded(n: int) -> _Question:
-    return asked.but(cache=_unless_windowed(asked, Bounded(budget=n)))
+    return asked.but(kinds=_unless_windowed(asked, Bounded(budget=n)))
 
   budget = _largest(lambda n: bounded(n + 1).fits(rows, tokens), tokens)
   if budget:

@@ -1,9 +1,9 @@
-"""What inference occupies, to the byte, from the config alone.
+"""What inference occupies, from the config alone.
 
 Parameters and cache are exact: the cache is the very specification that
-`init_cache` allocates from. The transient of a step is a formula over the
-moments of a layer, of which the fullest counts; XLA fuses more or less than it
-says, and `measure` of a compiled step tells by how much.
+`init_cache` allocates from. The transient of a step is an upper bound over the
+moments of a layer, of which the fullest counts. `measure(compile_call(...))`
+compiles the call from shapes and gives the exact figure.
 
 Every line says its formula in symbols and in numbers. Q has a line like any
 other: it lives in one layer of one step, whatever the context.
@@ -21,15 +21,17 @@ from kvjax.decoding.allocate import cache_spec, check_sizes
 from kvjax.decoding.cache import Cache
 from kvjax.kernels import KERNELS
 from kvjax.memory.parts.cache_bytes import cache_lines, per_token, query_line
+from kvjax.memory.parts.call_shape import CallShape
 from kvjax.memory.parts.encoder_bytes import encode_lines
 from kvjax.memory.parts.int8_bytes import active_bytes, coded_lines, coded_parts
 from kvjax.memory.parts.lines import Dim, Line, Term, table
 from kvjax.memory.parts.param_bytes import param_lines
 from kvjax.memory.parts.sharding import Shards, shards
-from kvjax.memory.temporaries.peak import LOGITS, activation_bytes, step_lines
+from kvjax.memory.temporaries.upper_bound import LOGITS, step_lines
 from kvjax.models.config import ModelConfig, named_dtype
+from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
-from kvjax.target import PLATFORMS
+from kvjax.target import PLATFORMS, target
 
 COPIES = 'the next cache, as this one is not donated'
 RESULTS = LOGITS, COPIES
@@ -39,6 +41,9 @@ SAMPLING = 21  # token, count and limit int32, key 2 uint32, alive bool: a row
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
   """Bytes of inference, of one device; integers until they are printed.
+
+  Parameters and cache are exact. A step's temporaries, and with them its total,
+  are an upper bound: `measure(compile_call(...))` gives the exact figure.
 
   Attributes:
     params_bytes: parameters.
@@ -62,6 +67,7 @@ class MemoryPlan:
     sampling_bytes: what `generate` carries beside the cache.
     devices: of the mesh; 1 without one.
     lines: where all this comes from.
+    temporaries_are: 'upper bound': what `temporaries_bytes` is of XLA's.
   """
 
   params_bytes: int
@@ -78,13 +84,15 @@ class MemoryPlan:
   sampling_bytes: int
   devices: int
   lines: tuple[Line, ...]
+  temporaries_are: str = 'upper bound'
 
   def __str__(self) -> str:
     head = ('part', 'name', 'bytes', 'formula', 'in numbers')
     rows = [head] + [
       (x.part, x.name, f'{x.bytes:,}', x.symbols, x.numbers) for x in self.lines
     ]
-    rows.append(('total', '', f'{self.total_bytes:,}', '', ''))
+    name = f'temporaries: {self.temporaries_are}'
+    rows.append(('total', name, f'{self.total_bytes:,}', '', ''))
     return table(rows)
 
   @property
@@ -97,6 +105,7 @@ class MemoryPlan:
     return tuple(line for line in self.lines if line.part == part)
 
 
+@renamed_arguments(cache='kinds=')
 def plan(
   config: ModelConfig,
   *,
@@ -104,7 +113,7 @@ def plan(
   capacity: int,
   prompt_length: int | None = None,
   new_tokens_per_step: int = 1,
-  cache: Kind | Sequence[Kind | None] | None = None,
+  kinds: Kind | Sequence[Kind | None] | None = None,
   codec: Codec | None = None,
   param_dtype: Any = None,
   cache_dtype: Any = None,
@@ -122,7 +131,7 @@ def plan(
     capacity: most tokens a row may hold.
     prompt_length: checked against the capacity; None for no check.
     new_tokens_per_step: T tokens a row of one call.
-    cache: kinds, as in `init_cache(kinds=)`.
+    kinds: of cache, as in `init_cache`.
     codec: how streams are stored.
     param_dtype: of the parameters; None for the config's. 'int8' for those
       that `quantize` makes, all else in the config's.
@@ -160,7 +169,7 @@ def plan(
     batch_size,
     capacity,
     cache_dtype,
-    kinds=cache,
+    kinds=kinds,
     codec=codec,
     source_length=source_length,
   )
@@ -170,12 +179,14 @@ def plan(
   dtype = np.dtype(config.dtype) if coded else dtype
   held = [*param_lines(config, dtype.itemsize, cut, coded)]
   held += [*coded_lines(coded), *cache_lines(spec, cut)]
-  rows = batch_size, new_tokens_per_step
-  step = step_lines(config, spec, *rows, dtype, cut, backend, kernel)
+  call = CallShape(
+    batch_size, new_tokens_per_step, dtype, backend or target(), kernel
+  )
+  step = step_lines(config, spec, call, cut)
   copies = [] if donate else [_copies(held)]
   found = [*held, *step, *copies]
   if source_length is not None:
-    read = batch_size, int(source_length), activation_bytes(dtype)
+    read = batch_size, int(source_length), call.size
     found += encode_lines(config, *read, cut)
   read = active_bytes(config, dtype.itemsize, coded=bool(coded))
   return _summed(config, spec, batch_size, capacity, read, cut, tuple(found))

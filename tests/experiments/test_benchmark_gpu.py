@@ -169,29 +169,33 @@ def test_a_transpose_of_the_cache_is_seen():
   assert aot_compile.launches(Compiled()) == 4  # all but the parameter
   record = {
     'record': 'step', 'alias': 8, 'cache': 8, 'arguments': 9,
-    'planned_arguments': 9, 'outputs': 9, 'planned_outputs': 9, 'ratio': 1.02,
+    'planned_arguments': 9, 'outputs': 9, 'planned_outputs': 9, 'ratio': 1.06,
     'spills': 0,
     'moved': ['transpose a/attend'], 'kernel': 'mosaic_gpu', 'calls': 1,
     'layers': 1, 'temporaries': 5, 'smallest_leaf': 8, 'largest_leaf': 8,
   }  # fmt: skip
   assert aot_programs._failed(record) == [
-    'peak within 1 %', 'no copy, no transpose', 'nothing moved',
+    'peak within 5 %', 'no copy, no transpose', 'nothing moved',
   ]  # fmt: skip
-  good = record | {'ratio': 0.995, 'moved': []}
+  good = record | {'ratio': 1.005, 'moved': []}
   assert not aot_programs._failed(good)
   assert aot_programs._failed(
     good | {'temporaries': 8, 'spills': 4, 'alias': 4}
   )
-  prefill = good | {'record': 'prefill', 'ratio': 1.04, 'temporaries': 80}
+  prefill = good | {'record': 'prefill', 'ratio': 1.08, 'temporaries': 80}
   assert not aot_programs._failed(prefill)
-  assert aot_programs._failed(prefill | {'ratio': 0.94}) == ['peak within 5 %']
+  assert aot_programs._failed(prefill | {'ratio': 0.999}) == [
+    'peak within 10 %'
+  ]
   alone = {'form': 'inside', 'launches': 5, 'kernels': 1, 'spills': 0}
   assert aot_programs._kernel_failed(alone, 5) == ['fewer launches']
   assert not aot_programs._kernel_failed(alone, 6)
 
 
 @pytest.mark.parametrize('version', ('0_10_2', '0_11_2'))
-def test_what_was_compiled_for_an_h200_is_planned_as_near(version):
+def test_a_plan_bounds_what_was_compiled_for_an_h200(version):
+  # XLA schedules otherwise from version to version; a plan bounds both.
+
   path = f'{ROOT}/results/aot_h200_jax_{version}.jsonl'
   with open(path, encoding='utf-8') as lines:
     records = list(map(json.loads, lines))
@@ -207,8 +211,8 @@ def test_what_was_compiled_for_an_h200_is_planned_as_near(version):
       dataclasses.replace(config, layers=layers), backend='gpu', **sizes
     )
     assert planned.cache_bytes == record['alias']
-    off = 100 * abs(planned.total_bytes / record['peak'] - 1)
-    assert off <= aot_programs.WITHIN[record['record']], record
+    over = 100 * (planned.total_bytes / record['peak'] - 1)
+    assert 0 <= over <= aot_programs.WITHIN[record['record']], record
 
 
 def test_what_a_device_says_is_held_against_the_plan(monkeypatch):

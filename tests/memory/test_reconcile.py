@@ -34,7 +34,7 @@ def rows():
   token = jax.ShapeDtypeStruct((3,), jnp.int32)
   jitted = jax.jit(step, donate_argnames='cache')
   planned = plan(
-      CONFIG, batch_size=3, capacity=20, cache=KINDS, codec=kvjax.Int8(),
+      CONFIG, batch_size=3, capacity=20, kinds=KINDS, codec=kvjax.Int8(),
       param_dtype='int8',
   )  # fmt: skip
   compiled = jitted.lower(params, cache, token).compile()

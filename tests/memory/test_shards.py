@@ -69,7 +69,7 @@ def place(config, layout, kinds=None):
   ):
     lay = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
     held.append(first_bytes(jax.device_put(tree, lay)))
-  options = dict(batch_size=4, capacity=16, cache=kinds, mesh=mesh)
+  options = dict(batch_size=4, capacity=16, kinds=kinds, mesh=mesh)
   found = plan(config, **options)
   narrow = plan(config, **options, param_dtype='int8').params_bytes
   return held, [found.params_bytes, narrow, found.cache_bytes]

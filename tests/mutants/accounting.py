@@ -64,7 +64,7 @@ MEMORY: tuple[Mutant, ...] = (
   ),
   Mutant(
     'later_loops_start_from_nothing',
-    'kvjax/memory/temporaries/peak.py',
+    'kvjax/memory/temporaries/upper_bound.py',
     '[*ahead[index + 1 :], *late[: index + 1]]',
     'late[: index + 1]',
     'tests/memory/test_plan.py',

@@ -62,7 +62,8 @@ KERNELS: tuple[Any, ...] = (
 )
 FORMS = 'after', 'inside'  # of each, in pairs
 ROWS, HEADS, SLOTS = 8, 8, 4096  # of a kernel by itself
-WITHIN = {'step': 1, 'prefill': 5}  # per cent of the peak
+# A plan is an upper bound: per cent of XLA's peak by which it may exceed it.
+WITHIN = {'step': 5, 'prefill': 10}
 
 
 def steps(
@@ -179,7 +180,7 @@ def _failed(record: dict[str, Any]) -> list[str]:
     'alias is the cache': record['alias'] == record['cache'],
     'arguments': record['arguments'] == record['planned_arguments'],
     'outputs': record['outputs'] == record['planned_outputs'],
-    f'peak within {within} %': abs(record['ratio'] - 1) <= within / 100,
+    f'peak within {within} %': 0 <= record['ratio'] - 1 <= within / 100,
   }
   if record['record'] == 'step':
     held |= _held(record)

@@ -1,5 +1,6 @@
 """The program of one call, compiled from shapes alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,16 +12,18 @@ from kvjax.decoding.steps import decode_step, prefill
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import encode
 from kvjax.models.initialize import init_params
+from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
 
 
+@renamed_arguments(cache='kinds=')
 def compile_call(
   config: ModelConfig,
   *,
   batch_size: int,
   capacity: int,
   new_tokens_per_step: int = 1,
-  cache: Kind | None = None,
+  kinds: Kind | Sequence[Kind | None] | None = None,
   codec: Codec | None = None,
   source_length: int | None = None,
   kernel: str = 'blockwise',
@@ -28,7 +31,7 @@ def compile_call(
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.
 
-  Sizes, `cache`, `codec` and `source_length` as in `plan`, whose figures this
+  Sizes, `kinds`, `codec` and `source_length` as in `plan`, whose figures this
   is held against.
 
   Args:
@@ -43,7 +46,7 @@ def compile_call(
     run = decode_step if one else prefill
     return run(config, params, cache, tokens, kernel=kernel)
 
-  choices: Any = {'kinds': cache, 'codec': codec}
+  choices: Any = {'kinds': kinds, 'codec': codec}
   choices['source_length'] = source_length
   empty = jax.eval_shape(
     lambda: init_cache(config, batch_size, capacity, **choices)

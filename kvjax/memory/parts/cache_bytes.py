@@ -195,6 +195,15 @@ def leaves(tree: Any) -> list[ArraySpec]:
   return jax.tree.leaves(tree, is_leaf=is_leaf)
 
 
+def leaf_term(
+  leaf: ArraySpec, name: str, times: int = 1, itemsize: int = 0
+) -> Term:
+  """Returns copies of a leaf, in elements of its own size or another."""
+  axes = zip(leaf.axes, leaf.shape, strict=True)
+  dims = tuple(Dim(axis, size, axis) for axis, size in axes)
+  return Term(name, dims, itemsize or np.dtype(leaf.dtype).itemsize, times)
+
+
 def _leaf_bytes(leaf: ArraySpec, shards: Shards) -> int:
   # In Python's integers: a plan of 10^15 bytes is a plan like any other.
   return _packed(math.prod(map(int, shards.shape(leaf))), leaf.dtype)

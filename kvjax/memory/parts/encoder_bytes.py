@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from kvjax.memory.parts.lines import Dim, Line, Term
+from kvjax.memory.parts.call_shape import FLOAT
+from kvjax.memory.parts.lines import Dim, Line, Term, fullest_lines
 from kvjax.memory.parts.sharding import WHOLE, Shards
-from kvjax.memory.temporaries.attention_call import FLOAT
 from kvjax.models.config import ModelConfig
 
 ENCODED = 'encoded source, the result'
@@ -63,15 +63,7 @@ def encode_lines(
   hidden = dataclasses.replace(source.hidden(), name=ENCODED)
   yield hidden.line('encode', shards)
   yield Term(POSITIONS, source.lead, 4).line('encode', shards)
-  found = list(_moments(config, source))
-  fullest = max(found, key=lambda terms: sum(x.bytes(shards) for x in terms))
-  for term in fullest:
-    yield term.line('encode', shards)
-  names = {term.name for term in fullest}
-  for term in (term for terms in found for term in terms):
-    if term.name not in names:
-      names.add(term.name)
-      yield term.line('another moment', shards)
+  yield from fullest_lines(list(_moments(config, source)), 'encode', shards)
 
 
 def _moments(config: ModelConfig, source: _Source) -> Iterator[list[Term]]:

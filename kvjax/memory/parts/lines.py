@@ -1,7 +1,8 @@
 """Lines of a plan: bytes with their formula, in symbols and in numbers."""
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kvjax.memory.parts.sharding import WHOLE, Shards
 
@@ -68,6 +69,34 @@ class Term:
       ' '.join([*times, *letters, 'bytes']),
       ' x '.join([*times, *sizes, str(self.itemsize)]),
     )
+
+
+def sum_bytes(terms: Iterable[Term], shards: Shards = WHOLE) -> int:
+  """Returns the bytes of some terms on one device."""
+  return sum(term.bytes(shards) for term in terms)
+
+
+def merge_terms(terms: Iterable[Term]) -> list[Term]:
+  """Returns equal terms as one of several times."""
+  times = collections.Counter[Term]()
+  for term in terms:
+    times[dataclasses.replace(term, times=1)] += term.times
+  return [dataclasses.replace(x, times=n) for x, n in times.items() if n]
+
+
+def fullest_lines(
+  moments: Sequence[list[Term]], part: str, shards: Shards = WHOLE
+) -> Iterator[Line]:
+  """Yields the fullest moment as a part, and what is alive only at others."""
+  fullest = max(moments, key=lambda terms: sum_bytes(terms, shards))
+  names = set()
+  for term in fullest:
+    names.add(term.name)
+    yield term.line(part, shards)
+  for term in [term for terms in moments for term in terms]:
+    if term.name not in names:
+      names.add(term.name)
+      yield term.line('another moment', shards)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,7 +1,4 @@
-"""How one layer's attention reads in one call: the form, segments and blocks.
-
-What `attend` decides from static facts, decided here from the same facts.
-"""
+"""What one layer's attention reads in one call, from static facts alone."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,94 +7,58 @@ from typing import Any
 import numpy as np
 
 from kvjax.decoding.layout import LayerStore
-from kvjax.kernels.blockwise import BLOCK, QUERY_BLOCK
+from kvjax.kernels.blockwise import BLOCK, MANY
 from kvjax.kernels.hopper.tiling import BLOCK as TILE
 from kvjax.kernels.hopper.tiling import ROWS, choose_splits
+from kvjax.memory.parts.call_shape import FLOAT, CallShape
 from kvjax.memory.parts.lines import Dim, Term
 from kvjax.streams.codecs import Plain
 
-FLOAT = 4  # bytes of what is accumulated in float32
 QUERY = 'query (one layer, then dead)'
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-  """The sizes of one call."""
-
-  batch: int
-  tokens: int
-  size: int  # bytes of an activation
-  backend: str
-  kernel: str | None = None  # that attends, where it is not the block loop
-
-  @property
-  def rows(self) -> Dim:
-    return Dim('B', self.batch, 'batch')
-
-  @property
-  def lead(self) -> tuple[Dim, Dim]:
-    return self.rows, Dim('T', self.tokens)
-
-  @property
-  def blocks(self) -> int:
-    """Passes over the keys: tokens of a long prefill share one by blocks."""
-    return -(-self.tokens // QUERY_BLOCK)
-
-  @property
-  def asked(self) -> tuple[Dim, Dim]:
-    """Rows, and tokens that share a pass."""
-    return self.rows, Dim('T', min(self.tokens, QUERY_BLOCK))
-
-  @property
-  def padded(self) -> tuple[Dim, Dim]:
-    """Rows, and tokens filled up to whole blocks."""
-    return self.rows, Dim('T', self.blocks * QUERY_BLOCK)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
+class AttentionCall:
   """One layer's attention through its cache, in a call."""
 
   variant: Any
-  memory: LayerStore
-  call: Call
+  store: LayerStore
+  call: CallShape
 
   @property
-  def absorb(self) -> bool:
+  def absorbs(self) -> bool:
     """Whether queries read latents as they are stored."""
     latent = 'latent' in self.variant.streams()
-    return latent and not self.variant.form(self.call.tokens).expands
+    return latent and (not self.variant.form(self.call.tokens).expands)
 
   @property
   def expands(self) -> bool:
     """Whether keys and values are made of latents."""
-    return 'latent' in self.variant.streams() and not self.absorb
+    return 'latent' in self.variant.streams() and not self.absorbs
 
   @property
-  def fresh(self) -> bool:
-    """Whether the tokens are more than the kind may overwrite unread."""
-    kind = self.memory.kind
-    if kind.chunk is None or kind.book_per_layer:
-      return False
-    return self.call.tokens > kind.chunk
+  def reads_before_write(self) -> bool:
+    """Whether the call has more tokens than its kind may overwrite unread."""
+    kind = self.store.kind
+    chunked = kind.chunk is not None and not kind.book_per_layer
+    return chunked and self.call.tokens > kind.chunk
 
   @property
-  def paged(self) -> bool:
-    return 'pages' in [name for _, name in self.memory.kind.leaf_axes(1, 1)]
+  def is_paged(self) -> bool:
+    return 'pages' in [name for _, name in self.store.kind.leaf_axes(1, 1)]
 
   @property
-  def plain(self) -> bool:
-    """Whether streams are stored as they are."""
-    return all(isinstance(codec, Plain) for _, codec in self.memory.codecs)
+  def stores_plain(self) -> bool:
+    return all(isinstance(codec, Plain) for _, codec in self.store.codecs)
 
   @property
   def segments(self) -> tuple[int, ...]:
     """Slots that are attended apart: old ones, and tokens not yet written."""
-    slots = (self.memory.kind.row_slots,)
-    return slots + ((self.call.tokens,) if self.fresh else ())
+    new = (self.call.tokens,) if self.reads_before_write else ()
+    return self.store.kind.row_slots, *new
 
   def block(self, slots: int) -> int:
-    """Slots that are read at once."""
+    """Slots that are read at once: on an accelerator all of them."""
     return min(BLOCK, slots) if self.call.backend == 'cpu' else slots
 
   def loops(self, slots: int) -> bool:
@@ -108,83 +69,95 @@ class Reading:
     return Dim('N', self.variant.num_heads, 'heads')
 
   @property
+  def read_heads(self) -> Dim:
+    """Heads of keys and values as a product reads them; a latent has one."""
+    if self.expands:
+      return self.heads
+    return Dim('K', getattr(self.variant, 'num_kv_heads', 1), 'kv_heads')
+
+  @property
   def query(self) -> tuple[Dim, Dim]:
     width = self.variant.query_width // self.variant.num_heads
-    if self.absorb:
+    if self.absorbs:
       width = self.variant.latent_width + self.variant.rotary.width
     return self.heads, Dim('H', width)
 
   @property
   def value(self) -> tuple[Dim, Dim]:
     width = self.variant.value_width or self.variant.key_width
-    if self.absorb:
+    if self.absorbs:
       width = self.variant.latent_width
     return self.heads, Dim('E', width)
 
-  def new(self, value_size: int | None = None) -> Iterator[Term]:
-    """Yields what the tokens leave behind.
-
-    Args:
-      value_size: bytes an element of values; None for that of activations.
-    """
-    sizes = {'value': value_size or self.call.size}
-    for name, stream in self.variant.streams().items():
-      of = Dim('K', stream.heads, 'kv_heads'), Dim('H', stream.width)
-      size = sizes.get(name, self.call.size)
-      yield Term(f'new {name}', (*self.call.lead, *of), size)
-
-  def keys(self, slots: int, stored: bool = True) -> Iterator[Term]:
-    """Yields keys of a block that cannot be read where they lie.
-
-    A whole plain store can; a block of it is sliced out, pages are gathered,
-    codes decoded and latents expanded first.
-    """
-    plain = {n: isinstance(c, Plain) for n, c in self.memory.codecs}
-    moved = self.loops(slots) or (self.paged and stored)
-    for name, kv, width in self._key_streams():
-      if self.expands or moved or not plain.get(name, True):
-        yield self._made(name, slots, kv, width)
-
-  def values(self, slots: int) -> Term:
-    """Returns the values of a block, those of empty slots as 0."""
-    if self.absorb:
-      width = self.variant.latent_width
-      return self._made('latent, as a value', slots, Dim('K', 1), width)
-    heads = self.heads if self.expands else self.stored_heads
-    return self._made('value', slots, heads, self.value[1].size)
+  @property
+  def query_rows(self) -> int:
+    """Rows of queries that read one kv head in one pass."""
+    tokens = self.call.pass_lead[1].size
+    return tokens * self.heads.size // self.read_heads.size
 
   @property
-  def stored_heads(self) -> Dim:
-    """Heads of what is stored; a latent has one."""
-    return Dim('K', getattr(self.variant, 'num_kv_heads', 1), 'kv_heads')
+  def reads_in_one_pass(self) -> bool:
+    """Whether XLA:GPU decodes, selects and multiplies in one pass."""
+    return self.query_rows == 1 and not self.call.on_cpu
 
-  def _key_streams(self) -> Iterator[tuple[str, Dim, int]]:
-    if self.absorb:
-      yield 'latent', Dim('K', 1), self.variant.latent_width
-      yield 'rotary', Dim('K', 1), self.variant.rotary.width
-    elif self.expands:
-      yield 'key', self.heads, self.query[1].size
-    else:
-      yield 'key', self.stored_heads, self.query[1].size
+  @property
+  def copies_scores(self) -> bool:
+    """Whether the softmax needs scores in two arrays.
 
-  def _made(self, name: str, slots: int, kv: Dim, width: int) -> Term:
+    XLA:CPU computes in place for many queries (`blockwise.MANY`) of several
+    rows and kv heads, if a kv head has several heads of queries.
+    """
+    grouped = 1 < self.read_heads.size < self.heads.size
+    many = self.call.batch > 1 and self.query_rows >= MANY
+    return not (self.call.on_cpu and grouped and many)
+
+  def new_streams(self) -> Iterator[Term]:
+    """Yields what the tokens leave behind."""
+    for name, stream in self.variant.streams().items():
+      dims = Dim('K', stream.heads, 'kv_heads'), Dim('H', stream.width)
+      yield Term(f'new {name}', (*self.call.lead, *dims), self.call.size)
+
+  def keys(self, slots: int, stored: bool = True) -> Iterator[Term]:
+    """Yields keys of a block that no product reads where they are stored.
+
+    A whole plain store is read in place; a block of it is sliced out, pages
+    are gathered, codes decoded and latents expanded first.
+    """
+    plain = {name: isinstance(x, Plain) for name, x in self.store.codecs}
+    gathers = self.is_paged and stored
+    widths = {'key': self.query[1].size}
+    if self.absorbs:
+      latent = self.value[1].size
+      widths = {'latent': latent, 'rotary': self.query[1].size - latent}
+    for name, width in widths.items():
+      moves = self.expands or self.loops(slots) or not plain.get(name, True)
+      if gathers or (moves and not self.reads_in_one_pass):
+        yield self._block_term(name, slots, width)
+
+  def values(self, slots: int) -> list[Term]:
+    """Returns the values of a block, those of empty slots as 0."""
+    values = self._block_term('value', slots, self.value[1].size)
+    return [] if self.reads_in_one_pass else [values]
+
+  def _block_term(self, name: str, slots: int, width: int) -> Term:
     block = Dim('block', self.block(slots))
-    dims = self.call.rows, block, kv, Dim('H', width)
-    # A CPU widens what it multiplies; others read it as it is stored.
-    wide = self.call.backend == 'cpu' or not self.plain
-    size = FLOAT if wide else np.dtype(self.memory.dtype).itemsize
-    return Term(f'{name} of one block', dims, size)
+    dims = self.call.rows, block, self.read_heads, Dim('H', width)
+    return Term(f'{name} of one block', dims, self.read_size)
 
-  def partials(self) -> tuple[Term, Term]:
-    """Returns what `flash_decode` is given and gives: blocks stay inside."""
-    call, heads = self.call, self.stored_heads.size
-    rows = -(-self.heads.size // heads * call.tokens // 8) * 8
-    blocks = self.memory.kind.row_slots // TILE
-    splits = Dim('splits', choose_splits(call.batch * heads, blocks))
-    lead = call.rows, self.stored_heads
-    tile = *lead, Dim('tile', ROWS), self.query[1]
-    outs = splits, *lead, Dim('rows', rows), self.value[1]
-    return (
-      Term(f'{QUERY}, in tiles', tile, call.size),
-      Term('outputs of each split', outs, FLOAT),
-    )
+  @property
+  def read_size(self) -> int:
+    """Bytes of an element of keys and values as a product reads them."""
+    # A CPU widens what it multiplies; an accelerator widens codes alone.
+    narrow = self.stores_plain and self.call.backend != 'cpu'
+    return np.dtype(self.store.dtype).itemsize if narrow else FLOAT
+
+  def kernel_arrays(self) -> Iterator[Term]:
+    """Yields what `flash_decode` takes and returns: blocks stay inside."""
+    work = self.call.batch * self.read_heads.size
+    splits = choose_splits(work, self.store.kind.row_slots // TILE)
+    rows = Dim('rows', -(-self.query_rows // 8) * 8)
+    lead = self.call.rows, self.read_heads
+    tiles = *lead, Dim('tile', ROWS), self.query[1]
+    outs = Dim('splits', splits), *lead, rows, self.value[1]
+    yield Term(f'{QUERY}, in tiles', tiles, self.call.size)
+    yield Term('outputs of each split', outs, FLOAT)
