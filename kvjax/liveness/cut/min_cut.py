@@ -78,7 +78,7 @@ def find_cheapest(
     price: bytes a FLOP; None redoes nothing that costs FLOPs.
     absorbed: FLOPs of nodes for which absorption is cheaper.
   """
-  flops = absorbed or {}
+  flops: Prices = absorbed or {}
   edges: list[tuple[object, object, int]] = []
   # A node is an arc from its input to its output. Cutting that arc keeps the
   # node; cutting the arc from the past to its input redoes it.
@@ -92,8 +92,8 @@ def find_cheapest(
   for a in graph.future:
     edges.append((('out', a), 'future', maxflow.INFINITE))
   side = maxflow.source_side(edges, 'past', 'future')
-  kept = []
-  redone = []
+  kept: list[int] = []
+  redone: list[int] = []
   for i in range(len(graph.nodes)):
     if ('in', i) not in side:
       redone.append(i)
