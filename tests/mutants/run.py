@@ -109,7 +109,7 @@ def by_file(mutants: Sequence[Mutant]) -> dict[str, list[str]]:
   """Returns the tests that faults name, each once, by file."""
   files: dict[str, list[str]] = {}
   for test in dict.fromkeys(mutant.test for mutant in mutants):
-    files.setdeMutant(test.partition('::')[0], []).append(test)
+    files.setdefault(test.partition('::')[0], []).append(test)
   return files
 
 
