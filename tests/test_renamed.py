@@ -34,3 +34,12 @@ def test_an_old_spelling_names_the_new_one():
 def test_kinds_is_the_one_spelling(function):
   with pytest.raises(TypeError, match=r'\(cache=\) is spelled kinds= now'):
     function(CONFIG, batch_size=1, capacity=8, cache=kvjax.Dense())
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'), (('Row', 'PlannedBuffer'), ('Verdict', 'InPlaceReport'))
+)
+def test_old_classes_of_memory_name_the_new_ones(old, new):
+  with pytest.raises(AttributeError, match=f'memory.{new} now'):
+    getattr(kvjax.memory, old)
+  assert new in kvjax.memory.__all__

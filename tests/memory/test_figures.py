@@ -4,7 +4,7 @@
 per token in bfloat16 while no window is full, bytes that go on growing, what
 window layers hold of one row at most, parameters, and, for 38 rows, the figure
 somebody printed with half a unit of its last digit. `ablations` has the configs
-of the cross-layer attention paper (arXiv 2405.12981), which kvjax does not ship.
+of the cross-layer attention paper (arXiv 2405.12981); kvjax does not ship them.
 """
 
 import csv
