@@ -97,3 +97,12 @@ def test_kinds_is_the_one_spelling(function):
     TypeError, match=r'cache=...\) has a new name: give kinds='
   ):
     function(CONFIG, batch_size=1, capacity=8, cache=kvjax.Dense())
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'), (('Row', 'PlannedBuffer'), ('Verdict', 'InPlaceReport'))
+)
+def test_old_classes_of_memory_name_the_new_ones(old, new):
+  with pytest.raises(AttributeError, match=f'memory.{new} now'):
+    getattr(kvjax.memory, old)
+  assert new in kvjax.memory.__all__

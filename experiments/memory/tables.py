@@ -8,7 +8,7 @@ from experiments.memory import plots
 from experiments.memory.plots import size
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
 from kvjax.memory.compiled.measurement import Measured
-from kvjax.memory.compiled.reconciliation import Row
+from kvjax.memory.compiled.reconciliation import PlannedBuffer
 from kvjax.memory.fitting import Fit
 from kvjax.memory.planning import MemoryPlan
 from kvjax.memory.speed.least_time import StepTime
@@ -147,7 +147,7 @@ def lifetimes() -> tuple[Block, ...]:
 
 
 def against_xla(
-  plan: MemoryPlan, found: Measured, rows: Sequence[Row]
+  plan: MemoryPlan, found: Measured, rows: Sequence[PlannedBuffer]
 ) -> tuple[Block, ...]:
   """Returns the plan beside what XLA assigned, and what is unaccounted for."""
   results = plan.step_bytes - plan.temporaries_bytes
@@ -178,7 +178,7 @@ def against_xla(
   return tuple(blocks)
 
 
-def _paid(row: Row) -> list[Any]:
+def _paid(row: PlannedBuffer) -> list[Any]:
   spare = row.unaccounted
   left = '' if spare is None else f'{spare:+,}'
   return [row.part, row.name, row.planned, row.assigned, left, row.where]

@@ -3,11 +3,11 @@
 from kvjax.memory.compiled.assignment import Buffer, EncodingError, buffers
 from kvjax.memory.compiled.calls import compile_call, compile_encode
 from kvjax.memory.compiled.measurement import Measured, measure
-from kvjax.memory.compiled.reconciliation import Row, reconcile
+from kvjax.memory.compiled.reconciliation import PlannedBuffer, reconcile
 from kvjax.memory.compiled.updates import (
   Finding,
   InPlaceError,
-  Verdict,
+  InPlaceReport,
   assert_in_place,
   in_place,
 )
@@ -28,14 +28,14 @@ __all__ = [
   'Finding',
   'Fit',
   'InPlaceError',
+  'InPlaceReport',
   'Line',
   'Measured',
   'MemoryPlan',
+  'PlannedBuffer',
   'Remedy',
-  'Row',
   'Shards',
   'StepTime',
-  'Verdict',
   'assert_in_place',
   'buffers',
   'compile_call',
@@ -52,3 +52,14 @@ __all__ = [
   'shards',
   'step_time',
 ]
+
+_RENAMED = {'Row': 'PlannedBuffer', 'Verdict': 'InPlaceReport'}
+
+
+def __getattr__(name: str) -> object:
+  """Raises for every unknown name; for an old one the error says the new."""
+  if name in _RENAMED:
+    raise AttributeError(
+      f'kvjax.memory.{name} is kvjax.memory.{_RENAMED[name]} now.'
+    )
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

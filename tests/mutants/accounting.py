@@ -51,8 +51,8 @@ MEMORY: tuple[Mutant, ...] = (
   Mutant(
     'codes_counted_as_floats',
     'kvjax/memory/parts/cache_bytes.py',
-    'return 8 * found.itemsize',
-    'return 32',
+    'return count * np.dtype(leaf.dtype).itemsize',
+    'return count * 4',
     'tests/memory/test_plan.py',
   ),
   Mutant(

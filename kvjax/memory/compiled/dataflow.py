@@ -13,7 +13,7 @@ from kvjax.memory.compiled.assignment import Buffer, Instruction, Module, Shape
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class LeafTrace:
   """What one array shows of the leaves."""
 
   held: Mapping[int, int]  # leaf (by allocation) -> elements of it, at most
@@ -22,7 +22,7 @@ class Trace:
   indexed: bool = False  # one index of a first axis, chosen by no argument
 
 
-Value: TypeAlias = 'Trace | tuple[Value, ...]'  # of an array, or a tuple
+Value: TypeAlias = 'LeafTrace | tuple[Value, ...]'  # of an array, or a tuple
 
 _MIXES = frozenset(
   'dot convolution reduce reduce-window sort custom-call topk scaled-dot'
@@ -41,7 +41,7 @@ _ARITHMETIC = frozenset(
 
 class _Flow(NamedTuple):
   module: Module
-  home: Mapping[tuple[int, tuple[int, ...]], Trace]
+  home: Mapping[tuple[int, tuple[int, ...]], LeafTrace]
   values: dict[int, Value]  # by instruction; grows as the flow is followed
 
 
@@ -52,7 +52,7 @@ def follow(
   # Whatever fills a leaf's own memory is that leaf's new contents, by
   # whatever arithmetic or kernel it was written.
   home = {
-    (row.instruction, row.index): Trace(
+    (row.instruction, row.index): LeafTrace(
       {row.allocation: math.prod(leaf.shape)}, input=True
     )
     for row in rows
@@ -60,7 +60,9 @@ def follow(
     and (row.dtype, row.bytes) == (leaf.dtype, leaf.bytes)
   }
   flow = _Flow(module, home, {})
-  _run(flow, module.entry, [Trace({}, input=True)] * len(module.instructions))
+  _run(
+    flow, module.entry, [LeafTrace({}, input=True)] * len(module.instructions)
+  )
   return flow.values
 
 
@@ -72,7 +74,7 @@ def _run(flow: _Flow, computation: int, inputs: Sequence[Value]) -> Value:
       parts = enumerate(value)
       value = tuple(flow.home.get((i.id, (n,)), x) for n, x in parts)
     local[i.id] = value = flow.home.get((i.id, ()), value)
-    flow.values[i.id] = _join([flow.values.get(i.id, Trace({})), value])
+    flow.values[i.id] = _join([flow.values.get(i.id, LeafTrace({})), value])
   return local[flow.module.roots[computation]]
 
 
@@ -112,10 +114,12 @@ def _loop(flow: _Flow, i: Instruction, carry: Value) -> Value:
     carry = after
 
 
-def _array(module: Module, i: Instruction, operands: list[Trace]) -> Trace:
+def _array(
+  module: Module, i: Instruction, operands: list[LeafTrace]
+) -> LeafTrace:
   found = flat(tuple(operands))
   if i.opcode == 'compare':  # a mask shows no contents
-    return Trace({}, input=found.input)
+    return LeafTrace({}, input=found.input)
   if i.opcode in _MOVES:
     return _move(module, i, operands, found.input)
   # Positions and lengths are computed with, codes are only unpacked.
@@ -124,13 +128,13 @@ def _array(module: Module, i: Instruction, operands: list[Trace]) -> Trace:
   # Weights times a scale leaf are weights; a leaf plus a result is that leaf.
   added = i.opcode in ('add', 'subtract')
   if mixed or any(x.result and not (x.held or added) for x in operands):
-    return Trace({}, found.result or bool(found.held), found.input)
+    return LeafTrace({}, found.result or bool(found.held), found.input)
   return found
 
 
 def _move(
-  module: Module, i: Instruction, operands: list[Trace], inputs: bool
-) -> Trace:
+  module: Module, i: Instruction, operands: list[LeafTrace], inputs: bool
+) -> LeafTrace:
   n = len(operands)
   contents = {
     'select': operands[1:],
@@ -150,8 +154,8 @@ def _move(
 
 
 def _read(
-  i: Instruction, whole: Shape, operands: Sequence[Trace], found: Trace
-) -> Trace:
+  i: Instruction, whole: Shape, operands: Sequence[LeafTrace], found: LeafTrace
+) -> LeafTrace:
   size = i.shape.size
   first = whole.dims[0] if whole.dims else 1
   if i.opcode == 'gather':
@@ -173,16 +177,16 @@ def _join(values: Sequence[Value]) -> Value:
   return tuple(_join(each) for each in parts)
 
 
-def flat(value: Value) -> Trace:
+def flat(value: Value) -> LeafTrace:
   """Everything that any part of a value holds."""
-  if isinstance(value, Trace):
+  if isinstance(value, LeafTrace):
     return value
   parts = [flat(x) for x in value]
   held: dict[int, int] = {}
   for each in parts:
     for leaf, n in each.held.items():
       held[leaf] = max(n, held.get(leaf, 0))
-  return Trace(
+  return LeafTrace(
     held,
     any(x.result for x in parts),
     any(x.input for x in parts),

@@ -34,7 +34,7 @@ SCOPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PlannedBuffer:
   """One line, or several that share their leaves, and what pays for it.
 
   Attributes:
@@ -62,7 +62,7 @@ def reconcile(
   *,
   params: str = 'params',
   cache: str = 'cache',
-) -> tuple[Row, ...]:
+) -> tuple[PlannedBuffer, ...]:
   """Returns the lines of a plan beside what a compiled step was assigned.
 
   Args:
@@ -88,11 +88,11 @@ def reconcile(
     found.append(_step(line, [row for row in rows if row.kind in kinds]))
   total = measure(compiled).temporaries
   planned = plan.temporaries_bytes
-  found.append(Row('step', 'temporaries in all', planned, total, ''))
+  found.append(PlannedBuffer('step', 'temporaries in all', planned, total, ''))
   return tuple(found)
 
 
-def _arguments(part, plan, held, name_of) -> Iterator[Row]:
+def _arguments(part, plan, held, name_of) -> Iterator[PlannedBuffer]:
   lines: dict[str, list[Line]] = {}
   for line in plan.lines_of(part):
     lines.setdefault(_joined(line), []).append(line)
@@ -101,7 +101,7 @@ def _arguments(part, plan, held, name_of) -> Iterator[Row]:
     leaves.setdefault(name_of(leaf.op_name), []).append(leaf)
   for name in dict.fromkeys((*lines, *leaves)):
     own, paid = lines.get(name, []), leaves.get(name, [])
-    yield Row(
+    yield PlannedBuffer(
       part,
       ' and '.join(line.name for line in own) or name,
       sum(line.bytes for line in own),
@@ -148,7 +148,7 @@ def _cache_name(path: str) -> str:
   return 'cross keys and values' if cross else 'lengths and flags'
 
 
-def _step(line: Line, rows: Iterable[Buffer]) -> Row:
+def _step(line: Line, rows: Iterable[Buffer]) -> PlannedBuffer:
   scope = next(s for name, s in SCOPES.items() if line.name.startswith(name))
   fits = [
     row
@@ -157,7 +157,7 @@ def _step(line: Line, rows: Iterable[Buffer]) -> Row:
   ]
   paid = sorted(fits, key=lambda row: -row.bytes)[:1]
   size = paid[0].bytes if paid else None
-  return Row(line.part, line.name, line.bytes, size, _where(paid, ''))
+  return PlannedBuffer(line.part, line.name, line.bytes, size, _where(paid, ''))
 
 
 def _carries(row: Buffer, scope: str) -> bool:

@@ -21,7 +21,7 @@ from kvjax.memory.compiled.assignment import (
   argument_leaves,
   read,
 )
-from kvjax.memory.compiled.dataflow import Trace, Value, flat, follow, part
+from kvjax.memory.compiled.dataflow import LeafTrace, Value, flat, follow, part
 from kvjax.memory.compiled.measurement import measure
 
 KINDS = ('copy', 'relayout', 'upcast', 'slice')
@@ -54,7 +54,7 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class InPlaceReport:
   """What became of every leaf of one argument."""
 
   argument: str
@@ -95,14 +95,14 @@ def assert_in_place(
       each buffer that holds a moved leaf: operation, shape, bytes, scope.
     TypeError, ValueError: as `in_place`.
   """
-  verdict = in_place(compiled, argument, min_bytes=min_bytes)
-  if not verdict.ok:
-    raise InPlaceError(f'not updated in place: {verdict}')
+  report = in_place(compiled, argument, min_bytes=min_bytes)
+  if not report.ok:
+    raise InPlaceError(f'not updated in place: {report}')
 
 
 def in_place(
   compiled: jax.stages.Compiled, argument: str, *, min_bytes: int = 4096
-) -> Verdict:
+) -> InPlaceReport:
   """Judges whether `compiled` updates a donated argument in place.
 
   Findings are buffers outside the leaf's own memory that hold its contents:
@@ -125,9 +125,9 @@ def in_place(
     min_bytes: smaller leaves and buffers (lengths, say) are never findings.
 
   Returns:
-    A `Verdict`. Where this JAX's encoding of the executable cannot be read,
-    it warns and judges all donated arguments from stable fields: alias bytes,
-    and temporaries smaller than the largest leaf.
+    An `InPlaceReport`. Where this JAX's encoding of the executable cannot be
+    read, it warns and judges all donated arguments from stable fields: alias
+    bytes, and temporaries smaller than the largest leaf.
 
   Raises:
     TypeError: `compiled` is not a compiled program.
@@ -154,7 +154,7 @@ def in_place(
       found.setdefault(key, finding)
   names = tuple(x.op_name for x in leaves.values())
   aliased = tuple(x.op_name for x in leaves.values() if x.kind == 'aliased')
-  return Verdict(argument, names, aliased, tuple(found.values()))
+  return InPlaceReport(argument, names, aliased, tuple(found.values()))
 
 
 def _finding(
@@ -180,7 +180,7 @@ def _finding(
   return None
 
 
-def _kind(row: Buffer, trace: Trace, leaf: Buffer, held: int) -> str | None:
+def _kind(row: Buffer, trace: LeafTrace, leaf: Buffer, held: int) -> str | None:
   size = math.prod(leaf.shape)
   if held < size:
     first = leaf.shape[0] if leaf.shape else 1
@@ -193,7 +193,7 @@ def _kind(row: Buffer, trace: Trace, leaf: Buffer, held: int) -> str | None:
   return 'copy'
 
 
-def _stable(compiled: jax.stages.Compiled, argument: str) -> Verdict:
+def _stable(compiled: jax.stages.Compiled, argument: str) -> InPlaceReport:
   """Judges all donated leaves together, from stable fields alone."""
   donated = {
     jax.tree_util.keystr(path): math.prod(info.shape) * info.dtype.itemsize
@@ -201,11 +201,11 @@ def _stable(compiled: jax.stages.Compiled, argument: str) -> Verdict:
     if info.donated
   }
   if not donated:
-    return Verdict(argument, ('(nothing is donated)',), (), ())
+    return InPlaceReport(argument, ('(nothing is donated)',), (), ())
   found, leaves = measure(compiled), tuple(donated)
   aliased = leaves if found.alias >= sum(donated.values()) else ()
   largest = max(donated, key=lambda leaf: donated[leaf])
   if (size := found.temporaries) < donated[largest]:
-    return Verdict(argument, leaves, aliased, ())
+    return InPlaceReport(argument, leaves, aliased, ())
   copy = Finding('copy', largest, size, 'some', 'u8', (size,), 'operation', '')
-  return Verdict(argument, leaves, aliased, (copy,))
+  return InPlaceReport(argument, leaves, aliased, (copy,))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.array_spec import ArraySpec
@@ -144,18 +143,13 @@ def query_line(
     // shards.parts('heads', layer.attention.num_heads)
     for layer in config.layers
   )
-  bits = _bits(memory.dtype)
   line = Term(
     'a cache of past queries',
     (Dim('B', batch, 'batch'), Dim('S', capacity), Dim('sum(N H)', count)),
-    max(bits // 8, 1),
+    np.dtype(memory.dtype).itemsize,
   ).line('never', shards)
-  held, numbers = line.bytes, line.numbers
-  if bits < 8:
-    held = _packed(held, memory.dtype)
-    numbers = f'{numbers.removesuffix(" x 1")} x {bits} / 8'
-  numbers = f'{numbers}: nothing would read it'
-  return dataclasses.replace(line, bytes=held, numbers=numbers)
+  numbers = f'{line.numbers}: nothing would read it'
+  return dataclasses.replace(line, numbers=numbers)
 
 
 def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
@@ -167,10 +161,9 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
     lead = memory.kind.leaf_axes(1, 1)
     heads = [name for _, name in lead].index('kv_heads')
     one = sum(
-      _packed(
-        shards.shape(leaf)[heads] * math.prod(leaf.shape[len(lead) :]),
-        leaf.dtype,
-      )
+      shards.shape(leaf)[heads]
+      * math.prod(leaf.shape[len(lead) :])
+      * np.dtype(leaf.dtype).itemsize
       for leaf in leaves(store)
     )
     if memory.kind.limit is None:
@@ -184,9 +177,8 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
 def _numbers(held: list[ArraySpec], shards: Shards) -> str:
   terms = []
   for leaf in held:
-    sizes, bits = map(str, shards.shape(leaf)), _bits(leaf.dtype)
-    size = f'x {bits // 8}' if bits >= 8 else f'x {bits} / 8'
-    terms.append(f'{" x ".join(sizes)} {size}')
+    sizes = *shards.shape(leaf), np.dtype(leaf.dtype).itemsize
+    terms.append(' x '.join(map(str, sizes)))
   return ' + '.join(terms)
 
 
@@ -206,19 +198,5 @@ def leaf_term(
 
 def _leaf_bytes(leaf: ArraySpec, shards: Shards) -> int:
   # In Python's integers: a plan of 10^15 bytes is a plan like any other.
-  return _packed(math.prod(map(int, shards.shape(leaf))), leaf.dtype)
-
-
-def _packed(count: int, dtype: Any) -> int:
-  """Returns bytes of so many elements as XLA packs them, two of 4 bits in one.
-
-  `nbytes` counts such an element as a whole byte.
-  """
-  return -(-count * _bits(dtype) // 8)
-
-
-def _bits(dtype: Any) -> int:
-  found = np.dtype(dtype)
-  if jnp.issubdtype(found, jnp.floating):
-    return jnp.finfo(found).bits
-  return 8 * found.itemsize
+  count = math.prod(map(int, shards.shape(leaf)))
+  return count * np.dtype(leaf.dtype).itemsize
