@@ -2,7 +2,7 @@
 
   make bench-gpu                       all of it; or in two calls, what has not
                                        run on a GPU first:
-  make bench-gpu ARGS=--sections=target,memory,checks,models
+  make bench-gpu ARGS=--sections=target,memory,checks,models,products
   make bench-gpu ARGS='--append --sections=sweep,attention'
   python -m experiments.benchmark --config=configs/benchmark_gpu.py --budget=540
   python -m experiments.benchmark --config=configs/benchmark_gpu.py:tiny
@@ -10,9 +10,10 @@
 One run: what the card reads and copies; its description, for `make aot-h200`;
 what it says that a step and a prefill occupied, beside the plan; what either
 form of the kernel computes there, against float64 and XLA; prompts, steps and
-tokens of a 1B and an 8B model; a sweep of the kernel's tiles, written as its
-table and used from then on; attention beside the peers and the bars. After
-`--budget` seconds no row is begun. `tiny` runs on a CPU, kernels interpreted.
+tokens of a 1B and an 8B model; products in two orders; a sweep of the kernel's
+tiles, written as its table and used from then on; attention with the peers and
+the bars. After `--budget` seconds no row is begun. `tiny` runs on a CPU,
+kernels interpreted.
 
 Goals, bfloat16, 8 kv heads, G = 4, H = 128, cold L2, on an H200: at least
 4.2 TB/s at 8 rows of 32k, 4.0 at 16k, 3.3 at 4k; at most 40, 14 and 10 us at
@@ -37,6 +38,7 @@ TINY = {
   'both': False,
   'models': ('model',),
   'memory': (('model', 'mosaic_gpu', 1, 64, 1),),
+  'products': ((3, 32, 48),),
   'checks.problems': ((3, 1, 64, 64, 'bfloat16', {}, None),),
   'checks.lengths': (0, 5),
   'checks.slots': 64,
@@ -84,13 +86,18 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'memory',
         'checks',
         'models',
+        'products',
         'sweep',
         'attention',
       ),
       'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
       'both': True,  # forms of the kernel, alone
-      # Of steps; of several rows also how products are written.
-      'forms': ('inside', 'rows first', 'inside + rows first'),
+      'forms': ('inside',),  # of the kernel, in steps
+      'products': (  # rows, output and input channels
+        (8, 4096, 4096),
+        (8, 14_336, 4096),
+        (8, 4096, 14_336),
+      ),
       'memory': (  # model, kernel, batch, capacity, tokens; ever more
         ('model', 'mosaic_gpu', 1, 4096, 1),
         ('model', 'blockwise', 4, 2048, 512),

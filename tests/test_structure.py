@@ -11,11 +11,11 @@ FILES = sorted(
 )
 # What a room may import of the package, beside itself.
 BELOW = {
-  'native': {'target'},
-  'streams': {'native', 'target'},
-  'caches': {'native', 'streams', 'target'},
-  'layers': {'kernels', 'native', 'target'},
-  'kernels': {'native', 'streams', 'target'},
+  'native': {'context'},
+  'streams': {'context', 'native'},
+  'caches': {'context', 'native', 'streams'},
+  'layers': {'context', 'kernels', 'native'},
+  'kernels': {'context', 'native', 'streams'},
   'attention': {'kernels', 'layers', 'streams'},
   'models': {'attention', 'layers', 'kernels', 'streams'},
   'liveness': set(),

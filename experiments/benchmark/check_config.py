@@ -16,6 +16,7 @@ SIZES = {
   'steps': 2,
   'generate': 3,
   'layer': 2,
+  'products': 3,
   'caches.sizes': 2,
   'variants.sizes': 2,
   'attention.shapes': 3,
@@ -51,14 +52,13 @@ def check(config: Any, known: Iterable[str]) -> None:
     sizes, dtype = (case[:-1], case[-1]) if isinstance(case, tuple) else (0, 0)
     _check_sizes('latent', sizes, 6)
     _among('latent', [dtype], model.TOLERANCE)
-  for name in 'kernels', 'prompt_kernels':
-    _among(name, config[name], KERNELS)
+  _among('kernels', config.kernels, KERNELS)
+  _among('prompt_kernels', config.prompt_kernels, forms.PROMPT_KERNELS)
   _among('generate_kernels', config.generate_kernels, (None, *KERNELS))
   _among('attention.dtypes', config.attention.dtypes, attention.TOLERANCE)
   _among('tile_sweep.axes', flat.get('tile_sweep.axes', ()), tile_sweep.AXES)
   for name in 'forms', 'checks.forms':
-    parts = [part for form in flat.get(name, ()) for part in form.split(' + ')]
-    _among(name, filter(None, parts), forms.FORMS)
+    _among(name, filter(None, flat.get(name, ())), forms.FORMS)
   for text in flat.get('caches.names', ()):
     parse_cache(text)
   _check_models(config, flat)

@@ -26,6 +26,7 @@ from experiments.benchmark.gpu import (
   occupied,
   tile_sweep,
 )
+from experiments.benchmark.gpu.candidates import rows_first
 from experiments.measuring import attention, clock, model
 from experiments.measuring.variants import with_attention
 from kvjax.kernels import available
@@ -163,9 +164,7 @@ def cuts(run: Run) -> Iterator[Record]:
     for row in tile_sweep.rows(case, pace, chosen.axes):
       yield row
       if row.get('best'):
-        tiles = tuning.Tiles(
-          row['block'], row['stages'], row['splits'], row['merge']
-        )
+        tiles = tuning.Tiles(row['block'], row['stages'], row['splits'])
         table.append((tile_sweep.problem(case), tiles))
   if not table:  # nothing was found: no table to be copied over an older one
     return
@@ -201,6 +200,18 @@ def alone(run: Run) -> Iterator[Record]:
     rows = run.rated(results)
     for row in run.judged(rows, bars.get((batch, filled))):
       yield {'record': 'attention', **dataclasses.asdict(case), **row}
+
+
+def products(run: Run) -> Iterator[Record]:
+  """Yields rows of a product in the library's order and in a candidate's."""
+  for rows, out, width in run.config.products:
+    if run.budget.spent:
+      return
+    pace = attention.Pace.of(run.config)
+    results = rows_first.race(rows, out, width, pace)
+    about = {'record': 'product', 'rows': rows, 'out': out, 'width': width}
+    for row in run.rated(results):
+      yield about | row
 
 
 def latents(run: Run) -> Iterator[Record]:
@@ -351,18 +362,12 @@ def _races(
   for batch, context in config.steps:
     about = {'record': 'step', 'batch': batch, 'context': context}
     pace = config.repeats, config.kernels, config.room, config.calls
-    sizes = batch, context, *pace, caches, _forms(config, batch)
+    sizes = batch, context, *pace, caches, tuple(config.get('forms', ()))
     yield about, lambda s=sizes: model.step(*given, *s)
   for length in config.prompts:
     about = {'record': 'prefill', 'batch': 1, 'context': length}
     sizes = length, min(config.repeats, 3), config.prompt_kernels
     yield about, lambda s=sizes: model.prompt(*given, *s)
-
-
-def _forms(config: Any, batch: int) -> tuple[str, ...]:
-  """Returns forms of a step by name; one row has no product to write."""
-  named = tuple(config.get('forms', ()))
-  return named if batch > 1 else tuple(x for x in named if 'rows' not in x)
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
@@ -373,6 +378,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
   'attention': ('Attention alone', alone),
   'variants': ('Steps of each variant', variants),
   'caches': ('Steps of each kind of cache', caches),
+  'products': ('Products of several rows', products),
   'latent': ('Latent attention alone', latents),
   'layer': ('One attention layer', layers),
   'models': ('The model', models),

@@ -14,7 +14,6 @@ from experiments.measuring import attention_peers, clock, forms, peers
 from experiments.measuring.clock import Runner
 from kvjax.kernels import KERNELS, Scoring, attend_view, available
 from kvjax.kernels.hopper.launch import DTYPES
-from kvjax.kernels.hopper.tuning import Problem, tiles
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.view import contiguous_view
 
@@ -60,8 +59,7 @@ class Pace:
     together: buffers that one call reads, so that attention is timed and not
       what a call costs; a program is as long.
     calls: of those, queued before one is waited for.
-    both: `mosaic_gpu` takes part in either form, that which its table does not
-      say by name.
+    both: `mosaic_gpu` takes part in every form, too.
   """
 
   repeats: int
@@ -178,11 +176,14 @@ def _ours(
     unserved = kernel == 'mosaic_gpu' and case.dtype not in DTYPES
     if reason or unserved or kernel not in pace.kernels:
       continue
-    attend = functools.partial(
-      _attend, last=last, held=held, codec=codec, kernel=kernel
-    )
-    for form in _forms(case, kernel, pace):
-      run = forms.formed(form, attend)
+    for form in _forms(kernel, pace):
+      run = functools.partial(
+        _attend,
+        last=last,
+        held=held,
+        codec=codec,
+        kernel=forms.kernel_of(kernel, form),
+      )
       calls = [steady(run, drawn[0], tuple(part)) for part in parts]
       yield (
         forms.named(kernel, form),
@@ -192,13 +193,11 @@ def _ours(
       )
 
 
-def _forms(case: Case, kernel: str, pace: Pace) -> tuple[str, ...]:
-  """Returns forms of a kernel that take part; '' for that of its table."""
+def _forms(kernel: str, pace: Pace) -> tuple[str, ...]:
+  """Returns forms of a kernel that take part; '' for the library's own."""
   if kernel != 'mosaic_gpu' or not pace.both:
     return ('',)
-  problem = Problem(case.batch * case.heads, case.slots, case.width, case.width)
-  other = {'after': 'inside', 'inside': 'after'}
-  return '', other[tiles(problem).merge]
+  return '', *forms.FORMS
 
 
 def _theirs(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.measuring.peers import missing, torch_device
-from kvjax.target import target
+from kvjax.context import target
 
 Call = Callable[[], Any]
 Given = tuple[jax.Array, jax.Array, jax.Array]

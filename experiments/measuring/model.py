@@ -97,8 +97,8 @@ def step(
     return call(), size
 
   def entry(kernel, codec, narrow, form):
-    call, size = ours(coded() if narrow else params, kernel, codec)
-    call = forms.formed(form, call)
+    chosen = forms.kernel_of(kernel, form)
+    call, size = ours(coded() if narrow else params, chosen, codec)
     want, _ = plain(codec, narrow)
     return _runner(call, want, size, kernel, tolerance, calls)
 
@@ -179,7 +179,7 @@ def prompt(
     )
   }
   for kernel in kernels:
-    call = functools.partial(ours, kernel)
+    call = functools.partial(ours, forms.kernel_of(kernel))
     entries[f'kvjax {kernel}'] = functools.partial(
       _runner, call, want, size, kernel, tolerance
     )

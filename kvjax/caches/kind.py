@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from kvjax.caches.array_spec import array_spec
+from kvjax.context import target
 from kvjax.native import write_narrow
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
-from kvjax.target import target
 
 EMPTY = -1  # position of a slot that holds no token
 

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.context import using_kernel
 from kvjax.decoding.advance import Options, advance, write_source
 from kvjax.decoding.cache import Cache, check_alive, in_trace, is_traced
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded
 from kvjax.models.uncached import check_tokens, row_mask
-from kvjax.native.load import asking
 
 
 def prefill(
@@ -280,7 +280,7 @@ def _as_asked(run):
 
   @functools.wraps(run)
   def asked(*given):
-    with asking(given[-1].kernel):
+    with using_kernel(given[-1].kernel):
       return run(*given)
 
   return asked

@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
+from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.log_sum_exp import finite, normalize
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import (
   Streams,
@@ -18,7 +21,6 @@ from kvjax.streams.view import (
   contiguous_view,
   held_by_row,
 )
-from kvjax.target import target
 
 BLOCK = 128  # slots a turn of the loop reads: a few rows' worth stays in L2
 SPLIT = 64  # slots a piece of the product of few weights with values
@@ -272,15 +274,22 @@ def _loop(view: View, size: int, filled: Any, body, carry):
   return jax.lax.fori_loop(0, blocks, body, carry)
 
 
-def finite(x: jax.Array) -> jax.Array:
-  """Returns x with 0 for -inf, so that differences are never NaN."""
-  return jnp.where(x == -jnp.inf, 0.0, x)
+def _never_missing() -> str:
+  return ''
 
 
-def normalize(
-  top: jax.Array, total: jax.Array, out: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns output and log-sum-exp of sums scaled by `exp(-top)`."""
-  empty = total == 0
-  safe = jnp.where(empty, 1.0, total)
-  return out / safe[..., None], jnp.where(empty, -jnp.inf, top + jnp.log(safe))
+def _refuses_nothing(
+  queries: Streams, view: View, scoring: Scoring, block: int | None = None
+) -> str:
+  del queries, view, scoring, block
+  return ''
+
+
+KERNEL = Kernel(
+  name='blockwise',
+  platform='',
+  missing=_never_missing,
+  is_at_home=lambda: True,
+  refuses=_refuses_nothing,
+  attend=attend,
+)

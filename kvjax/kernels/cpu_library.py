@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.context import target
 from kvjax.kernels import blockwise
-from kvjax.kernels.refusals import refuses_stored
+from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.refusals import refuses_block, refuses_stored
 from kvjax.native import load
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
@@ -22,7 +24,22 @@ MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
 CODES = ('float32', 'bfloat16', 'int8')
 
 
-def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+def missing() -> str:
+  """Returns why this process cannot use the kernel; '' if it can."""
+  reason = load.missing()
+  if not reason and target() != 'cpu':
+    return f'it runs on cpu, not on {target()}'
+  return reason
+
+
+def is_at_home() -> bool:
+  """Returns whether programs are written for a CPU."""
+  return target() == 'cpu'
+
+
+def refuses(
+  queries: Streams, view: View, scoring: Scoring, block: int | None = None
+) -> str:
   """Returns why this kernel cannot serve a view; '' if it can."""
   rows = max(q.shape[2] * q.shape[3] for q in queries.values())
   reason = refuses_stored(rows, MAX_ROWS, view, scoring, follows_tables=True)
@@ -33,13 +50,19 @@ def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
     stream = view.stored[name]
     if stream is None or stream.codes.dtype.name not in CODES:
       return f'stream {name!r} is not stored as one of {", ".join(CODES)}'
-  return ''
+  return refuses_block(block)
 
 
 def attend(
-  queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+  queries: Streams,
+  positions: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`."""
+  del block  # `refuses` lets no number pass
   assert view.stored is not None and view.positions is not None
   names = dict.fromkeys([*queries, scoring.value])
   stored = {name: view.stored[name] for name in names}
@@ -111,3 +134,13 @@ def _rule(rule: Scoring, first: int, last: int) -> dict[str, Any]:
     'first': np.int32(first),
     'last': np.int32(last),
   }
+
+
+KERNEL = Kernel(
+  name='ffi',
+  platform='cpu',
+  missing=missing,
+  is_at_home=is_at_home,
+  refuses=refuses,
+  attend=attend,
+)

@@ -34,3 +34,10 @@ def refuses_stored(
   if view.table is not None and not follows_tables:
     return 'slots lie in pages, to be found through a table'
   return ''
+
+
+def refuses_block(block: int | None) -> str:
+  """Returns why a kernel without blocks takes no size of one; '' for None."""
+  if block is None:
+    return ''
+  return f'block={block} is a size for the block loop; this one takes none'

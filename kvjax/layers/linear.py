@@ -9,41 +9,19 @@ with 8 rows `W [out, in] @ x [in, 8]` reaches twice the bandwidth of
 hundreds leave would then be turned, at a cost: they are multiplied as they lie.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
 from kvjax.kernels.matmul import cpu_library
 from kvjax.layers.int8_weight import CodedWeight
-from kvjax.target import target
 
 BLOCK = 1 << 20  # elements of a coded weight that a CPU widens at a time
 SMALL = 1 << 14  # that a loop would not be worth
 MANY = 128  # rows that a CPU multiplies as they lie
-ORDERS = ('weight first', 'rows first')
-# Of JAX, so that what was traced under another is traced anew.
-_ORDER = jax.make_user_context(ORDERS[0])
-
-
-@contextlib.contextmanager
-def ordering(order: str) -> Iterator[None]:
-  """Lets products of several rows on a GPU be written so meanwhile.
-
-  Args:
-    order: 'weight first', the default, or 'rows first', for which XLA:GPU
-      launches fewer programs (15 a layer for 21, by compilation). The second
-      has not run on a GPU.
-
-  Raises:
-    ValueError: there is no such order.
-  """
-  if order not in ORDERS:
-    raise ValueError(f'order={order!r} must be one of {", ".join(ORDERS)}.')
-  with _ORDER(order):
-    yield
 
 
 def init_linear(
@@ -83,14 +61,6 @@ def _plain(
 ) -> jax.Array:
   if rows.shape[0] == 1 and target() == 'gpu':
     return _summed(rows, codes, scale)
-  if target() == 'gpu' and _ORDER.value == 'rows first':
-    y = jnp.einsum(
-      'MI,OI->MO',
-      rows,
-      codes.astype(rows.dtype),
-      preferred_element_type=jnp.float32,
-    )
-    return y if scale is None else y * scale[None]
   lone = rows.shape[0] == 1 and rows.dtype != jnp.float32
   # XLA:CPU materialises a float32 copy of the weight for a one-row product of
   # narrower types; two rows go to a kernel that widens as it reads.

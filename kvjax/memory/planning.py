@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.kind import Kind
+from kvjax.context import PLATFORMS
 from kvjax.decoding.cache import Cache, cache_spec, check_sizes
 from kvjax.kernels import KERNELS
 from kvjax.memory.parts.cache_bytes import cache_lines, per_token, query_line
@@ -28,7 +29,6 @@ from kvjax.memory.parts.sharding import Shards, shards
 from kvjax.memory.temporaries.peak import LOGITS, activation_bytes, step_lines
 from kvjax.models.config import ModelConfig, named_dtype
 from kvjax.streams.codecs import Codec
-from kvjax.target import PLATFORMS
 
 COPIES = 'the next cache, as this one is not donated'
 RESULTS = LOGITS, COPIES
@@ -135,7 +135,6 @@ def plan(
     kernel: 'mosaic_gpu' for what that one needs; None, 'ffi' or 'blockwise'
       for the block loop, which needs most of these: on a Hopper GPU, which
       decodes by 'mosaic_gpu' where that serves, no less than what is needed.
-      Not 'cudnn'.
     donate: the step is given the cache's buffers; otherwise a second cache is
       alive beside the first.
 
@@ -198,11 +197,6 @@ def _check_names(
     if value not in (None, *known):
       known = ', '.join(known)
       raise ValueError(f'{name}={value!r} is unknown; known: {known}.')
-  if kernel == 'cudnn':
-    raise ValueError(
-      "kernel='cudnn' has no plan: what cuDNN occupies has not been measured."
-      ' Leave it out for what the block loop needs.'
-    )
   if source_length is not None and config.encoder is None:
     raise ValueError(
       f'source_length={source_length}, but the model has no encoder. Leave '

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
 from kvjax.native import load
-from kvjax.target import target
 
 # Of whole bytes: a type of four bits is stored at half a byte.
 NARROW = (jnp.bfloat16, jnp.float16)

@@ -9,8 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import kvjax
+from kvjax.context import targeting
 from kvjax.layers.linear import init_linear, linear, matmul
-from kvjax.target import targeting
 
 
 class NormTest(chex.TestCase):

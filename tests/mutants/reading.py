@@ -5,8 +5,8 @@ from tests.mutants.fault import Mutant
 CORE: tuple[Mutant, ...] = (
   Mutant(
     'merge_without_the_maximum',
-    'kvjax/attention/attend.py',
-    'finite(jnp.max(jnp.stack(lses), axis=0))',
+    'kvjax/kernels/log_sum_exp.py',
+    'finite(jnp.max(lses, axis=0))',
     'jnp.zeros_like(lses[0])',
     'tests/attention/test_merge.py::MergeTest',
   ),
@@ -40,7 +40,7 @@ CORE: tuple[Mutant, ...] = (
   ),
   Mutant(
     'empty_row_divides_by_zero',
-    'kvjax/kernels/blockwise.py',
+    'kvjax/kernels/log_sum_exp.py',
     'jnp.where(empty, 1.0, total)',
     'total',
     'tests/attention/test_attend.py::AttendTest',
@@ -84,10 +84,10 @@ CORE: tuple[Mutant, ...] = (
   ),
   Mutant(
     'prompt_kernel_reads_empty_slots',
-    'kvjax/kernels/cudnn.py',
+    'experiments/benchmark/gpu/candidates/cudnn.py',
     'jnp.where((held >= 0)[..., None], stored[name].codes, 0)',
     'stored[name].codes',
-    'tests/kernels/test_cudnn.py::AnswerTest',
+    'tests/experiments/test_candidates.py::test_cudnn_answers_ragged_rows_with_poison',
   ),
   Mutant(
     'larger_score_leaves_the_sums',
@@ -111,11 +111,11 @@ CORE: tuple[Mutant, ...] = (
     'tests/kernels/test_kernels.py::KernelTest::test_pages_96_int8',
   ),
   Mutant(
-    'block_beside_a_kernel_ignored',
+    'block_of_a_named_kernel_ignored',
     'kvjax/kernels/registry.py',
-    'reason = reason or _refuses_block(name, view, block)',
-    'reason = reason or _refuses_block(name, view, None)',
-    'tests/kernels/test_registry.py::SelectionTest::test_a_size_of_block_is_refused_by_a_kernel_that_takes_none',
+    'kernel.refuses(queries, view, scoring, block)',
+    'kernel.refuses(queries, view, scoring, None)',
+    'tests/kernels/test_registry.py::test_a_size_of_block_is_refused_by_a_kernel_that_takes_none',
   ),
   Mutant(
     'written_before_it_is_read',

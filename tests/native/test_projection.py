@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import kvjax
+from kvjax.context import using_kernel
+from kvjax.kernels import blockwise
 from kvjax.kernels.matmul import cpu_library
 from kvjax.layers import linear
 from kvjax.layers.int8_weight import CodedWeight
@@ -94,7 +96,7 @@ def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
   x, weight = draw(5, 37, 128)
   coded = kvjax.quantize({'up': weight})['up']
   decoded = coded.codes.astype('float32') * coded.scale[:, None]
-  with load.asking('blockwise'):
+  with using_kernel('blockwise'):
     compiled = jax.jit(matmul).lower(x, coded).compile()
     gradient = jax.grad(lambda x: matmul(x, coded).sum())(x)
   np.testing.assert_allclose(compiled(x, coded), x @ decoded.T, atol=1e-4)
@@ -118,12 +120,14 @@ def test_hundreds_of_rows_are_multiplied_as_they_lie(dtype):
 
 def test_plain_jax_can_be_asked_for():
   x, weight = draw(2, 32, 48)
-  with load.asking('blockwise'):
+  with using_kernel('blockwise'):
     assert cpu_library.refuses(x, weight)
-  with mock.patch.dict(os.environ, KVJAX_KERNEL='blockwise'):
+  with using_kernel(blockwise.KERNEL):
     assert cpu_library.refuses(x, weight)
-    with load.asking('ffi'):
+    with using_kernel('ffi'):
       assert not cpu_library.refuses(x, weight)
+  with mock.patch.dict(os.environ, KVJAX_KERNEL='blockwise'):
+    assert not cpu_library.refuses(x, weight)
   assert not cpu_library.refuses(x, weight)
 
 
@@ -134,7 +138,7 @@ def test_derivatives_and_vmap_are_those_of_the_plain_form():
   found = [jax.grad(loss, (0, 1))(x, weight)]
   found += [jax.vmap(matmul, (0, None))(several, weight)]
   found += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]
-  with load.asking('blockwise'):
+  with using_kernel('blockwise'):
     want = [jax.grad(loss, (0, 1))(x, weight)]
     want += [jax.vmap(matmul, (0, None))(several, weight)]
     want += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kvjax.caches.dense import Dense
+from kvjax.context import target
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layer import LayerStore
 from kvjax.memory.parts.lines import Dim, Line, Term
@@ -35,7 +36,6 @@ from kvjax.memory.temporaries.hoisted import (
 )
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.streams.codecs import Plain
-from kvjax.target import target
 
 LOGITS = 'logits, the result'
 

@@ -1,9 +1,9 @@
 """Attention of a prompt on a GPU, by cuDNN's flash attention.
 
-Only by name: it has not run on a GPU. cuDNN masks by index, query row i and
-key i side by side. The new tokens of an ordered view and the slots that they
-fill are cut out for that; older slots are a second call, merged by log-sum-exp,
-or, within a window, the first rows of the one call.
+A candidate: it has not run on a GPU. cuDNN masks by index: query row i meets
+key i. The new tokens of an ordered view and the slots that they fill are cut
+out for that; older slots are a second call, merged by log-sum-exp, or, within a
+window, the first rows of the one call.
 
 `jax.nn.dot_product_attention` rounds the log-sum-exp to the dtype of the
 output. The function under it, private but the same in JAX 0.10 to 0.12, does
@@ -17,21 +17,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
 from kvjax.kernels import blockwise
 from kvjax.kernels.hopper import interpreter, launch
 from kvjax.kernels.hopper.launch import DTYPES
+from kvjax.kernels.kernel import Kernel
 from kvjax.kernels.log_sum_exp import merge
-from kvjax.kernels.refusals import refuses_stored
+from kvjax.kernels.refusals import refuses_block, refuses_stored
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import LAST, Streams, View
-from kvjax.target import target
 
 _ROOM = 'jax._src.cudnn.fused_attention_stablehlo'
 
 
 def missing() -> str:
   """Returns why this process cannot use the kernel; '' if it can."""
-  if not at_home():
+  if not is_at_home():
     return ''
   if target() != 'gpu' or jax.default_backend() != 'gpu':
     there = target() if target() != 'gpu' else jax.default_backend()
@@ -43,12 +44,14 @@ def missing() -> str:
   return ''
 
 
-def at_home() -> bool:
+def is_at_home() -> bool:
   """Returns whether cuDNN attends; else, interpreted, `jax.nn` by XLA."""
   return interpreter.settings() is None
 
 
-def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+def refuses(
+  queries: Streams, view: View, scoring: Scoring, block: int | None = None
+) -> str:
   """Returns why this kernel cannot serve a view; '' if it can."""
   if list(queries) != ['key']:
     return f'scores add up {", ".join(queries)}; it reads one stream of keys'
@@ -64,7 +67,7 @@ def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
     return f'{rule} is not causal, with or without a window, and no more'
   if not view.ordered or (view.first, view.last) != (0, LAST):
     return "slots are not in the order of positions; a dense cache's are"
-  return _refuses_streams(view, scoring)
+  return _refuses_streams(view, scoring) or refuses_block(block)
 
 
 def _refuses_streams(view: View, scoring: Scoring) -> str:
@@ -74,20 +77,26 @@ def _refuses_streams(view: View, scoring: Scoring) -> str:
   if len(kinds) > 1 or not kinds <= set(DTYPES):
     return f'keys and values are not both stored as {" or ".join(DTYPES)}'
   key, value = (x.codes.shape[3] for x in found if x is not None)
-  most = 256 if launch.at_home() else 128
+  most = 256 if launch.is_at_home() else 128
   if key != value or key % 8 or key > most:
     return f'widths {key}, {value} are not one multiple of 8 up to {most}'
   return ''
 
 
 def attend(
-  queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+  queries: Streams,
+  positions: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`.
 
   Tokens of a row follow each other, padding on either side; a row where they
   do not is NaN.
   """
+  del block  # `refuses` lets no number pass
   assert view.stored is not None and view.positions is not None
   stored = {name: view.stored[name] for name in ('key', scoring.value)}
   rule = Scoring(scoring.scale, scoring.value, visibility=scoring.visibility)
@@ -122,8 +131,7 @@ def _attend(rule, queries, positions, stored, held, filled):
     old, total = _call(rule, query, key, value, count, start, causal=False)
     some = (start > 0)[:, None, None]
     old = jnp.where(some[..., None], old, 0), jnp.where(some, total, -jnp.inf)
-    pairs = zip((out, lse), old, strict=True)
-    out, lse = merge(*(jnp.stack(pair) for pair in pairs))
+    out, lse = merge([(out, lse), old])
   row = jnp.arange(tokens, dtype=jnp.int32)[None, :] + offset[:, None]
   seen = (positions >= 0)[:, None, :]
   out = jnp.where(seen[..., None], _take(out, row), 0)
@@ -176,7 +184,7 @@ def _call(
   """
   rows, keys = jnp.maximum(rows, 1), jnp.maximum(keys, 1)
   window = rule.visibility.window if causal else None
-  if not at_home():
+  if not is_at_home():
     wide = [
       jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (query, key, value)
     ]
@@ -206,3 +214,13 @@ def _call(
     return_residual=True,
   )
   return out.astype(jnp.float32), lse
+
+
+KERNEL = Kernel(
+  name='cudnn',
+  platform='cuda',
+  missing=missing,
+  is_at_home=is_at_home,
+  refuses=refuses,
+  attend=attend,
+)
