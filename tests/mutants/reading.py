@@ -250,10 +250,10 @@ STEPS: tuple[Mutant, ...] = (
     'tests/models/test_experts.py::ExpertsTest::test_equals_loops_deepseek_v3__with_jit',
   ),
   Mutant(
-    'line_not_scaled',
-    'kvjax/layers/linear.py',
-    'y = y * scale[:, None]',
-    'y = y * scale[0]',
+    'output_channel_not_scaled',
+    'kvjax/kernels/matmul/choose.py',
+    'sums * scale[:, None]',
+    'sums * scale[0]',
     'tests/models/test_quantize.py::test_a_coded_model_is_the_float_model_that_it_decodes_to',
   ),
 )
