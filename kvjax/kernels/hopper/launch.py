@@ -156,7 +156,7 @@ def without_arrays(scoring: Scoring) -> Scoring:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attend(rule, launch, queries, positions, stored, slot_positions, filled):
   # Pallas takes a second to import: only a caller of this kernel waits for it.
-  from kvjax.kernels.hopper.flash_decode import flash_decode
+  from kvjax.kernels.hopper.flash_decode import Operands, flash_decode
 
   keys, values = stored['key'].codes, stored[rule.value].codes
   batch, heads, groups, tokens, width = queries['key'].shape
@@ -165,9 +165,8 @@ def _attend(rule, launch, queries, positions, stored, slot_positions, filled):
   tile = queries['key'].reshape(batch, heads, rows, width).astype(keys.dtype)
   tile = jnp.pad(tile, ((0, 0), (0, 0), (0, ROWS - rows), (0, 0)))
   span = spans(positions, slot_positions, filled, launch.rule, launch.ordered)
-  parts = flash_decode(
-    tile, keys, values, positions, slot_positions, span, launch, groups
-  )
+  operands = Operands(tile, keys, values, positions, slot_positions, span)
+  parts = flash_decode(operands, launch, groups)
   out, lse = merge_stacked(*parts)
   shape = batch, heads, groups, tokens
   return (

@@ -108,6 +108,7 @@ def _attend(rule, cut, queries, positions, stored, slot_positions, filled):
   from experiments.benchmark.gpu.candidates.flash_decode_cluster import (
     flash_decode_cluster,
   )
+  from kvjax.kernels.hopper.flash_decode import Operands
 
   keys, values = stored['key'].codes, stored[rule.value].codes
   batch, heads, groups, tokens, width = queries['key'].shape
@@ -118,9 +119,8 @@ def _attend(rule, cut, queries, positions, stored, slot_positions, filled):
   span = filled.reshape(1)
   if not cut.ordered:  # a sum over all slots, which no single program computes
     span = spans(positions, slot_positions, filled, cut.rule, False)
-  out, lse = flash_decode_cluster(
-    query, keys, values, positions, slot_positions, span, cut
-  )
+  operands = Operands(query, keys, values, positions, slot_positions, span)
+  out, lse = flash_decode_cluster(operands, cut)
   shape = batch, heads, groups, tokens
   return (
     out[:, :, :rows].reshape(*shape, out.shape[-1]),
