@@ -1,8 +1,8 @@
 """Attention of few query rows on a CPU: `decode_cpu.cc` through `jax.ffi`.
 
-It reads a cache's leaves where they lie, codes and scales included, so nothing
+It reads a cache's leaves in place, codes and scales included, so that nothing
 is sliced, widened or copied on the way, and a narrower cache is a faster one.
-Pages it finds through their table.
+It finds pages through their table.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 
 from kvjax.context import target
 from kvjax.kernels import blockwise
+from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.kernel import Kernel
 from kvjax.kernels.refusals import refuses_block, refuses_stored
 from kvjax.native import load
@@ -67,18 +68,17 @@ def attend(
   names = dict.fromkeys([*queries, scoring.value])
   stored = {name: view.stored[name] for name in names}
   queries = {name: q.astype(jnp.float32) for name, q in queries.items()}
-  filled = jnp.asarray(view.filled, jnp.int32)
+  slots = Slots(view.positions, jnp.asarray(view.filled, jnp.int32), view.table)
   rule = Scoring(
     scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
   shown = view.first, view.last
-  held, table = view.positions, view.table
-  return _attend(rule, shown, queries, positions, stored, held, filled, table)
+  return _attend(rule, shown, queries, positions, stored, slots)
 
 
-# Its derivative is that of the plain form: a kernel has none of its own.
+# The library has no derivative; that of the plain form stands in for it.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
+def _attend(rule, shown, queries, positions, stored, slots: Slots):
   first = next(iter(queries.values()))
   lead = first.shape[:4]
   value = stored[rule.value]
@@ -98,9 +98,9 @@ def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
   )
   return call(
     positions,
-    held,
-    filled,
-    jnp.zeros((0,), jnp.int32) if table is None else table,
+    slots.positions,
+    slots.filled,
+    jnp.zeros((0,), jnp.int32) if slots.table is None else slots.table,
     *streams,
     shared=np.int32(shared),
     **_rule(rule, *shown),

@@ -1,4 +1,4 @@
-"""What kernels that read whole leaves where they lie have in common."""
+"""Why kernels that read whole leaves in place cannot serve a view."""
 
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import View

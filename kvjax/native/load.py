@@ -30,7 +30,7 @@ def missing() -> str:
 def unwanted() -> str:
   """Returns why what is traced now must not call the library; '' if it may."""
   if PLAIN_JAX.value:
-    return 'plain JAX is asked for'
+    return 'plain JAX is requested'
   if target() != 'cpu':
     return f'it runs on cpu, not on {target()}'
   if jax.device_count() > 1:

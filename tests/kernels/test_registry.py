@@ -142,7 +142,12 @@ def test_bad_shapes_are_refused():
     rule = kvjax.Scoring(0.25)
     held = held[:, None]
     out = cpu_library._attend(
-      rule, (0, 29), {'key': q}, positions, streams, held, jnp.int32(30)
+      rule,
+      (0, 29),
+      {'key': q},
+      positions,
+      streams,
+      blockwise.Slots(held, jnp.int32(30)),
     )
     jax.block_until_ready(out)
   out = jax.ShapeDtypeStruct(q.shape, q.dtype)
@@ -167,7 +172,12 @@ def test_bad_shapes_are_refused():
     table = jnp.zeros(columns, jnp.int32)
     with pytest.raises(Exception, match='shapes do not fit'):
       out = cpu_library._attend(
-        rule, (0, 29), {'key': q}, positions, pool, held, 30, table
+        rule,
+        (0, 29),
+        {'key': q},
+        positions,
+        pool,
+        blockwise.Slots(held, 30, table),
       )
       jax.block_until_ready(out)
 

@@ -34,7 +34,7 @@ CORE: tuple[Mutant, ...] = (
   Mutant(
     'values_not_zeroed_in_empty_slots',
     'kvjax/kernels/blockwise.py',
-    'jnp.where(held, values, jnp.zeros_like(values))',
+    'jnp.where(has_token, values, jnp.zeros_like(values))',
     'values',
     'tests/attention/test_attend.py::AttendTest',
   ),
@@ -85,7 +85,7 @@ CORE: tuple[Mutant, ...] = (
   Mutant(
     'prompt_kernel_reads_empty_slots',
     'experiments/benchmark/gpu/candidates/cudnn.py',
-    'jnp.where((held >= 0)[..., None], stored[name].codes, 0)',
+    'jnp.where((slots.positions >= 0)[..., None], stored[name].codes, 0)',
     'stored[name].codes',
     'tests/experiments/test_candidates.py::test_cudnn_answers_ragged_rows_with_poison',
   ),

@@ -117,7 +117,7 @@ def test_hundreds_of_rows_are_multiplied_rows_first(dtype):
   assert f'f32[33,{xla.ROWS_FIRST - 1}]' in fewer.as_text()
 
 
-def test_plain_jax_can_be_asked_for():
+def test_plain_jax_can_be_requested():
   x, weight = draw(2, 32, 48)
   with using_kernel('blockwise'):
     assert cpu_library.refuses(x, weight)

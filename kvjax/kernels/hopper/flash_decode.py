@@ -77,8 +77,8 @@ class Blocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ring:
-  """Blocks in shared memory, `[stages, block, ...]`, and their barriers.
+class BlockBuffers:
+  """A ring of blocks in shared memory, and their barriers.
 
   Attributes:
     keys: `[stages, block, H]`.
@@ -188,10 +188,10 @@ def scratch_types(launch: Launch, operands: Operands) -> dict[str, Any]:
   }
 
 
-def ring_of(scratch: dict[str, Any]) -> Ring:
-  """Returns the ring among what a program has of shared memory."""
-  names = (field.name for field in dataclasses.fields(Ring))
-  return Ring(**{name: scratch[name] for name in names})
+def buffers_of(scratch: dict[str, Any]) -> BlockBuffers:
+  """Returns the buffers of blocks among what a program has of shared memory."""
+  names = (field.name for field in dataclasses.fields(BlockBuffers))
+  return BlockBuffers(**{name: scratch[name] for name in names})
 
 
 def _run_program(launch, operands: Operands, results, scratch) -> None:
@@ -211,7 +211,7 @@ def _run_program(launch, operands: Operands, results, scratch) -> None:
     blocks = Blocks(begin, count, full, operands.query_positions(row))
     plgpu.barrier_wait(scratch['query_full'])
     scratch['out'][...], scratch['lse'][...] = attend_blocks(
-      launch, scratch['query'], blocks, ring_of(scratch)
+      launch, scratch['query'], blocks, buffers_of(scratch)
     )
     write_rows((scratch['out'], scratch['lse']), (out, lse))
 
@@ -221,7 +221,7 @@ def _run_program(launch, operands: Operands, results, scratch) -> None:
     plgpu.copy_gmem_to_smem(
       operands.queries.at[row, head], scratch['query'], scratch['query_full']
     )
-    load_blocks(launch, streams, begin, count, ring_of(scratch))
+    load_blocks(launch, streams, begin, count, buffers_of(scratch))
 
 
 def share_blocks(first, end, split, launch: Launch):
@@ -233,13 +233,15 @@ def share_blocks(first, end, split, launch: Launch):
   return begin, jnp.clip(high - begin, 0, each)
 
 
-def load_blocks(launch: Launch, streams, begin, count, ring: Ring) -> None:
-  """Streams the blocks of a split through its ring."""
+def load_blocks(
+  launch: Launch, streams, begin, count, buffers: BlockBuffers
+) -> None:
+  """Streams the blocks of a split through its buffers."""
   keys, slot_positions, values = streams
   copies = (
-    (keys, ring.keys, ring.keys_full),
-    (slot_positions, ring.block_positions, ring.keys_full),
-    (values, ring.values, ring.values_full),
+    (keys, buffers.keys, buffers.keys_full),
+    (slot_positions, buffers.block_positions, buffers.keys_full),
+    (values, buffers.values, buffers.values_full),
   )
 
   @pl.loop(0, count)
@@ -249,7 +251,7 @@ def load_blocks(launch: Launch, streams, begin, count, ring: Ring) -> None:
 
     @pl.when(i >= launch.stages)
     def _():
-      plgpu.barrier_wait(ring.free.at[stage])
+      plgpu.barrier_wait(buffers.free.at[stage])
 
     for source, target, full in copies:
       plgpu.copy_gmem_to_smem(
@@ -259,36 +261,36 @@ def load_blocks(launch: Launch, streams, begin, count, ring: Ring) -> None:
   # A barrier must not be left with an arrival that nobody waited for.
   @pl.loop(jnp.maximum(count - launch.stages, 0), count)
   def _(i):
-    plgpu.barrier_wait(ring.free.at[jax.lax.rem(i, launch.stages)])
+    plgpu.barrier_wait(buffers.free.at[jax.lax.rem(i, launch.stages)])
 
 
-def attend_blocks(launch: Launch, query, blocks: Blocks, ring: Ring):
+def attend_blocks(launch: Launch, query, blocks: Blocks, buffers: BlockBuffers):
   """Returns output `[64, E]` and log-sum-exp `[64]` of a split's blocks.
 
   Args:
     launch: static choices.
     query: a tile, in shared memory or in registers.
     blocks: what is read.
-    ring: through which it arrives.
+    buffers: through which it arrives.
   """
   start = (
     jnp.full((ROWS,), -jnp.inf, jnp.float32),
     jnp.zeros((ROWS,), jnp.float32),
-    jnp.zeros((ROWS, ring.values.shape[-1]), jnp.float32),
+    jnp.zeros((ROWS, buffers.values.shape[-1]), jnp.float32),
   )
-  add_block = functools.partial(_add_block, launch, query, blocks, ring)
+  add_block = functools.partial(_add_block, launch, query, blocks, buffers)
   sums = jax.lax.fori_loop(0, blocks.count, add_block, start)
   return _normalize(*sums)
 
 
-def _add_block(launch, query, blocks: Blocks, ring: Ring, i, carry):
+def _add_block(launch, query, blocks: Blocks, buffers: BlockBuffers, i, carry):
   """Adds block i of a split to the running softmax, in powers of 2."""
   top, total, out = carry
   stage = jax.lax.rem(i, launch.stages)
-  plgpu.barrier_wait(ring.keys_full.at[stage])
-  scores = _multiply_transposed(launch, query, ring.keys.at[stage])
+  plgpu.barrier_wait(buffers.keys_full.at[stage])
+  scores = _multiply_transposed(launch, query, buffers.keys.at[stage])
   scores = _scale(launch, scores)
-  seen = _seen(launch, blocks.query_positions, ring.block_positions[stage])
+  seen = _seen(launch, blocks.query_positions, buffers.block_positions[stage])
   scores = jnp.where(seen, scores, -jnp.inf)
   new = jnp.maximum(top, jnp.max(scores, axis=1))
   # -inf less -inf would be NaN in a row that has seen nothing so far.
@@ -296,22 +298,22 @@ def _add_block(launch, query, blocks: Blocks, ring: Ring, i, carry):
   keep = jnp.exp2(top - shift)
   weights = jnp.exp2(scores - along_columns(shift, scores.shape))
   total = total * keep + jnp.sum(weights, axis=1)
-  plgpu.barrier_wait(ring.values_full.at[stage])
+  plgpu.barrier_wait(buffers.values_full.at[stage])
 
   # An empty slot may hold NaN, and the product of its weight, 0, with NaN is
   # NaN. Only blocks beyond `full` have empty slots.
   @pl.when((blocks.begin + i + 1) * launch.block > blocks.full)
   def _():
-    values = ring.values[stage]
-    empty = ring.block_positions[stage] < 0
+    values = buffers.values[stage]
+    empty = buffers.block_positions[stage] < 0
     zero = jnp.zeros_like(values)
     empty = along_columns(empty, values.shape)
-    ring.values[stage] = jnp.where(empty, zero, values)
+    buffers.values[stage] = jnp.where(empty, zero, values)
     plgpu.commit_smem()
 
-  weights = weights.astype(ring.values.dtype)
-  added = _multiply(launch, weights, ring.values.at[stage], out.shape)
-  plgpu.barrier_arrive(ring.free.at[stage])
+  weights = weights.astype(buffers.values.dtype)
+  added = _multiply(launch, weights, buffers.values.at[stage], out.shape)
+  plgpu.barrier_arrive(buffers.free.at[stage])
   return new, total, out * along_columns(keep, out.shape) + added
 
 

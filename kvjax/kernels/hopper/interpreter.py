@@ -23,7 +23,7 @@ def settings() -> Any:
 
 @contextlib.contextmanager
 def interpreted(*, detect_races: bool = False) -> Iterator[None]:
-  """Lets GPU kernels that are traced meanwhile run on this CPU.
+  """Lets GPU kernels that are traced inside run on this CPU.
 
   Args:
     detect_races: look for accesses of shared memory that no barrier orders;

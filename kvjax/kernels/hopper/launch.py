@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kvjax.context import target
 from kvjax.kernels import blockwise
+from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, tuning
 from kvjax.kernels.hopper.spans import spans
 from kvjax.kernels.hopper.tiling import (
@@ -118,8 +119,7 @@ def attend(
     queries,
     positions,
     {name: view.stored[name] for name in ('key', scoring.value)},
-    view.shown(view.positions),
-    jnp.asarray(view.filled, jnp.int32),
+    Slots(view.shown(view.positions), jnp.asarray(view.filled, jnp.int32)),
   )
 
 
@@ -154,10 +154,11 @@ def without_arrays(scoring: Scoring) -> Scoring:
 
 # The kernel has no derivative; that of the plain form stands in for it.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attend(rule, launch, queries, positions, stored, slot_positions, filled):
+def _attend(rule, launch, queries, positions, stored, slots: Slots):
   # Pallas takes a second to import: only a caller of this kernel waits for it.
   from kvjax.kernels.hopper.flash_decode import Operands, flash_decode
 
+  slot_positions, filled, _ = slots
   keys, values = stored['key'].codes, stored[rule.value].codes
   batch, heads, groups, tokens, width = queries['key'].shape
   rows = groups * tokens

@@ -7,7 +7,7 @@ from kvjax.streams.visibility import Visibility
 
 ROWS = 64  # of a tile of queries: what one warpgroup multiplies at once
 LANES = 64  # elements of two bytes in a row of 128 swizzled bytes
-BLOCK = 64  # slots a turn reads
+BLOCK = 64  # slots that one iteration reads
 STAGES = 4  # blocks in flight, at most
 CORES = 132  # of an H100 SXM or H200: programs that run at a time
 SHARED = 232_448 - 4_096  # bytes of a program, less barriers and scratch
@@ -22,7 +22,7 @@ class Launch:
     scale: multiplies every product of query and key.
     softcap: scores become `softcap * tanh(score / softcap)`; None for none.
     splits: programs that share the slots of a row and kv head.
-    block: slots a turn reads.
+    block: slots that one iteration reads.
     stages: blocks in flight.
     interpret: of `plgpu.kernel`; None to compile.
     ordered: slot i holds position i.

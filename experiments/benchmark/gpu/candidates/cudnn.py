@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from kvjax.context import target
 from kvjax.kernels import blockwise
+from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, launch
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.kernels.kernel import Kernel
@@ -100,34 +101,33 @@ def attend(
   assert view.stored is not None and view.positions is not None
   stored = {name: view.stored[name] for name in ('key', scoring.value)}
   rule = Scoring(scoring.scale, scoring.value, visibility=scoring.visibility)
-  filled = jnp.asarray(view.filled, jnp.int32)
-  return _attend(rule, queries, positions, stored, view.positions, filled)
+  slots = Slots(view.positions, jnp.asarray(view.filled, jnp.int32))
+  return _attend(rule, queries, positions, stored, slots)
 
 
 # Its derivative is that of the plain form, as of the other kernels.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(rule, queries, positions, stored, held, filled):
-  del filled
-  # A masked weight is 0, and 0 times what lies in an empty slot may be NaN.
+def _attend(rule, queries, positions, stored, slots: Slots):
+  # A masked weight is 0, and 0 times the NaN of an empty slot would be NaN.
   key, value = (
-    jnp.where((held >= 0)[..., None], stored[name].codes, 0)
+    jnp.where((slots.positions >= 0)[..., None], stored[name].codes, 0)
     for name in ('key', rule.value)
   )
   batch, heads, groups, tokens, width = queries['key'].shape
   query = queries['key'].astype(key.dtype)
   query = query.reshape(batch, heads * groups, tokens, width)
-  slots, window = key.shape[2], rule.visibility.window
+  capacity, window = key.shape[2], rule.visibility.window
   lead = 0 if window is None else window - 1
-  size = min(tokens + lead, slots)
-  start, offset, count, apart = _square(positions, lead, size, slots)
+  size = min(tokens + lead, capacity)
+  start, offset, count, apart = _square(positions, lead, size, capacity)
   row = jnp.arange(size, dtype=jnp.int32)[None, :] - offset[:, None]
   query, near = _take(query, row), (key, value)
-  if size < slots:
+  if size < capacity:
     cut = jax.lax.dynamic_slice_in_dim
     cut = jax.vmap(functools.partial(cut, slice_size=size, axis=1))
     near = cut(key, start), cut(value, start)
   out, lse = _call(rule, query, *near, count, count, causal=True)
-  if window is None and size < slots:
+  if window is None and size < capacity:
     old, total = _call(rule, query, key, value, count, start, causal=False)
     some = (start > 0)[:, None, None]
     old = jnp.where(some[..., None], old, 0), jnp.where(some, total, -jnp.inf)

@@ -140,8 +140,8 @@ def _run_program(launch: Launch, operands: Operands, refs, scratch) -> None:
     plgpu.copy_gmem_to_smem(
       operands.queries.at[row, head], target, scratch['query_full']
     )
-    ring = flash_decode.ring_of(scratch)
-    flash_decode.load_blocks(launch, streams, begin, count, ring)
+    buffers = flash_decode.buffers_of(scratch)
+    flash_decode.load_blocks(launch, streams, begin, count, buffers)
 
 
 def _span(launch, query_positions, filled, slots):
@@ -157,7 +157,7 @@ def _span(launch, query_positions, filled, slots):
 
 def _compute(launch, split, blocks: Blocks, results: Results, scratch) -> None:
   out, lse = flash_decode.attend_blocks(
-    launch, scratch['query'], blocks, flash_decode.ring_of(scratch)
+    launch, scratch['query'], blocks, flash_decode.buffers_of(scratch)
   )
   if launch.splits == 1:
     scratch['out'][...], scratch['lse'][...] = out, lse

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.kernels import blockwise
+from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, launch, tuning
 from kvjax.kernels.hopper.spans import spans
 from kvjax.kernels.hopper.tiling import Launch, choose_stages
@@ -57,8 +58,7 @@ def attend(
     queries,
     positions,
     {name: view.stored[name] for name in ('key', scoring.value)},
-    view.shown(view.positions),
-    jnp.asarray(view.filled, jnp.int32),
+    Slots(view.shown(view.positions), jnp.asarray(view.filled, jnp.int32)),
   )
 
 
@@ -104,12 +104,13 @@ def missing_clusters() -> str:
 
 # The kernel has no derivative; that of the plain form stands in for it.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attend(rule, cut, queries, positions, stored, slot_positions, filled):
+def _attend(rule, cut, queries, positions, stored, slots: Slots):
   from experiments.benchmark.gpu.candidates.flash_decode_cluster import (
     flash_decode_cluster,
   )
   from kvjax.kernels.hopper.flash_decode import Operands
 
+  slot_positions, filled, _ = slots
   keys, values = stored['key'].codes, stored[rule.value].codes
   batch, heads, groups, tokens, width = queries['key'].shape
   rows = groups * tokens
