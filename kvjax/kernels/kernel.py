@@ -1,10 +1,11 @@
-"""The interface of a kernel: one record of five functions.
+"""The interface of a kernel: one record of a name and functions.
 
 The library's records are listed in `registry.KERNELS`. A function that takes
 `kernel=` takes a record, too: a kernel that is tried out needs no registration.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -39,22 +40,6 @@ class Refuses(Protocol):
   ) -> str: ...
 
 
-class Missing(Protocol):
-  """Returns why this process cannot use a kernel; '' if it can."""
-
-  def __call__(self) -> str: ...
-
-
-class IsAtHome(Protocol):
-  """Returns whether this process has the device that a kernel is made for.
-
-  There the kernel may be chosen without being named, and is written into
-  programs for its `platform` only.
-  """
-
-  def __call__(self) -> bool: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Kernel:
   """One implementation of attention to one view.
@@ -64,15 +49,17 @@ class Kernel:
     platform: as `jax.lax.platform_dependent` calls it ('cpu', 'cuda'): a
       program that is lowered for another one attends block by block instead.
       '' for a kernel that every platform runs.
-    missing: why this process cannot use it.
-    is_at_home: whether this process has its device.
+    missing: returns why this process cannot use it; '' if it can.
+    is_at_home: returns whether this process has the device that the kernel is
+      made for. There a kernel of the registry may be chosen without being
+      named, and is written into programs for its `platform` only.
     refuses: why it cannot serve a view.
     attend: what it computes.
   """
 
   name: str
   platform: str
-  missing: Missing
-  is_at_home: IsAtHome
+  missing: Callable[[], str]
+  is_at_home: Callable[[], bool]
   refuses: Refuses
   attend: Attend

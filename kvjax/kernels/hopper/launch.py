@@ -126,9 +126,10 @@ def attend(
 def problem_of(view: View, scoring: Scoring) -> Problem:
   """Returns the sizes by which the launch for a view is cut."""
   assert view.stored is not None
-  key, value = view.stored['key'].codes, view.stored[scoring.value].codes
-  programs = math.prod(key.shape[:2])
-  return Problem(programs, view.slots, key.shape[3], value.shape[3])
+  stored: Streams = view.stored
+  keys, values = stored['key'].codes, stored[scoring.value].codes
+  programs = math.prod(keys.shape[:2])
+  return Problem(programs, view.slots, keys.shape[3], values.shape[3])
 
 
 def launch_of(tiles: Tiles, view: View, scoring: Scoring) -> Launch:

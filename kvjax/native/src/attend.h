@@ -4,9 +4,10 @@
 // slots. Slots are read in blocks, and in each a tile at a time for all R rows,
 // from the first-level cache except for the first time. A later block is
 // prefetched at the same time, one cache line after the other: memory would
-// rest between two bursts. Narrow codes are widened in registers. The softmax runs block by block (FlashAttention, arXiv
-// 2205.14135); stretches of blocks are shared out to the threads of XLA's own
-// pool and merged by their sums (Flash-Decoding).
+// rest between two bursts. Narrow codes are widened in registers. The softmax
+// runs block by block (FlashAttention, arXiv 2205.14135); stretches of blocks
+// are shared out to the threads of XLA's own pool and merged by their sums
+// (Flash-Decoding).
 //
 // A block in which no row may see a token is never read. In a block that is
 // seen in part, a slot without a token counts as zeros, whatever is stored.
