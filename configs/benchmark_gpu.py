@@ -2,7 +2,7 @@
 
   make bench-gpu                       all of it; or in two calls, first the
                                        parts that have not run on a GPU:
-  make bench-gpu ARGS=--sections=target,memory,checks,models
+  make bench-gpu ARGS=--sections=target,memory,checks,models,products
   make bench-gpu ARGS='--append --sections=sweep,attention'
   python -m experiments.benchmark --config=configs/benchmark_gpu.py --budget=540
   python -m experiments.benchmark --config=configs/benchmark_gpu.py:tiny
@@ -38,6 +38,7 @@ TINY = {
   'both': False,
   'models': ('model',),
   'memory': (('model', 'mosaic_gpu', 1, 64, 1),),
+  'products': ((3, 32, 48),),
   'checks.problems': ((3, 1, 64, 64, 'bfloat16', {}, None),),
   'checks.lengths': (0, 5),
   'checks.slots': 64,
@@ -87,13 +88,18 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'memory',
         'checks',
         'models',
+        'products',
         'sweep',
         'attention',
       ),
       'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
       'both': True,  # both forms of the kernel in attention alone
-      # Forms of steps. The order of products matters for several rows only.
-      'forms': ('inside', 'rows first', 'inside + rows first'),
+      'forms': ('inside',),  # candidates of the kernel, in steps
+      'products': (  # rows, output and input channels
+        (8, 4096, 4096),
+        (8, 14_336, 4096),
+        (8, 4096, 14_336),
+      ),
       'memory': (  # model, kernel, batch, capacity, tokens, of growing size
         ('model', 'mosaic_gpu', 1, 4096, 1),
         ('model', 'blockwise', 4, 2048, 512),

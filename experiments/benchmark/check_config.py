@@ -16,6 +16,7 @@ SIZES = {
   'steps': 2,
   'generate': 3,
   'layer': 2,
+  'products': 3,
   'caches.sizes': 2,
   'variants.sizes': 2,
   'attention.shapes': 3,
@@ -42,14 +43,13 @@ def check(config: Any, known: Iterable[str]) -> None:
     if config[name] < 1:
       raise ValueError(f'{name}={config[name]} must be 1 or more.')
   _check_all_sizes(flat)
-  for name in ('kernels', 'prompt_kernels'):
-    _among(name, config[name], KERNELS)
+  _among('kernels', config.kernels, KERNELS)
+  _among('prompt_kernels', config.prompt_kernels, forms.PROMPT_KERNELS)
   _among('generate_kernels', config.generate_kernels, (None, *KERNELS))
   _among('attention.dtypes', config.attention.dtypes, attention.TOLERANCE)
   _among('sweep.axes', flat.get('sweep.axes', ()), tile_sweep.AXES)
   for name in ('forms', 'checks.forms'):
-    parts = [part for form in flat.get(name, ()) for part in form.split(' + ')]
-    _among(name, filter(None, parts), forms.FORMS)
+    _among(name, filter(None, flat.get(name, ())), forms.FORMS)
   for text in flat.get('caches.names', ()):
     parse_cache(text)
   _check_models(config, flat)

@@ -19,6 +19,7 @@ from experiments.benchmark.layer import LayerCase
 from experiments.benchmark.prompts import GenerateCase, PromptCase
 from experiments.measuring import clock, model
 from experiments.measuring.attention import AttentionCase
+from experiments.measuring.candidates.rows_first import ProductCase
 from experiments.measuring.clock import Pace
 from experiments.measuring.variants import with_attention
 from kvjax.models.initialize import init_params
@@ -142,6 +143,11 @@ def attention_races(run: Run) -> Iterator[Race]:
     whole = dataclasses.replace(case, filled=slots, dtype='float32')
     if whole.bytes <= chosen.get('largest', whole.bytes):
       yield Race(case, bar=bars.get((batch, filled)))
+
+
+def product_races(run: Run) -> Iterator[Race]:
+  for rows, out, width in run.config.products:
+    yield Race(ProductCase(rows, out, width))
 
 
 def latent_races(run: Run) -> Iterator[Race]:

@@ -137,6 +137,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
   'attention': ('Attention alone', _races(races.attention_races)),
   'variants': ('Steps of each variant', _races(races.variant_races)),
   'caches': ('Steps of each kind of cache', _races(races.cache_races)),
+  'products': ('Products of several rows', _races(races.product_races)),
   'latent': ('Latent attention alone', _races(races.latent_races)),
   'layer': ('One attention layer', _races(races.layer_races)),
   'models': ('The model', _models()),

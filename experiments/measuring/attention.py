@@ -14,7 +14,6 @@ from experiments.measuring import attention_peers, clock, forms, peers
 from experiments.measuring.clock import Entry, Expected, Pace
 from kvjax.kernels import Scoring, attend_view
 from kvjax.kernels.hopper.launch import DTYPES
-from kvjax.kernels.hopper.tuning import Problem, tiles
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.view import contiguous_view
 
@@ -205,27 +204,18 @@ def _kernels(
   for kernel in pace.usable():
     if kernel == 'mosaic_gpu' and case.dtype not in DTYPES:
       continue
-    attend = functools.partial(
-      _attend_each,
-      query_positions=query_positions,
-      slot_positions=slot_positions,
-      codec=codec,
-      scoring=case.scoring,
-      kernel=kernel,
-    )
-    for form in _forms(case, kernel, pace):
-      name = forms.named(kernel, form)
-      ours.append((name, kernel, forms.formed(form, attend)))
+    candidates = forms.FORMS if kernel == 'mosaic_gpu' and pace.both else ()
+    for form in ('', *candidates):
+      attend = functools.partial(
+        _attend_each,
+        query_positions=query_positions,
+        slot_positions=slot_positions,
+        codec=codec,
+        scoring=case.scoring,
+        kernel=forms.kernel_of(kernel, form),
+      )
+      ours.append((forms.named(kernel, form), kernel, attend))
   return ours
-
-
-def _forms(case: AttentionCase, kernel: str, pace: Pace) -> tuple[str, ...]:
-  """Returns forms of a kernel that take part; '' for the form of its table."""
-  if kernel != 'mosaic_gpu' or not pace.both:
-    return ('',)
-  problem = Problem(case.batch * case.heads, case.slots, case.width, case.width)
-  other = {'after': 'inside', 'inside': 'after'}
-  return '', other[tiles(problem).merge]
 
 
 def steady(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from experiments.measuring import clock
 from experiments.measuring.peers import missing, torch_device
-from kvjax.target import target
+from kvjax.context import target
 
 Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
 

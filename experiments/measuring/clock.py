@@ -63,10 +63,9 @@ class Pace:
     together: buffers that one call of attention alone reads, which hides the
       cost of the call. Compile time grows with the number.
     calls: calls that are queued before the host waits for one.
-    both: whether `mosaic_gpu` alone also runs in the other form than the one
-      of its table.
+    both: whether attention alone also runs candidates of `mosaic_gpu`.
     room: slots beyond the context, for the tokens that are timed.
-    forms: further forms of a step by `mosaic_gpu`, as in `forms`.
+    forms: candidates of `mosaic_gpu` that decode steps, as in `forms`.
     alone: whether kvjax runs without peers and without int8 weights.
   """
 

@@ -1,38 +1,24 @@
-"""Forms of a program by name; "inside" and "rows first" never ran on a GPU."""
+"""Kernels by the names of configs and records: the library's and candidates.
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+A form is what a config calls a candidate that is raced against the kernel of
+the library: 'inside' is `mosaic_gpu` merged inside its launch.
+"""
 
-from kvjax.kernels.hopper import tuning
-from kvjax.layers import linear
+from collections.abc import Sequence
 
-FORMS: dict[str, Callable[[], Any]] = {
-  'after': lambda: tuning.merging('after'),
-  'inside': lambda: tuning.merging('inside'),
-  'rows first': lambda: linear.ordering('rows first'),
-}
+from experiments.measuring.candidates import cudnn, mosaic_gpu_inside
+from kvjax.kernels import KERNELS, Kernel
 
-
-@contextlib.contextmanager
-def using(form: str) -> Iterator[None]:
-  """Lets what is traced meanwhile have a form, or several joined by ' + '."""
-  with contextlib.ExitStack() as stack:
-    for name in filter(None, form.split(' + ')):
-      stack.enter_context(FORMS[name]())
-    yield
+FORMS: dict[str, Kernel] = {'inside': mosaic_gpu_inside.KERNEL}
+PROMPT_CANDIDATES: dict[str, Kernel] = {'cudnn': cudnn.KERNEL}
+PROMPT_KERNELS: Sequence[str] = (*KERNELS, *PROMPT_CANDIDATES)
 
 
-def formed(form: str, call: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function that calls another so; itself for no form."""
-  if not form:
-    return call
-
-  def within(*args, **kwargs):
-    with using(form):
-      return call(*args, **kwargs)
-
-  return within
+def kernel_of(name: str, form: str = '') -> str | Kernel:
+  """Returns what `kernel=` takes for a name of a config, in a form of it."""
+  if form:
+    return FORMS[form]
+  return PROMPT_CANDIDATES.get(name, name)
 
 
 def named(kernel: str, form: str) -> str:

@@ -134,9 +134,10 @@ class StepCase(ModelCase):
 
     def ours(way):
       weights = coded() if way.narrow else self.params
-      call, size = prepare(weights, way.kernel, way.codec)
+      kernel = forms.kernel_of(way.kernel, way.form)
+      call, size = prepare(weights, kernel, way.codec)
       want = dataclasses.replace(expected(way.codec, way.narrow), bytes=size)
-      return want.runner(forms.formed(way.form, call), way.kernel)
+      return want.runner(call, way.kernel)
 
     entries: dict[str, Entry] = {
       way.name: functools.partial(ours, way) for way in _ways(self, pace)
@@ -194,13 +195,11 @@ class _Way:
 
 
 def _ways(case: StepCase, pace: Pace) -> Iterator[_Way]:
-  # The order of a product, 'rows first', means nothing for a single row.
-  variations = [x for x in pace.forms if case.batch > 1 or 'rows' not in x]
   for kernel in pace.usable():
     name = f'kvjax {kernel}'
     if kernel == 'mosaic_gpu':
       if case.config.dtype in DTYPES:
-        for form in ('', *([] if pace.alone else variations)):
+        for form in ('', *(() if pace.alone else pace.forms)):
           yield _Way(forms.named(kernel, form), kernel, form=form)
       continue
     yield _Way(name, kernel)

@@ -11,19 +11,15 @@ merged by their log-sum-exp (Flash-Decoding). What every kernel promises:
 - a row that sees no key returns 0, with log-sum-exp -inf.
 """
 
-import functools
 from collections.abc import Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from kvjax.kernels.blockwise import (
-  attention_weights,
-  finite,
-  normalize,
-  received,
-)
+from kvjax.kernels.blockwise import attention_weights, received
+from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.log_sum_exp import merge
 from kvjax.kernels.registry import attend_view
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
@@ -45,7 +41,7 @@ def attend(
   scoring: Scoring,
   *,
   block: int | None = None,
-  kernel: str | None = None,
+  kernel: str | Kernel | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to disjoint segments of slots.
 
@@ -56,7 +52,8 @@ def attend(
     segments: views whose slots hold different tokens.
     scoring: scale, mask, bias and sinks.
     block: slots read at once; None for the kernel's choice.
-    kernel: one of `kernels.KERNELS`; None for the fastest for each view.
+    kernel: one of `kernels.KERNELS`, or a record of a kernel that is not among
+      them; None for the fastest for each view.
 
   Returns:
     Output `[B, K, G, T, E]` and log-sum-exp `[B, K, G, T]`, float32.
@@ -86,28 +83,3 @@ def add_sinks(
   sinks = sinks.astype(jnp.float32)[None, :, :, None]
   out = out * jax.nn.sigmoid(lse - sinks)[..., None]
   return out, jnp.logaddexp(lse, sinks)
-
-
-def merge(
-  parts: Sequence[tuple[jax.Array, jax.Array]],
-) -> tuple[jax.Array, jax.Array]:
-  """Merges attention over disjoint sets of slots, as if it were over all.
-
-  `out = sum_i exp(lse_i - lse) out_i` with `lse = log sum_i exp(lse_i)`.
-
-  Args:
-    parts: outputs `[..., E]` and log-sum-exps `[...]`.
-
-  Returns:
-    Output `[..., E]` and log-sum-exp `[...]`; 0 and -inf where all are -inf.
-  """
-  outs, lses = zip(*parts, strict=True)
-  top = finite(jnp.max(jnp.stack(lses), axis=0))
-  weights = [jnp.exp(lse - top) for lse in lses]
-  total = functools.reduce(jnp.add, weights)
-  # A part that saw nothing adds nothing, whatever its output holds.
-  shares = [
-    jnp.where(lse[..., None] == -jnp.inf, 0, w[..., None] * out)
-    for w, lse, out in zip(weights, lses, outs, strict=True)
-  ]
-  return normalize(top, total, functools.reduce(jnp.add, shares))

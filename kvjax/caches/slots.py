@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
 from kvjax.native import write_narrow
-from kvjax.target import target
 
 EMPTY = -1  # position of a slot that holds no token
 

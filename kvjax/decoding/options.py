@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from kvjax.native.load import asking
+from kvjax.context import using_kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DecodeOptions:
 
     With kernel='blockwise' all of a call is plain JAX.
     """
-    return asking(self.kernel)
+    return using_kernel(self.kernel)
 
 
 DEFAULT = DecodeOptions()

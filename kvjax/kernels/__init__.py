@@ -3,14 +3,16 @@
 `available()` says which ones this process can use, and why not the others.
 """
 
+from kvjax.context import targeting
 from kvjax.kernels.hopper.interpreter import interpreted
+from kvjax.kernels.kernel import Kernel
 from kvjax.kernels.registry import KERNELS, attend_view, available, choose
 from kvjax.streams.scoring import Bias, Scoring
-from kvjax.target import targeting
 
 __all__ = (
   'KERNELS',
   'Bias',
+  'Kernel',
   'Scoring',
   'attend_view',
   'available',

@@ -5,11 +5,14 @@ Online softmax over blocks of slots (Milakov and Gimelshein 2018, arXiv
 the loop is that of the filled blocks, so time follows the filled length.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
+from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.log_sum_exp import finite, normalize
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import (
   Streams,
@@ -18,12 +21,11 @@ from kvjax.streams.view import (
   contiguous_view,
   positions_by_row,
 )
-from kvjax.target import target
 
-BLOCK = 128  # slots a turn of the loop reads: a few rows' worth stays in L2
-SPLIT = 64  # slots a piece of the product of few weights with values
+BLOCK = 128  # slots of one iteration: their scores stay in the second cache
+SPLIT = 64  # slots of a piece, where few rows of weights multiply values
 QUERY_BLOCK = 256  # tokens of a long prefill that share one pass over the keys
-MANY = 128  # rows of queries that a CPU multiplies as they lie
+QUERIES_FIRST = 128  # query rows from which a CPU multiplies queries first
 
 
 def attend(
@@ -49,8 +51,8 @@ def attend(
   tokens = positions.shape[1]
   if tokens <= QUERY_BLOCK:
     return _attend_rows(queries, positions, view, scoring, block)
-  # A long prefill goes block of queries by block of queries: scores stay small
-  # and, where slots are ordered, a block stops at its own last position.
+  # A long prefill runs over one block of queries after another: scores stay
+  # small and, where slots are ordered, a block stops at its last position.
   count = -(-tokens // QUERY_BLOCK)
   pad = count * QUERY_BLOCK - tokens
 
@@ -87,8 +89,9 @@ def _attend_rows(queries, positions, view, scoring, block):
     shift = finite(new)
     weights = jnp.where(seen, jnp.exp(scores - shift[..., None]), 0.0)
     values = _wide(streams[scoring.value])
-    held = (keys >= 0)[..., None]
-    values = jnp.where(held, values, jnp.zeros_like(values))
+    # An empty slot may hold NaN, and 0, its weight, times NaN would be NaN.
+    has_token = (keys >= 0)[..., None]
+    values = jnp.where(has_token, values, jnp.zeros_like(values))
     keep = jnp.exp(top - shift)
     out = out * keep[..., None] + _weigh(weights, values)
     return new, total * keep + weights.sum(axis=-1), out
@@ -111,7 +114,7 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
   weights = weights.astype(values.dtype)
   formula, split = 'BKRS,BKSE->BKRE', weights.shape[-1] % SPLIT == 0
   if split and weights.shape[2] <= 8 and weights.shape[-1] > SPLIT:
-    # Few rows over many slots: XLA:CPU is half as fast in one piece (0.10).
+    # Few rows, hundreds of slots: in one piece XLA:CPU (0.10) is half as fast.
     shape = weights.shape[:3] + (-1, SPLIT)
     weights = jnp.moveaxis(weights.reshape(shape), 3, 2)
     values = values.reshape(values.shape[:2] + (-1, SPLIT) + values.shape[3:])
@@ -120,21 +123,35 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
   return out.sum(axis=2) if formula.startswith('BKN') else out
 
 
+class Slots(NamedTuple):
+  """Which slots of whole leaves hold tokens.
+
+  Attributes:
+    positions: int32 `[B, 1 | K, S]`, -1 where empty; with a table those of a
+      pool, `[K, pages, page]`.
+    filled: no slot from here on holds a token.
+    table: int32 `[B, columns]` of pages; None for slots that are contiguous.
+  """
+
+  positions: jax.Array
+  filled: jax.Array
+  table: jax.Array | None = None
+
+
 def attend_stored(
   scoring: Scoring,
   queries: Streams,
   positions: jax.Array,
   stored: Streams,
-  held: jax.Array,
-  filled: Any,
-  table: jax.Array | None = None,
+  slots: Slots,
   **part: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Attends to whole `Stored` streams: what kernels that read them compute."""
+  """Attends to whole `Stored` streams, as kernels that read them do."""
+  slot_positions, filled, table = slots
   if table is not None:
     stored = jax.tree.map(lambda pool: by_row(pool, table), stored)
-    held = positions_by_row(held, table)
-  view = contiguous_view(stored, held, filled).only(**part)
+    slot_positions = positions_by_row(slot_positions, table)
+  view = contiguous_view(stored, slot_positions, filled).only(**part)
   view = view.map(lambda s: {name: x.decode() for name, x in s.items()})
   return attend(queries, positions, view, scoring)
 
@@ -151,8 +168,8 @@ def received(
 ) -> jax.Array:
   """Returns the weight each slot received of all queries, `[B, heads, S]`.
 
-  A second pass over the keys alone, given the log-sum-exp of the first. Fewer
-  `heads` than K are sums over as many neighbours.
+  A second pass over the keys alone, with the log-sum-exp of the first. Fewer
+  `heads` than K are sums over neighbouring heads.
   """
   rows = _rows(queries)
   size = _block_size(view, block)
@@ -183,7 +200,7 @@ def attention_weights(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns weights `[B, K, G, T, S]` and positions `[B, 1 | K, S]` of slots.
 
-  For looking at: it holds all of S at once.
+  For inspection: the result has all S slots.
   """
   groups, tokens = lse.shape[2:]
   streams, keys = view.fetch(0, view.slots)
@@ -211,12 +228,16 @@ def _scores(rows, streams, positions, keys, scoring, groups):
   if scoring.softcap is not None:
     scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
   tokens = positions.shape[1]
-  asked, held = positions[:, None, :, None], keys[:, :, None, :]
+  query_positions = positions[:, None, :, None]
+  slot_positions = keys[:, :, None, :]
   shape = scores.shape[:2] + (groups, tokens, scores.shape[-1])
   if scoring.bias is not None:
-    bias = scoring.bias(asked, held, scores.shape[1])  # [B, K, G, T, S]
+    bias = scoring.bias(
+      query_positions, slot_positions, scores.shape[1]
+    )  # [B, K, G, T, S]
     scores = (scores.reshape(shape) + bias).reshape(scores.shape)
-  seen = scoring.visibility.sees(asked, held) & (asked >= 0)
+  seen = scoring.visibility.sees(query_positions, slot_positions)
+  seen = seen & (query_positions >= 0)
   seen = jnp.broadcast_to(seen[:, :, None], shape).reshape(scores.shape)
   return jnp.where(seen, scores, -jnp.inf), seen
 
@@ -224,10 +245,9 @@ def _scores(rows, streams, positions, keys, scoring, groups):
 def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
   """Returns `[B, K, R, S]` of `[B, K, S, H]` and `[B, K, R, H]`, float32.
 
-  Computed slots first, the order in which a CPU reads the stream at full
-  speed, and turned, since the softmax is fastest along the last axis. The
-  barrier keeps XLA from folding the turn into the product: not of many rows,
-  which wait for arithmetic, and would for the turn.
+  The product is computed slots first, the order in which a CPU reads the stream
+  at full speed, and transposed, because a softmax along the last axis is
+  fastest.
   """
   stream = _wide(stream)
   scores = jnp.einsum(
@@ -236,7 +256,10 @@ def _product(stream: jax.Array, queries: jax.Array) -> jax.Array:
     queries.astype(stream.dtype),
     preferred_element_type=jnp.float32,
   )
-  if target() == 'cpu' and queries.shape[2] < MANY:
+  # XLA would fold the transpose into the product and restore the slow order.
+  # The barrier prevents it. Hundreds of rows wait for arithmetic, not for the
+  # stream: both orders are as fast, and the barrier would cost a transpose.
+  if target() == 'cpu' and queries.shape[2] < QUERIES_FIRST:
     scores = jax.lax.optimization_barrier(scores)
   return jnp.swapaxes(scores, 2, 3)
 
@@ -249,7 +272,7 @@ def _wide(x: jax.Array) -> jax.Array:
 
 def _block_size(view: View, block: int | None) -> int:
   if block is None:
-    # A loop of unknown length makes a GPU's host wait at every turn.
+    # A loop of unknown length makes a GPU's host wait at every iteration.
     block = BLOCK if target() == 'cpu' else view.slots
   block = max(block // view.page, 1) * view.page
   return min(block, view.slots)
@@ -272,15 +295,22 @@ def _loop(view: View, size: int, filled: Any, body, carry):
   return jax.lax.fori_loop(0, blocks, body, carry)
 
 
-def finite(x: jax.Array) -> jax.Array:
-  """Returns x with 0 for -inf, so that differences are never NaN."""
-  return jnp.where(x == -jnp.inf, 0.0, x)
+def _never_missing() -> str:
+  return ''
 
 
-def normalize(
-  top: jax.Array, total: jax.Array, out: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns output and log-sum-exp of sums scaled by `exp(-top)`."""
-  empty = total == 0
-  safe = jnp.where(empty, 1.0, total)
-  return out / safe[..., None], jnp.where(empty, -jnp.inf, top + jnp.log(safe))
+def _refuses_nothing(
+  queries: Streams, view: View, scoring: Scoring, block: int | None = None
+) -> str:
+  del queries, view, scoring, block
+  return ''
+
+
+KERNEL = Kernel(
+  name='blockwise',
+  platform='',
+  missing=_never_missing,
+  is_at_home=lambda: True,
+  refuses=_refuses_nothing,
+  attend=attend,
+)

@@ -1,8 +1,8 @@
 """Attention of few query rows on a CPU: `decode_cpu.cc` through `jax.ffi`.
 
-It reads a cache's leaves where they lie, codes and scales included, so nothing
+It reads a cache's leaves in place, codes and scales included, so that nothing
 is sliced, widened or copied on the way, and a narrower cache is a faster one.
-Pages it finds through their table.
+It finds pages through their table.
 """
 
 import functools
@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.context import target
 from kvjax.kernels import blockwise
-from kvjax.kernels.refusals import refuses_stored
+from kvjax.kernels.blockwise import Slots
+from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.refusals import refuses_block, refuses_stored
 from kvjax.native import load
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
@@ -22,7 +25,22 @@ MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
 CODES = ('float32', 'bfloat16', 'int8')
 
 
-def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+def missing() -> str:
+  """Returns why this process cannot use the kernel; '' if it can."""
+  reason = load.missing()
+  if not reason and target() != 'cpu':
+    return f'it runs on cpu, not on {target()}'
+  return reason
+
+
+def is_at_home() -> bool:
+  """Returns whether programs are written for a CPU."""
+  return target() == 'cpu'
+
+
+def refuses(
+  queries: Streams, view: View, scoring: Scoring, block: int | None = None
+) -> str:
   """Returns why this kernel cannot serve a view; '' if it can."""
   rows = max(q.shape[2] * q.shape[3] for q in queries.values())
   reason = refuses_stored(rows, MAX_ROWS, view, scoring, follows_tables=True)
@@ -33,29 +51,34 @@ def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
     stream = view.stored[name]
     if stream is None or stream.codes.dtype.name not in CODES:
       return f'stream {name!r} is not stored as one of {", ".join(CODES)}'
-  return ''
+  return refuses_block(block)
 
 
 def attend(
-  queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+  queries: Streams,
+  positions: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`."""
+  del block  # `refuses` lets no number pass
   assert view.stored is not None and view.positions is not None
   names = dict.fromkeys([*queries, scoring.value])
   stored = {name: view.stored[name] for name in names}
   queries = {name: q.astype(jnp.float32) for name, q in queries.items()}
-  filled = jnp.asarray(view.filled, jnp.int32)
+  slots = Slots(view.positions, jnp.asarray(view.filled, jnp.int32), view.table)
   rule = Scoring(
     scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
   shown = view.first, view.last
-  held, table = view.positions, view.table
-  return _attend(rule, shown, queries, positions, stored, held, filled, table)
+  return _attend(rule, shown, queries, positions, stored, slots)
 
 
-# Its derivative is that of the plain form: a kernel has none of its own.
+# The library has no derivative; that of the plain form stands in for it.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
+def _attend(rule, shown, queries, positions, stored, slots: Slots):
   first = next(iter(queries.values()))
   lead = first.shape[:4]
   value = stored[rule.value]
@@ -75,9 +98,9 @@ def _attend(rule, shown, queries, positions, stored, held, filled, table=None):
   )
   return call(
     positions,
-    held,
-    filled,
-    jnp.zeros((0,), jnp.int32) if table is None else table,
+    slots.positions,
+    slots.filled,
+    jnp.zeros((0,), jnp.int32) if slots.table is None else slots.table,
     *streams,
     shared=np.int32(shared),
     **_rule(rule, *shown),
@@ -111,3 +134,13 @@ def _rule(rule: Scoring, first: int, last: int) -> dict[str, Any]:
     'first': np.int32(first),
     'last': np.int32(last),
   }
+
+
+KERNEL = Kernel(
+  name='ffi',
+  platform='cpu',
+  missing=missing,
+  is_at_home=is_at_home,
+  refuses=refuses,
+  attend=attend,
+)

@@ -1,4 +1,4 @@
-"""What kernels that read whole leaves where they lie have in common."""
+"""Why kernels that read whole leaves in place cannot serve a view."""
 
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import View
@@ -34,3 +34,10 @@ def refuses_stored(
   if view.table is not None and not follows_tables:
     return 'slots lie in pages, to be found through a table'
   return ''
+
+
+def refuses_block(block: int | None) -> str:
+  """Returns why a kernel without blocks takes no size of one; '' for None."""
+  if block is None:
+    return ''
+  return f'block={block} is a size for the block loop; this one takes none'

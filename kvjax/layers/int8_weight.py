@@ -1,4 +1,4 @@
-"""A weight in eight bits: integer codes, and one float32 scale a line."""
+"""A weight in eight bits: codes, and a float32 scale an output channel."""
 
 import jax
 from flax import struct
@@ -9,8 +9,8 @@ class CodedWeight:
   """`codes * scale[..., None]`, as `kvjax.quantize` makes it of a weight.
 
   Stands in a params pytree where the float weight stood; `linear` and `matmul`
-  take either. The scale of a line is taken out of its sums, so no product
-  needs the weight itself.
+  take either. The scale of an output channel multiplies the channel's sums, so
+  that no product needs the weight itself.
 
   Attributes:
     codes: int8 `[..., out, in]`.
@@ -32,7 +32,7 @@ class CodedWeight:
     """Bytes of codes and scales."""
     return self.codes.nbytes + self.scale.nbytes
 
-  def __getitem__(self, lines: jax.Array) -> jax.Array:
-    """Returns lines `[..., in]` of a two-dimensional weight, in its dtype."""
-    wide = self.codes[lines].astype(self.scale.dtype)
-    return (wide * self.scale[lines][..., None]).astype(self.dtype)
+  def __getitem__(self, channels: jax.Array) -> jax.Array:
+    """Returns output channels `[..., in]` of a matrix, as wide as `dtype`."""
+    wide = self.codes[channels].astype(self.scale.dtype)
+    return (wide * self.scale[channels][..., None]).astype(self.dtype)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.caches.kind import Kind
+from kvjax.context import PLATFORMS, target
 from kvjax.decoding.allocate import cache_spec, check_sizes
 from kvjax.decoding.cache import Cache
 from kvjax.kernels import KERNELS
@@ -31,7 +32,6 @@ from kvjax.memory.temporaries.upper_bound import LOGITS, step_lines
 from kvjax.models.config import ModelConfig, named_dtype
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
-from kvjax.target import PLATFORMS, target
 
 COPIES = 'the next cache, as this one is not donated'
 RESULTS = LOGITS, COPIES
@@ -145,7 +145,6 @@ def plan(
     kernel: 'mosaic_gpu' for what that one needs; None, 'ffi' or 'blockwise'
       for the block loop, which needs most of these: on a Hopper GPU, which
       decodes by 'mosaic_gpu' where that serves, no less than what is needed.
-      Not 'cudnn'.
     donate: the step is given the cache's buffers; otherwise a second cache is
       alive beside the first.
 
@@ -210,11 +209,6 @@ def _check_names(
     if value not in (None, *known):
       known = ', '.join(known)
       raise ValueError(f'{name}={value!r} is unknown; known: {known}.')
-  if kernel == 'cudnn':
-    raise ValueError(
-      "kernel='cudnn' has no plan: what cuDNN occupies has not been measured."
-      ' Leave it out for what the block loop needs.'
-    )
   if source_length is not None and config.encoder is None:
     raise ValueError(
       f'source_length={source_length}, but the model has no encoder. Leave '

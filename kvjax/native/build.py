@@ -1,4 +1,6 @@
-"""Builds and finds the CPU kernel's shared library. Nothing but Python's own.
+"""Builds and finds the CPU kernel's shared library.
+
+It imports the standard library alone: an installation runs it without JAX.
 
 `python kvjax/native/build.py` (or `make kernels`) compiles `decode_cpu.cc`
 for this very processor into the package, or where that is not writable into
@@ -117,9 +119,9 @@ def _processor() -> tuple[str, ...]:
   info = pathlib.Path('/proc/cpuinfo')
   lines = info.read_text().splitlines() if info.exists() else []
   keys = ('flags', 'Features', 'model name')
-  found = sorted({x for x in lines if x.startswith(keys)})
-  found = found or [platform.processor()]
-  return platform.system(), platform.machine(), *found
+  facts = sorted({line for line in lines if line.startswith(keys)})
+  facts = facts or [platform.processor()]
+  return platform.system(), platform.machine(), *facts
 
 
 def _compiler() -> str:
@@ -140,8 +142,8 @@ def _headers() -> pathlib.Path:
 def _jaxlib_version() -> str:
   # An isolated build sees the environment it builds for by this path alone.
   path = [sysconfig.get_path('purelib'), *sys.path]
-  found = importlib.metadata.distributions(name='jaxlib', path=path)
-  return next((x.version for x in found), '')
+  installed = importlib.metadata.distributions(name='jaxlib', path=path)
+  return next((each.version for each in installed), '')
 
 
 if __name__ == '__main__':

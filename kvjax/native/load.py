@@ -1,22 +1,14 @@
 """The compiled library: loaded once, called by XLA through `jax.ffi`."""
 
-import contextlib
-import contextvars
 import ctypes
 import functools
-import os
-from collections.abc import Iterator
 
 import jax
 
+from kvjax.context import PLAIN_JAX, target
 from kvjax.native import build
-from kvjax.target import target
 
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
-
-_ASKED: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-  'kernel', default=None
-)
 
 
 @functools.cache
@@ -37,24 +29,10 @@ def missing() -> str:
 
 def unwanted() -> str:
   """Returns why what is traced now must not call the library; '' if it may."""
-  if (_ASKED.get() or os.environ.get('KVJAX_KERNEL')) == 'blockwise':
-    return 'plain JAX is asked for'
+  if PLAIN_JAX.value:
+    return 'plain JAX is requested'
   if target() != 'cpu':
     return f'it runs on cpu, not on {target()}'
   if jax.device_count() > 1:
     return 'on several devices a jit would gather what it cannot split'
   return missing()
-
-
-@contextlib.contextmanager
-def asking(kernel: str | None) -> Iterator[None]:
-  """Lets what is traced meanwhile project and write as attention is asked to.
-
-  'blockwise' is plain JAX for all of it, and so is KVJAX_KERNEL=blockwise
-  where None is asked; any other leaves the choice open.
-  """
-  token = _ASKED.set(kernel)
-  try:
-    yield
-  finally:
-    _ASKED.reset(token)

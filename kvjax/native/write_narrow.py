@@ -1,7 +1,8 @@
 """Stores narrower than float32 on CPUs before JAX 0.11, never copied whole.
 
-That XLA:CPU has no bfloat16: it scatters into a float32 copy of the whole store
-and turns it back, and slices a float32 copy of it, made outside the loop.
+XLA:CPU of those versions has no bfloat16. It scatters into a float32 copy of
+the whole store and converts the copy back; for a slice it makes a float32 copy
+of the whole store outside the loop.
 """
 
 import functools
@@ -11,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
 from kvjax.native import load
-from kvjax.target import target
 
-# Of whole bytes: a type of four bits is stored at half a byte.
+# Types of whole bytes. An element of four bits has no address.
 NARROW = (jnp.bfloat16, jnp.float16)
 
 Slice = Callable[[jax.Array, Any, int], jax.Array]
@@ -33,7 +34,7 @@ def refuses(leaf: jax.Array) -> str:
 def put(
   leaf: jax.Array, new: jax.Array, slots: jax.Array, plain: Write
 ) -> jax.Array:
-  """Returns what `write` does, by `plain` alone where XLA does it as well."""
+  """Writes by the library where XLA would copy the store, else by `plain`."""
   if refuses(leaf):
     return plain(leaf, new, slots)
   return write(leaf, new, slots, plain)
@@ -45,8 +46,8 @@ def write(
   """Returns `leaf [B, K, S, ...]` with `new [B, K, T, ...]` in its slots.
 
   Args:
-    leaf: of these axes, or of others that lie in memory like them (a pool);
-      that `refuses` did not refuse; donated, it is written in place.
+    leaf: with these axes, or with others of the same memory layout (a pool);
+      that `refuses` did not refuse; it is written in place if it is donated.
     new: of the same dtype.
     slots: int32 `[B, 1 | K, T]`; outside the store nothing is written.
     plain: the same by a scatter, for derivatives and other platforms.

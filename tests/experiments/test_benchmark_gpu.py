@@ -4,8 +4,6 @@ import dataclasses
 import importlib.util
 import json
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 import kvjax
@@ -16,11 +14,10 @@ from experiments.benchmark.gpu import (
   correctness,
   occupied,
 )
-from experiments.measuring import clock, forms
+from experiments.measuring import clock
 from experiments.measuring.variants import VARIANTS, with_attention
 from kvjax import kernels
 from kvjax.kernels.hopper import tuning
-from kvjax.layers import linear
 from kvjax.memory import plan
 from tests.experiments.commands import ROOT
 
@@ -78,7 +75,11 @@ def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path, commands):
   file = json.loads((tmp_path / 'cpu.json').read_text())
   ((problem, tiles),) = tuning.load(file)
   assert (problem.slots, tiles.splits) == (64, best[0]['splits'])
-  assert tiles.merge == best[0]['merge'] == 'inside'
+  assert best[0]['merge'] == 'after'
+  swept = {r['merge'] for r in rows['sweep'] if 'seconds' in r}
+  assert swept == {'after', 'inside'}
+  products = {r['name'] for r in rows['product']}
+  assert products == {'kvjax', 'kvjax, rows first'}
   assert 'bars met' in ended.out
 
 
@@ -86,7 +87,7 @@ def test_after_its_budget_no_part_is_begun(tmp_path, commands):
   flags = f'--config={ROOT}/configs/benchmark_gpu.py:tiny', '--budget=0'
   ended = commands('benchmark', *flags, f'--workdir={tmp_path}')
   assert ended.code == 0, ended.err
-  assert ended.out.count('Not begun') == 6
+  assert ended.out.count('Not begun') == 7
   # Parts by name, added to what is there.
   named = (*flags, '--append', '--sections=prefill,sweep')
   ended = commands('benchmark', *named, f'--workdir={tmp_path}')
@@ -94,7 +95,7 @@ def test_after_its_budget_no_part_is_begun(tmp_path, commands):
   assert ended.out.count('Not begun') == 2
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
   kinds = [json.loads(line)['record'] for line in lines]
-  assert (kinds.count('run'), kinds.count('stopped')) == (2, 8)
+  assert (kinds.count('run'), kinds.count('stopped')) == (2, 9)
 
 
 def test_a_bar_is_of_an_h200_and_of_another_card_its_share():
@@ -130,10 +131,10 @@ def test_a_device_s_table_is_read_where_a_problem_is_like_one_of_it():
     tuning.Problem(8, 4160, 128, 128),
   ]  # fmt: skip
   with tuning.using(table):
-    assert tuning.tiles(near) == tuning.Tiles(128, 2, 7)
+    assert tuning.swept_tiles(near) == tuning.Tiles(128, 2, 7)
     for other in others:
-      assert tuning.tiles(other) == other.reckoned()
-  assert tuning.tiles(near) == near.reckoned()
+      assert tuning.swept_tiles(other) == other.reckoned()
+  assert tuning.swept_tiles(near) == near.reckoned()
   assert tuning.file_name('NVIDIA H200') == 'nvidia_h200.json'
 
 
@@ -231,18 +232,3 @@ def test_what_a_device_says_is_held_against_the_plan(monkeypatch):
   monkeypatch.setattr(occupied.jax, 'devices', lambda: [Device()])
   row = occupied.measure(config, 'blockwise', 1, 8, 1)
   assert row['found'] == 5_000 and row['ratio'] == row['planned'] / 5_000
-
-
-def test_rows_first_is_the_same_product_written_anew():
-  rows, weight = jnp.arange(6.0).reshape(2, 3), jnp.arange(15.0).reshape(5, 3)
-  product = jax.jit(linear.matmul)
-  with kernels.targeting('gpu'):
-    before = product.lower(rows, weight).as_text()
-    with forms.using('rows first'):
-      after = product.lower(rows, weight).as_text()
-      found = product(rows, weight)
-  assert 'transpose' in before and 'transpose' not in after
-  assert jnp.array_equal(found, rows @ weight.T)
-  with pytest.raises(ValueError, match="order='x' must be one of"):
-    with linear.ordering('x'):
-      pass

@@ -1,9 +1,15 @@
-"""What kernels are given: numbers, positions, pages, and a library."""
+"""What kernels are given: numbers, positions, pages, views, and a library."""
 
+import unittest
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
 
+import kvjax
+from kvjax import kernels
 from kvjax.native import build, load
+from kvjax.streams.view import contiguous_view
 
 BATCH, SLOTS = 2, 37
 
@@ -14,7 +20,7 @@ def build_or_skip():
     try:
       build.build()
     except build.BuildError as error:
-      raise absltest.SkipTest(str(error)) from error
+      raise unittest.SkipTest(str(error)) from error
     load.missing.cache_clear()
 
 
@@ -76,3 +82,71 @@ def in_pages(streams, held, page):
   positions = pool(held[:, None], -1)
   empty = (positions[0, table] < 0).all(-1)
   return pools, positions, np.where(empty, -1, table)
+
+
+def draw_ragged(
+  shape, lengths, slots, dtype='bfloat16', roll=0, value_width=64
+):
+  """Returns queries, keys, values, query positions and slot positions.
+
+  Rows have different lengths; keys and values are NaN where no token is.
+
+  Args:
+    shape: kv heads, groups, tokens; keys are 64 wide.
+    lengths: tokens of each row.
+    slots: S.
+    dtype: of queries, keys and values.
+    roll: slots by which tokens are shifted, as in a ring that wraps.
+    value_width: E.
+  """
+  heads, groups, tokens = shape
+  lengths, rng = np.asarray(lengths)[:, None], np.random.default_rng(0)
+  batch = len(lengths)
+  slot = np.arange(slots)
+  slot_positions = np.roll(np.where(slot < lengths, slot, -1), roll, 1)
+  positions = np.maximum(lengths - tokens + np.arange(tokens), -1)
+  sizes = (groups, tokens, 64), (slots, 64), (slots, value_width)
+  q, k, v = (
+    jnp.asarray(rng.standard_normal((batch, heads, *size)), dtype)
+    for size in sizes
+  )
+  empty = jnp.asarray(slot_positions < 0)[:, None, :, None]
+  k, v = (jnp.where(empty, jnp.asarray(jnp.nan, dtype), x) for x in (k, v))
+  return q, k, v, positions.astype(np.int32), slot_positions.astype(np.int32)
+
+
+def view_of(k, v, slot_positions, ordered=True):
+  """Returns the view of a plain store."""
+  codec, filled = kvjax.Plain(), int((slot_positions >= 0).any(0).sum())
+  view = contiguous_view(
+    {'key': k, 'value': v},
+    jnp.asarray(slot_positions)[:, None],
+    jnp.int32(filled if ordered else slot_positions.shape[1]),
+    ordered=ordered,
+  )
+  return view.map(dict, lambda x: {name: codec.stored(x[name]) for name in x})
+
+
+def wide(*arrays):
+  """Returns arrays in float64, for the oracle."""
+  return [np.asarray(x, np.float64) for x in arrays]
+
+
+def lowered_step(platform, kernel, **options):
+  """Returns the text of a decode step lowered for an absent device."""
+  attention = kvjax.Grouped(4, 2, 64, rotary=kvjax.Rotary(64))
+  layer = kvjax.Layer(attention, kvjax.MLP(24))
+  config = kvjax.ModelConfig(53, 32, (layer,), dtype='bfloat16')
+  cache = jax.eval_shape(lambda: kvjax.init_cache(config, 3, 320))
+  params = jax.eval_shape(lambda: kvjax.init_params(config, jax.random.key(0)))
+  token = jax.ShapeDtypeStruct((3,), jnp.int32)
+
+  def step(params, cache, token):
+    return kvjax.decode_step(
+      config, params, cache, token, kernel=kernel, **options
+    )
+
+  names = {'gpu': 'cuda', 'tpu': 'tpu'}
+  with kernels.targeting(platform):
+    traced = jax.jit(step, donate_argnames='cache').trace(params, cache, token)
+    return traced.lower(lowering_platforms=(names[platform],)).as_text()

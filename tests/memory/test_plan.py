@@ -290,7 +290,6 @@ class PlanTest(parameterized.TestCase):
     ({'codec': 'int8'}, r"'int8' is a name.*Give codec=Int8\(\)"),
     ({'codec': kvjax.Dense()}, r'codec=Dense\(.*is no codec'),
     ({'kernel': 'potato'}, "kernel='potato' is unknown; known: ffi"),
-    ({'kernel': 'cudnn'}, "kernel='cudnn' has no plan"),
     ({'mesh': 5}, 'mesh=5 is no mesh'),
     ({'source_length': 5}, 'source_length=5, but the model has no encoder'),
     ({'config': 'llama-3-8b'}, 'is no ModelConfig.*load_config'),

@@ -5,7 +5,8 @@
 A fault is one line. For each, the tests most likely to notice run on a copy
 that has it, two faults at a time; a fault that no test notices is alive, and
 the exit status 1. The same tests first pass on a copy without a fault. The
-kernel is the block loop: what is compiled cannot be edited.
+kernel is the block loop, whose lines can be edited: a copy has no compiled
+library, unless its tests build one.
 """
 
 import concurrent.futures
@@ -134,6 +135,8 @@ def judge(
   mutant: Mutant | None, tests: Sequence[str], tree: pathlib.Path
 ) -> str:
   """Returns what the tests say of a tree with that fault (None for none)."""
+  for library in (tree / 'kvjax' / 'native').glob('*.so'):
+    library.unlink()  # that the tests of an earlier fault built
   whole = None
   if mutant is not None:
     whole = (tree / mutant.path).read_text()
@@ -162,7 +165,8 @@ def environment(tree: pathlib.Path) -> dict[str, str]:
   return os.environ | {
     'PYTHONPATH': str(tree),
     'PYTHONDONTWRITEBYTECODE': '1',
-    'KVJAX_KERNEL': 'blockwise',
+    # An empty folder: a library built elsewhere would be found in the user's.
+    'XDG_CACHE_HOME': str(tree / 'cache'),
     'JAX_COMPILATION_CACHE_DIR': str(tree.parent / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',

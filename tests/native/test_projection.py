@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.kernels.matmul import cpu_library
-from kvjax.layers import linear
+from kvjax.context import using_kernel
+from kvjax.kernels import blockwise
+from kvjax.kernels.matmul import choose, cpu_blocks, cpu_library, xla
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.linear import matmul
 from kvjax.native import load
@@ -22,37 +23,37 @@ def of_any_size(monkeypatch):
   monkeypatch.setattr(cpu_library, 'SMALL', 0)
 
 
-def draw(rows, lines, width, dtype='float32'):
-  rng = np.random.default_rng(rows + lines)
-  sizes = (rows, width), (lines, width)
+def draw(rows, channels, width, dtype='float32'):
+  rng = np.random.default_rng(rows + channels)
+  sizes = (rows, width), (channels, width)
   return [jnp.asarray(rng.standard_normal(s), dtype) for s in sizes]
 
 
-# One row, two and four have tiles of their own; 19 and 37 lines end in one that
-# reaches back; 2100 lines of 64 are more than one thread takes.
+# One row, two and four have each a tile; 19 and 37 channels end in a tile that
+# reaches back; 2100 channels of 64 are more than one thread takes.
 @pytest.mark.parametrize('rows', [1, 2, 3, 4, 13])
-@pytest.mark.parametrize('lines, width', [(19, 48), (37, 16), (2100, 64)])
+@pytest.mark.parametrize('channels, width', [(19, 48), (37, 16), (2100, 64)])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8'])
-def test_products_are_those_of_float64(rows, lines, width, dtype):
-  check(rows, lines, width, dtype)
+def test_products_are_those_of_float64(rows, channels, width, dtype):
+  check(rows, channels, width, dtype)
 
 
 @pytest.mark.parametrize(
-  'rows, lines, width',
+  'rows, channels, width',
   [(35, 19, 48), (35, 37, 1040), (35, 300, 528), (131, 40, 1040)],
 )
-def test_many_rows_of_eight_bit_weights(rows, lines, width):
+def test_many_rows_of_eight_bit_weights(rows, channels, width):
   """Tall tiles and what they leave, panels not full, rows shared by threads."""
-  check(rows, lines, width, 'int8')
+  check(rows, channels, width, 'int8')
 
 
-def check(rows, lines, width, dtype):
-  x, weight = draw(rows, lines, width, dtype.replace('int8', 'float32'))
+def check(rows, channels, width, dtype):
+  x, weight = draw(rows, channels, width, dtype.replace('int8', 'float32'))
   scale = None
   if dtype == 'int8':
     coded = kvjax.quantize({'up': weight})['up']
     weight, scale = coded.codes, coded.scale
-  found = cpu_library.project(x, weight, scale, linear._plain)
+  found = cpu_library.multiply(x, weight, scale, choose.multiply_plainly)
   want = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
   want *= 1 if scale is None else np.asarray(scale, np.float64)
   assert found.dtype == jnp.float32
@@ -67,34 +68,34 @@ def test_float32_rows_are_not_rounded_to_a_narrow_weight():
 
 
 @pytest.mark.parametrize(
-  'rows, lines, width, dtypes, reason',
+  'rows, channels, width, dtypes, reason',
   [
     (9, 32, 48, ('float32', 'float32'), '9 rows'),
-    (2, 15, 48, ('float32', 'float32'), '16 or more lines'),
+    (2, 15, 48, ('float32', 'float32'), '16 or more output channels'),
     (2, 32, 40, ('float32', 'float32'), 'a multiple of 16'),
     (2, 32, 48, ('bfloat16', 'bfloat16'), 'rows of bfloat16'),
     (2, 32, 48, ('float32', 'float16'), 'weights of float16'),
     (33, 32, 48, ('bfloat16', 'int8'), '33 rows; it takes at most 32'),
   ],
 )
-def test_what_it_does_not_take_is_plain(rows, lines, width, dtypes, reason):
-  x, weight = draw(rows, lines, width)
+def test_what_it_does_not_take_is_plain(rows, channels, width, dtypes, reason):
+  x, weight = draw(rows, channels, width)
   x, weight = x.astype(dtypes[0]), weight.astype(dtypes[1])
   assert reason in cpu_library.refuses(x, weight)
   if dtypes[1] == 'int8':
     assert not cpu_library.refuses(x[1:], weight)
-    weight = CodedWeight(weight, jnp.ones(lines), 'float32')
+    weight = CodedWeight(weight, jnp.ones(channels), 'float32')
   assert np.isfinite(matmul(x, weight)).all()
 
 
 def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
   """The last block reaches back; the whole weight never is floats at once."""
-  monkeypatch.setattr(linear, 'BLOCK', 9 * 128)
-  monkeypatch.setattr(linear, 'SMALL', 0)
+  monkeypatch.setattr(cpu_blocks, 'BLOCK', 9 * 128)
+  monkeypatch.setattr(cpu_blocks, 'SMALL', 0)
   x, weight = draw(5, 37, 128)
   coded = kvjax.quantize({'up': weight})['up']
   decoded = coded.codes.astype('float32') * coded.scale[:, None]
-  with load.asking('blockwise'):
+  with using_kernel('blockwise'):
     compiled = jax.jit(matmul).lower(x, coded).compile()
     gradient = jax.grad(lambda x: matmul(x, coded).sum())(x)
   np.testing.assert_allclose(compiled(x, coded), x @ decoded.T, atol=1e-4)
@@ -105,25 +106,27 @@ def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_hundreds_of_rows_are_multiplied_as_they_lie(dtype):
-  """Nobody turns what they leave, `[rows, lines]`; that of fewer is turned."""
-  x, weight = draw(linear.MANY, 33, 48, dtype)
+def test_hundreds_of_rows_are_multiplied_rows_first(dtype):
+  """Their result needs no transpose; that of fewer rows is transposed."""
+  x, weight = draw(xla.ROWS_FIRST, 33, 48, dtype)
   compiled = jax.jit(matmul).lower(x, weight).compile()
   want = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
   np.testing.assert_allclose(compiled(x, weight), want, atol=1e-4)
-  assert f'f32[33,{linear.MANY}]' not in compiled.as_text()
+  assert f'f32[33,{xla.ROWS_FIRST}]' not in compiled.as_text()
   fewer = jax.jit(matmul).lower(x[1:], weight).compile()
-  assert f'f32[33,{linear.MANY - 1}]' in fewer.as_text()
+  assert f'f32[33,{xla.ROWS_FIRST - 1}]' in fewer.as_text()
 
 
-def test_plain_jax_can_be_asked_for():
+def test_plain_jax_can_be_requested():
   x, weight = draw(2, 32, 48)
-  with load.asking('blockwise'):
+  with using_kernel('blockwise'):
     assert cpu_library.refuses(x, weight)
-  with mock.patch.dict(os.environ, KVJAX_KERNEL='blockwise'):
+  with using_kernel(blockwise.KERNEL):
     assert cpu_library.refuses(x, weight)
-    with load.asking('ffi'):
+    with using_kernel('ffi'):
       assert not cpu_library.refuses(x, weight)
+  with mock.patch.dict(os.environ, KVJAX_KERNEL='blockwise'):
+    assert not cpu_library.refuses(x, weight)
   assert not cpu_library.refuses(x, weight)
 
 
@@ -134,7 +137,7 @@ def test_derivatives_and_vmap_are_those_of_the_plain_form():
   found = [jax.grad(loss, (0, 1))(x, weight)]
   found += [jax.vmap(matmul, (0, None))(several, weight)]
   found += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]
-  with load.asking('blockwise'):
+  with using_kernel('blockwise'):
     want = [jax.grad(loss, (0, 1))(x, weight)]
     want += [jax.vmap(matmul, (0, None))(several, weight)]
     want += [jax.vmap(matmul, (None, 0))(x, jnp.stack([weight, -weight]))]
@@ -164,13 +167,13 @@ def test_a_step_uses_it_unless_plain_jax_is_asked_for(kernel):
 def test_the_library_refuses_what_the_package_never_sends():
   """A call of one's own with other shapes or types ends before any read."""
   x, weight = draw(4, 32, 16)
-  for rows, other, lines, said in (
+  for rows, other, channels, said in (
     (x[:3], weight, 32, 'do not fit'),
     (x, weight[:, :8], 32, 'do not fit'),
     (x, weight[:7], 7, 'do not fit'),  # fewer than any processor's sums
     (x, weight.astype(jnp.float16), 32, 'no such weights'),
   ):
-    out = jax.ShapeDtypeStruct((len(rows), lines), jnp.float32)
+    out = jax.ShapeDtypeStruct((len(rows), channels), jnp.float32)
     call = jax.ffi.ffi_call(load.PROJECT, out)
     with pytest.raises(Exception, match=said):
       jax.block_until_ready(call(rows, other, jnp.zeros(0)))

@@ -7,8 +7,8 @@ import pytest
 
 from kvjax.caches import paged
 from kvjax.caches.slots import _scatter, write_rows
+from kvjax.context import targeting, using_kernel
 from kvjax.native import load, write_narrow
-from kvjax.target import targeting
 
 
 def draw(heads, dtype='bfloat16'):
@@ -119,7 +119,7 @@ def test_it_is_chosen_where_xla_would_copy():
   leaf, new, slots = draw(1)
   text = jax.jit(write_rows).lower(leaf, new, slots).as_text()
   assert (load.WRITE in text) == old
-  with load.asking('blockwise'):
+  with using_kernel('blockwise'):
     assert write_narrow.refuses(leaf)
   assert write_narrow.refuses(leaf.astype(jnp.float32))
   assert write_narrow.refuses(leaf.astype(jnp.int8))

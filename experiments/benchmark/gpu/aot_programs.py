@@ -13,7 +13,7 @@ from experiments.measuring import forms
 from experiments.measuring.variants import with_attention
 from kvjax.checkpoints.load import load_config
 from kvjax.decoding.allocate import init_cache
-from kvjax.kernels import Scoring, attend_view
+from kvjax.kernels import Kernel, Scoring, attend_view
 from kvjax.memory.compiled.calls import compile_call
 from kvjax.memory.compiled.measurement import measure
 from kvjax.memory.planning import MemoryPlan
@@ -114,8 +114,8 @@ def _compared(
   """Returns the record of one call, compiled and planned, and what fails."""
   kernel = named['kernel']
   begun = time.perf_counter()
-  compile_as = forms.formed(named.get('form', ''), compile_call)
-  compiled = compile_as(config, kernel=kernel, sharding=sharding, **sizes)
+  chosen = forms.kernel_of(kernel, named.get('form', ''))
+  compiled = compile_call(config, kernel=chosen, sharding=sharding, **sizes)
   record = {
     **named,
     **sizes,
@@ -233,8 +233,9 @@ def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     launches = {}
     for form in FORMS:
-      attend = forms.formed(form, _attend(scoring))
-      compiled = jax.jit(attend).lower(*given).compile()
+      candidate = '' if form == 'after' else form
+      chosen = forms.kernel_of('mosaic_gpu', candidate)
+      compiled = jax.jit(_attend(scoring, chosen)).lower(*given).compile()
       launches[form] = aot_compile.launches(compiled)
       record = {
         'record': 'kernel',
@@ -257,14 +258,12 @@ def _kernel_failed(record: dict[str, Any], launches: int) -> list[str]:
   return [name for name, holds in held.items() if not holds]
 
 
-def _attend(scoring: Scoring) -> Callable[..., Any]:
+def _attend(scoring: Scoring, kernel: str | Kernel) -> Callable[..., Any]:
   codec = Plain()
 
   def attend(q, k, v, positions, held):
     view = contiguous_view({'key': k, 'value': v}, held, SLOTS, ordered=True)
     view = view.map(dict, lambda x: {n: codec.stored(x[n]) for n in x})
-    return attend_view(
-      {'key': q}, positions, view, scoring, kernel='mosaic_gpu'
-    )
+    return attend_view({'key': q}, positions, view, scoring, kernel=kernel)
 
   return attend

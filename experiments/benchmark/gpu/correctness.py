@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.measuring import clock, forms
 from experiments.measuring.attention import normal
-from kvjax.kernels import Scoring, attend_view
+from kvjax.kernels import Kernel, Scoring, attend_view
 from kvjax.streams.codecs import Plain
 from kvjax.streams.view import contiguous_view
 from kvjax.streams.visibility import Visibility
@@ -84,8 +84,11 @@ def _compared(problem, kernel, lengths, slots, form) -> dict[str, Any]:
   given = _draw(problem, lengths, slots)
   want, want_lse = oracle(problem, *map(np.asarray, given))
   found = {}
-  for name in (kernel, 'blockwise'):
-    attend = forms.formed(form, jax.jit(_attend(problem, name)))
+  for name, chosen in (
+    (kernel, forms.kernel_of(kernel, form)),
+    ('blockwise', 'blockwise'),
+  ):
+    attend = jax.jit(_attend(problem, chosen))
     found[name] = [np.asarray(x) for x in attend(*given)]
   errors = {name: _largest(out - want) for name, (out, _) in found.items()}
   out, lse = found[kernel]
@@ -131,7 +134,7 @@ def _draw(problem: Problem, lengths, slots) -> list[jax.Array]:
   return [q.astype(dtype), k, v, positions, held]
 
 
-def _attend(problem: Problem, kernel: str) -> Callable[..., Any]:
+def _attend(problem: Problem, kernel: str | Kernel) -> Callable[..., Any]:
   scoring = Scoring(
     problem.width**-0.5,
     softcap=problem.softcap,

@@ -1,8 +1,8 @@
 """Which tiles of `flash_decode` are fastest on the device at hand.
 
 One axis after the other from what arithmetic says: of splits, block, stages,
-merge. So few are tried because each is compiled. What is found is the table of
-the kernel.
+merge. Few are tried, because each is compiled. The best are the table of the
+kernel.
 """
 
 import dataclasses
@@ -14,10 +14,14 @@ import jax
 
 from experiments.measuring import attention, clock, peers
 from experiments.measuring.attention import AttentionCase
+from experiments.measuring.candidates import mosaic_gpu_inside
+from experiments.measuring.candidates.mosaic_gpu_inside import (
+  CLUSTER,
+  PORTABLE,
+)
 from experiments.measuring.clock import Pace
 from kvjax.kernels import Scoring
 from kvjax.kernels.hopper import launch
-from kvjax.kernels.hopper.tiling import CLUSTER, PORTABLE
 from kvjax.kernels.hopper.tuning import Problem, Tiles
 from kvjax.streams.view import contiguous_view
 
@@ -30,10 +34,31 @@ def problem(case: AttentionCase) -> Problem:
   return Problem(case.batch * case.heads, case.slots, case.width, case.width)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """Tiles, and where splits are merged.
+
+  Attributes:
+    tiles: of the launch.
+    merge: 'after' the launch, by the kernel of the library, or 'inside' it, by
+      the candidate.
+  """
+
+  tiles: Tiles
+  merge: str = 'after'
+
+  def replace(self, merge: str = 'after', **fields: int) -> 'Cut':
+    """Returns the cut with other tiles."""
+    return Cut(dataclasses.replace(self.tiles, **fields), merge)
+
+
 def rows(
   case: AttentionCase, pace: Pace, axes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-  """Yields a record of each cut that was timed; the last is the best, again.
+  """Yields a record of each cut that was timed.
+
+  The last is again the best of those that the kernel of the library can be: a
+  device's table holds no other.
 
   Args:
     case: a full cache.
@@ -41,60 +66,63 @@ def rows(
     axes: that are varied in turn, of `AXES`.
   """
   time = _timer(case, pace)
-  best: tuple[float, Tiles] | None = None
-  done: set[Tiles] = set()
+  best: tuple[float, Cut] | None = None
+  done: set[Cut] = set()
   for candidates in (AXES[name] for name in axes):
-    given = best[1] if best else problem(case).reckoned()
-    for tiles in candidates(problem(case), given):
-      if tiles in done:
+    start = best[1] if best else Cut(problem(case).reckoned())
+    for cut in candidates(problem(case), start):
+      if cut in done:
         continue
-      done.add(tiles)
-      record = _record(case, tiles) | time(tiles)
+      done.add(cut)
+      record = _record(case, cut) | time(cut)
       yield record
-      if 'seconds' in record and (not best or record['seconds'] < best[0]):
-        best = record['seconds'], tiles
+      if 'seconds' not in record or cut.merge != 'after':
+        continue
+      if not best or record['seconds'] < best[0]:
+        best = record['seconds'], cut
   if best:
     yield _record(case, best[1]) | {'seconds': best[0], 'best': True}
 
 
-def _record(case: AttentionCase, tiles: Tiles) -> dict[str, Any]:
+def _record(case: AttentionCase, cut: Cut) -> dict[str, Any]:
   about = {'record': 'sweep', 'kernel': 'mosaic_gpu', 'name': 'mosaic_gpu'}
-  return about | dataclasses.asdict(case) | dataclasses.asdict(tiles)
+  tiles = dataclasses.asdict(cut.tiles) | {'merge': cut.merge}
+  return about | dataclasses.asdict(case) | tiles
 
 
-def _splits(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
-  most = problem.slots // tiles.block
-  yield tiles
+def _splits(problem: Problem, cut: Cut) -> Iterator[Cut]:
+  most = problem.slots // cut.tiles.block
+  yield cut
   for factor in FACTORS:
-    splits = min(max(round(tiles.splits * factor), 1), most)
-    yield dataclasses.replace(tiles, splits=splits)
+    splits = min(max(round(cut.tiles.splits * factor), 1), most)
+    yield cut.replace(splits=splits)
 
 
-def _blocks(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
+def _blocks(problem: Problem, cut: Cut) -> Iterator[Cut]:
   for block in BLOCKS:
     reckoned = problem.reckoned(block)
     if problem.slots % block == 0 and reckoned.stages >= 2:
-      splits = min(tiles.splits, problem.slots // block)
-      yield dataclasses.replace(reckoned, splits=splits)
+      splits = min(cut.tiles.splits, problem.slots // block)
+      yield Cut(reckoned).replace(splits=splits)
 
 
-def _stages(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
+def _stages(problem: Problem, cut: Cut) -> Iterator[Cut]:
   del problem
-  for stages in range(2, tiles.stages):
-    yield dataclasses.replace(tiles, stages=stages)
+  for stages in range(2, cut.tiles.stages):
+    yield cut.replace(stages=stages)
 
 
-def _merges(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
+def _merges(problem: Problem, cut: Cut) -> Iterator[Cut]:
   del problem
-  splits = min(tiles.splits, PORTABLE)
-  yield dataclasses.replace(tiles, splits=splits, merge='inside')
+  yield cut
+  yield cut.replace('inside', splits=min(cut.tiles.splits, PORTABLE))
 
 
-def _clusters(problem: Problem, tiles: Tiles) -> Iterator[Tiles]:
+def _clusters(problem: Problem, cut: Cut) -> Iterator[Cut]:
   """Clusters of more blocks than every Hopper GPU is bound to launch."""
-  splits = min(CLUSTER, problem.slots // tiles.block)
+  splits = min(CLUSTER, problem.slots // cut.tiles.block)
   if splits > PORTABLE:
-    yield dataclasses.replace(tiles, splits=splits, merge='inside')
+    yield cut.replace('inside', splits=splits)
 
 
 AXES = {
@@ -106,9 +134,7 @@ AXES = {
 }
 
 
-def _timer(
-  case: AttentionCase, pace: Pace
-) -> Callable[[Tiles], dict[str, Any]]:
+def _timer(case: AttentionCase, pace: Pace) -> Callable[[Cut], dict[str, Any]]:
   """Returns a function that times one cut over buffers that rotate."""
   copies = max(1, -(-pace.rotate // case.bytes))
   drawn = [attention.draw(case, seed) for seed in range(copies)]
@@ -117,14 +143,15 @@ def _timer(
   query = drawn[0][0]
   want = attention.reference(case, drawn[0])
 
-  def attend(tiles, q, streams):
+  def attend(cut, q, streams):
     view = contiguous_view(streams, held, case.filled, ordered=True)
     view = view.map(dict, lambda x: {n: codec.stored(x[n]) for n in x})
-    rule, cut = Scoring(case.width**-0.5), dataclasses.asdict(tiles)
-    return launch.attend({'key': q}, last, view, rule, **cut)[0]
+    rule, tiles = Scoring(case.width**-0.5), dataclasses.asdict(cut.tiles)
+    kernel = mosaic_gpu_inside if cut.merge == 'inside' else launch
+    return kernel.attend({'key': q}, last, view, rule, **tiles)[0]
 
-  def entry(tiles):
-    one = jax.jit(functools.partial(attend, tiles))
+  def entry(cut):
+    one = jax.jit(functools.partial(attend, cut))
     program = jax.jit(
       functools.partial(_each, one), donate_argnames='old', keep_unused=True
     )
@@ -139,8 +166,8 @@ def _timer(
       pace.calls * copies,
     )
 
-  def time(tiles):
-    runners, skipped = clock.enter({'cut': lambda: entry(tiles)})
+  def time(cut):
+    runners, skipped = clock.enter({'cut': lambda: entry(cut)})
     return (clock.race(runners, pace.repeats) | skipped)['cut']
 
   return time

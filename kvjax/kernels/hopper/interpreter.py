@@ -11,22 +11,19 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
+from kvjax.context import INTERPRETER
 
 _ROOM = 'jax._src.pallas.mosaic_gpu.interpret'
-_CLUSTERS = 'ClusterBarrier'
-# Of JAX, so that what was traced to compile is traced anew, and back.
-_SETTINGS = jax.make_user_context(None)
 
 
 def settings() -> Any:
   """Returns what `plgpu.kernel(interpret=)` takes; None to compile."""
-  return _SETTINGS.value
+  return INTERPRETER.value
 
 
 @contextlib.contextmanager
 def interpreted(*, detect_races: bool = False) -> Iterator[None]:
-  """Lets GPU kernels that are traced meanwhile run on this CPU.
+  """Lets GPU kernels that are traced inside run on this CPU.
 
   Args:
     detect_races: look for accesses of shared memory that no barrier orders;
@@ -34,7 +31,7 @@ def interpreted(*, detect_races: bool = False) -> Iterator[None]:
   """
   params = importlib.import_module(f'{_ROOM}.params')
   try:
-    with _SETTINGS(params.InterpretGPUParams(detect_races=detect_races)):
+    with INTERPRETER(params.InterpretGPUParams(detect_races=detect_races)):
       yield
   except Exception:
     # The simulated machine keeps the threads of a kernel that failed.
@@ -45,13 +42,6 @@ def interpreted(*, detect_races: bool = False) -> Iterator[None]:
 def races_found() -> bool:
   """Returns whether the last kernel run with `detect_races` had a race."""
   return _calls().get_races().races_found
-
-
-def missing_clusters() -> str:
-  """Returns why this JAX interprets no clusters; '' if it does."""
-  if hasattr(importlib.import_module(f'{_ROOM}.shared_memory'), _CLUSTERS):
-    return ''
-  return 'JAX interprets clusters of thread blocks from 0.11 on'
 
 
 def _calls() -> Any:

@@ -1,33 +1,34 @@
 """Attention of few query rows on a Hopper GPU, by `flash_decode`.
 
-The default there, for what it can serve: checked and measured on an H100.
-Compiled for an H200, and interpreted on a CPU by those who ask for it by name.
+The default on such a GPU for the views that it can serve: checked and measured
+on an H100. It was compiled for an H200. Elsewhere it is interpreted, for a
+caller that names it inside `kvjax.kernels.interpreted()`.
 """
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
 from kvjax.kernels import blockwise
+from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, tuning
 from kvjax.kernels.hopper.spans import spans
 from kvjax.kernels.hopper.tiling import (
   BLOCK,
   LANES,
   ROWS,
-  TWICE,
   Launch,
   choose_stages,
 )
-from kvjax.kernels.hopper.tuning import Problem
-from kvjax.kernels.log_sum_exp import merge
+from kvjax.kernels.hopper.tuning import Problem, Tiles
+from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.log_sum_exp import merge_stacked
 from kvjax.kernels.refusals import refuses_stored
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
-from kvjax.target import target
 
 DTYPES = ('bfloat16', 'float16')
 
@@ -42,29 +43,34 @@ def missing() -> str:
   )
 
 
-def at_home() -> bool:
+def is_at_home() -> bool:
   """Returns whether this process has a GPU on which it was measured."""
   if target() != 'gpu' or jax.default_backend() != 'gpu':
     return False
   return getattr(jax.devices()[0], 'compute_capability', '') == '9.0'
 
 
-def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+def refuses(
+  queries: Streams, view: View, scoring: Scoring, block: int | None = None
+) -> str:
   """Returns why this kernel cannot serve a view; '' if it can."""
   if list(queries) != ['key']:
     return f'scores add up {", ".join(queries)}; it reads one stream of keys'
   groups, tokens = queries['key'].shape[2:4]
-  reason = refuses_stored(groups * tokens, ROWS, view, scoring)
-  return reason or _refuses_streams(view, scoring)
+  return (
+    refuses_stored(groups * tokens, ROWS, view, scoring)
+    or _refuses_streams(view, scoring)
+    or _refuses_block(view, block)
+  )
 
 
 def _refuses_streams(view: View, scoring: Scoring) -> str:
   assert view.stored is not None
-  found = {name: view.stored[name] for name in ('key', scoring.value)}
-  for name, stream in found.items():
+  streams = {name: view.stored[name] for name in ('key', scoring.value)}
+  for name, stream in streams.items():
     if stream is None or stream.codes.dtype.name not in DTYPES:
       return f'stream {name!r} is not stored as {" or ".join(DTYPES)}'
-  widths = [x.codes.shape[3] for x in found.values() if x is not None]
+  widths = [x.codes.shape[3] for x in streams.values() if x is not None]
   if any(width % LANES for width in widths):
     return f'widths {widths} are not multiples of {LANES}'
   if choose_stages(*widths) < 2:
@@ -72,6 +78,16 @@ def _refuses_streams(view: View, scoring: Scoring) -> str:
   if view.slots % BLOCK:
     return f'{view.slots} slots are not a multiple of {BLOCK}'
   return ''
+
+
+def _refuses_block(view: View, block: int | None) -> str:
+  if block is None or (
+    block >= BLOCK and not (block % BLOCK + view.slots % block)
+  ):
+    return ''
+  return (
+    f'block={block} is no multiple of {BLOCK} that divides {view.slots} slots'
+  )
 
 
 def attend(
@@ -83,67 +99,77 @@ def attend(
   block: int | None = None,
   stages: int | None = None,
   splits: int | None = None,
-  merge: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`.
 
   Args:
     queries, positions, view, scoring: as there.
-    block: slots a turn reads, a multiple of 64 that divides the slots.
+    block: slots that one iteration reads, a multiple of 64 that divides the
+      slots.
     stages: blocks in flight.
-    splits: programs that share the slots of a row and kv head.
-    merge: where splits are merged, of `tiling.MERGES`. None, of each, for what
-      the device's table says (`tuning`), or else for what fits its shared
-      memory and fills an H200.
-
-  Raises:
-    ValueError: no form merges so, or not so many splits.
+    splits: programs that share the slots of a row and kv head. None, of each,
+      for what the device's table says (`tuning`), or else for what fits its
+      shared memory and fills an H200.
   """
   assert view.stored is not None and view.positions is not None
-  stored: Streams = {n: view.stored[n] for n in ('key', scoring.value)}
-  key, value = stored['key'].codes, stored[scoring.value].codes
-  problem = Problem(
-    math.prod(key.shape[:2]), view.slots, key.shape[3], value.shape[3]
+  tiles = tuning.choose_tiles(problem_of(view, scoring), block, stages, splits)
+  return _attend(
+    without_arrays(scoring),
+    launch_of(tiles, view, scoring),
+    queries,
+    positions,
+    {name: view.stored[name] for name in ('key', scoring.value)},
+    Slots(view.shown(view.positions), jnp.asarray(view.filled, jnp.int32)),
   )
-  cut = tuning.cut(problem, block, stages, splits, merge)
-  if cut.merge == 'inside' and cut.splits > 1 and interpreter.settings():
-    if reason := interpreter.missing_clusters():
-      raise ValueError(f"{reason}. Give merge='after', or splits=1.")
-  launch = Launch(
+
+
+def problem_of(view: View, scoring: Scoring) -> Problem:
+  """Returns the sizes by which the launch for a view is cut."""
+  assert view.stored is not None
+  stored: Streams = view.stored
+  keys, values = stored['key'].codes, stored[scoring.value].codes
+  programs = math.prod(keys.shape[:2])
+  return Problem(programs, view.slots, keys.shape[3], values.shape[3])
+
+
+def launch_of(tiles: Tiles, view: View, scoring: Scoring) -> Launch:
+  """Returns the static choices of the launch for a view."""
+  return Launch(
     rule=scoring.visibility,
     scale=scoring.scale,
     softcap=scoring.softcap,
-    splits=cut.splits,
-    block=cut.block,
-    stages=cut.stages,
+    splits=tiles.splits,
+    block=tiles.block,
+    stages=tiles.stages,
     interpret=interpreter.settings(),
     ordered=view.ordered,
   )
-  rule = Scoring(
+
+
+def without_arrays(scoring: Scoring) -> Scoring:
+  """Returns the scoring without its arrays: a hashable, static argument."""
+  return Scoring(
     scoring.scale, scoring.value, scoring.softcap, scoring.visibility
   )
-  filled = jnp.asarray(view.filled, jnp.int32)
-  static = rule, launch, cut.merge
-  held = view.shown(view.positions)
-  return _attend(static, queries, positions, stored, held, filled)
 
 
-# Its derivative is that of the plain form: a kernel has none of its own.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(static, queries, positions, stored, held, filled):
-  rule, launch, merge = static
-  query, key = queries['key'], stored['key'].codes
-  batch, heads, groups, tokens, width = query.shape
+# The kernel has no derivative; that of the plain form stands in for it.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _attend(rule, launch, queries, positions, stored, slots: Slots):
+  # Pallas takes a second to import: only a caller of this kernel waits for it.
+  from kvjax.kernels.hopper.flash_decode import Operands, flash_decode
+
+  slot_positions, filled, _ = slots
+  keys, values = stored['key'].codes, stored[rule.value].codes
+  batch, heads, groups, tokens, width = queries['key'].shape
   rows = groups * tokens
-  attend_rows: Any = _in_one_launch if merge == 'inside' else _in_three
-  out, lse = attend_rows(
-    launch,
-    query.reshape(batch, heads, rows, width),
-    (key, stored[rule.value].codes),
-    positions,
-    held,
-    filled,
-  )
+  # A warpgroup multiplies 64 rows at once, however few of them are queries.
+  tile = queries['key'].reshape(batch, heads, rows, width).astype(keys.dtype)
+  tile = jnp.pad(tile, ((0, 0), (0, 0), (0, ROWS - rows), (0, 0)))
+  span = spans(positions, slot_positions, filled, launch.rule, launch.ordered)
+  operands = Operands(tile, keys, values, positions, slot_positions, span)
+  parts = flash_decode(operands, launch, groups)
+  out, lse = merge_stacked(*parts)
   shape = batch, heads, groups, tokens
   return (
     out[:, :, :rows].reshape(*shape, out.shape[-1]),
@@ -151,39 +177,18 @@ def _attend(static, queries, positions, stored, held, filled):
   )
 
 
-def _in_three(launch, query, stored, positions, held, filled):
-  # Pallas is imported by who asks for it, not by all who import kvjax.
-  from kvjax.kernels.hopper.flash_decode import flash_decode
-
-  rows = query.shape[2]
-  tile = query.astype(stored[0].dtype)
-  tile = jnp.pad(tile, ((0, 0), (0, 0), (0, ROWS - rows), (0, 0)))
-  span = spans(positions, held, filled, launch.rule, launch.ordered)
-  groups = rows // positions.shape[1]
-  return merge(
-    *flash_decode(tile, *stored, positions, held, span, launch, groups)
-  )
-
-
-def _in_one_launch(launch, query, stored, positions, held, filled):
-  from kvjax.kernels.hopper.flash_decode_cluster import flash_decode_cluster
-
-  if query.dtype != stored[0].dtype and not _room_for_wide(launch, stored):
-    query = query.astype(stored[0].dtype)
-  span = filled.reshape(1)
-  if not launch.ordered:  # a sum over all slots: no program of the row's own
-    span = spans(positions, held, filled, launch.rule, False)
-  return flash_decode_cluster(query, *stored, positions, held, span, launch)
-
-
-def _room_for_wide(launch, stored) -> bool:
-  """Returns whether queries of four bytes leave room for as many stages."""
-  width, value_width = (x.shape[3] for x in stored)
-  most = choose_stages(width, value_width, launch.block, TWICE + 2)
-  return most >= launch.stages
-
-
 @_attend.defjvp
-def _attend_jvp(static, primals, tangents):
-  plain = functools.partial(blockwise.attend_stored, static[0])
+def _attend_jvp(rule, launch, primals, tangents):
+  del launch
+  plain = functools.partial(blockwise.attend_stored, rule)
   return jax.jvp(plain, primals, tangents)
+
+
+KERNEL = Kernel(
+  name='mosaic_gpu',
+  platform='cuda',
+  missing=missing,
+  is_at_home=is_at_home,
+  refuses=refuses,
+  attend=attend,
+)

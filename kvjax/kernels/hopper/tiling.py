@@ -7,14 +7,10 @@ from kvjax.streams.visibility import Visibility
 
 ROWS = 64  # of a tile of queries: what one warpgroup multiplies at once
 LANES = 64  # elements of two bytes in a row of 128 swizzled bytes
-BLOCK = 64  # slots a turn reads
+BLOCK = 64  # slots that one iteration reads
 STAGES = 4  # blocks in flight, at most
 CORES = 132  # of an H100 SXM or H200: programs that run at a time
 SHARED = 232_448 - 4_096  # bytes of a program, less barriers and scratch
-MERGES = ('after', 'inside')  # where splits are merged: see `tuning.Tiles`
-CLUSTER = 16  # splits that one cluster of thread blocks can be, on a Hopper GPU
-PORTABLE = 8  # of them that fit any of its devices
-TWICE = 4  # bytes an element of a query that lies as given and as a tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +22,10 @@ class Launch:
     scale: multiplies every product of query and key.
     softcap: scores become `softcap * tanh(score / softcap)`; None for none.
     splits: programs that share the slots of a row and kv head.
-    block: slots a turn reads.
+    block: slots that one iteration reads.
     stages: blocks in flight.
     interpret: of `plgpu.kernel`; None to compile.
-    ordered: slot i holds position i, for a kernel that reckons spans itself.
+    ordered: slot i holds position i.
   """
 
   rule: Visibility
@@ -45,7 +41,7 @@ class Launch:
 def choose_stages(
   width: int, value_width: int, block: int = BLOCK, query_bytes: int = 2
 ) -> int:
-  """Returns how many blocks fit in shared memory beside query and output.
+  """Returns how many blocks fit in shared memory with query and output.
 
   Fewer than 2 cannot serve: one is read while the other is filled.
 
@@ -53,11 +49,11 @@ def choose_stages(
     width: H.
     value_width: E.
     block: slots of a block.
-    query_bytes: of an element of a query.
+    query_bytes: that one element of a query occupies.
   """
-  beside = ROWS * (query_bytes * width + 4 * value_width + 4)
-  one = block * (2 * (width + value_width) + 4)
-  return min(STAGES, (SHARED - beside) // one)
+  fixed = ROWS * (query_bytes * width + 4 * value_width + 4)
+  block_bytes = block * (2 * (width + value_width) + 4)
+  return min(STAGES, (SHARED - fixed) // block_bytes)
 
 
 def choose_splits(work: int, blocks: int, cores: int = CORES) -> int:

@@ -1,8 +1,8 @@
-"""How launches of `flash_decode` are cut on a device: by what a sweep found.
+"""How launches of `flash_decode` are cut on a device, as a sweep measured it.
 
 `tuned/<device>.json` holds for each problem that was swept the fastest block,
-stages and splits. A device that was never swept has no file, and a problem that
-is like none of a file no entry: `tiling` then reckons.
+stages and splits. A device that was never swept has no file, and a problem may
+be unlike every problem of a file: `tiling` then chooses by arithmetic.
 """
 
 import contextlib
@@ -16,15 +16,8 @@ from typing import Any
 
 import jax
 
-from kvjax.kernels.hopper.tiling import (
-  BLOCK,
-  CLUSTER,
-  MERGES,
-  PORTABLE,
-  TWICE,
-  choose_splits,
-  choose_stages,
-)
+from kvjax.context import TILE_TABLE
+from kvjax.kernels.hopper.tiling import BLOCK, choose_splits, choose_stages
 
 FOLDER = pathlib.Path(__file__).parent / 'tuned'
 NEAR = 1.0  # sizes within a factor of 2 ** NEAR are like each other
@@ -35,18 +28,14 @@ class Tiles:
   """How a launch is cut.
 
   Attributes:
-    block: slots a turn reads.
+    block: slots that one iteration reads.
     stages: blocks in flight.
     splits: programs that share the slots of a row and kv head.
-    merge: where they are merged: 'after' the kernel, by programs of XLA, or
-      'inside' it, by clusters (`flash_decode_cluster`). The second has not run
-      on a GPU: it is for those who ask, by this.
   """
 
   block: int
   stages: int
   splits: int
-  merge: str = 'after'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,89 +71,43 @@ class Problem:
     return Tiles(block, stages, splits)
 
 
-Table = Sequence[tuple[Problem, Tiles]]
-# Of JAX, so that what was traced under another is traced anew.
-_TABLE = jax.make_user_context(None)
-_MERGE = jax.make_user_context(None)
+SweptTiles = Sequence[tuple[Problem, Tiles]]
 
 
-def tiles(problem: Problem) -> Tiles:
-  """Returns the tiles of the swept problem nearest to one, or reckons."""
-  table: Table | None = _TABLE.value
-  table = of_device() if table is None else table
+def swept_tiles(problem: Problem) -> Tiles:
+  """Returns the tiles of the nearest swept problem, or reckons."""
+  requested: SweptTiles | None = TILE_TABLE.value
+  table = of_device() if requested is None else requested
   fitting = [
     (problem.distance(swept), index)
-    for index, (swept, found) in enumerate(table)
-    if problem.slots % found.block == 0
+    for index, (swept, tiles) in enumerate(table)
+    if problem.slots % tiles.block == 0
   ]
   distance, index = min(fitting, default=(math.inf, 0))
   return table[index][1] if distance <= NEAR else problem.reckoned()
 
 
-def cut(
+def choose_tiles(
   problem: Problem,
   block: int | None = None,
   stages: int | None = None,
   splits: int | None = None,
-  merge: str | None = None,
 ) -> Tiles:
-  """Returns the tiles of a launch, with what was asked for in them.
+  """Returns the tiles of a launch.
 
   Args:
     problem: what is cut.
-    block, stages, splits, merge: as in `Tiles`; None for the table's.
-
-  Raises:
-    ValueError: no form merges so, or not so many splits.
+    block, stages, splits: requested, as in `Tiles`; None for the table's. A
+      table says nothing of another block, so that arithmetic does.
   """
-  chosen = problem.reckoned(block) if block else tiles(problem)
-  merge = merge or _MERGE.value or chosen.merge
-  if merge not in MERGES:
-    raise ValueError(f'merge={merge!r} must be one of {", ".join(MERGES)}.')
-  found = Tiles(
-    chosen.block, stages or chosen.stages, splits or chosen.splits, merge
-  )
-  if merge == 'after':
-    return found
-  swept = chosen.splits if chosen.merge == merge else None
-  return _inside(problem, found, splits or swept)
-
-
-def _inside(problem: Problem, tiles: Tiles, splits: int | None) -> Tiles:
-  """Returns tiles that one cluster and its shared memory can be."""
-  if splits and splits > CLUSTER:
-    raise ValueError(
-      f'splits={splits} cannot merge inside one launch: a cluster has at '
-      f"most {CLUSTER} blocks. Give fewer, or merge='after'."
-    )
-  most = choose_stages(problem.width, problem.value_width, tiles.block, TWICE)
-  if most < 2:
-    raise ValueError(
-      f'widths {problem.width} and {problem.value_width} leave no room for '
-      "two blocks beside queries as they lie. Give merge='after'."
-    )
-  return dataclasses.replace(
-    tiles,
-    stages=min(tiles.stages, most),
-    splits=splits or min(tiles.splits, PORTABLE),
-  )
+  tiles = problem.reckoned(block) if block else swept_tiles(problem)
+  return Tiles(tiles.block, stages or tiles.stages, splits or tiles.splits)
 
 
 @contextlib.contextmanager
-def using(table: Table) -> Iterator[None]:
-  """Lets kernels that are traced meanwhile be cut by a table of one's own."""
-  with _TABLE(tuple(table)):
-    yield
-
-
-@contextlib.contextmanager
-def merging(merge: str | None) -> Iterator[None]:
-  """Lets kernels that are traced meanwhile merge so, whatever tables say.
-
-  Args:
-    merge: as in `Tiles`; None for what tables say.
-  """
-  with _MERGE(merge):
+def using(table: SweptTiles) -> Iterator[None]:
+  """Cuts kernels that are traced inside by a table of the caller's."""
+  with TILE_TABLE(tuple(table)):
     yield
 
 
@@ -174,28 +117,37 @@ def file_name(device_kind: str) -> str:
   return f'{"".join(letters)}.json'
 
 
-def of_device() -> Table:
+def of_device() -> SweptTiles:
   """Returns the table of this process's device; empty if it has none."""
   return _read(FOLDER / file_name(jax.devices()[0].device_kind))
 
 
 @functools.cache
-def _read(path: pathlib.Path) -> Table:
+def _read(path: pathlib.Path) -> SweptTiles:
   return load(json.loads(path.read_text('utf-8'))) if path.exists() else ()
 
 
-def load(file: dict[str, Any]) -> Table:
-  """Returns the table that `dump` wrote, less what it says for people."""
-  return tuple(
-    (Problem(**entry['problem']), Tiles(**entry['tiles']))
-    for entry in file['entries']
-  )
+def load(file: dict[str, Any]) -> SweptTiles:
+  """Returns the table that `dump` wrote, without what is there for people.
+
+  Files written before 2026-12 may say where splits were merged. `flash_decode`
+  merges after its launch: tiles of another program are no use to it.
+  """
+  table = []
+  for entry in file['entries']:
+    tiles = dict(entry['tiles'])
+    if tiles.pop('merge', 'after') == 'after':
+      table.append((Problem(**entry['problem']), Tiles(**tiles)))
+  return tuple(table)
 
 
-def dump(table: Table, **about: Any) -> dict[str, Any]:
-  """Returns what a table's file holds; `about` says how it came to be."""
+def dump(table: SweptTiles, **about: Any) -> dict[str, Any]:
+  """Returns what a table's file holds; `about` says how it was measured."""
   entries = [
-    {'problem': dataclasses.asdict(p), 'tiles': dataclasses.asdict(t)}
-    for p, t in table
+    {
+      'problem': dataclasses.asdict(problem),
+      'tiles': dataclasses.asdict(tiles),
+    }
+    for problem, tiles in table
   ]
   return {**about, 'entries': entries}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kvjax.caches.kind import Kind
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import decode_step, prefill
+from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import encode
 from kvjax.models.initialize import init_params
@@ -26,7 +27,7 @@ def compile_call(
   kinds: Kind | Sequence[Kind | None] | None = None,
   codec: Codec | None = None,
   source_length: int | None = None,
-  kernel: str = 'blockwise',
+  kernel: str | Kernel = 'blockwise',
   sharding: Any = None,
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kvjax.decoding.layout import LayerStore
-from kvjax.kernels.blockwise import BLOCK, MANY
+from kvjax.kernels.blockwise import BLOCK, QUERIES_FIRST
 from kvjax.kernels.hopper.tiling import BLOCK as TILE
 from kvjax.kernels.hopper.tiling import ROWS, choose_splits
 from kvjax.memory.parts.call_shape import FLOAT, CallShape
@@ -104,11 +104,11 @@ class AttentionCall:
   def copies_scores(self) -> bool:
     """Whether the softmax needs scores in two arrays.
 
-    XLA:CPU computes in place for many queries (`blockwise.MANY`) of several
+    XLA:CPU computes in place for many queries (`blockwise.QUERIES_FIRST`) of several
     rows and kv heads, if a kv head has several heads of queries.
     """
     grouped = 1 < self.read_heads.size < self.heads.size
-    many = self.call.batch > 1 and self.query_rows >= MANY
+    many = self.call.batch > 1 and self.query_rows >= QUERIES_FIRST
     return not (self.call.on_cpu and grouped and many)
 
   def new_streams(self) -> Iterator[Term]:

@@ -2,11 +2,12 @@
 //
 // One kv head of one batch row has R = G T query rows that all read the same
 // slots. Slots are read in blocks, and in each a tile at a time for all R rows,
-// from the first-level cache but once, while a later block is asked for line by
-// line: between two bursts memory would rest. Narrow codes are widened in
-// registers. The softmax runs block by block (FlashAttention, arXiv
-// 2205.14135); stretches of blocks are shared out to the threads of XLA's own
-// pool and merged by their sums (Flash-Decoding).
+// from the first-level cache except for the first time. A later block is
+// prefetched at the same time, one cache line after the other: memory would
+// rest between two bursts. Narrow codes are widened in registers. The softmax
+// runs block by block (FlashAttention, arXiv 2205.14135); stretches of blocks
+// are shared out to the threads of XLA's own pool and merged by their sums
+// (Flash-Decoding).
 //
 // A block in which no row may see a token is never read. In a block that is
 // seen in part, a slot without a token counts as zeros, whatever is stored.
@@ -27,7 +28,7 @@
 
 namespace {
 
-constexpr int64_t kAhead = 1 << 14;  // bytes of a stream from asking to reading
+constexpr int64_t kAhead = 1 << 14;  // bytes from prefetching to reading
 constexpr int64_t kAlone = 1 << 18;  // bytes not worth waking a thread for
 
 int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
@@ -68,23 +69,25 @@ struct Item {  // a stretch of the blocks of one head, for one thread
 };
 
 struct Problem : Layout {
-  int64_t T, E, rows, filled, held_heads;
+  int64_t T, E, rows, filled, position_heads;
   Rule rule;
   std::vector<Stream> keys;
   std::vector<const float*> queries;  // [B, K, G, T, H] of each key stream
   Stream value;
   int shared;  // the key stream that is the value as well, or -1
-  const int32_t *positions, *held;
-  std::unique_ptr<int32_t[]> gathered;  // held of pages
+  const int32_t *positions, *slot_positions;
+  std::unique_ptr<int32_t[]> gathered;  // slot_positions of pages
   float *out, *lse;
 
-  std::vector<std::vector<Block>> seen;  // [B, held_heads]
+  std::vector<std::vector<Block>> seen;  // [B, position_heads]
   std::vector<Item> items;
   std::vector<int64_t> start;                // first item of each head
   std::unique_ptr<float[]> partial;          // [items, part_size()], aligned
   std::unique_ptr<std::atomic<int>[]> left;  // items of a head still to do
 
-  int64_t list(int64_t head) const { return held_heads == 1 ? head / K : head; }
+  int64_t list(int64_t head) const {
+    return position_heads == 1 ? head / K : head;
+  }
   // Of an item: each row's largest score, its sum of weights (both padded), and
   // [rows, padded(E)] of weighed values.
   int64_t part_size() const { return 2 * padded(rows) + rows * padded(E); }
@@ -102,7 +105,7 @@ struct Problem : Layout {
 void Problem::find(int64_t list) {
   Range some = {INT32_MAX, -1, INT32_MAX, -1}, all = {0, INT32_MAX, 0, 0};
   for (int64_t t = 0; t < T; ++t) {
-    const Range r = rule.range(positions[list / held_heads * T + t]);
+    const Range r = rule.range(positions[list / position_heads * T + t]);
     all.low = std::max(all.low, r.low), all.high = std::min(all.high, r.high);
     if (r.low <= r.high) {
       some.low = std::min(some.low, r.low);
@@ -113,7 +116,7 @@ void Problem::find(int64_t list) {
       some.sink_high = std::max(some.sink_high, r.sink_high);
     }
   }
-  const int32_t* key = held + list * S;
+  const int32_t* key = slot_positions + list * S;
   for (int64_t first = 0; first < filled; first += kSlots) {
     const int64_t slots = std::min(kSlots, filled - first);
     int32_t least = INT32_MAX, most = -1, any = 0;
@@ -154,7 +157,8 @@ class Stretch {
  public:
   Stretch(const Problem& p, const Item& item, float* part)
       : p(p), item(item), top(part), total(part + padded(p.rows)),
-        acc(total + padded(p.rows)), held(p.held + p.list(item.head) * p.S) {
+        acc(total + padded(p.rows)),
+        slot_positions(p.slot_positions + p.list(item.head) * p.S) {
     int64_t widest = padded(p.E), query = 0;
     for (const Stream& key : p.keys) {
       widest = std::max(widest, padded(key.width));
@@ -198,7 +202,7 @@ class Stretch {
   const Problem& p;
   const Item& item;
   float *top, *total, *acc;  // of the part: [R], [R], [R, padded(E)]
-  const int32_t* held;       // [S], of this head
+  const int32_t* slot_positions;       // [S], of this head
   std::vector<const float*> queries;
   float *scores, *products, *sums, *scales, *copy;
   const Block* last;  // of the head: the next stretch is this thread's too
@@ -207,8 +211,8 @@ class Stretch {
     return b.whole && padded(x.width) == x.width && p.run(b.first) >= kSlots;
   }
 
-  // Returns the codes of a block, rows padded; where they do not lie so, or the
-  // block is not whole, a copy in which slots without a token are zeros.
+  // Returns the codes of a block, rows padded; where they are not stored so, or
+  // the block is not whole, a copy in which slots without a token are zeros.
   template <class T>
   const T* read(const Stream& x, const Block& b) const {
     const T* codes = (const T*)x.codes;
@@ -217,14 +221,14 @@ class Stretch {
     T* to = reinterpret_cast<T*>(copy);
     memset(to, 0, kSlots * width * sizeof(T));
     p.each(item.head, b, [&](int64_t s, int64_t line) {
-      if (held[b.first + s] >= 0)
+      if (slot_positions[b.first + s] >= 0)
         memcpy(to + s * width, codes + line * x.width, x.width * sizeof(T));
     });
     return to;
   }
 
-  // Returns how far behind block b of a stream lies the block to ask for while
-  // b is read, in bytes; 0 for none. A copy is asked for nothing.
+  // Returns how many bytes after block b of a stream the block starts that is
+  // prefetched while b is read; 0 for none. Nothing is prefetched for a copy.
   int64_t ahead(const Stream& x, const Block& b) const {
     const int64_t blocks = (kAhead - 1) / (kSlots * x.bytes()) + 1;
     if (last - &b < blocks || !in_place(x, b)) return 0;
@@ -237,7 +241,8 @@ class Stretch {
     if (x.scales == nullptr) return;
     std::fill_n(scales, kSlots, 0.f);
     p.each(item.head, b, [&](int64_t s, int64_t line) {
-      if (b.whole || held[b.first + s] >= 0) scales[s] = x.scales[line];
+      if (b.whole || slot_positions[b.first + s] >= 0)
+        scales[s] = x.scales[line];
     });
     for (int64_t r = 0; r < p.rows; ++r, to += kSlots)
       for (int64_t s = 0; s < kSlots; s += kLanes)
@@ -259,31 +264,31 @@ class Stretch {
   void multiply(const Stream& key, const Block& b, const float* q, float* to,
                 const T*) {
     const T* k = read<T>(key, b);
-    const int64_t width = padded(key.width), more = ahead(key, b);
+    const int64_t width = padded(key.width), distance = ahead(key, b);
     for (int64_t first = 0; first < kSlots; first += kSums)
       by_rows(p.rows, [&](auto R, int64_t r) {
         constexpr int S = kSums / R;
         for (int64_t s = first; s < first + kSums; s += S) {
-          const auto tile = r == 0 && more ? dot_tile<R, true, T>
+          const auto tile = r == 0 && distance ? dot_tile<R, true, T>
                                            : dot_tile<R, false, T>;
           tile(q + r * width, k + s * width, width, to + r * kSlots + s,
-               kSlots, more);
+               kSlots, distance);
         }
       });
   }
 
   // Turns scores into weights. Each lane sums its own until the last block.
   void softmax(const Block& b) {
-    const auto more = [](auto x, auto y) { return x > y ? x : y; };
+    const auto larger = [](auto x, auto y) { return x > y ? x : y; };
     for (int64_t r = 0; r < p.rows; ++r) {
       float* score = scores + r * kSlots;
       bound(score);
       if (!b.whole) mask(b, r, score);
       Vec best = at(score), sum = at(sums + r * kLanes);
       for (int64_t s = kLanes; s < kSlots; s += kLanes)
-        best = more(at(score + s), best);
+        best = larger(at(score + s), best);
       if (exceeds(best, top[r])) {
-        rise(r, reduce(best, more));
+        rise(r, reduce(best, larger));
         sum = at(sums + r * kLanes);
       }
       const float shift = top[r] == -INFINITY ? 0.f : top[r];
@@ -314,7 +319,7 @@ class Stretch {
     const int64_t t = item.head / p.K * p.T + row % p.T;
     const Range range = p.rule.range(p.positions[t]);
     for (int64_t s = 0; s < b.slots; ++s)
-      score[s] = range.sees(held[b.first + s]) ? score[s] : -INFINITY;
+      score[s] = range.sees(slot_positions[b.first + s]) ? score[s] : -INFINITY;
     std::fill_n(score + b.slots, kSlots - b.slots, -INFINITY);
   }
 
@@ -327,11 +332,11 @@ class Stretch {
     value.typed([&](auto* type) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
       const T* v = read<T>(value, b);
-      const int64_t more = p.shared < 0 ? ahead(value, b) : 0;
+      const int64_t distance = p.shared < 0 ? ahead(value, b) : 0;
       const int64_t strip = kSums / (p.rows < 4 ? p.rows : 4) * kLanes;
       for (int64_t e = 0; e < width; e += strip)
         by_rows(p.rows, [&](auto R, int64_t r) {
-          weigh<R, kSums / R>(v, r, e, std::min(e + strip, width), more);
+          weigh<R, kSums / R>(v, r, e, std::min(e + strip, width), distance);
         });
     });
   }
@@ -339,14 +344,14 @@ class Stretch {
   // Adds weighed values to features [e, end) of R rows, at most N vectors at
   // once.
   template <int R, int N, class T>
-  void weigh(const T* v, int64_t r, int64_t e, int64_t end, int64_t more) {
+  void weigh(const T* v, int64_t r, int64_t e, int64_t end, int64_t distance) {
     for (; e + N * kLanes <= end; e += N * kLanes) {
-      const auto tile = r == 0 && more ? weigh_tile<R, N, true, T>
+      const auto tile = r == 0 && distance ? weigh_tile<R, N, true, T>
                                        : weigh_tile<R, N, false, T>;
       tile(scores + r * kSlots, v + e, padded(p.E), acc + r * padded(p.E) + e,
-           more);
+           distance);
     }
-    if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, more);
+    if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, distance);
   }
 };
 

@@ -13,22 +13,23 @@
 
 namespace {
 
-// Finds where slots lie, and their positions: [B, 1 | K, S] or, beside a table
-// [B, S / page], those of a pool [1, pages, page].
-bool read_layout(ffi::Buffer<ffi::S32> held, ffi::Buffer<ffi::S32> table,
-                 int32_t filled, Problem* p) {
-  const auto slots = held.dimensions(), columns = table.dimensions();
+// Finds where slots are stored, and their positions: [B, 1 | K, S] or, with a
+// table [B, S / page], those of a pool [1, pages, page].
+bool read_layout(ffi::Buffer<ffi::S32> slot_positions,
+                 ffi::Buffer<ffi::S32> table, int32_t filled, Problem* p) {
+  const auto slots = slot_positions.dimensions(), columns = table.dimensions();
   const bool paged = table.element_count() > 0;
   if (slots.size() != 3 || (paged && columns.size() != 2)) return false;
-  p->held = held.typed_data(), p->held_heads = paged ? 1 : slots[1];
+  p->slot_positions = slot_positions.typed_data();
+  p->position_heads = paged ? 1 : slots[1];
   p->S = paged ? columns[1] * slots[2] : slots[2];
   p->filled = std::clamp<int64_t>(filled, 0, p->S);
   if (!paged) return slots[0] == p->B && (slots[1] == 1 || slots[1] == p->K);
   if (slots[0] != 1 || columns[0] != p->B) return false;
   p->table = table.typed_data(), p->pages = slots[1], p->page = slots[2];
   p->gathered.reset(new int32_t[p->B * p->S]);
-  p->hold(p->held, p->filled, p->gathered.get());
-  p->held = p->gathered.get();
+  p->hold(p->slot_positions, p->filled, p->gathered.get());
+  p->slot_positions = p->gathered.get();
   return true;
 }
 
@@ -49,12 +50,13 @@ bool read_stream(const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
          (scaled == 0 || scaled == lead[0] * lead[1] * lead[2]);
 }
 
-// Operands: positions [B, T]; held, filled [] and table (of size 0 for none) as
-// above; of each key stream the queries [B, K, G, T, H], codes, and scales (of
-// size 0 for none); then codes and scales of the value, unless key stream
-// `shared` is the value.
+// Operands: positions [B, T]; slot_positions, filled [] and table (size 0 for
+// none) as above; of each key stream the queries [B, K, G, T, H], codes, and
+// scales (of size 0 for none); then codes and scales of the value, unless key
+// stream // `shared` is the value.
 ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
-                  ffi::Buffer<ffi::S32> held, ffi::Buffer<ffi::S32> filled,
+                  ffi::Buffer<ffi::S32> slot_positions,
+                  ffi::Buffer<ffi::S32> filled,
                   ffi::Buffer<ffi::S32> table, ffi::RemainingArgs streams,
                   ffi::ResultBuffer<ffi::F32> out,
                   ffi::ResultBuffer<ffi::F32> lse, float scale, float softcap,
@@ -73,7 +75,8 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   p->shared = shared;
   p->positions = positions.typed_data();
   p->out = out->typed_data(), p->lse = lse->typed_data();
-  bool fits = read_layout(held, table, *filled.typed_data(), p.get()) &&
+  bool fits =
+      read_layout(slot_positions, table, *filled.typed_data(), p.get()) &&
               int64_t(positions.element_count()) == p->B * p->T &&
               int64_t(lse->element_count()) == p->B * p->K * p->rows;
 
@@ -101,8 +104,8 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   if (!fits || p->E < 1 || p->value.width != p->E)
     return ffi::Error::InvalidArgument("kvjax_decode: shapes do not fit");
 
-  p->seen.resize(p->B * p->held_heads);
-  for (int64_t i = 0; i < p->B * p->held_heads; ++i) p->find(i);
+  p->seen.resize(p->B * p->position_heads);
+  for (int64_t i = 0; i < p->B * p->position_heads; ++i) p->find(i);
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   p->plan(threads);
   share(pool, p->items.size(), [p](int64_t i) { p->work(i); });
@@ -131,9 +134,9 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
   const Parts parts(M, N, work, work <= kAlone ? 1 : threads);
   const float* from = rows.typed_data();
   float* to = out->typed_data();
-  share(pool, parts.rows * parts.lines, [=](int64_t i) {
+  share(pool, parts.rows * parts.channels, [=](int64_t i) {
     const auto [top, bottom] = parts.rows_of(i);
-    const auto [first, last] = parts.lines_of(i);
+    const auto [first, last] = parts.channels_of(i);
     stream.typed([&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       project(from + top * D, bottom - top, reinterpret_cast<T*>(stream.codes),

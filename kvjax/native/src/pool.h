@@ -21,8 +21,8 @@ void share(Pool& pool, int64_t count, F work) {
     std::atomic<int64_t> next;
     int64_t end;
   };
-  struct Turns {
-    Turns(F work, int64_t count, int64_t threads)
+  struct Tasks {
+    Tasks(F work, int64_t count, int64_t threads)
         : work(std::move(work)), threads(threads), ranges(new Range[threads]) {
       for (int64_t i = 0; i < threads; ++i) {
         ranges[i].next = count * i / threads;
@@ -42,11 +42,11 @@ void share(Pool& pool, int64_t count, F work) {
   };
   const int64_t threads =
       std::clamp<int64_t>(pool.num_threads(), 1, std::max<int64_t>(count, 1));
-  const auto turns = std::make_shared<Turns>(std::move(work), count, threads);
+  const auto tasks = std::make_shared<Tasks>(std::move(work), count, threads);
   for (int64_t i = 1; i < threads; ++i)
-    pool.Schedule([turns, i] { turns->run(i); });
-  turns->run(0);
-  while (turns->done < count) std::this_thread::yield();
+    pool.Schedule([tasks, i] { tasks->run(i); });
+  tasks->run(0);
+  while (tasks->done < count) std::this_thread::yield();
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// A projection of few rows: each weight is read once, widened in registers. One
-// of many rows by eight-bit weights is that of `panels.h`.
+// A projection of few rows: each weight is read once, widened in registers. A
+// projection of dozens of rows by eight-bit weights is in `panels.h`.
 
 #pragma once
 
@@ -21,28 +21,28 @@ void project_tiles(const float* rows, int64_t M, const T* weight, int64_t D,
   for (int64_t n = first; n < last; n += S) {
     // The last tile reaches back, over sums that come out the same.
     const int64_t at = std::min<int64_t>(n, last - S);
-    const T* lines = weight + at * D;
+    const T* channels = weight + at * D;
     // What follows the last tile is another thread's.
     const auto first_rows =
         n + S < last ? dot_tile<R, true, T> : dot_tile<R, false, T>;
-    first_rows(rows, lines, D, out + at, N, S * D * sizeof(T));
+    first_rows(rows, channels, D, out + at, N, S * D * sizeof(T));
     for (int64_t m = R; m < M; m += R)
-      dot_tile<R, false>(rows + m * D, lines, D, out + m * N + at, N, 0);
+      dot_tile<R, false>(rows + m * D, channels, D, out + m * N + at, N, 0);
   }
 }
 
-constexpr int64_t kMany = 32;  // rows from which turning pays
+constexpr int64_t kPanelRows = 32;  // rows from which a transposed weight pays
 
 // The same for one row, two, or a multiple of four.
 template <class T>
-void project_lines(const float* rows, int64_t M, const T* weight, int64_t D,
+void project_channels(const float* rows, int64_t M, const T* weight, int64_t D,
                    int64_t N, int64_t first, int64_t last, float* out) {
-  if constexpr (sizeof(T) == 1)  // XLA multiplies many by floats as fast
-    if (M >= kMany && last - first >= kPanel)
+  if constexpr (sizeof(T) == 1)  // by floats XLA multiplies as fast
+    if (M >= kPanelRows && last - first >= kPanel)
       return project_panels(rows, M, weight, D, N, first, last, out);
-  // Rows may not fit the first cache: the more lines a tile has, the less
+  // Rows may not fit the first cache: the more channels a tile has, the less
   // often they are read. But the more rows, the less often a code is widened,
-  // and the more evenly lines are asked for.
+  // and the more evenly channels are prefetched.
   constexpr int kRows = sizeof(T) < 4 ? 4 : kSums / 4;
   if (M == 1)
     project_tiles<1>(rows, M, weight, D, N, first, last, out);
@@ -54,11 +54,11 @@ void project_lines(const float* rows, int64_t M, const T* weight, int64_t D,
     project_tiles<kRows>(rows, M, weight, D, N, first, last, out);
 }
 
-// The same, times the lines' scales.
+// The same, times the channels' scales.
 template <class T>
 void project(const float* rows, int64_t M, const T* weight, const float* scale,
              int64_t D, int64_t N, int64_t first, int64_t last, float* out) {
-  project_lines(rows, M, weight, D, N, first, last, out);
+  project_channels(rows, M, weight, D, N, first, last, out);
   if (scale == nullptr) return;
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = first; n < last; ++n) out[m * N + n] *= scale[n];
@@ -66,21 +66,23 @@ void project(const float* rows, int64_t M, const T* weight, const float* scale,
 
 constexpr int64_t kPiece = 1 << 18;  // bytes of weights, for up to eight rows
 
-// The parts that threads take: ranges of lines, and of many rows by few lines
-// ranges of rows as well.
+// The parts that threads take: ranges of channels, and of dozens of rows by few
+// channels ranges of rows as well.
 struct Parts {
   Parts(int64_t M, int64_t N, int64_t work, int64_t threads) : M(M), N(N) {
-    const bool many = M >= kMany && N >= kPanel;
-    unit = many ? kPanel : kSums;
+    const bool by_panels = M >= kPanelRows && N >= kPanel;
+    unit = by_panels ? kPanel : kSums;
     if (threads == 1) return;
-    lines = std::max(threads, many ? N / kBlock : work / kPiece);
-    lines = std::min(lines, N / unit);
-    if (many && lines < 2 * threads)
-      rows = std::clamp<int64_t>(2 * threads / lines, 1,
-                                 std::max<int64_t>(M / kMany / 2, 1));
+    channels = std::max(threads, by_panels ? N / kBlock : work / kPiece);
+    channels = std::min(channels, N / unit);
+    if (by_panels && channels < 2 * threads)
+      rows = std::clamp<int64_t>(2 * threads / channels, 1,
+                                 std::max<int64_t>(M / kPanelRows / 2, 1));
   }
   using Range = std::pair<int64_t, int64_t>;
-  Range lines_of(int64_t i) const { return cut(N, unit, lines, i / rows); }
+  Range channels_of(int64_t i) const {
+    return cut(N, unit, channels, i / rows);
+  }
   Range rows_of(int64_t i) const { return cut(M, kTall, rows, i % rows); }
   // The i-th range of `parts`, of whole units; the last takes the rest.
   static Range cut(int64_t size, int64_t unit, int64_t parts, int64_t i) {
@@ -89,7 +91,7 @@ struct Parts {
     };
     return {start(i), i + 1 < parts ? start(i + 1) : size};
   }
-  int64_t M, N, unit, lines = 1, rows = 1;
+  int64_t M, N, unit, channels = 1, rows = 1;
 };
 
 }  // namespace

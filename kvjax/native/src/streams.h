@@ -72,12 +72,12 @@ struct Layout {
 
   // Gathers positions [pages, page] of the first slots of each row, to [B, S]:
   // where the pool has no such page there is no token.
-  void hold(const int32_t* held, int64_t first, int32_t* to) const {
+  void hold(const int32_t* slot_positions, int64_t first, int32_t* to) const {
     for (int64_t i = 0; i < B * S; i += page) {
       const int64_t at = table[i / page];
       if (i % S >= first) continue;
       if (at >= 0 && at < pages)
-        std::copy_n(held + at * page, page, to + i);
+        std::copy_n(slot_positions + at * page, page, to + i);
       else
         std::fill_n(to + i, page, -1);
     }

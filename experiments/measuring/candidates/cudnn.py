@@ -1,9 +1,9 @@
 """Attention of a prompt on a GPU, by cuDNN's flash attention.
 
-Only by name: it has not run on a GPU. cuDNN masks by index, query row i and
-key i side by side. The new tokens of an ordered view and the slots that they
-fill are cut out for that; older slots are a second call, merged by log-sum-exp,
-or, within a window, the first rows of the one call.
+A candidate: it has not run on a GPU. cuDNN masks by index: query row i meets
+key i. The new tokens of an ordered view and the slots that they fill are cut
+out for that; older slots are a second call, merged by log-sum-exp, or, within a
+window, the first rows of the one call.
 
 `jax.nn.dot_product_attention` rounds the log-sum-exp to the dtype of the
 output. The function under it, private but the same in JAX 0.10 to 0.12, does
@@ -17,21 +17,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.context import target
 from kvjax.kernels import blockwise
+from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, launch
 from kvjax.kernels.hopper.launch import DTYPES
+from kvjax.kernels.kernel import Kernel
 from kvjax.kernels.log_sum_exp import merge
-from kvjax.kernels.refusals import refuses_stored
+from kvjax.kernels.refusals import refuses_block, refuses_stored
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import LAST, Streams, View
-from kvjax.target import target
 
 _ROOM = 'jax._src.cudnn.fused_attention_stablehlo'
 
 
 def missing() -> str:
   """Returns why this process cannot use the kernel; '' if it can."""
-  if not at_home():
+  if not is_at_home():
     return ''
   if target() != 'gpu' or jax.default_backend() != 'gpu':
     there = target() if target() != 'gpu' else jax.default_backend()
@@ -43,12 +45,14 @@ def missing() -> str:
   return ''
 
 
-def at_home() -> bool:
+def is_at_home() -> bool:
   """Returns whether cuDNN attends; else, interpreted, `jax.nn` by XLA."""
   return interpreter.settings() is None
 
 
-def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
+def refuses(
+  queries: Streams, view: View, scoring: Scoring, block: int | None = None
+) -> str:
   """Returns why this kernel cannot serve a view; '' if it can."""
   if list(queries) != ['key']:
     return f'scores add up {", ".join(queries)}; it reads one stream of keys'
@@ -64,7 +68,7 @@ def refuses(queries: Streams, view: View, scoring: Scoring) -> str:
     return f'{rule} is not causal, with or without a window, and no more'
   if not view.ordered or (view.first, view.last) != (0, LAST):
     return "slots are not in the order of positions; a dense cache's are"
-  return _refuses_streams(view, scoring)
+  return _refuses_streams(view, scoring) or refuses_block(block)
 
 
 def _refuses_streams(view: View, scoring: Scoring) -> str:
@@ -74,56 +78,60 @@ def _refuses_streams(view: View, scoring: Scoring) -> str:
   if len(kinds) > 1 or not kinds <= set(DTYPES):
     return f'keys and values are not both stored as {" or ".join(DTYPES)}'
   key, value = (x.codes.shape[3] for x in found if x is not None)
-  most = 256 if launch.at_home() else 128
+  most = 256 if launch.is_at_home() else 128
   if key != value or key % 8 or key > most:
     return f'widths {key}, {value} are not one multiple of 8 up to {most}'
   return ''
 
 
 def attend(
-  queries: Streams, positions: jax.Array, view: View, scoring: Scoring
+  queries: Streams,
+  positions: jax.Array,
+  view: View,
+  scoring: Scoring,
+  *,
+  block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `blockwise.attend`.
 
   Tokens of a row follow each other, padding on either side; a row where they
   do not is NaN.
   """
+  del block  # `refuses` lets no number pass
   assert view.stored is not None and view.positions is not None
   stored = {name: view.stored[name] for name in ('key', scoring.value)}
   rule = Scoring(scoring.scale, scoring.value, visibility=scoring.visibility)
-  filled = jnp.asarray(view.filled, jnp.int32)
-  return _attend(rule, queries, positions, stored, view.positions, filled)
+  slots = Slots(view.positions, jnp.asarray(view.filled, jnp.int32))
+  return _attend(rule, queries, positions, stored, slots)
 
 
 # Its derivative is that of the plain form, as of the other kernels.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(rule, queries, positions, stored, held, filled):
-  del filled
-  # A masked weight is 0, and 0 times what lies in an empty slot may be NaN.
+def _attend(rule, queries, positions, stored, slots: Slots):
+  # A masked weight is 0, and 0 times the NaN of an empty slot would be NaN.
   key, value = (
-    jnp.where((held >= 0)[..., None], stored[name].codes, 0)
+    jnp.where((slots.positions >= 0)[..., None], stored[name].codes, 0)
     for name in ('key', rule.value)
   )
   batch, heads, groups, tokens, width = queries['key'].shape
   query = queries['key'].astype(key.dtype)
   query = query.reshape(batch, heads * groups, tokens, width)
-  slots, window = key.shape[2], rule.visibility.window
+  capacity, window = key.shape[2], rule.visibility.window
   lead = 0 if window is None else window - 1
-  size = min(tokens + lead, slots)
-  start, offset, count, apart = _square(positions, lead, size, slots)
+  size = min(tokens + lead, capacity)
+  start, offset, count, apart = _square(positions, lead, size, capacity)
   row = jnp.arange(size, dtype=jnp.int32)[None, :] - offset[:, None]
   query, near = _take(query, row), (key, value)
-  if size < slots:
+  if size < capacity:
     cut = jax.lax.dynamic_slice_in_dim
     cut = jax.vmap(functools.partial(cut, slice_size=size, axis=1))
     near = cut(key, start), cut(value, start)
   out, lse = _call(rule, query, *near, count, count, causal=True)
-  if window is None and size < slots:
+  if window is None and size < capacity:
     old, total = _call(rule, query, key, value, count, start, causal=False)
     some = (start > 0)[:, None, None]
     old = jnp.where(some[..., None], old, 0), jnp.where(some, total, -jnp.inf)
-    pairs = zip((out, lse), old, strict=True)
-    out, lse = merge(*(jnp.stack(pair) for pair in pairs))
+    out, lse = merge([(out, lse), old])
   row = jnp.arange(tokens, dtype=jnp.int32)[None, :] + offset[:, None]
   seen = (positions >= 0)[:, None, :]
   out = jnp.where(seen[..., None], _take(out, row), 0)
@@ -176,7 +184,7 @@ def _call(
   """
   rows, keys = jnp.maximum(rows, 1), jnp.maximum(keys, 1)
   window = rule.visibility.window if causal else None
-  if not at_home():
+  if not is_at_home():
     wide = [
       jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (query, key, value)
     ]
@@ -206,3 +214,13 @@ def _call(
     return_residual=True,
   )
   return out.astype(jnp.float32), lse
+
+
+KERNEL = Kernel(
+  name='cudnn',
+  platform='cuda',
+  missing=missing,
+  is_at_home=is_at_home,
+  refuses=refuses,
+  attend=attend,
+)

@@ -1,0 +1,65 @@
+"""The interface of a kernel: one record of a name and functions.
+
+The library's records are listed in `registry.KERNELS`. A function that takes
+`kernel=` takes a record, too: a kernel that is tried out needs no registration.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+
+from kvjax.streams.scoring import Scoring
+from kvjax.streams.view import Streams, View
+
+
+class Attend(Protocol):
+  """Attends to the slots of one view; see `blockwise.attend`."""
+
+  def __call__(
+    self,
+    queries: Streams,
+    positions: jax.Array,
+    view: View,
+    scoring: Scoring,
+    *,
+    block: int | None = None,
+  ) -> tuple[jax.Array, jax.Array]: ...
+
+
+class Refuses(Protocol):
+  """Returns why a kernel cannot serve a view in such blocks; '' if it can."""
+
+  def __call__(
+    self,
+    queries: Streams,
+    view: View,
+    scoring: Scoring,
+    block: int | None = None,
+  ) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """One implementation of attention to one view.
+
+  Attributes:
+    name: what `kernel=` calls it.
+    platform: as `jax.lax.platform_dependent` calls it ('cpu', 'cuda'): a
+      program that is lowered for another one attends block by block instead.
+      '' for a kernel that every platform runs.
+    missing: returns why this process cannot use it; '' if it can.
+    is_at_home: returns whether this process has the device that the kernel is
+      made for. There a kernel of the registry may be chosen without being
+      named, and is written into programs for its `platform` only.
+    refuses: why it cannot serve a view.
+    attend: what it computes.
+  """
+
+  name: str
+  platform: str
+  missing: Callable[[], str]
+  is_at_home: Callable[[], bool]
+  refuses: Refuses
+  attend: Attend
