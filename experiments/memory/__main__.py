@@ -7,30 +7,13 @@ caches; no weights are read and nothing is allocated. See configs/memory.py.
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
-import kvjax
 from experiments import launch
-from experiments.measuring.variants import with_attention
 from experiments.memory import tables
+from experiments.memory.setup import MemorySetup, check, compiled, least_time
 from experiments.reporting.writer import Writer, follow, start
-from kvjax.decoding.allocate import check_sizes
-from kvjax.decoding.parse import parse_cache
-from kvjax.memory import (
-  Device,
-  Fit,
-  MemoryPlan,
-  StepTime,
-  device,
-  fit,
-  measure,
-  plan,
-  reconcile,
-  step_time,
-)
-from kvjax.memory.compiled.calls import compile_call
+from kvjax.memory import Fit, MemoryPlan, measure, reconcile
 
 _TITLE = 'What inference occupies'
 
@@ -48,88 +31,6 @@ _FLAGS = {
   'compare': flags.DEFINE_list('compare', None, 'Of mha, gqa, mqa, mla.'),
   'measure': flags.DEFINE_bool('measure', None, 'Compile the step here.'),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """The config, checked and turned into what the library takes."""
-
-  name: str
-  model: kvjax.ModelConfig
-  variants: dict[str, kvjax.ModelConfig]
-  device: Device
-  options: dict[str, Any]
-  batch: int
-  context: int
-  contexts: tuple[int, ...]
-
-  def plan(self, model: kvjax.ModelConfig, capacity: int) -> MemoryPlan:
-    return plan(model, batch_size=self.batch, capacity=capacity, **self.options)
-
-  def fit(self, model: kvjax.ModelConfig) -> Fit:
-    return fit(
-      model,
-      self.device,
-      batch_size=self.batch,
-      capacity=self.context,
-      frontier=self.contexts,
-      **self.options,
-    )
-
-
-def check(config: Any) -> Setup:
-  """Returns the setup; raises ValueError for what makes no sense."""
-  check_sizes(batch=config.batch, context=config.context)
-  name = config.checkpoint or config.model
-  model = kvjax.load_config(name)
-  mesh = {'heads': config.devices} if config.devices != 1 else None
-  kind, codec = parse_cache(config.cache)
-  card = device(config.device)
-  options = {'kinds': kind, 'codec': codec, 'mesh': mesh}
-  options['backend'] = card.platform
-  options['source_length'] = config.source or None
-  longest = model.positions or max(*config.contexts, config.context)
-  variants = {name: model}
-  for variant in config.compare:
-    other = with_attention(model, variant)
-    if other != model:
-      variants[variant.upper()] = other
-  setup = Setup(
-    name=name,
-    model=model,
-    variants=variants,
-    device=card,
-    options=options,
-    batch=config.batch,
-    context=config.context,
-    contexts=tuple(n for n in config.contexts if n <= longest),
-  )
-  setup.plan(model, config.context)
-  return setup
-
-
-def least_time(setup: Setup, found: MemoryPlan) -> StepTime:
-  """Returns the bound of a step of the whole batch at the whole context."""
-  size = jnp.dtype(setup.model.dtype).itemsize
-  return step_time(
-    batch_size=1,
-    cache_bytes_per_row=found.cache_bytes,
-    weight_bytes=found.active_params_bytes / found.devices,
-    params=setup.batch * found.active_params_bytes / size / found.devices,
-    device=setup.device,
-  )
-
-
-def compiled(setup: Setup) -> jax.stages.Compiled:
-  """Compiles the decode step for this machine, from shapes alone."""
-  return compile_call(
-    setup.model,
-    batch_size=setup.batch,
-    capacity=setup.context,
-    kinds=setup.options['kinds'],
-    codec=setup.options['codec'],
-    source_length=setup.options['source_length'],
-  )
 
 
 def main(argv: list[str]) -> None:
@@ -166,7 +67,7 @@ def _record(name: str, planned: MemoryPlan, found: Fit) -> dict[str, Any]:
 
 
 def report(
-  setup: Setup,
+  setup: MemorySetup,
   writer: Writer,
   plans: dict[str, MemoryPlan],
   fits: dict[str, Fit],

@@ -53,7 +53,7 @@ bool read_stream(const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
 // Operands: positions [B, T]; slot_positions, filled [] and table (size 0 for
 // none) as above; of each key stream the queries [B, K, G, T, H], codes, and
 // scales (of size 0 for none); then codes and scales of the value, unless key
-// stream // `shared` is the value.
+// stream `shared` is the value.
 ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
                   ffi::Buffer<ffi::S32> slot_positions,
                   ffi::Buffer<ffi::S32> filled,
