@@ -38,14 +38,14 @@ class Fit:
 
   Attributes:
     memory_bytes: of one device, less what is reserved.
-    batch_size: the largest, or the one asked for; 0 if not even one row fits,
+    batch_size: the largest, or the one requested; 0 if not even one row fits,
       None if there is no limit.
-    capacity: the largest, or the one asked for; likewise.
-    fits: whether what was asked for does.
+    capacity: the largest, or the one requested; None if there is no limit.
+    fits: whether the request does.
     short_bytes: by how much it does not.
     frontier: `(capacity, largest batch)` pairs; None for no limit.
     remedies: changes that would make it fit, the first the smallest change.
-    plan: of the batch and capacity above, or of what was asked for.
+    plan: of the batch and capacity above, or of the request.
   """
 
   memory_bytes: int
@@ -127,7 +127,7 @@ def fit(
     reserve_bytes: kept free, for the driver and other programs.
     new_tokens_per_step, kinds, codec, param_dtype, cache_dtype, source_length,
       mesh: as in `plan`.
-    backend: likewise; None for that of a named device.
+    backend: as in `plan`; None for that of a named device.
     frontier: contexts whose largest batches are wanted.
 
   Raises:

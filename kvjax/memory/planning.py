@@ -64,7 +64,7 @@ class MemoryPlan:
       whole model.
     query_cache_bytes: what a cache of every past query would take. Nothing
       would ever read it.
-    sampling_bytes: what `generate` carries beside the cache.
+    sampling_bytes: what `generate` carries in addition to the cache.
     devices: of the mesh; 1 without one.
     lines: where all this comes from.
     temporaries_are: 'upper bound': what `temporaries_bytes` is of XLA's.
@@ -146,7 +146,7 @@ def plan(
       for the block loop, which needs most of these: on a Hopper GPU, which
       decodes by 'mosaic_gpu' where that serves, no less than what is needed.
     donate: the step is given the cache's buffers; otherwise a second cache is
-      alive beside the first.
+      alive together with the first.
 
   Raises:
     ValueError: a size is not positive, the prompt or the tokens of one call
@@ -160,7 +160,8 @@ def plan(
   )
   _check_names(config, backend, kernel, source_length)
   # NumPy's integers would wrap at 2^63 bytes; Python's never do.
-  batch_size, capacity = int(batch_size), int(capacity)
+  batch_size = int(batch_size)
+  capacity = int(capacity)
   new_tokens_per_step = int(new_tokens_per_step)
   _check_prompt(prompt_length, capacity)
   spec = cache_spec(
@@ -173,22 +174,22 @@ def plan(
     source_length=source_length,
   )
   _check_room(spec, new_tokens_per_step)
-  dtype, cut = _param_dtype(config, param_dtype), shards(mesh)
+  dtype = _param_dtype(config, param_dtype)
+  cut = shards(mesh)
   coded = coded_parts(config, cut) if dtype == jnp.int8 else {}
   dtype = np.dtype(config.dtype) if coded else dtype
-  held = [*param_lines(config, dtype.itemsize, cut, coded)]
-  held += [*coded_lines(coded), *cache_lines(spec, cut)]
+  lines = [*param_lines(config, dtype.itemsize, cut, coded)]
+  lines += [*coded_lines(coded), *cache_lines(spec, cut)]
   call = CallShape(
     batch_size, new_tokens_per_step, dtype, backend or target(), kernel
   )
-  step = step_lines(config, spec, call, cut)
-  copies = [] if donate else [_copies(held)]
-  found = [*held, *step, *copies]
+  copies = [] if donate else [_copies(lines)]
+  lines += [*step_lines(config, spec, call, cut), *copies]
   if source_length is not None:
-    read = batch_size, int(source_length), call.size
-    found += encode_lines(config, *read, cut)
+    length = int(source_length)
+    lines += encode_lines(config, batch_size, length, call.size, cut)
   read = active_bytes(config, dtype.itemsize, coded=bool(coded))
-  return _summed(config, spec, batch_size, capacity, read, cut, tuple(found))
+  return _summed(config, spec, batch_size, capacity, read, cut, tuple(lines))
 
 
 def _check_names(
@@ -286,6 +287,6 @@ def _summed(
   )
 
 
-def _copies(held: list[Line]) -> Line:
-  size = sum(line.bytes for line in held if line.part == 'cache')
+def _copies(lines: list[Line]) -> Line:
+  size = sum(line.bytes for line in lines if line.part == 'cache')
   return Line('step', COPIES, size, 'the cache again', str(size))

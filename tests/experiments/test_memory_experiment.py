@@ -62,7 +62,9 @@ def test_the_plan_is_what_xla_was_given(run):
   held = own['params_bytes'] + own['cache_bytes']
   assert measured['arguments'] == held + 2 * 4
   assert measured['alias'] == own['cache_bytes']
-  assert abs(measured['peak'] / own['total_bytes'] - 1) < 0.05
+  # An upper bound: the model is so small that its allowance of 16 KiB counts.
+  over = own['total_bytes'] - measured['peak']
+  assert 0 <= over <= 0.05 * measured['peak'] + (16 << 10)
 
 
 @pytest.mark.parametrize(

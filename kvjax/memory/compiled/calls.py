@@ -32,8 +32,8 @@ def compile_call(
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.
 
-  Sizes, `kinds`, `codec` and `source_length` as in `plan`, whose figures this
-  is held against.
+  Sizes, `kinds`, `codec` and `source_length` as in `plan`. `measure` of the
+  result is the exact figure of what `plan` bounds.
 
   Args:
     kernel: that attends.

@@ -1,4 +1,4 @@
-"""Lines of a plan beside the buffers that pay for them.
+"""Lines of a plan with the buffers that pay for them.
 
 Arguments are exact: every leaf of parameters and cache belongs to one line,
 and what a line promised stands beside what its leaves are. A line of the step
@@ -63,7 +63,7 @@ def reconcile(
   params: str = 'params',
   cache: str = 'cache',
 ) -> tuple[PlannedBuffer, ...]:
-  """Returns the lines of a plan beside what a compiled step was assigned.
+  """Returns the lines of a plan, each with what XLA assigned to a step.
 
   Args:
     plan: of the same call.

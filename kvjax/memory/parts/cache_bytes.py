@@ -31,7 +31,7 @@ def tree_bytes(tree: Any, shards: Shards = WHOLE) -> int:
 
 
 def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
-  """Yields what each kind of cache occupies, and the books beside.
+  """Yields what each kind of cache occupies, and then the books.
 
   Lines of the part 'in cache' say what of those bytes no token can ever use
   (padding), or only tokens beyond the window (slack).
@@ -190,7 +190,7 @@ def leaves(tree: Any) -> list[ArraySpec]:
 def leaf_term(
   leaf: ArraySpec, name: str, times: int = 1, itemsize: int = 0
 ) -> Term:
-  """Returns copies of a leaf, in elements of its own size or another."""
+  """Returns copies of a leaf, in elements of the leaf's size or another."""
   axes = zip(leaf.axes, leaf.shape, strict=True)
   dims = tuple(Dim(axis, size, axis) for axis, size in axes)
   return Term(name, dims, itemsize or np.dtype(leaf.dtype).itemsize, times)

@@ -2,7 +2,7 @@
 
 An encoder reads its whole source at once and keeps no cache, so that its
 scores are as wide as they are tall. It is compiled apart from a decode step,
-and its transient is gone when that begins: it has a part of its own in a plan.
+and its transient is gone when that begins: a plan has a separate part for it.
 The moments were read off the buffers that XLA:CPU assigns, as those of a step.
 """
 

@@ -4,7 +4,7 @@ A mesh axis 'batch' splits rows; 'heads' splits heads, kv heads, the hidden
 units of MLPs and the vocabulary (Megatron-LM, arXiv 1909.08053); 'experts'
 splits experts, and 'slots' the slots or pages of a cache. An array is split
 into as many parts as divide both its axis and the mesh's: 8 kv heads on 16
-devices are split in 8 and held twice, the one latent of MLA is held by all.
+devices are split in 8 and stored twice; MLA has one latent, which all store.
 """
 
 import dataclasses

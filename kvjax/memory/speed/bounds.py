@@ -39,7 +39,7 @@ def intensity(attention: Any, element_bytes: float = 2.0) -> float:
 
 
 def read_elements(config: ModelConfig, rows: float) -> float:
-  """Returns parameters that a step of so many rows reads.
+  """Returns parameters that a step of some rows reads.
 
   Rows that pick experts evenly and by themselves visit `E (1 - (1 - k/E)^B)`
   of E, k each.

@@ -40,8 +40,8 @@ class AttentionCall:
   def reads_before_write(self) -> bool:
     """Whether the call has more tokens than its kind may overwrite unread."""
     kind = self.store.kind
-    chunked = kind.chunk is not None and not kind.book_per_layer
-    return chunked and self.call.tokens > kind.chunk
+    chunk = None if kind.book_per_layer else kind.chunk
+    return chunk is not None and self.call.tokens > chunk
 
   @property
   def is_paged(self) -> bool:
