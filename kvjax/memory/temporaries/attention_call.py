@@ -104,8 +104,8 @@ class AttentionCall:
   def copies_scores(self) -> bool:
     """Whether the softmax needs scores in two arrays.
 
-    XLA:CPU computes in place for many queries (`blockwise.QUERIES_FIRST`) of several
-    rows and kv heads, if a kv head has several heads of queries.
+    XLA:CPU computes in place from `blockwise.QUERIES_FIRST` query rows on, in
+    several rows and kv heads, if a kv head has several heads of queries.
     """
     grouped = 1 < self.read_heads.size < self.heads.size
     many = self.call.batch > 1 and self.query_rows >= QUERIES_FIRST
