@@ -18,6 +18,7 @@ from kvjax.decoding.rows import fork
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
 from kvjax.decoding.steps import decode_step
 from kvjax.decoding.tracing import in_trace, is_traced
+from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 
 OnProgress = Callable[[int, int], None]
@@ -55,7 +56,7 @@ class GenerateOptions:
 
   sampling: Sampling
   stop_tokens: tuple[int, ...]
-  kernel: Any = None
+  kernel: str | Kernel | None = None
 
 
 @overload
@@ -78,7 +79,7 @@ def generate(
   progress: OnProgress | None = None,
   stream: OnTokens | None = None,
   donate: bool = True,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
 ) -> tuple[jax.Array, Cache]: ...
 @overload
 def generate(
@@ -100,7 +101,7 @@ def generate(
   progress: OnProgress | None = None,
   stream: OnTokens | None = None,
   donate: bool = True,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
 ) -> tuple[jax.Array, Cache, jax.Array]: ...
 def generate(
   config: ModelConfig,
@@ -121,7 +122,7 @@ def generate(
   progress: OnProgress | None = None,
   stream: OnTokens | None = None,
   donate: bool = True,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
 ) -> tuple[Any, ...]:
   """Samples tokens, each from the logits after the one before.
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-from typing import Any
 
 from kvjax.context import using_kernel
+from kvjax.kernels.kernel import Kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +18,11 @@ class DecodeOptions:
     form: of latent attention, 'absorbed' or 'expanded'; None for the cheaper.
   """
 
-  kernel: Any = None
+  kernel: str | Kernel | None = None
   block: int | None = None
   form: str | None = None
 
-  def with_kernel(self, kernel: Any) -> 'DecodeOptions':
+  def with_kernel(self, kernel: str | Kernel | None) -> 'DecodeOptions':
     """Returns these options with a kernel; None keeps the one they have."""
     return self if kernel is None else dataclasses.replace(self, kernel=kernel)
 

@@ -18,6 +18,7 @@ from kvjax.decoding.checks import check_call, check_shape, check_source
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.decoding.program import program
 from kvjax.decoding.source import write_source
+from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded
@@ -40,7 +41,7 @@ def prefill(
   padding: str = 'right',
   encoded: Encoded | None = None,
   donate: bool = True,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
   options: DecodeOptions = DEFAULT,
 ) -> tuple[jax.Array, Cache]:
   """Feeds tokens and returns the logits of each row's last one.
@@ -84,7 +85,7 @@ def extend(
   padding: str = 'right',
   encoded: Encoded | None = None,
   donate: bool = False,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
   options: DecodeOptions = DEFAULT,
   attention_layers: tuple[()] = (),
 ) -> tuple[jax.Array, Cache]: ...
@@ -99,7 +100,7 @@ def extend(
   padding: str = 'right',
   encoded: Encoded | None = None,
   donate: bool = False,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
   options: DecodeOptions = DEFAULT,
   attention_layers: Sequence[int],
 ) -> tuple[jax.Array, Cache, tuple[tuple[jax.Array, jax.Array], ...]]: ...
@@ -114,7 +115,7 @@ def extend(
   padding: str = 'right',
   encoded: Encoded | None = None,
   donate: bool = False,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
   options: DecodeOptions = DEFAULT,
   attention_layers: Sequence[int] = (),
 ) -> tuple[Any, ...]:
@@ -164,7 +165,7 @@ def decode_step(
   active: jax.Array | None = None,
   *,
   donate: bool = True,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
   options: DecodeOptions = DEFAULT,
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token a row; never waits for the device.

@@ -15,6 +15,7 @@ from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_shape
 from kvjax.decoding.layer import LayerEntry, attend_through_cache
 from kvjax.decoding.options import DEFAULT, DecodeOptions
+from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.renamed import renamed_arguments
@@ -55,7 +56,7 @@ def attend(
   x: jax.Array,
   active: jax.Array | None = None,
   *,
-  kernel: Any = None,
+  kernel: str | Kernel | None = None,
   options: DecodeOptions = DEFAULT,
 ) -> tuple[jax.Array, Cache]:
   """Feeds activations through a layer's attention and its cache. Pure.

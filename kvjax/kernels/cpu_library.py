@@ -15,8 +15,7 @@ import numpy as np
 from kvjax.context import target
 from kvjax.kernels import blockwise
 from kvjax.kernels.blockwise import Slots
-from kvjax.kernels.kernel import Kernel
-from kvjax.kernels.refusals import refuses_block, refuses_stored
+from kvjax.kernels.kernel import Kernel, refuses_block, refuses_stored
 from kvjax.native import load
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View

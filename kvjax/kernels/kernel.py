@@ -12,6 +12,7 @@ import jax
 
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
+from kvjax.streams.visibility import Visibility
 
 
 class Attend(Protocol):
@@ -63,3 +64,41 @@ class Kernel:
   is_at_home: Callable[[], bool]
   refuses: Refuses
   attend: Attend
+
+
+def refuses_stored(
+  rows: int,
+  most: int,
+  view: View,
+  scoring: Scoring,
+  *,
+  follows_tables: bool = False,
+) -> str:
+  """Returns why such a kernel cannot serve a view; '' if it can.
+
+  Args:
+    rows: query rows of a kv head, G T.
+    most: rows that the kernel serves.
+    view: the slots.
+    scoring: how queries score them.
+    follows_tables: whether it finds slots in pages of a pool.
+  """
+  if rows > most:
+    return f'{rows} query rows a kv head; it serves at most {most}'
+  if scoring.bias is not None:
+    return 'scores have an additive bias'
+  if type(scoring.visibility) is not Visibility:
+    # A kernel knows the rule's fields; it cannot know another rule's `sees`.
+    return f'{type(scoring.visibility).__name__} is not a plain Visibility'
+  if view.stored is None:
+    return 'the view does not read whole leaves as they are stored'
+  if view.table is not None and not follows_tables:
+    return 'slots are in pages, to be found through a table'
+  return ''
+
+
+def refuses_block(block: int | None) -> str:
+  """Returns why a kernel without blocks takes no size of one; '' for None."""
+  if block is None:
+    return ''
+  return f'block={block} is a size for the block loop; this one takes none'

@@ -149,27 +149,27 @@ def fit(
     mesh=mesh,
     backend=backend or platform,
   )
-  asked = _Question(config, limit, options)
+  question = _Question(config, limit, options)
   rows = 1 if batch_size is None else batch_size
   tokens = new_tokens_per_step if capacity is None else capacity
-  found = asked.plan(rows, tokens)
+  found = question.plan(rows, tokens)
   short = max(found.peak_bytes - limit, 0)
   if short:
     batch_size, capacity = batch_size or 0, capacity or 0
   elif batch_size is None:
-    batch_size = asked.largest_batch(tokens)
-    found = asked.plan(batch_size or MOST, tokens)
+    batch_size = question.largest_batch(tokens)
+    found = question.plan(batch_size or MOST, tokens)
   elif capacity is None:
-    capacity = asked.largest_capacity(rows)
-    found = asked.plan(rows, capacity or MOST)
+    capacity = question.largest_capacity(rows)
+    found = question.plan(rows, capacity or MOST)
   return Fit(
     memory_bytes=limit,
     batch_size=batch_size,
     capacity=capacity,
     fits=not short,
     short_bytes=short,
-    frontier=tuple((n, asked.largest_batch(n)) for n in contexts),
-    remedies=tuple(_remedies(asked, rows, tokens)) if short else (),
+    frontier=tuple((n, question.largest_batch(n)) for n in contexts),
+    remedies=tuple(_remedies(question, rows, tokens)) if short else (),
     plan=found,
   )
 
@@ -198,7 +198,7 @@ def _limit(memory: int | str | Device, reserve: int) -> tuple[int, str | None]:
     )
   if not isinstance(reserve, numbers.Integral) or not 0 <= reserve < memory:
     raise ValueError(
-      f'reserve_bytes={reserve!r} must lie between 0 and memory_bytes={memory}.'
+      f'reserve_bytes={reserve!r} must be between 0 and memory_bytes={memory}.'
     )
   return int(memory) - int(reserve), platform
 
@@ -217,47 +217,47 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
   return low
 
 
-def _remedies(asked: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
+def _remedies(question: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
   """Yields what would fit: each change alone, then a smaller request."""
-  for change, other in _changes(asked, rows, tokens):
+  for change, other in _changes(question, rows, tokens):
     total = other.plan(rows, tokens).peak_bytes
-    if total <= asked.limit:
+    if total <= question.limit:
       yield Remedy(change, total)
-  fewer = asked.largest_batch(tokens) if rows > 1 else 0
+  fewer = question.largest_batch(tokens) if rows > 1 else 0
   if fewer:
-    total = asked.plan(fewer, tokens).peak_bytes
+    total = question.plan(fewer, tokens).peak_bytes
     yield Remedy(f'batch_size={fewer} rows', total)
-  shorter = asked.largest_capacity(rows)
+  shorter = question.largest_capacity(rows)
   if shorter:
-    total = asked.plan(rows, shorter).peak_bytes
+    total = question.plan(rows, shorter).peak_bytes
     yield Remedy(f'capacity={shorter} tokens', total)
-  if shards(asked.options['mesh']).sizes:
+  if shards(question.options['mesh']).sizes:
     return
   for count in (2, 4, 8, 16, 32, 64):
-    other = asked.but(mesh={'heads': count})
+    other = question.but(mesh={'heads': count})
     total = other.plan(rows, tokens).peak_bytes
-    if total <= asked.limit:
+    if total <= question.limit:
       yield Remedy(f'{count} devices that share the heads', total)
       return
 
 
 def _changes(
-  asked: _Question, rows: int, tokens: int
+  question: _Question, rows: int, tokens: int
 ) -> Iterator[tuple[str, _Question]]:
-  if asked.options['codec'] is None:
-    yield 'codec=Int8()', asked.but(codec=Int8())
-  if asked.options['kinds'] is not None:
+  if question.options['codec'] is None:
+    yield 'codec=Int8()', question.but(codec=Int8())
+  if question.options['kinds'] is not None:
     return
 
   def sinks(n: int) -> _Question:
-    return asked.but(kinds=_unless_windowed(asked, Sinks(window=n)))
+    return question.but(kinds=_unless_windowed(question, Sinks(window=n)))
 
   window = _largest(lambda n: sinks(n).fits(rows, tokens), tokens)
   if window:
     yield f'Sinks(window={window}): forgets the middle', sinks(window)
 
   def bounded(n: int) -> _Question:
-    return asked.but(kinds=_unless_windowed(asked, Bounded(budget=n)))
+    return question.but(kinds=_unless_windowed(question, Bounded(budget=n)))
 
   budget = _largest(lambda n: bounded(n + 1).fits(rows, tokens), tokens)
   if budget:
@@ -265,9 +265,9 @@ def _changes(
     yield change, bounded(budget + 1)
 
 
-def _unless_windowed(asked: _Question, kind: Kind) -> list[Kind | None]:
+def _unless_windowed(question: _Question, kind: Kind) -> list[Kind | None]:
   """Layers with a window of their own keep the ring they have."""
   return [
     kind if layer.attention.visibility.window is None else None
-    for layer in asked.config.layers
+    for layer in question.config.layers
   ]

@@ -15,7 +15,7 @@ import pytest
 import kvjax
 from kvjax import kernels
 from kvjax.kernels import blockwise, cpu_library
-from kvjax.kernels.refusals import refuses_stored
+from kvjax.kernels.kernel import refuses_stored
 from kvjax.native import build, load
 from kvjax.streams.view import contiguous_view
 from tests.kernels.drawn import SLOTS, book, build_or_skip, draw

@@ -12,7 +12,7 @@ import pytest
 import kvjax
 from kvjax.context import using_kernel
 from kvjax.kernels import blockwise
-from kvjax.kernels.matmul import choose, cpu_blocks, cpu_library, xla
+from kvjax.kernels.matmul import choose, cpu_library, xla
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.linear import matmul
 from kvjax.native import load
@@ -90,8 +90,8 @@ def test_what_it_does_not_take_is_plain(rows, channels, width, dtypes, reason):
 
 def test_a_coded_weight_is_widened_block_by_block(monkeypatch):
   """The last block reaches back; the whole weight never is floats at once."""
-  monkeypatch.setattr(cpu_blocks, 'BLOCK', 9 * 128)
-  monkeypatch.setattr(cpu_blocks, 'SMALL', 0)
+  monkeypatch.setattr(xla, 'BLOCK', 9 * 128)
+  monkeypatch.setattr(xla, 'SMALL', 0)
   x, weight = draw(5, 37, 128)
   coded = kvjax.quantize({'up': weight})['up']
   decoded = coded.codes.astype('float32') * coded.scale[:, None]

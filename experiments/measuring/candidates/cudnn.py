@@ -22,9 +22,8 @@ from kvjax.kernels import blockwise
 from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, launch
 from kvjax.kernels.hopper.launch import DTYPES
-from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.kernel import Kernel, refuses_block, refuses_stored
 from kvjax.kernels.log_sum_exp import merge
-from kvjax.kernels.refusals import refuses_block, refuses_stored
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import LAST, Streams, View
 

@@ -24,9 +24,8 @@ from kvjax.kernels.hopper.tiling import (
   choose_stages,
 )
 from kvjax.kernels.hopper.tuning import Problem, Tiles
-from kvjax.kernels.kernel import Kernel
+from kvjax.kernels.kernel import Kernel, refuses_stored
 from kvjax.kernels.log_sum_exp import merge_stacked
-from kvjax.kernels.refusals import refuses_stored
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.context import target
-from kvjax.kernels.matmul import cpu_blocks, cpu_library, gpu_row, xla
+from kvjax.kernels.matmul import cpu_library, gpu_row, xla
 
 
 def multiply(
@@ -49,7 +49,7 @@ def _multiply_rows(rows, weight, scale) -> jax.Array:
   sums = jax.lax.platform_dependent(
     rows,
     weight,
-    cpu=cpu_blocks.channel_sums,
+    cpu=xla.channel_sums_by_blocks,
     default=xla.channel_sums,
   )
   return xla.transpose(sums * scale[:, None], scaled=True)

@@ -150,7 +150,7 @@ def find_corners(graph: Graph, absorbed: Prices) -> list[Cut]:
 
   Two neighbours cost the same at the price that is the bytes between them over
   the FLOPs between them, exactly. If a third cut is cheaper at that price, it
-  lies between them.
+  is between them.
   """
   solve = lambda price: find_cheapest(graph, price, absorbed)
 

@@ -77,7 +77,7 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-  """One buffer: where it lies and which operation fills it."""
+  """One buffer: where it is and which operation fills it."""
 
   allocation: int  # number of the allocation that holds it
   kind: str  # parameter, aliased, output, temporary, constant, thread
@@ -98,7 +98,7 @@ def buffers(compiled: jax.stages.Compiled) -> tuple[Buffer, ...]:
 
   Buffers whose lifetimes do not overlap share bytes of an allocation, so
   the sizes of temporaries add up to more than `measure(compiled)` reports.
-  An `aliased` buffer lies in a donated argument that is also an output.
+  An `aliased` buffer is part of a donated argument that is also an output.
 
   Raises:
     EncodingError: this version of JAX encodes executables differently;
@@ -223,7 +223,7 @@ def _buffer(
 def _kind(allocation: dict[Any, Any]) -> str:
   if 5 in allocation:  # is_entry_computation_parameter
     return 'aliased' if 7 in allocation else 'parameter'
-  # Not is_tuple (11): one table of pointers sets it for all that lies beside.
+  # is_tuple (11) is no kind: a table of pointers sets it for all its members.
   kinds = {12: 'constant', 3: 'thread', 7: 'output'}
   return next((k for f, k in kinds.items() if f in allocation), 'temporary')
 

@@ -16,7 +16,7 @@ from kvjax.memory.compiled.assignment import Buffer, Instruction, Module, Shape
 class LeafTrace:
   """What one array shows of the leaves."""
 
-  held: Mapping[int, int]  # leaf (by allocation) -> elements of it, at most
+  elements: Mapping[int, int]  # leaf (by allocation) -> elements of it, at most
   result: bool = False  # computed from a leaf's contents, holds none of them
   input: bool = False  # depends on any argument: not a constant or a counter
   indexed: bool = False  # one index of a first axis, chosen by no argument
@@ -127,8 +127,8 @@ def _array(
   mixed = i.opcode in _MIXES or counted
   # Weights times a scale leaf are weights; a leaf plus a result is that leaf.
   added = i.opcode in ('add', 'subtract')
-  if mixed or any(x.result and not (x.held or added) for x in operands):
-    return LeafTrace({}, found.result or bool(found.held), found.input)
+  if mixed or any(x.result and not (x.elements or added) for x in operands):
+    return LeafTrace({}, found.result or bool(found.elements), found.input)
   return found
 
 
@@ -148,8 +148,8 @@ def _move(
     return _read(i, module.instructions[i.operands[0]].shape, operands, found)
   if i.opcode in ('dynamic-update-slice', 'scatter', 'concatenate'):
     # Parts are put together here, in a loop perhaps until the leaf is whole.
-    held = {leaf: i.shape.size for leaf in found.held}
-    return dataclasses.replace(found, held=held, indexed=False)
+    elements = {leaf: i.shape.size for leaf in found.elements}
+    return dataclasses.replace(found, elements=elements, indexed=False)
   return found
 
 
@@ -163,9 +163,9 @@ def _read(
   else:
     alone = i.shape.dims[:1] < (first,) and i.shape.dims[1:] == whole.dims[1:]
   chosen = any(x.input for x in operands[1:2])  # by a page table, say
-  held = {leaf: min(n, size) for leaf, n in found.held.items()}
+  elements = {leaf: min(n, size) for leaf, n in found.elements.items()}
   layer = found.indexed or (alone and not chosen)
-  return dataclasses.replace(found, held=held, indexed=layer)
+  return dataclasses.replace(found, elements=elements, indexed=layer)
 
 
 def _join(values: Sequence[Value]) -> Value:
@@ -182,12 +182,12 @@ def flat(value: Value) -> LeafTrace:
   if isinstance(value, LeafTrace):
     return value
   parts = [flat(x) for x in value]
-  held: dict[int, int] = {}
+  elements: dict[int, int] = {}
   for each in parts:
-    for leaf, n in each.held.items():
-      held[leaf] = max(n, held.get(leaf, 0))
+    for leaf, n in each.elements.items():
+      elements[leaf] = max(n, elements.get(leaf, 0))
   return LeafTrace(
-    held,
+    elements,
     any(x.result for x in parts),
     any(x.input for x in parts),
     any(x.indexed for x in parts),

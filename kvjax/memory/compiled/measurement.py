@@ -17,7 +17,7 @@ class Measured:
 
   arguments: int  # every argument leaf the program uses
   outputs: int  # every output leaf, and 8 a leaf for the tuple's pointers
-  alias: int  # of the outputs, what lies in memory of donated arguments
+  alias: int  # of the outputs, those in memory of donated arguments
   temporaries: int  # the most that intermediate results occupy at one time
   peak: int  # arguments + outputs - alias + temporaries
   devices: Mapping[str, Mapping[str, int]]  # memory_stats; none on CPU

@@ -1,9 +1,9 @@
 """Lines of a plan with the buffers that pay for them.
 
 Arguments are exact: every leaf of parameters and cache belongs to one line,
-and what a line promised stands beside what its leaves are. A line of the step
-is a formula for buffers that fusion moves and merges: beside it stands the
-largest buffer of its `jax.named_scope` that is not larger than the line.
+and what a line promised is compared with what its leaves are. A line of the
+step is a formula for buffers that fusion moves and merges. It is compared with
+the largest buffer of its `jax.named_scope` that is not larger than the line.
 """
 
 import dataclasses
@@ -76,13 +76,13 @@ def reconcile(
     ValueError: the program has no argument of that name.
   """
   module, rows = read(compiled)
-  held = argument_leaves(module, rows, params).values()
-  paths = [_keys(leaf.op_name) for leaf in held]
+  leaves = argument_leaves(module, rows, params).values()
+  paths = [_keys(leaf.op_name) for leaf in leaves]
   sparse = {keys[1] for keys in paths if 'router' in keys}
   name_of = functools.partial(_param_name, sparse=sparse)
-  found = list(_arguments('params', plan, held, name_of))
-  held = argument_leaves(module, rows, cache).values()
-  found += _arguments('cache', plan, held, _cache_name)
+  found = list(_arguments('params', plan, leaves, name_of))
+  leaves = argument_leaves(module, rows, cache).values()
+  found += _arguments('cache', plan, leaves, _cache_name)
   for line in plan.lines_of('step') + plan.lines_of('in logits'):
     kinds = ('output',) if line.name in RESULTS else ('temporary',)
     found.append(_step(line, [row for row in rows if row.kind in kinds]))
@@ -92,12 +92,12 @@ def reconcile(
   return tuple(found)
 
 
-def _arguments(part, plan, held, name_of) -> Iterator[PlannedBuffer]:
+def _arguments(part, plan, leaves, name_of) -> Iterator[PlannedBuffer]:
   lines: dict[str, list[Line]] = {}
   for line in plan.lines_of(part):
     lines.setdefault(_joined(line), []).append(line)
   leaves: dict[str, list[Buffer]] = {}
-  for leaf in held:
+  for leaf in leaves:
     leaves.setdefault(name_of(leaf.op_name), []).append(leaf)
   for name in dict.fromkeys((*lines, *leaves)):
     own, paid = lines.get(name, []), leaves.get(name, [])
@@ -111,7 +111,7 @@ def _arguments(part, plan, held, name_of) -> Iterator[PlannedBuffer]:
 
 
 def _joined(line: Line) -> str:
-  """Lines whose leaves cannot be told apart by name share one row."""
+  """Lines whose leaves have the same names share one row."""
   if line.name.startswith('corrections'):
     return 'experts'
   if line.part == 'params':

@@ -115,7 +115,7 @@ def in_place(
 
   Smaller parts are how a step is meant to read: blocks of a loop, and pages
   or rows that a table in an argument names. A step that rewrites every slot
-  where it lies passes: the verdict is on memory, not on traffic. On CPU judge
+  in place passes: the verdict is on memory, not on traffic. On CPU judge
   float32: before JAX 0.12 XLA upcasts operands of bfloat16 dots there.
 
   Args:
@@ -168,10 +168,10 @@ def _finding(
   if not row.shape or row.instruction not in values:
     return None
   trace = flat(part(values[row.instruction], row.index))
-  held = [key for key in trace.held if leaves[key].bytes >= min_bytes]
+  large = [key for key in trace.elements if leaves[key].bytes >= min_bytes]
   # Codes and scales flow into one dequantized buffer: say the larger leaf.
-  for key in sorted(held, key=lambda key: -leaves[key].bytes):
-    kind = _kind(row, trace, leaves[key], trace.held[key])
+  for key in sorted(large, key=lambda key: -leaves[key].bytes):
+    kind = _kind(row, trace, leaves[key], trace.elements[key])
     if kind:
       return Finding(
         kind, leaves[key].op_name, row.bytes, row.opcode, row.dtype,
@@ -180,12 +180,14 @@ def _finding(
   return None
 
 
-def _kind(row: Buffer, trace: LeafTrace, leaf: Buffer, held: int) -> str | None:
+def _kind(
+  row: Buffer, trace: LeafTrace, leaf: Buffer, elements: int
+) -> str | None:
   size = math.prod(leaf.shape)
-  if held < size:
+  if elements < size:
     first = leaf.shape[0] if leaf.shape else 1
-    layer = trace.indexed and first > 1 and held * first == size
-    return 'slice' if layer or 2 * held > size else None
+    layer = trace.indexed and first > 1 and elements * first == size
+    return 'slice' if layer or 2 * elements > size else None
   if row.bytes * size > leaf.bytes * math.prod(row.shape):
     return 'upcast'
   if row.layout != leaf.layout and sorted(row.layout) == sorted(leaf.layout):

@@ -79,7 +79,7 @@ def _group_lines(
   pooled = getattr(kind, 'pages', None) is not None
   padding = 0 if pooled else kind.row_slots - kind.size
   for extra, why in (
-    (padding, 'padding: no token may lie there'),
+    (padding, 'padding: no token goes there'),
     (slack, 'slack: written before older tokens are read'),
   ):
     if extra:
@@ -96,22 +96,22 @@ def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
   for path, leaf in found:
     name = _key(path)
     fields.setdefault(BOOKS.get(name, name), []).append(leaf)
-  for name, held in fields.items():
-    alike = len(set(held)) == 1
-    one, times = (held[:1], len(held)) if alike else (held, 1)
+  for name, specs in fields.items():
+    alike = len(set(specs)) == 1
+    one, times = (specs[:1], len(specs)) if alike else (specs, 1)
     yield _leaves_line(name, one, times, shards)
 
 
 def _leaves_line(
-  name: str, held: list[ArraySpec], layers: int, shards: Shards
+  name: str, specs: list[ArraySpec], layers: int, shards: Shards
 ) -> Line:
-  symbols = ' + '.join(dict.fromkeys(map(_symbols, held)))
-  numbers = _numbers(held, shards)
-  if layers > 1 or len(held) > 1:
+  symbols = ' + '.join(dict.fromkeys(map(_symbols, specs)))
+  numbers = _numbers(specs, shards)
+  if layers > 1 or len(specs) > 1:
     symbols = f'sum({symbols})' if layers == 1 else f'layers sum({symbols})'
   if layers > 1:
     numbers = f'{layers} x ({numbers})'
-  size = layers * tree_bytes(held, shards)
+  size = layers * tree_bytes(specs, shards)
   return Line('cache', name, size, symbols, numbers)
 
 
@@ -174,9 +174,9 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
   return growing, capped, cap
 
 
-def _numbers(held: list[ArraySpec], shards: Shards) -> str:
+def _numbers(specs: list[ArraySpec], shards: Shards) -> str:
   terms = []
-  for leaf in held:
+  for leaf in specs:
     sizes = *shards.shape(leaf), np.dtype(leaf.dtype).itemsize
     terms.append(' x '.join(map(str, sizes)))
   return ' + '.join(terms)

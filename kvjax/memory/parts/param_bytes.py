@@ -28,7 +28,7 @@ def param_lines(
 
   On one device the counts are formulas; on a mesh each leaf of a layer is cut
   as `Shards` says, its shape taken from an abstract `init_params`. What is
-  `coded` (`coded_parts`) has lines of its own and is not counted here.
+  `coded` (`coded_parts`) has other lines and is not counted here.
   """
   coded = coded or {}
   codes = {name: part.codes for name, part in coded.items()}
@@ -146,13 +146,13 @@ def _encoder_count(config: ModelConfig) -> int:
 def param_specs(config: ModelConfig, mesh: Any, param_dtype: Any = None) -> Any:
   """Returns a `PartitionSpec` for every leaf of `init_params(config)`.
 
-  The layout that `plan(mesh=)` counts. An encoder is held by every device.
+  The layout that `plan(mesh=)` counts. Every device has the whole encoder.
 
   Args:
     config: the model.
     mesh: as in `plan`.
-    param_dtype: 'int8' for every leaf of `quantize` of them: a scale lies
-      where its line does.
+    param_dtype: 'int8' for every leaf of `quantize` of them: a scale is
+      split as its output channel is.
 
   Raises:
     ValueError: an axis is split in fewer parts than the mesh has devices.

@@ -67,13 +67,13 @@ class Shards:
     name, devices = next(s for s in self.sizes if axis in SPLITS[s[0]])
     if parts < devices:
       raise ValueError(
-        f'{axis}={size} on {devices} devices of mesh axis {name!r} is held '
+        f'{axis}={size} on {devices} devices of mesh axis {name!r} is on '
         f'{devices // parts} times: give the copies a mesh axis of their own.'
       )
     return name
 
   def spec(self, leaf: ArraySpec) -> jax.sharding.PartitionSpec:
-    """Returns how a cache's leaf lies on that mesh; raises as `axis`."""
+    """Returns how that mesh splits a cache's leaf; raises as `axis`."""
     local = self.shape(leaf)
     axes = zip(leaf.axes, leaf.shape, local, strict=True)
     names = [None if n == part else self.axis(a, n) for a, n, part in axes]

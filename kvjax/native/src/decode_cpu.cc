@@ -83,7 +83,7 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   const auto operand = [&](size_t i) {
     return *streams.get<ffi::AnyBuffer>(i);
   };
-  // Three of each key stream, and two of a value of its own.
+  // Three of each key stream, and two of a value stream.
   const size_t count = streams.size() / 3;
   fits = fits && count > 0 && shared < int64_t(count) &&
          streams.size() == 3 * count + (shared < 0 ? 2 : 0);
@@ -148,7 +148,7 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
 
 // Writes new [B, K, T, ...] into a store [B, K, S, ...] at slots [B, 1 | K, T],
 // all with any axes before; the result is the store, in place. A store may have
-// other axes, as a pool has, that lie in memory like those.
+// other axes, as a pool has, if its order in memory is the same.
 ffi::Error Write(ffi::AnyBuffer store, ffi::AnyBuffer fresh,
                  ffi::Buffer<ffi::S32> slots, ffi::Result<ffi::AnyBuffer> out) {
   const auto at = slots.dimensions(), shape = fresh.dimensions();

@@ -1,4 +1,4 @@
-// What tokens left behind: its numbers, and where in memory they lie.
+// What tokens left behind: its numbers, and where in memory they are.
 
 #pragma once
 
@@ -35,11 +35,11 @@ struct Block {
   bool whole;  // a full block of which every row sees every slot
 };
 
-// Where the S slots of a head lie: side by side, [B, K, S], or in pages of a
+// Where the S slots of a head are: contiguous, [B, K, S], or in pages of a
 // pool that rows share, [K, pages, page], as a table [B, S / page] says.
 struct Layout {
   int64_t B, K, S;
-  const int32_t* table = nullptr;  // nullptr: side by side
+  const int32_t* table = nullptr;  // nullptr: contiguous
   int64_t pages = 0, page = 0;
 
   // Returns the axes of a stream before its width.
@@ -55,7 +55,7 @@ struct Layout {
     return (head % K * pages + at) * page + slot % page;
   }
 
-  // Returns how many slots lie side by side from this one on.
+  // Returns how many slots are contiguous from this one on.
   int64_t run(int64_t slot) const {
     return table ? page - slot % page : S - slot;
   }

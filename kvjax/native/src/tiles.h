@@ -44,7 +44,7 @@ typedef float Oct VECTOR(32, 32);
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// Lines are asked into the second-level cache, which keeps more of them in
+// Lines are prefetched to the second-level cache, which keeps more of them in
 // flight than the first, and has room for them.
 #define ASK(address) __builtin_prefetch(address, 0, 2)
 
@@ -173,8 +173,8 @@ inline bool exceeds(Vec v, float x) {
 
 // ------------------------------------------------------------------ tiles
 
-// out[r][s] = q[r] . k[s] for R rows and kSums / R lines. `Ahead` asks for what
-// lies `ahead` bytes further, while these are read, each cache line once.
+// out[r][s] = q[r] . k[s] for R rows and kSums / R slots. `Ahead` prefetches the
+// slots that are `ahead` bytes further, each cache line once.
 template <int R, bool Ahead, class T>
 inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
                      int64_t stride, int64_t ahead) {
