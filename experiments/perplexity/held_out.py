@@ -158,7 +158,7 @@ def measure(
       config,
       batch_size=rows,
       capacity=length,
-      cache=options['kinds'],
+      kinds=options['kinds'],
       codec=options['codec'],
     )
     yield compare(name, losses) | {

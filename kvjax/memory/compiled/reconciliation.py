@@ -96,17 +96,18 @@ def _arguments(part, plan, leaves, name_of) -> Iterator[PlannedBuffer]:
   lines: dict[str, list[Line]] = {}
   for line in plan.lines_of(part):
     lines.setdefault(_joined(line), []).append(line)
-  leaves: dict[str, list[Buffer]] = {}
+  buffers: dict[str, list[Buffer]] = {}
   for leaf in leaves:
-    leaves.setdefault(name_of(leaf.op_name), []).append(leaf)
-  for name in dict.fromkeys((*lines, *leaves)):
-    own, paid = lines.get(name, []), leaves.get(name, [])
+    buffers.setdefault(name_of(leaf.op_name), []).append(leaf)
+  for name in dict.fromkeys((*lines, *buffers)):
+    promised = lines.get(name, [])
+    allocated = buffers.get(name, [])
     yield PlannedBuffer(
       part,
-      ' and '.join(line.name for line in own) or name,
-      sum(line.bytes for line in own),
-      sum(leaf.bytes for leaf in paid),
-      _where(paid, f'{len(paid)} arguments, the largest '),
+      ' and '.join(line.name for line in promised) or name,
+      sum(line.bytes for line in promised),
+      sum(leaf.bytes for leaf in allocated),
+      _where(allocated, f'{len(allocated)} arguments, the largest '),
     )
 
 

@@ -173,8 +173,8 @@ inline bool exceeds(Vec v, float x) {
 
 // ------------------------------------------------------------------ tiles
 
-// out[r][s] = q[r] . k[s] for R rows and kSums / R slots. `Ahead` prefetches the
-// slots that are `ahead` bytes further, each cache line once.
+// out[r][s] = q[r] . k[s] for R rows and kSums / R slots. `Ahead` prefetches
+// the slots that are `ahead` bytes further, each cache line once.
 template <int R, bool Ahead, class T>
 inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
                      int64_t stride, int64_t ahead) {
