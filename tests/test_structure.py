@@ -8,17 +8,7 @@ import pytest
 from tests import structure
 
 ROOT = structure.ROOT
-# What is not yet as it should be, and how far it has come. A figure may fall
-# and never rise; at 0 its rule holds.
-EXPECTED = {
-  'circles': 3,
-  'unreachable lines': 272,
-  'repeated class names': 9,
-  'long signatures': 15,
-  'packed stars': 14,
-  'broken links': 1,
-}
-LONG_SIGNATURES = 4  # the fewest that the package should come down to
+LONG_SIGNATURES = 4  # of jitted functions whose arguments are named one by one
 LONGEST_FILE = 500
 
 
@@ -52,30 +42,27 @@ def test_attention_knows_no_cache(modules):
 
 
 def test_no_module_imports_itself_in_the_end(modules):
-  assert_at_most(EXPECTED['circles'], structure.circles(modules))
+  assert not structure.circles(modules)
 
 
 def test_the_face_of_the_package_leads_to_every_module(modules):
-  lines = structure.unreachable_lines(modules)
-  assert sum(lines.values()) <= EXPECTED['unreachable lines'], lines
+  assert not structure.unreachable_lines(modules)
 
 
 def test_a_class_name_is_used_once(modules):
-  repeated = structure.repeated_class_names(modules)
-  assert_at_most(EXPECTED['repeated class names'], repeated)
+  assert not structure.repeated_class_names(modules)
 
 
 def test_functions_have_few_parameters(modules):
-  limit = max(EXPECTED['long signatures'], LONG_SIGNATURES)
-  assert_at_most(limit, structure.long_signatures(modules))
+  assert len(structure.long_signatures(modules)) <= LONG_SIGNATURES
 
 
 def test_no_tuple_is_packed_to_be_spread(modules):
-  assert_at_most(EXPECTED['packed stars'], structure.packed_stars(modules))
+  assert not structure.packed_stars(modules)
 
 
 def test_calls_lead_from_decode_step_to_the_write(modules):
-  assert_at_most(EXPECTED['broken links'], structure.broken_links(modules))
+  assert not structure.broken_links(modules)
 
 
 def test_questions_share_rooms_and_mains_are_short():
@@ -95,7 +82,3 @@ def test_nothing_imports_experiments_and_no_module_is_a_drawer(modules):
     assert module.path.stem not in ('utils', 'helpers', 'misc', 'common'), (
       module.path
     )
-
-
-def assert_at_most(limit: int, names: list[str]) -> None:
-  assert len(names) <= limit, '\n'.join(names)

@@ -20,7 +20,7 @@ from kvjax.decoding.layer import (
 from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.reading import CallState
 from kvjax.decoding.source import cross_attention
-from kvjax.models.config import ModelConfig
+from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, run_layer
 
 
@@ -106,13 +106,7 @@ def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
 def place_tokens(
   cache: Cache, is_token: jax.Array, options: DecodeOptions
 ) -> tuple[Cache, Placement]:
-  """Returns the cache with tokens in its books, and where they go.
-
-  Args:
-    cache: before the call.
-    is_token: bool `[B, T]`; the others are padding.
-    options: of the call.
-  """
+  """Returns the cache with tokens `[B, T]` in its books, and where they go."""
   before = cache.length
   with jax.named_scope('place'):
     cache, is_token = _admit(cache, is_token)
@@ -181,6 +175,8 @@ def _run_layers(
   attention_layers: Sequence[int],
 ) -> tuple[jax.Array, Cache, tuple[Any, ...]]:
   """Runs all layers; returns activations, cache and attention weights."""
+  state = placement.state
+  relative = params.get('relative')
   books = list(cache.books)
   results: list[LayerResult] = []
   for index, layer in enumerate(config.layers):
@@ -188,13 +184,6 @@ def _run_layers(
     source = config.stream_layer(index)
     store = cache.layout.store_of(source)
     book = cache.layout.books[source]
-    attend: Any = functools.partial(
-      attend_through_cache if index == source else attend_to_shared,
-      layer.attention,
-      layer_params['attention'],
-      state=placement.state,
-      relative=params.get('relative'),
-    )
     if index == source:
       entry = LayerEntry(
         store=store,
@@ -203,10 +192,16 @@ def _run_layers(
         slots=placement.slots[book],
         leaves=cache.stores[index],
       )
-      attend = functools.partial(attend, entry=entry)
+      attend = _own_attention(layer, layer_params, entry, state, relative)
     else:
       attend = functools.partial(
-        attend, source=results[source], kind=store.kind
+        attend_to_shared,
+        layer.attention,
+        layer_params['attention'],
+        source=results[source],
+        state=state,
+        kind=store.kind,
+        relative=relative,
       )
     with jax.named_scope(f'layer_{index}'):
       x, result = run_layer(
@@ -222,7 +217,26 @@ def _run_layers(
     if index == source:
       books[book] = result.book
   cache = dataclasses.replace(
-    cache, books=tuple(books), stores=tuple(result.leaves for result in results)
+    cache,
+    books=tuple(books),
+    stores=tuple(result.leaves for result in results),
   )
   weights = tuple(results[i].attention.weights() for i in attention_layers)
   return x, cache, weights
+
+
+def _own_attention(
+  layer: Layer,
+  layer_params: Mapping[str, Any],
+  entry: LayerEntry,
+  state: CallState,
+  relative: jax.Array | None,
+) -> Callable[[jax.Array], tuple[jax.Array, LayerResult]]:
+  """Returns the attention of a layer that stores its own streams."""
+
+  def attend(x):
+    return attend_through_cache(
+      layer.attention, layer_params['attention'], x, entry, state, relative
+    )
+
+  return attend

@@ -169,9 +169,9 @@ def _attend(rule, launch, queries, positions, stored, slots: Slots):
   operands = Operands(tile, keys, values, positions, slot_positions, span)
   parts = flash_decode(operands, launch, groups)
   out, lse = merge_stacked(*parts)
-  shape = batch, heads, groups, tokens
+  shape = (batch, heads, groups, tokens)
   return (
-    out[:, :, :rows].reshape(*shape, out.shape[-1]),
+    out[:, :, :rows].reshape(shape + out.shape[-1:]),
     lse[:, :, :rows].reshape(shape),
   )
 
