@@ -79,8 +79,8 @@ MEMORY: tuple[Mutant, ...] = (
   Mutant(
     'a_sliced_layer_passes',
     'kvjax/memory/compiled/updates.py',
-    "return 'slice' if layer or 2 * held > size else None",
-    "return 'slice' if 2 * held > size else None",
+    "return 'slice' if layer or 2 * elements > size else None",
+    "return 'slice' if 2 * elements > size else None",
     'tests/memory/test_in_place.py',
   ),
   Mutant(
