@@ -107,9 +107,12 @@ def test_a_bar_is_of_an_h200_and_of_another_card_its_share():
   row |= {'of_floor': 1.5}
   peer = row | {'kernel': ''}
   for field, least, met in (
-    ('seconds', 1.0, True), ('seconds', 0.7, False), ('bandwidth', 2.9, True),
-    ('bandwidth', 3.1, False), ('of_floor', 1.6, False),
-  ):  # fmt: skip
+    ('seconds', 1.0, True),
+    ('seconds', 0.7, False),
+    ('bandwidth', 2.9, True),
+    ('bandwidth', 3.1, False),
+    ('of_floor', 1.6, False),
+  ):
     ours, theirs = run.judged([row, peer], (field, least))
     assert ours['bar']['met'] is met and 'bar' not in theirs
 
@@ -127,9 +130,10 @@ def test_a_device_s_table_is_read_where_a_problem_is_like_one_of_it():
   table = tuning.load(tuning.dump([(like, tuning.Tiles(128, 2, 7))], jax='x'))
   near = tuning.Problem(16, 2048, 128, 128)
   others = [
-    tuning.Problem(32, 4096, 128, 128), tuning.Problem(8, 4096, 64, 64),
+    tuning.Problem(32, 4096, 128, 128),
+    tuning.Problem(8, 4096, 64, 64),
     tuning.Problem(8, 4160, 128, 128),
-  ]  # fmt: skip
+  ]
   with tuning.using(table):
     assert tuning.swept_tiles(near) == tuning.Tiles(128, 2, 7)
     for other in others:
@@ -169,15 +173,28 @@ def test_a_transpose_of_the_cache_is_seen():
   assert aot_compile.kernel_calls(Compiled()) == 1
   assert aot_compile.launches(Compiled()) == 4  # all but the parameter
   record = {
-    'record': 'step', 'alias': 8, 'cache': 8, 'arguments': 9,
-    'planned_arguments': 9, 'outputs': 9, 'planned_outputs': 9, 'ratio': 1.06,
+    'record': 'step',
+    'alias': 8,
+    'cache': 8,
+    'arguments': 9,
+    'planned_arguments': 9,
+    'outputs': 9,
+    'planned_outputs': 9,
+    'ratio': 1.06,
     'spills': 0,
-    'moved': ['transpose a/attend'], 'kernel': 'mosaic_gpu', 'calls': 1,
-    'layers': 1, 'temporaries': 5, 'smallest_leaf': 8, 'largest_leaf': 8,
-  }  # fmt: skip
+    'moved': ['transpose a/attend'],
+    'kernel': 'mosaic_gpu',
+    'calls': 1,
+    'layers': 1,
+    'temporaries': 5,
+    'smallest_leaf': 8,
+    'largest_leaf': 8,
+  }
   assert aot_programs._failed(record) == [
-    'peak within 5 %', 'no copy, no transpose', 'nothing moved',
-  ]  # fmt: skip
+    'peak within 5 %',
+    'no copy, no transpose',
+    'nothing moved',
+  ]
   good = record | {'ratio': 1.005, 'moved': []}
   assert not aot_programs._failed(good)
   assert aot_programs._failed(

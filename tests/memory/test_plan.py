@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
 
 import kvjax
 from experiments.measuring.variants import with_attention
@@ -83,199 +82,218 @@ def _planned_and_allocated(config, kinds, codec):
   ]
 
 
-class PlanTest(parameterized.TestCase):
-  @parameterized.named_parameters((k, v) for k, v in MODELS.items())
-  def test_parameters_are_those_of_init_params(self, config):
-    params = kvjax.init_params(config, jax.random.key(0))
-    sizes = dict(batch_size=1, capacity=8)
-    found = plan(config, **sizes)
-    self.assertEqual(found.params_bytes, _nbytes(params))
-    coded = plan(config, **sizes, param_dtype='int8')
-    self.assertEqual(coded.params_bytes, _nbytes(kvjax.quantize(params)))
+@pytest.mark.parametrize('config', MODELS.values(), ids=MODELS)
+def test_parameters_are_those_of_init_params(config):
+  params = kvjax.init_params(config, jax.random.key(0))
+  sizes = dict(batch_size=1, capacity=8)
+  found = plan(config, **sizes)
+  assert found.params_bytes == _nbytes(params)
+  coded = plan(config, **sizes, param_dtype='int8')
+  assert coded.params_bytes == _nbytes(kvjax.quantize(params))
 
-  @parameterized.product(
-    model=tuple(MODELS), kind=tuple(KINDS), codec=(None, kvjax.Int8())
+
+@pytest.mark.parametrize('model', tuple(MODELS))
+@pytest.mark.parametrize('kind', tuple(KINDS))
+@pytest.mark.parametrize('codec', (None, kvjax.Int8()))
+def test_cache_is_what_init_cache_allocates(model, kind, codec):
+  config, kinds = MODELS[model], KINDS[kind]
+  first, second = _planned_and_allocated(config, kinds, codec)
+  assert first == second
+
+
+@pytest.mark.parametrize('kinds', KINDS.values(), ids=KINDS)
+def test_cache_of_every_published_family(kinds):
+  families = {}
+  for name in published_names():
+    config = kvjax.load_config(name)
+    own = [layer.attention for layer in config.layers]
+    if any(variant.shared_from is not None for variant in own):
+      continue  # in MODELS: layers that share cannot be left out
+    layers = tuple(dict.fromkeys(config.layers))
+    found = dataclasses.replace(config, layers=layers)
+    families.setdefault(
+      (str(found.layers[-1].attention.streams()), len(layers)), found
+    )
+  assert len(families) > 20
+  for index, config in enumerate(families.values()):
+    codec = kvjax.Int8() if index % 2 else None
+    first, second = _planned_and_allocated(config, kinds, codec)
+    assert first == second
+
+
+def test_llama_3_8b():
+  attention = kvjax.Grouped(32, 8, 128, rotary=kvjax.Rotary(128))
+  layer = kvjax.Layer(attention, kvjax.MLP(14336))
+  config = kvjax.ModelConfig(128256, 4096, (layer,) * 32, dtype='bfloat16')
+  found = plan(config, batch_size=1, capacity=8192)
+  assert found.params_bytes == 2 * 8_030_261_248
+  assert found.bytes_per_token == 131_072
+  assert found.query_cache_bytes == 8192 * 32 * 32 * 128 * 2
+
+
+def test_deepseek_v3_keeps_latents():
+  attention = kvjax.Latent(
+    128, 512, 128, 128, rotary=kvjax.Rotary(64), query_rank=1536
   )
-  def test_cache_is_what_init_cache_allocates(self, model, kind, codec):
-    config, kinds = MODELS[model], KINDS[kind]
-    self.assertEqual(*_planned_and_allocated(config, kinds, codec))
+  layer = kvjax.Layer(attention, kvjax.MLP(18432))
+  config = kvjax.ModelConfig(129280, 7168, (layer,) * 61, dtype='bfloat16')
+  found = plan(config, batch_size=1, capacity=4096)
+  assert found.bytes_per_token == 70_272
 
-  @parameterized.named_parameters((k, v) for k, v in KINDS.items())
-  def test_cache_of_every_published_family(self, kinds):
-    families = {}
-    for name in published_names():
-      config = kvjax.load_config(name)
-      own = [layer.attention for layer in config.layers]
-      if any(variant.shared_from is not None for variant in own):
-        continue  # in MODELS: layers that share cannot be left out
-      layers = tuple(dict.fromkeys(config.layers))
-      found = dataclasses.replace(config, layers=layers)
-      families.setdefault(
-        (str(found.layers[-1].attention.streams()), len(layers)), found
-      )
-    self.assertGreater(len(families), 20)
-    for index, config in enumerate(families.values()):
-      codec = kvjax.Int8() if index % 2 else None
-      self.assertEqual(*_planned_and_allocated(config, kinds, codec))
 
-  def test_llama_3_8b(self):
-    attention = kvjax.Grouped(32, 8, 128, rotary=kvjax.Rotary(128))
-    layer = kvjax.Layer(attention, kvjax.MLP(14336))
-    config = kvjax.ModelConfig(128256, 4096, (layer,) * 32, dtype='bfloat16')
-    found = plan(config, batch_size=1, capacity=8192)
-    self.assertEqual(found.params_bytes, 2 * 8_030_261_248)
-    self.assertEqual(found.bytes_per_token, 131_072)  # 2 x 8 x 128 x 2 x 32
-    self.assertEqual(found.query_cache_bytes, 8192 * 32 * 32 * 128 * 2)
+def test_window_layers_stop_growing():
+  def layer(window):
+    rule = kvjax.Visibility(window=window)
+    attention = kvjax.Grouped(64, 8, 64, visibility=rule)
+    return kvjax.Layer(attention, kvjax.MLP(2880))
 
-  def test_deepseek_v3_keeps_latents(self):
-    attention = kvjax.Latent(
-      128, 512, 128, 128, rotary=kvjax.Rotary(64), query_rank=1536
+  layers = (layer(128), layer(None)) * 12  # gpt-oss-20b
+  config = kvjax.ModelConfig(201088, 2880, layers, dtype='bfloat16')
+  found = plan(config, batch_size=1, capacity=131072)
+  assert found.bytes_per_token == 49_152
+  assert found.growing_bytes_per_token == 24_576
+  assert found.cap_bytes == 3 * 2**20
+
+
+def test_lines_tell_streams_scales_positions_and_tables_apart():
+  config = MODELS['gqa_biases']
+  paged = plan(
+    config,
+    batch_size=3,
+    capacity=20,
+    kinds=kvjax.Paged(page=8),
+    codec=kvjax.Int8(),
+  )
+  lines = {x.name: x for x in paged.lines_of('cache')}
+  # Two layers, 2 kv heads, 9 pages of 8; keys of 4 and values of 5.
+  assert lines['paged int8, 2 layers'].bytes == 2 * 2 * 72 * (4 + 5)
+  scales = lines['paged int8, 2 layers: scales']
+  assert scales.bytes == 2 * 2 * 72 * (4 + 4)
+  assert scales.numbers == '2 x (2 x 9 x 8 x 4 + 2 x 9 x 8 x 4)'
+  assert lines['positions'].bytes == 9 * 8 * 4
+  assert lines['page tables'].bytes == 3 * 3 * 4
+  assert lines['reference counts of pages'].bytes == 9 * 4
+  (padding,) = paged.lines_of('in cache')
+  assert 'padding' in padding.name
+  assert padding.bytes == 2 * 2 * 9 * (8 - 20 % 8) // 3 * 17
+
+
+def test_slack_is_a_share_of_the_streams():
+  config = MODELS['mha']
+  ring = kvjax.Ring(window=7, slack=2)
+  found = plan(config, batch_size=3, capacity=20, kinds=ring)
+  (slack,) = found.lines_of('in cache')
+  # Two layers, 3 heads, 2 slots of keys and values of 4, float32.
+  assert slack.bytes == 3 * 2 * 3 * 2 * (4 + 4) * 4
+  assert 'slack' in slack.name
+
+
+def test_a_variant_that_a_model_has_is_the_model():
+  for name, variant in (('mha', 'mha'), ('qk_norm', 'gqa'), ('mla', 'mla')):
+    assert with_attention(MODELS[name], variant) == MODELS[name]
+  mqa = with_attention(MODELS['qk_norm'], 'mqa')
+  assert {x.attention.num_kv_heads for x in mqa.layers} == {1}
+
+
+def test_absurd_sizes_do_not_overflow():
+  config = MODELS['mha']
+  found = plan(config, batch_size=10**9, capacity=10**9)
+  assert found.cache_bytes > 10**18
+  same = plan(config, batch_size=np.int64(10**9), capacity=np.int32(10**9))
+  assert same == found
+  past = 10**18 * 2 * 12 * 4  # more than 2^63
+  assert same.query_cache_bytes == past
+
+
+def test_int8_counts_codes_and_scales():
+  config = MODELS['mha']
+  found = plan(config, batch_size=1, capacity=9, codec=kvjax.Int8())
+  assert found.bytes_per_token == 2 * 2 * 3 * (4 + 4)
+
+
+def test_the_query_has_a_line_that_knows_no_context():
+  config = MODELS['mha']
+  lines = []
+  for capacity in (64, 64_000):
+    found = plan(config, batch_size=2, capacity=capacity)
+    (line,) = [x for x in found.lines if x.name.startswith('query')]
+    lines.append(line)
+    (never,) = found.lines_of('never')
+    # B S, layers of 3 heads of 4, float32.
+    assert never.bytes == 2 * capacity * 2 * 12 * 4
+    assert never.bytes == found.query_cache_bytes
+  assert lines[0].numbers == lines[1].numbers
+  assert lines[0].bytes == lines[1].bytes
+  assert lines[0].bytes == 2 * 12 * 4
+  assert lines[0].numbers == '2 x 1 x 3 x 4 x 4'
+
+
+def test_a_cache_that_is_not_donated_is_there_twice():
+  config = MODELS['mha']
+  one = plan(config, batch_size=2, capacity=64)
+  two = plan(config, batch_size=2, capacity=64, donate=False)
+  assert two.step_bytes == one.step_bytes + one.cache_bytes
+  assert two.temporaries_bytes == one.temporaries_bytes
+
+
+@pytest.mark.parametrize('name', ['mha', 'shared'])
+def test_a_prefill_on_a_gpu_holds_outputs_of_later_layers(name):
+  # And of layers that read another's cache; 300 tokens take two turns.
+  config = MODELS[name]
+  sizes = {'batch_size': 3, 'capacity': 512, 'new_tokens_per_step': 300}
+  one, two = (
+    plan(
+      dataclasses.replace(config, layers=config.layers[:n]),
+      backend='gpu',
+      **sizes,
     )
-    layer = kvjax.Layer(attention, kvjax.MLP(18432))
-    config = kvjax.ModelConfig(129280, 7168, (layer,) * 61, dtype='bfloat16')
-    found = plan(config, batch_size=1, capacity=4096)
-    self.assertEqual(found.bytes_per_token, 70_272)  # (512 + 64) x 2 x 61
+    for n in (1, 2)
+  )
+  heads = config.layers[0].attention.num_heads
+  grown = two.temporaries_bytes - one.temporaries_bytes
+  # And their share of the allowance.
+  assert grown == 3 * 512 * heads * 4 * 4 * 25 // 24
 
-  def test_window_layers_stop_growing(self):
-    def layer(window):
-      rule = kvjax.Visibility(window=window)
-      attention = kvjax.Grouped(64, 8, 64, visibility=rule)
-      return kvjax.Layer(attention, kvjax.MLP(2880))
 
-    layers = (layer(128), layer(None)) * 12  # gpt-oss-20b
-    config = kvjax.ModelConfig(201088, 2880, layers, dtype='bfloat16')
-    found = plan(config, batch_size=1, capacity=131072)
-    self.assertEqual(found.bytes_per_token, 49_152)
-    self.assertEqual(found.growing_bytes_per_token, 24_576)
-    self.assertEqual(found.cap_bytes, 3 * 2**20)
+def test_sampling_state_is_what_generate_carries():
+  run = generation._new_state(np.full(5, 7), 0)
+  found = plan(MODELS['mha'], batch_size=5, capacity=8)
+  assert found.sampling_bytes == _nbytes(run)
 
-  def test_lines_tell_streams_scales_positions_and_tables_apart(self):
-    config = MODELS['gqa_biases']
-    paged = plan(
-      config,
-      batch_size=3,
-      capacity=20,
-      kinds=kvjax.Paged(page=8),
-      codec=kvjax.Int8(),
-    )
-    lines = {x.name: x for x in paged.lines_of('cache')}
-    # Two layers, 2 kv heads, 9 pages of 8; keys of 4 and values of 5.
-    self.assertEqual(lines['paged int8, 2 layers'].bytes, 2 * 2 * 72 * (4 + 5))
-    scales = lines['paged int8, 2 layers: scales']
-    self.assertEqual(scales.bytes, 2 * 2 * 72 * (4 + 4))
-    self.assertEqual(scales.numbers, '2 x (2 x 9 x 8 x 4 + 2 x 9 x 8 x 4)')
-    self.assertEqual(lines['positions'].bytes, 9 * 8 * 4)
-    self.assertEqual(lines['page tables'].bytes, 3 * 3 * 4)
-    self.assertEqual(lines['reference counts of pages'].bytes, 9 * 4)
-    (padding,) = paged.lines_of('in cache')
-    self.assertIn('padding', padding.name)
-    self.assertEqual(padding.bytes, 2 * 2 * 9 * (8 - 20 % 8) // 3 * 17)
 
-  def test_slack_is_a_share_of_the_streams(self):
-    config = MODELS['mha']
-    ring = kvjax.Ring(window=7, slack=2)
-    found = plan(config, batch_size=3, capacity=20, kinds=ring)
-    (slack,) = found.lines_of('in cache')
-    # Two layers, 3 heads, 2 slots of keys and values of 4, float32.
-    self.assertEqual(slack.bytes, 3 * 2 * 3 * 2 * (4 + 4) * 4)
-    self.assertIn('slack', slack.name)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_corrections_of_routing_stay_float32(dtype):
+  experts = kvjax.Experts(5, 2, 7, correction=True)
+  config = _model(kvjax.Grouped(4, 1, 4), experts, dtype=dtype)
+  shapes = jax.eval_shape(lambda: kvjax.init_params(config, jax.random.key(0)))
+  found = plan(config, batch_size=1, capacity=8)
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  assert found.params_bytes == size
 
-  def test_a_variant_that_a_model_has_is_the_model(self):
-    for name, variant in (('mha', 'mha'), ('qk_norm', 'gqa'), ('mla', 'mla')):
-      self.assertEqual(with_attention(MODELS[name], variant), MODELS[name])
-    mqa = with_attention(MODELS['qk_norm'], 'mqa')
-    self.assertEqual({x.attention.num_kv_heads for x in mqa.layers}, {1})
 
-  def test_absurd_sizes_do_not_overflow(self):
-    config = MODELS['mha']
-    found = plan(config, batch_size=10**9, capacity=10**9)
-    self.assertGreater(found.cache_bytes, 10**18)
-    same = plan(config, batch_size=np.int64(10**9), capacity=np.int32(10**9))
-    self.assertEqual(same, found)
-    past = 10**18 * 2 * 12 * 4  # more than 2^63
-    self.assertEqual(same.query_cache_bytes, past)
+def test_parts_add_up():
+  found = plan(MODELS['qk_norm'], batch_size=3, capacity=40)
+  for part in ('params', 'cache', 'step'):
+    total = sum(line.bytes for line in found.lines_of(part))
+    assert total == getattr(found, f'{part}_bytes')
+  assert f'{found.total_bytes:,}' in str(found)
 
-  def test_int8_counts_codes_and_scales(self):
-    config = MODELS['mha']
-    found = plan(config, batch_size=1, capacity=9, codec=kvjax.Int8())
-    self.assertEqual(found.bytes_per_token, 2 * 2 * 3 * (4 + 4))
 
-  def test_the_query_has_a_line_that_knows_no_context(self):
-    config = MODELS['mha']
-    lines = []
-    for capacity in (64, 64_000):
-      found = plan(config, batch_size=2, capacity=capacity)
-      (line,) = [x for x in found.lines if x.name.startswith('query')]
-      lines.append(line)
-      (never,) = found.lines_of('never')
-      # B S, layers of 3 heads of 4, float32.
-      self.assertEqual(never.bytes, 2 * capacity * 2 * 12 * 4)
-      self.assertEqual(never.bytes, found.query_cache_bytes)
-    self.assertEqual(lines[0].numbers, lines[1].numbers)
-    self.assertEqual(lines[0].bytes, lines[1].bytes)
-    self.assertEqual(lines[0].bytes, 2 * 12 * 4)
-    self.assertEqual(lines[0].numbers, '2 x 1 x 3 x 4 x 4')
+def test_bad_sizes_are_named():
+  config = MODELS['mha']
+  with pytest.raises(ValueError, match='batch_size=0'):
+    plan(config, batch_size=0, capacity=8)
+  with pytest.raises(ValueError, match='prompt_length=9'):
+    plan(config, batch_size=1, capacity=8, prompt_length=9)
+  with pytest.raises(ValueError, match="backend='cuda'.*cpu, gpu, tpu"):
+    plan(config, batch_size=1, capacity=8, backend='cuda')
+  with pytest.raises(ValueError, match='new_tokens_per_step=9 do not fit'):
+    plan(config, batch_size=1, capacity=8, new_tokens_per_step=9)
 
-  def test_a_cache_that_is_not_donated_is_there_twice(self):
-    config = MODELS['mha']
-    one = plan(config, batch_size=2, capacity=64)
-    two = plan(config, batch_size=2, capacity=64, donate=False)
-    self.assertEqual(two.step_bytes, one.step_bytes + one.cache_bytes)
-    self.assertEqual(two.temporaries_bytes, one.temporaries_bytes)
 
-  @parameterized.parameters('mha', 'shared')
-  def test_a_prefill_on_a_gpu_holds_outputs_of_later_layers(self, name):
-    # And of layers that read another's cache; 300 tokens take two turns.
-    config = MODELS[name]
-    sizes = {'batch_size': 3, 'capacity': 512, 'new_tokens_per_step': 300}
-    one, two = (
-      plan(
-        dataclasses.replace(config, layers=config.layers[:n]),
-        backend='gpu',
-        **sizes,
-      )
-      for n in (1, 2)
-    )
-    heads = config.layers[0].attention.num_heads
-    grown = two.temporaries_bytes - one.temporaries_bytes
-    # And their share of the allowance.
-    self.assertEqual(grown, 3 * 512 * heads * 4 * 4 * 25 // 24)
-
-  def test_sampling_state_is_what_generate_carries(self):
-    run = generation._new_state(np.full(5, 7), 0)
-    found = plan(MODELS['mha'], batch_size=5, capacity=8)
-    self.assertEqual(found.sampling_bytes, _nbytes(run))
-
-  @parameterized.parameters('float32', 'bfloat16')
-  def test_corrections_of_routing_stay_float32(self, dtype):
-    experts = kvjax.Experts(5, 2, 7, correction=True)
-    config = _model(kvjax.Grouped(4, 1, 4), experts, dtype=dtype)
-    shapes = jax.eval_shape(
-      lambda: kvjax.init_params(config, jax.random.key(0))
-    )
-    found = plan(config, batch_size=1, capacity=8)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    self.assertEqual(found.params_bytes, size)
-
-  def test_parts_add_up(self):
-    found = plan(MODELS['qk_norm'], batch_size=3, capacity=40)
-    for part in ('params', 'cache', 'step'):
-      total = sum(line.bytes for line in found.lines_of(part))
-      self.assertEqual(total, getattr(found, f'{part}_bytes'))
-    self.assertIn(f'{found.total_bytes:,}', str(found))
-
-  def test_bad_sizes_are_named(self):
-    config = MODELS['mha']
-    with pytest.raises(ValueError, match='batch_size=0'):
-      plan(config, batch_size=0, capacity=8)
-    with pytest.raises(ValueError, match='prompt_length=9'):
-      plan(config, batch_size=1, capacity=8, prompt_length=9)
-    with pytest.raises(ValueError, match="backend='cuda'.*cpu, gpu, tpu"):
-      plan(config, batch_size=1, capacity=8, backend='cuda')
-    with pytest.raises(ValueError, match='new_tokens_per_step=9 do not fit'):
-      plan(config, batch_size=1, capacity=8, new_tokens_per_step=9)
-
-  @parameterized.parameters(
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'batch_size': -1}, 'batch_size=-1 must be a positive integer'),
     ({'prompt_length': 0}, 'prompt_length=0 must be a positive integer'),
     ({'prompt_length': 'x'}, "prompt_length='x' must be a positive integer"),
@@ -293,18 +311,14 @@ class PlanTest(parameterized.TestCase):
     ({'mesh': 5}, 'mesh=5 is no mesh'),
     ({'source_length': 5}, 'source_length=5, but the model has no encoder'),
     ({'config': 'llama-3-8b'}, 'is no ModelConfig.*load_config'),
-  )
-  def test_nonsense_is_named(self, change, message):
-    sizes = {'config': MODELS['mha'], 'batch_size': 1, 'capacity': 8}
-    with pytest.raises(ValueError, match=message):
-      plan(**{**sizes, **change})
-
-  def test_a_cache_of_four_bit_floats_is_refused(self):
-    with pytest.raises(ValueError, match='float4_e2m1fn has 4 bits'):
-      plan(
-        MODELS['mha'], batch_size=3, capacity=20, cache_dtype='float4_e2m1fn'
-      )
+  ],
+)
+def test_nonsense_is_named(change, message):
+  sizes = {'config': MODELS['mha'], 'batch_size': 1, 'capacity': 8}
+  with pytest.raises(ValueError, match=message):
+    plan(**{**sizes, **change})
 
 
-if __name__ == '__main__':
-  absltest.main()
+def test_a_cache_of_four_bit_floats_is_refused():
+  with pytest.raises(ValueError, match='float4_e2m1fn has 4 bits'):
+    plan(MODELS['mha'], batch_size=3, capacity=20, cache_dtype='float4_e2m1fn')

@@ -12,10 +12,11 @@ ATTENTION = kvjax.Grouped(
 )
 EXPERTS = kvjax.Experts(5, 2, 7, shared=kvjax.MLP(6), correction=True)
 CONFIG = kvjax.ModelConfig(
-  31, 12,
+  31,
+  12,
   (kvjax.Layer(ATTENTION, kvjax.MLP(17)), kvjax.Layer(ATTENTION, EXPERTS)),
   positions=64,
-)  # fmt: skip
+)
 KINDS = [kvjax.Ring(window=9), kvjax.Paged(page=4)]
 
 
@@ -34,9 +35,13 @@ def rows():
   token = jax.ShapeDtypeStruct((3,), jnp.int32)
   jitted = jax.jit(step, donate_argnames='cache')
   planned = plan(
-      CONFIG, batch_size=3, capacity=20, kinds=KINDS, codec=kvjax.Int8(),
-      param_dtype='int8',
-  )  # fmt: skip
+    CONFIG,
+    batch_size=3,
+    capacity=20,
+    kinds=KINDS,
+    codec=kvjax.Int8(),
+    param_dtype='int8',
+  )
   compiled = jitted.lower(params, cache, token).compile()
   with pytest.raises(
     ValueError, match="no argument 'state'.*has cache, params"

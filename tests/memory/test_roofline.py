@@ -13,11 +13,15 @@ from kvjax.memory.speed.bounds import attention_core, read_elements
 @pytest.mark.parametrize(
   ('name', 'elements', 'operations_a_byte'),
   [
-    ('llama-2-7b', 8192, 1), ('llama-3-70b', 2048, 8), ('step-3', 512, 64),
-    ('qwen3-235b-a22b', 1024, 16), ('falcon-7b', 128, 71),
-    ('kimi-k2-instruct', 576, 120.9), ('deepseek-v3', 576, 241.8),
+    ('llama-2-7b', 8192, 1),
+    ('llama-3-70b', 2048, 8),
+    ('step-3', 512, 64),
+    ('qwen3-235b-a22b', 1024, 16),
+    ('falcon-7b', 128, 71),
+    ('kimi-k2-instruct', 576, 120.9),
+    ('deepseek-v3', 576, 241.8),
   ],
-)  # fmt: skip
+)
 def test_operations_a_byte(name, elements, operations_a_byte):
   attention = kvjax.load_config(name).layers[0].attention
   assert attention_core(attention)[0] == elements
@@ -27,10 +31,12 @@ def test_operations_a_byte(name, elements, operations_a_byte):
 @pytest.mark.parametrize(
   ('name', 'operations'),
   [
-    ('qwen3-235b-a22b', 2.52e10), ('qwen3-32b', 1.72e10), ('step-3', 3.27e10),
+    ('qwen3-235b-a22b', 2.52e10),
+    ('qwen3-32b', 1.72e10),
+    ('step-3', 3.27e10),
     ('deepseek-v3', 1.392e11),
   ],
-)  # fmt: skip
+)
 def test_step_3_s_table_of_attention_at_8k(name, operations):
   # For DeepSeek-V3 the exact count; the report takes its value for as wide as
   # its key, 1.47e11.

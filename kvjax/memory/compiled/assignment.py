@@ -118,9 +118,13 @@ def read(compiled: jax.stages.Compiled) -> tuple[Module, tuple[Buffer, ...]]:
     module = _module(hlo.as_serialized_hlo_module_proto())
     rows, arguments = _assignment(raw, module)
   except (
-    AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
     ValueError,
-  ) as error:  # fmt: skip
+  ) as error:
     raise _unreadable(f'{type(error).__name__}: {error}') from error
   if arguments != expected:
     raise _unreadable(

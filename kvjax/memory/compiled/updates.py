@@ -174,9 +174,15 @@ def _finding(
     kind = _kind(row, trace, leaves[key], trace.elements[key])
     if kind:
       return Finding(
-        kind, leaves[key].op_name, row.bytes, row.opcode, row.dtype,
-        row.shape, row.name, row.op_name,
-      )  # fmt: skip
+        kind,
+        leaves[key].op_name,
+        row.bytes,
+        row.opcode,
+        row.dtype,
+        row.shape,
+        row.name,
+        row.op_name,
+      )
   return None
 
 

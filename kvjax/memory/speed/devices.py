@@ -37,43 +37,70 @@ _TERA = 10**12
 
 DEVICES: tuple[Device, ...] = (
   Device(
-    'H200', 141 * _GB, 4_800 * _GB, 989 * _TERA,
+    'H200',
+    141 * _GB,
+    4_800 * _GB,
+    989 * _TERA,
     'NVIDIA H200 datasheet, SXM (1,979 TFLOPS is with sparsity)',
   ),
   Device(
-    'H100-80', 80 * _GB, 3_350 * _GB, 989 * _TERA,
+    'H100-80',
+    80 * _GB,
+    3_350 * _GB,
+    989 * _TERA,
     'NVIDIA H100 datasheet, SXM5 (1,979 TFLOPS is with sparsity)',
   ),
   Device(
-    'A100-40', 40 * _GB, 1_555 * _GB, 312 * _TERA,
+    'A100-40',
+    40 * _GB,
+    1_555 * _GB,
+    312 * _TERA,
     'NVIDIA A100 datasheet, 40GB SXM4',
   ),
   Device(
-    'A100-80', 80 * _GB, 2_039 * _GB, 312 * _TERA,
+    'A100-80',
+    80 * _GB,
+    2_039 * _GB,
+    312 * _TERA,
     'NVIDIA A100 datasheet, 80GB SXM4',
   ),
   Device(
-    'L4', 24 * _GB, 300 * _GB, 121 * _TERA,
+    'L4',
+    24 * _GB,
+    300 * _GB,
+    121 * _TERA,
     'NVIDIA L4 datasheet (242 TFLOPS is with sparsity)',
   ),
   # A GeForce accumulates in float32 at half its float16 rate.
   Device(
-    'RTX 4090', 24 * _GB, 1_008 * _GB, 165_200 * _GB,
+    'RTX 4090',
+    24 * _GB,
+    1_008 * _GB,
+    165_200 * _GB,
     'NVIDIA Ada GPU architecture whitepaper, appendix A, RTX 4090',
   ),
   Device(
-    'TPU v5e', 16 * _GB, 819 * _GB, 197 * _TERA,
+    'TPU v5e',
+    16 * _GB,
+    819 * _GB,
+    197 * _TERA,
     'cloud.google.com/tpu/docs/v5e (819 GBps; 800 in later revisions)',
   ),
   Device(
-    'TPU v5p', 95 * _GB, 2_765 * _GB, 459 * _TERA,
+    'TPU v5p',
+    95 * _GB,
+    2_765 * _GB,
+    459 * _TERA,
     'cloud.google.com/tpu/docs/v5p',
   ),
   Device(
-    'TPU v6e', 32 * _GB, 1_640 * _GB, 918 * _TERA,
+    'TPU v6e',
+    32 * _GB,
+    1_640 * _GB,
+    918 * _TERA,
     'cloud.google.com/tpu/docs/v6e (1640 GBps; 1600 in later revisions)',
   ),
-)  # fmt: skip
+)
 
 
 def device(name: str) -> Device:
