@@ -70,23 +70,27 @@ class TableRow:
     return tensor
 
 
-def parse_table(published: str, place: str, text: str) -> tuple[TableRow, ...]:
+def parse_table(text: str) -> tuple[TableRow, ...]:
   """Returns the rows of a literal table.
 
   Args:
-    published: prefix of every published name.
-    place: prefix of every place.
-    text: a row a line, columns two spaces or more apart.
+    text: one row a line, columns two spaces or more apart. A line of only two
+      columns is a heading, `model.layers.{i}.*   layers.{i}.*`: what every
+      published name and every place of the rows below it begin with.
   """
+  published, place = '', ''
   rows = []
   for line in text.strip().splitlines():
-    name, shape, suffix, *how = re.split(r' {2,}', line.strip())
+    name, shape, *others = re.split(r' {2,}', line.strip())
+    if not others:
+      published, place = name.removesuffix('*'), shape.removesuffix('*')
+      continue
     rows.append(
       TableRow(
         name=name if name == NOTHING else published + name,
         shape=tuple(shape.split()),
-        place=place + suffix,
-        how=''.join(how),
+        place=place + others[0],
+        how=''.join(others[1:]),
       )
     )
   return tuple(rows)

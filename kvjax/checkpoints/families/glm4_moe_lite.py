@@ -5,10 +5,10 @@ the first.
 """
 
 from kvjax.checkpoints.families import deepseek_v3
-from kvjax.checkpoints.families.deepseek_v3 import experts, latent, mlp
+from kvjax.checkpoints.families.deepseek_v3 import experts
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import latent
 from kvjax.models.config import Layer, ModelConfig
 
 
@@ -20,15 +20,14 @@ def config(settings: Settings) -> ModelConfig:
   layers = [
     Layer(
       attention,
-      experts(settings, scale=1.8) if sparse else mlp(settings),
+      experts(settings, scale=1.8) if kind == 'sparse' else settings.mlp(),
     )
-    for sparse in _sparse(settings)
+    for kind in _kinds(settings)
   ]
-  norm = Norm(settings.get('rms_norm_eps', 1e-5))
-  return settings.model(layers, tied=False, norm=norm)
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
-def _sparse(settings: Settings) -> list[bool]:
+def _kinds(settings: Settings) -> list[str]:
   count = settings.need('num_hidden_layers')
   dense = settings.get('first_k_dense_replace', 1)
   default = ['dense'] * dense + ['sparse'] * (count - dense)
@@ -37,7 +36,7 @@ def _sparse(settings: Settings) -> list[bool]:
     raise ValueError(
       f"mlp_layer_types={kinds} must be {count} of 'dense' and 'sparse'."
     )
-  return [kind == 'sparse' for kind in kinds]
+  return kinds
 
 
 FAMILY = Family(config, deepseek_v3.FAMILY.rows, beyond_layers=True)

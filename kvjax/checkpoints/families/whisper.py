@@ -7,38 +7,28 @@ No published implementation reads `scale_embedding`, and kvjax does not either.
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.table import TableRow, parse_table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-ENDS = (
-  parse_table(
-    'model.decoder.',
-    '',
-    """
-  embed_tokens.weight      V D           embedding
-  embed_positions.weight   positions D   positions
-  layer_norm.weight        D             norm.weight
-  layer_norm.bias          D             norm.bias
-""",
-  )
-  + parse_table(
-    'model.encoder.',
-    'encoder.',
-    """
-  embed_positions.weight   source_positions D   positions
-  layer_norm.weight        D                    norm.weight
-  layer_norm.bias          D                    norm.bias
-  conv1.weight             D features 3         conv_0        kernel
-  conv1.bias               D                    conv_0_bias
-  conv2.weight             D D 3                conv_1        kernel
-  conv2.bias               D                    conv_1_bias
-""",
-  )
-  + (TableRow('proj_out.weight', ('V', 'D'), 'head'),)
-)
+ENDS = """
+  proj_out.weight   V D   head
+  model.decoder.*   *
+    embed_tokens.weight      V D           embedding
+    embed_positions.weight   positions D   positions
+    layer_norm.weight        D             norm.weight
+    layer_norm.bias          D             norm.bias
+  model.encoder.*   encoder.*
+    embed_positions.weight   source_positions D   positions
+    layer_norm.weight        D                    norm.weight
+    layer_norm.bias          D                    norm.bias
+    conv1.weight             D features 3         conv_0        kernel
+    conv1.bias               D                    conv_0_bias
+    conv2.weight             D D 3                conv_1        kernel
+    conv2.bias               D                    conv_1_bias
+"""
 
 SELF = """
   self_attn_layer_norm.weight   D       attention_norm.weight
@@ -72,12 +62,14 @@ CROSS = """
   encoder_attn.out_proj.bias       D       cross.output_bias
 """
 
-ROWS = (
+ROWS = parse_table(
   ENDS
-  + parse_table('model.encoder.layers.{i}.', 'encoder.layers.{i}.', SELF)
-  + parse_table(
-    'model.decoder.layers.{i}.', 'layers.{i}.', SELF + CROSS.lstrip()
-  )
+  + 'model.encoder.layers.{i}.*   encoder.layers.{i}.*'
+  + SELF
+  + 'model.decoder.layers.{i}.*   layers.{i}.*'
+  + SELF
+  + 'model.decoder.layers.{i}.*   layers.{i}.*'
+  + CROSS
 )
 
 
