@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.family import Family, layer_sizes
 from kvjax.checkpoints.table import (
   NOTHING,
@@ -22,7 +23,7 @@ from kvjax.checkpoints.table import (
   evaluate,
   group_by_place,
 )
-from kvjax.checkpoints.tensors import DTYPES, PublishedTensor
+from kvjax.checkpoints.tensors import DTYPES
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import init_params
 

@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -29,28 +29,6 @@ DTYPES: dict[str, Any] = {
   'BF16': jnp.bfloat16,
 }
 CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
-
-
-class PublishedTensor(Protocol):
-  """What a param is read from: a stored tensor or a dequantized tensor."""
-
-  @property
-  def name(self) -> str: ...
-
-  @property
-  def shape(self) -> tuple[int, ...]: ...
-
-  @property
-  def dtype(self) -> str: ...
-
-  @property
-  def size(self) -> int: ...
-
-  def check_dtype(self) -> None: ...
-
-  def read(self) -> np.ndarray: ...
-
-  def blocks(self) -> Iterator[np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True)
