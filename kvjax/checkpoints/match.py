@@ -7,7 +7,7 @@ checkpoint is refused, before anything is read.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -160,11 +160,8 @@ def _match_param(
     pattern = pattern.replace('.mlp.', '.experts.')
   if pattern not in rows:
     raise ValueError(f'The table of the family has no row for {place}.')
-  candidates = [
-    (row, list(_tensor_names(row, int(index[1]) if index else 0, sizes)))
-    for row in rows[pattern]
-  ]
-  row, names = _choose_spelling(checkpoint, candidates)
+  layer = index[1] if index else '0'
+  row, names = _choose_spelling(checkpoint, rows[pattern], layer, sizes)
   return ParamSource(
     place=place,
     shape=param.shape,
@@ -187,21 +184,27 @@ def _layer_of_param(config: ModelConfig, place: str) -> Layer | None:
   return layers[int(index[1])] if index else layers[0]
 
 
-def _tensor_names(row: TableRow, index: int, sizes: Sizes) -> Iterator[str]:
-  if row.name == NOTHING:
-    return
-  name = row.name.replace('{i}', str(index))
-  for expert in range(sizes['experts'] if row.stacked else 1):
-    yield name.replace('{e}', str(expert))
-
-
 def _choose_spelling(
-  checkpoint: Checkpoint, candidates: list[tuple[TableRow, list[str]]]
+  checkpoint: Checkpoint, rows: list[TableRow], layer: str, sizes: Sizes
 ) -> tuple[TableRow, list[str]]:
-  """Returns the row, with its names, that the checkpoint has, or the first."""
-  for row, names in candidates:
+  """Returns the row that the checkpoint has, or the first, and its tensors.
+
+  Args:
+    checkpoint: with all its tensors.
+    rows: spellings of one param.
+    layer: index of the param's layer.
+    sizes: of that layer.
+  """
+  candidates = []
+  for row in rows:
+    name = row.name.replace('{i}', layer)
+    experts = range(sizes['experts'] if row.stacked else 1)
+    names = [name.replace('{e}', str(expert)) for expert in experts]
+    if row.name == NOTHING:
+      names = []
     if not names or checkpoint.get(names[0]) is not None:
       return row, names
+    candidates.append((row, names))
   return candidates[0]
 
 
@@ -257,20 +260,17 @@ def _is_ignored(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _check_copy(copy: PublishedTensor, original: PublishedTensor) -> None:
-  same = copy.dtype == original.dtype and copy.shape == original.shape
-  if not same or not _are_equal(copy, original):
+  """Raises ValueError unless two tensors are the same, bit by bit."""
+  # Bytes are compared, so that NaN equals NaN.
+  same = (copy.dtype, copy.shape) == (original.dtype, original.shape) and all(
+    np.array_equal(a.view(np.uint8), b.view(np.uint8))
+    for a, b in zip(copy.blocks(), original.blocks(), strict=True)
+  )
+  if not same:
     raise ValueError(
       f'Tensor {copy.name} differs from {original.name}, but '
       'tie_word_embeddings of config.json makes them one.'
     )
-
-
-def _are_equal(copy: PublishedTensor, original: PublishedTensor) -> bool:
-  pairs = zip(copy.blocks(), original.blocks(), strict=True)
-  # Bytes are compared, so that NaN equals NaN.
-  return all(
-    np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs
-  )
 
 
 def stored_dtype(tensors: Mapping[str, PublishedTensor]) -> str:

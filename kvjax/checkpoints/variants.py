@@ -35,13 +35,13 @@ def grouped(
     width = settings.head_width()
   if 'rotary' not in special:
     special['rotary'] = rotary(settings, width)
-  biases = {'projection_bias': bias, 'output_bias': bias}
+  fields: dict[str, Any] = {'projection_bias': bias, 'output_bias': bias}
   return Grouped(
     settings.need('num_attention_heads'),
     settings.kv_heads(kv_heads),
     width,
     visibility=Visibility(window=window),
-    **(biases | special),
+    **(fields | special),
   )
 
 
