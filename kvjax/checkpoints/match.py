@@ -16,6 +16,7 @@ import numpy as np
 
 from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.family import Family, layer_sizes
+from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.table import (
   NOTHING,
   Sizes,
@@ -91,11 +92,7 @@ def _allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def param_spec(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of every param by path, allocating none."""
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  flat, _ = jax.tree.flatten_with_path(shapes)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): param
-    for path, param in flat
-  }
+  return leaves_by_path(shapes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,46 +30,44 @@ ENDS = """
     conv2.bias               D                    conv_1_bias
 """
 
-SELF = """
-  self_attn_layer_norm.weight   D       attention_norm.weight
-  self_attn_layer_norm.bias     D       attention_norm.bias
-  self_attn.q_proj.weight       N*H D   attention.query
-  self_attn.q_proj.bias         N*H     attention.query_bias
-  self_attn.k_proj.weight       N*H D   attention.key
-  -                             N*H     attention.key_bias
-  self_attn.v_proj.weight       N*H D   attention.value
-  self_attn.v_proj.bias         N*H     attention.value_bias
-  self_attn.out_proj.weight     D N*H   attention.output
-  self_attn.out_proj.bias       D       attention.output_bias
-  final_layer_norm.weight       D       mlp_norm.weight
-  final_layer_norm.bias         D       mlp_norm.bias
-  fc1.weight                    F D     mlp.up
-  fc1.bias                      F       mlp.up_bias
-  fc2.weight                    D F     mlp.down
-  fc2.bias                      D       mlp.down_bias
+LAYER = """
+    self_attn_layer_norm.weight   D     attention_norm.weight
+    self_attn_layer_norm.bias     D     attention_norm.bias
+    final_layer_norm.weight       D     mlp_norm.weight
+    final_layer_norm.bias         D     mlp_norm.bias
+    fc1.weight                    F D   mlp.up
+    fc1.bias                      F     mlp.up_bias
+    fc2.weight                    D F   mlp.down
+    fc2.bias                      D     mlp.down_bias
 """
-
-CROSS = """
-  encoder_attn_layer_norm.weight   D       cross_norm.weight
-  encoder_attn_layer_norm.bias     D       cross_norm.bias
-  encoder_attn.q_proj.weight       N*H D   cross.query
-  encoder_attn.q_proj.bias         N*H     cross.query_bias
-  encoder_attn.k_proj.weight       N*H D   cross.key
-  -                                N*H     cross.key_bias
-  encoder_attn.v_proj.weight       N*H D   cross.value
-  encoder_attn.v_proj.bias         N*H     cross.value_bias
-  encoder_attn.out_proj.weight     D N*H   cross.output
-  encoder_attn.out_proj.bias       D       cross.output_bias
+CROSS_NORM = """
+    encoder_attn_layer_norm.weight   D   cross_norm.weight
+    encoder_attn_layer_norm.bias     D   cross_norm.bias
 """
-
+ATTENTION = """
+    q_proj.weight     N*H D   query
+    q_proj.bias       N*H     query_bias
+    k_proj.weight     N*H D   key
+    -                 N*H     key_bias
+    v_proj.weight     N*H D   value
+    v_proj.bias       N*H     value_bias
+    out_proj.weight   D N*H   output
+    out_proj.bias     D       output_bias
+"""
 ROWS = parse_table(
   ENDS
   + 'model.encoder.layers.{i}.*   encoder.layers.{i}.*'
-  + SELF
+  + LAYER
+  + 'model.encoder.layers.{i}.self_attn.*   encoder.layers.{i}.attention.*'
+  + ATTENTION
   + 'model.decoder.layers.{i}.*   layers.{i}.*'
-  + SELF
+  + LAYER
   + 'model.decoder.layers.{i}.*   layers.{i}.*'
-  + CROSS
+  + CROSS_NORM
+  + 'model.decoder.layers.{i}.self_attn.*   layers.{i}.attention.*'
+  + ATTENTION
+  + 'model.decoder.layers.{i}.encoder_attn.*   layers.{i}.cross.*'
+  + ATTENTION
 )
 
 
