@@ -11,6 +11,7 @@ The params are plain arrays in the requested dtype, bfloat16 by default.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -129,7 +130,7 @@ def dequantize_tensors(
     if codes is None:
       raise ValueError(f'Tensor {name} scales nothing: no codes with it.')
     if method == 'fp8':
-      decode = _fp8(block)
+      decode = functools.partial(_fp8, block)
       shape = codes.shape
       blocks = tuple(-(-n // b) for n, b in zip(shape, block, strict=False))
     else:
@@ -160,16 +161,15 @@ def _mxfp4_shapes(
   return (experts, blocks * 32, out), (experts, out, blocks)
 
 
-def _fp8(block: tuple[int, ...]) -> Decode:
-  def decode(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    wide = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    rows, columns = wide.shape
-    # The last blocks may reach beyond the matrix.
-    factors = scales.repeat(block[0], axis=0)[:rows]
-    factors = factors.repeat(block[1], axis=1)[:, :columns]
-    return wide * factors.astype(np.float32)
-
-  return decode
+def _fp8(
+  block: tuple[int, int], codes: np.ndarray, scales: np.ndarray
+) -> np.ndarray:
+  wide = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+  rows, columns = wide.shape
+  # The last blocks may reach beyond the matrix.
+  factors = scales.repeat(block[0], axis=0)[:rows]
+  factors = factors.repeat(block[1], axis=1)[:, :columns]
+  return wide * factors.astype(np.float32)
 
 
 def _mxfp4(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from kvjax.checkpoints.table import (
   group_by_place,
 )
 from kvjax.checkpoints.tensors import DTYPES
-from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.config import ModelConfig
 from kvjax.models.initialize import init_params
 
 ALIGNMENT = 64  # bytes; a CPU device copies what begins elsewhere
@@ -148,17 +148,19 @@ def _match_param(
     place: path of the param.
     param: its shape and dtype.
   """
-  sizes = layer_sizes(
-    checkpoint.config, _layer_of_param(checkpoint.config, place)
-  )
-  index = re.search(r'\.(\d+)\.', place)
+  config = checkpoint.config
+  layers = config.layers
+  if place.startswith('encoder.') and config.encoder is not None:
+    layers = config.encoder.layers
+  # A param of no layer is matched with the sizes of the first.
+  numbers = re.findall(r'\.(\d+)\.', place) or ['0']
+  sizes = layer_sizes(config, layers[int(numbers[0])])
   pattern = re.sub(r'\.\d+\.', '.{i}.', place)
   if sizes['experts']:
     pattern = pattern.replace('.mlp.', '.experts.')
   if pattern not in rows:
     raise ValueError(f'The table of the family has no row for {place}.')
-  layer = index[1] if index else '0'
-  row, names = _choose_spelling(checkpoint, rows[pattern], layer, sizes)
+  row, names = _choose_spelling(checkpoint, rows[pattern], numbers[0], sizes)
   return ParamSource(
     place=place,
     shape=param.shape,
@@ -170,15 +172,6 @@ def _match_param(
       for name in names
     ),
   )
-
-
-def _layer_of_param(config: ModelConfig, place: str) -> Layer | None:
-  """Returns the layer that a param belongs to, or the first of its stack."""
-  layers = config.layers
-  if place.startswith('encoder.') and config.encoder is not None:
-    layers = config.encoder.layers
-  index = re.search(r'layers\.(\d+)\.', place)
-  return layers[int(index[1])] if index else layers[0]
 
 
 def _choose_spelling(

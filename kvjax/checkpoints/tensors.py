@@ -103,7 +103,7 @@ def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   """
   index = path / INDEX
   if index.exists():
-    return _open_shards(path, index)
+    return _open_shards(index)
   files = [path / SINGLE] if (path / SINGLE).exists() else []
   if not files:
     files = sorted(path.glob('*.safetensors'))
@@ -116,9 +116,8 @@ def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   return read_header(files[0])
 
 
-def _open_shards(
-  path: pathlib.Path, index: pathlib.Path
-) -> dict[str, StoredTensor]:
+def _open_shards(index: pathlib.Path) -> dict[str, StoredTensor]:
+  path = index.parent
   try:
     where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
   except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Attention of the variants that many families share, from config.json."""
+"""Attention and experts that several families share, from config.json."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ from kvjax.attention.latent import Latent
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary, score_scale
 from kvjax.layers.norm import Norm
+from kvjax.models.experts import Experts
+from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
 
@@ -69,4 +71,28 @@ def latent(
     scale=score_scale(settings, key_width + rotary_width),
     projection_bias=bias,
     output_bias=bias,
+  )
+
+
+def shared_experts(
+  settings: Settings, *, shared: int = 1, bias: bool = False, **special: Any
+) -> Experts:
+  """Returns DeepSeek's experts, with the shared expert that every token has.
+
+  Args:
+    settings: of the checkpoint.
+    shared: published default of `n_shared_experts`, in widths of one expert.
+    bias: of the shared expert's projections.
+    **special: further fields of `Experts`.
+  """
+  hidden = settings.need('moe_intermediate_size')
+  activation = settings.activation('hidden_act')
+  width = hidden * (settings.raw('n_shared_experts', shared) or 0)
+  return Experts(
+    settings.need('n_routed_experts'),
+    settings.need('num_experts_per_tok'),
+    hidden,
+    activation,
+    shared=MLP(width, activation, bias=bias) if width else None,
+    **special,
   )

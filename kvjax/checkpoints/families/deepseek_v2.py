@@ -6,10 +6,9 @@ Lite has no rank for queries. Picked weights are not renormalised.
 from kvjax.checkpoints.families import deepseek_v3
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.variants import latent
+from kvjax.checkpoints.variants import latent, shared_experts
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
-from kvjax.models.mlp import MLP
 
 METHODS = ('greedy', 'group_limited_greedy')
 
@@ -33,20 +32,15 @@ def config(settings: Settings) -> ModelConfig:
 
 
 def _experts(settings: Settings, bias: bool) -> Experts:
-  hidden = settings.need('moe_intermediate_size')
-  activation = settings.activation('hidden_act')
-  shared = hidden * (settings.raw('n_shared_experts', 2) or 0)
   is_grouped = settings.get('topk_method', 'greedy') != 'greedy'
-  return Experts(
-    settings.need('n_routed_experts'),
-    settings.need('num_experts_per_tok'),
-    hidden,
-    activation,
+  return shared_experts(
+    settings,
+    shared=2,
+    bias=bias,
     renormalize=False,
     scale=settings.get('routed_scaling_factor', 1.0),
     groups=settings.need('n_group') if is_grouped else 1,
     top_groups=settings.need('topk_group') if is_grouped else 1,
-    shared=MLP(shared, activation, bias=bias) if shared else None,
   )
 
 

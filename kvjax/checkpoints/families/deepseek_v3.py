@@ -16,10 +16,9 @@ from kvjax.checkpoints.shared_rows import (
   NORMS,
   SHARED,
 )
-from kvjax.checkpoints.variants import latent
+from kvjax.checkpoints.variants import latent, shared_experts
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
-from kvjax.models.mlp import MLP
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -29,7 +28,7 @@ def config(settings: Settings) -> ModelConfig:
   settings.only('moe_layer_freq', 1)
   dense = settings.get('first_k_dense_replace', 3)
   attention = latent(settings, settings.get('rope_interleave', True))
-  sparse = experts(settings, scale=2.5, groups=8, top_groups=4)
+  sparse = sigmoid_experts(settings, scale=2.5, groups=8, top_groups=4)
   layers = [
     Layer(attention, settings.mlp() if i < dense else sparse)
     for i in range(settings.need('num_hidden_layers'))
@@ -37,7 +36,7 @@ def config(settings: Settings) -> ModelConfig:
   return settings.model(layers, tied=False, norm=settings.rms_norm(1e-6))
 
 
-def experts(
+def sigmoid_experts(
   settings: Settings, *, scale: float, groups: int = 1, top_groups: int = 1
 ) -> Experts:
   """Returns the experts of a sparse layer, with their shared one.
@@ -47,14 +46,8 @@ def experts(
     scale, groups, top_groups: published defaults of `routed_scaling_factor`,
       `n_group` and `topk_group`.
   """
-  hidden = settings.need('moe_intermediate_size')
-  activation = settings.activation('hidden_act')
-  shared = hidden * (settings.raw('n_shared_experts', 1) or 0)
-  return Experts(
-    settings.need('n_routed_experts'),
-    settings.need('num_experts_per_tok'),
-    hidden,
-    activation,
+  return shared_experts(
+    settings,
     score='sigmoid',
     renormalize=settings.get('norm_topk_prob', True),
     scale=settings.get('routed_scaling_factor', scale),
@@ -62,7 +55,6 @@ def experts(
     groups=settings.get('n_group', groups),
     top_groups=settings.get('topk_group', top_groups),
     group_score='top2',
-    shared=MLP(shared, activation) if shared else None,
   )
 
 

@@ -73,23 +73,20 @@ def config(settings: Settings) -> ModelConfig:
 def _attention(settings: Settings, hidden: int) -> Grouped:
   heads = settings.need('num_attention_heads')
   width = settings.divide('hidden_size', hidden, heads)
+  kv_heads = 1 if settings.get('multi_query', True) else heads
+  if settings.get('new_decoder_architecture', False):
+    kv_heads = settings.get('num_kv_heads', heads)
   alibi = settings.get('alibi', False)
   bias = settings.get('bias', False)
   return Grouped(
     heads,
-    _kv_heads(settings, heads),
+    kv_heads,
     width,
     rotary=None if alibi else rotary(settings, width),
     bias=Alibi(1 / math.sqrt(width), rounded=True) if alibi else None,
     projection_bias=bias,
     output_bias=bias,
   )
-
-
-def _kv_heads(settings: Settings, heads: int) -> int:
-  if settings.get('new_decoder_architecture', False):
-    return settings.get('num_kv_heads', heads)
-  return 1 if settings.get('multi_query', True) else heads
 
 
 def _parallel(settings: Settings) -> str | None:

@@ -3,7 +3,6 @@
 Scores are scaled by `query_pre_attn_scalar`, not by the width of a head.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
 from kvjax.checkpoints.shared_rows import ENDS, FOUR_NORMS, GATED, GROUPED
@@ -20,7 +19,19 @@ def config(settings: Settings) -> ModelConfig:
   activation = settings.activation('hidden_activation', default=TANH)
   mlp = MLP(settings.need('intermediate_size'), activation)
   layers = [
-    Layer(_attention(settings, window), mlp, norms='both')
+    Layer(
+      grouped(
+        settings,
+        width=settings.get('head_dim', 256),
+        kv_heads=4,
+        bias=settings.get('attention_bias', False),
+        window=window,
+        scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
+        softcap=settings.raw('attn_logit_softcapping', 50.0),
+      ),
+      mlp,
+      norms='both',
+    )
     for window in settings.windows([SLIDING, FULL], 4096)
   ]
   return settings.model(
@@ -29,18 +40,6 @@ def config(settings: Settings) -> ModelConfig:
     norm=settings.rms_norm(1e-6, offset=1.0),
     embedding_scale=settings.need('hidden_size') ** 0.5,
     logit_softcap=settings.raw('final_logit_softcapping', 30.0),
-  )
-
-
-def _attention(settings: Settings, window: int | None) -> Grouped:
-  return grouped(
-    settings,
-    width=settings.get('head_dim', 256),
-    kv_heads=4,
-    bias=settings.get('attention_bias', False),
-    window=window,
-    scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
-    softcap=settings.raw('attn_logit_softcapping', 50.0),
   )
 
 

@@ -8,7 +8,6 @@ model with a vision tower the decoder is read, and the tower left out.
 from collections.abc import Mapping
 from typing import Any
 
-from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.family import Family, rename_rows
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
@@ -21,7 +20,6 @@ from kvjax.checkpoints.shared_rows import (
   HEAD_NORMS,
 )
 from kvjax.checkpoints.variants import grouped
-from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
@@ -37,13 +35,27 @@ def config(settings: Settings) -> ModelConfig:
   settings = Settings({'num_attention_heads': 8} | dict(settings.values))
   activation = settings.activation('hidden_activation', default=TANH)
   mlp = MLP(settings.get('intermediate_size', 9216), activation)
+  width = settings.get('head_dim', 256)
   norm = settings.rms_norm(1e-6, offset=1.0)
   pattern = settings.get(
     'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
   )
   default = [SLIDING] * (pattern - 1) + [FULL]
   layers = [
-    Layer(_attention(settings, window, norm), mlp, norms='both')
+    Layer(
+      grouped(
+        settings,
+        width=width,
+        kv_heads=4,
+        bias=settings.get('attention_bias', False),
+        window=window,
+        rotary=_rotary(settings, width, window),
+        scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
+        qk_norm=norm,
+      ),
+      mlp,
+      norms='both',
+    )
     for window in settings.windows(default, 4096)
   ]
   return settings.model(
@@ -65,20 +77,6 @@ def text_config(settings: Settings) -> ModelConfig:
   }
   sizes = {'vocab_size': 262208, 'hidden_size': 2304, 'num_hidden_layers': 26}
   return config(Settings(sizes | outer | dict(text)))
-
-
-def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
-  width = settings.get('head_dim', 256)
-  return grouped(
-    settings,
-    width=width,
-    kv_heads=4,
-    bias=settings.get('attention_bias', False),
-    window=window,
-    rotary=_rotary(settings, width, window),
-    scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
-    qk_norm=norm,
-  )
 
 
 def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:

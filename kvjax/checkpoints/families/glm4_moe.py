@@ -4,7 +4,7 @@ Biases on q, k and v only; routing is that of DeepSeek-V3. Layers beyond
 `num_hidden_layers` (multi-token prediction) are left out.
 """
 
-from kvjax.checkpoints.families.deepseek_v3 import experts
+from kvjax.checkpoints.families.deepseek_v3 import sigmoid_experts
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
@@ -24,7 +24,7 @@ def config(settings: Settings) -> ModelConfig:
     qk_norm=norm if settings.get('use_qk_norm', False) else None,
   )
   dense = settings.get('first_k_dense_replace', 1)
-  sparse = experts(settings, scale=1.0)
+  sparse = sigmoid_experts(settings, scale=1.0)
   layers = [
     Layer(attention, settings.mlp() if i < dense else sparse)
     for i in range(settings.need('num_hidden_layers'))

@@ -5,7 +5,7 @@ the first.
 """
 
 from kvjax.checkpoints.families import deepseek_v3
-from kvjax.checkpoints.families.deepseek_v3 import experts
+from kvjax.checkpoints.families.deepseek_v3 import sigmoid_experts
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.variants import latent
@@ -20,14 +20,14 @@ def config(settings: Settings) -> ModelConfig:
   layers = [
     Layer(
       attention,
-      experts(settings, scale=1.8) if kind == 'sparse' else settings.mlp(),
+      sigmoid_experts(settings, scale=1.8) if sparse else settings.mlp(),
     )
-    for kind in _kinds(settings)
+    for sparse in _sparse(settings)
   ]
   return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
-def _kinds(settings: Settings) -> list[str]:
+def _sparse(settings: Settings) -> list[bool]:
   count = settings.need('num_hidden_layers')
   dense = settings.get('first_k_dense_replace', 1)
   default = ['dense'] * dense + ['sparse'] * (count - dense)
@@ -36,7 +36,7 @@ def _kinds(settings: Settings) -> list[str]:
     raise ValueError(
       f"mlp_layer_types={kinds} must be {count} of 'dense' and 'sparse'."
     )
-  return kinds
+  return [kind == 'sparse' for kind in kinds]
 
 
 FAMILY = Family(config, deepseek_v3.FAMILY.rows, beyond_layers=True)

@@ -4,7 +4,6 @@ Biases everywhere, YaRN, and experts whose gate and up projection are one
 tensor, columns alternating, clamped at `swiglu_limit`.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary, Yarn
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
@@ -35,21 +34,20 @@ SPARSE = parse_table("""
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a gpt-oss config.json."""
   layers = [
-    Layer(_attention(settings, window), _experts(settings))
+    Layer(
+      grouped(
+        settings,
+        kv_heads=8,
+        bias=settings.get('attention_bias', True),
+        window=window,
+        rotary=_rotary(settings, settings.head_width()),
+        sinks=True,
+      ),
+      _experts(settings),
+    )
     for window in settings.windows([SLIDING, FULL], 128)
   ]
   return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
-
-
-def _attention(settings: Settings, window: int | None) -> Grouped:
-  return grouped(
-    settings,
-    kv_heads=8,
-    bias=settings.get('attention_bias', True),
-    window=window,
-    rotary=_rotary(settings, settings.head_width()),
-    sinks=True,
-  )
 
 
 def _rotary(settings: Settings, width: int) -> Rotary:

@@ -17,11 +17,8 @@ def config(settings: Settings) -> ModelConfig:
     grouped(settings, bias=settings.get('attention_bias', False)),
     settings.mlp(bias=settings.get('mlp_bias', False)),
   )
-  return settings.model(
-    [layer] * settings.need('num_hidden_layers'),
-    tied=False,
-    norm=settings.rms_norm(1e-6),
-  )
+  layers = [layer] * settings.need('num_hidden_layers')
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-6))
 
 
 FAMILY = Family(config, LLAMA)

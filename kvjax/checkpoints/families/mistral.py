@@ -16,11 +16,8 @@ def config(settings: Settings) -> ModelConfig:
   settings.refuse('layer_types')
   window = settings.raw('sliding_window', 4096)
   layer = Layer(grouped(settings, kv_heads=8, window=window), settings.mlp())
-  return settings.model(
-    [layer] * settings.need('num_hidden_layers'),
-    tied=False,
-    norm=settings.rms_norm(1e-6),
-  )
+  layers = [layer] * settings.need('num_hidden_layers')
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-6))
 
 
 FAMILY = Family(config, LLAMA)

@@ -36,11 +36,8 @@ def config(settings: Settings) -> ModelConfig:
     settings.need('intermediate_size'),
     settings.activation('hidden_act'),
   )
-  return settings.model(
-    [Layer(attention, experts)] * settings.need('num_hidden_layers'),
-    tied=False,
-    norm=settings.rms_norm(1e-5),
-  )
+  layers = [Layer(attention, experts)] * settings.need('num_hidden_layers')
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
 FAMILY = Family(config, ENDS + NORMS + GROUPED + EXPERTS)

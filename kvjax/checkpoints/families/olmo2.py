@@ -23,10 +23,9 @@ def config(settings: Settings) -> ModelConfig:
     qk_norm=norm,
     qk_norm_joint=True,
   )
-  layers = [Layer(attention, settings.mlp(), norms='post')]
-  return settings.model(
-    layers * settings.need('num_hidden_layers'), tied=False, norm=norm
-  )
+  layer = Layer(attention, settings.mlp(), norms='post')
+  layers = [layer] * settings.need('num_hidden_layers')
+  return settings.model(layers, tied=False, norm=norm)
 
 
 FAMILY = Family(config, ENDS + POST_NORMS + GROUPED + GATED + JOINT_NORMS)

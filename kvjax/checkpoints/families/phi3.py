@@ -35,11 +35,10 @@ def config(settings: Settings) -> ModelConfig:
     rotary=rotary(settings, width, partial=1.0, aliases=ALIASES),
     window=settings.raw('sliding_window'),
   )
-  return settings.model(
-    [Layer(attention, settings.mlp())] * settings.need('num_hidden_layers'),
-    tied=False,
-    norm=settings.rms_norm(1e-5),
+  layers = [Layer(attention, settings.mlp())] * settings.need(
+    'num_hidden_layers'
   )
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
 FAMILY = Family(config, ENDS + NORMS + FUSED)

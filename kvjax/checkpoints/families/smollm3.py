@@ -16,6 +16,7 @@ def config(settings: Settings) -> ModelConfig:
   """Returns the config of a SmolLM3 config.json."""
   every = settings.get('no_rope_layer_interval', 4)
   rotated = settings.per_layer('no_rope_layers', [1] * (every - 1) + [0])
+  windows = _windows(settings, rotated)
   rotation = rotary(settings, settings.head_width(), base=2e6)
   layers = [
     Layer(
@@ -28,9 +29,7 @@ def config(settings: Settings) -> ModelConfig:
       ),
       settings.mlp(bias=settings.get('mlp_bias', False)),
     )
-    for window, is_rotated in zip(
-      _windows(settings, rotated), rotated, strict=True
-    )
+    for window, is_rotated in zip(windows, rotated, strict=True)
   ]
   return settings.model(layers, tied=True, norm=settings.rms_norm(1e-6))
 

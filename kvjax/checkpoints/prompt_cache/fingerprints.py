@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kvjax.checkpoints.paths import leaves_by_path
 
@@ -21,16 +20,11 @@ _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 def fingerprint(params: Any) -> dict[str, str]:
   """Returns shape, dtype and 64 bits of each param, by its path."""
   leaves = leaves_by_path(params)
-  # All sums are begun before the first is waited for.
-  sums = {path: _sums(leaf) for path, leaf in leaves.items()}
+  sums = jax.device_get({path: _sums(x) for path, x in leaves.items()})
   return {
-    path: f'{leaf.dtype.name} {list(leaf.shape)} {_hexadecimal(sums[path])}'
-    for path, leaf in leaves.items()
+    path: f'{x.dtype.name} {list(x.shape)} {sums[path].tobytes().hex()}'
+    for path, x in leaves.items()
   }
-
-
-def _hexadecimal(x: jax.Array) -> str:
-  return bytes(np.asarray(x)).hex()
 
 
 @jax.jit

@@ -6,11 +6,10 @@ depends on all of these, so a file with another config or other params is
 refused, and the message says what differs.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,8 +87,7 @@ def save_cache(
     name: np.asarray(array, order='C')
     for name, array in leaves_by_path(cache, is_leaf).items()
   }
-  with _replace_when_whole(path) as part:
-    save_file(arrays, part, {KEY: json.dumps(metadata)})
+  _write_whole(path, arrays, {KEY: json.dumps(metadata)})
 
 
 def load_cache(
@@ -161,15 +159,16 @@ def _source_spec(cache: Cache) -> list[Any] | None:
   return [cache.source.shape[1], stream.dtype.name]
 
 
-@contextlib.contextmanager
-def _replace_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path in the same directory, and renames it to `path` at the end.
+def _write_whole(
+  path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+  """Writes a file in the same directory, and renames it to `path` at the end.
 
   After an error, `path` is as before.
   """
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   try:
-    yield part
+    save_file(arrays, part, metadata)
     # Without fsync, a crash after the rename could leave an empty file.
     with part.open('rb') as file:
       os.fsync(file.fileno())
