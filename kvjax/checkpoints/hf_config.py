@@ -72,14 +72,18 @@ LIST = """
 OBJECT = 'quantization_config rope_parameters rope_scaling text_config'
 
 # Of each key, the words for its kind and the Python types of that kind.
-KEY_KINDS: dict[str, tuple[str, tuple[type, ...]]] = (
-  dict.fromkeys(WHOLE.split(), ('a whole number', (int,)))
-  | dict.fromkeys(NUMBER.split(), ('a number', (int, float)))
-  | dict.fromkeys(SWITCH.split(), ('true or false', (bool,)))
-  | dict.fromkeys(TEXT.split(), ('a text', (str,)))
-  | dict.fromkeys(LIST.split(), ('a list', (list, tuple)))
-  | dict.fromkeys(OBJECT.split(), ('an object', (Mapping,)))
-)
+KEY_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+  key: (words, types)
+  for keys, words, types in (
+    (WHOLE, 'a whole number', (int,)),
+    (NUMBER, 'a number', (int, float)),
+    (SWITCH, 'true or false', (bool,)),
+    (TEXT, 'a text', (str,)),
+    (LIST, 'a list', (list, tuple)),
+    (OBJECT, 'an object', (Mapping,)),
+  )
+  for key in keys.split()
+}
 
 
 def check_values(values: Mapping[str, Any]) -> None:

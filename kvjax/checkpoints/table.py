@@ -6,10 +6,15 @@ A row of a table reads
 
 published name, published shape, place in the params, and how the published
 tensor becomes the param. `{i}` is a layer and `{e}` an expert (experts are
-stacked). `experts` is the place of an `mlp` that has experts. A row whose place
-the model does not have (a bias it was built without) is not used. Of two rows
-for one place the row whose tensor is in the checkpoint counts, so one table
-serves every configuration of a family.
+stacked). `experts` is the place of an `mlp` that has experts. A heading
+
+    model.layers.{i}.mlp.*   layers.{i}.mlp.*
+
+says what the names and the places of the rows below it begin with.
+
+A row whose place the model does not have (a bias it was built without) is not
+used. Of two rows for one place the row whose tensor is in the checkpoint
+counts, so one table serves every configuration of a family.
 
 Shapes are sizes of the layer, taken from its config: the letters of `kvjax`,
 and a word where `kvjax` has no letter:
@@ -74,9 +79,8 @@ def parse_table(text: str) -> tuple[TableRow, ...]:
   """Returns the rows of a literal table.
 
   Args:
-    text: one row a line, columns two spaces or more apart. A line of only two
-      columns is a heading, `model.layers.{i}.*   layers.{i}.*`: what every
-      published name and every place of the rows below it begin with.
+    text: one row a line, columns two spaces or more apart; a line of only two
+      columns is a heading.
   """
   published, place = '', ''
   rows = []

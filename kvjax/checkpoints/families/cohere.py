@@ -13,7 +13,7 @@ from kvjax.checkpoints.variants import grouped
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 
-NORMS = parse_table("""
+LAYER_NORMS = parse_table("""
   model.layers.{i}.*   layers.{i}.*
     input_layernorm.weight      D     attention_norm.weight
     self_attn.q_norm.weight     N H   attention.query_norm.weight
@@ -41,4 +41,4 @@ def config(settings: Settings) -> ModelConfig:
   )
 
 
-FAMILY = Family(config, ENDS + GROUPED + GATED + NORMS)
+FAMILY = Family(config, ENDS + GROUPED + GATED + LAYER_NORMS)

@@ -13,7 +13,7 @@ from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
 
-EXPERTS = parse_table("""
+BLOCK_SPARSE = parse_table("""
   model.layers.{i}.block_sparse_moe.*   layers.{i}.experts.*
     gate.weight             experts D   router
     experts.{e}.w1.weight   F D         gate
@@ -40,4 +40,4 @@ def config(settings: Settings) -> ModelConfig:
   return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
-FAMILY = Family(config, ENDS + NORMS + GROUPED + EXPERTS)
+FAMILY = Family(config, ENDS + NORMS + GROUPED + BLOCK_SPARSE)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+_type_hints = functools.cache(typing.get_type_hints)
+
 TYPE = 'type'
 DTYPE = 'dtype'
 
@@ -131,8 +133,3 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 def _init_fields(cls: Any) -> Iterable[Any]:
   return [field for field in dataclasses.fields(cls) if field.init]
-
-
-@functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
-  return typing.get_type_hints(cls)
