@@ -11,16 +11,20 @@ The params are plain arrays in the requested dtype, bfloat16 by default.
 """
 
 import dataclasses
-import pathlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from kvjax.checkpoints.tensors import PublishedTensor, StoredTensor
+from kvjax.checkpoints.tensors import StoredTensor
 
-METHODS = ('fp8', 'mxfp4')
+# How the names of scales, of codes and of the plain tensor end, by method.
+ENDINGS = {
+  'fp8': ('.weight_scale_inv', '.weight', '.weight'),
+  'mxfp4': ('_scales', '_blocks', ''),
+}
 # A four-bit float has a sign, two bits of exponent and one of mantissa.
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 FP4 = np.concatenate([FP4, -FP4])
@@ -49,10 +53,6 @@ class DequantizedTensor:
   dtype: str = 'BF16'
 
   @property
-  def path(self) -> pathlib.Path:
-    return self.codes.path
-
-  @property
   def size(self) -> int:
     return self.codes.size + self.scales.size
 
@@ -62,7 +62,7 @@ class DequantizedTensor:
       if part.dtype not in ('F8_E4M3', 'U8', 'F32', 'BF16'):
         raise ValueError(
           f'Tensor {part.name} is stored as {part.dtype}: no part of '
-          f'{" or ".join(METHODS)}.'
+          f'{" or ".join(ENDINGS)}.'
         )
 
   def read(self) -> np.ndarray:
@@ -74,20 +74,24 @@ class DequantizedTensor:
     yield self.read()
 
 
+# What a param is read from.
+PublishedTensor = StoredTensor | DequantizedTensor
+
+
 def check_method(values: Mapping[str, Any]) -> str | None:
   """Returns the quantization method of a config.json, if it has a method.
 
   Raises:
-    ValueError: the method is not in `METHODS`, or is fp8 without blocks.
+    ValueError: the method is not in `ENDINGS`, or is fp8 without blocks.
   """
   quantization = values.get('quantization_config')
   if not quantization:
     return None
   method = quantization.get('quant_method')
-  if method not in METHODS:
+  if method not in ENDINGS:
     raise ValueError(
       f'Quantization method {method!r} is not supported; supported: '
-      f'{", ".join(METHODS)}, and plain weights.'
+      f'{", ".join(ENDINGS)}, and plain weights.'
     )
   block = quantization.get('weight_block_size')
   if method == 'fp8' and len(block or ()) != 2:
@@ -116,77 +120,56 @@ def dequantize_tensors(
   result: dict[str, PublishedTensor] = dict(tensors)
   if method is None:
     return result
-  block = tuple(values['quantization_config'].get('weight_block_size') or ())
+  block = values['quantization_config'].get('weight_block_size')
+  scales_ending, codes_ending, plain_ending = ENDINGS[method]
   for name, scales in tensors.items():
-    if method == 'fp8' and name.endswith('.weight_scale_inv'):
-      plain = _fp8_tensor(tensors, scales, block)
-    elif method == 'mxfp4' and name.endswith('_scales'):
-      plain = _mxfp4_tensor(tensors, scales)
-    else:
+    if not name.endswith(scales_ending):
       continue
+    stem = name.removesuffix(scales_ending)
+    codes = tensors.get(stem + codes_ending)
+    if codes is None:
+      raise ValueError(f'Tensor {name} scales nothing: no codes with it.')
+    if method == 'fp8':
+      decode = functools.partial(_fp8, block)
+      shape = codes.shape
+      blocks = tuple(-(-n // b) for n, b in zip(shape, block, strict=False))
+    else:
+      decode = _mxfp4
+      shape, blocks = _mxfp4_shapes(codes)
+    if scales.shape != blocks:
+      raise ValueError(
+        f'Tensor {name} has shape {list(scales.shape)}; '
+        f'{codes.name} {list(codes.shape)} needs {list(blocks)}.'
+      )
     del result[name]
-    del result[plain.codes.name]
-    result[plain.name] = plain
+    del result[codes.name]
+    plain = stem + plain_ending
+    result[plain] = DequantizedTensor(plain, shape, codes, scales, decode)
   return result
 
 
-def _fp8_tensor(
-  tensors: Mapping[str, StoredTensor],
-  scales: StoredTensor,
-  block: tuple[int, ...],
-) -> DequantizedTensor:
-  name = scales.name.removesuffix('_scale_inv')
-  codes = _find_codes(tensors, name, scales)
-  blocks = [-(-n // b) for n, b in zip(codes.shape, block, strict=False)]
-  _check_scales(codes, scales, tuple(blocks))
-  return DequantizedTensor(name, codes.shape, codes, scales, _fp8(block))
-
-
-def _mxfp4_tensor(
-  tensors: Mapping[str, StoredTensor], scales: StoredTensor
-) -> DequantizedTensor:
-  name = scales.name.removesuffix('_scales')
-  codes = _find_codes(tensors, f'{name}_blocks', scales)
+def _mxfp4_shapes(
+  codes: StoredTensor,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Returns the shapes of the plain tensor and of the scales."""
   if len(codes.shape) != 4 or codes.shape[-1] != 16:
     raise ValueError(
       f'Tensor {codes.name} has shape {list(codes.shape)}; blocks of mxfp4 '
       'are [experts, out, in / 32, 16].'
     )
   experts, out, blocks, _ = codes.shape
-  _check_scales(codes, scales, (experts, out, blocks))
-  shape = (experts, blocks * 32, out)
-  return DequantizedTensor(name, shape, codes, scales, _mxfp4)
+  return (experts, blocks * 32, out), (experts, out, blocks)
 
 
-def _find_codes(
-  tensors: Mapping[str, StoredTensor], name: str, scales: StoredTensor
-) -> StoredTensor:
-  codes = tensors.get(name)
-  if codes is None:
-    raise ValueError(f'Tensor {scales.name} scales nothing: no codes with it.')
-  return codes
-
-
-def _check_scales(
-  codes: StoredTensor, scales: StoredTensor, shape: tuple[int, ...]
-) -> None:
-  if scales.shape != shape:
-    raise ValueError(
-      f'Tensor {scales.name} has shape {list(scales.shape)}; '
-      f'{codes.name} {list(codes.shape)} needs {list(shape)}.'
-    )
-
-
-def _fp8(block: tuple[int, ...]) -> Decode:
-  def decode(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    wide = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    rows, columns = wide.shape
-    # The last blocks may reach beyond the matrix.
-    factors = scales.repeat(block[0], axis=0)[:rows]
-    factors = factors.repeat(block[1], axis=1)[:, :columns]
-    return wide * factors.astype(np.float32)
-
-  return decode
+def _fp8(
+  block: tuple[int, int], codes: np.ndarray, scales: np.ndarray
+) -> np.ndarray:
+  wide = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+  rows, columns = wide.shape
+  # The last blocks may reach beyond the matrix.
+  factors = scales.repeat(block[0], axis=0)[:rows]
+  factors = factors.repeat(block[1], axis=1)[:, :columns]
+  return wide * factors.astype(np.float32)
 
 
 def _mxfp4(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:

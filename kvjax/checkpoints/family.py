@@ -48,9 +48,7 @@ def rename_rows(
   )
 
 
-def layer_sizes(
-  config: ModelConfig, layer: Layer | None = None
-) -> dict[str, int]:
+def layer_sizes(config: ModelConfig, layer: Layer) -> dict[str, int]:
   """Returns the sizes of `kvjax.checkpoints.table`; 0 for what is absent."""
   sizes = {
     'V': config.vocab_size,
@@ -60,8 +58,6 @@ def layer_sizes(
   if config.encoder is not None:
     sizes['source_positions'] = config.encoder.positions
     sizes['features'] = config.encoder.features or 0
-  if layer is None:
-    return sizes
   # A table names the sizes of every variant and MLP; a size that the class of
   # this layer does not know is 0 (or 1 kv head).
   attention: Any = layer.attention

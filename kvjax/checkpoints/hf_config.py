@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvjax.layers.norm import Norm
-from kvjax.models.config import Encoder, Layer, ModelConfig
+from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.mlp import MLP
 
 # The spelling of checkpoints against that of `kvjax.models.mlp.ACTIVATIONS`.
 ACTIVATIONS = {
@@ -25,6 +26,9 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh',
   'relu': 'relu',
 }
+# Of a layer that sees all earlier tokens, and of a layer with a window.
+FULL = 'full_attention'
+SLIDING = 'sliding_attention'
 DTYPES = ('bfloat16', 'float16', 'float32')
 
 # Keys of all families by the kind of their values.
@@ -67,18 +71,18 @@ LIST = """
 """
 OBJECT = 'quantization_config rope_parameters rope_scaling text_config'
 
-Types = tuple[type, ...]
-RULES: tuple[tuple[str, str, Types], ...] = (
-  (WHOLE, 'a whole number', (int,)),
-  (NUMBER, 'a number', (int, float)),
-  (SWITCH, 'true or false', (bool,)),
-  (TEXT, 'a text', (str,)),
-  (LIST, 'a list', (list, tuple)),
-  (OBJECT, 'an object', (Mapping,)),
-)
 # Of each key, the words for its kind and the Python types of that kind.
-KEY_KINDS: dict[str, tuple[str, Types]] = {
-  key: (words, types) for keys, words, types in RULES for key in keys.split()
+KEY_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+  key: (words, types)
+  for keys, words, types in (
+    (WHOLE, 'a whole number', (int,)),
+    (NUMBER, 'a number', (int, float)),
+    (SWITCH, 'true or false', (bool,)),
+    (TEXT, 'a text', (str,)),
+    (LIST, 'a list', (list, tuple)),
+    (OBJECT, 'an object', (Mapping,)),
+  )
+  for key in keys.split()
 }
 
 
@@ -192,37 +196,54 @@ class Settings:
     kv_heads = self.raw('num_key_value_heads', default)
     return self.need('num_attention_heads') if kv_heads is None else kv_heads
 
+  def per_layer(self, key: str, default: list[Any]) -> list[Any]:
+    """Returns the values of a key that has one for each layer.
+
+    Args:
+      key: of a list.
+      default: the list where config.json has none, repeated for all layers.
+    """
+    count = self.need('num_hidden_layers')
+    repeated = [default[i % len(default)] for i in range(count)]
+    values = self.get(key, repeated)
+    if len(values) != count:
+      raise ValueError(
+        f'{key} names {len(values)} layers; num_hidden_layers={count}.'
+      )
+    return values
+
   def windows(self, default: list[str], window: int) -> list[int | None]:
     """Returns the window of each layer, by `layer_types`.
 
     None is the window of a layer that sees all earlier tokens.
 
     Args:
-      default: `layer_types` where config.json has none.
+      default: `layer_types` where config.json has none, repeated for all
+        layers.
       window: published default of `sliding_window`.
     """
-    count = self.need('num_hidden_layers')
-    kinds = self.get('layer_types', default)
-    if len(kinds) != count:
-      raise ValueError(
-        f'layer_types names {len(kinds)} layers; num_hidden_layers={count}.'
-      )
-    return [self._window(kind, window) for kind in kinds]
+    window = self.raw('sliding_window', window)
+    kinds = self.per_layer('layer_types', default)
+    for kind in kinds:
+      if kind not in (FULL, SLIDING):
+        raise ValueError(
+          f'Unknown layer type {kind!r}; supported: {FULL!r}, {SLIDING!r}.'
+        )
+      if kind == SLIDING and window is None:
+        raise ValueError(
+          'layer_types has sliding_attention, but sliding_window is null.'
+        )
+    return [window if kind == SLIDING else None for kind in kinds]
 
-  def _window(self, kind: str, default: int) -> int | None:
-    if kind == 'full_attention':
-      return None
-    if kind != 'sliding_attention':
-      raise ValueError(
-        f"Unknown layer type {kind!r}; supported: 'full_attention', "
-        "'sliding_attention'."
-      )
-    window = self.raw('sliding_window', default)
-    if window is None:
-      raise ValueError(
-        'layer_types has sliding_attention, but sliding_window is null.'
-      )
-    return window
+  def mlp(self, bias: bool = False) -> MLP:
+    """Returns the gated MLP of most families."""
+    return MLP(
+      self.need('intermediate_size'), self.activation('hidden_act'), bias=bias
+    )
+
+  def rms_norm(self, eps: float, offset: float = 0.0) -> Norm:
+    """Returns the norm of most families; `eps` is its published default."""
+    return Norm(self.get('rms_norm_eps', eps), offset=offset)
 
   def dtype(self) -> str:
     """Returns the name of the params' dtype; float32 where no key says it."""
@@ -235,25 +256,15 @@ class Settings:
     return name
 
   def model(
-    self,
-    layers: list[Layer],
-    *,
-    tied: bool,
-    norm: Norm,
-    embedding_scale: float = 1.0,
-    residual_scale: float = 1.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    positions: int = 0,
-    encoder: Encoder | None = None,
+    self, layers: list[Layer], *, tied: bool, norm: Norm, **special: Any
   ) -> ModelConfig:
     """Returns a config, with the parts that every config.json spells the same.
 
     Args:
       layers: of the decoder.
       tied: published default of `tie_word_embeddings`.
-      norm, embedding_scale, residual_scale, logit_scale, logit_softcap,
-        positions, encoder: as in `ModelConfig`.
+      norm: of the whole model.
+      **special: further fields of `ModelConfig`.
     """
     return ModelConfig(
       vocab_size=self.need('vocab_size'),
@@ -261,11 +272,6 @@ class Settings:
       layers=tuple(layers),
       norm=norm,
       tied=bool(self.get('tie_word_embeddings', tied)),
-      embedding_scale=embedding_scale,
-      residual_scale=residual_scale,
-      logit_scale=logit_scale,
-      logit_softcap=logit_softcap,
-      positions=positions,
-      encoder=encoder,
       dtype=self.dtype(),
+      **special,
     )

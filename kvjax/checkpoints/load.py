@@ -1,12 +1,12 @@
 """Published checkpoints: a directory in, a config and params out."""
 
 import dataclasses
-import functools
+import importlib.util
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,11 +69,15 @@ def load_checkpoint(
   config = dataclasses.replace(family.config(settings), dtype=name)
   if family.head is not None:
     config = dataclasses.replace(config, tied=family.head not in tensors)
-  is_int8 = None
-  if weights == 'int8':
-    is_int8 = functools.partial(is_projection, tied=config.tied)
-  sources = match_params(family, config, tensors)
-  return config, _read_params(sources, sharding, is_int8)
+  params = {}
+  for source in _with_progress(match_params(family, config, tensors)):
+    target = None if sharding is None else sharding(source.place, source.shape)
+    param = jax.device_put(source.read(), target)
+    if weights == 'int8' and is_projection(source.place, tied=config.tied):
+      param = encode(param, source.place)
+    # Without this wait the host would read ahead, and hold many tensors.
+    params[source.place] = jax.block_until_ready(param)
+  return config, _nest(params)
 
 
 def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
@@ -149,23 +153,6 @@ def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
   return FAMILIES[name], settings
 
 
-def _read_params(
-  sources: list[ParamSource],
-  sharding: Sharding | None,
-  is_int8: Callable[[str], bool] | None,
-) -> dict[str, Any]:
-  """Reads param by param; each is on its device before the next is read."""
-  params = {}
-  for source in _with_progress(sources):
-    target = None if sharding is None else sharding(source.place, source.shape)
-    param = jax.device_put(source.read(), target)
-    if is_int8 is not None and is_int8(source.place):
-      param = encode(param, source.place)
-    # Without this wait the host would read ahead, and hold many tensors.
-    params[source.place] = jax.block_until_ready(param)
-  return _nest(params)
-
-
 def _nest(flat: dict[str, Any]) -> Any:
   """Returns dicts of dicts; where all keys are numbers, a list."""
   groups: dict[str, dict[str, Any]] = {}
@@ -182,31 +169,18 @@ def _nest(flat: dict[str, Any]) -> Any:
 
 def _with_progress(sources: list[ParamSource]) -> Iterator[ParamSource]:
   """Yields sources; a large model shows a bar where stderr is a terminal."""
-  total = sum(_bytes(source) for source in sources)
-  if total < LARGE or not sys.stderr.isatty():
-    return iter(sources)
-  return _with_bar(sources, total)
-
-
-def _with_bar(
-  sources: Iterable[ParamSource], total: int
-) -> Iterator[ParamSource]:
-  try:
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress
-  except ImportError:  # an extra: loading works without
+  sizes = [sum(tensor.size for tensor in source.tensors) for source in sources]
+  is_large = sum(sizes) >= LARGE and sys.stderr.isatty()
+  # rich is an extra: loading works without.
+  if not is_large or importlib.util.find_spec('rich') is None:
     yield from sources
     return
-  with Progress(
-    *Progress.get_default_columns(),
-    DownloadColumn(),
-    console=Console(stderr=True),
-  ) as bar:
-    task = bar.add_task('Loading', total=total)
-    for source in sources:
+  from rich.console import Console
+  from rich.progress import DownloadColumn, Progress
+
+  columns = (*Progress.get_default_columns(), DownloadColumn())
+  with Progress(*columns, console=Console(stderr=True)) as bar:
+    task = bar.add_task('Loading', total=sum(sizes))
+    for source, size in zip(sources, sizes, strict=True):
       yield source
-      bar.advance(task, _bytes(source))
-
-
-def _bytes(source: ParamSource) -> int:
-  return sum(tensor.size for tensor in source.tensors)
+      bar.advance(task, size)

@@ -7,14 +7,16 @@ checkpoint is refused, before anything is read.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.family import Family, layer_sizes
+from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.table import (
   NOTHING,
   Sizes,
@@ -22,8 +24,8 @@ from kvjax.checkpoints.table import (
   evaluate,
   group_by_place,
 )
-from kvjax.checkpoints.tensors import DTYPES, PublishedTensor
-from kvjax.models.config import Layer, ModelConfig
+from kvjax.checkpoints.tensors import DTYPES
+from kvjax.models.config import ModelConfig
 from kvjax.models.initialize import init_params
 
 ALIGNMENT = 64  # bytes; a CPU device copies what begins elsewhere
@@ -90,11 +92,7 @@ def _allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def param_spec(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of every param by path, allocating none."""
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  flat, _ = jax.tree.flatten_with_path(shapes)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): param
-    for path, param in flat
-  }
+  return leaves_by_path(shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +148,19 @@ def _match_param(
     place: path of the param.
     param: its shape and dtype.
   """
-  sizes = layer_sizes(
-    checkpoint.config, _layer_of_param(checkpoint.config, place)
-  )
-  index = re.search(r'\.(\d+)\.', place)
+  config = checkpoint.config
+  layers = config.layers
+  if place.startswith('encoder.') and config.encoder is not None:
+    layers = config.encoder.layers
+  # A param of no layer is matched with the sizes of the first.
+  numbers = re.findall(r'\.(\d+)\.', place) or ['0']
+  sizes = layer_sizes(config, layers[int(numbers[0])])
   pattern = re.sub(r'\.\d+\.', '.{i}.', place)
   if sizes['experts']:
     pattern = pattern.replace('.mlp.', '.experts.')
   if pattern not in rows:
     raise ValueError(f'The table of the family has no row for {place}.')
-  candidates = [
-    (row, list(_tensor_names(row, int(index[1]) if index else 0, sizes)))
-    for row in rows[pattern]
-  ]
-  row, names = _choose_spelling(checkpoint, candidates)
+  row, names = _choose_spelling(checkpoint, rows[pattern], numbers[0], sizes)
   return ParamSource(
     place=place,
     shape=param.shape,
@@ -177,30 +174,27 @@ def _match_param(
   )
 
 
-def _layer_of_param(config: ModelConfig, place: str) -> Layer | None:
-  """Returns the layer that a param belongs to, or the first of its stack."""
-  layers = config.layers
-  if place.startswith('encoder.') and config.encoder is not None:
-    layers = config.encoder.layers
-  index = re.search(r'layers\.(\d+)\.', place)
-  return layers[int(index[1])] if index else layers[0]
-
-
-def _tensor_names(row: TableRow, index: int, sizes: Sizes) -> Iterator[str]:
-  if row.name == NOTHING:
-    return
-  name = row.name.replace('{i}', str(index))
-  for expert in range(sizes['experts'] if row.stacked else 1):
-    yield name.replace('{e}', str(expert))
-
-
 def _choose_spelling(
-  checkpoint: Checkpoint, candidates: list[tuple[TableRow, list[str]]]
+  checkpoint: Checkpoint, rows: list[TableRow], layer: str, sizes: Sizes
 ) -> tuple[TableRow, list[str]]:
-  """Returns the row, with its names, that the checkpoint has, or the first."""
-  for row, names in candidates:
+  """Returns the row that the checkpoint has, or the first, and its tensors.
+
+  Args:
+    checkpoint: with all its tensors.
+    rows: spellings of one param.
+    layer: index of the param's layer.
+    sizes: of that layer.
+  """
+  candidates = []
+  for row in rows:
+    name = row.name.replace('{i}', layer)
+    experts = range(sizes['experts'] if row.stacked else 1)
+    names = [name.replace('{e}', str(expert)) for expert in experts]
+    if row.name == NOTHING:
+      names = []
     if not names or checkpoint.get(names[0]) is not None:
       return row, names
+    candidates.append((row, names))
   return candidates[0]
 
 
@@ -256,20 +250,17 @@ def _is_ignored(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _check_copy(copy: PublishedTensor, original: PublishedTensor) -> None:
-  same = copy.dtype == original.dtype and copy.shape == original.shape
-  if not same or not _are_equal(copy, original):
+  """Raises ValueError unless two tensors are the same, bit by bit."""
+  # Bytes are compared, so that NaN equals NaN.
+  same = (copy.dtype, copy.shape) == (original.dtype, original.shape) and all(
+    np.array_equal(a.view(np.uint8), b.view(np.uint8))
+    for a, b in zip(copy.blocks(), original.blocks(), strict=True)
+  )
+  if not same:
     raise ValueError(
       f'Tensor {copy.name} differs from {original.name}, but '
       'tie_word_embeddings of config.json makes them one.'
     )
-
-
-def _are_equal(copy: PublishedTensor, original: PublishedTensor) -> bool:
-  pairs = zip(copy.blocks(), original.blocks(), strict=True)
-  # Bytes are compared, so that NaN equals NaN.
-  return all(
-    np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs
-  )
 
 
 def stored_dtype(tensors: Mapping[str, PublishedTensor]) -> str:

@@ -14,9 +14,9 @@ keys are added:
 - `dense_layers`: with `num_experts`, which layers have none.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.variants import grouped
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
@@ -36,15 +36,9 @@ def parse_described(settings: Settings) -> ModelConfig:
   Raises:
     ValueError: a size is missing or makes no sense.
   """
-  count = settings.need('num_hidden_layers')
   norm = settings.get('norm', 'rms')
   settings.only('norm', *NORMS)
-  sources = settings.get('keys_and_values_of', [None] * count)
-  if len(sources) != count:
-    raise ValueError(
-      f'keys_and_values_of names {len(sources)} layers; '
-      f'num_hidden_layers={count}.'
-    )
+  sources = settings.per_layer('keys_and_values_of', [None])
   layers = [_layer(settings, i, source) for i, source in enumerate(sources)]
   return settings.model(
     layers,
@@ -55,16 +49,11 @@ def parse_described(settings: Settings) -> ModelConfig:
 
 
 def _layer(settings: Settings, index: int, source: int | None) -> Layer:
-  width = settings.head_width()
-  bias = settings.get('bias', False)
   learned = settings.get('learned_positions', 0)
-  attention = Grouped(
-    settings.need('num_attention_heads'),
-    settings.kv_heads(),
-    width,
-    rotary=None if learned else Rotary(width),
-    projection_bias=bias,
-    output_bias=bias,
+  attention = grouped(
+    settings,
+    bias=settings.get('bias', False),
+    rotary=None if learned else Rotary(settings.head_width()),
     shared_from=source,
   )
   parallel = 'shared' if settings.get('parallel', False) else None

@@ -7,7 +7,7 @@ the published implementations.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kvjax.attention.rotary import (
@@ -22,25 +22,19 @@ from kvjax.attention.rotary import (
 )
 from kvjax.checkpoints.hf_config import Settings, check_values
 
-SHARED = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
+# Of each rope type the keys that it may have, SHARED keys apart.
 KNOWN = {
-  'default': {'factor', 'attention_factor'},
-  'linear': {'factor'},
-  'dynamic': {'factor'},
-  'llama3': {'factor', 'low_freq_factor', 'high_freq_factor'},
-  'yarn': {
-    'factor',
-    'attention_factor',
-    'beta_fast',
-    'beta_slow',
-    'mscale',
-    'mscale_all_dim',
-    'truncate',
-  },
-  'longrope': {'factor', 'attention_factor', 'short_factor', 'long_factor'},
+  'default': 'factor attention_factor',
+  'linear': 'factor',
+  'dynamic': 'factor',
+  'llama3': 'factor low_freq_factor high_freq_factor',
+  'yarn': 'factor attention_factor beta_fast beta_slow mscale mscale_all_dim '
+  'truncate',
+  'longrope': 'factor attention_factor short_factor long_factor',
 }
 ORIGINAL = 'original_max_position_embeddings'
 SHARE = 'partial_rotary_factor'
+SHARED = {'rope_type', 'type', 'rope_theta', SHARE, ORIGINAL}
 
 Rope = Mapping[str, Any]  # the rope parameters of a config.json
 
@@ -123,7 +117,7 @@ def rope_type(rope: Rope) -> str:
     raise ValueError(
       f'Unknown rope type {name!r}; supported: {", ".join(sorted(KNOWN))}.'
     )
-  known = KNOWN[name] | SHARED | {ORIGINAL}
+  known = SHARED | set(KNOWN[name].split())
   if unknown := sorted(rope.keys() - known):
     raise ValueError(
       f'Unknown key {unknown[0]!r} of rope type {name!r}; supported: '
@@ -161,8 +155,24 @@ def _rotated_width(
 
 
 def _scaling(settings: Settings, rope: Rope) -> Scaling | None:
-  name = rope_type(rope)
-  return None if name == 'default' else SCALINGS[name](settings, rope)
+  match rope_type(rope):
+    case 'linear':
+      return Linear(_positive(rope, 'factor'))
+    case 'dynamic':
+      original = settings.need('max_position_embeddings')
+      return Dynamic(_positive(rope, 'factor'), original)
+    case 'llama3':
+      return Llama3(
+        _positive(rope, 'factor'),
+        _positive(rope, 'low_freq_factor'),
+        _positive(rope, 'high_freq_factor'),
+        _original_length(settings, rope),
+      )
+    case 'yarn':
+      return _yarn(settings, rope)
+    case 'longrope':
+      return _longrope(settings, rope)
+  return None
 
 
 def _positive(rope: Rope, key: str) -> float:
@@ -189,24 +199,6 @@ def _factor(settings: Settings, rope: Rope) -> float:
     return _positive(rope, 'factor')
   longest = settings.need('max_position_embeddings')
   return longest / _original_length(settings, rope)
-
-
-def _linear(settings: Settings, rope: Rope) -> Linear:
-  return Linear(_positive(rope, 'factor'))
-
-
-def _dynamic(settings: Settings, rope: Rope) -> Dynamic:
-  original = settings.need('max_position_embeddings')
-  return Dynamic(_positive(rope, 'factor'), original)
-
-
-def _llama3(settings: Settings, rope: Rope) -> Llama3:
-  return Llama3(
-    _positive(rope, 'factor'),
-    _positive(rope, 'low_freq_factor'),
-    _positive(rope, 'high_freq_factor'),
-    _original_length(settings, rope),
-  )
 
 
 def _yarn(settings: Settings, rope: Rope) -> Yarn:
@@ -243,12 +235,3 @@ def _longrope(settings: Settings, rope: Rope) -> LongRope:
     original=original,
     magnitude=magnitude,
   )
-
-
-SCALINGS: dict[str, Callable[[Settings, Rope], Scaling]] = {
-  'linear': _linear,
-  'dynamic': _dynamic,
-  'llama3': _llama3,
-  'yarn': _yarn,
-  'longrope': _longrope,
-}

@@ -6,10 +6,15 @@ A row of a table reads
 
 published name, published shape, place in the params, and how the published
 tensor becomes the param. `{i}` is a layer and `{e}` an expert (experts are
-stacked). `experts` is the place of an `mlp` that has experts. A row whose place
-the model does not have (a bias it was built without) is not used. Of two rows
-for one place the row whose tensor is in the checkpoint counts, so one table
-serves every configuration of a family.
+stacked). `experts` is the place of an `mlp` that has experts. A heading
+
+    model.layers.{i}.mlp.*   layers.{i}.mlp.*
+
+says what the names and the places of the rows below it begin with.
+
+A row whose place the model does not have (a bias it was built without) is not
+used. Of two rows for one place the row whose tensor is in the checkpoint
+counts, so one table serves every configuration of a family.
 
 Shapes are sizes of the layer, taken from its config: the letters of `kvjax`,
 and a word where `kvjax` has no letter:
@@ -70,23 +75,26 @@ class TableRow:
     return tensor
 
 
-def parse_table(published: str, place: str, text: str) -> tuple[TableRow, ...]:
+def parse_table(text: str) -> tuple[TableRow, ...]:
   """Returns the rows of a literal table.
 
   Args:
-    published: prefix of every published name.
-    place: prefix of every place.
-    text: a row a line, columns two spaces or more apart.
+    text: one row a line, columns two spaces or more apart; a line of only two
+      columns is a heading.
   """
+  published, place = '', ''
   rows = []
   for line in text.strip().splitlines():
-    name, shape, suffix, *how = re.split(r' {2,}', line.strip())
+    name, shape, *others = re.split(r' {2,}', line.strip())
+    if not others:
+      published, place = name.removesuffix('*'), shape.removesuffix('*')
+      continue
     rows.append(
       TableRow(
         name=name if name == NOTHING else published + name,
         shape=tuple(shape.split()),
-        place=place + suffix,
-        how=''.join(how),
+        place=place + others[0],
+        how=''.join(others[1:]),
       )
     )
   return tuple(rows)
@@ -127,37 +135,24 @@ def _apply(step: str, x: np.ndarray, sizes: Sizes) -> np.ndarray:
   return x[..., span] if columns else x[span]
 
 
-def _kv_groups(x: np.ndarray, sizes: Sizes) -> np.ndarray:
-  """Returns `[K, G + 2, H, ...]` of rows `[K * (G + 2) * H, ...]`.
+def _kv_part(part: int | slice) -> Shaper:
+  """Returns a shaper to some of the rows `[K * (G + 2) * H, ...]`.
 
   For each kv head the rows of its G queries come first, then the rows of its
   key and of its value (Falcon, GPTBigCode).
   """
-  shape = (sizes['K'], sizes['G'] + 2, sizes['H'])
-  return x.reshape(shape + x.shape[1:])
+
+  def pick(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    heads = (sizes['K'], sizes['G'] + 2, sizes['H'])
+    parts = x.reshape(heads + x.shape[1:])[:, part]
+    return parts.reshape((-1,) + x.shape[1:])
+
+  return pick
 
 
-def _queries(x: np.ndarray, sizes: Sizes) -> np.ndarray:
-  groups = _kv_groups(x, sizes)[:, :-2]
-  return groups.reshape((-1,) + x.shape[1:])
-
-
-def _keys(x: np.ndarray, sizes: Sizes) -> np.ndarray:
-  return _kv_groups(x, sizes)[:, -2].reshape((-1,) + x.shape[1:])
-
-
-def _values(x: np.ndarray, sizes: Sizes) -> np.ndarray:
-  return _kv_groups(x, sizes)[:, -1].reshape((-1,) + x.shape[1:])
-
-
-def _up_key(x: np.ndarray, sizes: Sizes) -> np.ndarray:
-  """Returns `[N, H, R]` of rows `[N * (H + E), R]` (DeepSeek's kv_b_proj)."""
-  return x.reshape(sizes['N'], -1, x.shape[-1])[:, : sizes['H']]
-
-
-def _up_value(x: np.ndarray, sizes: Sizes) -> np.ndarray:
-  """Returns `[N, E, R]` of the same rows."""
-  return x.reshape(sizes['N'], -1, x.shape[-1])[:, sizes['H'] :]
+def _up(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+  """Returns `[N, H + E, R]` of the rows of DeepSeek's kv_b_proj."""
+  return x.reshape(sizes['N'], -1, x.shape[-1])
 
 
 SHAPERS: dict[str, Shaper] = {
@@ -167,11 +162,11 @@ SHAPERS: dict[str, Shaper] = {
   # Columns of two projections that alternate (gpt-oss).
   'even': lambda x, _: x[..., ::2],
   'odd': lambda x, _: x[..., 1::2],
-  'queries': _queries,
-  'keys': _keys,
-  'values': _values,
-  'up_key': _up_key,
-  'up_value': _up_value,
+  'queries': _kv_part(slice(-2)),
+  'keys': _kv_part(-2),
+  'values': _kv_part(-1),
+  'up_key': lambda x, sizes: _up(x, sizes)[:, : sizes['H']],
+  'up_value': lambda x, sizes: _up(x, sizes)[:, sizes['H'] :],
   # A convolution `[out, in, width]` becomes `[width, in, out]`.
   'kernel': lambda x, _: x.transpose(2, 1, 0),
 }

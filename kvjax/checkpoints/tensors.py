@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -29,28 +29,6 @@ DTYPES: dict[str, Any] = {
   'BF16': jnp.bfloat16,
 }
 CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
-
-
-class PublishedTensor(Protocol):
-  """What a param is read from: a stored tensor or a dequantized tensor."""
-
-  @property
-  def name(self) -> str: ...
-
-  @property
-  def shape(self) -> tuple[int, ...]: ...
-
-  @property
-  def dtype(self) -> str: ...
-
-  @property
-  def size(self) -> int: ...
-
-  def check_dtype(self) -> None: ...
-
-  def read(self) -> np.ndarray: ...
-
-  def blocks(self) -> Iterator[np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +103,7 @@ def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   """
   index = path / INDEX
   if index.exists():
-    return _open_shards(path, index)
+    return _open_shards(index)
   files = [path / SINGLE] if (path / SINGLE).exists() else []
   if not files:
     files = sorted(path.glob('*.safetensors'))
@@ -138,9 +116,8 @@ def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   return read_header(files[0])
 
 
-def _open_shards(
-  path: pathlib.Path, index: pathlib.Path
-) -> dict[str, StoredTensor]:
+def _open_shards(index: pathlib.Path) -> dict[str, StoredTensor]:
+  path = index.parent
   try:
     where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
   except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -13,12 +13,10 @@ class Difference:
   Attributes:
     name: of the scenario.
     chunk: most tokens of its calls.
-    got: all compared logits `[tokens, ...]`, cached.
-    want: the same logits, uncached.
-    token: index of the worst element along the first axis of `got`.
     index: of the worst element within the logits of its token.
     row: of the batch, in which the worst element is.
     position: of its token in that row.
+    cached, uncached: the worst element.
     scale: the largest finite |uncached|.
     relative: |got - want| of the worst element over `scale`; inf where only one
       of the two is finite.
@@ -26,12 +24,11 @@ class Difference:
 
   name: str
   chunk: int
-  got: np.ndarray
-  want: np.ndarray
-  token: int
   index: tuple[int, ...]
   row: int
   position: int
+  cached: float
+  uncached: float
   scale: float
   relative: float
 
@@ -41,12 +38,11 @@ class Difference:
     return f'{self.name} ({place}, {self.relative:.1e})'
 
   def __str__(self) -> str:
-    element = (self.token, *self.index)
     return (
       f'Cached and uncached differ most in scenario "{self.name}", calls of '
       f'up to {self.chunk} tokens, row {self.row}, position {self.position}, '
-      f'element {self.index}: cached {self.got[element]:.9g}, uncached '
-      f'{self.want[element]:.9g}, {self.relative:.1e} of the largest '
+      f'element {self.index}: cached {self.cached:.9g}, uncached '
+      f'{self.uncached:.9g}, {self.relative:.1e} of the largest '
       f'|uncached| {self.scale:.3g}.'
     )
 
@@ -82,17 +78,16 @@ def worst_difference(
   finite = np.abs(want[np.isfinite(want)])
   scale = float(finite.max(initial=0.0)) or 1.0
   error = distance(got, want)
-  token, *index = map(int, np.unravel_index(int(error.argmax()), error.shape))
-  row, position = places[token]
+  worst = tuple(map(int, np.unravel_index(int(error.argmax()), error.shape)))
+  row, position = places[worst[0]]
   return Difference(
     name=name,
     chunk=chunk,
-    got=got,
-    want=want,
-    token=token,
-    index=tuple(index),
+    index=worst[1:],
     row=row,
     position=position,
+    cached=float(got[worst]),
+    uncached=float(want[worst]),
     scale=scale,
     relative=float(error.max()) / scale,
   )

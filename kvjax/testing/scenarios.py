@@ -73,7 +73,8 @@ Scenario = Callable[[Subject, Plan], Iterator[Outcome]]
 
 def whole_chunks(subject: Subject, plan: Plan) -> Iterator[Outcome]:
   """Every row advances by the same number of tokens."""
-  state = run(subject, start(subject, plan.batch), plan, plan.tokens)
+  state = start(subject, plan.batch)
+  state = feed_to(subject, state, plan, plan.tokens, plan.length)
   yield Outcome('', plan.tokens, state.logits)
 
 
@@ -104,7 +105,8 @@ def after_rewind(subject: Subject, plan: Plan) -> Iterator[Outcome]:
 
 def after_gather(subject: Subject, plan: Plan) -> Iterator[Outcome]:
   """Rows are reordered half-way, the first of them twice, and then diverge."""
-  state = feed_to(subject, start(subject, plan.batch), plan, plan.middle)
+  state = start(subject, plan.batch)
+  state = feed_to(subject, state, plan, plan.tokens, plan.middle)
   rows = np.roll(np.arange(plan.batch, dtype=np.int32), 1)
   rows[-1] = rows[0]
   cache = change(state, subject.take, 'take', rows)
@@ -112,12 +114,14 @@ def after_gather(subject: Subject, plan: Plan) -> Iterator[Outcome]:
   state = RunState(cache, state.seen[rows], logits)
   # The past is that of the gathered row, the future that of the row itself.
   tokens = _follow(plan.tokens[rows], plan.tokens, state.seen)
-  yield Outcome('', tokens, run(subject, state, plan, tokens).logits)
+  state = feed_to(subject, state, plan, tokens, plan.length)
+  yield Outcome('', tokens, state.logits)
 
 
 def after_fork(subject: Subject, plan: Plan) -> Iterator[Outcome]:
   """The cache is forked half-way; both caches continue, with other tokens."""
-  first = feed_to(subject, start(subject, plan.batch), plan, plan.middle)
+  first = start(subject, plan.batch)
+  first = feed_to(subject, first, plan, plan.tokens, plan.middle)
   cache = change(first, subject.fork, 'fork')
   second = dataclasses.replace(first, cache=cache)
   other = _follow(plan.tokens, np.roll(plan.tokens, 1, axis=0), first.seen)
@@ -130,21 +134,17 @@ def after_fork(subject: Subject, plan: Plan) -> Iterator[Outcome]:
   yield Outcome('the copy', other, second.logits)
 
 
-def run(
-  subject: Subject, state: RunState, plan: Plan, tokens: np.ndarray
-) -> RunState:
-  """Returns the run at the end of the text, chunk by chunk."""
-  ends = np.full(plan.batch, plan.length)
-  return feed_to(subject, state, dataclasses.replace(plan, tokens=tokens), ends)
-
-
 def feed_to(
-  subject: Subject, state: RunState, plan: Plan, ends: np.ndarray
+  subject: Subject,
+  state: RunState,
+  plan: Plan,
+  tokens: np.ndarray,
+  ends: int | np.ndarray,
 ) -> RunState:
-  """Returns the run after `ends [B]` tokens of each row."""
+  """Returns the run after `ends` tokens of each row, chunk by chunk."""
   while (state.seen < ends).any():
     counts = np.minimum(plan.chunk, ends - state.seen)
-    state = feed(subject, state, plan.tokens, counts)
+    state = feed(subject, state, tokens, counts)
   return state
 
 

@@ -46,10 +46,8 @@ class Subject:
 def poisoned(subject: Subject, poison: CacheFunction) -> Subject:
   """Returns a subject each of whose caches is poisoned."""
 
-  def extend(
-    cache: Any, tokens: np.ndarray, lengths: np.ndarray
-  ) -> tuple[Any, Any]:
-    logits, cache = subject.extend(cache, tokens, lengths)
+  def extend(cache: Any, *chunk: np.ndarray) -> tuple[Any, Any]:
+    logits, cache = subject.extend(cache, *chunk)
     return logits, poison(cache)
 
   def then_poison(f: Callable[..., Any] | None) -> Callable[..., Any] | None:

@@ -179,14 +179,11 @@ def test_formulas_of_shapes():
 
 
 def test_transformations():
-  rows = parse_table(
-    'a.',
-    'b.',
-    """
-    x   N H   y   [1:] transpose
-    x   N H   z   [:1:3]
-  """,
-  )
+  rows = parse_table("""
+    a.*   b.*
+      x   N H   y   [1:] transpose
+      x   N H   z   [:1:3]
+  """)
   x = np.arange(12).reshape(3, 4)
   np.testing.assert_array_equal(rows[0].read(x, {}), x[1:].T)
   np.testing.assert_array_equal(rows[1].read(x, {}), x[:, 1:3])

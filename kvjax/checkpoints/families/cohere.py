@@ -4,51 +4,35 @@ LayerNorm without biases, rotary pairs interleaved; R+ normalises queries and
 keys head by head, with another weight for each head.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED
 from kvjax.checkpoints.table import parse_table
+from kvjax.checkpoints.variants import grouped
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.mlp import MLP
 
-ROWS = (
-  ENDS
-  + GROUPED
-  + GATED
-  + parse_table(
-    'model.layers.{i}.',
-    'layers.{i}.',
-    """
-  input_layernorm.weight      D     attention_norm.weight
-  self_attn.q_norm.weight     N H   attention.query_norm.weight
-  self_attn.k_norm.weight     K H   attention.key_norm.weight
-""",
-  )
-)
+LAYER_NORMS = parse_table("""
+  model.layers.{i}.*   layers.{i}.*
+    input_layernorm.weight      D     attention_norm.weight
+    self_attn.q_norm.weight     N H   attention.query_norm.weight
+    self_attn.k_norm.weight     K H   attention.key_norm.weight
+""")
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Cohere config.json."""
   width = settings.head_width()
-  bias = settings.get('attention_bias', False)
   norm = Norm(settings.get('layer_norm_eps', 1e-5), centered=True)
-  attention = Grouped(
-    settings.need('num_attention_heads'),
-    settings.kv_heads(),
-    width,
+  attention = grouped(
+    settings,
     rotary=rotary(settings, width, base=5e5, interleaved=True),
-    projection_bias=bias,
-    output_bias=bias,
+    bias=settings.get('attention_bias', False),
     qk_norm=norm if settings.get('use_qk_norm', False) else None,
     qk_norm_each=True,
   )
-  mlp = MLP(
-    settings.need('intermediate_size'), settings.activation('hidden_act')
-  )
-  layers = [Layer(attention, mlp, parallel='shared')]
+  layers = [Layer(attention, settings.mlp(), parallel='shared')]
   return settings.model(
     layers * settings.need('num_hidden_layers'),
     tied=True,
@@ -57,4 +41,4 @@ def config(settings: Settings) -> ModelConfig:
   )
 
 
-FAMILY = Family(config, ROWS)
+FAMILY = Family(config, ENDS + GROUPED + GATED + LAYER_NORMS)

@@ -3,21 +3,12 @@
 Lite has no rank for queries. Picked weights are not renormalised.
 """
 
-from kvjax.checkpoints.families.deepseek_v3 import latent
+from kvjax.checkpoints.families import deepseek_v3
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.shared_rows import (
-  ENDS,
-  EXPERTS,
-  GATED,
-  LATENT,
-  NORMS,
-  SHARED,
-)
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import latent, shared_experts
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
-from kvjax.models.mlp import MLP
 
 METHODS = ('greedy', 'group_limited_greedy')
 
@@ -31,36 +22,26 @@ def config(settings: Settings) -> ModelConfig:
   settings.only('norm_topk_prob', False)
   attention = latent(settings, interleaved=True)
   bias = settings.get('mlp_bias', False)
-  dense = MLP(
-    settings.need('intermediate_size'),
-    settings.activation('hidden_act'),
-    bias=bias,
-  )
+  dense = settings.mlp(bias)
   first = settings.get('first_k_dense_replace', 0)
   layers = [
     Layer(attention, dense if i < first else _experts(settings, bias))
     for i in range(settings.need('num_hidden_layers'))
   ]
-  norm = Norm(settings.get('rms_norm_eps', 1e-6))
-  return settings.model(layers, tied=False, norm=norm)
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-6))
 
 
 def _experts(settings: Settings, bias: bool) -> Experts:
-  hidden = settings.need('moe_intermediate_size')
-  activation = settings.activation('hidden_act')
-  shared = hidden * (settings.raw('n_shared_experts', 2) or 0)
-  grouped = settings.get('topk_method', 'greedy') != 'greedy'
-  return Experts(
-    settings.need('n_routed_experts'),
-    settings.need('num_experts_per_tok'),
-    hidden,
-    activation,
+  is_grouped = settings.get('topk_method', 'greedy') != 'greedy'
+  return shared_experts(
+    settings,
+    shared=2,
+    bias=bias,
     renormalize=False,
     scale=settings.get('routed_scaling_factor', 1.0),
-    groups=settings.need('n_group') if grouped else 1,
-    top_groups=settings.need('topk_group') if grouped else 1,
-    shared=MLP(shared, activation, bias=bias) if shared else None,
+    groups=settings.need('n_group') if is_grouped else 1,
+    top_groups=settings.need('topk_group') if is_grouped else 1,
   )
 
 
-FAMILY = Family(config, ENDS + NORMS + LATENT + GATED + EXPERTS + SHARED)
+FAMILY = Family(config, deepseek_v3.FAMILY.rows)

@@ -6,10 +6,8 @@ and a shared expert. The latents' norms use 1e-6 whatever `rms_norm_eps` says.
 Layers beyond `num_hidden_layers` (multi-token prediction) are left out.
 """
 
-from kvjax.attention.latent import Latent
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.rope import rotary, score_scale
 from kvjax.checkpoints.shared_rows import (
   ENDS,
   EXPERTS,
@@ -18,10 +16,9 @@ from kvjax.checkpoints.shared_rows import (
   NORMS,
   SHARED,
 )
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import latent, shared_experts
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
-from kvjax.models.mlp import MLP
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -31,50 +28,15 @@ def config(settings: Settings) -> ModelConfig:
   settings.only('moe_layer_freq', 1)
   dense = settings.get('first_k_dense_replace', 3)
   attention = latent(settings, settings.get('rope_interleave', True))
-  sparse = experts(settings, scale=2.5, groups=8, top_groups=4)
+  sparse = sigmoid_experts(settings, scale=2.5, groups=8, top_groups=4)
   layers = [
-    Layer(attention, mlp(settings) if i < dense else sparse)
+    Layer(attention, settings.mlp() if i < dense else sparse)
     for i in range(settings.need('num_hidden_layers'))
   ]
-  norm = Norm(settings.get('rms_norm_eps', 1e-6))
-  return settings.model(layers, tied=False, norm=norm)
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-6))
 
 
-def latent(
-  settings: Settings, interleaved: bool, query_rank: int = 1536
-) -> Latent:
-  """Returns MLA as DeepSeek's config.json describes it.
-
-  Args:
-    settings: of the checkpoint.
-    interleaved: rotary pairs are neighbours.
-    query_rank: published default of `q_lora_rank`; null means none.
-  """
-  key_width = settings.need('qk_nope_head_dim')
-  rotary_width = settings.need('qk_rope_head_dim')
-  bias = settings.get('attention_bias', False)
-  return Latent(
-    settings.need('num_attention_heads'),
-    settings.need('kv_lora_rank'),
-    key_width,
-    settings.need('v_head_dim'),
-    rotary(settings, rotary_width, interleaved=interleaved),
-    query_rank=settings.raw('q_lora_rank', query_rank),
-    norm=Norm(1e-6),
-    scale=score_scale(settings, key_width + rotary_width),
-    projection_bias=bias,
-    output_bias=bias,
-  )
-
-
-def mlp(settings: Settings) -> MLP:
-  """Returns the MLP of a dense layer."""
-  return MLP(
-    settings.need('intermediate_size'), settings.activation('hidden_act')
-  )
-
-
-def experts(
+def sigmoid_experts(
   settings: Settings, *, scale: float, groups: int = 1, top_groups: int = 1
 ) -> Experts:
   """Returns the experts of a sparse layer, with their shared one.
@@ -84,14 +46,8 @@ def experts(
     scale, groups, top_groups: published defaults of `routed_scaling_factor`,
       `n_group` and `topk_group`.
   """
-  hidden = settings.need('moe_intermediate_size')
-  activation = settings.activation('hidden_act')
-  shared = hidden * (settings.raw('n_shared_experts', 1) or 0)
-  return Experts(
-    settings.need('n_routed_experts'),
-    settings.need('num_experts_per_tok'),
-    hidden,
-    activation,
+  return shared_experts(
+    settings,
     score='sigmoid',
     renormalize=settings.get('norm_topk_prob', True),
     scale=settings.get('routed_scaling_factor', scale),
@@ -99,7 +55,6 @@ def experts(
     groups=settings.get('n_group', groups),
     top_groups=settings.get('topk_group', top_groups),
     group_score='top2',
-    shared=MLP(shared, activation) if shared else None,
   )
 
 

@@ -13,55 +13,40 @@ from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
-from kvjax.checkpoints.table import TableRow, parse_table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-ROWS = (
-  parse_table(
-    'transformer.',
-    '',
-    """
-  word_embeddings.weight   V D   embedding
-  ln_f.weight              D     norm.weight
-  ln_f.bias                D     norm.bias
-""",
-  )
-  + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
-  + parse_table(
-    'transformer.h.{i}.',
-    'layers.{i}.',
-    """
-  input_layernorm.weight            D   attention_norm.weight
-  input_layernorm.bias              D   attention_norm.bias
-  post_attention_layernorm.weight   D   mlp_norm.weight
-  post_attention_layernorm.bias     D   mlp_norm.bias
-  ln_attn.weight                    D   attention_norm.weight
-  ln_attn.bias                      D   attention_norm.bias
-  ln_mlp.weight                     D   mlp_norm.weight
-  ln_mlp.bias                       D   mlp_norm.bias
-  mlp.dense_h_to_4h.weight          F D   mlp.up
-  mlp.dense_h_to_4h.bias            F     mlp.up_bias
-  mlp.dense_4h_to_h.weight          D F   mlp.down
-  mlp.dense_4h_to_h.bias            D     mlp.down_bias
-""",
-  )
-  + parse_table(
-    'transformer.h.{i}.self_attention.',
-    'layers.{i}.attention.',
-    """
-  query_key_value.weight   K*(G+2)*H D   query         queries
-  query_key_value.weight   K*(G+2)*H D   key           keys
-  query_key_value.weight   K*(G+2)*H D   value         values
-  query_key_value.bias     K*(G+2)*H     query_bias    queries
-  query_key_value.bias     K*(G+2)*H     key_bias      keys
-  query_key_value.bias     K*(G+2)*H     value_bias    values
-  dense.weight             D D           output
-  dense.bias               D             output_bias
-""",
-  )
-)
+ROWS = parse_table("""
+  lm_head.weight   V D   head
+  transformer.*   *
+    word_embeddings.weight   V D   embedding
+    ln_f.weight              D     norm.weight
+    ln_f.bias                D     norm.bias
+  transformer.h.{i}.*   layers.{i}.*
+    input_layernorm.weight            D   attention_norm.weight
+    input_layernorm.bias              D   attention_norm.bias
+    post_attention_layernorm.weight   D   mlp_norm.weight
+    post_attention_layernorm.bias     D   mlp_norm.bias
+    ln_attn.weight                    D   attention_norm.weight
+    ln_attn.bias                      D   attention_norm.bias
+    ln_mlp.weight                     D   mlp_norm.weight
+    ln_mlp.bias                       D   mlp_norm.bias
+    mlp.dense_h_to_4h.weight          F D   mlp.up
+    mlp.dense_h_to_4h.bias            F     mlp.up_bias
+    mlp.dense_4h_to_h.weight          D F   mlp.down
+    mlp.dense_4h_to_h.bias            D     mlp.down_bias
+  transformer.h.{i}.self_attention.*   layers.{i}.attention.*
+    query_key_value.weight   K*(G+2)*H D   query         queries
+    query_key_value.weight   K*(G+2)*H D   key           keys
+    query_key_value.weight   K*(G+2)*H D   value         values
+    query_key_value.bias     K*(G+2)*H     query_bias    queries
+    query_key_value.bias     K*(G+2)*H     key_bias      keys
+    query_key_value.bias     K*(G+2)*H     value_bias    values
+    dense.weight             D D           output
+    dense.bias               D             output_bias
+""")
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -88,23 +73,20 @@ def config(settings: Settings) -> ModelConfig:
 def _attention(settings: Settings, hidden: int) -> Grouped:
   heads = settings.need('num_attention_heads')
   width = settings.divide('hidden_size', hidden, heads)
+  kv_heads = 1 if settings.get('multi_query', True) else heads
+  if settings.get('new_decoder_architecture', False):
+    kv_heads = settings.get('num_kv_heads', heads)
   alibi = settings.get('alibi', False)
   bias = settings.get('bias', False)
   return Grouped(
     heads,
-    _kv_heads(settings, heads),
+    kv_heads,
     width,
     rotary=None if alibi else rotary(settings, width),
     bias=Alibi(1 / math.sqrt(width), rounded=True) if alibi else None,
     projection_bias=bias,
     output_bias=bias,
   )
-
-
-def _kv_heads(settings: Settings, heads: int) -> int:
-  if settings.get('new_decoder_architecture', False):
-    return settings.get('num_kv_heads', heads)
-  return 1 if settings.get('multi_query', True) else heads
 
 
 def _parallel(settings: Settings) -> str | None:

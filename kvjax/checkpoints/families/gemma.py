@@ -3,12 +3,10 @@
 `hidden_act: gelu` of the first releases means the tanh approximation.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import LLAMA
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
@@ -18,23 +16,17 @@ TANH = 'gelu_pytorch_tanh'
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Gemma config.json."""
   settings.refuse('use_bidirectional_attention')
-  width = settings.get('head_dim', 256)
-  bias = settings.get('attention_bias', False)
-  layer = Layer(
-    Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(16),
-      width,
-      rotary=rotary(settings, width),
-      projection_bias=bias,
-      output_bias=bias,
-    ),
-    MLP(settings.need('intermediate_size'), _activation(settings)),
+  attention = grouped(
+    settings,
+    width=settings.get('head_dim', 256),
+    kv_heads=16,
+    bias=settings.get('attention_bias', False),
   )
+  mlp = MLP(settings.need('intermediate_size'), _activation(settings))
   return settings.model(
-    [layer] * settings.need('num_hidden_layers'),
+    [Layer(attention, mlp)] * settings.need('num_hidden_layers'),
     tied=True,
-    norm=Norm(settings.get('rms_norm_eps', 1e-6), offset=1.0),
+    norm=settings.rms_norm(1e-6, offset=1.0),
     embedding_scale=settings.need('hidden_size') ** 0.5,
   )
 

@@ -8,10 +8,9 @@ model with a vision tower the decoder is read, and the tower left out.
 from collections.abc import Mapping
 from typing import Any
 
-from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.family import Family, rename_rows
-from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import (
   ENDS,
@@ -20,27 +19,44 @@ from kvjax.checkpoints.shared_rows import (
   GROUPED,
   HEAD_NORMS,
 )
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
-from kvjax.streams.visibility import Visibility
 
 # Published bases of the rotation.
 GLOBAL = 1e6
 LOCAL = 1e4
+TANH = 'gelu_pytorch_tanh'
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Gemma 3 (text) config.json."""
   settings.refuse('use_bidirectional_attention', 'attn_logit_softcapping')
-  activation = settings.activation(
-    'hidden_activation', default='gelu_pytorch_tanh'
-  )
+  settings = Settings({'num_attention_heads': 8} | dict(settings.values))
+  activation = settings.activation('hidden_activation', default=TANH)
   mlp = MLP(settings.get('intermediate_size', 9216), activation)
-  norm = Norm(settings.get('rms_norm_eps', 1e-6), offset=1.0)
+  width = settings.get('head_dim', 256)
+  norm = settings.rms_norm(1e-6, offset=1.0)
+  pattern = settings.get(
+    'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
+  )
+  default = [SLIDING] * (pattern - 1) + [FULL]
   layers = [
-    Layer(_attention(settings, window, norm), mlp, norms='both')
-    for window in _windows(settings)
+    Layer(
+      grouped(
+        settings,
+        width=width,
+        kv_heads=4,
+        bias=settings.get('attention_bias', False),
+        window=window,
+        rotary=_rotary(settings, width, window),
+        scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
+        qk_norm=norm,
+      ),
+      mlp,
+      norms='both',
+    )
+    for window in settings.windows(default, 4096)
   ]
   return settings.model(
     layers,
@@ -63,38 +79,11 @@ def text_config(settings: Settings) -> ModelConfig:
   return config(Settings(sizes | outer | dict(text)))
 
 
-def _windows(settings: Settings) -> list[int | None]:
-  pattern = settings.get(
-    'sliding_window_pattern', settings.get('_sliding_window_pattern', 6)
-  )
-  default = [
-    'sliding_attention' if (i + 1) % pattern else 'full_attention'
-    for i in range(settings.need('num_hidden_layers'))
-  ]
-  return settings.windows(default, 4096)
-
-
-def _attention(settings: Settings, window: int | None, norm: Norm) -> Grouped:
-  width = settings.get('head_dim', 256)
-  bias = settings.get('attention_bias', False)
-  return Grouped(
-    settings.get('num_attention_heads', 8),
-    settings.kv_heads(4),
-    width,
-    rotary=_rotary(settings, width, window),
-    visibility=Visibility(window=window),
-    scale=settings.get('query_pre_attn_scalar', 256) ** -0.5,
-    projection_bias=bias,
-    output_bias=bias,
-    qk_norm=norm,
-  )
-
-
 def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
   nested = settings.raw('rope_parameters')
   if nested:
     _check_nested(settings, nested)
-    kind = 'sliding_attention' if window else 'full_attention'
+    kind = SLIDING if window else FULL
     base = LOCAL if window else GLOBAL
     return rotary(settings, width, base=base, layer_type=kind)
   if window:

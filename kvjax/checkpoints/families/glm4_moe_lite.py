@@ -5,10 +5,10 @@ the first.
 """
 
 from kvjax.checkpoints.families import deepseek_v3
-from kvjax.checkpoints.families.deepseek_v3 import experts, latent, mlp
+from kvjax.checkpoints.families.deepseek_v3 import sigmoid_experts
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import latent
 from kvjax.models.config import Layer, ModelConfig
 
 
@@ -20,12 +20,11 @@ def config(settings: Settings) -> ModelConfig:
   layers = [
     Layer(
       attention,
-      experts(settings, scale=1.8) if sparse else mlp(settings),
+      sigmoid_experts(settings, scale=1.8) if sparse else settings.mlp(),
     )
     for sparse in _sparse(settings)
   ]
-  norm = Norm(settings.get('rms_norm_eps', 1e-5))
-  return settings.model(layers, tied=False, norm=norm)
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
 def _sparse(settings: Settings) -> list[bool]:

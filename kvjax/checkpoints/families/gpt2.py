@@ -6,93 +6,73 @@
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.table import TableRow, parse_table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 
-OUTER = parse_table(
-  'transformer.',
-  '',
-  """
-  wte.weight    V D           embedding
-  wpe.weight    positions D   positions
-  ln_f.weight   D             norm.weight
-  ln_f.bias     D             norm.bias
-""",
-) + (TableRow('lm_head.weight', ('V', 'D'), 'head'),)
+OUTER = parse_table("""
+  lm_head.weight   V D   head
+  transformer.*   *
+    wte.weight    V D           embedding
+    wpe.weight    positions D   positions
+    ln_f.weight   D             norm.weight
+    ln_f.bias     D             norm.bias
+  transformer.h.{i}.*   layers.{i}.*
+    ln_1.weight   D   attention_norm.weight
+    ln_1.bias     D   attention_norm.bias
+    ln_2.weight   D   mlp_norm.weight
+    ln_2.bias     D   mlp_norm.bias
+""")
 
-NORMS = parse_table(
-  'transformer.h.{i}.',
-  'layers.{i}.',
-  """
-  ln_1.weight   D   attention_norm.weight
-  ln_1.bias     D   attention_norm.bias
-  ln_2.weight   D   mlp_norm.weight
-  ln_2.bias     D   mlp_norm.bias
-""",
-)
-
-ROWS = (
-  OUTER
-  + NORMS
-  + parse_table(
-    'transformer.h.{i}.',
-    'layers.{i}.',
-    """
-  attn.c_attn.weight   D 3*D   attention.query         [:0:D] transpose
-  attn.c_attn.weight   D 3*D   attention.key           [:D:2*D] transpose
-  attn.c_attn.weight   D 3*D   attention.value         [:2*D:] transpose
-  attn.c_attn.bias     3*D     attention.query_bias    [:D]
-  attn.c_attn.bias     3*D     attention.key_bias      [D:2*D]
-  attn.c_attn.bias     3*D     attention.value_bias    [2*D:]
-  attn.c_proj.weight   D D     attention.output        transpose
-  attn.c_proj.bias     D       attention.output_bias
-  mlp.c_fc.weight      D F     mlp.up                  transpose
-  mlp.c_fc.bias        F       mlp.up_bias
-  mlp.c_proj.weight    F D     mlp.down                transpose
-  mlp.c_proj.bias      D       mlp.down_bias
-""",
-  )
-)
+PROJECTIONS = parse_table("""
+  transformer.h.{i}.*   layers.{i}.*
+    attn.c_attn.weight   D 3*D   attention.query         [:0:D] transpose
+    attn.c_attn.weight   D 3*D   attention.key           [:D:2*D] transpose
+    attn.c_attn.weight   D 3*D   attention.value         [:2*D:] transpose
+    attn.c_attn.bias     3*D     attention.query_bias    [:D]
+    attn.c_attn.bias     3*D     attention.key_bias      [D:2*D]
+    attn.c_attn.bias     3*D     attention.value_bias    [2*D:]
+    attn.c_proj.weight   D D     attention.output        transpose
+    attn.c_proj.bias     D       attention.output_bias
+    mlp.c_fc.weight      D F     mlp.up                  transpose
+    mlp.c_fc.bias        F       mlp.up_bias
+    mlp.c_proj.weight    F D     mlp.down                transpose
+    mlp.c_proj.bias      D       mlp.down_bias
+""")
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a GPT-2 config.json."""
-  settings.refuse('add_cross_attention')
-  scales = [scale(settings)] * settings.need('n_layer')
-  if settings.get('scale_attn_by_inverse_layer_idx', False):
-    scales = [x / (i + 1) for i, x in enumerate(scales)]
+  by_depth = settings.get('scale_attn_by_inverse_layer_idx', False)
+  attentions = [
+    attention(settings, settings.need('n_head'), i + 1 if by_depth else 1)
+    for i in range(settings.need('n_layer'))
+  ]
+  return model(settings, attentions)
+
+
+def attention(settings: Settings, kv_heads: int, depth: int = 1) -> Grouped:
+  """Returns the attention of a layer, its scale divided by `depth`.
+
+  The scale is 1 for `scale_attn_weights: false`.
+  """
   heads = settings.need('n_head')
-  return model(settings, [_attention(settings, heads, x) for x in scales])
-
-
-def _attention(settings: Settings, kv_heads: int, scale: float) -> Grouped:
+  width = settings.divide('n_embd', settings.need('n_embd'), heads)
+  scaled = settings.get('scale_attn_weights', True)
   return Grouped(
-    settings.need('n_head'),
+    heads,
     kv_heads,
-    head_width(settings),
-    scale=scale,
+    width,
+    scale=(width**-0.5 if scaled else 1.0) / depth,
     projection_bias=True,
     output_bias=True,
   )
 
 
-def head_width(settings: Settings) -> int:
-  """Returns the width of a head."""
-  return settings.divide(
-    'n_embd', settings.need('n_embd'), settings.need('n_head')
-  )
-
-
-def scale(settings: Settings) -> float:
-  """Returns the scale of scores; 1 for `scale_attn_weights: false`."""
-  scaled = settings.get('scale_attn_weights', True)
-  return head_width(settings) ** -0.5 if scaled else 1.0
-
-
 def model(settings: Settings, attentions: list[Grouped]) -> ModelConfig:
   """Returns the config of GPT-2 with the attention of each layer."""
+  settings.refuse('add_cross_attention')
   width = settings.need('n_embd')
   mlp = MLP(
     settings.get('n_inner', 4 * width),
@@ -111,7 +91,7 @@ def model(settings: Settings, attentions: list[Grouped]) -> ModelConfig:
 
 FAMILY = Family(
   config,
-  ROWS,
+  OUTER + PROJECTIONS,
   prefix='transformer.',
   ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
   copies={'lm_head.weight': 'transformer.wte.weight'},

@@ -4,73 +4,50 @@ Biases everywhere, YaRN, and experts whose gate and up projection are one
 tensor, columns alternating, clamped at `swiglu_limit`.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary, Yarn
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import ENDS, GROUPED, NORMS
 from kvjax.checkpoints.table import parse_table
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
-from kvjax.streams.visibility import Visibility
 
 BASE = 150000.0
 
-ROWS = (
-  ENDS
-  + NORMS
-  + GROUPED
-  + parse_table(
-    'model.layers.{i}.',
-    'layers.{i}.',
-    """
-  self_attn.sinks     N           attention.sinks
-  mlp.router.weight   experts D   experts.router
-  mlp.router.bias     experts     experts.router_bias
-""",
-  )
-  + parse_table(
-    'model.layers.{i}.mlp.experts.',
-    'layers.{i}.experts.',
-    """
-  gate_up_proj        experts D 2*F   gate        even transpose
-  gate_up_proj        experts D 2*F   up          odd transpose
-  down_proj           experts F D     down        transpose
-  gate_up_proj_bias   experts 2*F     gate_bias   even
-  gate_up_proj_bias   experts 2*F     up_bias     odd
-  down_proj_bias      experts D       down_bias
-""",
-  )
-)
+SPARSE = parse_table("""
+  model.layers.{i}.*   layers.{i}.*
+    self_attn.sinks     N           attention.sinks
+    mlp.router.weight   experts D   experts.router
+    mlp.router.bias     experts     experts.router_bias
+  model.layers.{i}.mlp.experts.*   layers.{i}.experts.*
+    gate_up_proj        experts D 2*F   gate        even transpose
+    gate_up_proj        experts D 2*F   up          odd transpose
+    down_proj           experts F D     down        transpose
+    gate_up_proj_bias   experts 2*F     gate_bias   even
+    gate_up_proj_bias   experts 2*F     up_bias     odd
+    down_proj_bias      experts D       down_bias
+""")
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a gpt-oss config.json."""
-  kinds = ['sliding_attention', 'full_attention']
-  count = settings.need('num_hidden_layers')
   layers = [
-    Layer(_attention(settings, window), _experts(settings))
-    for window in settings.windows((kinds * count)[:count], 128)
+    Layer(
+      grouped(
+        settings,
+        kv_heads=8,
+        bias=settings.get('attention_bias', True),
+        window=window,
+        rotary=_rotary(settings, settings.head_width()),
+        sinks=True,
+      ),
+      _experts(settings),
+    )
+    for window in settings.windows([SLIDING, FULL], 128)
   ]
-  norm = Norm(settings.get('rms_norm_eps', 1e-5))
-  return settings.model(layers, tied=False, norm=norm)
-
-
-def _attention(settings: Settings, window: int | None) -> Grouped:
-  width = settings.head_width()
-  bias = settings.get('attention_bias', True)
-  return Grouped(
-    settings.need('num_attention_heads'),
-    settings.kv_heads(8),
-    width,
-    rotary=_rotary(settings, width),
-    visibility=Visibility(window=window),
-    sinks=True,
-    projection_bias=bias,
-    output_bias=bias,
-  )
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
 def _rotary(settings: Settings, width: int) -> Rotary:
@@ -92,4 +69,4 @@ def _experts(settings: Settings) -> Experts:
   )
 
 
-FAMILY = Family(config, ROWS)
+FAMILY = Family(config, ENDS + NORMS + GROUPED + SPARSE)

@@ -4,40 +4,21 @@ GQA with rotary positions, RMSNorm and a gated MLP; llama3, linear, dynamic and
 yarn scaling; biases and tied heads where config.json says so.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import LLAMA
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.mlp import MLP
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Llama config.json."""
-  width = settings.head_width()
-  bias = settings.get('attention_bias', False)
   layer = Layer(
-    Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(),
-      width,
-      rotary=rotary(settings, width),
-      projection_bias=bias,
-      output_bias=bias,
-    ),
-    MLP(
-      settings.need('intermediate_size'),
-      settings.activation('hidden_act'),
-      bias=settings.get('mlp_bias', False),
-    ),
+    grouped(settings, bias=settings.get('attention_bias', False)),
+    settings.mlp(bias=settings.get('mlp_bias', False)),
   )
-  return settings.model(
-    [layer] * settings.need('num_hidden_layers'),
-    tied=False,
-    norm=Norm(settings.get('rms_norm_eps', 1e-6)),
-  )
+  layers = [layer] * settings.need('num_hidden_layers')
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-6))
 
 
 FAMILY = Family(config, LLAMA)

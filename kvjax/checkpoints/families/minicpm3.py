@@ -6,13 +6,11 @@ rotary halves, not interleaved; longrope in the published checkpoint.
 
 import math
 
-from kvjax.checkpoints.families.deepseek_v3 import latent
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.shared_rows import ENDS, GATED, LATENT, NORMS
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import latent
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.mlp import MLP
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -24,18 +22,14 @@ def config(settings: Settings) -> ModelConfig:
   if value_width is None:
     value_width = settings.divide('hidden_size', width, heads)
   settings = Settings({**settings.values, 'v_head_dim': value_width})
-  mlp = MLP(
-    settings.need('intermediate_size'),
-    settings.activation('hidden_act'),
-    bias=settings.get('mlp_bias', False),
-  )
+  mlp = settings.mlp(bias=settings.get('mlp_bias', False))
   layer = Layer(latent(settings, False, query_rank=768), mlp)
   depth = settings.raw('scale_depth', 1.4)
   base = settings.raw('dim_model_base', 256)
   return settings.model(
     [layer] * count,
     tied=True,
-    norm=Norm(settings.get('rms_norm_eps', 1e-5)),
+    norm=settings.rms_norm(1e-5),
     embedding_scale=float(settings.get('scale_emb', 12)),
     residual_scale=1.0 if depth is None else depth / math.sqrt(count),
     logit_scale=1.0 if base is None else base / width,

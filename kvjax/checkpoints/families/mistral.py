@@ -4,36 +4,20 @@
 means the published default of 4096.
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import LLAMA
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.mlp import MLP
-from kvjax.streams.visibility import Visibility
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Mistral config.json."""
   settings.refuse('layer_types')
-  width = settings.head_width()
-  layer = Layer(
-    Grouped(
-      settings.need('num_attention_heads'),
-      settings.kv_heads(8),
-      width,
-      rotary=rotary(settings, width),
-      visibility=Visibility(window=settings.raw('sliding_window', 4096)),
-    ),
-    MLP(settings.need('intermediate_size'), settings.activation('hidden_act')),
-  )
-  return settings.model(
-    [layer] * settings.need('num_hidden_layers'),
-    tied=False,
-    norm=Norm(settings.get('rms_norm_eps', 1e-6)),
-  )
+  window = settings.raw('sliding_window', 4096)
+  layer = Layer(grouped(settings, kv_heads=8, window=window), settings.mlp())
+  layers = [layer] * settings.need('num_hidden_layers')
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-6))
 
 
 FAMILY = Family(config, LLAMA)

@@ -4,43 +4,31 @@ Weights of the picked experts are renormalised softmax scores. Published names
 are w1 (gate), w3 (up) and w2 (down).
 """
 
-from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import ENDS, GROUPED, NORMS
 from kvjax.checkpoints.table import parse_table
-from kvjax.layers.norm import Norm
+from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
-from kvjax.streams.visibility import Visibility
 
-ROWS = (
-  ENDS
-  + NORMS
-  + GROUPED
-  + parse_table(
-    'model.layers.{i}.block_sparse_moe.',
-    'layers.{i}.experts.',
-    """
-  gate.weight             experts D   router
-  experts.{e}.w1.weight   F D         gate
-  experts.{e}.w3.weight   F D         up
-  experts.{e}.w2.weight   D F         down
-""",
-  )
-)
+BLOCK_SPARSE = parse_table("""
+  model.layers.{i}.block_sparse_moe.*   layers.{i}.experts.*
+    gate.weight             experts D   router
+    experts.{e}.w1.weight   F D         gate
+    experts.{e}.w3.weight   F D         up
+    experts.{e}.w2.weight   D F         down
+""")
 
 
 def config(settings: Settings) -> ModelConfig:
   """Returns the config of a Mixtral config.json."""
-  width = settings.head_width()
-  attention = Grouped(
-    settings.need('num_attention_heads'),
-    settings.kv_heads(8),
-    width,
-    rotary=rotary(settings, width, base=1e6),
-    visibility=Visibility(window=settings.raw('sliding_window')),
+  attention = grouped(
+    settings,
+    kv_heads=8,
+    rotary=rotary(settings, settings.head_width(), base=1e6),
+    window=settings.raw('sliding_window'),
   )
   experts = Experts(
     settings.get('num_local_experts', 8),
@@ -48,11 +36,8 @@ def config(settings: Settings) -> ModelConfig:
     settings.need('intermediate_size'),
     settings.activation('hidden_act'),
   )
-  return settings.model(
-    [Layer(attention, experts)] * settings.need('num_hidden_layers'),
-    tied=False,
-    norm=Norm(settings.get('rms_norm_eps', 1e-5)),
-  )
+  layers = [Layer(attention, experts)] * settings.need('num_hidden_layers')
+  return settings.model(layers, tied=False, norm=settings.rms_norm(1e-5))
 
 
-FAMILY = Family(config, ROWS)
+FAMILY = Family(config, ENDS + NORMS + GROUPED + BLOCK_SPARSE)

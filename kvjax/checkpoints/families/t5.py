@@ -15,68 +15,49 @@ from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-ENDS = parse_table(
-  '',
-  '',
-  """
+SELF = """
+  layer_norm.weight        D       attention_norm.weight
+  SelfAttention.q.weight   N*H D   attention.query
+  SelfAttention.k.weight   N*H D   attention.key
+  SelfAttention.v.weight   N*H D   attention.value
+  SelfAttention.o.weight   D N*H   attention.output
+"""
+CROSS = """
+  layer_norm.weight          D       cross_norm.weight
+  EncDecAttention.q.weight   N*H D   cross.query
+  EncDecAttention.k.weight   N*H D   cross.key
+  EncDecAttention.v.weight   N*H D   cross.value
+  EncDecAttention.o.weight   D N*H   cross.output
+"""
+DENSE = """
+  layer_norm.weight            D     mlp_norm.weight
+  DenseReluDense.wi.weight     F D   mlp.up
+  DenseReluDense.wi_0.weight   F D   mlp.gate
+  DenseReluDense.wi_1.weight   F D   mlp.up
+  DenseReluDense.wo.weight     D F   mlp.down
+"""
+ENDS = """
   shared.weight                     V D   embedding
   decoder.final_layer_norm.weight   D     norm.weight
   encoder.final_layer_norm.weight   D     encoder.norm.weight
   lm_head.weight                    V D   head
-""",
-)
-
-RELATIVE = parse_table(
-  'decoder.block.0.layer.0.SelfAttention.',
-  '',
-  """
-  relative_attention_bias.weight   buckets N   relative
-""",
-) + parse_table(
-  'encoder.block.0.layer.0.SelfAttention.',
-  'encoder.',
-  """
-  relative_attention_bias.weight   buckets N   relative
-""",
-)
-
-ENCODER = parse_table(
-  'encoder.block.{i}.layer.',
-  'encoder.layers.{i}.',
-  """
-  0.layer_norm.weight           D       attention_norm.weight
-  0.SelfAttention.q.weight      N*H D   attention.query
-  0.SelfAttention.k.weight      N*H D   attention.key
-  0.SelfAttention.v.weight      N*H D   attention.value
-  0.SelfAttention.o.weight      D N*H   attention.output
-  1.layer_norm.weight           D       mlp_norm.weight
-  1.DenseReluDense.wi.weight    F D     mlp.up
-  1.DenseReluDense.wi_0.weight  F D     mlp.gate
-  1.DenseReluDense.wi_1.weight  F D     mlp.up
-  1.DenseReluDense.wo.weight    D F     mlp.down
-""",
-)
-
-DECODER = parse_table(
-  'decoder.block.{i}.layer.',
-  'layers.{i}.',
-  """
-  0.layer_norm.weight           D       attention_norm.weight
-  0.SelfAttention.q.weight      N*H D   attention.query
-  0.SelfAttention.k.weight      N*H D   attention.key
-  0.SelfAttention.v.weight      N*H D   attention.value
-  0.SelfAttention.o.weight      D N*H   attention.output
-  1.layer_norm.weight           D       cross_norm.weight
-  1.EncDecAttention.q.weight    N*H D   cross.query
-  1.EncDecAttention.k.weight    N*H D   cross.key
-  1.EncDecAttention.v.weight    N*H D   cross.value
-  1.EncDecAttention.o.weight    D N*H   cross.output
-  2.layer_norm.weight           D       mlp_norm.weight
-  2.DenseReluDense.wi.weight    F D     mlp.up
-  2.DenseReluDense.wi_0.weight  F D     mlp.gate
-  2.DenseReluDense.wi_1.weight  F D     mlp.up
-  2.DenseReluDense.wo.weight    D F     mlp.down
-""",
+  encoder.block.0.layer.0.SelfAttention.*   encoder.*
+    relative_attention_bias.weight   buckets N   relative
+  decoder.block.0.layer.0.SelfAttention.*   *
+    relative_attention_bias.weight   buckets N   relative
+"""
+ROWS = parse_table(
+  ENDS
+  + 'encoder.block.{i}.layer.0.*   encoder.layers.{i}.*'
+  + SELF
+  + 'encoder.block.{i}.layer.1.*   encoder.layers.{i}.*'
+  + DENSE
+  + 'decoder.block.{i}.layer.0.*   layers.{i}.*'
+  + SELF
+  + 'decoder.block.{i}.layer.1.*   layers.{i}.*'
+  + CROSS
+  + 'decoder.block.{i}.layer.2.*   layers.{i}.*'
+  + DENSE
 )
 
 
@@ -145,7 +126,7 @@ def _mlp(settings: Settings) -> MLP:
 
 FAMILY = Family(
   config,
-  ENDS + RELATIVE + ENCODER + DECODER,
+  ROWS,
   ignored=(
     r'decoder\.block\.0\.layer\.1\.EncDecAttention\.'
     r'relative_attention_bias\.weight',

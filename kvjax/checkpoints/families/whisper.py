@@ -7,77 +7,67 @@ No published implementation reads `scale_embedding`, and kvjax does not either.
 from kvjax.attention.grouped import Grouped
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.table import TableRow, parse_table
+from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
 
-ENDS = (
-  parse_table(
-    'model.decoder.',
-    '',
-    """
-  embed_tokens.weight      V D           embedding
-  embed_positions.weight   positions D   positions
-  layer_norm.weight        D             norm.weight
-  layer_norm.bias          D             norm.bias
-""",
-  )
-  + parse_table(
-    'model.encoder.',
-    'encoder.',
-    """
-  embed_positions.weight   source_positions D   positions
-  layer_norm.weight        D                    norm.weight
-  layer_norm.bias          D                    norm.bias
-  conv1.weight             D features 3         conv_0        kernel
-  conv1.bias               D                    conv_0_bias
-  conv2.weight             D D 3                conv_1        kernel
-  conv2.bias               D                    conv_1_bias
-""",
-  )
-  + (TableRow('proj_out.weight', ('V', 'D'), 'head'),)
-)
-
-SELF = """
-  self_attn_layer_norm.weight   D       attention_norm.weight
-  self_attn_layer_norm.bias     D       attention_norm.bias
-  self_attn.q_proj.weight       N*H D   attention.query
-  self_attn.q_proj.bias         N*H     attention.query_bias
-  self_attn.k_proj.weight       N*H D   attention.key
-  -                             N*H     attention.key_bias
-  self_attn.v_proj.weight       N*H D   attention.value
-  self_attn.v_proj.bias         N*H     attention.value_bias
-  self_attn.out_proj.weight     D N*H   attention.output
-  self_attn.out_proj.bias       D       attention.output_bias
-  final_layer_norm.weight       D       mlp_norm.weight
-  final_layer_norm.bias         D       mlp_norm.bias
-  fc1.weight                    F D     mlp.up
-  fc1.bias                      F       mlp.up_bias
-  fc2.weight                    D F     mlp.down
-  fc2.bias                      D       mlp.down_bias
+ENDS = """
+  proj_out.weight   V D   head
+  model.decoder.*   *
+    embed_tokens.weight      V D           embedding
+    embed_positions.weight   positions D   positions
+    layer_norm.weight        D             norm.weight
+    layer_norm.bias          D             norm.bias
+  model.encoder.*   encoder.*
+    embed_positions.weight   source_positions D   positions
+    layer_norm.weight        D                    norm.weight
+    layer_norm.bias          D                    norm.bias
+    conv1.weight             D features 3         conv_0        kernel
+    conv1.bias               D                    conv_0_bias
+    conv2.weight             D D 3                conv_1        kernel
+    conv2.bias               D                    conv_1_bias
 """
 
-CROSS = """
-  encoder_attn_layer_norm.weight   D       cross_norm.weight
-  encoder_attn_layer_norm.bias     D       cross_norm.bias
-  encoder_attn.q_proj.weight       N*H D   cross.query
-  encoder_attn.q_proj.bias         N*H     cross.query_bias
-  encoder_attn.k_proj.weight       N*H D   cross.key
-  -                                N*H     cross.key_bias
-  encoder_attn.v_proj.weight       N*H D   cross.value
-  encoder_attn.v_proj.bias         N*H     cross.value_bias
-  encoder_attn.out_proj.weight     D N*H   cross.output
-  encoder_attn.out_proj.bias       D       cross.output_bias
+LAYER = """
+    self_attn_layer_norm.weight   D     attention_norm.weight
+    self_attn_layer_norm.bias     D     attention_norm.bias
+    final_layer_norm.weight       D     mlp_norm.weight
+    final_layer_norm.bias         D     mlp_norm.bias
+    fc1.weight                    F D   mlp.up
+    fc1.bias                      F     mlp.up_bias
+    fc2.weight                    D F   mlp.down
+    fc2.bias                      D     mlp.down_bias
 """
-
-ROWS = (
+CROSS_NORM = """
+    encoder_attn_layer_norm.weight   D   cross_norm.weight
+    encoder_attn_layer_norm.bias     D   cross_norm.bias
+"""
+ATTENTION = """
+    q_proj.weight     N*H D   query
+    q_proj.bias       N*H     query_bias
+    k_proj.weight     N*H D   key
+    -                 N*H     key_bias
+    v_proj.weight     N*H D   value
+    v_proj.bias       N*H     value_bias
+    out_proj.weight   D N*H   output
+    out_proj.bias     D       output_bias
+"""
+ROWS = parse_table(
   ENDS
-  + parse_table('model.encoder.layers.{i}.', 'encoder.layers.{i}.', SELF)
-  + parse_table(
-    'model.decoder.layers.{i}.', 'layers.{i}.', SELF + CROSS.lstrip()
-  )
+  + 'model.encoder.layers.{i}.*   encoder.layers.{i}.*'
+  + LAYER
+  + 'model.encoder.layers.{i}.self_attn.*   encoder.layers.{i}.attention.*'
+  + ATTENTION
+  + 'model.decoder.layers.{i}.*   layers.{i}.*'
+  + LAYER
+  + 'model.decoder.layers.{i}.*   layers.{i}.*'
+  + CROSS_NORM
+  + 'model.decoder.layers.{i}.self_attn.*   layers.{i}.attention.*'
+  + ATTENTION
+  + 'model.decoder.layers.{i}.encoder_attn.*   layers.{i}.cross.*'
+  + ATTENTION
 )
 
 

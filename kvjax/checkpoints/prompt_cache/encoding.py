@@ -6,12 +6,15 @@ type that it had, so a flag cannot come back as the string 'False'.
 
 import dataclasses
 import functools
+import itertools
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+_type_hints = functools.cache(typing.get_type_hints)
 
 TYPE = 'type'
 DTYPE = 'dtype'
@@ -80,35 +83,26 @@ def difference(old: Any, new: Any, place: str = '') -> str | None:
   Returns:
     'place is old, not new'.
   """
-  for name, old_part, new_part in _pairs(old, new):
+  if isinstance(old, list) and isinstance(new, list):
+    lengths = ('length', len(old), len(new))
+    pairs = [lengths, *zip(itertools.count(), old, new, strict=False)]
+  elif isinstance(old, dict) and isinstance(new, dict):
+    pairs = [(name, old.get(name), new.get(name)) for name in old | new]
+  # In Python True == 1 and 1 == 1.0, but True and 1 mean different things.
+  elif old == new and isinstance(old, bool) == isinstance(new, bool):
+    return None
+  else:
+    return f'{place} is {_short(old)}, not {_short(new)}'
+  for name, old_part, new_part in pairs:
     part = f'{place}.{name}' if place else str(name)
     message = difference(old_part, new_part, part)
     if message is not None:
       return message
-  both_dicts = isinstance(old, dict) and isinstance(new, dict)
-  both_lists = isinstance(old, list) and isinstance(new, list)
-  if both_dicts or both_lists:
-    return None
-  # In Python True == 1 and 1 == 1.0, but True and 1 mean different things.
-  if old == new and isinstance(old, bool) == isinstance(new, bool):
-    return None
-  return f'{place} is {_short(old)}, not {_short(new)}'
-
-
-def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any, Any]]:
-  if isinstance(old, list) and isinstance(new, list):
-    yield 'length', len(old), len(new)
-    for index, (a, b) in enumerate(zip(old, new, strict=False)):
-      yield index, a, b
-  if isinstance(old, dict) and isinstance(new, dict):
-    for name in [*old, *(k for k in new if k not in old)]:
-      yield name, old.get(name), new.get(name)
+  return None
 
 
 def _short(value: Any) -> Any:
-  if isinstance(value, dict):
-    return value.get(TYPE, value)
-  return value
+  return value.get(TYPE, value) if isinstance(value, dict) else value
 
 
 def _check_fields(cls: type, fields: Mapping[str, Any]) -> None:
@@ -139,8 +133,3 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 def _init_fields(cls: Any) -> Iterable[Any]:
   return [field for field in dataclasses.fields(cls) if field.init]
-
-
-@functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
-  return typing.get_type_hints(cls)

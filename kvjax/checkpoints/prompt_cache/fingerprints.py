@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from kvjax.checkpoints.paths import leaves_by_path
 
 _SEEDS = (0x9E3779B1, 0x7F4A7C15)
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
@@ -18,13 +19,11 @@ _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 def fingerprint(params: Any) -> dict[str, str]:
   """Returns shape, dtype and 64 bits of each param, by its path."""
-  leaves, _ = jax.tree.flatten_with_path(params)
-  sums = [_sums(leaf) for _, leaf in leaves]
+  leaves = leaves_by_path(params)
+  sums = jax.device_get({path: _sums(x) for path, x in leaves.items()})
   return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): ' '.join(
-      [leaf.dtype.name, str(list(leaf.shape)), bytes(np.asarray(x)).hex()]
-    )
-    for (path, leaf), x in zip(leaves, sums, strict=True)
+    path: f'{x.dtype.name} {list(x.shape)} {sums[path].tobytes().hex()}'
+    for path, x in leaves.items()
   }
 
 

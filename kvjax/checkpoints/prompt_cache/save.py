@@ -6,11 +6,10 @@ depends on all of these, so a file with another config or other params is
 refused, and the message says what differs.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from kvjax.caches.kind import Kind
+from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
 from kvjax.decoding.allocate import arrange, check_sizes, is_leaf
@@ -85,10 +85,9 @@ def save_cache(
   }
   arrays = {
     name: np.asarray(array, order='C')
-    for name, array in _arrays_by_name(cache).items()
+    for name, array in leaves_by_path(cache, is_leaf).items()
   }
-  with _replace_when_whole(path) as part:
-    save_file(arrays, part, {KEY: json.dumps(metadata)})
+  _write_whole(path, arrays, {KEY: json.dumps(metadata)})
 
 
 def load_cache(
@@ -160,24 +159,16 @@ def _source_spec(cache: Cache) -> list[Any] | None:
   return [cache.source.shape[1], stream.dtype.name]
 
 
-def _arrays_by_name(cache: Any) -> dict[str, Any]:
-  """Returns every array, or `ArraySpec`, by its path in the cache."""
-  leaves, _ = jax.tree.flatten_with_path(cache, is_leaf=is_leaf)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in leaves
-  }
-
-
-@contextlib.contextmanager
-def _replace_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path in the same directory, and renames it to `path` at the end.
+def _write_whole(
+  path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+  """Writes a file in the same directory, and renames it to `path` at the end.
 
   After an error, `path` is as before.
   """
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   try:
-    yield part
+    save_file(arrays, part, metadata)
     # Without fsync, a crash after the rename could leave an empty file.
     with part.open('rb') as file:
       os.fsync(file.fileno())
@@ -233,7 +224,7 @@ def _read_arrays(path: pathlib.Path, file: Any, spec: Cache) -> Cache:
     file: of safetensors, open.
     spec: the cache, with `ArraySpec`s for arrays.
   """
-  specs = _arrays_by_name(spec)
+  specs = leaves_by_path(spec, is_leaf)
   if wrong := sorted(specs.keys() ^ set(file.keys())):
     state = 'missing' if wrong[0] in specs else 'unexpected'
     raise ValueError(f'{path} is no whole cache: {wrong[0]} is {state}.')
