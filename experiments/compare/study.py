@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import kvjax
 from experiments.measuring.separation import separate
 from experiments.training.step import next_token_loss, to_bits
 from experiments.training.variants import (
@@ -18,16 +19,7 @@ from experiments.training.variants import (
   num_params,
   query_bytes_per_token,
 )
-from kvjax.caches.bounded import Bounded
-from kvjax.caches.kind import Kind
-from kvjax.caches.ring import Ring
-from kvjax.caches.scores import HeavyHitters
-from kvjax.caches.sinks import Sinks
-from kvjax.decoding.allocate import check_sizes, init_cache
-from kvjax.decoding.steps import decode_step
-from kvjax.models.config import ModelConfig
-from kvjax.models.uncached import forward
-from kvjax.streams.codecs import Codec, Int8
+from kvjax.decoding.allocate import check_sizes
 
 Record = dict[str, Any]
 
@@ -57,20 +49,20 @@ class Study:
       )
     check_sizes(rows=self.rows, past=self.past)
 
-  def caches(self) -> dict[str, tuple[Kind | None, Codec | None]]:
+  def caches(self) -> dict[str, tuple[kvjax.Kind | None, kvjax.Codec | None]]:
     """Returns kind and codec of each cache the text is read through."""
-    recent = Sinks(sinks=self.sinks, window=self.budget - self.sinks)
-    score = HeavyHitters(recent=self.budget // 2)
+    recent = kvjax.Sinks(sinks=self.sinks, window=self.budget - self.sinks)
+    score = kvjax.HeavyHitters(recent=self.budget // 2)
     return {
       'dense': (None, None),
-      'int8': (None, Int8()),
-      'ring': (Ring(window=self.budget), None),
+      'int8': (None, kvjax.Int8()),
+      'ring': (kvjax.Ring(window=self.budget), None),
       'sinks': (recent, None),
-      'bounded': (Bounded(budget=self.budget, score=score), None),
+      'bounded': (kvjax.Bounded(budget=self.budget, score=score), None),
     }
 
 
-def sizes(models: Mapping[str, ModelConfig]) -> Iterator[Record]:
+def sizes(models: Mapping[str, kvjax.ModelConfig]) -> Iterator[Record]:
   """Yields parameters of each model, and how far from the first it is."""
   counts = {name: num_params(config) for name, config in models.items()}
   first = next(iter(counts.values()))
@@ -85,7 +77,10 @@ def sizes(models: Mapping[str, ModelConfig]) -> Iterator[Record]:
 
 
 def quality(
-  study: Study, config: ModelConfig, params: Mapping[str, Any], tokens: Any
+  study: Study,
+  config: kvjax.ModelConfig,
+  params: Mapping[str, Any],
+  tokens: Any,
 ) -> Iterator[Record]:
   """Yields held-out bits per byte through each cache, and bytes of the cache.
 
@@ -100,7 +95,7 @@ def quality(
     AssertionError: cached and uncached logits differ, or a cache occupies other
       bytes than its config promised.
   """
-  uncached = forward(config, params, tokens)
+  uncached = kvjax.forward(config, params, tokens)
   bits = bits_per_byte(uncached, tokens)
   for name, (kind, codec) in study.caches().items():
     logits = logits_through_cache(
@@ -122,12 +117,12 @@ def quality(
 
 @functools.partial(jax.jit, static_argnames=('config', 'kind', 'codec'))
 def logits_through_cache(
-  config: ModelConfig,
+  config: kvjax.ModelConfig,
   params: Mapping[str, Any],
   tokens: jax.Array,
   *,
-  kind: Kind | None = None,
-  codec: Codec | None = None,
+  kind: kvjax.Kind | None = None,
+  codec: kvjax.Codec | None = None,
 ) -> jax.Array:
   """Returns logits `[B, T, V]`, the tokens fed one by one through a cache.
 
@@ -140,10 +135,10 @@ def logits_through_cache(
   """
   chex.assert_rank(tokens, 2)
   batch, length = tokens.shape
-  cache = init_cache(config, batch, length, kinds=kind, codec=codec)
+  cache = kvjax.init_cache(config, batch, length, kinds=kind, codec=codec)
 
   def step(cache, token):
-    logits, cache = decode_step(config, params, cache, token)
+    logits, cache = kvjax.decode_step(config, params, cache, token)
     return cache, logits
 
   _, logits = jax.lax.scan(step, cache, tokens.T)
@@ -174,10 +169,10 @@ def assert_equal_logits(
 
 
 def footprint(
-  config: ModelConfig,
+  config: kvjax.ModelConfig,
   shape: tuple[int, int],
-  kind: Kind | None,
-  codec: Codec | None,
+  kind: kvjax.Kind | None,
+  codec: kvjax.Codec | None,
 ) -> Record:
   """Returns bytes of a cache of `shape` rows and tokens, once allocated.
 
@@ -185,7 +180,7 @@ def footprint(
     AssertionError: they are not what the config promises.
   """
   rows, tokens = shape
-  cache = init_cache(config, rows, tokens, kinds=kind, codec=codec)
+  cache = kvjax.init_cache(config, rows, tokens, kinds=kind, codec=codec)
   slots = sum(m.kind.size for m in cache.layout.stores if m is not None)
   allocated = array_bytes(cache.stores)  # no positions, no books
   promised = bytes_per_token(config, codec)
@@ -206,7 +201,7 @@ def footprint(
 
 def separation(
   study: Study,
-  config: ModelConfig,
+  config: kvjax.ModelConfig,
   params: Mapping[str, Any],
   tokens: np.ndarray,
   seed: int,

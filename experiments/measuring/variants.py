@@ -9,18 +9,17 @@ rotated key of 64.
 import dataclasses
 from typing import Any
 
+import kvjax
 from experiments.training.variants import VARIANTS as VARIANTS
 from experiments.training.variants import check_variant
-from kvjax.attention.grouped import Grouped
-from kvjax.attention.latent import Latent
-from kvjax.attention.rotary import Rotary
-from kvjax.models.config import ModelConfig
 
 LATENT = 512
 ROTATED = 64
 
 
-def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
+def with_attention(
+  config: kvjax.ModelConfig, variant: str
+) -> kvjax.ModelConfig:
   """Returns the config with the attention of every layer replaced.
 
   Args:
@@ -38,14 +37,14 @@ def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
   return dataclasses.replace(config, layers=layers)
 
 
-def _attention(old: Any, variant: str) -> Grouped | Latent:
+def _attention(old: Any, variant: str) -> kvjax.Grouped | kvjax.Latent:
   heads = old.num_heads
   value_width = old.value_width or old.key_width
   if variant == 'mla':
     if 'latent' in old.streams():
       return old
-    rotary = Rotary(ROTATED)
-    return Latent(
+    rotary = kvjax.Rotary(ROTATED)
+    return kvjax.Latent(
       heads,
       LATENT,
       old.key_width,
@@ -60,7 +59,7 @@ def _attention(old: Any, variant: str) -> Grouped | Latent:
   wanted = {'mha': heads, 'gqa': kv_heads, 'mqa': 1}[variant]
   if getattr(old, 'num_kv_heads', None) == wanted:
     return old
-  return Grouped(
+  return kvjax.Grouped(
     heads,
     wanted,
     old.query_width // heads,
