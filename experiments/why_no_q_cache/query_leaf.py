@@ -131,22 +131,26 @@ class _Programs:
     whole = kvjax.init_cache(self.recorded, self.batch_size, self.capacity)
     return params, cache, leaves(whole), jnp.zeros(self.batch_size, jnp.int32)
 
-  @property
-  def _one_block(self) -> DecodeOptions:
-    return DecodeOptions(block=self.capacity)
+  def _decode(self, config, params, cache, token):
+    one_block = DecodeOptions(block=self.capacity)
+    return kvjax.decode_step(config, params, cache, token, options=one_block)
 
   def step(self, params, cache, query, token):
     del query
-    return kvjax.decode_step(
-      self.plain, params, cache, token, options=self._one_block
-    )
+    return self._decode(self.plain, params, cache, token)
 
   def in_and_out(self, params, cache, query, token):
-    whole = self._join(cache, query)
-    logits, whole = kvjax.decode_step(
-      self.recorded, params, whole, token, options=self._one_block
+    spec = cache_spec(self.recorded, self.batch_size, self.capacity)
+    pairs = zip(cache.stores, query, strict=True)
+    stores = tuple({**store, LEAF: leaf} for store, leaf in pairs)
+    whole = cache.replace(stores=stores, layout=spec.layout)
+    logits, whole = self._decode(self.recorded, params, whole, token)
+    stores = tuple(
+      {name: leaf for name, leaf in store.items() if name != LEAF}
+      for store in whole.stores
     )
-    return logits, *self._part(whole, cache)
+    part = whole.replace(stores=stores, layout=cache.layout)
+    return logits, part, leaves(whole)
 
   def in_not_out(self, params, cache, query, token):
     logits, cache, _ = self.in_and_out(params, cache, query, token)
@@ -168,22 +172,6 @@ class _Programs:
       return logits, carry[0]
 
     return run
-
-  def _join(
-    self, cache: kvjax.Cache, query: tuple[jax.Array, ...]
-  ) -> kvjax.Cache:
-    spec = cache_spec(self.recorded, self.batch_size, self.capacity)
-    pairs = zip(cache.stores, query, strict=True)
-    stores = tuple({**store, LEAF: leaf} for store, leaf in pairs)
-    return dataclasses.replace(cache, stores=stores, layout=spec.layout)
-
-  def _part(
-    self, whole: kvjax.Cache, cache: kvjax.Cache
-  ) -> tuple[kvjax.Cache, tuple[jax.Array, ...]]:
-    drop = lambda store: {n: x for n, x in store.items() if n != LEAF}
-    stores = tuple(map(drop, whole.stores))
-    part = dataclasses.replace(whole, stores=stores, layout=cache.layout)
-    return part, leaves(whole)
 
 
 def _form(name: str, compiled: Any, base: Measured) -> Form:
