@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class Timing:
 
 
 def measure_pace(
-  timing: Timing, config: kvjax.ModelConfig, params: Mapping[str, Any]
+  timing: Timing, config: kvjax.ModelConfig, params: Any
 ) -> Iterator[dict[str, Any]]:
   """Yields a record a context: median seconds a token, cached and uncached.
 
@@ -70,10 +70,7 @@ def measure_pace(
 
 
 def _decode(
-  config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
-  cache: kvjax.Cache,
-  steps: int,
+  config: kvjax.ModelConfig, params: Any, cache: kvjax.Cache, steps: int
 ) -> kvjax.Cache:
   """Returns the cache after greedy steps, once they are computed."""
   token = _tokens(config, 1)[:, 0]

@@ -1,7 +1,6 @@
 """A continuation of a prompt, and what the model looked at on the way."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,10 +55,7 @@ class Sample:
 
 
 def continuation(
-  sample: Sample,
-  config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
-  seed: int,
+  sample: Sample, config: kvjax.ModelConfig, params: Any, seed: int
 ) -> str:
   """Returns text that the model writes after the prompt, through its cache."""
   tokens = _bytes(sample.prompt)
@@ -81,10 +77,7 @@ def continuation(
 
 
 def attention(
-  config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
-  prompt: str,
-  heads: int = 2,
+  config: kvjax.ModelConfig, params: Any, prompt: str, heads: int = 2
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns weights `[T, T]` of the first heads of each layer, and labels.
 

@@ -77,10 +77,7 @@ def sizes(models: Mapping[str, kvjax.ModelConfig]) -> Iterator[Record]:
 
 
 def quality(
-  study: Study,
-  config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
-  tokens: Any,
+  study: Study, config: kvjax.ModelConfig, params: Any, tokens: Any
 ) -> Iterator[Record]:
   """Yields held-out bits per byte through each cache, and bytes of the cache.
 
@@ -118,7 +115,7 @@ def quality(
 @functools.partial(jax.jit, static_argnames=('config', 'kind', 'codec'))
 def logits_through_cache(
   config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
+  params: Any,
   tokens: jax.Array,
   *,
   kind: kvjax.Kind | None = None,
@@ -202,7 +199,7 @@ def footprint(
 def separation(
   study: Study,
   config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
+  params: Any,
   tokens: np.ndarray,
   seed: int,
 ) -> Record:

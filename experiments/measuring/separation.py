@@ -9,7 +9,6 @@ its rows, so that nothing is unread merely because it was not computed.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -68,10 +67,7 @@ _GAINS = (1.0, 1e4, -1e4)
 
 
 def separate(
-  config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
-  tokens: jax.Array,
-  key: jax.Array,
+  config: kvjax.ModelConfig, params: Any, tokens: jax.Array, key: jax.Array
 ) -> SeparationResult:
   """Puts noise on the past, one part at a time, and watches the next logits.
 
@@ -139,7 +135,7 @@ def _separate(config, params, tokens, key, gain):
 
 def replay(
   config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
+  params: Any,
   tokens: jax.Array,
   past: Past | None = None,
   keep: jax.Array | bool = True,

@@ -114,7 +114,7 @@ def _lead(tokenizer: Tokenizer) -> list[int]:
 
 def measure(
   config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
+  params: Any,
   text: HeldOut,
   caches: Mapping[str, Mapping[str, Any]],
   *,
@@ -164,7 +164,7 @@ def measure(
 
 
 def uncached_losses(
-  config: kvjax.ModelConfig, params: Mapping[str, Any], tokens: np.ndarray
+  config: kvjax.ModelConfig, params: Any, tokens: np.ndarray
 ) -> np.ndarray:
   """Returns float32 `[B, T - 1]`, nats of each token but the first of a row.
 
@@ -179,7 +179,7 @@ def uncached_losses(
 
 def cached_losses(
   config: kvjax.ModelConfig,
-  params: Mapping[str, Any],
+  params: Any,
   cache: kvjax.Cache,
   tokens: np.ndarray,
   *,
@@ -211,9 +211,7 @@ def cached_losses(
 
 
 @functools.partial(
-  jax.jit,
-  static_argnames=('config', 'kernel'),
-  donate_argnames='cache',
+  jax.jit, static_argnames=('config', 'kernel'), donate_argnames='cache'
 )
 def _block(config, params, cache, tokens, *, kernel):
   """Feeds all of `tokens [B, n + 1]` but the last; returns losses `[B, n]`."""

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -36,7 +35,7 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def mean_loss(
-  config: kvjax.ModelConfig, params: Mapping[str, Any], tokens: jax.Array
+  config: kvjax.ModelConfig, params: Any, tokens: jax.Array
 ) -> jax.Array:
   """Returns the mean loss of `tokens [B, T]`, uncached, in nats a token."""
   return jnp.mean(

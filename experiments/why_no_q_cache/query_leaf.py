@@ -6,7 +6,7 @@ come out, or is the carry of a loop and does not come out.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,9 +31,7 @@ class Recording(kvjax.Grouped):
   def streams(self) -> dict[str, Stream]:
     return super().streams() | {LEAF: Stream(self.num_heads, self.key_width)}
 
-  def project_streams(
-    self, params: Mapping[str, Any], x: jax.Array, table: Table
-  ) -> Streams:
+  def project_streams(self, params: Any, x: jax.Array, table: Table) -> Streams:
     query = self.project_queries(params, x, table)['key']
     rows = query.reshape(query.shape[0], self.num_heads, *query.shape[3:])
     return {**super().project_streams(params, x, table), LEAF: rows}
