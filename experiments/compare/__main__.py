@@ -113,15 +113,12 @@ def main(argv: list[str]) -> None:
   params_of = {}  # by variant, of the first seed
   for seed in setup.seeds:
     for variant, model in setup.models.items():
-      labels = {'variant': variant, 'seed': seed}
+      label = f'train {variant}, seed {seed}'
       params, losses = train(
-        model,
-        setup.recipe,
-        setup.corpus,
-        seed=seed,
-        label=f'train {variant}, seed {seed}',
+        model, setup.recipe, setup.corpus, seed=seed, label=label
       )
       params_of.setdefault(variant, params)
+      labels = {'variant': variant, 'seed': seed}
       training = {'record': 'training', 'losses': losses, **labels}
       records.append(writer.record(training))
       for record in examine(setup, variant, seed, params):

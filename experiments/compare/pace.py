@@ -33,8 +33,7 @@ class Timing:
       raise ValueError(
         f'contexts={tuple(self.contexts)} must be positive and increase.'
       )
-    sizes = {'pace.steps': self.steps, 'pace.repeats': self.repeats}
-    check_sizes(**sizes)
+    check_sizes(**{'pace.steps': self.steps, 'pace.repeats': self.repeats})
 
 
 def measure_pace(

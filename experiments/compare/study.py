@@ -8,7 +8,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import kvjax
 from experiments.measuring.separation import separate
@@ -95,14 +94,9 @@ def quality(
   uncached = kvjax.forward(config, params, tokens)
   bits = bits_per_byte(uncached, tokens)
   for name, (kind, codec) in study.caches().items():
-    logits = logits_through_cache(
-      config, params, tokens, kind=kind, codec=codec
-    )
-    record = {
-      'record': 'quality',
-      'cache': name,
-      'bits': bits_per_byte(logits, tokens),
-    }
+    logits = logits_through_cache(config, params, tokens, kind, codec)
+    record: Record = {'record': 'quality', 'cache': name}
+    record['bits'] = bits_per_byte(logits, tokens)
     if name == 'dense':
       record['difference'] = assert_equal_logits(
         logits, uncached, study.tolerance
@@ -117,7 +111,6 @@ def logits_through_cache(
   config: kvjax.ModelConfig,
   params: Any,
   tokens: jax.Array,
-  *,
   kind: kvjax.Kind | None = None,
   codec: kvjax.Codec | None = None,
 ) -> jax.Array:
@@ -165,12 +158,7 @@ def assert_equal_logits(
   return float(jnp.max(jnp.abs(cached - uncached)))
 
 
-def footprint(
-  config: kvjax.ModelConfig,
-  shape: tuple[int, int],
-  kind: kvjax.Kind | None,
-  codec: kvjax.Codec | None,
-) -> Record:
+def footprint(config: kvjax.ModelConfig, shape, kind, codec) -> Record:
   """Returns bytes of a cache of `shape` rows and tokens, once allocated.
 
   Raises:
@@ -197,11 +185,7 @@ def footprint(
 
 
 def separation(
-  study: Study,
-  config: kvjax.ModelConfig,
-  params: Any,
-  tokens: np.ndarray,
-  seed: int,
+  study: Study, config: kvjax.ModelConfig, params: Any, tokens: Any, seed: int
 ) -> Record:
   """Returns what noise on each part of the past does to the next logits.
 
@@ -213,13 +197,11 @@ def separation(
   """
   text = jnp.asarray(tokens[:1, : study.past + 1])
   verdict = separate(config, params, text, jax.random.key(seed))
+  changes = ('queries', 'past_rows', 'naive', 'naive_by')
   return {
     'record': 'separation',
     'past': text.shape[1] - 1,
-    'queries': float(verdict.queries),
-    'past_rows': float(verdict.past_rows),
-    'naive': float(verdict.naive),
-    'naive_by': float(verdict.naive_by),
+    **{name: float(getattr(verdict, name)) for name in changes},
     'kept_rows': verdict.kept.size,
     'kept_changed': int(jnp.sum(verdict.kept > 0)),
     'kept_faint': int(jnp.sum(verdict.faint)),
