@@ -64,9 +64,7 @@ def _three_rows() -> tuple[Table, Table]:
   for i, phrase in enumerate(PHRASES):
     tokens.append([phrase, *(_vector(rows[i]) for rows in (X, q, k, v))])
     mixture = ' + '.join(f'{weights[i, j]:.2f} v{j}' for j in range(i + 1))
-    sources = [
-      _indices(n, rows[i]) for n, rows in zip('qkv', reads, strict=True)
-    ]
+    sources = map(_indices, 'qkv', (is_read[i] for is_read in reads))
     outputs.append([f'o{i} = {mixture}', *sources])
   return (
     Table('What a token makes', ('token', 'x', 'q', 'k', 'v'), tokens),
@@ -89,26 +87,20 @@ def _attention_weights(q, k, v):
 
 
 def _sizes() -> Table:
-  rows = []
-  for name, config in llama_models().items():
-    kept = bytes_per_token(config)
-    query = query_bytes_per_token(config)
-    int8 = bytes_per_token(config, kvjax.Int8())
-    gibibytes = f'{kept * 131072 / 2**30:.1f} GiB'
-    rows.append(
-      [name, kept, gibibytes, int8, query, f'x {(kept + query) / kept:.1f}']
-    )
-  return Table(
+  models = llama_models()
+  kept = {name: size for name, (size, _) in llama_bytes().items()}
+  query = {name: size for name, (_, size) in llama_bytes().items()}
+  return Table.of(
     'Bytes a token leaves behind, at the size of Llama-3-8B in bfloat16',
-    (
-      'attention',
-      'kept per token',
-      '128k tokens',
-      'with Int8()',
-      'a Q cache would add',
-      'and make it',
-    ),
-    rows,
+    {
+      'attention': str,
+      'kept per token': kept.get,
+      '128k tokens': lambda name: f'{kept[name] * 131072 / 2**30:.1f} GiB',
+      'with Int8()': lambda name: bytes_per_token(models[name], kvjax.Int8()),
+      'a Q cache would add': query.get,
+      'and make it': lambda name: f'x {1 + query[name] / kept[name]:.1f}',
+    },
+    models,
     note='32 layers, 32 heads of 128; GQA 8 kv heads (Llama-3-8B itself), MLA '
     'a latent of 512 and a rotated key of 64 (sizes of DeepSeek-V3).',
   )

@@ -127,12 +127,5 @@ def _attention(rng: random.Random) -> Any:
 
 def _kind(rng: random.Random) -> kvjax.Kind | None:
   window = rng.choice((48, 128, 300))
-  return rng.choice(
-    (
-      None,
-      None,
-      kvjax.Paged(page=16),
-      kvjax.Ring(window=window),
-      kvjax.Sinks(sinks=4, window=window),
-    )
-  )
+  ring, sinks = kvjax.Ring(window), kvjax.Sinks(sinks=4, window=window)
+  return rng.choice((None, None, kvjax.Paged(page=16), ring, sinks))
