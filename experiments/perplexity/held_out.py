@@ -53,7 +53,7 @@ class HeldOut:
 
 def hold_out(
   config: kvjax.ModelConfig,
-  tokenizer: Tokenizer,
+  tokenizer: Any,
   text: str,
   *,
   rows: int,
@@ -149,13 +149,7 @@ def measure(
     losses, cache = cached_losses(
       config, params, cache, text.tokens, kernel=kernel, label=name
     )
-    promised = plan(
-      config,
-      batch_size=rows,
-      capacity=length,
-      cache=options['kinds'],
-      codec=options['codec'],
-    )
+    promised = plan(config, batch_size=rows, capacity=length, **options)
     yield compare(name, losses) | {
       'bytes_per_token': promised.bytes_per_token,
       'cache_bytes': array_bytes(cache),
