@@ -161,15 +161,14 @@ def records(
   prompts: Sequence[str], text: Streaming, interrupted: bool
 ) -> list[dict[str, Any]]:
   """Returns a record a row: prompt, text, tokens, and how it ended."""
-  rows = zip(prompts, text.texts, text.tokens, text.stopped, strict=True)
   return [
     {
       'record': 'text',
       'prompt': prompt,
-      'text': written,
-      'tokens': tokens,
-      'stopped': stopped,
-      'interrupted': interrupted and not stopped,
+      'text': text.texts[row],
+      'tokens': text.tokens[row],
+      'stopped': text.stopped[row],
+      'interrupted': interrupted and not text.stopped[row],
     }
-    for prompt, written, tokens, stopped in rows
+    for row, prompt in enumerate(prompts)
   ]

@@ -159,12 +159,11 @@ class _Programs:
       blank = tuple(map(jnp.zeros_like, query)) if record else ()
 
       def body(carry, _):
-        cache, query = carry
         if record:
-          logits, *carry = self.in_and_out(params, cache, query, token)
+          logits, *carry = self.in_and_out(params, *carry, token)
           return tuple(carry), logits
-        logits, cache = self.step(params, cache, query, token)
-        return (cache, query), logits
+        logits, cache = self.step(params, *carry, token)
+        return (cache, blank), logits
 
       carry, logits = jax.lax.scan(body, (cache, blank), length=num_tokens)
       return logits, carry[0]
