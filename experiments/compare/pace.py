@@ -1,6 +1,7 @@
 """Seconds a token, cached and uncached, as the context grows."""
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -48,23 +49,22 @@ def measure_pace(
   room = timing.contexts[-1] + (timing.repeats + 1) * timing.steps
   for context in timing.contexts:
     cache = _decode(config, params, kvjax.init_cache(config, 1, room), context)
-    cached = []
+    tokens = _tokens(config, context)
+    cached, uncached = [], []
     for _ in range(timing.repeats + 1):
       start = time.perf_counter()
       cache = _decode(config, params, cache, timing.steps)
       cached.append((time.perf_counter() - start) / timing.steps)
-    tokens = _tokens(config, context)
-    uncached = []
     for _ in range(timing.repeats + 1):
       start = time.perf_counter()
       jax.block_until_ready(kvjax.forward(config, params, tokens))
       uncached.append(time.perf_counter() - start)
-    # The first measurement of each includes compilation.
     yield {
       'record': 'pace',
       'context': context,
-      'cached': float(np.median(cached[1:])),
-      'uncached': float(np.median(uncached[1:])),
+      # The first measurement of each includes compilation.
+      'cached': statistics.median(cached[1:]),
+      'uncached': statistics.median(uncached[1:]),
     }
 
 

@@ -39,19 +39,15 @@ def with_attention(
 
 def _attention(old: Any, variant: str) -> kvjax.Grouped | kvjax.Latent:
   heads = old.num_heads
-  value_width = old.value_width or old.key_width
+  shared: dict[str, Any] = {
+    'value_width': old.value_width or old.key_width,
+    'visibility': old.visibility,
+  }
   if variant == 'mla':
     if 'latent' in old.streams():
       return old
     rotary = kvjax.Rotary(ROTATED)
-    return kvjax.Latent(
-      heads,
-      LATENT,
-      old.key_width,
-      value_width,
-      rotary,
-      visibility=old.visibility,
-    )
+    return kvjax.Latent(heads, LATENT, old.key_width, rotary=rotary, **shared)
   kv_heads = getattr(old, 'num_kv_heads', heads)
   if kv_heads in (1, heads):
     shares = (heads // 8, heads // 4, 1)
@@ -59,11 +55,5 @@ def _attention(old: Any, variant: str) -> kvjax.Grouped | kvjax.Latent:
   wanted = {'mha': heads, 'gqa': kv_heads, 'mqa': 1}[variant]
   if getattr(old, 'num_kv_heads', None) == wanted:
     return old
-  return kvjax.Grouped(
-    heads,
-    wanted,
-    old.query_width // heads,
-    value_width,
-    rotary=old.rotary,
-    visibility=old.visibility,
-  )
+  width = old.query_width // heads
+  return kvjax.Grouped(heads, wanted, width, rotary=old.rotary, **shared)

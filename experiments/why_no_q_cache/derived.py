@@ -162,12 +162,10 @@ def _query_readers(form: Form) -> str:
 def claims(forms: Sequence[Form], leaf: int) -> list[tuple[str, bool]]:
   """Returns what the three forms show, and whether they do."""
   both, pruned, carried = forms
+  in_place = both.arguments == both.aliased == leaf
   gone = lambda f: (f.arguments, f.aliased) == (0, 0) and f.temporaries < leaf
   return [
-    (
-      'in and out: allocated and written in place',
-      both.arguments == both.aliased == leaf,
-    ),
+    ('in and out: allocated and written in place', in_place),
     ('in and out: no instruction reads it', both.query_readers == ()),
     ('keys are read', all(form.key_readers for form in forms)),
     ('in, not out: the argument is pruned', gone(pruned)),

@@ -218,11 +218,15 @@ def _attention(
     )
     scores = left @ right.T
     if causal:
-      past = jnp.tril(jnp.ones((len(x), len(x)), bool))
-      scores = jnp.where(past, scores, -jnp.inf)
+      scores = jnp.where(_past(x), scores, -jnp.inf)
     return jax.nn.softmax(scores) @ v
 
   return program
+
+
+def _past(x: jax.Array | Array) -> jax.Array:
+  """Returns bool `[T, T]`, the columns up to each row's own."""
+  return jnp.tril(jnp.ones((len(x), len(x)), bool))
 
 
 def _weight(seed: int) -> Array:
@@ -233,14 +237,12 @@ def _weight(seed: int) -> Array:
 def _columns(x: jax.Array) -> jax.Array:
   """One head whose new token brings column j of Q K^T: its k reads every q."""
   q, k, v = (name(x @ _weight(i), n) for i, n in enumerate('qkv'))
-  past = jnp.triu(jnp.ones((len(x), len(x)), bool))
-  scores = jnp.where(past, q @ k.T, -jnp.inf)
+  scores = jnp.where(_past(x).T, q @ k.T, -jnp.inf)
   return jax.nn.softmax(scores, axis=0).T @ v
 
 
 def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
   """Two heads, one after the other; adds `noise` to queries of the first."""
-  past = jnp.tril(jnp.ones((len(x), len(x)), bool))
   for layer in (1, 2):
     q, k, v = (
       name(x @ _weight(3 * layer + i), f'{letter}{layer}')
@@ -248,7 +250,7 @@ def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
     )
     if layer == 1 and noise is not None:
       q = q + noise
-    x = x + jax.nn.softmax(jnp.where(past, q @ k.T, -jnp.inf)) @ v
+    x = x + jax.nn.softmax(jnp.where(_past(x), q @ k.T, -jnp.inf)) @ v
   return jnp.asarray(x)
 
 
