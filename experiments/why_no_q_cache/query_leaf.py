@@ -141,13 +141,13 @@ class _Programs:
     spec = cache_spec(self.recorded, self.batch_size, self.capacity)
     pairs = zip(cache.stores, query, strict=True)
     stores = tuple({**store, LEAF: leaf} for store, leaf in pairs)
-    whole = cache.replace(stores=stores, layout=spec.layout)
+    whole = dataclasses.replace(cache, stores=stores, layout=spec.layout)
     logits, whole = self._decode(self.recorded, params, whole, token)
     stores = tuple(
       {name: leaf for name, leaf in store.items() if name != LEAF}
       for store in whole.stores
     )
-    part = whole.replace(stores=stores, layout=cache.layout)
+    part = dataclasses.replace(whole, stores=stores, layout=cache.layout)
     return logits, part, leaves(whole)
 
   def in_not_out(self, params, cache, query, token):
@@ -159,11 +159,12 @@ class _Programs:
       blank = tuple(map(jnp.zeros_like, query)) if record else ()
 
       def body(carry, _):
+        cache, query = carry
         if record:
-          logits, *carry = self.in_and_out(params, *carry, token)
+          logits, *carry = self.in_and_out(params, cache, query, token)
           return tuple(carry), logits
-        logits, cache = self.step(params, *carry, token)
-        return (cache, blank), logits
+        logits, cache = self.step(params, cache, query, token)
+        return (cache, query), logits
 
       carry, logits = jax.lax.scan(body, (cache, blank), length=num_tokens)
       return logits, carry[0]
