@@ -146,7 +146,7 @@ def lifetimes() -> tuple[Block, ...]:
 def against_xla(
   plan: MemoryPlan, found: Measured, rows: Sequence[PlannedBuffer]
 ) -> tuple[Block, ...]:
-  """Returns the plan beside what XLA assigned, and what is unaccounted for."""
+  """Returns the plan next to what XLA assigned, and what is unaccounted for."""
   results = plan.step_bytes - plan.temporaries_bytes
   sums = (
     ('arguments', plan.params_bytes + plan.cache_bytes, found.arguments),
