@@ -35,14 +35,22 @@ def define_config() -> flags.FlagHolder[Any]:
   )
 
 
-def run(main: Callable[[list[str]], None], default: str = '') -> None:
-  """Runs an experiment's main.
+def run(
+  main: Callable[[list[str]], None],
+  default: str = '',
+  values: flags.FlagValues | None = None,
+) -> None:
+  """Runs an experiment's main; ends in one line if it cannot write its files.
 
   Args:
     main: of the experiment.
     default: name in `configs/` of the config file where no flag names one; ''
       for an experiment that has no config.
+    values: flags of the experiment that are not among the global ones.
   """
+  if values is not None:
+    flags.FLAGS.append_flag_values(values)
+    values.mark_as_parsed()
 
   def with_config(argv: list[str]) -> list[str]:
     names = [argument.lstrip('-').split('=')[0] for argument in argv[1:]]
@@ -50,28 +58,13 @@ def run(main: Callable[[list[str]], None], default: str = '') -> None:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
     return parse(argv)
 
-  app.run(_guarded(main), flags_parser=with_config)
-
-
-def run_flags(
-  main: Callable[[list[str]], None], values: flags.FlagValues
-) -> None:
-  """Runs a main that has no config file but flags outside the global ones."""
-  flags.FLAGS.append_flag_values(values)
-  values.mark_as_parsed()
-  app.run(_guarded(main), flags_parser=parse)
-
-
-def _guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """Returns a main that ends in one line if it cannot write its files."""
-
   def guarded(argv: list[str]) -> None:
     try:
       main(argv)
     except Unwritable as error:
       refuse(str(error))
 
-  return guarded
+  app.run(guarded, flags_parser=with_config)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -97,8 +90,7 @@ def door() -> Iterator[None]:
 def refuse(message: str) -> NoReturn:
   """Ends the program with a line on stderr and exit status 2."""
   name = _program().rpartition('.')[2]
-  line = ' '.join(message.split())
-  print(f'{name}: {line}', file=sys.stderr)
+  print(f'{name}:', *message.split(), file=sys.stderr)
   raise SystemExit(2)
 
 
@@ -117,9 +109,7 @@ def _program() -> str:
   return '.'.join(parts).removesuffix('.__main__')
 
 
-def settled(
-  config: flags.FlagHolder[Any], plain: Mapping[str, flags.FlagHolder[Any]]
-) -> Any:
+def settled(config: flags.FlagHolder[Any], plain: Mapping[str, Any]) -> Any:
   """Returns the config, its fields overridden by plain flags that are set."""
   values = {field: flag.value for field, flag in plain.items()}
   return override(config.value, values)

@@ -1,12 +1,13 @@
 """Median and spread of a field over repeats, as Markdown, CSV or LaTeX."""
 
+import collections
 import csv
 import io
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from experiments.reporting.blocks import cell
 
@@ -39,11 +40,11 @@ def summarize(
   wanted = [
     r for r in records if all(str(_get(r, k)) == v for k, v in conditions)
   ]
-  groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+  groups = collections.defaultdict(list)
   for record in wanted:
     key = tuple(_get(record, name) for name in by)
     if None not in key and any(_get(record, v) is not None for v in values):
-      groups.setdefault(key, []).append(record)
+      groups[key].append(record)
   kept = [record for group in groups.values() for record in group]
   if not all(any(_get(r, v) is not None for r in kept) for v in values):
     known = sorted({name for record in wanted for name in record})
@@ -61,16 +62,18 @@ def summarize(
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a Markdown table, spreads joined to their medians."""
-  head, body = _join(columns, rows)
+  head = _head(columns)
+  body = [_join(columns, row) for row in rows]
   lines = [head, ['---'] * len(head), *body]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
 def latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a LaTeX tabular (booktabs), spreads joined to their medians."""
-  head, body = _join(columns, rows)
-  lines = [_latex_row(head), r'\midrule', *map(_latex_row, body)]
-  inside = '\n'.join([r'\toprule', *lines, r'\bottomrule'])
+  head = _head(columns)
+  body = [_latex_row(_join(columns, row)) for row in rows]
+  lines = [r'\toprule', _latex_row(head), r'\midrule', *body, r'\bottomrule']
+  inside = '\n'.join(lines)
   align = 'l' * (len(head) - 1) + 'r'
   return f'\\begin{{tabular}}{{{align}}}\n{inside}\n\\end{{tabular}}\n'
 
@@ -84,37 +87,31 @@ def comma_separated(columns: Sequence[str], rows: Sequence[Row]) -> str:
   return text.getvalue()
 
 
-FORMATS: dict[str, Callable[[Sequence[str], Sequence[Row]], str]] = {
-  'markdown': markdown,
-  'csv': comma_separated,
-  'latex': latex,
-}
+FORMATS = {'markdown': markdown, 'csv': comma_separated, 'latex': latex}
 
 
-def _statistics(
-  group: Sequence[Mapping[str, Any]], field: str
-) -> tuple[float, float]:
+def _statistics(group: Iterable[Any], field: str) -> tuple[float, float]:
   """Returns the median of a field and half its range; NaN where none has it."""
   values = [_get(record, field) for record in group]
   numbers = [float(value) for value in values if value is not None]
   if not numbers:
-    return float('nan'), 0.0
-  return float(np.median(numbers)), float(np.ptp(numbers)) / 2
+    return math.nan, 0.0
+  return statistics.median(numbers), (max(numbers) - min(numbers)) / 2
 
 
-def _join(
-  columns: Sequence[str], rows: Sequence[Row]
-) -> tuple[list[str], list[list[str]]]:
-  """Returns head and cells, each spread in the cell of its median."""
-  spreads = {i for i, name in enumerate(columns) if name.endswith(' ±')}
-  keep = [i for i in range(len(columns)) if i not in spreads]
+def _join(columns: Sequence[str], row: Row) -> list[str]:
+  """Returns the cells of a row, each spread in the cell of its median."""
+  cells: list[str] = []
+  for name, value in zip(columns, row, strict=True):
+    if not name.endswith(' ±'):
+      cells.append(cell(value))
+    elif value:
+      cells[-1] += f' ± {cell(value)}'
+  return cells
 
-  def show(row: Row, index: int) -> str:
-    spread = row[index + 1] if index + 1 in spreads else 0.0
-    return cell(row[index]) + (f' ± {cell(spread)}' if spread else '')
 
-  head = [columns[i] for i in keep]
-  return head, [[show(row, i) for i in keep] for row in rows]
+def _head(columns: Sequence[str]) -> list[str]:
+  return [name for name in columns if not name.endswith(' ±')]
 
 
 def _get(record: Mapping[str, Any], name: str) -> Any:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+import kvjax
 from experiments import launch
 from experiments.compare import findings, pace, study
 from experiments.compare.sample import Sample, attention, continuation
@@ -22,7 +23,6 @@ from experiments.training.step import Recipe, train
 from experiments.training.text import Corpus, held_out_batch, load_corpus
 from experiments.training.variants import Shape, equal_models
 from kvjax.decoding.allocate import check_sizes
-from kvjax.models.config import ModelConfig
 
 Record = dict[str, Any]
 _TITLE = 'What a transformer must remember'
@@ -44,7 +44,7 @@ _FLAGS = {
 class CompareSetup:
   """The config, checked and turned into what the library takes."""
 
-  models: dict[str, ModelConfig]
+  models: dict[str, kvjax.ModelConfig]
   corpus: Corpus
   recipe: Recipe
   study: study.Study
@@ -113,15 +113,12 @@ def main(argv: list[str]) -> None:
   params_of = {}  # by variant, of the first seed
   for seed in setup.seeds:
     for variant, model in setup.models.items():
-      labels = {'variant': variant, 'seed': seed}
+      label = f'train {variant}, seed {seed}'
       params, losses = train(
-        model,
-        setup.recipe,
-        setup.corpus,
-        seed=seed,
-        label=f'train {variant}, seed {seed}',
+        model, setup.recipe, setup.corpus, seed=seed, label=label
       )
       params_of.setdefault(variant, params)
+      labels = {'variant': variant, 'seed': seed}
       training = {'record': 'training', 'losses': losses, **labels}
       records.append(writer.record(training))
       for record in examine(setup, variant, seed, params):

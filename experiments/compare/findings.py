@@ -24,15 +24,8 @@ Records = Sequence[dict[str, Any]]
 
 def everything(records: Records) -> tuple[Block, ...]:
   """Returns all that records say."""
-  return (
-    *models(records),
-    *parity(records),
-    *separation(records),
-    *memory(records),
-    *quality(records),
-    *pace(records),
-    *samples(records),
-  )
+  parts = (models, parity, separation, memory, quality, pace, samples)
+  return tuple(block for part in parts for block in part(records))
 
 
 def source(text: Mapping[str, Any], seeds: Sequence[int]) -> Text:
@@ -156,9 +149,10 @@ def quality(records: Records) -> tuple[Block, ...]:
   figures = of_kind(records, 'quality')
   seeds = len({r['seed'] for r in figures})
   context = figures[0]['context']
-  label = 'One seed: **not a ranking of variants.** '
   if seeds > 1:
     label = f'Median of {seeds} seeds, plus or minus half their range. '
+  else:
+    label = 'One seed: **not a ranking of variants.** '
   rows = []
   points: dict[str, dict[str, tuple[float, float, float]]] = {}
   for (variant, cache), group in grouped(figures, 'variant', 'cache').items():
@@ -233,10 +227,8 @@ def samples(records: Records) -> tuple[Block, ...]:
   return tuple(blocks)
 
 
-def attention(
-  variant: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
-) -> tuple[Block, ...]:
-  """Returns where the heads of a model look."""
+def attention(variant: str, panels, labels) -> tuple[Block, ...]:
+  """Returns where the heads of a model look; panels and labels of `heat`."""
   title = f'Attention of the {variant} model on held-out text'
   caption = (
     'Row: the byte just read, whose query is compared with keys. Column: the '
@@ -254,30 +246,23 @@ def claims(records: Records, expected_bits: float) -> Table:
   figures = of_kind(records, 'quality')
   noise = of_kind(records, 'separation')
   bits = max(r['uncached_bits'] for r in figures)
-  level = (
-    f'held-out text below {expected_bits} bits per byte (worst {bits:.2f})'
+  compared = any('difference' in r for r in figures)
+  as_promised = all(
+    r['predicted_bytes'] == r['allocated_bytes'] for r in figures
   )
-  checks = {
-    'cached logits equal uncached ones': any(
-      'difference' in r for r in figures
-    ),
-    'bytes allocated are the bytes promised': all(
-      r['predicted_bytes'] == r['allocated_bytes'] for r in figures
-    ),
-    'noise on every past q changes no bit': all(
-      r['queries'] == 0 and r['past_rows'] > 0 for r in noise
-    ),
-    'noise on any kept row changes the logits': all(
-      r['kept_changed'] == r['kept_rows'] for r in noise
-    ),
-    'early q reaches the future through K and V': all(
-      r['naive'] > 0 for r in noise
-    ),
-    level: bits < expected_bits,
-  }
-  return Table(
-    'What would have refuted this', ('claim', 'holds'), list(checks.items())
-  )
+  no_query = all(r['queries'] == 0 and r['past_rows'] > 0 for r in noise)
+  any_kept = all(r['kept_changed'] == r['kept_rows'] for r in noise)
+  early = all(r['naive'] > 0 for r in noise)
+  level = f'below {expected_bits} bits per byte (worst {bits:.2f})'
+  checks = [
+    ('cached logits equal uncached ones', compared),
+    ('bytes allocated are the bytes promised', as_promised),
+    ('noise on every past q changes no bit', no_query),
+    ('noise on any kept row changes the logits', any_kept),
+    ('early q reaches the future through K and V', early),
+    (f'held-out text {level}', bits < expected_bits),
+  ]
+  return Table('What would have refuted this', ('claim', 'holds'), checks)
 
 
 def of_kind(records: Records, kind: str) -> Records:

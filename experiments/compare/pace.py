@@ -1,19 +1,17 @@
 """Seconds a token, cached and uncached, as the context grows."""
 
 import dataclasses
+import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.allocate import check_sizes, init_cache
-from kvjax.decoding.cache import Cache
-from kvjax.decoding.steps import decode_step
-from kvjax.models.config import ModelConfig
-from kvjax.models.uncached import forward
+import kvjax
+from kvjax.decoding.allocate import check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +34,11 @@ class Timing:
       raise ValueError(
         f'contexts={tuple(self.contexts)} must be positive and increase.'
       )
-    sizes = {'pace.steps': self.steps, 'pace.repeats': self.repeats}
-    check_sizes(**sizes)
+    check_sizes(**{'pace.steps': self.steps, 'pace.repeats': self.repeats})
 
 
 def measure_pace(
-  timing: Timing, config: ModelConfig, params: Mapping[str, Any]
+  timing: Timing, config: kvjax.ModelConfig, params: Any
 ) -> Iterator[dict[str, Any]]:
   """Yields a record a context: median seconds a token, cached and uncached.
 
@@ -51,39 +48,38 @@ def measure_pace(
   # One capacity for all contexts: every cached step is the same program.
   room = timing.contexts[-1] + (timing.repeats + 1) * timing.steps
   for context in timing.contexts:
-    cache = _decode(config, params, init_cache(config, 1, room), context)
-    cached = []
+    cache = _decode(config, params, kvjax.init_cache(config, 1, room), context)
+    tokens = _tokens(config, context)
+    cached, uncached = [], []
     for _ in range(timing.repeats + 1):
       start = time.perf_counter()
       cache = _decode(config, params, cache, timing.steps)
       cached.append((time.perf_counter() - start) / timing.steps)
-    tokens = _tokens(config, context)
-    uncached = []
     for _ in range(timing.repeats + 1):
       start = time.perf_counter()
-      jax.block_until_ready(forward(config, params, tokens))
+      jax.block_until_ready(kvjax.forward(config, params, tokens))
       uncached.append(time.perf_counter() - start)
-    # The first measurement of each includes compilation.
     yield {
       'record': 'pace',
       'context': context,
-      'cached': float(np.median(cached[1:])),
-      'uncached': float(np.median(uncached[1:])),
+      # The first measurement of each includes compilation.
+      'cached': statistics.median(cached[1:]),
+      'uncached': statistics.median(uncached[1:]),
     }
 
 
 def _decode(
-  config: ModelConfig, params: Mapping[str, Any], cache: Cache, steps: int
-) -> Cache:
+  config: kvjax.ModelConfig, params: Any, cache: kvjax.Cache, steps: int
+) -> kvjax.Cache:
   """Returns the cache after greedy steps, once they are computed."""
   token = _tokens(config, 1)[:, 0]
   for _ in range(steps):
-    logits, cache = decode_step(config, params, cache, token)
+    logits, cache = kvjax.decode_step(config, params, cache, token)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   jax.block_until_ready((token, cache.length))
   return cache
 
 
-def _tokens(config: ModelConfig, count: int) -> jax.Array:
+def _tokens(config: kvjax.ModelConfig, count: int) -> jax.Array:
   ids = np.arange(count) * 31 % config.vocab_size
   return jnp.asarray(ids[None, :], jnp.int32)

@@ -1,19 +1,14 @@
 """A continuation of a prompt, and what the model looked at on the way."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.allocate import check_sizes, init_cache
-from kvjax.decoding.generation import generate
-from kvjax.decoding.sampling import Sampling
-from kvjax.decoding.steps import prefill
-from kvjax.models.config import ModelConfig
-from kvjax.models.uncached import forward
+import kvjax
+from kvjax.decoding.allocate import check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Sample:
 
   def __post_init__(self):
     check_sizes(tokens=self.tokens)
-    Sampling(self.temperature, top_p=self.top_p)  # raises
+    kvjax.Sampling(self.temperature, top_p=self.top_p)  # raises
     need = len(self.prompt.encode()) + self.tokens
     if need > self.capacity:
       raise ValueError(
@@ -60,13 +55,13 @@ class Sample:
 
 
 def continuation(
-  sample: Sample, config: ModelConfig, params: Mapping[str, Any], seed: int
+  sample: Sample, config: kvjax.ModelConfig, params: Any, seed: int
 ) -> str:
   """Returns text that the model writes after the prompt, through its cache."""
   tokens = _bytes(sample.prompt)
-  cache = init_cache(config, 1, sample.capacity)
-  logits, cache = prefill(config, params, cache, tokens)
-  written, _ = generate(
+  cache = kvjax.init_cache(config, 1, sample.capacity)
+  logits, cache = kvjax.prefill(config, params, cache, tokens)
+  written, _ = kvjax.generate(
     config,
     params,
     cache,
@@ -82,7 +77,7 @@ def continuation(
 
 
 def attention(
-  config: ModelConfig, params: Mapping[str, Any], prompt: str, heads: int = 2
+  config: kvjax.ModelConfig, params: Any, prompt: str, heads: int = 2
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns weights `[T, T]` of the first heads of each layer, and labels.
 
@@ -96,7 +91,9 @@ def attention(
   """
   text = prompt[:40]
   layers = tuple(range(len(config.layers)))
-  _, weights = forward(config, params, _bytes(text), attention_layers=layers)
+  _, weights = kvjax.forward(
+    config, params, _bytes(text), attention_layers=layers
+  )
   panels = {
     f'layer {layer}, head {head}': np.asarray(weights[layer][0, head])
     for layer in layers

@@ -8,8 +8,8 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+import kvjax
 from experiments.measuring.separation import separate
 from experiments.training.step import next_token_loss, to_bits
 from experiments.training.variants import (
@@ -18,16 +18,7 @@ from experiments.training.variants import (
   num_params,
   query_bytes_per_token,
 )
-from kvjax.caches.bounded import Bounded
-from kvjax.caches.kind import Kind
-from kvjax.caches.ring import Ring
-from kvjax.caches.scores import HeavyHitters
-from kvjax.caches.sinks import Sinks
-from kvjax.decoding.allocate import check_sizes, init_cache
-from kvjax.decoding.steps import decode_step
-from kvjax.models.config import ModelConfig
-from kvjax.models.uncached import forward
-from kvjax.streams.codecs import Codec, Int8
+from kvjax.decoding.allocate import check_sizes
 
 Record = dict[str, Any]
 
@@ -57,20 +48,20 @@ class Study:
       )
     check_sizes(rows=self.rows, past=self.past)
 
-  def caches(self) -> dict[str, tuple[Kind | None, Codec | None]]:
+  def caches(self) -> dict[str, tuple[kvjax.Kind | None, kvjax.Codec | None]]:
     """Returns kind and codec of each cache the text is read through."""
-    recent = Sinks(sinks=self.sinks, window=self.budget - self.sinks)
-    score = HeavyHitters(recent=self.budget // 2)
+    recent = kvjax.Sinks(sinks=self.sinks, window=self.budget - self.sinks)
+    score = kvjax.HeavyHitters(recent=self.budget // 2)
     return {
       'dense': (None, None),
-      'int8': (None, Int8()),
-      'ring': (Ring(window=self.budget), None),
+      'int8': (None, kvjax.Int8()),
+      'ring': (kvjax.Ring(window=self.budget), None),
       'sinks': (recent, None),
-      'bounded': (Bounded(budget=self.budget, score=score), None),
+      'bounded': (kvjax.Bounded(budget=self.budget, score=score), None),
     }
 
 
-def sizes(models: Mapping[str, ModelConfig]) -> Iterator[Record]:
+def sizes(models: Mapping[str, kvjax.ModelConfig]) -> Iterator[Record]:
   """Yields parameters of each model, and how far from the first it is."""
   counts = {name: num_params(config) for name, config in models.items()}
   first = next(iter(counts.values()))
@@ -85,7 +76,7 @@ def sizes(models: Mapping[str, ModelConfig]) -> Iterator[Record]:
 
 
 def quality(
-  study: Study, config: ModelConfig, params: Mapping[str, Any], tokens: Any
+  study: Study, config: kvjax.ModelConfig, params: Any, tokens: Any
 ) -> Iterator[Record]:
   """Yields held-out bits per byte through each cache, and bytes of the cache.
 
@@ -100,17 +91,12 @@ def quality(
     AssertionError: cached and uncached logits differ, or a cache occupies other
       bytes than its config promised.
   """
-  uncached = forward(config, params, tokens)
+  uncached = kvjax.forward(config, params, tokens)
   bits = bits_per_byte(uncached, tokens)
   for name, (kind, codec) in study.caches().items():
-    logits = logits_through_cache(
-      config, params, tokens, kind=kind, codec=codec
-    )
-    record = {
-      'record': 'quality',
-      'cache': name,
-      'bits': bits_per_byte(logits, tokens),
-    }
+    logits = logits_through_cache(config, params, tokens, kind, codec)
+    record: Record = {'record': 'quality', 'cache': name}
+    record['bits'] = bits_per_byte(logits, tokens)
     if name == 'dense':
       record['difference'] = assert_equal_logits(
         logits, uncached, study.tolerance
@@ -122,12 +108,11 @@ def quality(
 
 @functools.partial(jax.jit, static_argnames=('config', 'kind', 'codec'))
 def logits_through_cache(
-  config: ModelConfig,
-  params: Mapping[str, Any],
+  config: kvjax.ModelConfig,
+  params: Any,
   tokens: jax.Array,
-  *,
-  kind: Kind | None = None,
-  codec: Codec | None = None,
+  kind: kvjax.Kind | None = None,
+  codec: kvjax.Codec | None = None,
 ) -> jax.Array:
   """Returns logits `[B, T, V]`, the tokens fed one by one through a cache.
 
@@ -140,10 +125,10 @@ def logits_through_cache(
   """
   chex.assert_rank(tokens, 2)
   batch, length = tokens.shape
-  cache = init_cache(config, batch, length, kinds=kind, codec=codec)
+  cache = kvjax.init_cache(config, batch, length, kinds=kind, codec=codec)
 
   def step(cache, token):
-    logits, cache = decode_step(config, params, cache, token)
+    logits, cache = kvjax.decode_step(config, params, cache, token)
     return cache, logits
 
   _, logits = jax.lax.scan(step, cache, tokens.T)
@@ -173,19 +158,14 @@ def assert_equal_logits(
   return float(jnp.max(jnp.abs(cached - uncached)))
 
 
-def footprint(
-  config: ModelConfig,
-  shape: tuple[int, int],
-  kind: Kind | None,
-  codec: Codec | None,
-) -> Record:
+def footprint(config: kvjax.ModelConfig, shape, kind, codec) -> Record:
   """Returns bytes of a cache of `shape` rows and tokens, once allocated.
 
   Raises:
     AssertionError: they are not what the config promises.
   """
   rows, tokens = shape
-  cache = init_cache(config, rows, tokens, kinds=kind, codec=codec)
+  cache = kvjax.init_cache(config, rows, tokens, kinds=kind, codec=codec)
   slots = sum(m.kind.size for m in cache.layout.stores if m is not None)
   allocated = array_bytes(cache.stores)  # no positions, no books
   promised = bytes_per_token(config, codec)
@@ -205,11 +185,7 @@ def footprint(
 
 
 def separation(
-  study: Study,
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  tokens: np.ndarray,
-  seed: int,
+  study: Study, config: kvjax.ModelConfig, params: Any, tokens: Any, seed: int
 ) -> Record:
   """Returns what noise on each part of the past does to the next logits.
 
@@ -221,13 +197,11 @@ def separation(
   """
   text = jnp.asarray(tokens[:1, : study.past + 1])
   verdict = separate(config, params, text, jax.random.key(seed))
+  changes = ('queries', 'past_rows', 'naive', 'naive_by')
   return {
     'record': 'separation',
     'past': text.shape[1] - 1,
-    'queries': float(verdict.queries),
-    'past_rows': float(verdict.past_rows),
-    'naive': float(verdict.naive),
-    'naive_by': float(verdict.naive_by),
+    **{name: float(getattr(verdict, name)) for name in changes},
     'kept_rows': verdict.kept.size,
     'kept_changed': int(jnp.sum(verdict.kept > 0)),
     'kept_faint': int(jnp.sum(verdict.faint)),

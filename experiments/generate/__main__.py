@@ -146,4 +146,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  launch.run_flags(main, FLAGS)
+  launch.run(main, values=FLAGS)

@@ -8,22 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
+import kvjax
 from experiments.generate.speed import Stopwatch
 from experiments.generate.streaming import Streaming, interrupts
-from kvjax.checkpoints.prompt_cache.save import load_cache
-from kvjax.decoding.allocate import check_sizes, init_cache
-from kvjax.decoding.cache import Cache
-from kvjax.decoding.generation import generate
-from kvjax.decoding.rows import repeat
-from kvjax.decoding.sampling import Sampling
-from kvjax.decoding.steps import prefill
+from kvjax.decoding.allocate import check_sizes
 from kvjax.kernels import KERNELS
-from kvjax.models.config import ModelConfig
-from kvjax.models.encoder import encode
 from kvjax.text.prompts import Batch
 
 
-def check_fits(cache: Cache, lengths: Any, tokens: int) -> None:
+def check_fits(cache: kvjax.Cache, lengths: Any, tokens: int) -> None:
   """Raises ValueError if prompts of `lengths [B]` leave no room for `tokens`.
 
   Accepts a `cache_spec` as well, of which nothing is allocated.
@@ -40,11 +33,11 @@ def check_fits(cache: Cache, lengths: Any, tokens: int) -> None:
 
 def open_cache(
   saved: str | pathlib.Path,
-  model: tuple[ModelConfig, Mapping[str, Any]],
+  model: tuple[kvjax.ModelConfig, Mapping[str, Any]],
   lengths: np.ndarray,
   tokens: int,
   empty: Mapping[str, Any],
-) -> Cache:
+) -> kvjax.Cache:
   """Returns an empty cache, or a saved one with a row a prompt.
 
   Args:
@@ -59,10 +52,10 @@ def open_cache(
   """
   config, params = model
   if not saved:
-    return init_cache(config, len(lengths), **empty)
-  cache = load_cache(saved, config, params)
+    return kvjax.init_cache(config, len(lengths), **empty)
+  cache = kvjax.load_cache(saved, config, params)
   if cache.batch_size == 1:
-    cache = repeat(cache, len(lengths))
+    cache = kvjax.repeat(cache, len(lengths))
   if cache.batch_size != len(lengths):
     raise ValueError(
       f'{saved} has {cache.batch_size} rows for {len(lengths)} prompts: give '
@@ -94,7 +87,7 @@ class Answer:
 
   def __post_init__(self):
     check_sizes(tokens=self.tokens, block=self.block)
-    Sampling(**self.sampling)  # raises
+    kvjax.Sampling(**self.sampling)  # raises
     if self.kernel not in (None, *KERNELS):
       raise ValueError(
         f'kernel={self.kernel!r} must be one of {", ".join(KERNELS)}.'
@@ -103,14 +96,14 @@ class Answer:
 
 def write(
   how: Answer,
-  model: tuple[ModelConfig, Mapping[str, Any]],
-  cache: Cache,
+  model: tuple[kvjax.ModelConfig, Mapping[str, Any]],
+  cache: kvjax.Cache,
   prompts: Batch,
   text: Streaming,
   *,
   source: Batch | None = None,
-  read: Callable[[Cache], None] = lambda cache: None,
-) -> tuple[Cache, Stopwatch, bool]:
+  read: Callable[[kvjax.Cache], None] = lambda cache: None,
+) -> tuple[kvjax.Cache, Stopwatch, bool]:
   """Feeds prompts and streams answers until they end, or Ctrl-C is pressed.
 
   Args:
@@ -129,8 +122,8 @@ def write(
   with Stopwatch() as watch, interrupts() as pressed:
     encoded = None
     if source is not None:
-      encoded = encode(config, params, source.ids, source.lengths)
-    logits, cache = prefill(
+      encoded = kvjax.encode(config, params, source.ids, source.lengths)
+    logits, cache = kvjax.prefill(
       config,
       params,
       cache,
@@ -146,7 +139,7 @@ def write(
       text.feed(new)
       return pressed()
 
-    _, cache = generate(
+    _, cache = kvjax.generate(
       config,
       params,
       cache,
@@ -168,15 +161,14 @@ def records(
   prompts: Sequence[str], text: Streaming, interrupted: bool
 ) -> list[dict[str, Any]]:
   """Returns a record a row: prompt, text, tokens, and how it ended."""
-  rows = zip(prompts, text.texts, text.tokens, text.stopped, strict=True)
   return [
     {
       'record': 'text',
       'prompt': prompt,
-      'text': written,
-      'tokens': tokens,
-      'stopped': stopped,
-      'interrupted': interrupted and not stopped,
+      'text': text.texts[row],
+      'tokens': text.tokens[row],
+      'stopped': text.stopped[row],
+      'interrupted': interrupted and not text.stopped[row],
     }
-    for prompt, written, tokens, stopped in rows
+    for row, prompt in enumerate(prompts)
   ]

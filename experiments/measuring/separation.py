@@ -9,7 +9,6 @@ its rows, so that nothing is unread merely because it was not computed.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -18,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from kvjax.attention.attend import Scoring
+import kvjax
 from kvjax.attention.reference import plain_attention
 from kvjax.attention.rotary import rotary_table
-from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import embed, run_layer, unembed
 
 
@@ -69,10 +67,7 @@ _GAINS = (1.0, 1e4, -1e4)
 
 
 def separate(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  tokens: jax.Array,
-  key: jax.Array,
+  config: kvjax.ModelConfig, params: Any, tokens: jax.Array, key: jax.Array
 ) -> SeparationResult:
   """Puts noise on the past, one part at a time, and watches the next logits.
 
@@ -103,33 +98,31 @@ def separate(
 @functools.partial(jax.jit, static_argnums=0)
 def _separate(config, params, tokens, key, gain):
   _, past = replay(config, params, tokens)
-  noise, count = _noise(past, key), tokens.shape[1] - 1
-  leaves = len(jax.tree.leaves(past.streams))
+  noise = _noise(past, key)
+  layers = len(config.layers)
 
   def run(scenario):
     # One compiled body for all scenarios: equal bits then mean equal values.
     queries, stream, row, keep = scenario
     corrupt = Past(
       tuple(
-        _choose(index < queries, new, old)
-        for index, (new, old) in enumerate(
-          zip(noise.queries, past.queries, strict=True)
-        )
+        _choose(index < queries, noise.queries[index], past.queries[index])
+        for index in range(layers)
       ),
       _with_row(past.streams, noise.streams, stream, row, gain),
     )
     logits, read = replay(config, params, tokens, corrupt, keep)
     return logits[0], _largest_change(read.streams[1:], past.streams[1:])
 
-  nothing, layers = (0, -1, -1, True), len(config.layers)
+  leaves = range(len(jax.tree.leaves(past.streams)))
+  rows = range(tokens.shape[1] - 1)
+  nothing = (0, -1, -1, True)
   scenarios = [nothing, (layers, -1, -1, True), (1, -1, -1, False)]
-  scenarios += [
-    (0, s, row, True) for s in range(leaves) for row in range(count)
-  ]
+  scenarios += [(0, leaf, row, True) for leaf in leaves for row in rows]
   columns = tuple(jnp.asarray(x) for x in zip(*scenarios, strict=True))
   logits, travelled = jax.lax.map(run, columns)
   change = jnp.max(jnp.abs(logits - logits[:1]), axis=-1)  # [scenarios, T]
-  kept = change[3:, -1].reshape(layers, -1, count)
+  kept = change[3:, -1].reshape(layers, -1, len(rows))
   return SeparationResult(
     queries=change[1, -1],
     past_rows=jnp.max(change[1, :-1]),
@@ -141,8 +134,8 @@ def _separate(config, params, tokens, key, gain):
 
 
 def replay(
-  config: ModelConfig,
-  params: Mapping[str, Any],
+  config: kvjax.ModelConfig,
+  params: Any,
   tokens: jax.Array,
   past: Past | None = None,
   keep: jax.Array | bool = True,
@@ -167,47 +160,47 @@ def replay(
   steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
   positions = jnp.broadcast_to(steps, tokens.shape)
   x = embed(config, params, tokens, positions)
-  read = []
-  for index, (layer, p) in enumerate(
+  layers_read = []
+  for index, (layer, layer_params) in enumerate(
     zip(config.layers, params['layers'], strict=True)
   ):
 
-    def attention(h, index=index, layer=layer, p=p):
-      variant, q = layer.attention, p['attention']
-      rotary = variant.rotary
-      table = (
-        None
-        if rotary is None
-        else rotary_table(rotary, positions, tokens.shape[1])
-      )
-      form = variant.form(h.shape[1], 'expanded')
-      asked = form.project_queries(q, h, table)
-      left = variant.project_streams(q, h, table)
+    def attention(h, index=index, layer=layer, layer_params=layer_params):
+      attention_params = layer_params['attention']
+      form = layer.attention.form(tokens.shape[1], 'expanded')
+      table = None
+      if layer.attention.rotary is not None:
+        table = rotary_table(layer.attention.rotary, positions, tokens.shape[1])
+      queries = form.project_queries(attention_params, h, table)
+      streams = layer.attention.project_streams(attention_params, h, table)
       if past is not None:
-        asked = jax.tree.map(_before_last, past.queries[index], asked)
-        kept = jax.tree.map(_before_last, past.streams[index], left)
-        left = _choose(keep, kept, left)
+        queries = jax.tree.map(_before_last, past.queries[index], queries)
+        replaced = jax.tree.map(_before_last, past.streams[index], streams)
+        streams = _choose(keep, replaced, streams)
       out, _ = plain_attention(
-        asked,
-        form.expand(q, left),
+        queries,
+        form.expand(attention_params, streams),
         positions,
         positions,
-        form.scoring(q, params.get('relative')),
+        form.scoring(attention_params, params.get('relative')),
       )
-      return form.project_output(q, out.astype(h.dtype)), (
-        asked,
-        left,
-      )
+      y = form.project_output(attention_params, out.astype(h.dtype))
+      return y, (queries, streams)
 
-    x, found = run_layer(
-      layer, config.norm, p, x, attention, None, config.residual_scale
+    x, read = run_layer(
+      layer,
+      config.norm,
+      layer_params,
+      x,
+      attention,
+      residual_scale=config.residual_scale,
     )
-    read.append(found)
-  queries, streams = zip(*read, strict=True)
+    layers_read.append(read)
+  queries, streams = zip(*layers_read, strict=True)
   return unembed(config, params, x), Past(queries, streams)
 
 
-def readers(tokens: int, scoring: Scoring) -> dict[str, jax.Array]:
+def readers(tokens: int, scoring: kvjax.Scoring) -> dict[str, jax.Array]:
   """Returns which output row of one attention reads which row of q, k and v.
 
   Found by changing one row at a time and looking, not from the formula.
@@ -219,11 +212,9 @@ def readers(tokens: int, scoring: Scoring) -> dict[str, jax.Array]:
   Returns:
     For 'query', 'key' and 'value' a boolean `[T out, T in]`.
   """
-  shape = (1, 1, tokens, 3)
-  rows = {
-    name: jax.random.normal(jax.random.key(i), shape)
-    for i, name in enumerate(('query', 'key', 'value'))
-  }
+  names = ('query', 'key', 'value')
+  draws = jax.random.normal(jax.random.key(0), (3, 1, 1, tokens, 3))
+  rows = dict(zip(names, draws, strict=True))
   positions = jnp.arange(tokens, dtype=jnp.int32)[None, :]
 
   def run(rows):
@@ -249,11 +240,12 @@ def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
   the softmax over a single key is 1 whatever the two are.
   """
   spans = {}
-  for name, read in readers(tokens, Scoring(1.0)).items():
-    last = [
-      max([t, *np.flatnonzero(np.asarray(read)[:, t])]) for t in range(tokens)
+  for name, read in readers(tokens, kvjax.Scoring(1.0)).items():
+    readers_of = [np.flatnonzero(read[:, token]) for token in range(tokens)]
+    spans[name[0]] = [
+      (token, int(max([token, *steps])))
+      for token, steps in enumerate(readers_of)
     ]
-    spans[name[0]] = [(t, int(end)) for t, end in enumerate(last)]
   return spans
 
 
@@ -277,12 +269,11 @@ def _with_row(streams, noise, stream, row, gain):
   """Returns streams with one row of the `stream`th leaf taken from noise."""
   leaves, tree = jax.tree.flatten(streams)
   moved = []
-  for index, (old, new) in enumerate(
-    zip(leaves, jax.tree.leaves(noise), strict=True)
-  ):
-    here = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 2) == row
+  for index, new in enumerate(jax.tree.leaves(noise)):
+    old = leaves[index]
+    is_row = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 2) == row
     new = (gain * new).astype(old.dtype)
-    moved.append(jnp.where(here & (stream == index), new, old))
+    moved.append(jnp.where(is_row & (stream == index), new, old))
   return tree.unflatten(moved)
 
 

@@ -9,10 +9,7 @@ from experiments.measuring.separation import readers
 from experiments.measuring.variants import VARIANTS, with_attention
 from experiments.reporting.blocks import Block, Heading, Table, Text
 from experiments.training.variants import bytes_per_token, query_bytes_per_token
-from kvjax.attention.attend import Scoring
 from kvjax.attention.reference import plain_attention
-from kvjax.models.config import ModelConfig
-from kvjax.streams.codecs import Int8
 
 PHRASES = ('不爱吃|香菜的|萌新', '喜欢|骑|摩托车', '爱好|是|研究')
 X = np.asarray([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)
@@ -45,7 +42,7 @@ def answer_blocks() -> tuple[Block, ...]:
   )
 
 
-def llama_models() -> dict[str, ModelConfig]:
+def llama_models() -> dict[str, kvjax.ModelConfig]:
   """Returns Llama-3-8B with the attention of each variant, by its name."""
   llama = kvjax.load_config('llama-3-8b')
   return {name.upper(): with_attention(llama, name) for name in VARIANTS}
@@ -62,14 +59,12 @@ def llama_bytes() -> dict[str, tuple[int, int]]:
 def _three_rows() -> tuple[Table, Table]:
   q, k, v = (X @ weight for weight in WEIGHTS.values())
   weights = np.asarray(_attention_weights(q, k, v))
-  reads = [np.asarray(rows) for rows in readers(3, Scoring(1.0)).values()]
+  reads = [np.asarray(rows) for rows in readers(3, kvjax.Scoring(1.0)).values()]
   tokens, outputs = [], []
   for i, phrase in enumerate(PHRASES):
     tokens.append([phrase, *(_vector(rows[i]) for rows in (X, q, k, v))])
     mixture = ' + '.join(f'{weights[i, j]:.2f} v{j}' for j in range(i + 1))
-    sources = [
-      _indices(n, rows[i]) for n, rows in zip('qkv', reads, strict=True)
-    ]
+    sources = map(_indices, 'qkv', (is_read[i] for is_read in reads))
     outputs.append([f'o{i} = {mixture}', *sources])
   return (
     Table('What a token makes', ('token', 'x', 'q', 'k', 'v'), tokens),
@@ -86,32 +81,26 @@ def _attention_weights(q, k, v):
   positions = jnp.arange(3, dtype=jnp.int32)[None, :]
   streams = {'key': k[None, None], 'value': v[None, None]}
   queries = {'key': q[None, None, None]}
-  scoring = Scoring(3**-0.5)
+  scoring = kvjax.Scoring(3**-0.5)
   weights = plain_attention(queries, streams, positions, positions, scoring)[1]
   return weights[0, 0, 0]
 
 
 def _sizes() -> Table:
-  rows = []
-  for name, config in llama_models().items():
-    kept = bytes_per_token(config)
-    query = query_bytes_per_token(config)
-    int8 = bytes_per_token(config, Int8())
-    gibibytes = f'{kept * 131072 / 2**30:.1f} GiB'
-    rows.append(
-      [name, kept, gibibytes, int8, query, f'x {(kept + query) / kept:.1f}']
-    )
-  return Table(
+  models = llama_models()
+  kept = {name: size for name, (size, _) in llama_bytes().items()}
+  query = {name: size for name, (_, size) in llama_bytes().items()}
+  return Table.of(
     'Bytes a token leaves behind, at the size of Llama-3-8B in bfloat16',
-    (
-      'attention',
-      'kept per token',
-      '128k tokens',
-      'with Int8()',
-      'a Q cache would add',
-      'and make it',
-    ),
-    rows,
+    {
+      'attention': str,
+      'kept per token': kept.get,
+      '128k tokens': lambda name: f'{kept[name] * 131072 / 2**30:.1f} GiB',
+      'with Int8()': lambda name: bytes_per_token(models[name], kvjax.Int8()),
+      'a Q cache would add': query.get,
+      'and make it': lambda name: f'x {1 + query[name] / kept[name]:.1f}',
+    },
+    models,
     note='32 layers, 32 heads of 128; GQA 8 kv heads (Llama-3-8B itself), MLA '
     'a latent of 512 and a rotated key of 64 (sizes of DeepSeek-V3).',
   )

@@ -9,18 +9,17 @@ rotated key of 64.
 import dataclasses
 from typing import Any
 
+import kvjax
 from experiments.training.variants import VARIANTS as VARIANTS
 from experiments.training.variants import check_variant
-from kvjax.attention.grouped import Grouped
-from kvjax.attention.latent import Latent
-from kvjax.attention.rotary import Rotary
-from kvjax.models.config import ModelConfig
 
 LATENT = 512
 ROTATED = 64
 
 
-def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
+def with_attention(
+  config: kvjax.ModelConfig, variant: str
+) -> kvjax.ModelConfig:
   """Returns the config with the attention of every layer replaced.
 
   Args:
@@ -38,21 +37,17 @@ def with_attention(config: ModelConfig, variant: str) -> ModelConfig:
   return dataclasses.replace(config, layers=layers)
 
 
-def _attention(old: Any, variant: str) -> Grouped | Latent:
+def _attention(old: Any, variant: str) -> kvjax.Grouped | kvjax.Latent:
   heads = old.num_heads
-  value_width = old.value_width or old.key_width
+  shared: dict[str, Any] = {
+    'value_width': old.value_width or old.key_width,
+    'visibility': old.visibility,
+  }
   if variant == 'mla':
     if 'latent' in old.streams():
       return old
-    rotary = Rotary(ROTATED)
-    return Latent(
-      heads,
-      LATENT,
-      old.key_width,
-      value_width,
-      rotary,
-      visibility=old.visibility,
-    )
+    rotary = kvjax.Rotary(ROTATED)
+    return kvjax.Latent(heads, LATENT, old.key_width, rotary=rotary, **shared)
   kv_heads = getattr(old, 'num_kv_heads', heads)
   if kv_heads in (1, heads):
     shares = (heads // 8, heads // 4, 1)
@@ -60,11 +55,5 @@ def _attention(old: Any, variant: str) -> Grouped | Latent:
   wanted = {'mha': heads, 'gqa': kv_heads, 'mqa': 1}[variant]
   if getattr(old, 'num_kv_heads', None) == wanted:
     return old
-  return Grouped(
-    heads,
-    wanted,
-    old.query_width // heads,
-    value_width,
-    rotary=old.rotary,
-    visibility=old.visibility,
-  )
+  width = old.query_width // heads
+  return kvjax.Grouped(heads, wanted, width, rotary=old.rotary, **shared)

@@ -5,15 +5,14 @@ caches; no weights are read and nothing is allocated. See configs/memory.py.
 """
 
 import dataclasses
-from typing import Any
 
 from absl import flags
 
 from experiments import launch
 from experiments.memory import tables
-from experiments.memory.setup import MemorySetup, check, compiled, least_time
-from experiments.reporting.writer import Writer, follow, start
-from kvjax.memory import Fit, MemoryPlan, measure, reconcile
+from experiments.memory.setup import check, compiled, least_time
+from experiments.reporting.writer import follow, start
+from kvjax.memory import measure, reconcile
 
 _TITLE = 'What inference occupies'
 
@@ -46,8 +45,27 @@ def main(argv: list[str]) -> None:
     plans[name] = setup.plan(model, setup.context)
     caches[name] = {n: setup.plan(model, n).cache_bytes for n in setup.contexts}
     fits[name] = setup.fit(model)
-    writer.record(_record(name, plans[name], fits[name]))
-  writer = report(setup, writer, plans, fits, caches)
+    facts = dataclasses.asdict(plans[name])
+    fit = dataclasses.asdict(fits[name])
+    del fit['plan']  # The record has it already.
+    writer.record({'record': 'plan', 'model': name, 'plan': facts, 'fit': fit})
+  planned = plans[setup.name]
+  device = setup.device.name
+  left = setup.device.memory - planned.params_bytes
+  lines = {name: {c: b or 0 for c, b in fits[name].frontier} for name in fits}
+  writer = writer.show(
+    *tables.plan_table(setup.name, planned),
+    tables.query_text(planned),
+    *tables.fits(fits[setup.name], device, least_time(setup, planned)),
+    tables.breakdown(plans, setup.device.memory, device),
+    tables.growth(
+      caches,
+      (f'{device} beside the weights', left) if left > 0 else None,
+      tables.query_bytes(planned),
+    ),
+    *tables.frontier(lines, device),
+    *tables.lifetimes(),
+  )
   if config.measure:
     (step,) = follow('compile', (compiled(setup) for _ in range(1)), 1)
     found = measure(step)
@@ -58,38 +76,6 @@ def main(argv: list[str]) -> None:
     rows = reconcile(planned, step)
     writer = writer.show(*tables.against_xla(planned, found, rows))
   print(f'Report: {writer.save()}')
-
-
-def _record(name: str, planned: MemoryPlan, found: Fit) -> dict[str, Any]:
-  kept = {k: v for k, v in dataclasses.asdict(found).items() if k != 'plan'}
-  facts = dataclasses.asdict(planned)
-  return {'record': 'plan', 'model': name, 'plan': facts, 'fit': kept}
-
-
-def report(
-  setup: MemorySetup,
-  writer: Writer,
-  plans: dict[str, MemoryPlan],
-  fits: dict[str, Fit],
-  caches: dict[str, dict[int, int]],
-) -> Writer:
-  """Shows tables and pictures."""
-  first, name, limit = plans[setup.name], setup.device.name, setup.device.memory
-  left = limit - first.params_bytes
-  lines = {n: {c: b or 0 for c, b in f.frontier} for n, f in fits.items()}
-  return writer.show(
-    *tables.plan_table(setup.name, first),
-    tables.query_text(first),
-    *tables.fits(fits[setup.name], name, least_time(setup, first)),
-    tables.breakdown(plans, limit, name),
-    tables.growth(
-      caches,
-      (f'{name} beside the weights', left) if left > 0 else None,
-      tables.query_bytes(first),
-    ),
-    *tables.frontier(lines, name),
-    *tables.lifetimes(),
-  )
 
 
 if __name__ == '__main__':

@@ -8,19 +8,9 @@ import jax.numpy as jnp
 
 import kvjax
 from experiments.measuring.variants import with_attention
+from kvjax import memory
 from kvjax.decoding.allocate import check_sizes
 from kvjax.decoding.parse import parse_cache
-from kvjax.memory import (
-  Device,
-  Fit,
-  MemoryPlan,
-  StepTime,
-  compile_call,
-  device,
-  fit,
-  plan,
-  step_time,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +20,19 @@ class MemorySetup:
   name: str
   model: kvjax.ModelConfig
   variants: dict[str, kvjax.ModelConfig]
-  device: Device
+  device: memory.Device
   options: dict[str, Any]
   batch: int
   context: int
   contexts: tuple[int, ...]
 
-  def plan(self, model: kvjax.ModelConfig, capacity: int) -> MemoryPlan:
-    return plan(model, batch_size=self.batch, capacity=capacity, **self.options)
+  def plan(self, model: kvjax.ModelConfig, capacity: int) -> memory.MemoryPlan:
+    return memory.plan(
+      model, batch_size=self.batch, capacity=capacity, **self.options
+    )
 
-  def fit(self, model: kvjax.ModelConfig) -> Fit:
-    return fit(
+  def fit(self, model: kvjax.ModelConfig) -> memory.Fit:
+    return memory.fit(
       model,
       self.device,
       batch_size=self.batch,
@@ -57,34 +49,36 @@ def check(config: Any) -> MemorySetup:
   model = kvjax.load_config(name)
   mesh = {'heads': config.devices} if config.devices != 1 else None
   kind, codec = parse_cache(config.cache)
-  card = device(config.device)
-  options = {'kinds': kind, 'codec': codec, 'mesh': mesh}
-  options['backend'] = card.platform
-  options['source_length'] = config.source or None
+  device = memory.device(config.device)
   longest = model.positions or max(*config.contexts, config.context)
-  variants = {name: model}
-  for variant in config.compare:
-    other = with_attention(model, variant)
-    if other != model:
-      variants[variant.upper()] = other
+  variants = {v.upper(): with_attention(model, v) for v in config.compare}
   setup = MemorySetup(
     name=name,
     model=model,
-    variants=variants,
-    device=card,
-    options=options,
+    variants={name: model}
+    | {label: other for label, other in variants.items() if other != model},
+    device=device,
+    options={
+      'kinds': kind,
+      'codec': codec,
+      'mesh': mesh,
+      'backend': device.platform,
+      'source_length': config.source or None,
+    },
     batch=config.batch,
     context=config.context,
     contexts=tuple(n for n in config.contexts if n <= longest),
   )
-  setup.plan(model, config.context)
+  setup.plan(model, config.context)  # raises
   return setup
 
 
-def least_time(setup: MemorySetup, planned: MemoryPlan) -> StepTime:
+def least_time(
+  setup: MemorySetup, planned: memory.MemoryPlan
+) -> memory.StepTime:
   """Returns the bound of a step of the whole batch at the whole context."""
   size = jnp.dtype(setup.model.dtype).itemsize
-  return step_time(
+  return memory.step_time(
     batch_size=1,
     cache_bytes_per_row=planned.cache_bytes,
     weight_bytes=planned.active_params_bytes / planned.devices,
@@ -95,11 +89,10 @@ def least_time(setup: MemorySetup, planned: MemoryPlan) -> StepTime:
 
 def compiled(setup: MemorySetup) -> jax.stages.Compiled:
   """Compiles the decode step for this machine, from shapes alone."""
-  return compile_call(
+  here = ('kinds', 'codec', 'source_length')
+  return memory.compile_call(
     setup.model,
     batch_size=setup.batch,
     capacity=setup.context,
-    kinds=setup.options['kinds'],
-    codec=setup.options['codec'],
-    source_length=setup.options['source_length'],
+    **{name: setup.options[name] for name in here},
   )

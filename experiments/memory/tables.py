@@ -57,13 +57,14 @@ def query_text(plan: MemoryPlan) -> Text:
 def fits(found: Fit, device: str, time: StepTime) -> tuple[Block, ...]:
   """Returns whether the request fits, what would, and its step time."""
   plan = found.plan
-  verdict = (
-    f'It fits: {size(found.memory_bytes - plan.peak_bytes)} of {device} '
-    'stay free.'
-    if found.fits
-    else f'It does not fit {device}: {found.short_bytes:,} bytes '
-    f'({size(found.short_bytes)}) too many.'
-  )
+  if found.fits:
+    free = size(found.memory_bytes - plan.peak_bytes)
+    verdict = f'It fits: {free} of {device} stay free.'
+  else:
+    verdict = (
+      f'It does not fit {device}: {found.short_bytes:,} bytes '
+      f'({size(found.short_bytes)}) too many.'
+    )
   step = (
     'A step reads every active weight and the whole cache once: no less than '
     f'{1e3 * time.seconds:.3g} ms at the bandwidth of {device} '
@@ -82,11 +83,10 @@ def breakdown(
 ) -> Picture:
   """Returns the stacked bars of several plans."""
   rows = {name: _parts(plan) for name, plan in plans.items()}
+  title = 'What it occupies, and where memory ends'
   return Picture(
     'breakdown',
-    plots.stacked(
-      'What it occupies, and where memory ends', rows, limit, device
-    ),
+    plots.stacked(title, rows, limit, device),
     'Parameters, cache and what one step needs. Q is in the last part, and '
     'too thin to be seen.',
   )
@@ -98,12 +98,10 @@ def growth(
   query: int,
 ) -> Picture:
   """Returns the caches of variants against the context."""
-  picture = plots.against_context(
-    'The cache grows with the context; Q does not', caches, limit, query
-  )
+  title = 'The cache grows with the context; Q does not'
   return Picture(
     'growth',
-    picture,
+    plots.against_context(title, caches, limit, query),
     'The dashed line is what the device has beside parameters. The sliver '
     'below is the only memory that Q ever has.',
   )
@@ -133,13 +131,12 @@ def frontier(
 
 def lifetimes() -> tuple[Block, ...]:
   """Returns who is alive in which step, found by changing one row at a time."""
+  title = 'Q lives one step; K and V live to the end'
   return (
     Heading('Who lives until when'),
     Picture(
       'lives',
-      plots.lives(
-        'Q lives one step; K and V live to the end', lives(TOKENS), TOKENS
-      ),
+      plots.lives(title, lives(TOKENS), TOKENS),
       'A tensor is alive in a step that reads it. Found by changing one '
       'row of Q, K or V at a time in an attention, not from a formula.',
     ),
@@ -149,7 +146,7 @@ def lifetimes() -> tuple[Block, ...]:
 def against_xla(
   plan: MemoryPlan, found: Measured, rows: Sequence[PlannedBuffer]
 ) -> tuple[Block, ...]:
-  """Returns the plan beside what XLA assigned, and what is unaccounted for."""
+  """Returns the plan next to what XLA assigned, and what is unaccounted for."""
   results = plan.step_bytes - plan.temporaries_bytes
   sums = (
     ('arguments', plan.params_bytes + plan.cache_bytes, found.arguments),
@@ -165,10 +162,19 @@ def against_xla(
       note='Arguments hold the tokens too, and of an encoder-decoder not '
       'what only its source is read with; outputs, 8 bytes a leaf.',
     ),
-    Table(
+    Table.of(
       'Line by line, beside the buffer that pays for it',
-      ('part', 'line', 'planned', 'XLA', 'unaccounted', 'paid by'),
-      [_paid(row) for row in rows],
+      {
+        'part': 'part',
+        'line': 'name',
+        'planned': 'planned',
+        'XLA': 'assigned',
+        'unaccounted': lambda row: (
+          '' if row.unaccounted is None else f'{row.unaccounted:+,}'
+        ),
+        'paid by': 'where',
+      },
+      rows,
       note='Of a line of the step, the largest buffer of its scope that '
       'is not larger; no buffer where the compiler fused it away.',
     ),
@@ -176,12 +182,6 @@ def against_xla(
   if found.devices:
     blocks.append(_counters(plan, found))
   return tuple(blocks)
-
-
-def _paid(row: PlannedBuffer) -> list[Any]:
-  spare = row.unaccounted
-  left = '' if spare is None else f'{spare:+,}'
-  return [row.part, row.name, row.planned, row.assigned, left, row.where]
 
 
 def _counters(plan: MemoryPlan, found: Measured) -> Table:

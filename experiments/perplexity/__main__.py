@@ -10,7 +10,6 @@ Would be refuted by: other figures of the default cache, which forgets nothing
 that the model sees, than of the model without a cache.
 """
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -52,16 +51,12 @@ _COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class PerplexitySetup:
-  """What the flags request, checked before any tensor is read."""
+def check() -> tuple[held_out.HeldOut, dict[str, dict[str, Any]]]:
+  """Returns the text and the caches by name, before any tensor is read.
 
-  text: held_out.HeldOut
-  caches: dict[str, dict[str, Any]]
-
-
-def check() -> PerplexitySetup:
-  """Returns the setup; raises ValueError for what makes no sense."""
+  Raises:
+    ValueError: the flags make no sense.
+  """
   for flag in (_CHECKPOINT, _TEXT):
     if not flag.value:
       raise ValueError(f'Nothing is named: give --{flag.name}=PATH.')
@@ -79,22 +74,22 @@ def check() -> PerplexitySetup:
   windows = held_out.hold_out(
     config, tokenizer, text, rows=_ROWS.value, length=_LENGTH.value
   )
-  return PerplexitySetup(windows, caches)
+  return windows, caches
 
 
 def main(argv: list[str]) -> None:
   del argv
   with launch.door():
-    setup = check()
+    text, caches = check()
     config, params = kvjax.load_checkpoint(_CHECKPOINT.value, _DTYPE.value)
-  rows, length = setup.text.tokens.shape
+  rows, length = text.tokens.shape
   run = {'flags': FLAGS.flag_values_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'perplexity', 'What a cache costs', run)
   figures = held_out.measure(
     config,
     params,
-    setup.text,
-    setup.caches,
+    text,
+    caches,
     quantized=bool(_WEIGHTS.value),
     kernel=_KERNEL.value,
   )
@@ -105,7 +100,7 @@ def main(argv: list[str]) -> None:
     records,
   )
   print(f'Report: {writer.show(table).save()}')
-  uncached_count = len(records) - len(setup.caches)
+  uncached_count = len(records) - len(caches)
   expected = records[uncached_count - 1]['bits_per_byte']
   for record in records[uncached_count:]:
     exact = record['cache'] == DEFAULT
@@ -115,4 +110,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  launch.run_flags(main, FLAGS)
+  launch.run(main, values=FLAGS)

@@ -20,12 +20,7 @@ import kvjax
 from experiments.reporting.writer import follow
 from experiments.training.step import next_token_loss, to_bits
 from experiments.training.variants import array_bytes
-from kvjax.decoding.allocate import init_cache
-from kvjax.decoding.cache import Cache
-from kvjax.decoding.steps import decode_step
 from kvjax.memory.planning import plan
-from kvjax.models.config import ModelConfig
-from kvjax.models.uncached import forward
 from kvjax.text.prompts import make_batch
 from kvjax.text.tokenizer import Tokenizer
 
@@ -57,8 +52,8 @@ class HeldOut:
 
 
 def hold_out(
-  config: ModelConfig,
-  tokenizer: Tokenizer,
+  config: kvjax.ModelConfig,
+  tokenizer: Any,
   text: str,
   *,
   rows: int,
@@ -118,8 +113,8 @@ def _lead(tokenizer: Tokenizer) -> list[int]:
 
 
 def measure(
-  config: ModelConfig,
-  params: Mapping[str, Any],
+  config: kvjax.ModelConfig,
+  params: Any,
   text: HeldOut,
   caches: Mapping[str, Mapping[str, Any]],
   *,
@@ -150,17 +145,11 @@ def measure(
     losses = uncached_losses(config, params, text.tokens)
     yield compare('uncached, int8 weights', losses)
   for name, options in caches.items():
-    cache = init_cache(config, rows, length, **options)
+    cache = kvjax.init_cache(config, rows, length, **options)
     losses, cache = cached_losses(
       config, params, cache, text.tokens, kernel=kernel, label=name
     )
-    promised = plan(
-      config,
-      batch_size=rows,
-      capacity=length,
-      kinds=options['kinds'],
-      codec=options['codec'],
-    )
+    promised = plan(config, batch_size=rows, capacity=length, **options)
     yield compare(name, losses) | {
       'bytes_per_token': promised.bytes_per_token,
       'cache_bytes': array_bytes(cache),
@@ -169,7 +158,7 @@ def measure(
 
 
 def uncached_losses(
-  config: ModelConfig, params: Mapping[str, Any], tokens: np.ndarray
+  config: kvjax.ModelConfig, params: Any, tokens: np.ndarray
 ) -> np.ndarray:
   """Returns float32 `[B, T - 1]`, nats of each token but the first of a row.
 
@@ -177,21 +166,21 @@ def uncached_losses(
   """
   losses = []
   for row in follow('uncached', jnp.asarray(tokens), len(tokens)):
-    logits = forward(config, params, row[None])
+    logits = kvjax.forward(config, params, row[None])
     losses.append(np.asarray(next_token_loss(logits, row[None])))
   return np.concatenate(losses)
 
 
 def cached_losses(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  cache: Cache,
+  config: kvjax.ModelConfig,
+  params: Any,
+  cache: kvjax.Cache,
   tokens: np.ndarray,
   *,
   block: int = 32,
   kernel: str | None = None,
   label: str = 'cached',
-) -> tuple[np.ndarray, Cache]:
+) -> tuple[np.ndarray, kvjax.Cache]:
   """Returns the same, fed token by token through a cache, and the cache.
 
   Args:
@@ -216,9 +205,7 @@ def cached_losses(
 
 
 @functools.partial(
-  jax.jit,
-  static_argnames=('config', 'kernel'),
-  donate_argnames='cache',
+  jax.jit, static_argnames=('config', 'kernel'), donate_argnames='cache'
 )
 def _block(config, params, cache, tokens, *, kernel):
   """Feeds all of `tokens [B, n + 1]` but the last; returns losses `[B, n]`."""
@@ -228,7 +215,7 @@ def _block(config, params, cache, tokens, *, kernel):
     token, following = pair
     # The last token of a row has no next one to predict: it is not fed.
     fed = jnp.where(following >= 0, token, -1)
-    logits, cache = decode_step(config, params, cache, fed, kernel=kernel)
+    logits, cache = kvjax.decode_step(config, params, cache, fed, kernel=kernel)
     loss = optax.softmax_cross_entropy_with_integer_labels(
       logits, jnp.maximum(following, 0)
     )

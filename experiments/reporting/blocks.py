@@ -136,17 +136,12 @@ class Table:
     return table
 
   def html(self):
-    classes = [
-      ' class="number"' if self._number(i) else ''
-      for i in range(len(self.columns))
-    ]
-
     def line(tag: str, cells: Sequence[Any]) -> str:
-      marked = (
-        f'<{tag}{class_}>{inline(cell(value))}</{tag}>'
-        for class_, value in zip(classes, cells, strict=True)
-      )
-      return f'<tr>{"".join(marked)}</tr>'
+      marked = ''
+      for index, value in enumerate(cells):
+        class_ = ' class="number"' if self._number(index) else ''
+        marked += f'<{tag}{class_}>{inline(cell(value))}</{tag}>'
+      return f'<tr>{marked}</tr>'
 
     body = ''.join(line('td', row) for row in self.rows)
     note = f'<p class="note">{inline(self.note)}</p>' if self.note else ''

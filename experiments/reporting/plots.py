@@ -256,9 +256,6 @@ def figure(
     title: above a single panel, or above all; '' for none.
     ratio: relative widths of the panels; None for equal ones.
   """
-  import matplotlib
-
-  matplotlib.use('Agg')
   from matplotlib.figure import Figure
 
   canvas = Figure((width, height), layout='constrained')

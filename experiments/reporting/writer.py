@@ -38,11 +38,15 @@ class Writer:
 
   def show(self, *blocks: Block) -> 'Writer':
     """Returns the report with more blocks, after showing them."""
+    from rich.console import Console
+
+    # A pipe has no width, and the default of 80 columns would cut tables.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     for block in blocks:
       if isinstance(block, Picture):
         (self.workdir / f'{block.name}.png').write_bytes(block.png)
-        continue
-      _print(block.terminal())
+      else:
+        console.print(block.terminal())
     return dataclasses.replace(self, blocks=self.blocks + blocks)
 
   def record(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,13 +132,3 @@ def follow(label: str, steps: Iterable[T], total: int) -> Iterator[T]:
     for done, step in enumerate(steps, 1):
       yield step
       advance(done)
-
-
-def _print(renderable: Any) -> None:
-  from rich.console import Console
-
-  if renderable is None:
-    return
-  # A pipe has no width, and the default of 80 columns would cut tables.
-  console = Console(width=None if sys.stdout.isatty() else 120)
-  console.print(renderable)

@@ -74,11 +74,7 @@ def run_point(
   with (place / 'log.txt').open('w') as log:
     try:
       code = subprocess.run(
-        run,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        cwd=root,
-        timeout=timeout,
+        run, stdout=log, stderr=subprocess.STDOUT, cwd=root, timeout=timeout
       ).returncode
     except subprocess.TimeoutExpired:
       code = f'longer than {timeout} s'

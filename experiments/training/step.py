@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -12,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import kvjax
 from experiments.reporting.writer import follow
 from experiments.training.text import Corpus, training_batch
 from kvjax.decoding.allocate import check_sizes
-from kvjax.models.config import ModelConfig
-from kvjax.models.initialize import init_params
-from kvjax.models.uncached import forward
 
 
 def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -38,10 +35,12 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def mean_loss(
-  config: ModelConfig, params: Mapping[str, Any], tokens: jax.Array
+  config: kvjax.ModelConfig, params: Any, tokens: jax.Array
 ) -> jax.Array:
   """Returns the mean loss of `tokens [B, T]`, uncached, in nats a token."""
-  return jnp.mean(next_token_loss(forward(config, params, tokens), tokens))
+  return jnp.mean(
+    next_token_loss(kvjax.forward(config, params, tokens), tokens)
+  )
 
 
 def to_bits(nats: Any) -> Any:
@@ -102,7 +101,7 @@ class Recipe:
   donate_argnames=('params', 'moments'),
 )
 def train_step(
-  config: ModelConfig,
+  config: kvjax.ModelConfig,
   recipe: Recipe,
   params: Any,
   moments: Any,
@@ -120,7 +119,7 @@ def train_step(
 
 
 def train(
-  config: ModelConfig,
+  config: kvjax.ModelConfig,
   recipe: Recipe,
   corpus: Corpus,
   *,
@@ -139,7 +138,7 @@ def train(
   Returns:
     The parameters, and the training loss `[steps]` in nats a byte.
   """
-  params = init_params(config, jax.random.key(seed))
+  params = kvjax.init_params(config, jax.random.key(seed))
   moments = recipe.optimizer().init(params)
   losses = []
   for step in follow(label, range(recipe.steps), recipe.steps):

@@ -121,7 +121,8 @@ def training_batch(
   _check_length(length, corpus.train.size - 1)
   rng = np.random.default_rng((seed, step))
   starts = rng.integers(0, corpus.train.size - length, size=batch)
-  return _windows(corpus.train, starts, length + 1)
+  places = starts[:, None] + np.arange(length + 1)[None, :]
+  return corpus.train[places].astype(np.int32)
 
 
 def held_out_batch(corpus: Corpus, *, rows: int, length: int) -> np.ndarray:
@@ -136,10 +137,6 @@ def held_out_batch(corpus: Corpus, *, rows: int, length: int) -> np.ndarray:
   count = min(rows, len(windows))
   chosen = np.linspace(0, len(windows) - 1, count).round().astype(int)
   return windows[chosen].astype(np.int32)
-
-
-def _windows(text: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-  return text[starts[:, None] + np.arange(length)[None, :]].astype(np.int32)
 
 
 def _check_length(length: int, limit: int) -> None:

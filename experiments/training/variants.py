@@ -9,15 +9,9 @@ from typing import Any
 
 import jax
 
+import kvjax
 from experiments.training.text import VOCABULARY
-from kvjax.attention.grouped import Grouped
-from kvjax.attention.latent import Latent
-from kvjax.attention.rotary import Rotary
 from kvjax.memory.planning import plan
-from kvjax.models.config import Layer, ModelConfig
-from kvjax.models.initialize import init_params
-from kvjax.models.mlp import MLP
-from kvjax.streams.codecs import Codec
 
 VARIANTS = ('mha', 'gqa', 'mqa', 'mla')
 
@@ -53,15 +47,19 @@ class Shape:
   dtype: str = 'float32'
 
 
-def model(variant: str, shape: Shape, hidden: int | None = None) -> ModelConfig:
+def model(
+  variant: str, shape: Shape, hidden: int | None = None
+) -> kvjax.ModelConfig:
   """Returns the model of a variant, with MLPs of `hidden` features.
 
   Raises:
     ValueError: the variant is unknown, or sizes do not fit together.
   """
   attention = _attention(variant, shape)
-  layer = Layer(attention, MLP(shape.hidden if hidden is None else hidden))
-  return ModelConfig(
+  layer = kvjax.Layer(
+    attention, kvjax.MLP(shape.hidden if hidden is None else hidden)
+  )
+  return kvjax.ModelConfig(
     vocab_size=shape.vocab_size,
     width=shape.width,
     layers=(layer,) * shape.layers,
@@ -71,7 +69,7 @@ def model(variant: str, shape: Shape, hidden: int | None = None) -> ModelConfig:
 
 def equal_models(
   variants: tuple[str, ...], shape: Shape, tolerance: float = 0.02
-) -> dict[str, ModelConfig]:
+) -> dict[str, kvjax.ModelConfig]:
   """Returns a model a variant, of equal parameters: only `hidden` differs.
 
   Raises:
@@ -94,18 +92,20 @@ def equal_models(
   return models
 
 
-def num_params(config: ModelConfig) -> int:
+def num_params(config: kvjax.ModelConfig) -> int:
   """Returns the number of parameters, without making any."""
-  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  params = jax.eval_shape(lambda: kvjax.init_params(config, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def bytes_per_token(config: ModelConfig, codec: Codec | None = None) -> int:
+def bytes_per_token(
+  config: kvjax.ModelConfig, codec: kvjax.Codec | None = None
+) -> int:
   """Returns stream bytes of one token in all layers, from the config alone."""
   return plan(config, batch_size=1, capacity=1, codec=codec).bytes_per_token
 
 
-def query_bytes_per_token(config: ModelConfig) -> int:
+def query_bytes_per_token(config: kvjax.ModelConfig) -> int:
   """Returns what a Q cache would add a token; nothing would read it."""
   return plan(config, batch_size=1, capacity=1).query_cache_bytes
 
@@ -123,16 +123,16 @@ def check_variant(variant: str) -> None:
     )
 
 
-def _attention(variant: str, shape: Shape) -> Grouped | Latent:
+def _attention(variant: str, shape: Shape) -> kvjax.Grouped | kvjax.Latent:
   check_variant(variant)
   if variant == 'mla':
-    return Latent(
+    return kvjax.Latent(
       num_heads=shape.num_heads,
       latent_width=shape.latent_width,
       key_width=shape.key_width,
       value_width=shape.key_width,
-      rotary=Rotary(shape.latent_rotary_width),
+      rotary=kvjax.Rotary(shape.latent_rotary_width),
     )
   kv = {'mha': shape.num_heads, 'gqa': shape.num_kv_heads, 'mqa': 1}[variant]
-  rotary = Rotary(shape.rotary_width)
-  return Grouped(shape.num_heads, kv, shape.key_width, rotary=rotary)
+  rotary = kvjax.Rotary(shape.rotary_width)
+  return kvjax.Grouped(shape.num_heads, kv, shape.key_width, rotary=rotary)

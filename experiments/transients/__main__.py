@@ -34,12 +34,12 @@ def main(argv: list[str]) -> None:
   ordered = sorted(records, key=lambda record: record['over'])
   extreme = ordered if len(ordered) <= 10 else [*ordered[:5], *ordered[-5:]]
   count = sum(map(holds, records))
-  columns = 'seed', 'case', 'planned_total', 'peak', 'over', 'allowed'
+  columns = ('seed', 'case', 'planned_total', 'peak', 'over', 'allowed')
   writer = writer.show(
-    Table(
+    Table.of(
       'The least and the most over the peak: bytes',
-      columns,
-      [[record[name] for name in columns] for record in extreme],
+      {name: name for name in columns},
+      extreme,
     ),
     Text(f'{count} of {len(records)} plans bound the peak as they should.'),
   )

@@ -112,14 +112,11 @@ def _attention(rng: random.Random) -> Any:
   kv_heads = rng.choice((1, 2, 3, 4))
   groups = rng.choice((1, 2, 4, 6))
   if rng.random() < 0.25:
-    return kvjax.Latent(
-      kv_heads * groups,
-      rng.choice((48, 96)),
-      width,
-      width,
-      kvjax.Rotary(rng.choice((8, 16))),
-      query_rank=rng.choice((None, 64)),
-    )
+    latent = rng.choice((48, 96))
+    rotary = kvjax.Rotary(rng.choice((8, 16)))
+    rank = rng.choice((None, 64))
+    heads = kv_heads * groups
+    return kvjax.Latent(heads, latent, width, width, rotary, query_rank=rank)
   return kvjax.Grouped(
     kv_heads * groups, kv_heads, width, rotary=kvjax.Rotary(width)
   )
@@ -127,12 +124,5 @@ def _attention(rng: random.Random) -> Any:
 
 def _kind(rng: random.Random) -> kvjax.Kind | None:
   window = rng.choice((48, 128, 300))
-  return rng.choice(
-    (
-      None,
-      None,
-      kvjax.Paged(page=16),
-      kvjax.Ring(window=window),
-      kvjax.Sinks(sinks=4, window=window),
-    )
-  )
+  ring, sinks = kvjax.Ring(window), kvjax.Sinks(sinks=4, window=window)
+  return rng.choice((None, None, kvjax.Paged(page=16), ring, sinks))

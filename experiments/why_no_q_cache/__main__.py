@@ -41,9 +41,7 @@ class WhySetup:
 
   name: str
   program: examples.Program
-  encoder: (
-    examples.Program | None
-  )  # the same without its mask, where that is known
+  encoder: examples.Program | None  # without its mask, where that is known
   x: np.ndarray
   axis: int
   device: Device
@@ -70,7 +68,7 @@ def check(config: Any) -> WhySetup:
     program = examples.example(name, sizes)
     encoder = examples.example(name, sizes, causal=False)
   attention = kvjax.Grouped(4, 2, key_width=8, rotary=kvjax.Rotary(8))
-  layer = kvjax.Layer(attention, kvjax.MLP(hidden=24))
+  layers = (kvjax.Layer(attention, kvjax.MLP(24)),) * config.decode.layers
   return WhySetup(
     name=name,
     program=program,
@@ -78,9 +76,7 @@ def check(config: Any) -> WhySetup:
     x=x,
     axis=config.axis,
     device=device(config.device),
-    model=kvjax.ModelConfig(
-      vocab_size=17, width=16, layers=(layer,) * config.decode.layers
-    ),
+    model=kvjax.ModelConfig(vocab_size=17, width=16, layers=layers),
     batch_size=config.decode.batch_size,
     capacity=config.decode.capacity,
   )

@@ -21,8 +21,7 @@ NONE = -1
 @dataclasses.dataclass(frozen=True)
 class _Group:
   name: str
-  new: bool  # the row of the new token; else what came before
-  kept: bool
+  side: str  # 'new' for the row of the new token, else 'kept' or 'past'
   ids: Array
 
 
@@ -44,32 +43,26 @@ def crossing(
     axis: the axis of `x` that counts positions.
   """
   verdict, _ = settle(program, x, axis)
-  position = verdict.boundary.position
-  groups = _groups(verdict, position)
+  groups = _groups(verdict)
   need = lifetimes.find_needed(verdict.trace)
   owner = np.full(verdict.trace.table.size, NONE, np.int64)
   for i, group in enumerate(groups):
     owner[group.ids[need[group.ids]]] = i
   # A later group may take all scalars of another one, which has no node then.
   drawn = [i for i in range(len(groups)) if np.any(owner == i)]
-  number = {i: n for n, i in enumerate(drawn)}
   edges = [
-    (number[a], number[b])
-    for b in drawn
-    for a in _made_of(verdict.trace, owner, b)
+    (drawn.index(source), target)
+    for target, group in enumerate(drawn)
+    for source in _made_of(verdict.trace, owner, group)
   ]
-  sides = [_side(groups[i]) for i in drawn]
-  nodes = zip((groups[i].name for i in drawn), sides, strict=True)
-  return report.Dataflow(tuple(nodes), tuple(sorted(edges)))
+  nodes = tuple((groups[i].name, groups[i].side) for i in drawn)
+  return report.Dataflow(nodes, tuple(sorted(edges)))
 
 
-def _side(group: _Group) -> str:
-  return 'new' if group.new else 'kept' if group.kept else 'past'
-
-
-def _groups(verdict: Analysis, position: int) -> list[_Group]:
+def _groups(verdict: Analysis) -> list[_Group]:
   """Returns groups; a later one takes scalars from those before."""
   trace = verdict.trace
+  position = verdict.boundary.position
   tensors: dict[str, Array] = {'x': _data(trace.x)}
   tensors['y'] = np.concatenate([_data(t) for t in trace.outputs])
   for name, places in trace.names.items():
@@ -85,9 +78,9 @@ def _groups(verdict: Analysis, position: int) -> list[_Group]:
   out = []
   for label, ids in tensors.items():
     past = ids[known[ids] < position]
-    stays = bool(np.isin(past, saved).any())
-    out.append(_Group(label, False, stays, past))
-    out.append(_Group(label, True, False, ids[known[ids] == position]))
+    side = 'kept' if np.isin(past, saved).any() else 'past'
+    out.append(_Group(label, side, past))
+    out.append(_Group(label, 'new', ids[known[ids] == position]))
   return out
 
 

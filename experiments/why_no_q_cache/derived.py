@@ -62,10 +62,10 @@ def _verdict(report: LivenessReport) -> str:
 
 def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
   """Returns the frontier of bytes and FLOPs, and the fastest on a device."""
-  if not report.frontier:
+  points = list(report.frontier)
+  if not points:
     return ()
   best = report.fastest(device.bandwidth, device.flops)
-  points = list(report.frontier)
   table = Table.of(
     'What may be kept, and what the rest costs a past token and step',
     {
@@ -94,14 +94,14 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
 
 def read_by(decoder: Reads, encoder: Reads | None) -> tuple[Block, ...]:
   """Returns which rows of every tensor each output row reads."""
-  named = {'decoder': decoder} | ({'encoder': encoder} if encoder else {})
   pictures = [
     Picture(
       f'reads_{kind}',
       plots.reads(f'Which rows each output row reads: {kind}', panels),
       f'The {kind}: row i of the output depends on the dark rows.',
     )
-    for kind, panels in named.items()
+    for kind, panels in (('decoder', decoder), ('encoder', encoder))
+    if panels
   ]
   return (
     Heading('Who reads which row'),
@@ -162,12 +162,10 @@ def _query_readers(form: Form) -> str:
 def claims(forms: Sequence[Form], leaf: int) -> list[tuple[str, bool]]:
   """Returns what the three forms show, and whether they do."""
   both, pruned, carried = forms
+  in_place = both.arguments == both.aliased == leaf
   gone = lambda f: (f.arguments, f.aliased) == (0, 0) and f.temporaries < leaf
   return [
-    (
-      'in and out: allocated and written in place',
-      both.arguments == both.aliased == leaf,
-    ),
+    ('in and out: allocated and written in place', in_place),
     ('in and out: no instruction reads it', both.query_readers == ()),
     ('keys are read', all(form.key_readers for form in forms)),
     ('in, not out: the argument is pruned', gone(pruned)),
@@ -179,13 +177,8 @@ def records(
   report: LivenessReport, decoder: Reads, encoder: Reads | None
 ) -> Iterator[dict[str, Any]]:
   """Yields the analysis as records."""
-  yield {
-    'record': 'verdict',
-    'causal': report.causal,
-    'delay': report.delay,
-    'keep': report.keep,
-    'notes': report.notes,
-  }
+  facts = ('causal', 'delay', 'keep', 'notes')
+  yield {'record': 'verdict'} | {name: getattr(report, name) for name in facts}
   for row in report.tensors:
     yield {'record': 'tensor', **vars(row)}
   for point in report.frontier:

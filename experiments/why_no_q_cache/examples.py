@@ -184,9 +184,8 @@ def _mta(sizes: Sizes, causal: bool) -> Program:
 
 def _shorten(sizes: Sizes, causal: bool) -> Program:
   """Short convolutions of 4 before attention, as in Qwen3-Next's q, k, v."""
-  D, H = sizes.width, sizes.key_width
-  weights = [_weight(i, D, H) for i in range(3)]
-  kernel, wo = _weight(3, 4, H), _weight(4, H, D)
+  weights, wo = _one_head(sizes)
+  kernel = _weight(4, 4, sizes.key_width)
 
   def program(x: jax.Array) -> jax.Array:
     q, k, v = (name(x @ w, n) for w, n in zip(weights, 'qkv', strict=True))
@@ -243,12 +242,10 @@ def _rotate(x: jax.Array) -> jax.Array:
   rate = 10.0 ** -(jnp.arange(half, dtype=jnp.float32) / half)
   angle = jnp.arange(len(x), dtype=jnp.float32)[:, None] * rate[None, :]
   angle = angle.reshape(len(x), *(1,) * (x.ndim - 2), half)
-  c, s = (
-    jnp.broadcast_to(f(angle), (*x.shape[:-1], half))
-    for f in (jnp.cos, jnp.sin)
-  )
+  angle = jnp.broadcast_to(angle, (*x.shape[:-1], half))
+  cosine, sine = jnp.cos(angle), jnp.sin(angle)
   a, b = x[..., :half], x[..., half:]
-  return jnp.concatenate([a * c - b * s, b * c + a * s], -1)
+  return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)
 
 
 VARIANTS: dict[str, Callable[[Sizes, bool], Program]] = {

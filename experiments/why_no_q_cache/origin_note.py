@@ -8,7 +8,7 @@ is found by `kvjax.liveness`, from the same formulas without a cache.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,96 +29,97 @@ SCALE = 3**-0.5
 
 def sections() -> dict[str, str]:
   """Returns every text of numbers in `docs/why_no_q.md`, by its heading."""
-  return {
+  lines_of = {
     'projections': projections(),
     'rows_and_columns': rows_and_columns(),
-    'encoder': encoder(),
-    'decoder': decoder(),
+    'encoder': mixtures(causal=False),
+    'decoder': mixtures(causal=True),
     'syllable': syllable(),
     'ties': ties(),
     'growing': growing(),
     'stack': stack(),
     'making': making(),
   }
+  return {
+    heading: ''.join(f'{line.rstrip()}\n' for line in lines)
+    for heading, lines in lines_of.items()
+  }
 
 
-def projections() -> str:
+def projections() -> list[str]:
   """X, Q, K and V."""
   lines = ['      x            q = x W_Q        k = x W_K        v = x W_V']
   for i, row in enumerate(zip(X, *_qkv(), strict=True), 1):
     cells = [' '.join(f'{value:g}' for value in row[0])]
     cells += [' '.join(f'{value:.1f}' for value in part) for part in row[1:]]
     lines.append(f'{i}   ' + '    '.join(f'({c})'.ljust(13) for c in cells))
-  return _text(lines)
+  return lines
 
 
-def rows_and_columns() -> str:
+def rows_and_columns() -> list[str]:
   """Q K^T in symbols and numbers, row 1 and column 1 in brackets."""
   q, k, _ = _qkv()
   symbols = [[f'q{i}.k{j}' for j in (1, 2, 3)] for i in (1, 2, 3)]
   numbers = [[f'{value:.2f}' for value in row] for row in q @ k.T]
   lines = [
-    f'{_marked(i, a)}      {_marked(i, b)}'
-    for i, (a, b) in enumerate(zip(symbols, numbers, strict=True))
+    f'{_marked(i, symbols[i])}      {_marked(i, numbers[i])}' for i in range(3)
   ]
   scores = lambda q, k: q @ k.T
-  rows = {'q': q, 'k': k}
-  lines += [
-    f'{line} is moved by {_movers(scores, rows, "q", axis=axis)}'
-    f' and {_movers(scores, rows, "k", axis=axis)}'
-    for axis, line in enumerate(('row 1   ', 'column 1'))
-  ]
-  return _text(lines)
+  for axis, label in enumerate(('row 1   ', 'column 1')):
+    by_q, by_k = (_movers(scores, (q, k), letter, axis) for letter in 'qk')
+    lines.append(f'{label} is moved by {by_q} and {by_k}')
+  return lines
 
 
-def encoder() -> str:
-  """Every row sees all rows."""
-  return _mixtures(causal=False)
+def mixtures(causal: bool) -> list[str]:
+  """Every row of an encoder sees all rows, row i of a decoder those up to i."""
+  q, k, v = _qkv()
+  weights = _weights(q, k, causal)
+  outputs = lambda q, k, v: _weights(q, k, causal) @ v
+  lines = []
+  for i in range(3):
+    mixture = ' + '.join(
+      f'{weights[i, j]:.3f} v{j + 1}' for j in range(3) if weights[i, j]
+    )
+    reads = [_movers(outputs, (q, k, v), letter, 0, i) for letter in 'qkv']
+    lines.append(f'o{i + 1} = {mixture:31} reads {"  ".join(reads)}')
+  return lines
 
 
-def decoder() -> str:
-  """The lower triangle: O_i = sum over j <= i of mu_ij v_j."""
-  return _mixtures(causal=True)
-
-
-def syllable() -> str:
+def syllable() -> list[str]:
   """One query, four keys, their weights and the mixture of the values."""
   weights = np.asarray([0.1, 0.5, 0.2, 0.2])
-  q = np.ones(1)
   k = np.log(weights)
   v = np.asarray([1.0, 2, 3, 4])
-  single = _softmax(q[0] * k)
-  double = _softmax(2 * q[0] * k)
-  show = lambda w: ' '.join(f'{value:.2f}' for value in w)
-  return _text(
-    [
-      f'q = 1: weights {show(single)}, output {single @ v:.2f}',
-      f'q = 2: weights {show(double)}, output {double @ v:.2f}',
-      'one output reads one q, four k and four v',
-    ]
-  )
+  lines = []
+  for q in (1, 2):
+    weights = _softmax(q * k)
+    shown = ' '.join(f'{weight:.2f}' for weight in weights)
+    lines.append(f'q = {q}: weights {shown}, output {weights @ v:.2f}')
+  return [*lines, 'one output reads one q, four k and four v']
 
 
-def ties() -> str:
+def ties() -> list[str]:
   """What is kept when rows, columns and names are exchanged."""
-  x = _input(8)
-  cases = (
-    ('softmax over rows', _attention()),
-    ('the names exchanged', _attention('k', 'q')),
-    ('softmax over columns', _columns),
-  )
-  return _text(
-    [f'{label:21} keeps {_kept(program, x)}' for label, program in cases]
-  )
+  programs = {
+    'softmax over rows': _attention(),
+    'the names exchanged': _attention('k', 'q'),
+    'softmax over columns': _columns,
+  }
+  lines = []
+  for label, program in programs.items():
+    kept = ', '.join(liveness.analyze(program, _input(8)).keep)
+    lines.append(f'{label:21} keeps {kept}')
+  return lines
 
 
-def growing() -> str:
+def growing() -> list[str]:
   """What a third phrase does to the rows of the first two."""
+  q, k, v = _qkv()
   lines = []
   for label, causal in (('encoder', False), ('decoder', True)):
-    q, k, v = _qkv()
-    before = _outputs(q[:2], k[:2], v[:2], causal)
-    after = _outputs(q, k, v, causal)
+    before = _weights(q[:2], k[:2], causal) @ v[:2]
+    after = _weights(q, k, causal) @ v
     moved = np.abs(after[:2] - before).max(1)
     report = liveness.analyze(_attention(causal=causal), _input(8))
     kept = ', '.join(report.keep) or 'nothing: no finite cache is exact'
@@ -126,10 +127,10 @@ def growing() -> str:
       f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}',
       f'         q is read by {_live(report.live_for["q"])}; keep {kept}',
     ]
-  return _text(lines)
+  return lines
 
 
-def stack() -> str:
+def stack() -> list[str]:
   """Two layers: an old query's influence, and what separates it."""
   x = lengths.resize(_input(8), 14, 0)
   noise = np.where(np.arange(14)[:, None] < 13, _input(14), 0)
@@ -138,28 +139,28 @@ def stack() -> str:
   change = lambda lost: perturb.poison(verdict, x, lost)
   kept = ' '.join(verdict.names[i] for i in verdict.cut.kept)
   lost = [verdict.names[i] for i in verdict.cut.kept if change((i,)) > 0]
-  return _text(
-    [
-      f'noise on old q1, nothing kept: the last row moves by {moved:.2f}',
-      f'keep {kept}: noise on all else moves it by {change(()):g}',
-      f'lose any one of {" ".join(lost)}: it moves',
-    ]
-  )
+  return [
+    f'noise on old q1, nothing kept: the last row moves by {moved:.2f}',
+    f'keep {kept}: noise on all else moves it by {change(()):g}',
+    f'lose any one of {" ".join(lost)}: it moves',
+  ]
 
 
-def making() -> str:
+def making() -> list[str]:
   """Equal q, k and v by equal weights; then a program that reads old q."""
   x = _input(8)
-  same = liveness.analyze(_attention(weights=(0, 0, 0)), x)
-  mta = liveness.analyze(
-    examples.example('mta', examples.Sizes(width=3, key_width=4)), x
-  )
-  return _text(
-    [
-      f'W_Q = W_K = W_V:          {_lives(same)}',
-      f'scores of six rows mixed: {_lives(mta)}',
-    ]
-  )
+  programs = {
+    'W_Q = W_K = W_V:': _attention(weights=(0, 0, 0)),
+    'scores of six rows mixed:': examples.example(
+      'mta', examples.Sizes(width=3, key_width=4)
+    ),
+  }
+  lines = []
+  for label, program in programs.items():
+    live_for = liveness.analyze(program, x).live_for
+    lives = ', '.join(f'{n} {_live(live_for[n])}' for n in 'qkv')
+    lines.append(f'{label:25} {lives}')
+  return lines
 
 
 def _qkv() -> tuple[Array, Array, Array]:
@@ -183,42 +184,14 @@ def _weights(q: Array, k: Array, causal: bool) -> Array:
   return _softmax(np.where(future, -np.inf, scores))
 
 
-def _outputs(q: Array, k: Array, v: Array, causal: bool) -> Array:
-  return _weights(q, k, causal) @ v
-
-
-def _mixtures(causal: bool) -> str:
-  q, k, v = _qkv()
-  weights = _weights(q, k, causal)
-  out = lambda q, k, v: _outputs(q, k, v, causal)
-  lines = []
-  for i in range(3):
-    sum_ = ' + '.join(
-      f'{weights[i, j]:.3f} v{j + 1}' for j in range(3) if weights[i, j]
-    )
-    reads = '  '.join(
-      _movers(out, {'q': q, 'k': k, 'v': v}, letter, index=i)
-      for letter in 'qkv'
-    )
-    lines.append(f'o{i + 1} = {sum_:31} reads {reads}')
-  return _text(lines)
-
-
-def _movers(
-  function: Callable[..., Array],
-  operands: dict[str, Array],
-  letter: str,
-  *,
-  axis: int = 0,
-  index: int = 0,
-) -> str:
+def _movers(function, operands, letter: str, axis: int, index: int = 0) -> str:
   """Returns the rows of an operand that move a row (axis 0) or column (1)."""
-  base = np.take(function(*operands.values()), index, axis)
+  base = np.take(function(*operands), index, axis)
   movers = []
   for row in range(3):
-    moved = operands | {letter: operands[letter].copy()}
-    moved[letter][row] += 1
-    if np.any(np.take(function(*moved.values()), index, axis) != base):
+    moved = [operand.copy() for operand in operands]
+    moved['qkv'.index(letter)][row] += 1
+    if np.any(np.take(function(*moved), index, axis) != base):
       movers.append(f'{letter}{row + 1}')
   return ' '.join(movers) or f'no {letter}'
 
@@ -245,11 +218,15 @@ def _attention(
     )
     scores = left @ right.T
     if causal:
-      past = jnp.tril(jnp.ones((len(x), len(x)), bool))
-      scores = jnp.where(past, scores, -jnp.inf)
+      scores = jnp.where(_past(x), scores, -jnp.inf)
     return jax.nn.softmax(scores) @ v
 
   return program
+
+
+def _past(x: jax.Array | Array) -> jax.Array:
+  """Returns bool `[T, T]`, the columns up to each row's own."""
+  return jnp.tril(jnp.ones((len(x), len(x)), bool))
 
 
 def _weight(seed: int) -> Array:
@@ -260,41 +237,27 @@ def _weight(seed: int) -> Array:
 def _columns(x: jax.Array) -> jax.Array:
   """One head whose new token brings column j of Q K^T: its k reads every q."""
   q, k, v = (name(x @ _weight(i), n) for i, n in enumerate('qkv'))
-  past = jnp.triu(jnp.ones((len(x), len(x)), bool))
-  scores = jnp.where(past, q @ k.T, -jnp.inf)
+  scores = jnp.where(_past(x).T, q @ k.T, -jnp.inf)
   return jax.nn.softmax(scores, axis=0).T @ v
 
 
 def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
   """Two heads, one after the other; adds `noise` to queries of the first."""
-  past = jnp.tril(jnp.ones((len(x), len(x)), bool))
   for layer in (1, 2):
     q, k, v = (
-      name(x @ _weight(3 * layer + i), f'{n}{layer}')
-      for i, n in enumerate('qkv')
+      name(x @ _weight(3 * layer + i), f'{letter}{layer}')
+      for i, letter in enumerate('qkv')
     )
     if layer == 1 and noise is not None:
       q = q + noise
-    x = x + jax.nn.softmax(jnp.where(past, q @ k.T, -jnp.inf)) @ v
+    x = x + jax.nn.softmax(jnp.where(_past(x), q @ k.T, -jnp.inf)) @ v
   return jnp.asarray(x)
-
-
-def _kept(program: examples.Program, x: Array) -> str:
-  return ', '.join(liveness.analyze(program, x).keep)
-
-
-def _lives(report: liveness.LivenessReport) -> str:
-  return ', '.join(f'{n} {_live(report.live_for[n])}' for n in 'qkv')
 
 
 def _live(count: float) -> str:
   if math.isinf(count):
     return 'every later step'
   return 'its own step' if count == 0 else f'{int(count)} later steps'
-
-
-def _text(lines: Sequence[str]) -> str:
-  return '\n'.join(line.rstrip() for line in lines) + '\n'
 
 
 def main(argv: list[str]) -> None:

@@ -34,13 +34,11 @@ def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
   canvas, axes = figure(count, 2.1 * count + 0.6, 2.9, title)
   for panel, (name, read) in zip(axes, panels.items(), strict=True):
     panel.imshow(read, cmap='Blues', vmin=0, vmax=1.25)
-    length = len(read)
-    panel.set_xticks(np.arange(length) - 0.5, minor=True)
-    panel.set_yticks(np.arange(length) - 0.5, minor=True)
+    for axis in (panel.xaxis, panel.yaxis):
+      axis.set_ticks(range(0, len(read), 2))
+      axis.set_ticks(np.arange(len(read)) - 0.5, minor=True)
     panel.grid(False)
     panel.grid(True, which='minor', color='white', linewidth=1.5)
-    panel.set_xticks(range(0, length, 2))
-    panel.set_yticks(range(0, length, 2))
     panel.tick_params(which='both', length=0, labelsize=8)
     panel.set_title(name, loc='left', fontsize=11)
   axes[0].set(ylabel='output row ...', xlabel='... reads row')
@@ -57,21 +55,14 @@ def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
   """
   shown = [row for row in rows if row.spans]
   canvas, (axes,) = figure(1, 8, 0.62 * len(shown) + 1.4, title)
+  stroke = {'linewidth': 1.6, 'marker': '.', 'markersize': 4}
   for place, row in enumerate(shown):
-    for made, last in row.spans:
-      if made >= positions:
-        continue
-      y = place + 0.8 * (made / positions - 0.5)
-      end = min(last, positions - 1)
-      axes.plot(
-        [made, end],
-        [y, y],
-        color=KEPT if row.kept else GONE,
-        linewidth=1.6,
-        marker='.',
-        markersize=4,
-        clip_on=False,
-      )
+    colour = KEPT if row.kept else GONE
+    for first, last in row.spans:
+      if first < positions:
+        y = place + 0.8 * (first / positions - 0.5)
+        ends = [first, min(last, positions - 1)]
+        axes.plot(ends, [y, y], color=colour, clip_on=False, **stroke)
   axes.set_yticks(range(len(shown)), [row.name for row in shown])
   axes.invert_yaxis()
   axes.set_xlim(-0.3, positions - 0.7)
@@ -91,33 +82,29 @@ def front(title: str, points: Sequence[Point]) -> bytes:
     points: of the frontier; named where there is room.
   """
   canvas, (axes,) = figure(1, 8, 4, title)
-  at = lambda p: (p.bytes_per_token + p.state_bytes, p.flops_per_token)
-  size, flops = zip(*map(at, points), strict=True)
+  size = [point.bytes_per_token + point.state_bytes for point in points]
+  flops = [point.flops_per_token for point in points]
   axes.plot(size, flops, color=FAINT, drawstyle='steps-post')
-  axes.plot(
-    size,
-    flops,
-    'o',
-    color=KEPT,
-    markersize=8 if len(points) < 9 else 5,
-    clip_on=False,
-  )
+  width = 8 if len(points) < 9 else 5
+  axes.plot(size, flops, 'o', color=KEPT, markersize=width, clip_on=False)
   axes.set_xlim(0, 1.35 * max(*size, 1))
   axes.set_ylim(0, 1.2 * max(*flops, 1))
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
-  ranked = _ends_first(points)
-  _name(canvas, axes, [(_short(p.names), at(p)) for p in ranked])
+  names = [_short(point.names) for point in points]
+  places = zip(size, flops, strict=True)
+  _name(canvas, axes, list(zip(names, places, strict=True)))
   return png(canvas)
 
 
-def _ends_first(points: Sequence[Point]) -> list[Point]:
+def _ends_first(count: int) -> list[int]:
   """Returns the last, the first, then those between: halves, quarters, ..."""
-  order, step = [len(points) - 1, 0], len(points)
+  order = [count - 1, 0]
+  step = count
   while step > 1:
     step = (step + 1) // 2
-    order += range(0, len(points), step)
-  return [points[i] for i in dict.fromkeys(order)]
+    order += range(0, count, step)
+  return list(dict.fromkeys(order))
 
 
 def _short(names: Sequence[str]) -> str:
@@ -129,20 +116,17 @@ def _short(names: Sequence[str]) -> str:
 def _name(canvas: Any, axes: Any, places: Sequence[tuple[str, Place]]) -> None:
   """Writes names next to their points, except names that would overlap."""
   canvas.draw_without_rendering()  # So that places in pixels are known.
-  points = axes.transData.transform([at for _, at in places])
+  pixels = axes.transData.transform([place for _, place in places])
+  offset = {'xytext': (7, 6), 'textcoords': 'offset points'}
   taken = []
-  for name, at in places:
+  for index in _ends_first(len(places)):
+    name, place = places[index]
     text = axes.annotate(
-      name,
-      at,
-      xytext=(7, 6),
-      textcoords='offset points',
-      fontsize=9,
-      annotation_clip=False,
+      name, place, fontsize=9, annotation_clip=False, **offset
     )
     box = text.get_window_extent()
     hit = any(box.overlaps(other) for other in taken)
-    if hit or any(box.contains(x, y) for x, y in points):
+    if hit or any(box.contains(x, y) for x, y in pixels):
       text.remove()
     else:
       taken.append(box)
@@ -160,84 +144,65 @@ def crossing(title: str, graph: Dataflow) -> bytes:
     i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
     for i, (name, side) in enumerate(graph.nodes)
   }
-  for edge in graph.edges:
-    _arrow(axes, graph, where, edge)
-  for i, (name, side) in enumerate(graph.nodes):
-    _box(axes, where[i], name, side)
-  boundary = lanes - 0.35
-  axes.axvline(boundary, color=GONE, linestyle='--', linewidth=1.4)
-  # Next to the dashed line, not on it: only arrows may cross the cut.
-  for x, text in (
-    (boundary - 0.08, 'past tokens'),
-    (boundary + 0.08, 'the new token'),
-  ):
-    axes.text(x, 0.62, text, ha='right' if x < boundary else 'left', color=GONE)
   axes.set_xlim(-0.5, 2 * lanes - 0.2)
   axes.set_ylim(-depth + 0.5, 0.85)
   axes.set_axis_off()
+  boxes = [
+    _box(axes, where[i], name, side)
+    for i, (name, side) in enumerate(graph.nodes)
+  ]
+  for edge in graph.edges:
+    _arrow(axes, graph, where, boxes, edge)
+  boundary = lanes - 0.35
+  axes.axvline(boundary, color=GONE, linestyle='--', linewidth=1.4)
+  # Next to the dashed line, not on it: only arrows may cross the cut.
+  axes.text(boundary - 0.08, 0.62, 'past tokens', ha='right', color=GONE)
+  axes.text(boundary + 0.08, 0.62, 'the new token', ha='left', color=GONE)
   return png(canvas)
 
 
-def _box(axes: Any, place: Place, text: str, side: str) -> None:
+def _box(axes: Any, place: Place, text: str, side: str) -> Any:
+  """Draws a box; returns its outline, which is known once it is drawn."""
   fill, ink, edge = _BOXES[side]
-  axes.text(
-    *place,
-    text,
-    ha='center',
-    va='center',
-    color=ink,
-    fontsize=10,
-    bbox={'boxstyle': 'round,pad=0.35', 'facecolor': fill, 'edgecolor': edge},
-    zorder=3,
-  )
+  box = {'boxstyle': 'round,pad=0.35', 'facecolor': fill, 'edgecolor': edge}
+  # Boxes are drawn before arrows, which end at the outlines.
+  return axes.text(
+    *place, text, ha='center', va='center', color=ink, bbox=box, zorder=1
+  ).get_bbox_patch()
 
 
-def _arrow(
-  axes: Any, graph: Dataflow, where: Mapping[int, Place], edge: tuple[int, int]
-) -> None:
-  ends = tuple(where[node] for node in edge)
-  boxes = [place for node, place in where.items() if node not in edge]
-  (source, source_side), (target, target_side) = (graph.nodes[i] for i in edge)
-  crosses = source_side != 'new' and target_side == 'new'
-  colour = KEPT if crosses else INK if target_side == 'new' else PALE
+def _arrow(axes, graph, where, boxes, edge: tuple[int, int]) -> None:
+  source, target = edge
+  source_is_new, target_is_new = (graph.nodes[i][1] == 'new' for i in edge)
+  crosses = target_is_new and not source_is_new
+  others = [place for node, place in where.items() if node not in edge]
+  bend = _bend(where[source], where[target], others)
   axes.annotate(
     '',
-    ends[1],
-    ends[0],
+    where[target],
+    where[source],
     arrowprops={
       'arrowstyle': '-|>',
-      'connectionstyle': f'arc3,rad={_bend(ends, boxes)}',
-      'color': colour,
+      'connectionstyle': f'arc3,rad={bend}',
+      'color': KEPT if crosses else INK if target_is_new else PALE,
       'linewidth': 2.2 if crosses else 1.1,
-      'shrinkA': _edge(source, ends),
-      'shrinkB': _edge(target, ends),
+      'patchA': boxes[source],
+      'patchB': boxes[target],
     },
-    zorder=2 if crosses else 1,
+    zorder=3 if crosses else 2,
   )
 
 
-def _bend(ends: Sequence[Place], boxes: Sequence[Place]) -> float:
+def _bend(start: Place, end: Place, boxes: Sequence[Place]) -> float:
   """Returns how far an arrow bends outwards, around a box on its way."""
-  (x0, y0), (x1, y1) = ends
-  along = np.array([_ACROSS * (x1 - x0), _DOWN * (y1 - y0)])
-  for x, y in boxes:
-    to = np.array([_ACROSS * (x - x0), _DOWN * (y - y0)])
+  inches = np.array([_ACROSS, _DOWN])
+  along = inches * np.subtract(end, start)
+  for place in boxes:
+    to = inches * np.subtract(place, start)
     part = to @ along / (along @ along)
     if 0.05 < part < 0.95 and np.abs(to - part * along).max() < 0.16:
-      return 0.3 if x0 <= x1 else -0.3
+      return 0.3 if start[0] <= end[0] else -0.3
   return 0.0
-
-
-def _edge(text: str, ends: Sequence[Place]) -> float:
-  """Returns points from a box's middle to its edge, on the way of an arrow."""
-  (x0, y0), (x1, y1) = ends
-  across, down = _ACROSS * abs(x1 - x0), _DOWN * abs(y1 - y0)
-  length = max((across**2 + down**2) ** 0.5, 1e-9)
-  wide, high = 3.3 * len(text) + 7, 12
-  reach = [
-    size * length / way for size, way in ((wide, across), (high, down)) if way
-  ]
-  return min(reach, default=high) + 2
 
 
 def _layout(graph: Dataflow) -> dict[str, tuple[float, int]]:

@@ -6,22 +6,18 @@ come out, or is the carry of a loop and does not come out.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+import kvjax
 from experiments.why_no_q_cache.readers import readers
-from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Table
-from kvjax.decoding.allocate import cache_spec, init_cache
-from kvjax.decoding.cache import Cache
+from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.options import DecodeOptions
-from kvjax.decoding.steps import decode_step
 from kvjax.memory.compiled.measurement import Measured, measure
-from kvjax.models.config import ModelConfig
-from kvjax.models.initialize import init_params
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 
@@ -29,15 +25,13 @@ LEAF = 'query'
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording(Grouped):
+class Recording(kvjax.Grouped):
   """Grouped attention that caches its queries too, which nothing reads."""
 
   def streams(self) -> dict[str, Stream]:
     return super().streams() | {LEAF: Stream(self.num_heads, self.key_width)}
 
-  def project_streams(
-    self, params: Mapping[str, Any], x: jax.Array, table: Table
-  ) -> Streams:
+  def project_streams(self, params: Any, x: jax.Array, table: Table) -> Streams:
     query = self.project_queries(params, x, table)['key']
     rows = query.reshape(query.shape[0], self.num_heads, *query.shape[3:])
     return {**super().project_streams(params, x, table), LEAF: rows}
@@ -65,7 +59,7 @@ class Form:
   key_readers: tuple[str, ...]
 
 
-def recording(config: ModelConfig) -> ModelConfig:
+def recording(config: kvjax.ModelConfig) -> kvjax.ModelConfig:
   """Returns the model of grouped attention whose cache has a query leaf.
 
   Raises:
@@ -74,7 +68,7 @@ def recording(config: ModelConfig) -> ModelConfig:
   layers = []
   for index, layer in enumerate(config.layers):
     old = layer.attention
-    if not isinstance(old, Grouped) or old.shared_from is not None:
+    if not isinstance(old, kvjax.Grouped) or old.shared_from is not None:
       raise ValueError(
         f'layer {index} has {type(old).__name__} attention; only '
         'Grouped that owns its streams records queries. Use such layers.'
@@ -84,13 +78,13 @@ def recording(config: ModelConfig) -> ModelConfig:
   return dataclasses.replace(config, layers=tuple(layers))
 
 
-def leaves(cache: Cache) -> tuple[jax.Array, ...]:
+def leaves(cache: kvjax.Cache) -> tuple[jax.Array, ...]:
   """Returns the query leaf of every layer, `[B, N, S, H]`."""
   return tuple(store[LEAF] for store in cache.stores)
 
 
 def forms(
-  config: ModelConfig, batch_size: int, capacity: int, num_tokens: int = 3
+  config: kvjax.ModelConfig, batch_size: int, capacity: int, num_tokens: int = 3
 ) -> tuple[Form, ...]:
   """Compiles the three forms and returns what each occupies.
 
@@ -118,8 +112,8 @@ def forms(
 class _Programs:
   """One step with and without the leaf, which is an argument by itself."""
 
-  plain: ModelConfig
-  recorded: ModelConfig
+  plain: kvjax.ModelConfig
+  recorded: kvjax.ModelConfig
   batch_size: int
   capacity: int
 
@@ -130,27 +124,31 @@ class _Programs:
     return jitted.lower(*jax.eval_shape(self._arguments)).compile()
 
   def _arguments(self) -> tuple[Any, ...]:
-    params = init_params(self.plain, jax.random.key(0))
-    cache = init_cache(self.plain, self.batch_size, self.capacity)
-    whole = init_cache(self.recorded, self.batch_size, self.capacity)
+    params = kvjax.init_params(self.plain, jax.random.key(0))
+    cache = kvjax.init_cache(self.plain, self.batch_size, self.capacity)
+    whole = kvjax.init_cache(self.recorded, self.batch_size, self.capacity)
     return params, cache, leaves(whole), jnp.zeros(self.batch_size, jnp.int32)
 
-  @property
-  def _one_block(self) -> DecodeOptions:
-    return DecodeOptions(block=self.capacity)
+  def _decode(self, config, params, cache, token):
+    one_block = DecodeOptions(block=self.capacity)
+    return kvjax.decode_step(config, params, cache, token, options=one_block)
 
   def step(self, params, cache, query, token):
     del query
-    return decode_step(
-      self.plain, params, cache, token, options=self._one_block
-    )
+    return self._decode(self.plain, params, cache, token)
 
   def in_and_out(self, params, cache, query, token):
-    whole = self._join(cache, query)
-    logits, whole = decode_step(
-      self.recorded, params, whole, token, options=self._one_block
+    spec = cache_spec(self.recorded, self.batch_size, self.capacity)
+    pairs = zip(cache.stores, query, strict=True)
+    stores = tuple({**store, LEAF: leaf} for store, leaf in pairs)
+    whole = dataclasses.replace(cache, stores=stores, layout=spec.layout)
+    logits, whole = self._decode(self.recorded, params, whole, token)
+    stores = tuple(
+      {name: leaf for name, leaf in store.items() if name != LEAF}
+      for store in whole.stores
     )
-    return logits, *self._part(whole, cache)
+    part = dataclasses.replace(whole, stores=stores, layout=cache.layout)
+    return logits, part, leaves(whole)
 
   def in_not_out(self, params, cache, query, token):
     logits, cache, _ = self.in_and_out(params, cache, query, token)
@@ -172,20 +170,6 @@ class _Programs:
       return logits, carry[0]
 
     return run
-
-  def _join(self, cache: Cache, query: tuple[jax.Array, ...]) -> Cache:
-    spec = cache_spec(self.recorded, self.batch_size, self.capacity)
-    pairs = zip(cache.stores, query, strict=True)
-    stores = tuple({**store, LEAF: leaf} for store, leaf in pairs)
-    return dataclasses.replace(cache, stores=stores, layout=spec.layout)
-
-  def _part(
-    self, whole: Cache, cache: Cache
-  ) -> tuple[Cache, tuple[jax.Array, ...]]:
-    drop = lambda store: {n: x for n, x in store.items() if n != LEAF}
-    stores = tuple(map(drop, whole.stores))
-    part = dataclasses.replace(whole, stores=stores, layout=cache.layout)
-    return part, leaves(whole)
 
 
 def _form(name: str, compiled: Any, base: Measured) -> Form:

@@ -4,24 +4,18 @@ An in-place update writes a row of a leaf and reads none, and its result is then
 the leaf. Any other instruction that takes the leaf reads it.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import jax
 
-from kvjax.memory.compiled.assignment import (
-  Instruction,
-  Module,
-  argument_leaves,
-  read,
-)
+from kvjax.memory.compiled import assignment
 
 # Whether an instruction's result is the leaf itself, part by part of a tuple.
 _Leaf: TypeAlias = 'bool | tuple[_Leaf, ...]'
-_PASSES = frozenset(
-  'bitcast copy optimization-barrier tuple get-tuple-element'.split()
-)
-_UPDATES = frozenset(('dynamic-update-slice', 'scatter'))
+_PASSES = ('bitcast', 'copy', 'optimization-barrier')
+_UPDATES = ('dynamic-update-slice', 'scatter')
 
 
 def readers(compiled: jax.stages.Compiled, argument: str) -> tuple[str, ...]:
@@ -42,87 +36,71 @@ def readers(compiled: jax.stages.Compiled, argument: str) -> tuple[str, ...]:
     ValueError: no argument of the program has that name; one that nothing
       uses is dropped.
   """
-  module, rows = read(compiled)
-  leaves = argument_leaves(module, rows, argument)
+  module, rows = assignment.read(compiled)
+  leaves = assignment.argument_leaves(module, rows, argument)
   numbers = {
     module.instructions[row.instruction].parameter for row in leaves.values()
   }
-  entry = module.computations[module.entry]
-  inputs = {
-    i.parameter: i.parameter in numbers
-    for i in entry
-    if i.opcode == 'parameter'
-  }
-  reads: dict[str, None] = {}
-  _run(module, module.entry, inputs, reads)
-  return tuple(reads)
+  walk = _Walk(module)
+  walk.run(module.entry, dict.fromkeys(numbers, True))
+  return tuple(walk.reads)
 
 
-def _run(
-  module: Module,
-  computation: int,
-  inputs: Mapping[int, _Leaf],
-  reads: dict[str, None],
-) -> _Leaf:
-  local: dict[int, _Leaf] = {}
-  for i in module.computations[computation]:
-    operands = [local[o] for o in i.operands]
-    local[i.id] = _apply(module, i, operands, inputs, reads)
-  return local[module.roots[computation]]
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+  """Follows a leaf through the computations of a module.
 
+  Attributes:
+    module: of the compiled program.
+    reads: the instructions that read the leaf, as the keys of a dict, which
+      keeps their order.
+  """
 
-def _apply(
-  module: Module,
-  i: Instruction,
-  operands: list[_Leaf],
-  inputs: Mapping[int, _Leaf],
-  reads: dict[str, None],
-) -> _Leaf:
-  """Returns whether the result is the leaf; notes an instruction that reads."""
-  if i.opcode == 'parameter':
-    return inputs.get(i.parameter, False)
-  if not any(map(_any, operands)):
+  module: assignment.Module
+  reads: dict[str, None] = dataclasses.field(default_factory=dict)
+
+  def run(self, computation: int, inputs: Mapping[int, _Leaf]) -> _Leaf:
+    """Returns the result of a computation whose parameters are `inputs`."""
+    local: dict[int, _Leaf] = {}
+    for i in self.module.computations[computation]:
+      if i.opcode == 'parameter':
+        local[i.id] = inputs.get(i.parameter, False)
+      else:
+        local[i.id] = self._apply(i, [local[o] for o in i.operands])
+    return local[self.module.roots[computation]]
+
+  def _apply(self, i: assignment.Instruction, operands: list[_Leaf]) -> _Leaf:
+    """Returns whether the result is the leaf; notes instructions that read."""
+    if not any(map(_any, operands)):
+      return False
+    if i.opcode == 'tuple':
+      return tuple(operands)
+    if i.opcode == 'get-tuple-element':
+      whole = operands[0]
+      return whole[i.index] if isinstance(whole, tuple) else whole
+    if i.opcode in _PASSES:
+      return operands[0]
+    if i.opcode in _UPDATES and not any(map(_any, operands[1:])):
+      return operands[0]
+    if i.opcode == 'while':
+      return self._loop(i, operands[0])
+    if i.opcode in ('fusion', 'call'):
+      return self.run(i.called[0], dict(enumerate(operands)))
+    if i.opcode == 'conditional':
+      # The first operand picks the branch; each branch takes one of the others.
+      branches = zip(i.called, operands[1:], strict=True)
+      results = [self.run(branch, {0: x}) for branch, x in branches]
+      return any(map(_any, results))
+    self.reads[f'{i.opcode} {i.name}'] = None
     return False
-  if i.opcode == 'tuple':
-    return tuple(operands)
-  if i.opcode == 'get-tuple-element':
-    whole = operands[0]
-    return whole[i.index] if isinstance(whole, tuple) else whole
-  if i.opcode in _PASSES:
-    return operands[0]
-  if i.opcode == 'while':
-    return _loop(module, i, operands[0], reads)
-  if i.opcode in ('fusion', 'call', 'conditional'):
-    return _call(module, i, operands, reads)
-  if i.opcode in _UPDATES and not any(map(_any, operands[1:])):
-    return operands[0]
-  reads[f'{i.opcode} {i.name}'] = None
-  return False
 
-
-def _call(
-  module: Module,
-  i: Instruction,
-  operands: list[_Leaf],
-  reads: dict[str, None],
-) -> _Leaf:
-  if i.opcode != 'conditional':
-    return _run(module, i.called[0], dict(enumerate(operands)), reads)
-  # The first operand picks the branch; each branch takes one of the others.
-  pairs = zip(i.called, operands[1:], strict=True)
-  results = [_run(module, branch, {0: x}, reads) for branch, x in pairs]
-  return any(map(_any, results))
-
-
-def _loop(
-  module: Module, i: Instruction, carry: _Leaf, reads: dict[str, None]
-) -> _Leaf:
-  """Returns the carry; a leaf that leaves its place in it counts as read."""
-  for computation in i.called:
-    result = _run(module, computation, {0: carry}, reads)
-    if isinstance(result, tuple) and result != carry:
-      reads[f'while {i.name}'] = None
-  return carry
+  def _loop(self, i: assignment.Instruction, carry: _Leaf) -> _Leaf:
+    """Returns the carry; a leaf that leaves its place in it counts as read."""
+    for computation in i.called:
+      result = self.run(computation, {0: carry})
+      if isinstance(result, tuple) and result != carry:
+        self.reads[f'while {i.name}'] = None
+    return carry
 
 
 def _any(value: _Leaf) -> bool:

@@ -184,7 +184,7 @@ def test_text_ends_where_the_checkpoint_says(tmp_path):
     ({'tokens': 0}, 'tokens=0 must be a positive integer'),
     ({'block': 0}, 'block=0 must be a positive integer'),
     ({'top_p': 2.0}, 'top_p=2.0 must be in (0, 1]'),
-    ({'kernel': 'best'}, "kernel='best' must be one of ffi, blockwise"),
+    ({'kernel': 'best'}, "kernel='best' must be one of ffi, mosaic_gpu"),
     ({'cache': 'rnig'}, "'rnig' is no name of one kind and one codec"),
     ({'capacity': 0}, 'capacity=0 must be a positive integer'),
     ({'capacity': 9}, 'capacity=9 is less than the 10 tokens'),

@@ -70,7 +70,7 @@ def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
 def test_windows_begin_as_the_tokenizer_does():
   """Tokens before a text are fed, not scored; those after it are left out."""
 
-  class Marked(tokenizer.Bytes):
+  class Marked(tokenizer.ByteTokenizer):
     def encode(self, text, *, special=True):
       ids = super().encode(text)
       return [1, 2, *ids, 3] if special else ids
