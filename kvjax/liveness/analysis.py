@@ -180,10 +180,7 @@ def _named_ids(
   trace: Trace, graph: Graph, cut: Cut, names: tuple[str, ...]
 ) -> dict[str, Array]:
   """Returns the scalars of each named or kept tensor."""
-  groups = {
-    name: np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
-    for name, tensors in trace.names.items()
-  }
+  groups = dict(trace.named_ids)
   for i in cut.kept:
     if names[i] not in groups:
       parts = [graph.nodes[j].ids for j in cut.kept if names[j] == names[i]]

@@ -69,16 +69,10 @@ def _row(analysis: Analysis, name: str, live: float, kept: bool) -> Row:
   if tensors:
     shape, named_size = _named_size(analysis.trace, tensors)
     size = size if kept else named_size
-  return Row(
-    name,
-    shape,
-    _available(analysis.trace, tensors),
-    live,
-    size,
-    kept,
-    _why(live, kept),
-    analysis.spans[name],
-  )
+  available = _available(analysis.trace, tensors)
+  why = _why(live, kept)
+  spans = analysis.spans[name]
+  return Row(name, shape, available, live, size, kept, why, spans)
 
 
 def _kept_size(analysis: Analysis, name: str) -> tuple[Shape, float]:

@@ -224,3 +224,15 @@ def test_equals_the_cheapest_of_all_cuts() -> None:
       for bits in range(0, 32, 2)
     )
     assert price(side | {0}) == least
+
+
+def test_sums_by_fixed_index_and_of_logarithms_stay_in_their_rows() -> None:
+  def program(x: jax.Array) -> jax.Array:
+    rows = x.at[:, 0].add(x[:, 1])
+    return jax.lax.cumlogsumexp(rows, axis=0)
+
+  report = liveness.analyze(program, X)
+  assert report.causal, report
+  (point,) = (p for p in report.frontier if p.state_bytes)
+  assert point.state_bytes == 4 * D
+  assert point.bytes_per_token == 0

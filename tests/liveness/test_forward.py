@@ -78,8 +78,8 @@ def test_one_number_by_three_routes(kind: str) -> None:
   """The derived cut, the shipped cache, what the compiled step aliases."""
   config = CONFIGS[kind]
   params = kvjax.init_params(config, jax.random.key(0))
-  absorb = kind == 'mla'
-  program = lambda tokens: kvjax.forward(config, params, tokens, absorb=absorb)
+  form = 'absorbed' if kind == 'mla' else 'expanded'
+  program = lambda tokens: kvjax.forward(config, params, tokens, form=form)
   tokens = np.arange(8, dtype=np.int32)[None] * 5 % 17
   report = liveness.analyze(program, tokens, axis=1)
   assert report.causal, report

@@ -16,12 +16,12 @@ import numpy as np
 from kvjax.liveness.cut import lifetimes
 from kvjax.liveness.cut.lifetimes import Boundary
 from kvjax.liveness.cut.min_cut import Graph, Prices
-from kvjax.liveness.cut.nodes import Node
+from kvjax.liveness.cut.nodes import Node, find_nodes
 from kvjax.liveness.program import rules, scalars
-from kvjax.liveness.program.scalars import Tensor
 from kvjax.liveness.program.trace import Op, Trace
 
 Array = np.ndarray
+Reader = tuple[int, int]  # an operation and which of its operands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,11 @@ def find_absorption(
     if side is None:
       continue
     readers = readers_of[i]
-    reason = _reason(trace, readers) or _check(trace, node.maker, side)
+    reason = _find_obstacle(trace, trace.ops[node.maker], side, readers)
     if reason:
       refused[i] = reason
       continue
-    depth = trace.ops[node.maker].flops / 2  # A product and a sum a feature.
-    extra = sum(_extra(trace, boundary, node, r, depth) for r in readers)
+    extra = sum(_extra(trace, boundary, node, r) for r in readers)
     if extra < node.flops:
       price[i] = max(extra, 0.0)
   return Absorption(price, refused)
@@ -65,12 +64,10 @@ def _weighted(trace: Trace, maker: int) -> int | None:
 
 def _readers(
   trace: Trace, boundary: Boundary, graph: Graph
-) -> dict[int, list[tuple[int, int]]]:
+) -> dict[int, list[Reader]]:
   """Returns the operations and operands that read each node."""
-  node_of = np.full(trace.table.size, -1, np.int64)
-  for i, node in enumerate(graph.nodes):
-    node_of[node.ids] = i
-  out: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
+  node_of = find_nodes(trace, graph.nodes)
+  out: dict[int, list[Reader]] = collections.defaultdict(list)
   for index, op in enumerate(trace.ops):
     for a in range(len(op.ins)):
       reads = boundary.within[index][a], boundary.across[index][a]
@@ -79,38 +76,26 @@ def _readers(
   return out
 
 
-def _reason(trace: Trace, readers: list[tuple[int, int]]) -> str:
-  """Returns which reader forbids absorption, or ''."""
+def _find_obstacle(
+  trace: Trace, product: Op, side: int, readers: list[Reader]
+) -> str:
+  """Returns what forbids absorption, or ''."""
   for index, _ in readers:
     op = trace.ops[index]
-    if op.name == 'dot_general':
-      continue
-    rotated = op.name == 'mul' and any(_by_position(t) for t in op.ins)
-    what = 'a table by position' if rotated else op.name
-    return f'{what} stands between ({op.name} at {op.origin.source})'
-  return ''
-
-
-def _by_position(tensor: Tensor) -> bool:
-  return tensor.fixed and np.unique(np.asarray(tensor.const)).size > 2
-
-
-def _check(trace: Trace, maker: int, side: int) -> str:
-  """Returns why the weight is not one weight for all positions, or ''."""
-  op = trace.ops[maker]
-  batch_axes = op.equation.params['dimension_numbers'][1][side]
-  ready = scalars.lookup(trace.table.available, op.ins[side].ids)
+    if op.name != 'dot_general':
+      tables = [np.asarray(t.const) for t in op.ins if t.fixed]
+      rotated = op.name == 'mul' and any(np.unique(t).size > 2 for t in tables)
+      what = 'a table by position' if rotated else op.name
+      return f'{what} stands between ({op.name} at {op.origin.source})'
+  batch_axes = product.equation.params['dimension_numbers'][1][side]
+  ready = scalars.lookup(trace.table.available, product.ins[side].ids)
   if any(np.any(ready.min(a) != ready.max(a)) for a in batch_axes):
     return 'the weight differs from position to position'
   return ''
 
 
 def _extra(
-  trace: Trace,
-  boundary: Boundary,
-  node: Node,
-  reader: tuple[int, int],
-  depth: float,
+  trace: Trace, boundary: Boundary, node: Node, reader: Reader
 ) -> float:
   """Returns more FLOPs of one reader, for one past token and one new row.
 
@@ -120,6 +105,7 @@ def _extra(
   """
   index, side = reader
   op = trace.ops[index]
+  depth = trace.ops[node.maker].flops / 2  # A product and a sum a feature.
   known = trace.table.available
   last_row = node.ids[known[node.ids] == known[node.ids].max()]
   mark = np.full(trace.table.size, lifetimes.NEVER, np.int32)

@@ -4,9 +4,12 @@ import collections
 from collections.abc import Sequence
 
 from kvjax.liveness.cut import min_cut
+from kvjax.liveness.cut.min_cut import Cut
 from kvjax.liveness.cut.names import Labels
 from kvjax.liveness.report import Point
 from kvjax.liveness.verdict import Analysis
+
+Names = tuple[str, ...]
 
 
 def find_points(analysis: Analysis) -> tuple[Point, ...]:
@@ -14,23 +17,32 @@ def find_points(analysis: Analysis) -> tuple[Point, ...]:
 
   They are the corners of the convex hull of all ways to remember.
   """
-  last = Point(
-    sort_kept_names(analysis, analysis.cut, analysis.names),
-    analysis.cut.bytes_per_token,
-    analysis.cut.flops_per_token,
-    analysis.cut.state_bytes,
-  )
+  names = sort_kept_names(analysis, analysis.cut, analysis.names)
+  last = _point(analysis.cut, names)
   cuts = min_cut.find_corners(analysis.whole, analysis.absorption.price)
   labels = Labels(analysis.trace, analysis.whole)
-  points = [_point(analysis, cut, labels) for cut in cuts]
+  points = []
+  for cut in cuts:
+    names = labels.name_nodes(cut)
+    absorbed = dict.fromkeys(
+      names[i] for i in cut.redone if i in analysis.absorption.price
+    )
+    rewrites = tuple(f'absorption of {name}' for name in absorbed)
+    numbered = _number_names(analysis, cut, names, labels.layers)
+    points.append(_point(cut, numbered, rewrites))
   # The cut at zero recomputation leaves out what long streams are made of, and
   # may so be smaller than corners of the whole past.
-  return (*(p for p in points if _size(p) < _size(last)), last)
+  size = lambda point: (point.bytes_per_token, point.state_bytes)
+  return (*(p for p in points if size(p) < size(last)), last)
 
 
-def sort_kept_names(
-  analysis: Analysis, cut: min_cut.Cut, names: Sequence[str]
-) -> tuple[str, ...]:
+def _point(cut: Cut, names: Names, rewrites: Names = ()) -> Point:
+  return Point(
+    names, cut.bytes_per_token, cut.flops_per_token, cut.state_bytes, rewrites
+  )
+
+
+def sort_kept_names(analysis: Analysis, cut: Cut, names: Names) -> Names:
   """Returns what a cut keeps, in the order in which the program names it."""
   kept = dict.fromkeys(names[i] for i in cut.kept)
   order = list(analysis.trace.names)
@@ -38,25 +50,9 @@ def sort_kept_names(
   return tuple(sorted(kept, key=rank))
 
 
-def _point(analysis: Analysis, cut: min_cut.Cut, labels: Labels) -> Point:
-  price = analysis.absorption.price
-  names = labels.name_nodes(cut)
-  absorbed = dict.fromkeys(names[i] for i in cut.redone if i in price)
-  return Point(
-    _number_names(analysis, cut, names, labels.layers),
-    cut.bytes_per_token,
-    cut.flops_per_token,
-    cut.state_bytes,
-    tuple(f'absorption of {name}' for name in absorbed),
-  )
-
-
 def _number_names(
-  analysis: Analysis,
-  cut: min_cut.Cut,
-  names: Sequence[str],
-  layers: Sequence[int],
-) -> tuple[str, ...]:
+  analysis: Analysis, cut: Cut, names: Names, layers: Sequence[int]
+) -> Names:
   """Returns names of what is kept; numbered where only some layers keep it.
 
   A name used in every layer but kept in the first and the third alone is
@@ -75,7 +71,3 @@ def _number_names(
     else:
       out.append(name)
   return tuple(out)
-
-
-def _size(point: Point) -> tuple[float, int]:
-  return point.bytes_per_token, point.state_bytes

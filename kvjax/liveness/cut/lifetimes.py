@@ -60,24 +60,35 @@ def gather_results(op: Op, attribute: Array, excluded: Array = NONE) -> Array:
   Excluded scalars have none. Only the operation's scalars are looked up:
   masking all scalars for every operation would cost their product.
   """
-  results = []
-  for ids in op.outs:
-    values = scalars.lookup(attribute, ids)
-    if excluded.size:
-      values = np.where(excluded[ids], NEVER, values)
-    results.append(values)
+  results = [scalars.lookup(attribute, ids) for ids in op.outs]
+  if excluded.size:
+    hidden = [excluded[ids] for ids in op.outs]
+    results = np.where(hidden, NEVER, results)
   return np.max(results, axis=0)
 
 
 def pull(op: Op, attribute: Array, into: Array) -> None:
   """Raises `into` at the operands that results with an attribute read."""
-  if attribute.max(initial=NEVER) == NEVER:
-    return
+  for ids, pulled in _pulled(op, attribute):
+    np.maximum.at(into, ids, pulled)
+
+
+def _pulled(op: Op, attribute: Array) -> list[tuple[Array, Array]]:
+  """Returns for each operand its scalars, and the attribute of each's readers.
+
+  Operands that are constants have no scalars, and none is listed where no
+  result has the attribute.
+  """
+  read = attribute.max(initial=NEVER) > NEVER
+  empty = np.zeros(0, np.int64)
+  out = []
   for tensor, relation in zip(op.ins, op.reads, strict=True):
-    if not tensor.fixed:
+    if tensor.fixed or not read:
+      out.append((empty, empty))
+    else:
       by_data = ~tensor.is_const
-      pulled = relation.pull(attribute)
-      np.maximum.at(into, tensor.ids[by_data], pulled[by_data])
+      out.append((tensor.ids[by_data], relation.pull(attribute)[by_data]))
+  return out
 
 
 Reads = dict[int, tuple[Array, ...]]  # by operation, an entry for each operand
@@ -129,20 +140,11 @@ def _frontier(trace: Trace, across: Reads) -> Array:
 def _reads(trace: Trace, results: Array, among: Array) -> Reads:
   """Returns the scalars of `among` that `results` read, by operation."""
   wanted = np.where(results, 0, NEVER)
-  return {i: _read(op, wanted, among) for i, op in enumerate(trace.ops)}
-
-
-def _read(op: Op, wanted: Array, among: Array) -> tuple[Array, ...]:
-  flags = gather_results(op, wanted)
-  empty = np.zeros(0, np.int64)
-  if flags.max(initial=NEVER) == NEVER:
-    return (empty,) * len(op.ins)
-  out = []
-  for tensor, relation in zip(op.ins, op.reads, strict=True):
-    if tensor.fixed:
-      out.append(empty)
-      continue
-    ids = tensor.ids[(relation.pull(flags) >= 0) & ~tensor.is_const]
-    ids = scalars.distinct(ids)
-    out.append(ids[among[ids]])
-  return tuple(out)
+  out = {}
+  for index, op in enumerate(trace.ops):
+    reads = [
+      scalars.distinct(ids[pulled >= 0])
+      for ids, pulled in _pulled(op, gather_results(op, wanted))
+    ]
+    out[index] = tuple(ids[among[ids]] for ids in reads)
+  return out

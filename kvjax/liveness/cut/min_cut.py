@@ -12,11 +12,9 @@ exact and polynomial; prices from 0 to infinity give the frontier.
 import dataclasses
 from fractions import Fraction
 
-import numpy as np
-
 from kvjax.liveness.cut import maxflow
 from kvjax.liveness.cut.lifetimes import Boundary
-from kvjax.liveness.cut.nodes import Extent, Node, group_nodes
+from kvjax.liveness.cut.nodes import Extent, Node, find_nodes, group_nodes
 from kvjax.liveness.program import scalars
 from kvjax.liveness.program.trace import Trace
 
@@ -52,9 +50,7 @@ class Cut:
 def build_graph(trace: Trace, boundary: Boundary) -> Graph:
   """Returns the graph of the past at a boundary."""
   nodes = group_nodes(trace, boundary)
-  node_of = np.full(trace.table.size, -1, np.int64)
-  for i, node in enumerate(nodes):
-    node_of[node.ids] = i
+  node_of = find_nodes(trace, nodes)
   edges = set()
   future = set()
   for index, op in enumerate(trace.ops):
@@ -78,43 +74,38 @@ def find_cheapest(
     price: bytes a FLOP; None redoes nothing that costs FLOPs.
     absorbed: FLOPs of nodes for which absorption is cheaper.
   """
-  flops: Prices = absorbed or {}
+  nodes = graph.nodes
+  flops = [n.flops for n in nodes]
+  for i, cheaper in (absorbed or {}).items():
+    flops[i] = cheaper
   edges: list[tuple[object, object, int]] = []
   # A node is an arc from its input to its output. Cutting that arc keeps the
   # node; cutting the arc from the past to its input redoes it.
-  for i in range(len(graph.nodes)):
-    keep, redo = _capacities(graph, i, price, flops)
+  for i in range(len(nodes)):
+    keep, redo = _capacities(graph, i, price, round(flops[i]))
     edges.append((('in', i), ('out', i), keep))
     edges.append(('past', ('in', i), redo))
   # What a redone node is made of must be known: no cut separates the two.
-  for a, b in graph.edges:
-    edges.append((('out', a), ('in', b), maxflow.INFINITE))
-  for a in graph.future:
-    edges.append((('out', a), 'future', maxflow.INFINITE))
+  edges += [(('out', a), ('in', b), maxflow.INFINITE) for a, b in graph.edges]
+  edges += [(('out', a), 'future', maxflow.INFINITE) for a in graph.future]
   side = maxflow.source_side(edges, 'past', 'future')
-  kept: list[int] = []
-  redone: list[int] = []
-  for i in range(len(graph.nodes)):
-    if ('in', i) not in side:
-      redone.append(i)
-    elif ('out', i) not in side:
-      kept.append(i)
-  nodes = graph.nodes
+  redone = [i for i in range(len(nodes)) if ('in', i) not in side]
+  known = {i for i in range(len(nodes)) if ('out', i) not in side}
+  kept = sorted(known - set(redone))
   return Cut(
     tuple(kept),
     tuple(redone),
     sum(nodes[i].bytes_per_token for i in kept),
     sum(nodes[i].state_bytes for i in kept),
-    sum(flops.get(i, nodes[i].flops) for i in redone),
+    sum(flops[i] for i in redone),
   )
 
 
 def _capacities(
-  graph: Graph, i: int, price: Fraction | None, absorbed: Prices
+  graph: Graph, i: int, price: Fraction | None, flops: int
 ) -> tuple[int, int]:
   """Returns what keeping and redoing a node cost, as whole numbers."""
   node = graph.nodes[i]
-  flops = round(absorbed.get(i, node.flops))
   size = round(LENGTH * node.bytes_per_token) + node.state_bytes
   if price is None:  # FLOPs decide; bytes decide among equal FLOPs.
     per_flop = 1 << 60
@@ -149,8 +140,8 @@ def find_corners(graph: Graph, absorbed: Prices) -> list[Cut]:
   """Returns every optimum as the price goes from 0 to infinity.
 
   Two neighbours cost the same at the price that is the bytes between them over
-  the FLOPs between them, exactly. If a third cut is cheaper at that price, it
-  is between them.
+  the FLOPs between them, exactly. A third cut that is cheaper at that price is
+  between them.
   """
   solve = lambda price: find_cheapest(graph, price, absorbed)
 

@@ -63,13 +63,8 @@ class Labels:
 
 def _given_names(trace: Trace, graph: Graph) -> list[str]:
   """Returns the name of each node that has the fewest scalars, or ''."""
-  size = {
-    name: len(np.unique(np.concatenate([t.ids.reshape(-1) for t in ts])))
-    for name, ts in trace.names.items()
-  }
-  return [
-    min(node.names, key=lambda n: size[n], default='') for node in graph.nodes
-  ]
+  size = lambda name: len(trace.named_ids[name])
+  return [min(node.names, key=size, default='') for node in graph.nodes]
 
 
 def _layers(trace: Trace, graph: Graph, names: list[str]) -> list[int]:
@@ -89,15 +84,13 @@ def _layers(trace: Trace, graph: Graph, names: list[str]) -> list[int]:
 
 def describe_kept(analysis: Analysis) -> list[str]:
   """Returns what is kept, with the equations that make it."""
-  out = {}
+  out = []
   for i in analysis.cut.kept:
     maker = analysis.graph.nodes[i].maker
-    source = 'the input'
-    if maker >= 0:
-      op = analysis.trace.ops[maker]
-      source = f'{op.name} at {op.origin.source}'
-    out[analysis.names[i]] = source
-  return [f'{name} ({source})' for name, source in out.items()]
+    op = analysis.trace.ops[maker] if maker >= 0 else None
+    source = f'{op.name} at {op.origin.source}' if op else 'the input'
+    out.append(f'{analysis.names[i]} ({source})')
+  return list(dict.fromkeys(out))
 
 
 def _equation(trace: Trace, node: Node) -> Any:

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import enum
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class _Part:
 
 def group_nodes(trace: Trace, boundary: Boundary) -> list[Node]:
   """Returns the tensors of the past at a boundary."""
-  names = _names(trace)
+  names = _KeySets(trace.table.size, trace.named_ids)
   readers = _readers(trace, boundary)
   growing = _growing(trace)
   ahead = _ahead(trace)
@@ -116,10 +117,11 @@ def group_nodes(trace: Trace, boundary: Boundary) -> list[Node]:
     times, sizes = np.unique(trace.table.available[ids], return_counts=True)
     part = _Part(ids, maker, bool(boundary.frontier[first]), times, sizes)
     if maker in ahead:
-      extent, width = _band(part, boundary)
+      extent, width = _measure(boundary, part, [], True)
       flops = 0.0  # A step makes them once, for itself.
     else:
-      extent, width = _measure(trace, boundary, part, maker in growing)
+      history = _history(trace, part)
+      extent, width = _measure(boundary, part, history, maker in growing)
       flops = _flops(trace, part, extent, width)
     nodes.append(
       Node(
@@ -136,6 +138,14 @@ def group_nodes(trace: Trace, boundary: Boundary) -> list[Node]:
       )
     )
   return nodes
+
+
+def find_nodes(trace: Trace, nodes: Sequence[Node]) -> Array:
+  """Returns [scalars] the number of each scalar's node, -1 for none."""
+  node_of = np.full(trace.table.size, -1, np.int64)
+  for i, node in enumerate(nodes):
+    node_of[node.ids] = i
+  return node_of
 
 
 def _group_ids(
@@ -182,8 +192,7 @@ def _growing(trace: Trace) -> set[int]:
   sizes: dict[Any, Any] = {}
   members: dict[Any, list[int]] = collections.defaultdict(list)
   for index, op in enumerate(trace.ops):
-    times = trace.table.available[op.new_ids]
-    count = np.bincount(times, minlength=trace.length)
+    count = _count_by_position(trace, op.new_ids)
     key = index if np.count_nonzero(count) > 1 else _kind(trace, index)
     sizes[key] = sizes.get(key, 0) + count
     members[key].append(index)
@@ -207,11 +216,14 @@ def _ahead(trace: Trace) -> set[int]:
   need = lifetimes.find_needed(trace)
   out = set()
   for index, op in enumerate(trace.ops):
-    times = trace.table.available[op.new_ids[need[op.new_ids]]]
-    count = np.bincount(times, minlength=trace.length)
+    count = _count_by_position(trace, op.new_ids[need[op.new_ids]])
     if np.all(count[-3:] > 0) and np.all(np.diff(count[-3:]) < 0):
       out.add(index)
   return out
+
+
+def _count_by_position(trace: Trace, ids: Array) -> Array:
+  return np.bincount(trace.table.available[ids], minlength=trace.length)
 
 
 def _join_rows(trace: Trace, parts: list[Array]) -> list[Array]:
@@ -240,53 +252,29 @@ def _join_rows(trace: Trace, parts: list[Array]) -> list[Array]:
 
 
 def _measure(
-  trace: Trace, boundary: Boundary, part: _Part, grows: bool
+  boundary: Boundary, part: _Part, history: list[int], grows: bool
 ) -> tuple[Extent, int]:
   """Returns the extent of a tensor and the scalars of a row.
 
   Args:
-    trace: the program.
-    boundary: where it is cut.
+    boundary: where the program is cut.
     part: scalars of the tensor.
-    grows: whether its rows grow with the position.
+    history: sizes of the rows that a state was made from; none: no state.
+    grows: whether its rows grow with the position, or are made ahead.
   """
-  history = _history(trace, part)
-  if grows and history:
-    return _entries(part, history)
+  if grows and history:  # A sum for every key, of which positions add some.
+    return Extent.ENTRIES, int(part.sizes[0] - history[-1])
   if grows:
-    return _band(part, boundary)
+    return Extent.BAND, max(1, round(len(part.ids) / boundary.position))
   if history:
-    return _state(part)
-  return _rows(part, boundary)
-
-
-def _rows(part: _Part, boundary: Boundary) -> tuple[Extent, int]:
-  """Returns ROWS, or WINDOW if the rows do not go back to the beginning.
-
-  A summary is made at the end of its block, and programs that look one block
-  back have none for the first block: the first row may be two gaps late. The
-  last block may be unfinished at the boundary; without blocks, programs that
-  shift rows lack up to two.
-  """
+    return Extent.STATE, part.usual_size
+  # A summary is made at the end of its block, and programs that look one block
+  # back have none for the first block: the first row may be two gaps late. The
+  # last block may be unfinished at the boundary; without blocks, programs that
+  # shift rows lack up to two.
   begins = part.times[0] <= 2 * part.gap
   ends = part.times[-1] >= boundary.position - max(2, part.gap)
-  extent = Extent.ROWS if begins and ends else Extent.WINDOW
-  return extent, part.usual_size
-
-
-def _state(part: _Part) -> tuple[Extent, int]:
-  """Returns STATE: one row of fixed size, made from the rows before."""
-  return Extent.STATE, part.usual_size
-
-
-def _entries(part: _Part, history: list[int]) -> tuple[Extent, int]:
-  """Returns ENTRIES, for a sum for every key: positions add entries."""
-  return Extent.ENTRIES, int(part.sizes[0] - history[-1])
-
-
-def _band(part: _Part, boundary: Boundary) -> tuple[Extent, int]:
-  """Returns BAND: old scores, more at each position, or made ahead."""
-  return Extent.BAND, max(1, round(len(part.ids) / boundary.position))
+  return Extent.ROWS if begins and ends else Extent.WINDOW, part.usual_size
 
 
 def _flops(trace: Trace, part: _Part, extent: Extent, width: int) -> float:
@@ -352,15 +340,6 @@ def _is_free(trace: Trace, maker: int) -> bool:
   return any(
     t.fixed and np.unique(np.asarray(t.const)[new]).size == 1 for t in op.ins
   )
-
-
-def _names(trace: Trace) -> '_KeySets':
-  """Returns for every scalar the names that the program gives it."""
-  ids_of = {
-    name: np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
-    for name, tensors in trace.names.items()
-  }
-  return _KeySets(trace.table.size, ids_of)
 
 
 def _readers(trace: Trace, boundary: Boundary) -> '_KeySets':

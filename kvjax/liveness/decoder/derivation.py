@@ -5,6 +5,7 @@ cut keeps is stored by `storage`; everything else is computed by `one_row` for
 the new row and forgotten.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,14 +19,18 @@ from kvjax.liveness.analysis import settle
 from kvjax.liveness.decoder import one_row, storage
 from kvjax.liveness.decoder.one_row import RowValue
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import jaxprs, lowering
+from kvjax.liveness.evidence import perturb
+from kvjax.liveness.program import jaxprs, rules
 from kvjax.liveness.program.primitives import bind
 from kvjax.liveness.program.trace import Place
 from kvjax.liveness.recurrence import rewrite
 from kvjax.liveness.verdict import Analysis
 
+Program = Callable[..., Any]
 Init = Callable[[int], 'DerivedCache']
 Extend = Callable[['DerivedCache', jax.Array], tuple[jax.Array, 'DerivedCache']]
+Rows = Sequence[RowValue]
+Step = Callable[..., list[RowValue]]
 LENGTHS = (13, 17)  # The equations must be the same at both.
 
 
@@ -38,9 +43,7 @@ class DerivedCache:
   capacity: int = struct.field(pytree_node=False)
 
 
-def derive(
-  program: Callable[..., Any], x: Any, axis: int = 0
-) -> tuple[Init, Extend]:
+def derive(program: Program, x: Any, axis: int = 0) -> tuple[Init, Extend]:
   """Returns functions that decode `program` with the cache it needs.
 
   `init(capacity)` returns an empty `DerivedCache`. `extend(cache, x)` takes the
@@ -85,7 +88,7 @@ def derive(
   return init, extend
 
 
-def _same_equations(program: Callable[..., Any], x: Any, axis: int) -> None:
+def _same_equations(program: Program, x: Any, axis: int) -> None:
   shapes = [_skeleton(_traced(program, x, axis, n).jaxpr) for n in LENGTHS]
   if shapes[0] != shapes[1]:
     raise AnalysisError(
@@ -102,7 +105,7 @@ def _skeleton(jaxpr: Any) -> list[Any]:
   ]
 
 
-def _traced(program: Callable[..., Any], x: Any, axis: int, length: int) -> Any:
+def _traced(program: Program, x: Any, axis: int, length: int) -> Any:
   shape = list(np.shape(x))
   shape[axis] = length
   dtype = jnp.asarray(x).dtype
@@ -113,11 +116,7 @@ class _Decoder:
   """The program, what it keeps, and one step of it."""
 
   def __init__(
-    self,
-    program: Callable[..., Any],
-    x: np.ndarray,
-    axis: int,
-    analysis: Analysis,
+    self, program: Program, x: np.ndarray, axis: int, analysis: Analysis
   ) -> None:
     self.program = program
     self.x = x
@@ -127,13 +126,13 @@ class _Decoder:
     self.sums = storage.kept_places(analysis)
     self.states = storage.kept_states(analysis)
     self.row_axes = storage.find_row_axes(analysis)
-    out = analysis.trace.outputs
-    axes = [i for i, n in enumerate(out[0].shape) if n == analysis.trace.length]
-    if len(out) != 1 or not axes:
+    outputs = analysis.trace.outputs
+    out_axis = perturb.row_axis(analysis.trace, outputs[0])
+    if len(outputs) != 1 or out_axis is None:
       raise AnalysisError(
         'derive needs a program of one output with an axis of positions.'
       )
-    self.out_axis = axis if axis in axes else axes[0]
+    self.out_axis = out_axis
 
   def step(
     self, cache: DerivedCache | None, row: jax.Array, capacity: int
@@ -166,45 +165,29 @@ class _Decoder:
 
   def _output(self, out: RowValue, t: jax.Array) -> jax.Array:
     """Returns the row of the output that is final at position t."""
-    if self.delay:
-      full = one_row.whole(out, t)
-      return jax.lax.dynamic_slice_in_dim(
-        full, jnp.maximum(t - self.delay, 0), 1, self.out_axis
-      )
     row = one_row.slice_of(out, self.out_axis, 1, t)
-    if row is None:
-      full = RowValue(out.shape, one_row.whole(out, t))
-      row = one_row.slice_of(full, self.out_axis, 1, t)
-    if row is None:
-      raise AnalysisError('the output has no row for every position.')
-    return row
+    if row is not None and not self.delay:
+      return row
+    full = one_row.whole(out, t)
+    start = jnp.maximum(t - self.delay, 0)
+    return jax.lax.dynamic_slice_in_dim(full, start, 1, self.out_axis)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Run:
   """Interprets a jaxpr at one position; collects what is to be stored."""
 
-  def __init__(
-    self,
-    decoder: _Decoder,
-    old: dict[str, jax.Array],
-    t: jax.Array,
-    room: jax.Array,
-    capacity: int,
-  ) -> None:
-    self.decoder = decoder
-    self.old = old
-    self.t = t
-    self.room = room
-    self.capacity = capacity
-    self.new: dict[str, jax.Array] = {}
-    self.stored: list[Place] = []  # of sums and loops over positions
+  decoder: _Decoder
+  old: dict[str, jax.Array]
+  t: jax.Array
+  room: jax.Array  # bool [], whether anything is written
+  capacity: int
+  new: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  # Places of sums and loops over positions.
+  stored: list[Place] = dataclasses.field(default_factory=list)
 
   def program(
-    self,
-    jaxpr: Any,
-    consts: Sequence[Any],
-    args: Sequence[RowValue],
-    place: Place,
+    self, jaxpr: Any, consts: Sequence[Any], args: Rows, place: Place
   ) -> list[RowValue]:
     """Returns the results of a jaxpr; stores what it keeps."""
 
@@ -223,7 +206,7 @@ class _Run:
       row = tensor.row(value, self.t)
       shape = tensor.slots(self.capacity), row.size
       slots = self.old.get(tensor.name, jnp.zeros(shape, row.dtype))
-      self.new[tensor.name] = tensor.write(slots, value, self.t, self.room)
+      self.new[tensor.name] = storage.write(slots, row, self.t, self.room)
       rows_before = tensor.past(slots, value, self.t, self.capacity)
       # Two kept parts of one result have different features, 0 elsewhere.
       past[tensor.result] = past.get(tensor.result, 0) + rows_before
@@ -243,7 +226,7 @@ class _Run:
       body, consts = jaxprs.open_call(params)
       args = ins[len(ins) - len(body.invars) :]
       return self.program(body, consts, args, place)
-    if name in lowering.CUMULATIVE and place in self.decoder.sums:
+    if name in rules.CUMULATIVE and place in self.decoder.sums:
       over_rows = ins[0].row is not None and ins[0].axis == params['axis']
       if over_rows and not params['reverse']:
         return [self.cumulative(eqn, ins[0], place)]
@@ -302,7 +285,6 @@ class _Run:
     """Runs a scan: over positions one step of it, else all its steps."""
     body, consts = jaxprs.open_jaxpr(params['jaxpr'])
     shared, carry, columns = jaxprs.split_scan(params, ins)
-    carried = len(carry)
     run_step = lambda i, carry, row: self.program(
       body, consts, [*shared, *carry, *row], (*place, ('step', i))
     )
@@ -311,23 +293,12 @@ class _Run:
     )
     if over_positions and not params['reverse']:
       return self.scan_positions(run_step, carry, columns, place)
-    ys: dict[int, list[RowValue]] = {}
-    steps = range(params['length'])
-    for i in reversed(steps) if params['reverse'] else steps:
-      row = [_column(v, i, self.t) for v in columns]
-      out = run_step(i, carry, row)
-      carry = out[:carried]
-      ys[i] = out[carried:]
-    count = len(ys[0]) if ys else 0
-    stacked = [self.stack([ys[i][j] for i in steps]) for j in range(count)]
-    return [*carry, *stacked]
+    column = lambda i: [_column(v, i, self.t) for v in columns]
+    step = lambda i, carry: run_step(i, carry, column(i))
+    return jaxprs.unroll_scan(params, carry, step, self.stack)
 
   def scan_positions(
-    self,
-    run_step: Callable[..., list[RowValue]],
-    carry: Sequence[RowValue],
-    columns: Sequence[RowValue],
-    place: Place,
+    self, run_step: Step, carry: Rows, columns: Rows, place: Place
   ) -> list[RowValue]:
     """Takes one step of a scan over positions; the carry is the state."""
     before = [

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from kvjax.liveness.program import rules
 from kvjax.liveness.program.primitives import bind
 from kvjax.liveness.program.scalars import Shape
 
@@ -148,20 +150,17 @@ RowRule = Callable[[Params, RowValue], tuple[Params, int] | None]
 
 
 def _reduce(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  axes = params['axes']
+  axes = params['axes' if 'axes' in params else 'dimensions']
   if value.axis in axes:
     return None
   return params, value.axis - sum(a < value.axis for a in axes)
 
 
 def _along(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  """Applies to sorts, top-k, cumulative sums, joins and splits.
-
-  They need the row alone if they are along another axis than the row.
-  """
-  keys = ('dimension', 'axis', 'operand_axis')
-  axis = next(params[k] for k in keys if k in params)
-  return None if axis == value.axis else (params, value.axis)
+  """Applies to what works along some axes: the row must be along another."""
+  keys = ('dimension', 'axis', 'operand_axis', 'dimensions')
+  axes = next(params[k] for k in keys if k in params)
+  return None if value.axis in np.atleast_1d(axes) else (params, value.axis)
 
 
 def _broadcast(params: Params, value: RowValue) -> tuple[Params, int] | None:
@@ -186,11 +185,6 @@ def _reshape(params: Params, value: RowValue) -> tuple[Params, int] | None:
   return None
 
 
-def _squeeze(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  axes = params['dimensions']
-  return params, value.axis - sum(a < value.axis for a in axes)
-
-
 def _slice(params: Params, value: RowValue) -> tuple[Params, int] | None:
   axis = value.axis
   strides = params['strides']
@@ -209,46 +203,20 @@ def _pad(params: Params, value: RowValue) -> tuple[Params, int] | None:
   return (params, value.axis) if unchanged else None
 
 
-def _rev(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  return None if value.axis in params['dimensions'] else (params, value.axis)
-
-
-def _transpose(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  return params, params['permutation'].index(value.axis)
-
-
-def _stack(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  return params, value.axis + (params['axis'] <= value.axis)
-
-
-def _never(params: Params, value: RowValue) -> tuple[Params, int] | None:
-  return None
-
-
 _RULES: dict[str, RowRule] = {
-  **dict.fromkeys(
-    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
-    argmax argmin""".split(),
-    _reduce,
-  ),
-  **dict.fromkeys(
-    """sort top_k cumsum cummax cummin cumprod cumlogsumexp concatenate
-    split""".split(),
-    _along,
-  ),
+  **dict.fromkeys((*rules.REDUCTIONS, 'squeeze'), _reduce),
+  **dict.fromkeys((*rules.ALONG, 'concatenate', 'rev', 'split'), _along),
   **dict.fromkeys(
     """cond conv_general_dilated dynamic_slice dynamic_update_slice fft scatter
     scatter-add scatter_add tile unstack while scan""".split(),
-    _never,
+    lambda params, value: None,
   ),
   'broadcast_in_dim': _broadcast,
   'pad': _pad,
   'reshape': _reshape,
-  'rev': _rev,
   'slice': _slice,
-  'squeeze': _squeeze,
-  'stack': _stack,
-  'transpose': _transpose,
+  'stack': lambda p, value: (p, value.axis + (p['axis'] <= value.axis)),
+  'transpose': lambda p, value: (p, p['permutation'].index(value.axis)),
 }
 
 
@@ -287,19 +255,13 @@ def _gather(
   """Returns rows of a table by rows of indices."""
   operand, indices = ins
   numbers = eqn.params['dimension_numbers']
-  if indices.row is None or indices.axis == len(indices.shape) - 1:
+  if indices.row is None or operand.full is None:
+    return None
+  if indices.axis in numbers.start_indices_batching_dims:
+    return None  # A row of indices reads a row of the table only.
+  if indices.axis == len(indices.shape) - 1:
     return None
   rank = len(indices.shape) - 1 + len(numbers.offset_dims)
   outer = [a for a in range(rank) if a not in numbers.offset_dims]
-  table = operand.full
-  for of_operand, of_indices in zip(
-    numbers.operand_batching_dims,
-    numbers.start_indices_batching_dims,
-    strict=True,
-  ):
-    if of_indices == indices.axis:
-      table = operand.row if operand.axis == of_operand else None
-  if table is None:
-    return None
-  values = bind(eqn.primitive, eqn.params, [table, indices.row])
+  values = bind(eqn.primitive, eqn.params, [operand.full, indices.row])
   return values, outer[indices.axis]

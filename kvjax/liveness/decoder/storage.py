@@ -44,16 +44,6 @@ class KeptTensor:
     flat = jnp.moveaxis(new, self.axis, 0).reshape(-1)
     return flat if self.features is None else flat[self.features]
 
-  def write(
-    self, slots: jax.Array, value: RowValue, t: jax.Array, room: jax.Array
-  ) -> jax.Array:
-    """Returns the slots with the row of position t, if there is room."""
-    count = slots.shape[0]
-    if not count:
-      return slots
-    slot = jnp.where(room, t % count, count)  # Past the end: dropped.
-    return slots.at[slot].set(self.row(value, t), mode='drop')
-
   def past(
     self, slots: jax.Array, value: RowValue, t: jax.Array, capacity: int
   ) -> jax.Array:
@@ -84,12 +74,19 @@ def _rows_by_position(
     return slots
   count = slots.shape[0]
   blank = jnp.zeros((capacity, slots.shape[1]), slots.dtype)
-  if not count:
-    return blank
   # Slot s has the last position before t that is s modulo the slots.
   positions = t - 1 - (t - 1 - jnp.arange(count)) % count
   written = jnp.where(positions < 0, capacity, positions)
   return blank.at[written].set(slots, mode='drop')
+
+
+def write(
+  slots: jax.Array, row: jax.Array, t: jax.Array, room: jax.Array
+) -> jax.Array:
+  """Returns the slots with the row of position t, if there is room."""
+  count = slots.shape[0]
+  slot = jnp.where(room, t % count, count)  # Past the end: dropped.
+  return slots.at[slot].set(row, mode='drop')
 
 
 def plan_kept(analysis: Analysis) -> dict[Place, list[KeptTensor]]:
@@ -111,29 +108,29 @@ def plan_kept(analysis: Analysis) -> dict[Place, list[KeptTensor]]:
 def kept_places(analysis: Analysis) -> frozenset[Place]:
   """Returns places of equations that make what is kept."""
   nodes = [analysis.graph.nodes[i] for i in analysis.cut.kept]
-  return frozenset(
-    analysis.trace.ops[n.maker].origin.place for n in nodes if n.maker >= 0
-  )
+  return frozenset(_place(analysis.trace, node) for node in nodes)
 
 
 def kept_states(analysis: Analysis) -> dict[str, Place]:
   """Returns kept states, and the places of the equations that make them."""
   return {
-    analysis.names[i]: analysis.trace.ops[node.maker].origin.place
+    analysis.names[i]: _place(analysis.trace, node)
     for i in analysis.cut.kept
     if (node := analysis.graph.nodes[i]).recurrent
   }
+
+
+def _place(trace: Trace, node: Node) -> Place:
+  """Returns the place of the equation that makes a node; () is the input."""
+  return trace.ops[node.maker].origin.place if node.maker >= 0 else ()
 
 
 def _plan_node(
   analysis: Analysis, node: Node, name: str
 ) -> tuple[Place, KeptTensor]:
   trace = analysis.trace
-  place: Place = ()
-  results = (trace.x,)
-  if node.maker >= 0:
-    place = trace.ops[node.maker].origin.place
-    results = trace.results[place]
+  place = _place(trace, node)
+  results = trace.results[place] if place else (trace.x,)
   for index, tensor in enumerate(results):
     kept = np.isin(tensor.ids, node.ids)
     if kept.any():

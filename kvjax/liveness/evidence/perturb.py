@@ -111,7 +111,7 @@ def rows_stay(short: Trace, long: Trace, x: Any) -> bool:
   short_values = replay.compute_values(short, start)
   long_values = replay.compute_values(long, x)
   for a, b in zip(short.outputs, long.outputs, strict=True):
-    axis = _common_row_axis(short, a, long, b)
+    axis = row_axis(short, a, b)
     if axis is None:
       continue
     ready = _row_times(short.table.available, a, axis)
@@ -125,24 +125,24 @@ def rows_stay(short: Trace, long: Trace, x: Any) -> bool:
   return True
 
 
-def row_axis(trace: Trace, tensor: Tensor) -> int | None:
-  """Returns the axis of a tensor that counts positions, if it has one."""
-  axes = [i for i, n in enumerate(tensor.shape) if n == trace.length]
-  return _choose_axis(trace, axes)
-
-
-def _common_row_axis(
-  short: Trace, a: Tensor, long: Trace, b: Tensor
+def row_axis(
+  trace: Trace, tensor: Tensor, longer: Tensor | None = None
 ) -> int | None:
-  """Returns the axis that counts positions at both lengths."""
-  sizes = zip(a.shape, b.shape, strict=True)
-  lengths = short.length, long.length
-  axes = [i for i, pair in enumerate(sizes) if pair == lengths]
-  return _choose_axis(short, axes)
+  """Returns the axis of a tensor that counts positions, if it has one.
 
+  That is the input's axis of positions if possible, else the first.
 
-def _choose_axis(trace: Trace, axes: list[int]) -> int | None:
-  """Returns the input's axis of positions if possible, else the first."""
+  Args:
+    trace: the program.
+    tensor: one of its tensors.
+    longer: the tensor in a longer sequence, where such an axis is longer.
+  """
+  other = tensor.shape if longer is None else longer.shape
+  axes = [
+    axis
+    for axis, (size, after) in enumerate(zip(tensor.shape, other, strict=True))
+    if size == trace.length and (longer is None or after > size)
+  ]
   if trace.axis in axes:
     return trace.axis
   return axes[0] if axes else None
@@ -193,12 +193,6 @@ def _close(a: Array, b: Array) -> bool:
   return bool(np.max(difference) <= 1e-3 * scale)
 
 
-def _cast(values: Array, like: Array) -> Array:
-  if np.iscomplexobj(values) and not np.iscomplexobj(like):
-    values = np.real(values)
-  return values.astype(like.dtype)
-
-
 def poison(analysis: Analysis, x: Any, without: Collection[int] = ()) -> float:
   """Returns how far the future moves when the past outside the cut is noise.
 
@@ -228,9 +222,10 @@ def poison(analysis: Analysis, x: Any, without: Collection[int] = ()) -> float:
     ruined = past[ids] & ~redone[ids]
     # Noise is drawn around the true value, and finite: 0 times infinity is NaN
     # and would show a scalar that is read by nothing that counts.
-    true = _cast(np.nan_to_num(base[ids], posinf=1.0, neginf=-1.0), values)
+    true = np.nan_to_num(base[ids], posinf=1.0, neginf=-1.0)
+    true = replay.cast(true, values.dtype)
     out = np.where(ruined, make_noise(len(ids), true), values)
-    return np.where(kept[ids], _cast(base[ids], values), out)
+    return np.where(kept[ids], replay.cast(base[ids], values.dtype), out)
 
   values = replay.compute_values(trace, x, change)
   future = lifetimes.outputs_from(trace, position) >= 0

@@ -8,7 +8,7 @@ import numpy as np
 from kvjax.liveness.cut import lifetimes
 from kvjax.liveness.errors import AnalysisError
 from kvjax.liveness.evidence import perturb
-from kvjax.liveness.program import scalars
+from kvjax.liveness.program import relations, scalars
 from kvjax.liveness.program.recorder import trace_program
 from kvjax.liveness.program.scalars import Tensor
 from kvjax.liveness.program.trace import Trace
@@ -67,12 +67,7 @@ def _influence(trace: Trace, ids: Array) -> Array:
   mark = np.full(trace.table.size, lifetimes.NEVER, np.int32)
   mark[ids] = 0
   for op in trace.ops:
-    pushed = [
-      relation.push(scalars.lookup(mark, t.ids))
-      for t, relation in zip(op.ins, op.reads, strict=True)
-      if not t.fixed
-    ]
-    hit = np.max(pushed, axis=0) >= 0
+    hit = relations.push_reads(op.ins, op.reads, mark) >= 0
     for results in op.outs:
       mark[results[(results != scalars.CONST) & hit]] = 0
   return mark

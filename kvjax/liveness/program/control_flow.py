@@ -1,61 +1,47 @@
 """Equations that hold programs: inlined, unrolled or joined."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from kvjax.liveness.errors import AnalysisError
 from kvjax.liveness.program import jaxprs, movement
-from kvjax.liveness.program.scalars import Tensor
+from kvjax.liveness.program.scalars import Tensor, Tensors
 from kvjax.liveness.program.trace import Equation, Recording
 
+_Results = list[Tensor]
 LOOP_LIMIT = 4096  # Longest loop unrolled; sequences analysed are short.
 NESTED = jaxprs.CALLS | {'scan', 'while', 'cond'}
 
 
 def run_nested(
-  recorder: Recording, equation: Equation, ins: list[Tensor]
+  recorder: Recording, equation: Equation, ins: Tensors
 ) -> list[Tensor]:
   """Interprets a call, scan, while or cond on the recorder."""
-  if equation.name == 'scan':
-    return _scan(recorder, equation, ins)
-  if equation.name == 'while':
-    return _while(recorder, equation, ins)
-  if equation.name == 'cond':
-    return _cond(recorder, equation, ins)
+  if equation.name in _RULES:
+    return _RULES[equation.name](recorder, equation, ins)
   body, consts = jaxprs.open_call(equation.params)
   # Calls with rules for derivatives pass the rules before the arguments.
   args = ins[len(ins) - len(body.invars) :]
   return recorder.run(body, consts, args, equation.origin.place)
 
 
-def _scan(
-  recorder: Recording, equation: Equation, ins: list[Tensor]
-) -> list[Tensor]:
+def _scan(recorder: Recording, equation: Equation, ins: Tensors) -> _Results:
   params = equation.params
   body, consts = jaxprs.open_jaxpr(params['jaxpr'])
   shared, carry, columns = jaxprs.split_scan(params, ins)
-  carried = len(carry)
-  steps = range(params['length'])
-  ys: dict[int, list[Tensor]] = {}
-  for i in reversed(steps) if params['reverse'] else steps:
-    row = [t.moved(lambda a, i=i: np.asarray(a)[i]) for t in columns]
+
+  def step(i: int, carry: Tensors) -> list[Tensor]:
+    row = [t.moved(lambda a: np.asarray(a)[i]) for t in columns]
     place = (*equation.origin.place, ('step', i))
-    out = recorder.run(body, consts, [*shared, *carry, *row], place)
-    carry = out[:carried]
-    ys[i] = out[carried:]
-  stacked = [
-    movement.move_together(np.stack, [ys[i][j] for i in steps])
-    for j in range(len(ys[0]))
-  ]
-  return [*carry, *stacked]
+    return recorder.run(body, consts, [*shared, *carry, *row], place)
+
+  stack = lambda parts: movement.move_together(np.stack, parts)
+  return jaxprs.unroll_scan(params, carry, step, stack)
 
 
-def _while(
-  recorder: Recording, equation: Equation, ins: list[Tensor]
-) -> list[Tensor]:
+def _while(recorder: Recording, equation: Equation, ins: Tensors) -> _Results:
   """Unrolls a loop whose test does not depend on data."""
   params = equation.params
   origin = equation.origin
@@ -74,7 +60,7 @@ def _while(
         f'{origin.source}. Use a loop of known length.'
       )
     if not np.asarray(goes_on.const):
-      return carry
+      return list(carry)
     args = [*ins[of_test:shared], *carry]
     carry = recorder.run(body, body_consts, args, place)
   raise AnalysisError(
@@ -83,9 +69,7 @@ def _while(
   )
 
 
-def _cond(
-  recorder: Recording, equation: Equation, ins: list[Tensor]
-) -> list[Tensor]:
+def _cond(recorder: Recording, equation: Equation, ins: Tensors) -> _Results:
   """Takes the branch a constant chooses, or both and selects by data."""
   which, *args = ins
   branches = equation.params['branches']
@@ -97,8 +81,7 @@ def _cond(
   results = []
   for i, branch in enumerate(branches):
     body, consts = jaxprs.open_jaxpr(branch)
-    inner = (*place, ('branch', i))
-    results.append(recorder.run(body, consts, args, inner))
+    results.append(recorder.run(body, consts, args, (*place, ('branch', i))))
   return [
     _select(recorder, which, cases, dataclasses.replace(equation, avals=[aval]))
     for cases, aval in zip(
@@ -108,10 +91,7 @@ def _cond(
 
 
 def _select(
-  recorder: Recording,
-  which: Tensor,
-  cases: Sequence[Tensor],
-  equation: Equation,
+  recorder: Recording, which: Tensor, cases: Tensors, equation: Equation
 ) -> Tensor:
   """Returns one result of a branch by data, of the shape of `equation`."""
   if all(t.fixed for t in cases) and len({id(t) for t in cases}) == 1:
@@ -123,3 +103,6 @@ def _select(
   )
   (out,) = recorder.apply(select, [spread, *cases])
   return out
+
+
+_RULES = {'scan': _scan, 'while': _while, 'cond': _cond}

@@ -6,6 +6,7 @@ to which a mask of less than -5000 was added is zero. Only constants decide
 here; the value of a data scalar is never read.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from kvjax.liveness.program import movement, scalars
-from kvjax.liveness.program.scalars import Shape, Tensor
+from kvjax.liveness.program.scalars import Shape, Tensor, Tensors
 
 Array = np.ndarray
 
@@ -38,7 +39,7 @@ _LIMITS = {'exp': 0, 'exp2': 0, 'logistic': 0, 'expm1': -1, 'tanh': -1}
 
 
 def fold(
-  name: str, ins: Sequence[Tensor], aval: Any, natural: int = 0
+  name: str, ins: Tensors, aval: Any, natural: int = 0
 ) -> tuple[Tensor, Array]:
   """Resolves what can be resolved without making a scalar.
 
@@ -52,8 +53,8 @@ def fold(
     The result, and a mask of the scalars still to be made or evaluated.
   """
   state = _Folding(ins, aval, natural)
-  for pattern in _PATTERNS.get(name, ()):
-    pattern(state)
+  if name in _PATTERNS:
+    _PATTERNS[name](state)
   if name in _LIMITS and ins[0].offset is not None:
     state.settle(ins[0].offset < -FAR, _LIMITS[name])
   offset = _offset(name, ins, aval.shape)
@@ -63,7 +64,7 @@ def fold(
 class _Folding:
   """The result so far; `open` scalars are not decided yet."""
 
-  def __init__(self, ins: Sequence[Tensor], aval: Any, natural: int) -> None:
+  def __init__(self, ins: Tensors, aval: Any, natural: int) -> None:
     self.ins = ins
     self.natural = natural
     self.ids = np.full(aval.shape, scalars.CONST, np.int64)
@@ -89,15 +90,11 @@ class _Folding:
     return tensor.is_const & (np.asarray(tensor.const) == value)
 
 
-def _sign(left: int, value: bool) -> Callable[[_Folding], None]:
-  """Returns a pattern: ids compared with 0, which are never negative."""
-
-  def settle(state: _Folding) -> None:
-    ids = state.ins[left].ids
-    known = (ids != scalars.CONST) & (ids < state.natural)
-    state.settle(known & state.equals(1 - left, 0), value)
-
-  return settle
+def _sign(state: _Folding, left: int, value: bool) -> None:
+  """Settles comparisons of ids with 0: ids are never negative."""
+  ids = state.ins[left].ids
+  known = (ids != scalars.CONST) & (ids < state.natural)
+  state.settle(known & state.equals(1 - left, 0), value)
 
 
 def _mul(state: _Folding) -> None:
@@ -111,15 +108,7 @@ def _div(state: _Folding) -> None:
     state.settle(state.equals(0, 0) & ~state.ins[1].is_const, 0)
 
 
-def _add(state: _Folding) -> None:
-  _infinite(state, 1)
-
-
-def _sub(state: _Folding) -> None:
-  _infinite(state, -1)
-
-
-def _infinite(state: _Folding, sign: int) -> None:
+def _add(state: _Folding, sign: int = 1) -> None:
   """Settles sums with an infinite constant, which a finite number leaves."""
   for a, s in ((0, 1), (1, sign)):
     for value in (np.inf, -np.inf):
@@ -136,18 +125,12 @@ def _max(state: _Folding) -> None:
       state.copy(state.ins[a].is_const & near & (far < -FAR), state.ins[a])
 
 
-def _and(state: _Folding) -> None:
+def _logic(state: _Folding, absorbing: bool) -> None:
+  """Settles `and` by False and `or` by True; the other value is neutral."""
   if state.const.dtype == bool:
     for a in (0, 1):
-      state.settle(state.equals(a, False), False)
-      state.copy(state.equals(a, True), state.ins[1 - a])
-
-
-def _or(state: _Folding) -> None:
-  if state.const.dtype == bool:
-    for a in (0, 1):
-      state.settle(state.equals(a, True), True)
-      state.copy(state.equals(a, False), state.ins[1 - a])
+      state.settle(state.equals(a, absorbing), absorbing)
+      state.copy(state.equals(a, not absorbing), state.ins[1 - a])
 
 
 def _select(state: _Folding) -> None:
@@ -169,40 +152,31 @@ def _convert(state: _Folding) -> None:
     state.copy(np.ones(state.open.shape, bool), state.ins[0])
 
 
-_PATTERNS = {
-  'mul': (_mul,),
-  'div': (_div,),
-  'add': (_add,),
-  'add_any': (_add,),
-  'sub': (_sub,),
-  'max': (_max,),
-  'and': (_and,),
-  'or': (_or,),
-  'select_n': (_select,),
-  'ge': (_sign(0, True),),
-  'lt': (_sign(0, False),),
-  'le': (_sign(1, True),),
-  'gt': (_sign(1, False),),
-  'convert_element_type': (_convert,),
+_PATTERNS: dict[str, Callable[[_Folding], None]] = {
+  'mul': _mul,
+  'div': _div,
+  'add': _add,
+  'add_any': _add,
+  'sub': functools.partial(_add, sign=-1),
+  'max': _max,
+  'and': functools.partial(_logic, absorbing=False),
+  'or': functools.partial(_logic, absorbing=True),
+  'select_n': _select,
+  'ge': functools.partial(_sign, left=0, value=True),
+  'lt': functools.partial(_sign, left=0, value=False),
+  'le': functools.partial(_sign, left=1, value=True),
+  'gt': functools.partial(_sign, left=1, value=False),
+  'convert_element_type': _convert,
 }
 
 
-def _offset(name: str, ins: Sequence[Tensor], shape: Shape) -> Array | None:
+def _offset(name: str, ins: Tensors, shape: Shape) -> Array | None:
   """Returns the constant added to each data scalar; None: no mask is in it."""
   masks = [t for t in ins if _carries_mask(t)]
   if not masks or name not in _LINEAR or 0 in shape:
     return None
-  parts = [movement.offset_of(t) for t in ins]
   with np.errstate(all='ignore'):
-    if name in ('mul', 'div'):
-      # The offset scales with a constant; data may scale it to anything.
-      scaled = np.multiply if name == 'mul' else np.divide
-      known = ins[1].is_const | (ins[0].is_const & (name == 'mul'))
-      out = np.where(known, scaled(parts[0], parts[1]), 0.0)
-    elif name == 'select_n':
-      out = _chosen(ins[0], parts[1:])
-    else:
-      out = _LINEAR[name](parts)
+    out = _LINEAR[name](ins, [movement.offset_of(t) for t in ins])
   # Small constants, biases, are no masks: most tensors need no offset.
   return np.nan_to_num(out, nan=0.0) if np.any(np.abs(out) > FAR) else None
 
@@ -216,21 +190,30 @@ def _carries_mask(tensor: Tensor) -> bool:
   return bool(np.any(tensor.is_const & (np.abs(const) > FAR)))
 
 
-def _chosen(which: Tensor, parts: Sequence[Array]) -> Array:
-  out = np.zeros(parts[0].shape)
-  for a, case in enumerate(parts):
+def _scaled(ins: Tensors, parts: Sequence[Array], scale: Any) -> Array:
+  """Scales an offset by a constant; data may scale it to anything."""
+  commutes = scale is np.multiply
+  known = ins[1].is_const | (ins[0].is_const & commutes)
+  return np.where(known, scale(*parts), 0.0)
+
+
+def _chosen(ins: Tensors, parts: Sequence[Array]) -> Array:
+  """Returns the offset of the case that a constant chooses, else 0."""
+  which = ins[0]
+  out = np.zeros(which.shape)
+  for a, case in enumerate(parts[1:]):
     out = np.where(which.is_const & (np.asarray(which.const) == a), case, out)
   return out
 
 
-_LINEAR = {
-  'add': lambda p: p[0] + p[1],
-  'add_any': lambda p: p[0] + p[1],
-  'sub': lambda p: p[0] - p[1],
-  'neg': lambda p: -p[0],
-  'mul': None,
-  'div': None,
-  'convert_element_type': lambda p: p[0],
-  'reduce_precision': lambda p: p[0],
-  'select_n': None,
+_LINEAR: dict[str, Callable[[Tensors, Sequence[Array]], Array]] = {
+  'add': lambda ins, p: p[0] + p[1],
+  'add_any': lambda ins, p: p[0] + p[1],
+  'sub': lambda ins, p: p[0] - p[1],
+  'neg': lambda ins, p: -p[0],
+  'mul': functools.partial(_scaled, scale=np.multiply),
+  'div': functools.partial(_scaled, scale=np.divide),
+  'convert_element_type': lambda ins, p: p[0],
+  'reduce_precision': lambda ins, p: p[0],
+  'select_n': _chosen,
 }

@@ -5,7 +5,7 @@ no equations, the second mean more than their equations say.
 """
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -108,27 +108,48 @@ def split_scan(
   return ins[:shared], ins[shared:columns], ins[columns:]
 
 
+def unroll_scan(
+  params: dict[str, Any],
+  carry: Sequence[Value],
+  step: Callable[[int, Sequence[Value]], list[Value]],
+  stack: Callable[[list[Value]], Value],
+) -> list[Value]:
+  """Returns the results of a scan, one step after the other.
+
+  Args:
+    params: of the scan.
+    carry: what the first step gets.
+    step: gets the number of a step and the carry, returns the results of both.
+    stack: joins what the steps give along a new first axis.
+  """
+  steps = range(params['length'])
+  ys: dict[int, list[Value]] = {}
+  for i in reversed(steps) if params['reverse'] else steps:
+    out = step(i, carry)
+    ys[i] = out[len(carry) :]
+    carry = out[: len(carry)]
+  columns = zip(*(ys[i] for i in steps), strict=True)
+  return [*carry, *(stack(list(column)) for column in columns)]
+
+
 def _line(error: Exception) -> str:
   """Returns file and line of the user's code that raised an error last."""
-  frames = traceback.extract_tb(error.__traceback__)
-  users = [f for f in frames if not _foreign(f.filename)]
-  if not users:
-    return 'an unknown line'
-  return f'{users[-1].filename}:{users[-1].lineno}'
+  frames = reversed(traceback.extract_tb(error.__traceback__))
+  return _first_of_user((f.filename, f.lineno) for f in frames)
 
 
 def source(eqn: Any) -> str:
   """Returns file and line of the user's code that made an equation."""
   trace = eqn.source_info.traceback
   frames = trace.frames if trace is not None else ()
-  for frame in frames:
-    if not _foreign(frame.file_name):
-      return f'{frame.file_name}:{frame.line_num}'
+  return _first_of_user((f.file_name, f.line_num) for f in frames)
+
+
+def _first_of_user(places: Iterable[tuple[str, int | None]]) -> str:
+  for file, line in places:
+    if '/site-packages/' not in file:
+      return f'{file}:{line}'
   return 'an unknown line'
-
-
-def _foreign(file: str) -> bool:
-  return '/site-packages/' in file
 
 
 def _effectful(jaxpr: Any) -> str:

@@ -15,25 +15,21 @@ import numpy as np
 from jax import core
 
 from kvjax.liveness.errors import AnalysisError
-from kvjax.liveness.program import folding, movement, scalars
-from kvjax.liveness.program.scalars import Shape, Tensor
+from kvjax.liveness.program import folding, movement, rules, scalars
+from kvjax.liveness.program.scalars import Shape, Tensor, Tensors
 from kvjax.liveness.program.trace import Equation, Recording
 
 Array = np.ndarray
 Params = dict[str, Any]
 
-CUMULATIVE = frozenset(
-  ('cumsum', 'cummax', 'cummin', 'cumprod', 'cumlogsumexp')
-)
-
 
 def lower(
-  recorder: Recording, equation: Equation, ins: Sequence[Tensor]
+  recorder: Recording, equation: Equation, ins: Tensors
 ) -> list[Tensor] | None:
   """Returns the results by smaller primitives; None where there are none."""
   name = equation.name
   params = equation.params
-  if name in CUMULATIVE:
+  if name in rules.CUMULATIVE:
     return _recurrence(recorder, equation, ins[0])
   if name == 'conv_general_dilated':
     return [_convolution(recorder, equation, ins)]
@@ -50,11 +46,10 @@ def lower(
   if name == 'reduce_max' and ins[0].offset is not None:
     kept = _without_masked(ins[0], ins[0].offset, tuple(params['axes']))
     return recorder.record_mixed(equation, [kept])
+  if name in ('scatter-add', 'scatter_add') and ins[1].fixed:
+    return _add_at(recorder, equation, ins)
   if name == 'optimization_barrier':
     return list(ins)
-  if name == 'square':
-    product = dataclasses.replace(equation, primitive=jax.lax.mul_p, params={})
-    return recorder.apply(product, [ins[0], ins[0]])
   return None
 
 
@@ -74,6 +69,21 @@ def _without_masked(
   return Tensor(ids, const.astype(dtype), offset)
 
 
+def _add_at(
+  recorder: Recording, equation: Equation, ins: Tensors
+) -> list[Tensor] | None:
+  """Writes a scatter-add by fixed indices as a sum; None if places repeat."""
+  operand, indices, updates = ins
+  zeros = scalars.constant(np.zeros_like(np.asarray(operand.const)))
+  placed = movement.move(
+    jax.lax.scatter_p, equation.params, [zeros, indices, updates]
+  )
+  if placed is None or np.sum(~placed.is_const) < updates.ids.size:
+    return None
+  add = dataclasses.replace(equation, primitive=jax.lax.add_p, params={})
+  return recorder.apply(add, [operand, placed])
+
+
 def _recurrence(
   recorder: Recording, equation: Equation, operand: Tensor
 ) -> list[Tensor] | None:
@@ -91,7 +101,13 @@ def _recurrence(
     for i in range(operand.shape[axis])
   ]
   rows = rows[::-1] if reverse else rows
-  out = [_first_row(recorder, equation, rows[0])]
+  first = rows[0]
+  if equation.name in _PAIRWISE:
+    # The first row is made like the others, so that all rows are one tensor.
+    neutral = _PAIRWISE[equation.name][1]
+    blank = np.full_like(np.asarray(first.const), neutral)
+    first = _next_row(recorder, equation, scalars.constant(blank), first)
+  out = [first]
   for row in rows[1:]:
     out.append(_next_row(recorder, equation, out[-1], row))
   return [_join(out[::-1] if reverse else out, axis)]
@@ -103,16 +119,6 @@ _PAIRWISE = {
   'cummin': (jax.lax.min_p, 2.0**31 - 1),
   'cumprod': (jax.lax.mul_p, 1),
 }
-
-
-def _first_row(recorder: Recording, equation: Equation, row: Tensor) -> Tensor:
-  """Makes the first row like the others, so that all rows are one tensor."""
-  if equation.name not in _PAIRWISE:
-    return row
-  _, neutral = _PAIRWISE[equation.name]
-  dtype = np.asarray(row.const).dtype
-  blank = scalars.constant(np.full(row.shape, neutral).astype(dtype))
-  return _next_row(recorder, equation, blank, row)
 
 
 def _next_row(
@@ -139,12 +145,12 @@ def _next_row(
   return out.moved(lambda a: np.take(a, [1], axis))
 
 
-def _join(parts: Sequence[Tensor], axis: int) -> Tensor:
+def _join(parts: Tensors, axis: int) -> Tensor:
   return movement.move_together(lambda a: np.concatenate(a, axis), parts)
 
 
 def _convolution(
-  recorder: Recording, equation: Equation, ins: Sequence[Tensor]
+  recorder: Recording, equation: Equation, ins: Tensors
 ) -> Tensor:
   """Writes windows [groups, batch * places, taps] times kernels."""
   params = equation.params

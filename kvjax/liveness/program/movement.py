@@ -13,15 +13,13 @@ import jax
 import numpy as np
 
 from kvjax.liveness.program import primitives, scalars
-from kvjax.liveness.program.scalars import Shape, Tensor
+from kvjax.liveness.program.scalars import Shape, Tensor, Tensors
 
 Array = np.ndarray
 Params = dict[str, Any]
 
 
-def move(
-  primitive: Any, params: Params, ins: Sequence[Tensor]
-) -> Tensor | None:
+def move(primitive: Any, params: Params, ins: Tensors) -> Tensor | None:
   """Returns the moved tensor; None when the primitive does more than move."""
   name = primitive.name
   if any(primitives.is_extended(t.const) for t in ins):
@@ -36,7 +34,7 @@ def move(
 
 
 def move_together(
-  function: Callable[[Sequence[Array]], Array], ins: Sequence[Tensor]
+  function: Callable[[Sequence[Array]], Array], ins: Tensors
 ) -> Tensor:
   """Applies one movement of several tensors to numbers, values and offsets."""
   offset = None
@@ -58,12 +56,11 @@ def offset_of(tensor: Tensor) -> Array:
 
 
 def _broadcast(arrays: Sequence[Array], params: Params) -> Array:
-  shape = [1] * len(params['shape'])
-  for axis, size in zip(
-    params['broadcast_dimensions'], arrays[0].shape, strict=True
-  ):
-    shape[axis] = size
-  return np.broadcast_to(arrays[0].reshape(shape), params['shape'])
+  shape = params['shape']
+  axes = params['broadcast_dimensions']
+  # NumPy aligns the last axes; these axes of size 1 bring the others there.
+  missing = [axis for axis in range(len(shape)) if axis not in axes]
+  return np.broadcast_to(np.expand_dims(arrays[0], missing), shape)
 
 
 def _slice(arrays: Sequence[Array], params: Params) -> Array:
@@ -114,27 +111,28 @@ _PLAIN: dict[str, Callable[[Sequence[Array], Params], Array]] = {
 _INDEXED = {'gather': 1, 'dynamic_slice': 1, 'dynamic_update_slice': 2}
 
 
-def _indexed(
-  primitive: Any, params: Params, ins: Sequence[Tensor]
-) -> Tensor | None:
+def _indexed(primitive: Any, params: Params, ins: Tensors) -> Tensor | None:
   """Runs the primitive itself on flat indices to learn what goes where.
 
   So the modes of JAX for indices out of bounds need no second description.
   """
-  name = primitive.name
-  moved = ins[: _INDEXED[name]]
+  moved = ins[: _INDEXED[primitive.name]]
+  indices = [t.const for t in ins[len(moved) :]]
+  if primitive.name == 'gather':
+    source = gather_source(params, moved[0].shape, indices[0])
+  else:
+    arrays = map(jax.numpy.asarray, (*_flat_indices(moved), *indices))
+    source = np.asarray(primitive.bind(*arrays, **params))
+  return _pick(source, moved, params.get('fill_value'))
+
+
+def _flat_indices(moved: Tensors) -> list[Array]:
+  """Returns numbers for the entries of all tensors, in the tensors' shapes."""
   starts = np.cumsum([0] + [t.ids.size for t in moved])
-  sources = [
+  return [
     np.arange(start, start + t.ids.size, dtype=np.int32).reshape(t.shape)
     for start, t in zip(starts, moved, strict=False)
   ]
-  indices = [jax.numpy.asarray(t.const) for t in ins[len(moved) :]]
-  if name == 'gather':
-    source = gather_source(params, sources[0].shape, indices[0])
-  else:
-    arrays = map(jax.numpy.asarray, sources)
-    source = np.asarray(primitive.bind(*arrays, *indices, **params))
-  return _pick(source, moved, params.get('fill_value'))
 
 
 def gather_source(params: Params, shape: Shape, indices: Any) -> Array:
@@ -148,71 +146,30 @@ def gather_source(params: Params, shape: Shape, indices: Any) -> Array:
   return np.asarray(source)
 
 
-def _scatter(params: Params, ins: Sequence[Tensor]) -> Tensor:
+def _scatter(params: Params, ins: Tensors) -> Tensor:
   operand, indices, updates = ins
-  size = operand.ids.size
+  moved = [operand, updates]
+  flat_operand, flat_updates = _flat_indices(moved)
   source = jax.lax.scatter(
-    np.arange(size, dtype=np.int32).reshape(operand.shape),
+    flat_operand,
     indices.const,
-    np.arange(size, size + updates.ids.size, dtype=np.int32).reshape(
-      updates.shape
-    ),
+    flat_updates,
     params['dimension_numbers'],
     indices_are_sorted=params['indices_are_sorted'],
     unique_indices=params['unique_indices'],
     mode=params['mode'],
   )
-  return _pick(np.asarray(source), [operand, updates], None)
+  return _pick(np.asarray(source), moved, None)
 
 
-def _pick(source: Array, moved: Sequence[Tensor], fill: Any) -> Tensor:
+def _pick(source: Array, moved: Tensors, fill: Any) -> Tensor:
+  """Returns the entries numbered `source`; -1 is the fill value."""
+  dtype = np.asarray(moved[0].const).dtype
   if fill is None:
-    dtype = np.asarray(moved[0].const).dtype
-    inexact = jax.numpy.issubdtype(dtype, np.inexact)
-    fill = np.nan if inexact else 0
-
-  def pick(arrays: Sequence[Array], outside: Any) -> Array:
-    flat = np.concatenate([np.asarray(a).reshape(-1) for a in arrays])
-    out = flat[np.maximum(source, 0)]
-    return np.where(source < 0, np.asarray(outside).astype(out.dtype), out)
-
-  offset = None
-  if any(t.offset is not None for t in moved):
-    offset = pick([offset_of(t) for t in moved], 0)
-  return Tensor(
-    pick([t.ids for t in moved], scalars.CONST),
-    pick([t.const for t in moved], fill),
-    offset,
-  )
-
-
-def scatter_targets(params: Params, ins: Sequence[Tensor]) -> Array:
-  """Returns for every update of a scatter-add the flat index it is added to.
-
-  A gather with the same geometry reads what the scatter writes.
-  """
-  operand, indices, updates = ins
-  numbers = params['dimension_numbers']
-  gather = jax.lax.GatherDimensionNumbers(
-    offset_dims=numbers.update_window_dims,
-    collapsed_slice_dims=numbers.inserted_window_dims,
-    start_index_map=numbers.scatter_dims_to_operand_dims,
-    operand_batching_dims=numbers.operand_batching_dims,
-    start_indices_batching_dims=numbers.scatter_indices_batching_dims,
-  )
-  window = iter(updates.shape[d] for d in numbers.update_window_dims)
-  dropped = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-  sizes = [
-    1 if axis in dropped else next(window) for axis in range(len(operand.shape))
-  ]
-  flat = np.arange(operand.ids.size, dtype=np.int32).reshape(operand.shape)
-  return np.asarray(
-    jax.lax.gather(
-      flat,
-      indices.const,
-      gather,
-      sizes,
-      mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-      fill_value=-1,
-    )
+    fill = np.nan if jax.numpy.issubdtype(dtype, np.inexact) else 0
+  # The fill value comes last, where the index -1 reads it.
+  blank = scalars.constant(np.asarray(fill).astype(dtype))
+  return move_together(
+    lambda arrays: np.concatenate([a.reshape(-1) for a in arrays])[source],
+    [*moved, blank],
   )

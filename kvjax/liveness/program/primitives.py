@@ -5,7 +5,7 @@ them; NumPy compiles none.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,11 +22,11 @@ def evaluate(
   Warnings of NumPy are off: constants may overflow, as on a device.
   """
   with np.errstate(all='ignore'):
-    by_numpy = _TABLE.get(primitive.name)
-    if by_numpy is not None and all(_plain(v) for v in values):
-      out = by_numpy(params, *map(np.asarray, values))
+    rule = _TABLE.get(primitive.name)
+    if rule is not None and all(v.dtype in rule.dtypes for v in values):
+      out = rule.function(params, *map(np.asarray, values))
       if out is not None:
-        return [out]
+        return [np.asarray(out)]
     outs = bind(primitive, params, [jax.numpy.asarray(v) for v in values])
     return [o if is_extended(o) else np.asarray(o) for o in outs]
 
@@ -46,71 +46,38 @@ def is_extended(value: Any) -> bool:
   return dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.extended)
 
 
-def _plain(value: Any) -> bool:
-  return not is_extended(value) and value.dtype in (
-    np.float32,
-    np.int32,
-    np.bool_,
-  )
+class _Rule(NamedTuple):
+  """A function of NumPy and the dtypes on which it means what JAX means."""
+
+  function: Callable[..., Any]  # of the parameters and values; None: by JAX
+  dtypes: tuple[Any, ...]
 
 
-def _arithmetic(function: Callable[..., Array]) -> Callable[..., Array | None]:
-  """Returns `function` on float32; JAX takes integers and booleans."""
-
-  def run(params: Params, *values: Array) -> Array | None:
-    if any(v.dtype != np.float32 for v in values):
-      return None
-    return np.asarray(function(*values), np.float32)
-
-  return run
+_FLOAT = (np.float32,)
+_PLAIN = (np.float32, np.int32, np.bool_)
 
 
-def _anything(function: Callable[..., Array]) -> Callable[..., Array]:
-  """Returns `function` on float32, int32 and booleans."""
-  return lambda params, *values: function(*values)
-
-
-def _logic(function: Callable[..., Array]) -> Callable[..., Array | None]:
-  def run(params: Params, *values: Array) -> Array | None:
-    return function(*values) if values[0].dtype == bool else None
-
-  return run
-
-
-def _reduction(function: Callable[..., Array]) -> Callable[..., Array | None]:
-  def run(params: Params, value: Array) -> Array | None:
-    if value.dtype != np.float32:
-      return None
-    return np.asarray(function(value, axis=tuple(params['axes'])))
-
-  return run
+def _by_values(function: Callable[..., Any], dtypes: tuple[Any, ...]) -> _Rule:
+  """Returns a rule that needs no parameters."""
+  return _Rule(lambda params, *values: function(*values), dtypes)
 
 
 def _iota(params: Params) -> Array:
   shape = params['shape']
-  axis = params['dimension']
-  lead = [1] * len(shape)
-  lead[axis] = shape[axis]
-  column = np.arange(shape[axis], dtype=params['dtype']).reshape(lead)
-  return np.broadcast_to(column, shape)
+  columns = np.indices(shape, params['dtype'], sparse=True)
+  return np.broadcast_to(columns[params['dimension']], shape)
 
 
 def _convert(params: Params, value: Array) -> Array | None:
   dtype = params['new_dtype']
-  if dtype not in (np.float32, np.int32, np.bool_):
-    return None
-  return value.astype(dtype)
+  return value.astype(dtype) if dtype in _PLAIN else None
 
 
 def _select(params: Params, which: Array, *cases: Array) -> Array | None:
-  if which.dtype != bool:
-    return None
-  return np.where(which, cases[1], cases[0])
+  return np.where(which, cases[1], cases[0]) if which.dtype == bool else None
 
 
-def _dot(params: Params, a: Array, b: Array) -> Array | None:
-  if a.dtype != np.float32 or b.dtype != np.float32:
-    return None
+def _dot(params: Params, a: Array, b: Array) -> Array:
   (left, right), (lead, follow) = params['dimension_numbers']
   first = list(range(a.ndim))
   second = list(range(a.ndim, a.ndim + b.ndim))
@@ -121,12 +88,9 @@ def _dot(params: Params, a: Array, b: Array) -> Array | None:
   return np.einsum(a, first, b, second, [first[i] for i in lead] + free)
 
 
-def _same_names(names: str) -> dict[str, Callable[..., Array]]:
-  """Returns the functions that NumPy calls as JAX calls its primitives."""
-  return {name: getattr(np, name) for name in names.split()}
-
-
-_ON_FLOATS = _same_names('cos exp floor log log1p sin sqrt tanh') | {
+# NumPy calls the first of these as JAX calls its primitives.
+_SAME_NAMES = 'cos exp floor log log1p sin sqrt tanh'.split()
+_ON_FLOATS = {name: getattr(np, name) for name in _SAME_NAMES} | {
   'div': np.divide,
   'logistic': lambda a: 1 / (1 + np.exp(-a)),
   'neg': np.negative,
@@ -134,7 +98,7 @@ _ON_FLOATS = _same_names('cos exp floor log log1p sin sqrt tanh') | {
   'rsqrt': lambda a: 1 / np.sqrt(a),
   'sub': np.subtract,
 }
-_ON_ANYTHING = {
+_ON_PLAIN = {
   'add': np.add,
   'add_any': np.add,
   'eq': np.equal,
@@ -154,14 +118,17 @@ _ON_BOOLEANS = {
 }
 _REDUCTIONS = {'reduce_max': np.max, 'reduce_min': np.min, 'reduce_sum': np.sum}
 
-_TABLE: dict[str, Callable[..., Array | None]] = {
-  **{name: _arithmetic(f) for name, f in _ON_FLOATS.items()},
-  **{name: _anything(f) for name, f in _ON_ANYTHING.items()},
-  **{name: _logic(f) for name, f in _ON_BOOLEANS.items()},
-  **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
-  'convert_element_type': _convert,
-  'dot_general': _dot,
-  'integer_pow': lambda p, v: _arithmetic(lambda a: a ** p['y'])(p, v),
-  'iota': _iota,
-  'select_n': _select,
+_TABLE = {
+  **{name: _by_values(f, _FLOAT) for name, f in _ON_FLOATS.items()},
+  **{name: _by_values(f, _PLAIN) for name, f in _ON_PLAIN.items()},
+  **{name: _by_values(f, (np.bool_,)) for name, f in _ON_BOOLEANS.items()},
+  **{
+    name: _Rule(lambda p, v, f=f: f(v, axis=tuple(p['axes'])), _FLOAT)
+    for name, f in _REDUCTIONS.items()
+  },
+  'convert_element_type': _Rule(_convert, _PLAIN),
+  'dot_general': _Rule(_dot, _FLOAT),
+  'integer_pow': _Rule(lambda p, v: v ** p['y'], _FLOAT),
+  'iota': _Rule(_iota, _PLAIN),
+  'select_n': _Rule(_select, _PLAIN),
 }

@@ -23,7 +23,7 @@ from kvjax.liveness.program import (
   rules,
   scalars,
 )
-from kvjax.liveness.program.scalars import Tensor
+from kvjax.liveness.program.scalars import Tensor, Tensors
 from kvjax.liveness.program.trace import Equation, Op, Origin, Place, Trace
 
 Array = np.ndarray
@@ -34,9 +34,7 @@ def trace_program(program: Callable[..., Any], x: Any, axis: int = 0) -> Trace:
   closed = jaxprs.jaxpr_of(program, x)
   recorder = Recorder()
   length = x.shape[axis]
-  lead = [1] * len(x.shape)
-  lead[axis] = length
-  positions = np.broadcast_to(np.arange(length).reshape(lead), x.shape)
+  positions = np.indices(x.shape)[axis]
   ids = recorder.table.add(positions.reshape(-1), -1, x.dtype.itemsize)
   source = scalars.data(ids.reshape(x.shape), x.dtype)
   if np.issubdtype(x.dtype, np.integer) and np.min(x) >= 0:
@@ -70,9 +68,8 @@ def _generic(const: Any) -> Any:
 
 
 def _constant(value: Any) -> Tensor:
-  if primitives.is_extended(value):
-    return scalars.constant(value)
-  return scalars.constant(np.asarray(value))
+  extended = primitives.is_extended(value)
+  return scalars.constant(value if extended else np.asarray(value))
 
 
 class Recorder:
@@ -86,11 +83,7 @@ class Recorder:
     self.results: dict[Place, tuple[Tensor, ...]] = {}
 
   def run(
-    self,
-    jaxpr: Any,
-    consts: Sequence[Any],
-    args: Sequence[Tensor],
-    place: Place,
+    self, jaxpr: Any, consts: Sequence[Any], args: Tensors, place: Place
   ) -> list[Tensor]:
     """Records the equations of a jaxpr; returns its results."""
 
@@ -114,7 +107,7 @@ class Recorder:
       return control_flow.run_nested(self, equation, ins)
     return self.apply(equation, ins)
 
-  def apply(self, equation: Equation, ins: Sequence[Tensor]) -> list[Tensor]:
+  def apply(self, equation: Equation, ins: Tensors) -> list[Tensor]:
     """Moves, evaluates, lowers, folds or records one equation."""
     primitive = equation.primitive
     params = equation.params
@@ -131,9 +124,7 @@ class Recorder:
       return [self._record_pointwise(equation, ins)]
     return self.record_mixed(equation, ins)
 
-  def record_mixed(
-    self, equation: Equation, ins: Sequence[Tensor]
-  ) -> list[Tensor]:
+  def record_mixed(self, equation: Equation, ins: Tensors) -> list[Tensor]:
     """Records a primitive that has a rule for what it reads.
 
     Raises:
@@ -141,18 +132,16 @@ class Recorder:
     """
     name = equation.name
     origin = equation.origin
-    related = rules.relate(name, equation.params, ins, equation.avals[0].shape)
-    if related is None:
+    rule = rules.RULES.get(name)
+    if rule is None:
       raise AnalysisError(
         f'no rule says which positions {name!r} mixes: '
         f'{origin.text} at {origin.source}. Write it in other primitives.'
       )
-    reads, flops = related
+    reads, flops = rule(equation.params, ins, equation.avals[0].shape)
     return self._record(equation, ins, reads, flops)
 
-  def _record_pointwise(
-    self, equation: Equation, ins: Sequence[Tensor]
-  ) -> Tensor:
+  def _record_pointwise(self, equation: Equation, ins: Tensors) -> Tensor:
     aval = equation.avals[0]
     ins = [
       t.moved(lambda a: np.broadcast_to(a, aval.shape))
@@ -172,7 +161,7 @@ class Recorder:
       folded.offset,
     )
 
-  def _regular(self, name: str, ins: Sequence[Tensor], rest: Array) -> Array:
+  def _regular(self, name: str, ins: Tensors, rest: Array) -> Array:
     """Returns the scalars to make, with folds of whole positions undone.
 
     A mask separates scalars of one position; such a fold stays. That sin(0) is
@@ -192,7 +181,7 @@ class Recorder:
   def _record(
     self,
     equation: Equation,
-    ins: Sequence[Tensor],
+    ins: Tensors,
     reads: Sequence[relations.Relation],
     flops: float,
     rest: Array | None = None,
@@ -206,15 +195,7 @@ class Recorder:
       flops: of one scalar of the result.
       rest: the scalars that folding has left to make; None: all.
     """
-    known = self.table.available
-    ready = np.max(
-      [
-        relation.push(scalars.lookup(known, t.ids))
-        for t, relation in zip(ins, reads, strict=True)
-        if not t.fixed
-      ],
-      axis=0,
-    )
+    ready = relations.push_reads(ins, reads, self.table.available)
     rest = np.ones(ready.shape, bool) if rest is None else rest
     fresh = (ready >= 0) & rest
     outs = [

@@ -8,21 +8,13 @@ through the program gives availability; one pull gives liveness and need.
 
 import dataclasses
 import math
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
-from kvjax.liveness.program.scalars import Shape
+from kvjax.liveness.program.scalars import Shape, Tensors, lookup
 
 Array = np.ndarray
-
-
-class Relation(Protocol):
-  """Reads of one operand by one result shape."""
-
-  def push(self, attribute: Array) -> Array: ...
-
-  def pull(self, attribute: Array) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,26 +91,11 @@ class Index:
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-  """Operand scalar i is read by result scalar `target[i]` (scatter-add)."""
-
-  target: Array
-  result: Shape
-
-  # The same pairs as an Index, seen from the other side.
-  def push(self, attribute: Array) -> Array:
-    return Index(self.target, self.result).pull(attribute)
-
-  def pull(self, attribute: Array) -> Array:
-    return Index(self.target, self.result).push(attribute)
-
-
-@dataclasses.dataclass(frozen=True)
 class Then:
   """The relation `first`, followed by `second`."""
 
-  first: Relation
-  second: Relation
+  first: 'Relation'
+  second: 'Relation'
 
   def push(self, attribute: Array) -> Array:
     return self.second.push(self.first.push(attribute))
@@ -145,27 +122,48 @@ class Contract:
   swapped: bool  # the operand is the right-hand side: the result is [B, N, M]
 
   def push(self, attribute: Array) -> Array:
-    b, m, k, n = self.dims
+    b, m, k, _ = self.dims
     side = attribute.transpose(self.order).reshape(b, m, k)
-    if self.live.all():  # The usual case, without the loop over K.
-      out = np.repeat(side.max(-1, initial=-1)[..., None], n, -1)
-    else:
-      out = np.full((b, m, n), -1, side.dtype)
-      for j in range(k):
-        reads = np.where(self.live[:, None, :, j], side[:, :, None, j], -1)
-        out = np.maximum(out, reads)
+    out = _greatest(side, self.live)
     return (out.swapaxes(1, 2) if self.swapped else out).reshape(self.result)
 
   def pull(self, attribute: Array) -> Array:
-    b, m, k, n = self.dims
+    b, m, _, n = self.dims
     out = attribute.reshape((b, n, m) if self.swapped else (b, m, n))
     out = out.swapaxes(1, 2) if self.swapped else out
-    if self.live.all():
-      side = np.repeat(out.max(-1, initial=-1)[..., None], k, -1)
-    else:
-      side = np.full((b, m, k), -1, out.dtype)
-      for j in range(n):
-        reads = np.where(self.live[:, None, j, :], out[:, :, j, None], -1)
-        side = np.maximum(side, reads)
+    side = _greatest(out, self.live.swapaxes(1, 2))
     shape = [self.operand[a] for a in self.order]
     return side.reshape(shape).transpose(np.argsort(self.order))
+
+
+def _greatest(attribute: Array, live: Array) -> Array:
+  """Returns [B, M, N], the greatest of [B, M, K] where `live` [B, N, K]."""
+  if live.all():  # The usual case, without the loop over K.
+    greatest = attribute.max(-1, initial=-1)
+    return np.repeat(greatest[..., None], live.shape[1], -1)
+  out = np.full((*attribute.shape[:2], live.shape[1]), -1, attribute.dtype)
+  for k in range(attribute.shape[2]):
+    reads = np.where(live[:, None, :, k], attribute[:, :, None, k], -1)
+    out = np.maximum(out, reads)
+  return out
+
+
+Relation = Pointwise | Mix | All | Index | Then | Contract
+
+
+def push_reads(
+  ins: Tensors, reads: Sequence[Relation], attribute: Array
+) -> Array:
+  """Returns for every result scalar the greatest attribute that it reads.
+
+  Args:
+    ins: operands, of which one at least depends on the input.
+    reads: a relation for every operand.
+    attribute: of every scalar of the program.
+  """
+  pushed = [
+    relation.push(lookup(attribute, tensor.ids))
+    for tensor, relation in zip(ins, reads, strict=True)
+    if not tensor.fixed
+  ]
+  return np.max(pushed, axis=0)

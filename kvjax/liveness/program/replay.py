@@ -40,11 +40,15 @@ def read_tensor(values: Array, tensor: Tensor) -> Any:
     return tensor.const
   out = np.array(tensor.const)
   by_data = ~tensor.is_const
-  picked = values[tensor.ids[by_data]]
-  if np.iscomplexobj(picked) and not np.iscomplexobj(out):
-    picked = np.real(picked)
-  out[by_data] = picked.astype(out.dtype)
+  out[by_data] = cast(values[tensor.ids[by_data]], out.dtype)
   return out
+
+
+def cast(values: Array, dtype: Any) -> Array:
+  """Returns values of a dtype: of complex numbers the real part, if need be."""
+  if np.iscomplexobj(values) and not np.issubdtype(dtype, np.complexfloating):
+    values = np.real(values)
+  return values.astype(dtype)
 
 
 def _store(
@@ -59,8 +63,7 @@ def _store(
 
 def _any_complex(trace: Trace) -> bool:
   return any(
-    jax.numpy.issubdtype(d, np.complexfloating)
+    jax.numpy.issubdtype(dtype, np.complexfloating)
     for op in trace.ops
-    for d in op.dtypes
-    if not jax.numpy.issubdtype(d, jax.dtypes.extended)
+    for dtype in op.dtypes
   )

@@ -13,29 +13,21 @@ import numpy as np
 
 from kvjax.liveness.program import movement, relations
 from kvjax.liveness.program.relations import Relation
-from kvjax.liveness.program.scalars import Shape, Tensor
+from kvjax.liveness.program.scalars import Shape, Tensor, Tensors
 
 Params = dict[str, Any]
 Related = tuple[Sequence[Relation], float]
-Rule = Callable[[Params, Sequence[Tensor], Shape], Related]
+Rule = Callable[[Params, Tensors, Shape], Related]
 
 
-def relate(
-  name: str, params: Params, ins: Sequence[Tensor], shape: Shape
-) -> Related | None:
-  """Returns relations of the operands and FLOPs a scalar; None: no rule."""
-  rule = _RULES.get(name)
-  return None if rule is None else rule(params, ins, shape)
-
-
-def _reduce(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+def _reduce(params: Params, ins: Tensors, shape: Shape) -> Related:
   axes = tuple(params['axes'])
   operand = ins[0].shape
   flops = math.prod(operand[a] for a in axes)
   return [relations.Mix(axes, operand, shape, squeeze=True)], flops
 
 
-def _along(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+def _along(params: Params, ins: Tensors, shape: Shape) -> Related:
   """Relates sorts, top-k and cumulative sums within a position: one axis."""
   keys = ('dimension', 'axis', 'operand_axis', 'reduction_dimension')
   axis = next(params[key] for key in keys if key in params)
@@ -45,14 +37,14 @@ def _along(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   return mix, max(1.0, math.log2(max(size, 1)))
 
 
-def _fft(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+def _fft(params: Params, ins: Tensors, shape: Shape) -> Related:
   rank = len(ins[0].shape)
   axes = tuple(range(rank - len(params['fft_lengths']), rank))
   flops = 5 * math.log2(max(2, math.prod(params['fft_lengths'])))
   return [relations.Mix(axes, ins[0].shape, shape)], flops
 
 
-def _dot(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+def _dot(params: Params, ins: Tensors, shape: Shape) -> Related:
   orders = dot_orders(params, ins)
   depth = math.prod(ins[0].shape[a] for a in params['dimension_numbers'][0][0])
   sides = [
@@ -71,7 +63,7 @@ def _dot(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
 
 
 def dot_orders(
-  params: Params, ins: Sequence[Tensor]
+  params: Params, ins: Tensors
 ) -> list[tuple[tuple[int, ...], tuple[int, int, int]]]:
   """Returns each operand's axes as (batch, free, contracted), and sizes."""
   contracted, batch = params['dimension_numbers']
@@ -89,7 +81,7 @@ def nonzero(tensor: Tensor) -> np.ndarray:
   return ~(tensor.is_const & (np.asarray(tensor.const) == 0))
 
 
-def _gather(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+def _gather(params: Params, ins: Tensors, shape: Shape) -> Related:
   """Relates a gather by data, which may read all of the indexed axes."""
   operand, indices = ins
   lead = indices.shape[:-1]
@@ -97,57 +89,37 @@ def _gather(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
   rows = np.arange(math.prod(lead)).reshape(lead)
   rows = np.expand_dims(rows, params['dimension_numbers'].offset_dims)
   spread = relations.Index(np.broadcast_to(rows, shape), lead)
-  table = _gathered(params, operand, indices, shape)
-  return [table, relations.Then(mixed, spread)], 0.0
-
-
-def _gathered(
-  params: Params, operand: Tensor, indices: Tensor, shape: Shape
-) -> Relation:
+  readers = relations.Then(mixed, spread)
   if operand.fixed:
-    return relations.All(operand.shape, shape)
+    return [relations.All(operand.shape, shape), readers], 0.0
   axes = tuple(params['dimension_numbers'].start_index_map)
   mixed = relations.Mix(axes, operand.shape, operand.shape)
   anywhere = np.zeros(indices.shape, np.int32)
   source = movement.gather_source(params, operand.shape, anywhere)
-  return relations.Then(mixed, relations.Index(source, operand.shape))
+  table = relations.Then(mixed, relations.Index(source, operand.shape))
+  return [table, readers], 0.0
 
 
-def _scatter_add(
-  params: Params, ins: Sequence[Tensor], shape: Shape
-) -> Related:
-  operand, indices, updates = ins
-  if not indices.fixed:
-    return [relations.All(t.shape, shape) for t in ins], 1.0
-  target = movement.scatter_targets(params, ins)
-  return [
-    relations.Pointwise(),
-    relations.All(indices.shape, shape),
-    relations.Target(target, operand.shape),
-  ], 1.0
-
-
-def _everything(params: Params, ins: Sequence[Tensor], shape: Shape) -> Related:
+def _everything(params: Params, ins: Tensors, shape: Shape) -> Related:
   return [relations.All(t.shape, shape) for t in ins], 0.0
 
 
-_RULES: dict[str, Rule] = {
-  **dict.fromkeys(
-    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
-    reduce_xor argmax argmin""".split(),
-    _reduce,
-  ),
-  **dict.fromkeys(
-    """sort top_k approx_top_k cumsum cummax cummin cumprod
-    cumlogsumexp""".split(),
-    _along,
-  ),
-  **dict.fromkeys(
-    'scatter-add scatter_add scatter_mul scatter-mul'.split(), _scatter_add
-  ),
-  **dict.fromkeys(
-    'dynamic_slice dynamic_update_slice scatter'.split(), _everything
-  ),
+REDUCTIONS = tuple(
+  """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or
+  reduce_xor argmax argmin""".split()
+)
+CUMULATIVE = ('cumsum', 'cummax', 'cummin', 'cumprod', 'cumlogsumexp')
+ALONG = ('sort', 'top_k', 'approx_top_k', *CUMULATIVE)
+BY_INDEX = tuple(
+  """dynamic_slice dynamic_update_slice scatter scatter-add scatter_add
+  scatter-mul scatter_mul""".split()
+)
+
+# Relations of the operands, and FLOPs of one scalar of the result.
+RULES: dict[str, Rule] = {
+  **dict.fromkeys(REDUCTIONS, _reduce),
+  **dict.fromkeys(ALONG, _along),
+  **dict.fromkeys(BY_INDEX, _everything),
   'dot_general': _dot,
   'fft': _fft,
   'gather': _gather,
@@ -155,6 +127,5 @@ _RULES: dict[str, Rule] = {
 
 # These relations may be wider than the truth, since data choose the index.
 LOOSE = frozenset(
-  """gather scatter scatter-add scatter_add dynamic_slice dynamic_update_slice
-  sort top_k approx_top_k argmax argmin fft""".split()
+  (*BY_INDEX, *'gather sort top_k approx_top_k argmax argmin fft'.split())
 )

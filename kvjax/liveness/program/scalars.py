@@ -8,6 +8,7 @@ same scalars as what it views, whichever axis holds the positions.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,9 @@ class Tensor:
     return Tensor(move(self.ids), move(self.const), offset)
 
 
+Tensors = Sequence[Tensor]
+
+
 def constant(value: Any) -> Tensor:
   """Returns a tensor that does not depend on the input."""
   return Tensor(np.full(np.shape(value), CONST, np.int64), value)
@@ -66,37 +70,34 @@ class Table:
 
   def __init__(self) -> None:
     self.size = 0
-    self._available = np.zeros(1 << 14, np.int32)
-    self._maker = np.zeros(1 << 14, np.int32)
-    self._bytes = np.zeros(1 << 14, np.int8)
+    self._columns = np.zeros((3, 1 << 14), np.int32)
 
   def add(self, available: Array, maker: int, itemsize: int) -> Array:
     """Numbers new scalars, one for each entry of `available` (flat)."""
     start = self.size
     self.size += available.size
-    while self.size > self._available.size:
-      for name in ('_available', '_maker', '_bytes'):
-        old = getattr(self, name)
-        setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
-    self._available[start : self.size] = available
-    self._maker[start : self.size] = maker
-    self._bytes[start : self.size] = itemsize
+    while self.size > self._columns.shape[1]:
+      blank = np.zeros_like(self._columns)
+      self._columns = np.concatenate([self._columns, blank], 1)
+    self._columns[0, start : self.size] = available
+    self._columns[1, start : self.size] = maker
+    self._columns[2, start : self.size] = itemsize
     return np.arange(start, self.size)
 
   @property
   def available(self) -> Array:
     """Returns [scalars] the last position that each scalar depends on."""
-    return self._available[: self.size]
+    return self._columns[0, : self.size]
 
   @property
   def maker(self) -> Array:
     """Returns [scalars] the operation that makes each, -1 for the input."""
-    return self._maker[: self.size]
+    return self._columns[1, : self.size]
 
   @property
   def itemsize(self) -> Array:
     """Returns [scalars] the bytes of each scalar."""
-    return self._bytes[: self.size]
+    return self._columns[2, : self.size]
 
 
 def distinct(ids: Array) -> Array:

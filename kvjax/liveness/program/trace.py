@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kvjax.liveness.program.relations import Relation
-from kvjax.liveness.program.scalars import CONST, Table, Tensor
+from kvjax.liveness.program.scalars import CONST, Table, Tensor, Tensors
 
 Array = np.ndarray
 # Equation numbers, inner calls after outer ones; a pair stands for an
@@ -89,6 +89,14 @@ class Trace:
   names: dict[str, tuple[Tensor, ...]]  # every tensor that bears a name
   results: dict[Place, tuple[Tensor, ...]]  # of the equation at every place
 
+  @functools.cached_property
+  def named_ids(self) -> dict[str, Array]:
+    """Returns the scalars that bear each name."""
+    return {
+      name: np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
+      for name, tensors in self.names.items()
+    }
+
 
 class Recording(Protocol):
   """What rules that rewrite an equation need of the recorder."""
@@ -96,17 +104,9 @@ class Recording(Protocol):
   table: Table
 
   def run(
-    self,
-    jaxpr: Any,
-    consts: Sequence[Any],
-    args: Sequence[Tensor],
-    place: Place,
+    self, jaxpr: Any, consts: Sequence[Any], args: Tensors, place: Place
   ) -> list[Tensor]: ...
 
-  def apply(
-    self, equation: Equation, ins: Sequence[Tensor]
-  ) -> list[Tensor]: ...
+  def apply(self, equation: Equation, ins: Tensors) -> list[Tensor]: ...
 
-  def record_mixed(
-    self, equation: Equation, ins: Sequence[Tensor]
-  ) -> list[Tensor]: ...
+  def record_mixed(self, equation: Equation, ins: Tensors) -> list[Tensor]: ...

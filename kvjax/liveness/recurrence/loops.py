@@ -57,12 +57,12 @@ def run_maximum(
   t, s = axes
   terms = [f for f in (column, difference, diagonal) if f is not None]
   rest = _letters(terms, axes)
-  entry = _rows(column, s, rest)
+  entry = with_axes(column, s + rest)
   if diagonal is not None:
-    entry = entry + _rows(diagonal, t, rest).astype(entry.dtype)
+    entry = entry + with_axes(diagonal, t + rest).astype(entry.dtype)
   steps = None
   if difference is not None:
-    steps = _rows(difference, t, rest).astype(entry.dtype)
+    steps = with_axes(difference, t + rest).astype(entry.dtype)
 
   def step(high: Any, row: Any) -> tuple[Any, Any]:
     shift, entry = row
@@ -87,7 +87,7 @@ def run_maximum(
 def above(high: Factor, row: Factor, t: str) -> Factor:
   """Returns exp(m - row): 1 where the row is the maximum itself."""
   rest = _letters([high, row], t)
-  difference = _rows(high, t, rest) - _rows(row, t, rest)
+  difference = with_axes(high, t + rest) - with_axes(row, t + rest)
   return Factor(jnp.exp(difference), t + rest)
 
 
@@ -155,14 +155,11 @@ def _first(factor: Factor, axes: str) -> Any:
   return jnp.moveaxis(factor.array, factor.letters.index(position), 0)
 
 
-def _rows(factor: Factor, position: str, rest: str) -> Any:
-  """Returns [T, *rest], of size 1 where the array lacks the letter."""
-  order = [c for c in (position, *rest) if c in factor.letters]
-  array = jnp.transpose(
-    jnp.asarray(factor.array), [factor.letters.index(c) for c in order]
-  )
-  axes = position + rest
+def with_axes(factor: Factor, axes: str) -> Any:
+  """Returns the array with these axes, of size 1 where it lacks one."""
+  order = [factor.letters.index(c) for c in axes if c in factor.letters]
   missing = [i for i, c in enumerate(axes) if c not in factor.letters]
+  array = jnp.transpose(jnp.asarray(factor.array), order)
   return jnp.expand_dims(array, missing)
 
 
@@ -174,16 +171,15 @@ def row_ratios(table: Factor, axes: str) -> tuple[Factor, Factor] | None:
   """
   plain = _condensed(table, axes)
   values = plain.array.astype(np.float64)
-  length = len(values)
-  diagonal = np.stack([values[i, i] for i in range(length)])
-  if not np.all(diagonal) or np.any(values[np.triu_indices(length, 1)]):
+  diagonal = _diagonal(values)
+  if not np.all(diagonal) or np.any(values[np.triu_indices(len(values), 1)]):
     return None
   ratio = np.ones_like(diagonal)
-  for i in range(1, length):
-    ratio[i] = values[i, i - 1] / diagonal[i - 1]
   product = np.zeros_like(values)
-  for i in range(length):
-    product[i] = product[i - 1] * ratio[i] if i else 0
+  product[0, 0] = diagonal[0]
+  for i in range(1, len(values)):
+    ratio[i] = values[i, i - 1] / diagonal[i - 1]
+    product[i] = product[i - 1] * ratio[i]
     product[i, i] = diagonal[i]
   if not np.allclose(product, values, 1e-3, 1e-5):
     return None
@@ -205,21 +201,25 @@ def row_differences(
   """
   plain = _condensed(table, axes)
   values = plain.array.astype(np.float64)
-  length = len(values)
-  past = np.tri(length, dtype=bool)
+  past = np.tri(len(values), dtype=bool)
   finite = np.all(np.isfinite(values[past]))
   if not finite or not np.all(values[~past] == -np.inf):
     return None
-  diagonal = np.stack([values[i, i] for i in range(length)])
+  diagonal = _diagonal(values)
   step = np.zeros_like(diagonal)
-  for i in range(1, length):
+  for i in range(1, len(values)):
     step[i] = values[i, i - 1] - diagonal[i - 1]
     if not np.allclose(values[i, :i] - values[i - 1, :i], step[i], 1e-3, 1e-4):
       return None
   letters = axes[0] + plain.letters[2:]
-  return _factor_unless_zero(step, letters), _factor_unless_zero(
-    diagonal, letters
-  )
+  difference = _factor_unless_zero(step, letters)
+  return difference, _factor_unless_zero(diagonal, letters)
+
+
+def _diagonal(values: Array) -> Array:
+  """Returns [t, ...] of [t, s, ...] the entries at which t is s."""
+  rows = np.arange(len(values))
+  return values[rows, rows]
 
 
 def _factor_unless_zero(array: Array, letters: str) -> Factor | None:

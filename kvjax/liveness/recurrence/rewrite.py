@@ -180,7 +180,7 @@ class _Rewriter:
     what = 'maximum' if name == 'reduce_max' else 'sum'
     self.notes.append(f'{frame}: a masked product as a {what} over the past.')
     aval = eqn.outvars[0].aval
-    thin = _with_axes(total, letters).astype(aval.dtype)
+    thin = loops.with_axes(total, letters).astype(aval.dtype)
     return TrackedArray(jnp.broadcast_to(thin, aval.shape), None, thin)
 
   def mixture(
@@ -358,10 +358,3 @@ def _sizes(letters: str, shape: Shape) -> dict[str, int]:
 
 def _without(letters: str, axes: Sequence[int]) -> str:
   return ''.join(c for i, c in enumerate(letters) if i not in axes)
-
-
-def _with_axes(factor: Factor, out: str) -> Any:
-  """Returns the array with the axes `out`, of size 1 where it lacks one."""
-  order = [factor.letters.index(c) for c in out if c in factor.letters]
-  missing = [i for i, c in enumerate(out) if c not in factor.letters]
-  return jnp.expand_dims(jnp.transpose(factor.array, order), missing)

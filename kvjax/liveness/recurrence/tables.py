@@ -105,16 +105,16 @@ def form(
   return rule(_Operands(ins, shape, length))
 
 
-class _Operands:
+class _Operands(NamedTuple):
   """Operands of a pointwise equation, each in the forms that it may have."""
 
-  def __init__(
-    self, ins: Sequence[TrackedArray], shape: Shape, length: int
-  ) -> None:
-    self.ins = ins
-    self.shape = shape
-    self.length = length
-    self.letters = letters_of(len(shape))
+  ins: Sequence[TrackedArray]
+  shape: Shape  # of the result
+  length: int
+
+  @property
+  def letters(self) -> str:
+    return letters_of(len(self.shape))
 
   def thin(self, i: int) -> Any:
     """Returns an operand of the result's rank, thin along some positions."""
@@ -161,16 +161,13 @@ class _Operands:
     return None if known is None else np.broadcast_to(known, self.shape)
 
 
-def _mul(operands: _Operands) -> MaskedScore | Product | None:
+def _mul(operands: _Operands) -> Product | None:
   for i in (0, 1):
-    scaled = _scaled(operands, i, 1 - i, np.multiply)
-    if scaled is not None:
-      return scaled
     product = operands.product(i)
     table = operands.table(1 - i)
+    thin = operands.thin(1 - i)
     if product is not None and table is not None:
       return product._replace(weight=product.weight * table)
-    thin = operands.thin(1 - i)
     if product is not None and thin is not None:
       return _times(product, thin)
   return None
@@ -181,36 +178,16 @@ def _times(product: Product, thin: Any) -> Product:
   return product._replace(factors=factors)
 
 
-def _div(operands: _Operands) -> MaskedScore | Product | None:
-  scaled = _scaled(operands, 0, 1, np.divide)
+def _div(operands: _Operands) -> Product | None:
   product = operands.product(0)
   table = operands.table(1)
   thin = operands.thin(1)
-  if scaled is not None or product is None:
-    return scaled
-  if table is not None:
+  if product is not None and table is not None:
     with np.errstate(all='ignore'):
       return product._replace(weight=product.weight / table)
-  if thin is None:
-    return None
-  return _times(product, 1 / thin)
-
-
-def _scaled(operands: _Operands, i: int, j: int, by: Any) -> MaskedScore | None:
-  """Returns a score times a constant that is the same at all positions."""
-  score = operands.ins[i].form
-  scale = operands.thin(j)
-  if not isinstance(score, MaskedScore) or operands.ins[j].known is None:
-    return None
-  positions = [n for n in np.shape(scale) if n == operands.length]
-  if scale is None or positions:
-    return None
-  number = scale.astype(np.float32)
-  row = None if score.row is None else by(score.row, number)
-  with np.errstate(all='ignore'):
-    return score._replace(
-      column=by(score.column, number), bias=by(score.bias, number), row=row
-    )
+  if product is not None and thin is not None:
+    return _times(product, 1 / thin)
+  return None
 
 
 def _add(operands: _Operands) -> MaskedScore | None:
@@ -219,28 +196,19 @@ def _add(operands: _Operands) -> MaskedScore | None:
     table = operands.table(1 - i)
     if score is not None and table is not None:
       return score._replace(bias=score.bias + table)
-  score = operands.score(0)
-  other = operands.score(1)
-  if score is None or other is None:
-    return None
-  if isinstance(operands.ins[1].form, MaskedScore):
-    score, other = other, score
-  return _less(score, -other.column) if other.row is None else None
+  return None
 
 
 def _sub(operands: _Operands) -> MaskedScore | None:
   score = operands.score(0)
   table = operands.table(1)
   thin = operands.thin(1)
-  if score is None or thin is None and table is None:
-    return None
-  if table is not None:
+  if score is not None and table is not None:
     return score._replace(bias=score.bias - table)
-  return _less(score, thin)
-
-
-def _less(score: MaskedScore, row: Any) -> MaskedScore:
-  return score._replace(row=row if score.row is None else score.row + row)
+  if score is None or thin is None:
+    return None
+  row = thin if score.row is None else score.row + thin
+  return score._replace(row=row)
 
 
 def _select(operands: _Operands) -> MaskedScore | Product | None:
@@ -333,23 +301,13 @@ def _outer(
 def visible_bias(product: Product) -> Array | None:
   """Returns the bias of a product's score, -inf where the product is zero.
 
-  None where the product's zeros differ along axes that the score lacks.
+  None where the product has other axes than the score.
   """
   score = product.score
-  if score is None:
+  if score is None or sorted(product.letters) != sorted(score.letters):
     return None
-  zero = product.weight == 0
-  letters = product.letters
-  for c in [c for c in letters if c not in score.letters]:
-    axis = letters.index(c)
-    part = zero.take([0], axis)
-    if np.any(part != zero):
-      return None
-    zero = part.squeeze(axis)
-    letters = letters.replace(c, '')
-  if len(letters) != len(score.letters):
-    return None
-  zero = zero.transpose([letters.index(c) for c in score.letters])
+  order = [product.letters.index(c) for c in score.letters]
+  zero = (product.weight == 0).transpose(order)
   return masked(np.where(zero, -np.inf, score.bias))
 
 
