@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.measuring import clock, peers
+from experiments.measuring import clock, forms, peers
 from experiments.measuring.clock import Entry, Expected, Pace
 from experiments.measuring.model import (
   BLOCKWISE,
@@ -73,7 +73,7 @@ class PromptCase(ModelCase):
       'kvjax uncached': lambda: expected.runner(uncached, without),
     }
     for kernel in self.kernels:
-      call = functools.partial(cached, kernel)
+      call = functools.partial(cached, forms.kernel_of(kernel))
       entries[f'kvjax {kernel}'] = functools.partial(
         expected.runner, call, kernel
       )

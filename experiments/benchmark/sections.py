@@ -94,9 +94,7 @@ def sweep_tiles(run: Run) -> Iterator[Record]:
     for row in tile_sweep.rows(case, pace, chosen.axes):
       yield row
       if row.get('best'):
-        tiles = tuning.Tiles(
-          row['block'], row['stages'], row['splits'], row['merge']
-        )
+        tiles = tuning.Tiles(row['block'], row['stages'], row['splits'])
         table.append((tile_sweep.problem(case), tiles))
   if not table:  # an empty table must not be copied over an older one
     return

@@ -194,10 +194,7 @@ def replay(
         positions,
         form.scoring(q, params.get('relative')),
       )
-      return form.project_output(q, out.astype(h.dtype)), (
-        asked,
-        left,
-      )
+      return form.project_output(q, out.astype(h.dtype)), (asked, left)
 
     x, found = run_layer(
       layer, config.norm, p, x, attention, None, config.residual_scale

@@ -24,10 +24,7 @@ import jax
 from absl import flags
 
 from experiments import launch
-from experiments.benchmark.gpu import (
-  aot_compile,
-  aot_programs,
-)
+from experiments.benchmark.gpu import aot_compile, aot_programs
 from experiments.reporting.blocks import Table, Text
 from experiments.reporting.writer import follow, start
 from kvjax import kernels
