@@ -143,11 +143,9 @@ def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
 
 def reference(case: AttentionCase, drawn: Sequence[Any]) -> np.ndarray:
   """Returns the first row's output `[K, G, 1, E]` in float64."""
-  query, key, value = (x[:1] for x in drawn)
-  filled = {
-    'key': key[:, :, : case.filled],
-    'value': value[:, :, : case.filled],
-  }
+  query, key, value = drawn
+  streams = {'key': key, 'value': value}
+  filled = {name: x[:1, :, : case.filled] for name, x in streams.items()}
   return first_row({'key': query}, filled, case.scoring)
 
 
@@ -227,21 +225,21 @@ def _kernels(
 ) -> list[tuple[str, str, Callable[..., list[jax.Array]]]]:
   """Returns name, kernel and program of each participant of kvjax."""
   query_positions, slot_positions = positions(case)
+  attend = functools.partial(
+    _attend_each,
+    query_positions=query_positions,
+    slot_positions=slot_positions,
+    codec=codec,
+    scoring=case.scoring,
+  )
   ours = []
   for kernel in pace.usable():
     if kernel == 'mosaic_gpu' and case.dtype not in DTYPES:
       continue
     candidates = forms.FORMS if kernel == 'mosaic_gpu' and pace.both else ()
     for form in ('', *candidates):
-      attend = functools.partial(
-        _attend_each,
-        query_positions=query_positions,
-        slot_positions=slot_positions,
-        codec=codec,
-        scoring=case.scoring,
-        kernel=forms.kernel_of(kernel, form),
-      )
-      ours.append((forms.named(kernel, form), kernel, attend))
+      how = functools.partial(attend, kernel=forms.kernel_of(kernel, form))
+      ours.append((forms.named(kernel, form), kernel, how))
   return ours
 
 
