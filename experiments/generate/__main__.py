@@ -19,9 +19,8 @@ from experiments import launch
 from experiments.generate import answer
 from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
-from experiments.measuring.model import step_bytes
+from experiments.measuring.model import array_bytes, step_bytes
 from experiments.reporting import records
-from experiments.training.variants import array_bytes
 from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.parse import DEFAULT, parse_cache
 from kvjax.text import prompts, tokenizer

@@ -9,6 +9,7 @@ its rows, so that nothing is unread merely because it was not computed.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,13 +110,9 @@ def _separate(config, params, tokens, key, gain):
   def run(scenario):
     # One compiled body for all scenarios: equal bits then mean equal values.
     queries, stream, row, keep = scenario
+    pairs = zip(noise.queries, past.queries, strict=True)
     corrupt = Past(
-      tuple(
-        _choose(index < queries, new, old)
-        for index, (new, old) in enumerate(
-          zip(noise.queries, past.queries, strict=True)
-        )
-      ),
+      tuple(_choose(i < queries, *pair) for i, pair in enumerate(pairs)),
       _with_row(past.streams, noise.streams, stream, row, gain),
     )
     logits, read = replay(config, params, tokens, corrupt, keep)
@@ -123,9 +120,8 @@ def _separate(config, params, tokens, key, gain):
 
   nothing, layers = (0, -1, -1, True), len(config.layers)
   scenarios = [nothing, (layers, -1, -1, True), (1, -1, -1, False)]
-  scenarios += [
-    (0, s, row, True) for s in range(leaves) for row in range(count)
-  ]
+  rows = itertools.product(range(leaves), range(count))
+  scenarios += [(0, stream, row, True) for stream, row in rows]
   columns = tuple(jnp.asarray(x) for x in zip(*scenarios, strict=True))
   logits, travelled = jax.lax.map(run, columns)
   change = jnp.max(jnp.abs(logits - logits[:1]), axis=-1)  # [scenarios, T]
@@ -174,12 +170,9 @@ def replay(
 
     def attention(h, index=index, layer=layer, p=p):
       variant, q = layer.attention, p['attention']
-      rotary = variant.rotary
-      table = (
-        None
-        if rotary is None
-        else rotary_table(rotary, positions, tokens.shape[1])
-      )
+      table = None
+      if variant.rotary is not None:
+        table = rotary_table(variant.rotary, positions, tokens.shape[1])
       form = variant.form(h.shape[1], 'expanded')
       asked = form.project_queries(q, h, table)
       left = variant.project_streams(q, h, table)

@@ -92,26 +92,22 @@ def _attention_weights(q, k, v):
 
 
 def _sizes() -> Table:
-  rows = []
-  for name, config in llama_models().items():
-    kept = bytes_per_token(config)
-    query = query_bytes_per_token(config)
-    int8 = bytes_per_token(config, Int8())
-    gibibytes = f'{kept * 131072 / 2**30:.1f} GiB'
-    rows.append(
-      [name, kept, gibibytes, int8, query, f'x {(kept + query) / kept:.1f}']
-    )
+  models = llama_models()
+  rows = [
+    {
+      'attention': name,
+      'kept per token': kept,
+      '128k tokens': f'{kept * 131072 / 2**30:.1f} GiB',
+      'with Int8()': bytes_per_token(models[name], Int8()),
+      'a Q cache would add': query,
+      'and make it': f'x {(kept + query) / kept:.1f}',
+    }
+    for name, (kept, query) in llama_bytes().items()
+  ]
   return Table(
     'Bytes a token leaves behind, at the size of Llama-3-8B in bfloat16',
-    (
-      'attention',
-      'kept per token',
-      '128k tokens',
-      'with Int8()',
-      'a Q cache would add',
-      'and make it',
-    ),
-    rows,
+    tuple(rows[0]),
+    [list(row.values()) for row in rows],
     note='32 layers, 32 heads of 128; GQA 8 kv heads (Llama-3-8B itself), MLA '
     'a latent of 512 and a rotated key of 64 (sizes of DeepSeek-V3).',
   )

@@ -123,9 +123,8 @@ def moved(compiled: jax.stages.Compiled, elements: int) -> list[str]:
   Returns:
     `opcode scope` of each instruction of the scheduled program.
   """
-  text = compiled.as_text() or ''
   found = []
-  for line in text[text.index('ENTRY') :].splitlines():
+  for line in _scheduled(compiled):
     match = _INSTRUCTION.match(line)
     if not match or match[3] in ('parameter', 'bitcast', 'get-tuple-element'):
       continue
@@ -143,10 +142,14 @@ def launches(compiled: jax.stages.Compiled) -> int:
   What only names memory starts nothing; loops, which a decode step on a GPU
   has none of, would count once.
   """
+  matches = map(_OPCODE.match, _scheduled(compiled))
+  return sum(match[1] not in _NAMES for match in matches if match)
+
+
+def _scheduled(compiled: jax.stages.Compiled) -> list[str]:
+  """Returns the instructions that a program starts, in order."""
   text = compiled.as_text() or ''
-  lines = text[text.index('ENTRY') :].splitlines()
-  found = [match[1] for match in map(_OPCODE.match, lines) if match]
-  return sum(name not in _NAMES for name in found)
+  return text[text.index('ENTRY') :].splitlines()
 
 
 def kernel_calls(compiled: jax.stages.Compiled) -> int:
