@@ -148,7 +148,7 @@ def launches(compiled: jax.stages.Compiled) -> int:
 
 def _scheduled(compiled: jax.stages.Compiled) -> list[str]:
   """Returns the instructions that a program starts, in order."""
-  text = compiled.as_text() or ''
+  text: str = compiled.as_text() or ''
   return text[text.index('ENTRY') :].splitlines()
 
 

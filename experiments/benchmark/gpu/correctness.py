@@ -6,7 +6,7 @@ nothing before this check.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -58,9 +58,7 @@ class Problem:
       (*lead, slots, self.value_width),
     ]
 
-  def program(
-    self, kernel: str | Kernel, filled: int | None = None
-  ) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  def program(self, kernel: str | Kernel, filled: int | None = None) -> Any:
     """Returns a jitted function of streams and positions: output and lse.
 
     Args:
