@@ -203,10 +203,9 @@ def _works(kind, config, name, shape, params) -> Iterator[model.ModelCase]:
   A case keeps its random streams, so earlier cases must not stay alive.
   """
   if kind == 'generate':
-    for sizes, kernel in itertools.product(
-      config.generate, config.generate_kernels
-    ):
-      yield GenerateCase(shape, params, *sizes, kernel)
+    for batch, context, tokens in config.generate:
+      for kernel in config.generate_kernels:
+        yield GenerateCase(shape, params, batch, context, tokens, kernel)
   elif kind == 'step':
     transformers = config[name].get('transformers')
     for batch, context in config.steps:

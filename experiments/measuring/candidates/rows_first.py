@@ -6,7 +6,6 @@ library's order needs 21, by compilation), and it has not run on a GPU.
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +39,8 @@ class ProductCase(clock.Case):
     width: input channels.
   """
 
-  record: ClassVar[str] = 'product'
-  fields: ClassVar[tuple[str, ...]] = ('rows', 'out', 'width')
+  record = 'product'
+  fields = ('rows', 'out', 'width')
 
   rows: int
   out: int
