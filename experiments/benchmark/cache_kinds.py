@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.measuring import clock
 from experiments.measuring.clock import Entry, Pace, Runner
@@ -33,7 +32,6 @@ from experiments.measuring.model import (
   write_layers,
 )
 from kvjax.caches.dense import Dense
-from kvjax.caches.kind import Kind
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.parse import parse_cache
@@ -71,11 +69,8 @@ class CacheCase(ModelCase):
     }
 
 
-def _runner(
-  case: CacheCase, capacity: int, kind: Kind, codec: Codec | None
-) -> Runner:
+def _runner(case: CacheCase, capacity: int, kind: Any, codec: Any) -> Runner:
   kind = kind.bind(capacity)
-
   cache = after_context(case, capacity, kind, codec)
   size = step_bytes(case.config, case.params, cache)
   kernel = _default(case, capacity, kind, codec)
@@ -90,9 +85,7 @@ def _runner(
   return Runner(call, size, kernel, error, TOLERANCE)
 
 
-def _default(
-  case: CacheCase, capacity: int, kind: Kind, codec: Codec | None
-) -> str:
+def _default(case: CacheCase, capacity: int, kind: Any, codec: Any) -> str:
   """Returns the kernel that reads the first layer's cache by default."""
   config = dataclasses.replace(case.config, layers=case.config.layers[:1])
   params = {**case.params, 'layers': case.params['layers'][:1]}
@@ -101,16 +94,17 @@ def _default(
   return attending_kernels(step, params, cache, case.token)
 
 
-def _masked(
-  case: CacheCase, capacity: int, kind: Any, codec: Codec | None
-) -> np.ndarray:
+def _masked(case: CacheCase, capacity: int, kind: Any, codec: Any) -> Any:
   """Returns a step's logits by a dense cache and the mask of a kind."""
+  # A kind with a book a layer chooses the `budget - 1` tokens that it keeps.
+  chooses = kind.book_per_layer
 
   def narrowed(layer):
     rule = layer.attention.visibility
-    rule = (
-      rule.narrow(kind.budget) if _chooses(kind) else kind.visible_through(rule)
-    )
+    if chooses:
+      rule = rule.narrow(kind.budget)
+    else:
+      rule = kind.visible_through(rule)
     attention = dataclasses.replace(layer.attention, visibility=rule)
     return dataclasses.replace(layer, attention=attention)
 
@@ -118,7 +112,7 @@ def _masked(
     case.config, layers=tuple(map(narrowed, case.config.layers))
   )
   streams = case.streams
-  if _chooses(kind):
+  if chooses:
     count = kind.budget - 1
     streams = [
       jax.tree.map(lambda x, y: x.at[:, :, -count:].set(y), layer, kept)
@@ -127,18 +121,8 @@ def _masked(
   dense = Dense().bind(capacity)
   cache = init_cache(config, case.batch, capacity, kinds=dense, codec=codec)
   cache = fill(cache, streams)
-  logits, _ = decode_step(
-    config, case.params, cache, case.token, kernel=BLOCKWISE
-  )
-  return np.asarray(logits)
-
-
-def _chooses(kind: Any) -> bool:
-  """Whether a kind chooses the `budget - 1` tokens that it keeps.
-
-  Each layer then has a book for itself.
-  """
-  return kind.book_per_layer
+  masked = dataclasses.replace(case, config=config)
+  return step_calls(masked, cache, BLOCKWISE)()
 
 
 def after_context(
@@ -148,7 +132,7 @@ def after_context(
   cache: Any = init_cache(
     case.config, case.batch, capacity, kinds=kind, codec=codec
   )
-  if not _chooses(kind):
+  if not kind.book_per_layer:
     return fill(cache, case.streams)
   first = jnp.arange(kind.budget - 1, dtype=jnp.int32)[None, None, :]
   first = jnp.broadcast_to(first, (case.batch, 1, kind.budget - 1))

@@ -6,12 +6,13 @@ that all heads share, or for each head a key of `plain + rotary` and a value.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.measuring import attention, clock
 from experiments.measuring.clock import Entry, Expected, Pace
+from experiments.training.variants import array_bytes
 from kvjax.kernels import Scoring
 from kvjax.streams.codecs import Plain
 
@@ -45,23 +46,6 @@ class LatentCase(clock.Case):
   def filled(self) -> int:
     return self.slots
 
-  def widths(self, absorbed: bool) -> tuple[int, dict[str, int]]:
-    """Returns the number of kv heads and the width of each of their streams."""
-    if absorbed:
-      return 1, {'latent': self.latent, 'rotary': self.rotary}
-    return self.heads, {'key': self.plain + self.rotary, 'value': self.plain}
-
-  def bytes(self, absorbed: bool) -> int:
-    """Returns the bytes that attention of one token must read."""
-    heads, widths = self.widths(absorbed)
-    size = self.batch * heads * self.slots * sum(widths.values())
-    return size * jnp.dtype(self.dtype).itemsize
-
-  def scoring(self, absorbed: bool) -> Scoring:
-    """Returns how scores are computed from products."""
-    scale = (self.plain + self.rotary) ** -0.5
-    return Scoring(scale, value='latent') if absorbed else Scoring(scale)
-
   def entries(self, pace: Pace) -> dict[str, Entry]:
     """Returns both forms by each kernel; the expanded ones count as peers.
 
@@ -69,27 +53,26 @@ class LatentCase(clock.Case):
     it. The expanded streams are not what a model would expand the latents to.
     """
     drawn = functools.cache(functools.partial(_draw, self, pace.rotate))
+    query_positions, slot_positions = attention.positions(self)
 
     def entry(kernel, absorbed):
-      queries, copies, expected = drawn(absorbed)
-      query_positions, slot_positions = attention.positions(self)
-
-      def attend(streams):
-        out = attention.attend_streams(
-          queries,
-          streams,
-          query_positions,
-          slot_positions,
-          codec=Plain(),
-          scoring=self.scoring(absorbed),
-          kernel=kernel,
-        )
-        return jax.block_until_ready(out)
-
-      calls = [functools.partial(attend, streams) for streams in copies]
-      call = attention.in_turn(calls)
+      queries, copies, scoring, expected = drawn(absorbed)
+      attend = functools.partial(
+        attention.attend_streams,
+        queries,
+        query_positions=query_positions,
+        slot_positions=slot_positions,
+        codec=Plain(),
+        scoring=scoring,
+        kernel=kernel,
+      )
+      calls = [
+        clock.queued(functools.partial(attend, x), 1, jax.block_until_ready)
+        for x in copies
+      ]
       # The expanded form is a peer, though a kernel of kvjax computes it.
-      return expected.runner(call, kernel if absorbed else '', calls[0]()[0])
+      ours = kernel if absorbed else ''
+      return expected.runner(attention.in_turn(calls), ours, calls[0]()[0])
 
     return {
       f'kvjax {kernel} {form}': functools.partial(entry, kernel, absorbed)
@@ -99,19 +82,22 @@ class LatentCase(clock.Case):
     }
 
 
-def _draw(
-  case: LatentCase, rotate: int, absorbed: bool
-) -> tuple[dict[str, jax.Array], list[dict[str, jax.Array]], Expected]:
-  """Returns normal queries, copies of normal streams, and the first row.
+def _draw(case: LatentCase, rotate: int, absorbed: bool) -> Any:
+  """Returns normal queries, copies of normal streams, scoring and first row.
 
   Queries are `[B, K, G, 1, W]`; streams are `[B, K, S, W]` in `rotate` bytes of
   copies.
   """
-  heads, widths = case.widths(absorbed)
-  lead = (case.batch, heads)
-  shapes = [
-    (*lead, case.heads // heads, 1, width) for width in widths.values()
-  ] + [(*lead, case.slots, width) for width in widths.values()]
+  scale = (case.plain + case.rotary) ** -0.5
+  if absorbed:
+    heads, scoring = 1, Scoring(scale, value='latent')
+    widths = {'latent': case.latent, 'rotary': case.rotary}
+  else:
+    heads, scoring = case.heads, Scoring(scale)
+    widths = {'key': case.plain + case.rotary, 'value': case.plain}
+  rows = case.batch, heads, case.heads // heads, 1
+  slots = case.batch, heads, case.slots
+  shapes = [(*lead, x) for lead in (rows, slots) for x in widths.values()]
   drawn = attention.normal(0, *shapes)
   queries = dict(zip(widths, drawn, strict=False))
   queries.pop('value', None)
@@ -119,11 +105,11 @@ def _draw(
     name: x.astype(case.dtype)
     for name, x in zip(widths, drawn[len(widths) :], strict=True)
   }
-  size = case.bytes(absorbed)
+  size = array_bytes(streams)
   expected = Expected(
-    attention.first_row(queries, streams, case.scoring(absorbed)),
+    attention.first_row(queries, streams, scoring),
     size,
     attention.TOLERANCE[case.dtype],
   )
   copies = attention.copied(streams, max(1, -(-rotate // size)))
-  return queries, copies, expected
+  return queries, copies, scoring, expected

@@ -20,10 +20,8 @@ from experiments.measuring.clock import Entry, Pace
 from experiments.measuring.model import (
   BLOCKWISE,
   ModelCase,
-  cache_read,
   filled,
   step_calls,
-  weights_read,
 )
 from kvjax.attention.grouped import Grouped
 from kvjax.models.config import Layer, ModelConfig
@@ -56,15 +54,16 @@ class LayerCase(ModelCase):
   def entries(self, pace: Pace) -> dict[str, Entry]:
     slots = self.context + pace.room
 
-    def ours(kernel):
-      return step_calls(self, filled(self, slots), kernel)
-
     cache = filled(self, slots)
-    size = weights_read(self.params) + cache_read(cache, self.context)
-    want = step_calls(self, cache, BLOCKWISE)()
-    expected = self.expected(want, size)
+    size = self.read(cache)
+    expected = self.expected(step_calls(self, cache, BLOCKWISE)(), size)
+
+    def ours(kernel):
+      call = step_calls(self, filled(self, slots), kernel)
+      return expected.runner(call, kernel)
+
     entries: dict[str, Entry] = {
-      f'kvjax {kernel}': lambda k=kernel: expected.runner(ours(k), k)
+      f'kvjax {kernel}': functools.partial(ours, kernel)
       for kernel in pace.usable()
       if kernel != 'mosaic_gpu'
     }

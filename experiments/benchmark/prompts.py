@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.measuring import clock, peers
+from experiments.measuring import clock, forms, peers
 from experiments.measuring.clock import Entry, Expected, Pace
 from experiments.measuring.model import (
   BLOCKWISE,
   TOLERANCE,
   ModelCase,
   attending_kernels,
-  cache_read,
   filled,
   weights_read,
 )
@@ -73,7 +72,7 @@ class PromptCase(ModelCase):
       'kvjax uncached': lambda: expected.runner(uncached, without),
     }
     for kernel in self.kernels:
-      call = functools.partial(cached, kernel)
+      call = functools.partial(cached, forms.kernel_of(kernel))
       entries[f'kvjax {kernel}'] = functools.partial(
         expected.runner, call, kernel
       )
@@ -112,21 +111,14 @@ class GenerateCase(ModelCase):
     step = functools.partial(decode_step, config)
     token = jnp.zeros((self.batch,), jnp.int32)
     kernel = self.kernel or attending_kernels(step, params, cache, token)
-    size = weights_read(params) + cache_read(cache, self.context)
+    size = self.read(cache)
     tolerance = TOLERANCE[config.dtype]
 
+    how = {'donate': False, 'block': self.tokens, 'kernel': self.kernel}
+
     def generated():
-      tokens, _ = generate(
-        config,
-        params,
-        cache,
-        logits,
-        self.tokens,
-        donate=False,
-        block=self.tokens,
-        kernel=self.kernel,
-      )
-      return jax.block_until_ready(tokens)
+      result = generate(config, params, cache, logits, self.tokens, **how)
+      return jax.block_until_ready(result[0])
 
     def entry(call):
       error = self.shortfall(cache, logits, call())

@@ -164,13 +164,12 @@ def variant_races(run: Run) -> Iterator[Race]:
   """Yields a step of each variant of the first model, without peers."""
   config = run.config
   shape = model.describe(config[config.models[0]])
-  for (batch, context), name in itertools.product(
-    config.variants.sizes, config.variants.names
-  ):
-    variant = with_attention(shape, name)
-    params = init_params(variant, jax.random.key(0))
-    case = model.StepCase(variant, params, batch, context)
-    yield Race(case, {'variant': name}, alone=True)
+  for batch, context in config.variants.sizes:
+    for name in config.variants.names:
+      variant = with_attention(shape, name)
+      params = init_params(variant, jax.random.key(0))
+      case = model.StepCase(variant, params, batch, context)
+      yield Race(case, {'variant': name}, alone=True)
 
 
 def cache_races(run: Run) -> Iterator[Race]:
@@ -193,34 +192,24 @@ def model_races(kinds: Sequence[str] | None, run: Run) -> Iterator[Race]:
   for kind in kinds or config.get('kinds', KINDS):
     for name, (shape, params) in built.items():
       bar = config[name].get('bar')
-      for case in _works(config, name, shape, params)[kind]:
-        judged = kind != 'prefill' and case.batch == 1
-        yield Race(
-          case, {'model': name}, ('of_floor', bar) if bar and judged else None
-        )
+      for case in _works(kind, config, name, shape, params):
+        judged = bar and kind != 'prefill' and case.batch == 1
+        yield Race(case, {'model': name}, ('of_floor', bar) if judged else None)
 
 
-def _works(
-  config: Any, name: str, shape: Any, params: Any
-) -> dict[str, Iterator[model.ModelCase]]:
-  """Returns the cases of a model by kind, each made when it is measured.
+def _works(kind, config, name, shape, params) -> Iterator[model.ModelCase]:
+  """Yields the cases of a kind of work, each made when it is measured.
 
   A case keeps its random streams, so earlier cases must not stay alive.
   """
-  return {
-    'generate': (
-      GenerateCase(shape, params, batch, context, tokens, kernel)
-      for batch, context, tokens in config.generate
-      for kernel in config.generate_kernels
-    ),
-    'step': (
-      model.StepCase(
-        shape, params, batch, context, config[name].get('transformers')
-      )
-      for batch, context in config.steps
-    ),
-    'prefill': (
-      PromptCase(shape, params, 1, context, config.prompt_kernels)
-      for context in config.prompts
-    ),
-  }
+  if kind == 'generate':
+    for batch, context, tokens in config.generate:
+      for kernel in config.generate_kernels:
+        yield GenerateCase(shape, params, batch, context, tokens, kernel)
+  elif kind == 'step':
+    transformers = config[name].get('transformers')
+    for batch, context in config.steps:
+      yield model.StepCase(shape, params, batch, context, transformers)
+  else:
+    for context in config.prompts:
+      yield PromptCase(shape, params, 1, context, config.prompt_kernels)

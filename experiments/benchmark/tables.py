@@ -62,6 +62,10 @@ def _tabulate(
   return Table(title, tuple(columns), cells, note)
 
 
+def _field(name: str) -> Callable[[Row], Any]:
+  return lambda row: row[name]
+
+
 def _number(name: str, scale: float, digits: int) -> Callable[[Row], float]:
   """Returns the cell of a field times a scale, rounded."""
   return lambda row: round(scale * row[name], digits)
@@ -76,7 +80,7 @@ def timings(title: str, rows: Sequence[Row]) -> Table:
   """Returns a row each: time, bandwidth, share of the floor, ratios."""
   columns: dict[str, Callable[[Row], Any]] = {
     'case': case,
-    'what': lambda row: row['name'],
+    'what': _field('name'),
     'ms': _number('seconds', 1e3, 3),
     'least': _number('fastest', 1e3, 3),
     'GB/s': _number('bandwidth', 1e-9, 1),
@@ -84,10 +88,9 @@ def timings(title: str, rows: Sequence[Row]) -> Table:
     'tokens/s': _optional('tokens_per_second', '.1f'),
     'bar': _bar,
   }
-  if not any('tokens_per_second' in row for row in rows):
-    del columns['tokens/s']
-  if not any('bar' in row for row in rows):
-    del columns['bar']
+  for column, name in {'tokens/s': 'tokens_per_second', 'bar': 'bar'}.items():
+    if not any(name in row for row in rows):
+      del columns[column]
   for peer in dict.fromkeys(name for row in rows for name in row['ratios']):
     columns[peer] = lambda row, peer=peer: (
       f'{row["ratios"][peer]:.1f}x' if peer in row['ratios'] else ''
@@ -105,12 +108,12 @@ def timings(title: str, rows: Sequence[Row]) -> Table:
 
 def checks(title: str, rows: Sequence[Row]) -> Table:
   """Returns a row a problem: errors against float64, and whether it passed."""
-  names = ('groups', 'tokens', 'width', 'value_width', 'dtype', 'rule')
+  names = 'groups tokens width value_width dtype rule softcap'.split()
   errors = ('error', 'error_blockwise', 'lse_error')
   return _tabulate(
     title,
     rows,
-    {name: lambda r, name=name: str(r[name]) for name in (*names, 'softcap')}
+    {name: lambda r, name=name: str(r[name]) for name in names}
     | {name: _optional(name, '.1e') for name in errors}
     | {'': lambda r: 'passed' if r['passed'] else r.get('failed', 'FAILED')},
     'Largest differences from float64; rows of several lengths, NaN in every '
@@ -120,14 +123,9 @@ def checks(title: str, rows: Sequence[Row]) -> Table:
 
 def tiles(title: str, rows: Sequence[Row]) -> Table:
   """Returns the fastest cut of each problem."""
-  cuts = ('block', 'stages', 'splits')
-  return _tabulate(
-    title,
-    rows,
-    {'case': case}
-    | {name: lambda row, name=name: row[name] for name in cuts}
-    | {'us': _number('seconds', 1e6, 1)},
-  )
+  cuts = {name: _field(name) for name in ('block', 'stages', 'splits')}
+  columns = {'case': case, **cuts, 'us': _number('seconds', 1e6, 1)}
+  return _tabulate(title, rows, columns)
 
 
 def overheads(title: str, rows: Sequence[Row]) -> Table:
@@ -136,8 +134,8 @@ def overheads(title: str, rows: Sequence[Row]) -> Table:
     title,
     rows,
     {
-      'layers': lambda row: row['layers'],
-      'what': lambda row: row['name'],
+      'layers': _field('layers'),
+      'what': _field('name'),
       'arrays': _optional('leaves', 'd'),
       'ms': _number('seconds', 1e3, 3),
     },
@@ -245,25 +243,22 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Table:
   """
   old = _timed_rows(before)
   pairs = [
-    {'before': old[key], 'after': row}
+    {**row, 'before': old[key]['seconds']}
     for key, row in _timed_rows(after).items()
     if key in old
   ]
   if not pairs:
     raise ValueError('the two runs have no row in common: nothing to compare.')
-  seconds = lambda pair, run: pair[run]['seconds']
   return _tabulate(
     'Times of two runs',
     pairs,
     {
-      'what': lambda pair: pair['after']['record'],
-      'case': lambda pair: case(pair['after']),
-      'name': lambda pair: pair['after']['name'],
-      'before ms': lambda pair: round(1e3 * seconds(pair, 'before'), 3),
-      'after ms': lambda pair: round(1e3 * seconds(pair, 'after'), 3),
-      'after / before': lambda pair: round(
-        seconds(pair, 'after') / seconds(pair, 'before'), 2
-      ),
+      'what': _field('record'),
+      'case': case,
+      'name': _field('name'),
+      'before ms': _number('before', 1e3, 3),
+      'after ms': _number('seconds', 1e3, 3),
+      'after / before': lambda row: round(row['seconds'] / row['before'], 2),
     },
     'Below 1: the second run is faster. Compare shares of the floor where the '
     'machines differ.',

@@ -69,9 +69,8 @@ class Attention:
   @property
   def sizes(self) -> list[int]:
     """The first arguments of the function of `loop.cc`."""
-    size = SIZES[self.dtype]
     cache = [self.heads, self.groups, self.width, self.slots]
-    return [*cache, self.rotary, size]
+    return [*cache, self.rotary, SIZES[self.dtype]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,14 +15,9 @@ from experiments.measuring.clock import Entry, Expected, Pace
 from kvjax.kernels import Scoring, attend_view
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.streams.codecs import Codec, Int8, Plain
-from kvjax.streams.view import contiguous_view
+from kvjax.streams.view import View, contiguous_view
 
-TOLERANCE = {
-  'float32': 1e-4,
-  'bfloat16': 3e-2,
-  'float16': 3e-3,
-  'int8': 3e-2,
-}
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 3e-3, 'int8': 3e-2}
 MOST = 3_600_000_000  # bytes of memory that the caches of a race occupy
 
 
@@ -148,32 +143,62 @@ def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
 
 def reference(case: AttentionCase, drawn: Sequence[Any]) -> np.ndarray:
   """Returns the first row's output `[K, G, 1, E]` in float64."""
-  query, key, value = (x[:1] for x in drawn)
-  filled = {
-    'key': key[:, :, : case.filled],
-    'value': value[:, :, : case.filled],
-  }
+  query, key, value = drawn
+  streams = {'key': key, 'value': value}
+  filled = {name: x[:1, :, : case.filled] for name, x in streams.items()}
   return first_row({'key': query}, filled, case.scoring)
 
 
 def first_row(
   queries: Mapping[str, Any], streams: Mapping[str, Any], scoring: Scoring
 ) -> np.ndarray:
-  """Returns the first row's attention to all slots in float64.
+  """Returns the first row's attention to all slots; see `attend_float64`."""
+  queries, streams = jax.tree.map(lambda x: x[:1], (queries, streams))
+  slots = np.arange(streams[scoring.value].shape[2])[None]
+  out, _ = attend_float64(queries, streams, slots[:, -1:], slots, scoring)
+  return out[0]
+
+
+def attend_float64(
+  queries: Mapping[str, Any],
+  streams: Mapping[str, Any],
+  query_positions: np.ndarray,
+  slot_positions: np.ndarray,
+  scoring: Scoring,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns output and log-sum-exp by a plain masked softmax in float64.
 
   Args:
     queries: `[B, K, G, T, H]` by the name of the stream that they meet.
     streams: `[B, K, S, H]` by name.
-    scoring: its scale and value stream count, and no mask.
+    query_positions: `[B, T]`, -1 where there is no token.
+    slot_positions: `[B, S]`, -1 where a slot holds no token.
+    scoring: scale, soft-cap, mask and value stream.
   """
-  wide = lambda x: np.asarray(x[0], np.float64)
-  scores = sum(
-    np.einsum('kgth,ksh->kgts', wide(query), wide(streams[name]))
+  is_token = slot_positions >= 0
+  # A weight of 0 times the NaN of an empty slot would be NaN.
+  wide = {
+    name: np.where(is_token[:, None, :, None], np.asarray(x, np.float64), 0)
+    for name, x in streams.items()
+  }
+  scores = scoring.scale * sum(
+    np.einsum('BKGTH,BKSH->BKGTS', np.asarray(query, np.float64), wide[name])
     for name, query in queries.items()
   )
-  scores = np.exp(scores * scoring.scale)
-  weights = scores / scores.sum(-1, keepdims=True)
-  return np.einsum('kgts,kse->kgte', weights, wide(streams[scoring.value]))
+  if scoring.softcap is not None:
+    scores = scoring.softcap * np.tanh(scores / scoring.softcap)
+  row, column = query_positions[:, :, None], slot_positions[:, None, :]
+  seen = scoring.visibility.sees(jnp.asarray(row), jnp.asarray(column))
+  seen = np.asarray(seen) & (row >= 0) & (column >= 0)
+  scores = np.where(seen[:, None, None], scores, -np.inf)
+  top = scores.max(axis=-1, initial=-1e30)
+  weights = np.exp(scores - top[..., None])
+  total = weights.sum(axis=-1)
+  safe = np.where(total > 0, total, 1.0)
+  out = np.einsum(
+    'BKGTS,BKSE->BKGTE', weights / safe[..., None], wide[scoring.value]
+  )
+  return out, np.where(total > 0, top + np.log(safe), -np.inf)
 
 
 def stores(
@@ -200,21 +225,21 @@ def _kernels(
 ) -> list[tuple[str, str, Callable[..., list[jax.Array]]]]:
   """Returns name, kernel and program of each participant of kvjax."""
   query_positions, slot_positions = positions(case)
+  attend = functools.partial(
+    _attend_each,
+    query_positions=query_positions,
+    slot_positions=slot_positions,
+    codec=codec,
+    scoring=case.scoring,
+  )
   ours = []
   for kernel in pace.usable():
     if kernel == 'mosaic_gpu' and case.dtype not in DTYPES:
       continue
     candidates = forms.FORMS if kernel == 'mosaic_gpu' and pace.both else ()
     for form in ('', *candidates):
-      attend = functools.partial(
-        _attend_each,
-        query_positions=query_positions,
-        slot_positions=slot_positions,
-        codec=codec,
-        scoring=case.scoring,
-        kernel=forms.kernel_of(kernel, form),
-      )
-      ours.append((forms.named(kernel, form), kernel, attend))
+      how = functools.partial(attend, kernel=forms.kernel_of(kernel, form))
+      ours.append((forms.named(kernel, form), kernel, how))
   return ours
 
 
@@ -270,8 +295,15 @@ def attend_streams(
 ):
   """Returns attention `[B, K, G, T, E]` to encoded streams of one layer."""
   filled = jnp.max(slot_positions) + 1
-  view = contiguous_view(streams, slot_positions, filled, ordered=True).map(
+  view = encoded_view(codec, streams, slot_positions, filled)
+  return attend_view(queries, query_positions, view, scoring, kernel=kernel)[0]
+
+
+def encoded_view(
+  codec: Codec, streams: dict[str, Any], slot_positions: jax.Array, filled: Any
+) -> View:
+  """Returns the view of the ordered slots of streams that a codec encoded."""
+  return contiguous_view(streams, slot_positions, filled, ordered=True).map(
     lambda x: {name: codec.decode(x[name]) for name in x},
     lambda x: {name: codec.stored(x[name]) for name in x},
   )
-  return attend_view(queries, query_positions, view, scoring, kernel=kernel)[0]

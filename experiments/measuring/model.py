@@ -12,6 +12,7 @@ import numpy as np
 from experiments.measuring import clock, forms, llama_cpp, peers
 from experiments.measuring.attention import normal
 from experiments.measuring.clock import Entry, Expected, Pace
+from experiments.training.variants import array_bytes
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
 from kvjax.decoding.allocate import init_cache
@@ -84,11 +85,20 @@ class ModelCase(clock.Case):
   @functools.cached_property
   def streams(self) -> Streams:
     """The context's streams of each layer."""
-    layers = range(len(self.config.layers))
-    draw = functools.partial(
-      layer_streams, self.config, self.batch, self.context
-    )
-    return list(map(draw, layers))
+    layers = []
+    for index, layer in enumerate(self.config.layers):
+      streams = layer.attention.streams()
+      shapes = [
+        (self.batch, x.heads, self.context, x.width) for x in streams.values()
+      ]
+      layers.append(dict(zip(streams, normal(index, *shapes), strict=True)))
+    return layers
+
+  def read(self, cache: Cache, params: Mapping[str, Any] | None = None) -> int:
+    """Returns bytes that a step reads: of weights, and of filled slots."""
+    slots = cache.books[0].positions.shape[2]
+    stored = array_bytes(cache.stores) * self.context // slots
+    return weights_read(self.params if params is None else params) + stored
 
   def expected(self, want: Any, size: int, times: int = 1) -> Expected:
     """Returns what runners must compute, as exactly as the dtype allows."""
@@ -122,9 +132,9 @@ class StepCase(ModelCase):
     coded = functools.cache(lambda: quantize(self.params))
 
     def prepare(weights, kernel, codec):
-      cache = filled(self, self.context + pace.room, codec=codec)
+      cache = filled(self, self.context + pace.room, codec)
       call = step_calls(self, cache, kernel, pace.calls, weights)
-      return call, weights_read(weights) + cache_read(cache, self.context)
+      return call, self.read(cache, weights)
 
     @functools.cache
     def expected(codec, narrow):
@@ -142,29 +152,22 @@ class StepCase(ModelCase):
     entries: dict[str, Entry] = {
       way.name: functools.partial(ours, way) for way in _ways(self, pace)
     }
-    if not pace.alone:
-      plain = functools.partial(expected, None, False)
-      entries |= self._peers(pace, plain)
-    return entries
+    if pace.alone:
+      return entries
+    torch_model = functools.cache(
+      lambda: peers.torch_model(self.config, self.params)
+    )
 
-  def _peers(
-    self, pace: Pace, expected: Callable[[], Expected]
-  ) -> dict[str, Entry]:
-    @functools.cache
-    def torch_model():
-      return peers.torch_model(self.config, self.params)
-
-    def entry(kind):
+    def theirs(kind):
       slots = self.context + pace.room
       call = peers.torch_decode(
         torch_model(), kind, self.streams, self.token, slots, pace.calls
       )
-      return expected().runner(call)
+      return expected(None, False).runner(call)
 
     kinds = peers.caches() if self.transformers is None else self.transformers
-    entries: dict[str, Entry] = {}
     for kind in () if peers.absent() else kinds:
-      entries[f'transformers {kind}'] = functools.partial(entry, kind)
+      entries[f'transformers {kind}'] = functools.partial(theirs, kind)
     return entries | llama_cpp.entries(
       self.config,
       self.params,
@@ -221,30 +224,10 @@ def decoded(params: Mapping[str, Any]) -> Any:
   )
 
 
-def layer_streams(
-  config: ModelConfig, batch: int, context: int, index: int
-) -> dict[str, jax.Array]:
-  """Returns normal streams `[B, K, S, W]` of a layer by name."""
-  streams = config.layers[index].attention.streams()
-  shapes = [(batch, x.heads, context, x.width) for x in streams.values()]
-  return dict(zip(streams, normal(index, *shapes), strict=True))
-
-
-def filled(
-  case: ModelCase, slots: int, kinds: Any = None, codec: Codec | None = None
-) -> Cache:
-  """Returns a cache after the context of a case.
-
-  Args:
-    case: the model and its streams.
-    slots: that the cache needs at least.
-    kinds: as in `init_cache`: a kind that stores every token.
-    codec: of the cache.
-  """
+def filled(case: ModelCase, slots: int, codec: Codec | None = None) -> Cache:
+  """Returns a cache of at least `slots` after the context of a case."""
   capacity = aligned(slots)
-  cache = init_cache(
-    case.config, case.batch, capacity, kinds=kinds, codec=codec
-  )
+  cache = init_cache(case.config, case.batch, capacity, codec=codec)
   return fill(cache, case.streams)
 
 
@@ -319,12 +302,6 @@ def weights_read(params: Mapping[str, Any]) -> int:
   return array_bytes(params) - skip
 
 
-def cache_read(cache: Cache, context: int) -> int:
-  """Returns bytes of the filled slots."""
-  slots = cache.books[0].positions.shape[2]
-  return array_bytes(cache.stores) * context // slots
-
-
 def step_bytes(
   config: ModelConfig, params: Mapping[str, Any], cache: Cache
 ) -> int:
@@ -344,11 +321,6 @@ def step_bytes(
       live += float(jnp.mean(is_token)) * array_bytes(store)
   crossed = array_bytes(cache.cross or ())
   return planned.active_params_bytes + round(live) + crossed
-
-
-def array_bytes(tree: Any) -> int:
-  """Returns the bytes of all arrays of a tree."""
-  return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 def attending_kernels(program: Callable[..., Any], *args: Any) -> str:

@@ -54,6 +54,7 @@ class Published:
 
 
 _BOOK = 'scaling book, a bound itself'
+_INT8 = f'{_BOOK}, int8 cache'
 _FAST = 'gpt-fast, measured, card at 330 W'
 _LLAMA_13B = {1: 4.98, 8: 12.13, 16: 20.30, 32: 36.65, 64: 69.33, 240: 249.09}
 PUBLISHED = (
@@ -62,20 +63,8 @@ PUBLISHED = (
     for rows, ms in _LLAMA_13B.items()
   ),
   Published('llama-3-8b', 'A100-80', 1, 1, 128, 1 / 93.9, _FAST),
-  Published(
-    'llama-3-70b',
-    'TPU v5e',
-    8,
-    32,
-    8192,
-    17e-3,
-    f'{_BOOK}, int8 cache',
-    weight_bytes=1,
-    cache_bytes=1,
-  ),
-  Published(
-    'llama-2-70b', 'A100-80', 1, 1, 128, 1 / 19.1, _FAST, weight_bytes=1
-  ),
+  Published('llama-3-70b', 'TPU v5e', 8, 32, 8192, 17e-3, _INT8, 1, 1),
+  Published('llama-2-70b', 'A100-80', 1, 1, 128, 1 / 19.1, _FAST, 1),
 )
 
 
@@ -90,22 +79,14 @@ def intensities(load: Load, card: Device) -> Part:
     attention = config.layers[-1].attention
     elements, operations = attention_core(attention)
     a_byte = intensity(attention)
-    rows.append(
-      {
-        'record': 'intensity',
-        'name': name,
-        'elements': elements,
-        'operations': operations,
-        'bfloat16': a_byte,
-        'int8': 2 * a_byte,
-        'tokens': ridge / a_byte,
-      }
-    )
-  names = list(rows[0])[1:]
+    row = {'record': 'intensity', 'name': name}
+    row |= {'elements': elements, 'operations': operations}
+    row |= {'bfloat16': a_byte, 'int8': 2 * a_byte, 'tokens': ridge / a_byte}
+    rows.append(row)
   return rows, Table(
     'Attention, a cached token and layer',
     ('', 'elements', 'operations', 'a byte', 'int8', 'tokens at the ridge'),
-    [[_round(row[name]) for name in names] for row in rows],
+    [list(map(_round, list(row.values())[1:])) for row in rows],
     f'{card.name}: {ridge:.0f} operations in the time of a byte. With more '
     'tokens a row than the last column (drafts, a short extension) attention '
     f'waits for arithmetic; projections from {ridge:.0f} rows in bfloat16, '
@@ -121,17 +102,12 @@ def predictions(load: Load, card: Device) -> Part:
     for cards in CARDS
     for batch in ROWS
   ]
-  cells = [
-    [
-      row['name'],
-      row['cards'],
-      row['batch'],
-      *(round(1e3 * row[name], 2) for name in TIMES),
-      round(row['batch'] / row['seconds']),
-      '' if row['fits'] else 'does not fit',
-    ]
-    for row in rows
-  ]
+  cells = []
+  for row in rows:
+    times = [round(1e3 * row[name], 2) for name in TIMES]
+    speed = round(row['batch'] / row['seconds'])
+    fits = '' if row['fits'] else 'does not fit'
+    cells.append([row['name'], row['cards'], row['batch'], *times, speed, fits])
   return rows, Table(
     f'Least step on {card.name}, {CONTEXT:,} tokens a row',
     ('', 'cards', 'rows', 'ms', *TIMES[1:], 'tokens/s', ''),
@@ -142,14 +118,7 @@ def predictions(load: Load, card: Device) -> Part:
   )
 
 
-def _predict(
-  name: str,
-  config: ModelConfig,
-  weight_bytes: int,
-  card: Device,
-  cards: int,
-  batch: int,
-) -> Row:
+def _predict(name, config, weight_bytes, card, cards, batch) -> Row:
   bound = roofline(
     config,
     batch_size=batch,
@@ -185,9 +154,9 @@ def published(load: Load) -> Part:
       weight_bytes=step.weight_bytes,
       cache_bytes=step.cache_bytes,
     )
-    row = dataclasses.asdict(step) | {'bound': bound.seconds}
+    row = {'record': 'published', **dataclasses.asdict(step)}
     del row['weight_bytes'], row['cache_bytes']
-    rows.append({'record': 'published', **row})
+    rows.append(row | {'bound': bound.seconds})
   cells = [
     [
       row['name'],
@@ -208,9 +177,8 @@ def published(load: Load) -> Part:
 def curves(records: Sequence[Row]) -> tuple[Block, ...]:
   """Returns the exponents of growth, and the curves."""
   points: dict[str, dict[int, Row]] = {}
-  for row in records:
-    if row['record'] == 'growth':
-      points.setdefault(row['axis'], {})[row['at']] = row
+  for row in (row for row in records if row['record'] == 'growth'):
+    points.setdefault(row['axis'], {})[row['at']] = row
   series: dict[str, dict[float, float]] = {
     axis: {size: 1e3 * row['seconds'] for size, row in rows.items()}
     for axis, rows in points.items()

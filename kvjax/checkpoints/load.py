@@ -178,8 +178,11 @@ def _with_progress(sources: list[ParamSource]) -> Iterator[ParamSource]:
   from rich.console import Console
   from rich.progress import DownloadColumn, Progress
 
-  columns = (*Progress.get_default_columns(), DownloadColumn())
-  with Progress(*columns, console=Console(stderr=True)) as bar:
+  with Progress(
+    *Progress.get_default_columns(),
+    DownloadColumn(),
+    console=Console(stderr=True),
+  ) as bar:
     task = bar.add_task('Loading', total=sum(sizes))
     for source, size in zip(sources, sizes, strict=True):
       yield source

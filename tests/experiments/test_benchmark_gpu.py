@@ -190,24 +190,24 @@ def test_a_transpose_of_the_cache_is_seen():
     'smallest_leaf': 8,
     'largest_leaf': 8,
   }
-  assert aot_programs._failed(record) == [
+  assert aot_programs.failures(record) == [
     'peak within 5 %',
     'no copy, no transpose',
     'nothing moved',
   ]
   good = record | {'ratio': 1.005, 'moved': []}
-  assert not aot_programs._failed(good)
-  assert aot_programs._failed(
+  assert not aot_programs.failures(good)
+  assert aot_programs.failures(
     good | {'temporaries': 8, 'spills': 4, 'alias': 4}
   )
   prefill = good | {'record': 'prefill', 'ratio': 1.08, 'temporaries': 80}
-  assert not aot_programs._failed(prefill)
-  assert aot_programs._failed(prefill | {'ratio': 0.999}) == [
+  assert not aot_programs.failures(prefill)
+  assert aot_programs.failures(prefill | {'ratio': 0.999}) == [
     'peak within 10 %'
   ]
   alone = {'form': 'inside', 'launches': 5, 'kernels': 1, 'spills': 0}
-  assert aot_programs._kernel_failed(alone, 5) == ['fewer launches']
-  assert not aot_programs._kernel_failed(alone, 6)
+  assert aot_programs.kernel_failures(alone, 5) == ['fewer launches']
+  assert not aot_programs.kernel_failures(alone, 6)
 
 
 @pytest.mark.parametrize('version', ('0_10_2', '0_11_2'))

@@ -16,10 +16,10 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
+from unittest import mock
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -92,33 +92,21 @@ def assembler() -> Iterator[Callable[[], dict[str, int]]]:
   """
   with tempfile.TemporaryDirectory() as folder:
     names = {'MOSAIC_GPU_DUMP_PTXAS': '1', 'MOSAIC_GPU_DUMP_TO': folder}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
 
-    def reports() -> dict[str, int]:
-      found = sorted(pathlib.Path(folder).glob('*.ptxas'))
-      texts = [path.read_text() for path in found]
-      for path in found:
+    def reports():
+      text = ''
+      for path in sorted(pathlib.Path(folder).glob('*.ptxas')):
+        text += path.read_text()
         path.unlink()
-      return _summed(texts)
+      registers = list(map(int, _REGISTERS.findall(text)))
+      return {
+        'kernels': len(registers),
+        'registers': max(registers, default=0),
+        'spills': sum(int(n) for pair in _SPILLS.findall(text) for n in pair),
+      }
 
-    try:
+    with mock.patch.dict(os.environ, names):  # which restores both afterwards
       yield reports
-    finally:
-      for name, value in before.items():
-        os.environ.pop(name)
-        if value is not None:
-          os.environ[name] = value
-
-
-def _summed(texts: list[str]) -> dict[str, int]:
-  registers = [int(x) for text in texts for x in _REGISTERS.findall(text)]
-  spills = [x for text in texts for x in _SPILLS.findall(text)]
-  return {
-    'kernels': len(registers),
-    'registers': max(registers, default=0),
-    'spills': sum(int(store) + int(load) for store, load in spills),
-  }
 
 
 def moved(compiled: jax.stages.Compiled, elements: int) -> list[str]:
@@ -135,9 +123,8 @@ def moved(compiled: jax.stages.Compiled, elements: int) -> list[str]:
   Returns:
     `opcode scope` of each instruction of the scheduled program.
   """
-  text = compiled.as_text() or ''
   found = []
-  for line in text[text.index('ENTRY') :].splitlines():
+  for line in _scheduled(compiled):
     match = _INSTRUCTION.match(line)
     if not match or match[3] in ('parameter', 'bitcast', 'get-tuple-element'):
       continue
@@ -155,31 +142,19 @@ def launches(compiled: jax.stages.Compiled) -> int:
   What only names memory starts nothing; loops, which a decode step on a GPU
   has none of, would count once.
   """
-  text = compiled.as_text() or ''
-  lines = text[text.index('ENTRY') :].splitlines()
-  found = [match[1] for match in map(_OPCODE.match, lines) if match]
-  return sum(name not in _NAMES for name in found)
+  matches = map(_OPCODE.match, _scheduled(compiled))
+  return sum(match[1] not in _NAMES for match in matches if match)
+
+
+def _scheduled(compiled: jax.stages.Compiled) -> list[str]:
+  """Returns the instructions that a program starts, in order."""
+  text: str = compiled.as_text() or ''
+  return text[text.index('ENTRY') :].splitlines()
 
 
 def kernel_calls(compiled: jax.stages.Compiled) -> int:
   """Returns how many Mosaic kernels a program calls."""
   return (compiled.as_text() or '').count('custom_call_target="mosaic_gpu')
-
-
-class LeafSize(NamedTuple):
-  """Elements and bytes of one leaf."""
-
-  size: int
-  nbytes: int
-
-
-def leaf_sizes(cache: Any) -> tuple[LeafSize, LeafSize]:
-  """Returns the sizes of the smallest and the largest stream of the stores."""
-  sizes = [
-    LeafSize(x.size, x.size * np.dtype(x.dtype).itemsize)
-    for x in jax.tree.leaves(cache.stores)
-  ]
-  return min(sizes), max(sizes)
 
 
 def name_of(path: str | pathlib.Path) -> dict[str, str]:

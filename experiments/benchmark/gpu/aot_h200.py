@@ -24,10 +24,7 @@ import jax
 from absl import flags
 
 from experiments import launch
-from experiments.benchmark.gpu import (
-  aot_compile,
-  aot_programs,
-)
+from experiments.benchmark.gpu import aot_compile, aot_programs
 from experiments.reporting.blocks import Table, Text
 from experiments.reporting.writer import follow, start
 from kvjax import kernels
@@ -40,11 +37,26 @@ _WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
 
 
 SHOWN = (
-    'variant', 'layers', 'kernel', 'form', 'batch_size', 'capacity',
-    'new_tokens_per_step', 'groups', 'tokens', 'width', 'dtype', 'ratio',
-    'peak', 'temporaries', 'planned_temporaries', 'launches', 'registers',
-    'spills', 'failed',
-)  # fmt: skip
+  'variant',
+  'layers',
+  'kernel',
+  'form',
+  'batch_size',
+  'capacity',
+  'new_tokens_per_step',
+  'groups',
+  'tokens',
+  'width',
+  'dtype',
+  'ratio',
+  'peak',
+  'temporaries',
+  'planned_temporaries',
+  'launches',
+  'registers',
+  'spills',
+  'failed',
+)
 
 
 def table(title: str, records: list[dict[str, Any]]) -> Table:

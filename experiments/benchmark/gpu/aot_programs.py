@@ -2,27 +2,24 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.gpu import aot_compile
+from experiments.benchmark.gpu.correctness import Problem
 from experiments.measuring import forms
 from experiments.measuring.variants import with_attention
 from kvjax.checkpoints.load import load_config
 from kvjax.decoding.allocate import init_cache
-from kvjax.kernels import Kernel, Scoring, attend_view
 from kvjax.memory.compiled.calls import compile_call
 from kvjax.memory.compiled.measurement import measure
-from kvjax.memory.planning import MemoryPlan
 from kvjax.memory.planning import plan as plan_of
 from kvjax.models.config import ModelConfig
-from kvjax.streams.codecs import Plain
-from kvjax.streams.view import contiguous_view
-from kvjax.streams.visibility import Visibility
 
+Record = dict[str, Any]
 Reports = Callable[[], dict[str, int]]
 
 STEPS = (  # variant, kernel, its form, batch, capacity
@@ -51,7 +48,7 @@ OTHERS = (  # model, layers, batch, capacity, tokens
   ('deepseek-v3', 4, 1, 4096, 1024),
   ('llama-3.2-1b', 0, 2, 8192, 4096),
 )
-# Groups, tokens, key width, value width, dtype, rule, softcap.
+# The fields of a `Problem` each.
 KERNELS: tuple[Any, ...] = (
   (4, 1, 128, 128, 'bfloat16', {}, None),
   (8, 4, 128, 128, 'bfloat16', {}, None),
@@ -65,205 +62,161 @@ ROWS, HEADS, SLOTS = 8, 8, 4096  # of a kernel by itself
 # A plan is an upper bound: per cent of XLA's peak by which it may exceed it.
 WITHIN = {'step': 5, 'prefill': 10}
 
+# What must hold of a record, by the words that name a failure of it.
+Rules = Mapping[str, Callable[[Record], bool]]
+_PLANNED: Rules = {
+  'alias is the cache': lambda r: r['alias'] == r['cache'],
+  'arguments': lambda r: r['arguments'] == r['planned_arguments'],
+  'outputs': lambda r: r['outputs'] == r['planned_outputs'],
+}
+_STEP: Rules = {
+  'no copy, no transpose': lambda r: (
+    not any(op.startswith(('copy', 'transpose')) for op in r['moved'])
+  ),
+  'no spills': lambda r: not r['spills'],  # 0 kernels: assembled before
+}
+_IN_PLACE: Rules = {
+  'no room for a copy': lambda r: r['temporaries'] < r['smallest_leaf'],
+  'nothing moved': lambda r: not r['moved'],
+  'a kernel a layer': lambda r: r['calls'] == r['layers'],
+}
+# Temporaries are the values of one layer without those of empty slots.
+_IN_BLOCKS: Rules = {
+  'one leaf at a time': lambda r: r['temporaries'] < 1.5 * r['largest_leaf']
+}
+
+
+def failures(record: Record) -> list[str]:
+  """Returns what does not hold of a step or a prefill."""
+  kind = record['record']
+  within = WITHIN[kind]
+  rules = {
+    **_PLANNED,
+    f'peak within {within} %': lambda r: 0 <= r['ratio'] - 1 <= within / 100,
+  }
+  if kind == 'step':
+    in_place = record['kernel'] == 'mosaic_gpu'
+    rules |= {**_STEP, **(_IN_PLACE if in_place else _IN_BLOCKS)}
+  return [name for name, holds in rules.items() if not holds(record)]
+
+
+def kernel_failures(record: Record, launches: int) -> list[str]:
+  """Returns what does not hold; `launches` of the form that merges after."""
+  fewer = record['form'] == 'after' or record['launches'] < launches
+  held = {
+    'no spills': record['kernels'] and not record['spills'],
+    'fewer launches': fewer,
+  }
+  return [name for name, holds in held.items() if not holds]
+
 
 def steps(
   model: ModelConfig, sharding: Any, reports: Reports
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
   """Yields a record of each decode step."""
-  for variant, kernel, form, batch, capacity in STEPS:
-    config = with_attention(model, variant)
+  for variant, kernel, form, *sizes in STEPS:
     named = {'record': 'step', 'variant': variant, 'kernel': kernel}
-    named['form'] = form
-    sizes = {'batch_size': batch, 'capacity': capacity}
-    yield _compared(named, config, sizes, sharding, reports)
+    config = with_attention(model, variant)
+    yield _compare(named | {'form': form}, config, sizes, sharding, reports)
 
 
 def prefills(
   model: ModelConfig, few: int, sharding: Any, reports: Reports
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
   """Yields a record of each prefill, of `few` layers and of the whole model."""
   for layers in dict.fromkeys((few, len(model.layers))):
     for variant, *sizes in PREFILLS:
-      config = _of(with_attention(model, variant), layers)
-      yield _prefill(variant, config, sizes, sharding, reports)
+      config = with_attention(model, variant)
+      yield _prefill(variant, config, layers, sizes, sharding, reports)
   for name, layers, *sizes in OTHERS:
-    config = load_config(name)
-    config = _of(config, layers or len(config.layers))
-    yield _prefill(name, config, sizes, sharding, reports)
+    yield _prefill(name, load_config(name), layers, sizes, sharding, reports)
 
 
-def _of(model: ModelConfig, layers: int) -> ModelConfig:
-  return dataclasses.replace(model, layers=model.layers[:layers])
+def _prefill(name, config, layers, sizes, sharding, reports) -> Record:
+  if layers:
+    config = dataclasses.replace(config, layers=config.layers[:layers])
+  named = {'record': 'prefill', 'variant': name, 'kernel': 'blockwise'}
+  return _compare(named, config, sizes, sharding, reports)
 
 
-def _prefill(variant, config, sizes, sharding, reports) -> dict[str, Any]:
-  batch, capacity, tokens = sizes
-  named = {'record': 'prefill', 'variant': variant, 'kernel': 'blockwise'}
+def _compare(named, config, sizes, sharding, reports) -> Record:
+  """Returns the record of one call, compiled and planned, and what fails.
+
+  Args:
+    named: the first fields of the record.
+    config: of the model.
+    sizes: batch, capacity and, of a prefill, tokens.
+    sharding: of `aot_compile.device`.
+    reports: of `aot_compile.assembler`.
+  """
+  batch, capacity, *more_tokens = sizes
   call = {'batch_size': batch, 'capacity': capacity}
-  call['new_tokens_per_step'] = tokens
-  return _compared(named, config, call, sharding, reports)
-
-
-def _compared(
-  named: dict[str, Any],
-  config: ModelConfig,
-  sizes: dict[str, Any],
-  sharding: Any,
-  reports: Reports,
-) -> dict[str, Any]:
-  """Returns the record of one call, compiled and planned, and what fails."""
-  kernel = named['kernel']
+  if more_tokens:
+    (call['new_tokens_per_step'],) = more_tokens
   begun = time.perf_counter()
-  chosen = forms.kernel_of(kernel, named.get('form', ''))
-  compiled = compile_call(config, kernel=chosen, sharding=sharding, **sizes)
+  kernel = forms.kernel_of(named['kernel'], named.get('form', ''))
+  compiled = compile_call(config, kernel=kernel, sharding=sharding, **call)
+  seconds = round(time.perf_counter() - begun, 1)
+  plan = plan_of(config, backend='gpu', kernel=named['kernel'], **call)
+  measured = measure(compiled)
+  cache: Any = jax.eval_shape(lambda: init_cache(config, batch, capacity))
+  ids = 4 * batch * call.get('new_tokens_per_step', 1)
+  logits = 4 * batch * config.vocab_size
+  pointers = 8 * (1 + len(jax.tree.leaves(cache)))  # to logits and leaves
   record = {
     **named,
-    **sizes,
+    **call,
     'layers': len(config.layers),
-    'seconds': round(time.perf_counter() - begun, 1),
+    'seconds': seconds,
     **reports(),
-  }
-  plan = plan_of(config, backend='gpu', kernel=kernel, **sizes)
-  tokens = sizes.get('new_tokens_per_step', 1)
-  batch, capacity = sizes['batch_size'], sizes['capacity']
-  cache = jax.eval_shape(lambda: init_cache(config, batch, capacity))
-  record |= _sizes(compiled, plan, cache, tokens, config.vocab_size)
-  if named['record'] == 'step':
-    record |= _structure(compiled, cache)
-  return record | {'failed': _failed(record)}
-
-
-def _sizes(
-  compiled: jax.stages.Compiled,
-  plan: MemoryPlan,
-  cache: Any,
-  tokens: int,
-  vocab_size: int,
-) -> dict[str, Any]:
-  found = measure(compiled)
-  batch, leaves = cache.batch_size, len(jax.tree.leaves(cache))
-  return {
-    'arguments': found.arguments,
-    'planned_arguments': plan.params_bytes
-    + plan.cache_bytes
-    + 4 * batch * tokens,
-    'outputs': found.outputs,
-    # Logits, and a table of pointers to them and the leaves.
-    'planned_outputs': plan.cache_bytes
-    + 4 * batch * vocab_size
-    + 8 * (1 + leaves),
-    'alias': found.alias,
+    'arguments': measured.arguments,
+    'planned_arguments': plan.params_bytes + plan.cache_bytes + ids,
+    'outputs': measured.outputs,
+    'planned_outputs': plan.cache_bytes + logits + pointers,
+    'alias': measured.alias,
     'cache': plan.cache_bytes,
-    'temporaries': found.temporaries,
+    'temporaries': measured.temporaries,
     'planned_temporaries': plan.temporaries_bytes,
-    'peak': found.peak,
+    'peak': measured.peak,
     'planned_peak': plan.total_bytes,
-    'ratio': plan.total_bytes / found.peak,
+    'ratio': plan.total_bytes / measured.peak,
   }
-
-
-def _structure(compiled: jax.stages.Compiled, cache: Any) -> dict[str, Any]:
-  small, large = aot_compile.leaf_sizes(cache)
-  return {
-    'smallest_leaf': small.nbytes,
-    'largest_leaf': large.nbytes,
-    'calls': aot_compile.kernel_calls(compiled),
-    'launches': aot_compile.launches(compiled),
-    'moved': aot_compile.moved(compiled, small.size),
-  }
-
-
-def _failed(record: dict[str, Any]) -> list[str]:
-  """Returns what does not hold of a step or a prefill."""
-  within = WITHIN[record['record']]
-  held = {
-    'alias is the cache': record['alias'] == record['cache'],
-    'arguments': record['arguments'] == record['planned_arguments'],
-    'outputs': record['outputs'] == record['planned_outputs'],
-    f'peak within {within} %': 0 <= record['ratio'] - 1 <= within / 100,
-  }
-  if record['record'] == 'step':
-    held |= _held(record)
-  return [name for name, holds in held.items() if not holds]
-
-
-def _held(record: dict[str, Any]) -> dict[str, bool]:
-  """Returns what holds of a step's program beside its sizes."""
-  held = {
-    'no copy, no transpose': not any(
-      op.startswith(('copy', 'transpose')) for op in record['moved']
-    ),
-    'no spills': not record['spills'],  # 0 kernels: assembled before
-  }
-  if record['kernel'] == 'mosaic_gpu':
-    held |= {
-      'no room for a copy': record['temporaries'] < record['smallest_leaf'],
-      'nothing moved': not record['moved'],
-      'a kernel a layer': record['calls'] == record['layers'],
+  if named['record'] == 'step':
+    leaves = jax.tree.leaves(cache.stores)
+    leaf_bytes = [x.size * x.dtype.itemsize for x in leaves]
+    smallest = min(x.size for x in leaves)
+    record |= {
+      'smallest_leaf': min(leaf_bytes),
+      'largest_leaf': max(leaf_bytes),
+      'calls': aot_compile.kernel_calls(compiled),
+      'launches': aot_compile.launches(compiled),
+      'moved': aot_compile.moved(compiled, smallest),
     }
-  else:  # beside the cache: values without those of empty slots, of one layer
-    held['one leaf at a time'] = (
-      record['temporaries'] < 1.5 * record['largest_leaf']
-    )
-  return held
+  return record | {'failed': failures(record)}
 
 
-def alone(sharding: Any, reports: Reports) -> Iterator[dict[str, Any]]:
+def alone(sharding: Any, reports: Reports) -> Iterator[Record]:
   """Yields a record of each kernel by itself, in each of its forms."""
-  for groups, tokens, width, value, dtype, rule, softcap in KERNELS:
-    scoring = Scoring(
-      width**-0.5,
-      softcap=softcap,
-      visibility=Visibility(**rule),
-    )
-    lead = ROWS, HEADS
-    shapes = (
-      ((*lead, groups, tokens, width), dtype),
-      ((*lead, SLOTS, width), dtype),
-      ((*lead, SLOTS, value), dtype),
-      ((ROWS, tokens), jnp.int32),
-      ((ROWS, 1, SLOTS), jnp.int32),
-    )
-    given = [
+  for fields in KERNELS:
+    problem = Problem(*fields)
+    shapes = [(x, problem.dtype) for x in problem.shapes(ROWS, HEADS, SLOTS)]
+    shapes.append(((ROWS, problem.tokens), jnp.int32))
+    shapes.append(((ROWS, 1, SLOTS), jnp.int32))
+    inputs = [
       jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes
     ]
-    described = {
-        'groups': groups, 'tokens': tokens, 'width': width,
-        'value_width': value, 'dtype': dtype, 'rule': rule, 'softcap': softcap,
-    }  # fmt: skip
     launches = {}
     for form in FORMS:
       candidate = '' if form == 'after' else form
-      chosen = forms.kernel_of('mosaic_gpu', candidate)
-      compiled = jax.jit(_attend(scoring, chosen)).lower(*given).compile()
+      kernel = forms.kernel_of('mosaic_gpu', candidate)
+      compiled = problem.program(kernel, SLOTS).lower(*inputs).compile()
       launches[form] = aot_compile.launches(compiled)
       record = {
         'record': 'kernel',
-        **described,
+        **dataclasses.asdict(problem),
         'form': form,
         'launches': launches[form],
         'temporaries': measure(compiled).temporaries,
         **reports(),
       }
-      yield record | {'failed': _kernel_failed(record, launches['after'])}
-
-
-def _kernel_failed(record: dict[str, Any], launches: int) -> list[str]:
-  """Returns what does not hold; `launches` of the form that merges after."""
-  held = {
-    'no spills': record['kernels'] and not record['spills'],
-    'fewer launches': record['form'] == 'after'
-    or record['launches'] < launches,
-  }
-  return [name for name, holds in held.items() if not holds]
-
-
-def _attend(scoring: Scoring, kernel: str | Kernel) -> Callable[..., Any]:
-  codec = Plain()
-
-  def attend(q, k, v, positions, held):
-    view = contiguous_view({'key': k, 'value': v}, held, SLOTS, ordered=True)
-    view = view.map(dict, lambda x: {n: codec.stored(x[n]) for n in x})
-    return attend_view({'key': q}, positions, view, scoring, kernel=kernel)
-
-  return attend
+      yield record | {'failed': kernel_failures(record, launches['after'])}

@@ -17,11 +17,7 @@ from kvjax.models.config import ModelConfig
 
 
 def measure(
-  config: ModelConfig,
-  kernel: str,
-  batch: int,
-  capacity: int,
-  tokens: int,
+  config: ModelConfig, kernel: str, batch: int, capacity: int, tokens: int
 ) -> dict[str, Any]:
   """Returns planned and found bytes of a step, or of a prefill.
 

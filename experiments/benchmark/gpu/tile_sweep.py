@@ -15,15 +15,11 @@ import jax
 from experiments.measuring import attention, clock, peers
 from experiments.measuring.attention import AttentionCase
 from experiments.measuring.candidates import mosaic_gpu_inside
-from experiments.measuring.candidates.mosaic_gpu_inside import (
-  CLUSTER,
-  PORTABLE,
-)
+from experiments.measuring.candidates.mosaic_gpu_inside import CLUSTER, PORTABLE
 from experiments.measuring.clock import Pace
 from kvjax.kernels import Scoring
 from kvjax.kernels.hopper import launch
 from kvjax.kernels.hopper.tuning import Problem, Tiles
-from kvjax.streams.view import contiguous_view
 
 BLOCKS = (64, 128)
 FACTORS = (0.5, 2.0)  # of the splits that are reckoned
@@ -144,8 +140,7 @@ def _timer(case: AttentionCase, pace: Pace) -> Callable[[Cut], dict[str, Any]]:
   want = attention.reference(case, drawn[0])
 
   def attend(cut, q, streams):
-    view = contiguous_view(streams, held, case.filled, ordered=True)
-    view = view.map(dict, lambda x: {n: codec.stored(x[n]) for n in x})
+    view = attention.encoded_view(codec, streams, held, case.filled)
     rule, tiles = Scoring(case.width**-0.5), dataclasses.asdict(cut.tiles)
     kernel = mosaic_gpu_inside if cut.merge == 'inside' else launch
     return kernel.attend({'key': q}, last, view, rule, **tiles)[0]
