@@ -54,7 +54,7 @@ setup(
   cmdclass={'build_py': BuildWithKernels},
   distclass=Native,
   packages=find_packages(include=['kvjax', 'kvjax.*']),
-  package_data={'kvjax': ['**/*.json', '**/*.cc', '**/*.h', '**/*.txtpb']},
+  package_data={'kvjax': ['py.typed', '**/*.json', '**/*.cc', '**/*.h']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',

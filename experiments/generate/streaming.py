@@ -1,8 +1,8 @@
 """Text on a terminal as it is generated."""
 
 import contextlib
-import functools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
@@ -28,7 +28,7 @@ class Streaming:
     self.stopped = [False] * len(decoders)
     self._decoders = decoders
     self._stops = frozenset(stop_tokens)
-    self._write = functools.partial(print, end='', file=file, flush=True)
+    self._file = sys.stdout if file is None else file
 
   def feed(self, new: np.ndarray) -> None:
     """Takes int32 `[B, n]`; -1 is no token."""
@@ -58,6 +58,10 @@ class Streaming:
     self.texts[row] += text
     if len(self.texts) == 1:
       self._write(text)
+
+  def _write(self, text: str) -> None:
+    self._file.write(text)
+    self._file.flush()
 
   def _show(self, row: int) -> None:
     self._write(f'[{row + 1}] {self.texts[row]}\n')

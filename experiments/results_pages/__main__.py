@@ -29,7 +29,7 @@ ORIGIN = """
 This page is written by `python -m experiments.results_pages` from
 `experiments/results_pages/pages` and the records that it names. Do not edit it.
 """
-_OUT = flags.DEFINE_string('out', 'docs/results', 'Where pages go.')
+_OUT = flags.DEFINE_string('pages', 'docs/results', 'Where pages go.')
 
 
 def page(template: pathlib.Path) -> str:

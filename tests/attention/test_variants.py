@@ -65,7 +65,7 @@ def test_expanded_is_the_paper():
   """`k = [c W_UK; k_R]`, `v = c W_UV`, head by head in NumPy."""
   params = LATENT.init(jax.random.key(0), WIDTH, jnp.float32)
   x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
-  got, _ = run(LATENT, params, x, False)
+  got, _ = run(LATENT, params, x, 'expanded')
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   h = np.asarray(x, np.float64)[0]
   down = h @ p['latent'].T

@@ -132,7 +132,7 @@ def wide(*arrays):
   return [np.asarray(x, np.float64) for x in arrays]
 
 
-def lowered_step(platform, kernel, **options):
+def lowered_step(platform, kernel, block=None):
   """Returns the text of a decode step lowered for an absent device."""
   attention = kvjax.Grouped(4, 2, 64, rotary=kvjax.Rotary(64))
   layer = kvjax.Layer(attention, kvjax.MLP(24))
@@ -142,9 +142,8 @@ def lowered_step(platform, kernel, **options):
   token = jax.ShapeDtypeStruct((3,), jnp.int32)
 
   def step(params, cache, token):
-    return kvjax.decode_step(
-      config, params, cache, token, kernel=kernel, **options
-    )
+    options = kvjax.DecodeOptions(kernel=kernel, block=block)
+    return kvjax.decode_step(config, params, cache, token, options=options)
 
   names = {'gpu': 'cuda', 'tpu': 'tpu'}
   with kernels.targeting(platform):
