@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     tables.breakdown(plans, setup.device.memory, device),
     tables.growth(
       caches,
-      (f'{device} beside the weights', left) if left > 0 else None,
+      (f'{device} next to the weights', left) if left > 0 else None,
       tables.query_bytes(planned),
     ),
     *tables.frontier(lines, device),

@@ -102,7 +102,7 @@ def growth(
   return Picture(
     'growth',
     plots.against_context(title, caches, limit, query),
-    'The dashed line is what the device has beside parameters. The sliver '
+    'The dashed line is what the device has besides parameters. The sliver '
     'below is the only memory that Q ever has.',
   )
 
@@ -163,7 +163,7 @@ def against_xla(
       'what only its source is read with; outputs, 8 bytes a leaf.',
     ),
     Table.of(
-      'Line by line, beside the buffer that pays for it',
+      'Line by line, with the buffer that pays for it',
       {
         'part': 'part',
         'line': 'name',

@@ -113,7 +113,7 @@ def moved(compiled: jax.stages.Compiled, elements: int) -> list[str]:
   """Returns what writes so many elements anew, but for writes of the cache.
 
   A fusion that updates a cache's leaf has the leaf's size as well and writes
-  a few rows of it, where it lies: kvjax names its scope `cache`, and memory
+  a few rows of it, in place: kvjax names its scope `cache`, and memory
   without room for a copy proves it.
 
   Args:

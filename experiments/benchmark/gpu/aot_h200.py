@@ -8,10 +8,10 @@ on such a machine, or XLA's own
 xla/backends/gpu/target_config/specs/h200.txtpb. It needs the wheels of the
 CUDA compiler, which it names where they are missing, and no GPU.
 
-Expected, and held: alias bytes are the cache's; arguments and outputs are the
-plan's; the plan's peak is never under XLA's, and over it by at most 5 % for
+Expected, and checked: alias bytes are the cache's; arguments and outputs are
+the plan's; the plan's peak is never under XLA's, and over it by at most 5 % for
 steps and 10 % for prefills; in a step no transpose of a cache-sized array; with
-`mosaic_gpu` no cache-sized array at all beside the cache, and no spills. Where
+`mosaic_gpu` no cache-sized array at all but the cache, and no spills. Where
 one of these fails the last line says `Wrong`, and what, and the exit status is
 1. It says nothing of speed: no GPU runs.
 """
@@ -101,7 +101,9 @@ def main(argv: list[str]) -> None:
       writer = writer.show(table(title, records))
       for r in records:
         failed += [f'{r.get("variant", title)}: {x}' for x in r['failed']]
-  said = f'Wrong: {"; ".join(failed)}.' if failed else 'All held. No GPU ran.'
+  said = (
+    f'Wrong: {"; ".join(failed)}.' if failed else 'All as expected. No GPU ran.'
+  )
   print(f'Report: {writer.show(Text(said)).save()}')
   if failed:
     raise SystemExit(said)

@@ -103,11 +103,11 @@ def failures(record: Record) -> list[str]:
 def kernel_failures(record: Record, launches: int) -> list[str]:
   """Returns what does not hold; `launches` of the form that merges after."""
   fewer = record['form'] == 'after' or record['launches'] < launches
-  held = {
+  rules = {
     'no spills': record['kernels'] and not record['spills'],
     'fewer launches': fewer,
   }
-  return [name for name, holds in held.items() if not holds]
+  return [name for name, holds in rules.items() if not holds]
 
 
 def steps(

@@ -1,9 +1,9 @@
-"""What a device says that one call occupied, beside the plan.
+"""What a device says that one call occupied, compared with the plan.
 
 A device remembers its peak since the process began and forgets nothing: the
-call must be the first that needs so much. It is compiled before anything lies
-on the device, for a compiler tries out kernels there, and its arguments are
-zeros, which need no scratch to be made.
+call must be the first that needs that much. It is compiled before anything is
+allocated on the device, because a compiler tries out kernels there. Its
+arguments are zeros, which need no scratch memory to be made.
 """
 
 from typing import Any

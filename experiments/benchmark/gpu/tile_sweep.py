@@ -135,12 +135,12 @@ def _timer(case: AttentionCase, pace: Pace) -> Callable[[Cut], dict[str, Any]]:
   copies = max(1, -(-pace.rotate // case.bytes))
   drawn = [attention.draw(case, seed) for seed in range(copies)]
   codec, stored = attention.stores(case, drawn)
-  last, held = attention.positions(case)
+  last, slot_positions = attention.positions(case)
   query = drawn[0][0]
   want = attention.reference(case, drawn[0])
 
   def attend(cut, q, streams):
-    view = attention.encoded_view(codec, streams, held, case.filled)
+    view = attention.encoded_view(codec, streams, slot_positions, case.filled)
     rule, tiles = Scoring(case.width**-0.5), dataclasses.asdict(cut.tiles)
     kernel = mosaic_gpu_inside if cut.merge == 'inside' else launch
     return kernel.attend({'key': q}, last, view, rule, **tiles)[0]

@@ -147,18 +147,18 @@ def _attend_jvp(rule, primals, tangents):
 
 
 def _square(positions, lead: int, size: int, slots: int):
-  """Returns how each row's tokens lie in `size` slots; int32 `[B]` but one.
+  """Returns how each row's tokens fill `size` slots; int32 `[B]` but one.
 
   The first of those slots, the row there of token 0, how many of them are
   read, and whether tokens do not follow each other.
   """
-  held, tokens = positions >= 0, positions.shape[1]
+  is_token, tokens = positions >= 0, positions.shape[1]
   token = jnp.arange(tokens, dtype=jnp.int32)[None, :]
-  first = jnp.min(jnp.where(held, positions, slots), axis=1)
+  first = jnp.min(jnp.where(is_token, positions, slots), axis=1)
   first = jnp.where(first == slots, 0, first)  # no token: nothing to read
   start = jnp.clip(first - lead, 0, slots - size)
-  shift = jnp.max(jnp.where(held, positions - token, -slots), axis=1)
-  apart = held & (positions - token != shift[:, None])
+  shift = jnp.max(jnp.where(is_token, positions - token, -slots), axis=1)
+  apart = is_token & (positions - token != shift[:, None])
   count = jnp.max(positions, axis=1) + 1 - start
   return start, shift - start, count, jnp.any(apart, axis=1)
 
