@@ -154,7 +154,7 @@ def test_a_ratio_says_faster_or_slower():
 
 
 def test_the_script_writes_every_page(tmp_path, capsys):
-  with given_flags(FLAGS, out=str(tmp_path)):
+  with given_flags(FLAGS, pages=str(tmp_path)):
     main([])
   assert {path.name for path in tmp_path.iterdir()} == set(NAMES)
   assert '| machine | what |' in capsys.readouterr().out
