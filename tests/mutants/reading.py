@@ -330,3 +330,27 @@ SAMPLING: tuple[Mutant, ...] = (
     'tests/decoding/test_generation.py::test_every_token_is_drawn_anew',
   ),
 )
+
+CALLS: tuple[Mutant, ...] = (
+  Mutant(
+    'the_dearer_form',
+    'kvjax/attention/latent.py',
+    "name = 'absorbed' if absorbs else 'expanded'",
+    "name = 'expanded' if absorbs else 'absorbed'",
+    'tests/attention/test_variants.py::test_the_cheaper_form',
+  ),
+  Mutant(
+    'four_bit_floats_are_cached',
+    'kvjax/models/config.py',
+    'if jnp.finfo(dtype).bits < 8:',
+    'if False:',
+    'tests/models/test_config.py::test_a_dtype_of_four_bits_is_refused',
+  ),
+  Mutant(
+    'old_arguments_are_passed_on',
+    'kvjax/renamed.py',
+    'if not new.keys().isdisjoint(kwargs):',
+    'if False:',
+    'tests/test_renamed.py::test_old_arguments_of_steps',
+  ),
+)

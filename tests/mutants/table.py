@@ -14,6 +14,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.POSITIONS
   + reading.STEPS
   + reading.SAMPLING
+  + reading.CALLS
   + accounting.LIVENESS
   + accounting.MEMORY
   + accounting.CHECKPOINTS
