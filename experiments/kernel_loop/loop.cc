@@ -131,7 +131,7 @@ extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
                     width, size};
     };
     const auto p = std::make_shared<Problem>();
-    p->B = p->T = p->held_heads = 1;
+    p->B = p->T = p->position_heads = 1;
     p->K = K;
     p->S = p->filled = S;
     p->E = H;
@@ -146,7 +146,7 @@ extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
     }
     p->value = rotary ? p->keys[0] : stream(caches[i].second, H);
     p->positions = positions.data();
-    p->held = slot_positions.data();
+    p->slot_positions = slot_positions.data();
     p->out = out.data();
     p->lse = lse.data();
     p->seen.resize(1);
@@ -174,12 +174,14 @@ extern "C" void loop_project(int64_t M, int64_t N, int64_t D, int64_t size,
   timed(copies, turns, seconds, [&](int64_t i) {
     const Stream weight = {type_of(size), weights[i].get(), nullptr, D, size};
     const Parts parts(M, N, N * D * size, threads);
-    share(pool, parts.lines, [=](int64_t part) {
-      const auto [first, last] = parts.lines_of(part);
+    share(pool, parts.rows * parts.channels, [=](int64_t i) {
+      const auto [top, bottom] = parts.rows_of(i);
+      const auto [first, last] = parts.channels_of(i);
       weight.typed([&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        project(rows, M, reinterpret_cast<T*>(weight.codes), nullptr, D, N,
-                first, last, to);
+        project(rows + top * D, bottom - top,
+                reinterpret_cast<T*>(weight.codes), nullptr, D, N, first, last,
+                to + top * N);
       });
     });
   });

@@ -16,6 +16,8 @@ def test_the_loop_runs_at_tiny_size(tmp_path):
   try:
     lib = loop.build(tmp_path)
   except BuildError as error:
+    if 'no C++ compiler' not in str(error):
+      raise  # the loop follows the kernel's headers
     pytest.skip(str(error))
   machine, *records = loop.rows(lib, CASES, turns=1, rotate=40_000)
   assert machine['flops'] > 0 and machine['read'] > 0
