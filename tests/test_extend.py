@@ -60,8 +60,8 @@ def test_chapters_keep_what_they_say():
   params = kvjax.init_params(config, jax.random.key(0))
   cache = kvjax.init_cache(config, 1, 9, kinds=names['Chapters'](span=5))
   _, cache = kvjax.extend(config, params, cache, jnp.ones((1, 13), jnp.int32))
-  held = np.asarray(cache.books[0].positions)
-  np.testing.assert_array_equal(held, [[[10, 11, 12, -1, -1]]])
+  positions = np.asarray(cache.books[0].positions)
+  np.testing.assert_array_equal(positions, [[[10, 11, 12, -1, -1]]])
   assert 'chapters' in repr(cache)
 
 

@@ -50,10 +50,10 @@ def test_a_batch_depends_on_seed_and_step_alone():
 def test_held_out_windows_lie_inside_held_out_blocks():
   corpus = _corpus()
   rows = text.held_out_batch(corpus, rows=5, length=100)
-  held = corpus.held_out.reshape(2, -1)
+  unseen = corpus.held_out.reshape(2, -1)
   assert rows.shape == (5, 100)
   for row in rows:
-    assert any(row.astype(np.uint8).tobytes() in b.tobytes() for b in held)
+    assert any(row.astype(np.uint8).tobytes() in b.tobytes() for b in unseen)
 
 
 def test_the_standard_library_is_text():

@@ -59,8 +59,8 @@ def test_the_plan_is_what_xla_was_given(run):
   own = plans['tests/golden/checkpoints/llama']
   (measured,) = (r for r in found if r['record'] == 'measured')
   # Two rows' tokens, int32, are arguments too.
-  held = own['params_bytes'] + own['cache_bytes']
-  assert measured['arguments'] == held + 2 * 4
+  kept = own['params_bytes'] + own['cache_bytes']
+  assert measured['arguments'] == kept + 2 * 4
   assert measured['alias'] == own['cache_bytes']
   # An upper bound: the model is so small that its allowance of 16 KiB counts.
   over = own['total_bytes'] - measured['peak']

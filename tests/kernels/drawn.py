@@ -37,17 +37,17 @@ def draw(shape, slots=SLOTS):
 
 def book(length, tokens, slots=SLOTS):
   """Returns query positions `[B, T]` and slots' positions `[B, S]`."""
-  held = np.full((BATCH, slots), -1, np.int32)
-  held[0, :length] = np.arange(length)
-  held[1, slots - length // 2 :] = np.arange(length // 2)[::-1]
+  slot_positions = np.full((BATCH, slots), -1, np.int32)
+  slot_positions[0, :length] = np.arange(length)
+  slot_positions[1, slots - length // 2 :] = np.arange(length // 2)[::-1]
   last = np.array([[length], [length // 2]], np.int32)
   positions = last - np.arange(tokens, 0, -1, dtype=np.int32)
-  return np.maximum(positions, -1), held
+  return np.maximum(positions, -1), slot_positions
 
 
-def poison(x, held):
+def poison(x, slot_positions):
   """Returns streams `[B, K, S, H]`, NaN in every slot without a token."""
-  return np.where(held[:, None, :, None] < 0, np.nan, x)
+  return np.where(slot_positions[:, None, :, None] < 0, np.nan, x)
 
 
 def ordered(length, slots=SLOTS):
@@ -56,13 +56,13 @@ def ordered(length, slots=SLOTS):
   return np.where(index < [[length], [length // 2]], index, -1)
 
 
-def in_pages(streams, held, page):
+def in_pages(streams, slot_positions, page):
   """Returns pools of `[B, K, S, H]`, of positions `[B, S]`, and the table.
 
   Pages lie in no order, rows share the first, what is empty is in none; no row
   has the pool's last one.
   """
-  columns = -(-held.shape[1] // page)
+  columns = -(-slot_positions.shape[1] // page)
   order = np.random.default_rng(page).permutation(2 * columns)
   table = order.reshape(2, columns).astype(np.int32)
   table[1, 0] = table[0, 0]
@@ -79,7 +79,7 @@ def in_pages(streams, held, page):
     return whole
 
   pools = {name: pool(x, np.nan) for name, x in streams.items()}
-  positions = pool(held[:, None], -1)
+  positions = pool(slot_positions[:, None], -1)
   empty = (positions[0, table] < 0).all(-1)
   return pools, positions, np.where(empty, -1, table)
 

@@ -135,19 +135,19 @@ def test_without_the_library_the_plain_form_answers():
 
 def test_bad_shapes_are_refused():
   q, k, v = (jnp.asarray(x) for x in draw((2, 2, 1, 16, 16)))
-  positions, held = (jnp.asarray(x) for x in book(30, 1))
+  positions, slot_positions = (jnp.asarray(x) for x in book(30, 1))
   with pytest.raises(Exception, match='shapes do not fit'):
     streams = {'key': kvjax.Plain().stored(k[:, :1])}
     streams['value'] = kvjax.Plain().stored(v)
     rule = kvjax.Scoring(0.25)
-    held = held[:, None]
+    slot_positions = slot_positions[:, None]
     out = cpu_library._attend(
       rule,
       (0, 29),
       {'key': q},
       positions,
       streams,
-      blockwise.Slots(held, jnp.int32(30)),
+      blockwise.Slots(slot_positions, jnp.int32(30)),
     )
     jax.block_until_ready(out)
   out = jax.ShapeDtypeStruct(q.shape, q.dtype)
@@ -155,7 +155,7 @@ def test_bad_shapes_are_refused():
     load.DECODE, (out, jax.ShapeDtypeStruct(q.shape[:4], q.dtype))
   )
   none, last = jnp.zeros(0), jnp.int32(30)
-  given = positions, held, last, jnp.zeros(0, jnp.int32), q, k, none
+  given = positions, slot_positions, last, jnp.zeros(0, jnp.int32), q, k, none
   # A shared stream that is not there, no value, half a value.
   for shared, more in ((1, ()), (-1, ()), (-1, (v,))):
     attributes = cpu_library._rule(rule, 0, 29) | {'shared': np.int32(shared)}
@@ -168,7 +168,7 @@ def test_bad_shapes_are_refused():
     ((1, 3), (2, 1)),
     ((1, 2), (2,)),
   ):
-    held = jnp.zeros((*lead, SLOTS), jnp.int32)
+    slot_positions = jnp.zeros((*lead, SLOTS), jnp.int32)
     table = jnp.zeros(columns, jnp.int32)
     with pytest.raises(Exception, match='shapes do not fit'):
       out = cpu_library._attend(
@@ -177,7 +177,7 @@ def test_bad_shapes_are_refused():
         {'key': q},
         positions,
         pool,
-        blockwise.Slots(held, 30, table),
+        blockwise.Slots(slot_positions, 30, table),
       )
       jax.block_until_ready(out)
 

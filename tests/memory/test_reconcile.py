@@ -51,11 +51,11 @@ def rows():
 
 
 def test_no_byte_of_an_argument_is_unaccounted_for(rows):
-  held = [row for row in rows if row.part in ('params', 'cache')]
-  assert {row.name: row.unaccounted for row in held} == {
-    row.name: 0 for row in held
+  kept = [row for row in rows if row.part in ('params', 'cache')]
+  assert {row.name: row.unaccounted for row in kept} == {
+    row.name: 0 for row in kept
   }
-  names = ' '.join(row.name for row in held)
+  names = ' '.join(row.name for row in kept)
   for name in ('attention', 'mlp', 'experts', 'norms', 'scales', 'page tables'):
     assert name in names
 

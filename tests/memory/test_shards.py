@@ -61,18 +61,18 @@ def place(config, layout, kinds=None):
   cache = zeros(lambda: kvjax.init_cache(config, 4, 16, kinds=kinds))
   init = lambda: kvjax.init_params(config, jax.random.key(0))
   coded = zeros(lambda: kvjax.quantize(init()))
-  held = []
+  placed = []
   for tree, spec in (
     (zeros(init), param_specs(config, mesh)),
     (coded, param_specs(config, mesh, 'int8')),
     (cache, specs),
   ):
     lay = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
-    held.append(first_bytes(jax.device_put(tree, lay)))
+    placed.append(first_bytes(jax.device_put(tree, lay)))
   options = dict(batch_size=4, capacity=16, kinds=kinds, mesh=mesh)
   found = plan(config, **options)
   narrow = plan(config, **options, param_dtype='int8').params_bytes
-  return held, [found.params_bytes, narrow, found.cache_bytes]
+  return placed, [found.params_bytes, narrow, found.cache_bytes]
 
 
 def zeros(make):
@@ -95,9 +95,9 @@ def main() -> None:
   for config in (GQA, MLA):
     for layout in LAYOUTS:
       for kinds in (None, kvjax.Paged(page=4)):
-        held, planned = place(config, layout, kinds)
-        assert held == planned, (layout, kinds, held, planned)
-        print(*held)
+        placed, planned = place(config, layout, kinds)
+        assert placed == planned, (layout, kinds, placed, planned)
+        print(*placed)
 
 
 def test_plans_of_three_layouts_are_what_four_devices_hold():

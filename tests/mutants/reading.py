@@ -239,7 +239,7 @@ STEPS: tuple[Mutant, ...] = (
     'inactive_rows_advance',
     'kvjax/decoding/steps.py',
     'is_token &= active',
-    'held |= active',
+    'is_token |= active',
     'tests/decoding/test_steps.py::test_inactive_rows_stand_still',
   ),
   Mutant(

@@ -180,7 +180,7 @@ PAGES: tuple[Mutant, ...] = (
     'shared_partial_page_not_copied',
     'kvjax/caches/paged.py',
     'copy = is_partial & (earlier | (readers > 0))',
-    'copy = jnp.zeros_like(valid)',
+    'copy = is_partial & False',
     'tests/caches/test_paged.py',
   ),
   Mutant(
