@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import sys
@@ -22,6 +21,7 @@ from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
 from kvjax.models.quantize import encode, is_projection
+from kvjax.strict_json import parse_object
 
 CONFIG = 'config.json'
 LARGE = 1 << 30  # bytes from which loading shows its progress
@@ -125,13 +125,7 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: the file has no JSON object.
   """
-  try:
-    values = json.loads(file.read_text(encoding='utf-8'))
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f'{file} is no JSON: {error}.') from None
-  if not isinstance(values, dict):
-    raise ValueError(f'{file} holds no JSON object.')
-  return values
+  return parse_object(file.read_bytes(), file)
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
