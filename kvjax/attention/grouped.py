@@ -17,6 +17,7 @@ from kvjax.attention.attend import Scoring
 from kvjax.attention.bias import Alibi, PositionBias, RelativeBias
 from kvjax.attention.rotary import Rotary, rotate
 from kvjax.attention.variant import Form, Table, Variant
+from kvjax.fields import check_fields
 from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
 from kvjax.streams.stream import Stream
@@ -66,9 +67,8 @@ class Grouped(Variant, Form):
   shared_from: int | None = None
 
   def __post_init__(self):
-    for name in ('num_heads', 'num_kv_heads', 'key_width'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    sizes = ('num_heads', 'num_kv_heads', 'key_width', 'value_width')
+    check_fields(self, at_least=dict.fromkeys(sizes, 1), above={'softcap': 0})
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_heads={self.num_heads} is not a multiple of '

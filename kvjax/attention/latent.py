@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kvjax.attention.attend import Scoring
 from kvjax.attention.rotary import Rotary, rotate
 from kvjax.attention.variant import Form, Table, Variant
+from kvjax.fields import check_fields
 from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
 from kvjax.streams.stream import Stream
@@ -62,9 +63,8 @@ class Latent(Variant):
   bias: None = dataclasses.field(default=None, init=False)
 
   def __post_init__(self):
-    for name in ('num_heads', 'latent_width', 'key_width', 'value_width'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    sizes = 'num_heads', 'latent_width', 'key_width', 'value_width'
+    check_fields(self, at_least=dict.fromkeys((*sizes, 'query_rank'), 1))
 
   @property
   def output_width(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,10 @@ class ArraySpec:
   fill: int = 0
 
   def allocate(self) -> jax.Array:
-    return jnp.full(self.shape, self.fill, self.dtype)
+    # `jnp.full` moves its number to the device implicitly, which
+    # `jax.transfer_guard('disallow')` forbids.
+    number = jax.device_put(np.asarray(self.fill, self.dtype))
+    return jnp.broadcast_to(number, self.shape)
 
 
 def array_spec(

@@ -10,6 +10,7 @@ from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import Kind
 from kvjax.caches.scores import HeavyHitters, Score
 from kvjax.caches.slots import EMPTY, write_rows
+from kvjax.fields import check_fields
 
 
 @struct.dataclass
@@ -49,19 +50,14 @@ class Bounded(Kind):
   per_head: bool = True
 
   def __post_init__(self):
-    if self.budget < 2:
-      raise ValueError(
-        f'Bounded budget={self.budget} must be at least 2: a query and one '
-        'token to remember.'
-      )
+    # A budget counts a query and at least one token to remember.
+    check_fields(self, at_least={'budget': 2, 'slack': 0, 'slots': 1})
     recent = getattr(self.score, 'recent', 0)
     if recent >= self.budget:
       raise ValueError(
         f'Bounded budget={self.budget} must exceed the recent={recent} '
         'tokens that its score never forgets.'
       )
-    if self.slack < 0:
-      raise ValueError(f'Bounded slack={self.slack} must not be negative.')
 
   @property
   def observes(self):

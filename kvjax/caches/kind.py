@@ -15,6 +15,7 @@ from flax import struct
 
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.slots import EMPTY, write_rows
+from kvjax.fields import check_fields
 from kvjax.renamed import KIND_METHODS, check_methods
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
@@ -54,6 +55,9 @@ class Kind:
   """
 
   slots: int | None = dataclasses.field(default=None, kw_only=True)
+
+  def __post_init__(self):
+    check_fields(self, at_least={'slots': 1})
 
   def __init_subclass__(cls, **options: Any):
     super().__init_subclass__(**options)

@@ -16,6 +16,7 @@ from flax import struct
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import BookChange, Kind
 from kvjax.caches.slots import EMPTY
+from kvjax.fields import check_fields
 from kvjax.native import write_narrow
 from kvjax.streams.view import View, by_row, positions_by_row
 
@@ -62,10 +63,7 @@ class Paged(Kind):
   pages: int | None = None
 
   def __post_init__(self):
-    if self.page < 1:
-      raise ValueError(f'Paged page={self.page} must be at least 1.')
-    if self.pages is not None and self.pages < 1:
-      raise ValueError(f'Paged pages={self.pages} must be at least 1.')
+    check_fields(self, at_least={'page': 1, 'pages': 1, 'slots': 1})
 
   @property
   def columns(self) -> int:

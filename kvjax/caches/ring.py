@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kvjax.caches.kind import Kind
 from kvjax.caches.slots import first_position
+from kvjax.fields import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +27,8 @@ class Ring(Kind):
   slack: int = 0
 
   def __post_init__(self):
-    if self.window < 1:
-      raise ValueError(
-        f'Ring window={self.window} must be at least 1: it counts the query.'
-      )
-    if self.slack < 0:
-      raise ValueError(f'Ring slack={self.slack} must not be negative.')
+    # A window counts the query itself.
+    check_fields(self, at_least={'window': 1, 'slack': 0, 'slots': 1})
 
   def bind(self, capacity):
     if self.slots:
@@ -52,6 +49,12 @@ class Ring(Kind):
     return None if self.limit else self.slack + 1
 
   def visible_through(self, visibility):
+    if visibility.sink_tokens:
+      raise ValueError(
+        f'A ring forgets the first tokens, and a query of this layer sees '
+        f'sink_tokens={visibility.sink_tokens} of them. Use Sinks(sinks='
+        f'{visibility.sink_tokens}, window={self.window}).'
+      )
     return visibility.narrow(self.window)
 
   def slot_of(self, positions):

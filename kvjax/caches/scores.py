@@ -6,6 +6,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from kvjax.fields import check_fields
+
 
 class Score(Protocol):
   """Ranks slots from what they received. Frozen and hashable."""
@@ -40,6 +42,9 @@ class HeavyHitters:
 
   recent: int = 0
   observes: bool = dataclasses.field(default=True, init=False)
+
+  def __post_init__(self):
+    check_fields(self, at_least={'recent': 0})
 
   def accumulate(self, total, weights):
     return total + weights

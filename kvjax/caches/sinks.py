@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kvjax.caches.kind import Kind
 from kvjax.caches.slots import first_position
+from kvjax.fields import check_fields
 from kvjax.streams.view import View, fresh_view
 
 
@@ -33,13 +34,8 @@ class Sinks(Kind):
   renumber: bool = False
 
   def __post_init__(self):
-    if self.window < 1 or self.sinks < 1:
-      raise ValueError(
-        f'Sinks sinks={self.sinks}, window={self.window}: both must be at '
-        'least 1. For a window without sinks use Ring.'
-      )
-    if self.slack < 0:
-      raise ValueError(f'Sinks slack={self.slack} must not be negative.')
+    sizes = {'sinks': 1, 'window': 1, 'slack': 0, 'slots': 1}
+    check_fields(self, at_least=sizes)
 
   def bind(self, capacity):
     if self.slots:

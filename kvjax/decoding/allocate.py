@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import check_choices
+from kvjax.fields import LARGEST, check_fields, is_whole
 from kvjax.models.config import ModelConfig, dtype_of
 from kvjax.streams.codecs import Codec, Plain
 
@@ -40,6 +40,9 @@ class StoreOptions:
   codec: Codec | None = None
   slack: int = 0
   rotary_length: int | None = None
+
+  def __post_init__(self):
+    check_fields(self, at_least={'slack': 0, 'rotary_length': 1})
 
 
 def init_cache(
@@ -133,7 +136,7 @@ def arrange(
     for index, kind in enumerate(layout.kinds())
   )
   stores = tuple(
-    {} if store is None else _store_spec(layer.attention, store, batch_size)
+    {} if store is None else store_spec(layer.attention, store, batch_size)
     for layer, store in zip(config.layers, layout.stores, strict=True)
   )
   return Cache(
@@ -220,8 +223,10 @@ def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
 def check_sizes(**sizes: int) -> None:
   """Raises ValueError for a size that is no positive integer."""
   for name, size in sizes.items():
-    if not isinstance(size, numbers.Integral) or size < 1:
-      raise ValueError(f'{name}={size!r} must be a positive integer.')
+    if not is_whole(size) or size < 1:
+      raise ValueError(
+        f'{name}={size!r} must be a positive integer of at most {LARGEST}.'
+      )
 
 
 def _layer_store(
@@ -244,6 +249,8 @@ def _layer_store(
       'Sinks(renumber=True) rotates queries: the layer needs rotary '
       'positions and no position bias. Use renumber=False.'
     )
+  for variant in readers:  # a kind may refuse a mask that it cannot serve
+    kind.visible_through(variant.visibility)
   codec = options.codec or Plain()
   codecs = tuple(
     (name, codec if stream.quantize else Plain())
@@ -260,7 +267,10 @@ def _heads_by_book(config, layout) -> dict[int, int]:
   }
 
 
-def _store_spec(variant, store: LayerStore, batch: int) -> dict[str, Any]:
+def store_spec(
+  variant: Variant, store: LayerStore, batch: int
+) -> dict[str, Any]:
+  """Returns the `ArraySpec`s of a layer's streams, by name."""
   spec = {}
   for name, codec in store.codecs:
     stream = variant.streams()[name]

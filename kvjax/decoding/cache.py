@@ -48,7 +48,16 @@ class Cache:
 
 
 def check_alive(cache: Cache) -> None:
-  """Raises DonatedCacheError for a cache whose buffers were given away."""
+  """Raises ValueError for what is no cache, DonatedCacheError for a spent one.
+
+  A cache is spent after a call that was given its buffers.
+  """
+  if not isinstance(cache, Cache):
+    raise ValueError(
+      f'cache is of type {type(cache).__name__}: give the Cache that '
+      'init_cache or an earlier call returned. Arguments come in the order '
+      'config, params, cache, tokens.'
+    )
   if is_deleted(cache.length):
     raise DonatedCacheError(
       'This cache was donated to an earlier prefill, decode_step or '

@@ -1,16 +1,20 @@
 """What the host can refuse before anything is traced."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.array_checks import check_array, check_ids
+from kvjax.decoding.allocate import is_leaf, store_spec
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.tracing import is_traced
+from kvjax.models.check_params import check_params
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import Encoded
-from kvjax.models.uncached import check_tokens, token_mask
+from kvjax.models.uncached import check_encoded, check_lengths, token_mask
 
 
 def check_call(
@@ -20,53 +24,119 @@ def check_call(
   lengths: Any,
   padding: str,
   encoded: Encoded | None,
-) -> jax.Array:
-  """Returns bool `[B, T]`, which ids are tokens; refuses what cannot be fed.
+) -> tuple[jax.Array, jax.Array]:
+  """Returns ids `[B, T]` and bool `[B, T]`, which of them are tokens.
 
   Waits for the lengths of the cache, where they are not abstract.
 
   Raises:
-    ValueError: the tokens have another shape or dtype, or do not fit, or a
-      source is missing.
+    ValueError: the tokens have another shape or dtype, are outside the
+      vocabulary, or do not fit, or a source is missing.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  check_alive(cache)
-  check_shape('tokens', tokens, (cache.batch_size, None))
+  check_model(config, cache)
+  check_array('tokens', tokens, (cache.batch_size, None), jnp.integer)
+  tokens = check_ids('tokens', tokens, config.vocab_size)
   if config.encoder is None or encoded is not None or cache.cross is None:
-    check_tokens(config, tokens, encoded)
+    check_encoded(config, encoded)
   check_source(config, cache, encoded)
   if not tokens.shape[1]:
     raise ValueError(
       f'tokens have shape {tokens.shape}: feed at least one a row (-1 where '
       'a row has none).'
     )
-  count = _host_counts(tokens, lengths)
-  is_token = token_mask(tokens, lengths, padding)
-  if not is_traced(is_token):
-    count = np.asarray(is_token).sum(axis=1)
+  is_token = token_mask(tokens, check_lengths(tokens, lengths), padding)
+  count = _known_counts(tokens, is_token, lengths)
   if count is None:
-    return is_token
+    return tokens, is_token
   limit = cache.layout.limit
   if limit is not None and count.max(initial=0) > limit:
     raise ValueError(_room(int(count.max()), 0, limit))
   if not is_traced(cache.length):
     check_room(cache, count)
-  return is_token
+  return tokens, is_token
 
 
-def check_shape(
-  name: str, array: jax.Array, shape: tuple[int | None, ...]
-) -> None:
-  """Raises ValueError if an array has another shape; None stands for any."""
-  fits = len(array.shape) == len(shape) and all(
-    want in (None, size) for want, size in zip(shape, array.shape, strict=True)
-  )
-  if not fits:
-    wanted = ', '.join('any' if size is None else str(size) for size in shape)
+def _known_counts(
+  tokens: jax.Array, is_token: jax.Array, lengths: Any
+) -> np.ndarray | None:
+  """Returns new tokens a row as the host knows them; None while tracing."""
+  if not is_traced(is_token):
+    return jax.device_get(is_token).sum(axis=1)
+  if lengths is None:  # negative ids may make it fewer
+    return np.full(tokens.shape[0], tokens.shape[1])
+  return None if is_traced(lengths) else np.asarray(lengths)
+
+
+def check_model(config: ModelConfig, cache: Cache) -> None:
+  """Raises what is wrong with the first arguments of a call, if anything is.
+
+  Raises:
+    ValueError: `config` is no config or `cache` no cache.
+    DonatedCacheError: the cache was given to an earlier call.
+  """
+  if not isinstance(config, ModelConfig):
     raise ValueError(
-      f'{name} has shape {list(array.shape)}; it must be [{wanted}]: one row '
-      'for each row of the cache.'
+      f'config is of type {type(config).__name__}: give a ModelConfig. '
+      'Arguments come in the order config, params, cache, tokens.'
     )
+  check_alive(cache)
+
+
+def check_made_for(
+  config: ModelConfig, params: Mapping[str, Any], cache: Cache
+) -> None:
+  """Raises ValueError where params or cache were made for another config.
+
+  Shapes are known while a program is traced, so a compiled program checks
+  nothing.
+  """
+  check_params(config, params)
+  fix = 'Allocate the cache with this config: init_cache(config, ...).'
+  if len(cache.stores) != len(config.layers):
+    raise ValueError(
+      f'The cache was made for {len(cache.stores)} layers; the config has '
+      f'{len(config.layers)}. {fix}'
+    )
+  for index, (layer, store) in enumerate(
+    zip(config.layers, cache.layout.stores, strict=True)
+  ):
+    wanted = layer.attention.streams()
+    names = [] if store is None else [name for name, _ in store.codecs]
+    if names != list(wanted):
+      raise ValueError(
+        f'Layer {index} of the cache stores {names or "nothing"}; the config '
+        f'stores {list(wanted) or "nothing"}. {fix}'
+      )
+    if store is None:
+      continue
+    spec = store_spec(layer.attention, store, cache.batch_size)
+    for name, stream in wanted.items():
+      if not _fits(spec[name], cache.stores[index][name]):
+        raise ValueError(
+          f'Layer {index} of the cache has another number of heads, or '
+          f'another width, than the config: {stream.heads} heads of width '
+          f'{stream.width} for {name!r}. {fix}'
+        )
+  if (config.encoder is None) and cache.cross is not None:
+    raise ValueError(f'The cache holds a source; the config reads none. {fix}')
+
+
+def _fits(spec: Any, leaves: Any) -> bool:
+  """Returns whether a stream's leaves have the sizes of their spec.
+
+  Rows, and the pages that rows share, are free.
+  """
+  wanted = jax.tree.leaves(spec, is_leaf=is_leaf)
+  given = jax.tree.leaves(leaves)
+  return len(wanted) == len(given) and all(
+    len(want.axes) == leaf.ndim
+    and all(
+      axis in ('batch', 'pages') or size == leaf.shape[i]
+      for i, (size, axis) in enumerate(zip(want.shape, want.axes, strict=True))
+    )
+    for want, leaf in zip(wanted, given, strict=True)
+  )
 
 
 def check_source(
@@ -81,7 +151,9 @@ def check_source(
   fix = 'Call prefill with encoded=kvjax.encode(config, params, source).'
   if encoded is None:
     known = cache.source is None or not is_traced(cache.source)
-    if known and (cache.source is None or (np.asarray(cache.source) < 0).all()):
+    if known and (
+      cache.source is None or (jax.device_get(cache.source) < 0).all()
+    ):
       raise ValueError(f'The cache holds no source yet. {fix}')
   elif encoded.positions.shape[0] != cache.batch_size:
     raise ValueError(
@@ -90,34 +162,13 @@ def check_source(
     )
 
 
-def _host_counts(tokens, lengths) -> np.ndarray | None:
-  """Returns new tokens a row as the host knows them; None while tracing."""
-  batch, width = tokens.shape
-  if lengths is None:
-    return np.full(batch, width)
-  if is_traced(lengths):
-    return None
-  lengths = np.asarray(lengths)
-  if lengths.shape != (batch,) or not np.issubdtype(lengths.dtype, np.integer):
-    raise ValueError(
-      f'lengths have shape {lengths.shape} and dtype {lengths.dtype}; they '
-      f'must be {batch} integers, one a row.'
-    )
-  if lengths.min(initial=0) < 0 or lengths.max(initial=0) > width:
-    raise ValueError(
-      f'lengths={lengths.tolist()} must be between 0 and the {width} tokens '
-      'given.'
-    )
-  return lengths
-
-
 def check_room(cache: Cache, count: np.ndarray) -> None:
   """Raises ValueError if a row has no room for `count [B]` more tokens.
 
   Waits for the lengths of the cache.
   """
   count, limit = np.asarray(count, np.int32), cache.layout.limit
-  have = np.asarray(cache.length)
+  have = jax.device_get(cache.length)
   if limit is not None:
     for row in np.flatnonzero((have + count > limit) & (count > 0)):
       room = _room(int(count[row]), int(have[row]), limit)

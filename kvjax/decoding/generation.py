@@ -1,23 +1,24 @@
 """The token loop, on the device, in blocks with a known trip count."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from kvjax.array_checks import check_array
 from kvjax.decoding.allocate import check_sizes
-from kvjax.decoding.cache import Cache, check_alive
-from kvjax.decoding.checks import check_room, check_shape, check_source
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.checks import check_model, check_room, check_source
 from kvjax.decoding.program import program
 from kvjax.decoding.rows import fork
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
 from kvjax.decoding.steps import decode_step
 from kvjax.decoding.tracing import in_trace, is_traced
+from kvjax.fields import is_whole
 from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 
@@ -148,6 +149,7 @@ def generate(
     stream: called with new tokens int32 `[B, n]` as soon as they are there,
       the first at once, then a block each time. If it returns True nothing
       more is sampled, and what was is returned as if the rows had stopped.
+      An exception that it raises has tokens and cache so far as `partial`.
     donate: reuse the buffers of `cache`, which cannot be used again.
     kernel: that must attend, as in `prefill`; None for the fastest.
 
@@ -156,15 +158,17 @@ def generate(
     float32 `[B, num_tokens]`, NaN where there is no token.
 
   Raises:
-    ValueError: an option is out of range, or the room is short.
+    ValueError: an option is out of range, the room is short, or params or
+      cache are of another config.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  check_alive(cache)
+  check_model(config, cache)
   check_sizes(num_tokens=num_tokens, block=block)
-  check_shape('logits', logits, (cache.batch_size, config.vocab_size))
+  shape = cache.batch_size, config.vocab_size
+  check_array('logits', logits, shape, jnp.floating)
   options = GenerateOptions(
     sampling=Sampling(temperature, top_k, top_p, min_p),
-    stop_tokens=tuple(stop_tokens),
+    stop_tokens=_check_stop_tokens(config, stop_tokens),
     kernel=kernel,
   )
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
@@ -191,13 +195,19 @@ def generate(
     )
     parts = [first]
     done = 1
-    while callbacks.continues(done, state, parts[-1]):
-      count = min(block, num_tokens - done)
-      cache, state, part = _sample_block(
-        config, params, cache, state, options, count, donate=True
-      )
-      parts.append(part)
-      done += count
+    try:
+      while callbacks.continues(done, state, parts[-1]):
+        count = min(block, num_tokens - done)
+        cache, state, part = _sample_block(
+          config, params, cache, state, options, count, donate=True
+        )
+        parts.append(part)
+        done += count
+    except BaseException as error:  # of a callback, or the user's interrupt
+      rows = _join(parts, num_tokens)[0], cache
+      vars(error)['partial'] = rows
+      error.add_note('What was sampled: `tokens, cache = error.partial`.')
+      raise
   tokens, scores = _join(parts, num_tokens)
   return (tokens, cache, scores) if log_probs else (tokens, cache)
 
@@ -230,6 +240,19 @@ class _Callbacks:
     return not ends
 
 
+def _check_stop_tokens(config: ModelConfig, tokens: Any) -> tuple[int, ...]:
+  """Returns ids as a tuple; ValueError for what is no id of the vocabulary."""
+  ids = tuple(tokens) if isinstance(tokens, Iterable) else None
+  if ids is None or not all(
+    is_whole(token) and 0 <= token < config.vocab_size for token in ids
+  ):
+    raise ValueError(
+      f'stop_tokens={tokens!r} must be a sequence of ids from 0 to '
+      f'{config.vocab_size - 1}, those of the vocabulary.'
+    )
+  return tuple(map(int, ids))
+
+
 def _new_state(limit: Any, seed: Any) -> SamplingState:
   batch = len(limit)
   return SamplingState(
@@ -245,7 +268,7 @@ def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> Any:
   if stop_lengths is None:
     return np.full((batch,), num_tokens, np.int32)
   if is_traced(stop_lengths):
-    chex.assert_shape(stop_lengths, (batch,))
+    check_array('stop_lengths', stop_lengths, (batch,), jnp.integer)
     return jnp.minimum(stop_lengths, num_tokens).astype(jnp.int32)
   limit = np.asarray(stop_lengths)
   whole = np.issubdtype(limit.dtype, np.integer)

@@ -17,9 +17,10 @@ def inspect(cache: Cache) -> Inspection:
 
 
 def check(cache: Cache) -> None:
-  """Raises ValueError if a row was given tokens that did not fit, or no source.
+  """Raises ValueError if a row was given tokens that it refused, or no source.
 
-  Waits for the device. `rewind` clears the flag of tokens that did not fit.
+  A row refuses tokens that do not fit, or that the vocabulary does not have.
+  Waits for the device. `rewind` clears the flag.
   """
   check_alive(cache)
   if cache.source is not None:
@@ -34,7 +35,7 @@ def check(cache: Cache) -> None:
     rows = np.flatnonzero(overflow).tolist()
     raise ValueError(
       f'Rows {rows} were given tokens beyond the capacity of '
-      f'{cache.layout.capacity}; those were not written and the logits of '
-      'these rows have been NaN since. Rewind the rows, or decode with a '
-      'larger capacity.'
+      f'{cache.layout.capacity}, or outside the vocabulary; those were not '
+      'written and the logits of these rows have been NaN since. Rewind the '
+      'rows, or decode with a larger capacity.'
     )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 
 from kvjax.context import using_kernel
+from kvjax.fields import check_fields
 from kvjax.kernels.kernel import Kernel
 
 
@@ -21,6 +22,9 @@ class DecodeOptions:
   kernel: str | Kernel | None = None
   block: int | None = None
   form: str | None = None
+
+  def __post_init__(self):
+    check_fields(self, at_least={'block': 1})
 
   def with_kernel(self, kernel: str | Kernel | None) -> 'DecodeOptions':
     """Returns these options with a kernel; None keeps the one they have."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.tracing import in_trace
 
 R = TypeVar('R')
@@ -40,7 +41,14 @@ def program(
     def run(*args: Any, donate: bool = False) -> R:
       if in_trace():
         return function(*args)
-      return compiled[donate](*args)
+      try:
+        return compiled[donate](*args)
+      except (RuntimeError, ValueError):
+        # Another thread may donate a cache between a caller's check and here.
+        for cache in args:
+          if isinstance(cache, Cache):
+            check_alive(cache)
+        raise
 
     return run
 

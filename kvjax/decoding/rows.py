@@ -13,13 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.array_checks import check_array
 from kvjax.caches.kind import BookChange, Kind
-from kvjax.decoding.allocate import is_leaf
+from kvjax.decoding.allocate import check_sizes, is_leaf
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.program import program
 from kvjax.decoding.tracing import is_traced
 
 OnLeaf = Callable[..., jax.Array]
+
+ALIKE = (
+  'They must have the same kinds, codecs, capacity, heads, widths, rotary '
+  'length and source. Allocate them with the same config and init_cache.'
+)
 
 
 def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
@@ -40,11 +46,12 @@ def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
       forgotten what a query at that length would see (`earliest`).
   """
   check_alive(cache)
+  if not isinstance(lengths, jax.Array):
+    lengths = np.asarray(lengths)
+  shape = (cache.batch_size,) if lengths.ndim else ()
+  check_array('lengths', lengths, shape, jnp.integer)
   if not is_traced(cache.length, lengths):
-    _check_rewind(cache, np.asarray(lengths))
-  lengths = jnp.broadcast_to(
-    jnp.asarray(lengths, jnp.int32), (cache.batch_size,)
-  )
+    _check_rewind(cache, jax.device_get(lengths))
   result, fits = _rewind(cache, lengths, donate=donate)
   return _refuse_lack_of_pages(result, fits, 'rewind')
 
@@ -54,7 +61,11 @@ def earliest(cache: Cache) -> jax.Array:
 
   0 for dense and paged caches; a ring goes back by its slack and one; a
   bounded cache does not go back at all.
+
+  Raises:
+    DonatedCacheError: the cache was given to an earlier call.
   """
+  check_alive(cache)
   shortest = jnp.zeros_like(cache.length)
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
     shortest = jnp.maximum(shortest, kind.shortest_rewind(book, cache.length))
@@ -70,8 +81,9 @@ def fork(cache: Cache, *, donate: bool = False) -> Cache:
 def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
   """Returns the cache with the given rows, in that order.
 
-  Inside a trace, where nothing can be refused, a row without a page for the
-  copy of a shared one comes back empty, with its overflow flag set.
+  Inside a trace, where nothing can be refused, a row that does not exist, or is
+  without a page for the copy of a shared one, comes back empty, with its
+  overflow flag set.
 
   Args:
     cache: B rows.
@@ -82,20 +94,18 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
     ValueError: an index is out of range, or a pool of pages is exhausted.
   """
   check_alive(cache)
+  if not isinstance(rows, jax.Array):
+    rows = np.asarray(rows)
+  if not rows.size:
+    raise ValueError('rows is empty: take at least one row.')
+  check_array('rows', rows, (None,), jnp.integer)
   if not is_traced(rows):
-    host = np.asarray(rows)
-    if (
-      host.ndim != 1
-      or not host.size
-      or not np.issubdtype(host.dtype, np.integer)
-    ):
-      raise ValueError(f'rows={rows} must be a non-empty list of integers.')
+    host = jax.device_get(rows)
     if host.min() < 0 or host.max() >= cache.batch_size:
       raise ValueError(
         f'rows={host.tolist()} must be in [0, {cache.batch_size}), the rows '
         'of the cache.'
       )
-  rows = jnp.asarray(rows, jnp.int32)
   # Buffers of another number of rows cannot be reused.
   donate = donate and rows.shape == cache.length.shape
   result, fits = _take(cache, rows, donate=donate)
@@ -107,8 +117,8 @@ def repeat(cache: Cache, count: int, *, donate: bool = False) -> Cache:
 
   Paged rows share their full pages and copy the partial one.
   """
-  if not isinstance(count, int) or count < 1:
-    raise ValueError(f'count={count!r} must be a positive integer.')
+  check_sizes(count=count)
+  check_alive(cache)
   rows = np.repeat(np.arange(cache.batch_size), count)
   return take(cache, rows, donate=donate)
 
@@ -119,22 +129,14 @@ def concat(caches: Sequence[Cache]) -> Cache:
   Raises:
     ValueError: there is no cache, or kinds, codecs, capacity or source differ.
   """
+  caches = tuple(caches)
   if not caches:
     raise ValueError('concat needs at least one cache.')
   for cache in caches:
     check_alive(cache)
-    if cache.layout != caches[0].layout or _source(cache) != _source(caches[0]):
-      raise ValueError(
-        'Caches to concatenate must have the same kinds, codecs, capacity, '
-        'rotary length and source. Allocate them with the same init_cache.'
-      )
-  return _concat(tuple(caches))
-
-
-def _source(cache: Cache) -> list[Any]:
-  """Returns row shapes and dtypes of what the cache holds of a source."""
-  leaves = jax.tree.leaves((cache.cross, cache.source))
-  return [(x.shape[1:], x.dtype) for x in leaves]
+    if jax.tree.structure(cache) != jax.tree.structure(caches[0]):
+      raise ValueError(f'Caches to concatenate differ in their layout. {ALIKE}')
+  return _concat(caches)
 
 
 @program()
@@ -187,6 +189,7 @@ def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
 
 @program()
 def _rewind(cache, lengths):
+  lengths = jnp.broadcast_to(lengths.astype(jnp.int32), cache.length.shape)
   able = (lengths >= earliest(cache)) & (lengths <= cache.length)
   lengths = jnp.where(able, lengths, cache.length)
 
@@ -215,10 +218,13 @@ def _need_no_copy(cache, lengths):
 
 @program()
 def _take(cache, rows):
+  rows = rows.astype(jnp.int32)
+  exists = (rows >= 0) & (rows < cache.batch_size)
+
   def gather(x, axes):
     if 'batch' not in axes:
       return x
-    return jnp.take(x, rows, axis=axes.index('batch'))
+    return jnp.take(x, rows, axis=axes.index('batch'), mode='clip')
 
   cache = map_rows(gather, cache)
 
@@ -227,7 +233,8 @@ def _take(cache, rows):
       cache, lambda kind, book: kind.after_gather(book, lengths)
     )
 
-  _, fits = change(cache.length)
+  _, fits = change(jnp.where(exists, cache.length, 0))
+  fits &= exists
   # A row that lacks the page for a copy comes back empty: an empty row is exact
   # in every kind, and a row without its last page is not.
   lengths = jnp.where(fits, cache.length, 0)
@@ -283,24 +290,22 @@ def _concat(caches):
     ]
 
   def join(*leaves, axes):
-    name = 'batch' if 'batch' in axes else 'pages'
-    return jnp.concatenate(leaves, axis=axes.index(name))
+    axis = axes.index('batch' if 'batch' in axes else 'pages')
+    kept = {(np.delete(x.shape, axis).tobytes(), x.dtype) for x in leaves}
+    if len(kept) > 1:
+      raise ValueError(
+        f'Caches to concatenate have arrays {[x.shape for x in leaves]} and '
+        f'{[x.dtype.name for x in leaves]}. {ALIKE}'
+      )
+    return jnp.concatenate(leaves, axis=axis)
 
   return map_rows(join, *shifted)
 
 
 def _check_rewind(cache: Cache, lengths: np.ndarray) -> None:
-  if not np.issubdtype(lengths.dtype, np.integer) or lengths.shape not in (
-    (),
-    (cache.batch_size,),
-  ):
-    raise ValueError(
-      f'lengths={lengths.tolist()} must be one integer, or one a row '
-      f'({cache.batch_size}).'
-    )
   lengths = np.broadcast_to(lengths, (cache.batch_size,))
   with jax.ensure_compile_time_eval():  # a caller's jit may close over it
-    have, low = np.asarray(cache.length), np.asarray(earliest(cache))
+    have, low = jax.device_get((cache.length, earliest(cache)))
   for row in np.flatnonzero((lengths > have) | (lengths < 0)):
     raise ValueError(
       f'Row {row}: cannot rewind to {lengths[row]}; it has seen {have[row]} '
@@ -315,9 +320,9 @@ def _check_rewind(cache: Cache, lengths: np.ndarray) -> None:
 
 
 def _refuse_lack_of_pages(result: Cache, fits: jax.Array, call: str) -> Cache:
-  if is_traced(fits) or np.asarray(fits).all():
+  if is_traced(fits) or jax.device_get(fits).all():
     return result
-  row = int(np.argmin(np.asarray(fits)))
+  row = int(np.argmin(jax.device_get(fits)))
   raise ValueError(
     f'Row {row}: out of pages for the copy of a shared page that {call} '
     'needs. The cache is unchanged. Give the pool more pages.'

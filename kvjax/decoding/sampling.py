@@ -1,15 +1,15 @@
 """From logits to a token: a frozen choice and a pure function."""
 
 import dataclasses
-import operator
+import functools
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.decoding.tracing import is_traced
+from kvjax.array_checks import check_array
+from kvjax.fields import check_fields
 
 NO_TOKEN = -1
 
@@ -33,12 +33,7 @@ class Sampling:
   min_p: float | None = None
 
   def __post_init__(self):
-    if not self.temperature >= 0:
-      raise ValueError(
-        f'temperature={self.temperature} must not be negative; 0 is greedy.'
-      )
-    if self.top_k is not None and self.top_k < 1:
-      raise ValueError(f'top_k={self.top_k} must be at least 1, or None.')
+    check_fields(self, at_least={'temperature': 0, 'top_k': 1})
     for name in ('top_p', 'min_p'):
       p = getattr(self, name)
       if p is not None and not 0 < p <= 1:
@@ -56,10 +51,12 @@ def sample(
     sampling: how to draw.
 
   Returns:
-    Tokens int32 `[B]`, -1 for a row of NaN, and their log-probabilities
-    `[B]` under the model (temperature 1, no filter).
+    Tokens int32 `[B]`, -1 for a row without a distribution (a NaN, an infinite
+    logit, or none that is finite), and their log-probabilities `[B]` under the
+    model (temperature 1, no filter).
   """
-  chex.assert_rank(logits, 2)
+  check_array('logits', logits, (None, None), jnp.floating)
+  check_array('keys', keys, (logits.shape[0],), jax.dtypes.prng_key)
   if sampling.temperature == 0:
     tokens = jnp.argmax(logits, axis=-1)
   else:
@@ -68,7 +65,8 @@ def sample(
   tokens = tokens.astype(jnp.int32)
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   picked = jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0]
-  lost = jnp.isnan(logits).any(axis=-1)
+  # The largest is NaN where any is, and -inf where a mask excludes all tokens.
+  lost = ~jnp.isfinite(jnp.max(logits, axis=-1))
   return jnp.where(lost, NO_TOKEN, tokens), picked
 
 
@@ -106,11 +104,29 @@ def _only(logits: jax.Array, ids: jax.Array, keep: jax.Array) -> jax.Array:
 
 def row_keys(seed: Any, batch: int) -> jax.Array:
   """Returns a key a row of one integer seed, or of seeds `[B]`."""
-  if np.ndim(seed) == 0:
-    if not is_traced(seed):
-      seed = operator.index(seed)
-    rows = jnp.arange(batch, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
-  seeds = jnp.asarray(seed)
-  chex.assert_shape(seeds, (batch,))
-  return jax.vmap(jax.random.key)(seeds)
+  if not isinstance(seed, jax.Array):
+    seed = _host_seeds(seed)
+  check_array('seed', seed, (batch,) if seed.ndim else (), jnp.integer)
+  return _row_keys(seed, batch)
+
+
+def _host_seeds(seed: Any) -> np.ndarray:
+  """Returns seeds as integers that a device takes; ValueError for others."""
+  seeds = np.asarray(seed)
+  if (
+    not np.issubdtype(seeds.dtype, np.integer)
+    or not ((-(2**31) <= seeds) & (seeds < 2**32)).all()
+  ):
+    raise ValueError(
+      f'seed={seed!r} must be an integer from -2**31 to 2**32 - 1, or one a '
+      'row.'
+    )
+  return seeds.astype(np.uint32)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _row_keys(seed: jax.Array, batch: int) -> jax.Array:
+  if seed.ndim:
+    return jax.vmap(jax.random.key)(seed)
+  rows = jnp.arange(batch, dtype=jnp.uint32)
+  return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)

@@ -6,18 +6,25 @@ before tracing. Inside a caller's own jit it is plain code, and `donate` is
 accepted and ignored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 
+from kvjax.array_checks import check_array, check_ids
 from kvjax.decoding.advance import advance
-from kvjax.decoding.cache import Cache, check_alive
-from kvjax.decoding.checks import check_call, check_shape, check_source
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.checks import (
+  check_call,
+  check_made_for,
+  check_model,
+  check_source,
+)
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.decoding.program import program
 from kvjax.decoding.source import write_source
+from kvjax.fields import is_whole
 from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
@@ -64,10 +71,13 @@ def prefill(
     Float32 logits `[B, V]` (NaN in a row without tokens) and the new cache.
 
   Raises:
-    ValueError: the tokens do not fit, before anything is computed.
+    ValueError: the tokens do not fit, are outside the vocabulary, or params
+      or cache are of another config, before anything is computed.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  is_token = check_call(config, cache, tokens, lengths, padding, encoded)
+  tokens, is_token = check_call(
+    config, cache, tokens, lengths, padding, encoded
+  )
   options = options.with_kernel(kernel)
   return _prefill(
     config, params, cache, tokens, is_token, encoded, options, donate=donate
@@ -132,16 +142,14 @@ def extend(
     a tuple of weights `[B, N, T, S]` and slot positions `[B, 1 | K, S]`.
 
   Raises:
-    ValueError: the tokens do not fit, before anything is computed.
+    ValueError: the tokens do not fit, are outside the vocabulary, or params
+      or cache are of another config, before anything is computed.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  is_token = check_call(config, cache, tokens, lengths, padding, encoded)
-  layers = len(config.layers)
-  if not all(0 <= index < layers for index in attention_layers):
-    raise ValueError(
-      f'attention_layers={tuple(attention_layers)} must be in [0, {layers}),'
-      ' the layers of the model.'
-    )
+  tokens, is_token = check_call(
+    config, cache, tokens, lengths, padding, encoded
+  )
+  attention_layers = _check_layers(config, attention_layers)
   logits, cache, weights = _extend(
     config,
     params,
@@ -150,7 +158,7 @@ def extend(
     is_token,
     encoded,
     options.with_kernel(kernel),
-    tuple(attention_layers),
+    attention_layers,
     donate=donate,
   )
   return (logits, cache, weights) if attention_layers else (logits, cache)
@@ -170,9 +178,9 @@ def decode_step(
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token a row; never waits for the device.
 
-  A token that does not fit is written nowhere: the row's logits are NaN and
-  its `overflow` flag is set. They are NaN too where a model with an encoder has
-  read no source (`check` raises on both).
+  A token that does not fit, or that the vocabulary does not have, is written
+  nowhere: the row's logits are NaN and its `overflow` flag is set. They are NaN
+  too where a model with an encoder has read no source (`check` raises on both).
 
   Args:
     config: the model.
@@ -187,12 +195,18 @@ def decode_step(
     Float32 logits `[B, V]` and the new cache.
 
   Raises:
-    ValueError: the token has another shape, or the model has an encoder and
-      the cache no room for its source.
+    ValueError: the token or `active` has another shape or dtype, the host
+      knows that a token is outside the vocabulary, params or cache are of
+      another config, or the model has an encoder and the cache no room for
+      its source.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  check_alive(cache)
-  check_shape('token', token, (cache.batch_size,))
+  check_model(config, cache)
+  rows = (cache.batch_size,)
+  check_array('token', token, rows, jnp.integer)
+  token = check_ids('token', token, config.vocab_size, wait=False)
+  if active is not None:
+    check_array('active', active, rows, jnp.bool_)
   if cache.cross is None:
     check_source(config, cache)
   options = options.with_kernel(kernel)
@@ -201,8 +215,23 @@ def decode_step(
   )
 
 
+def _check_layers(config: ModelConfig, layers: Any) -> tuple[int, ...]:
+  """Returns indices of layers as a tuple; ValueError for what is none."""
+  indices = tuple(layers) if isinstance(layers, Iterable) else None
+  count = len(config.layers)
+  if indices is None or not all(
+    is_whole(index) and 0 <= index < count for index in indices
+  ):
+    raise ValueError(
+      f'attention_layers={layers!r} must be indices in [0, {count}), the '
+      'layers of the model.'
+    )
+  return indices
+
+
 @program(static=('config', 'options'))
 def _prefill(config, params, cache, tokens, is_token, encoded, options):
+  check_made_for(config, params, cache)
   with options.applied():
     if encoded is not None:
       cache = write_source(config, params, cache, encoded)
@@ -225,6 +254,7 @@ def _extend(
   options,
   attention_layers,
 ):
+  check_made_for(config, params, cache)
   with options.applied():
     if encoded is not None:
       cache = write_source(config, params, cache, encoded)
@@ -239,6 +269,7 @@ def _decode_step(config, params, cache, token, active, options):
   is_token = token >= 0
   if active is not None:
     is_token &= active
+  check_made_for(config, params, cache)
   with options.applied():
     x, cache, _ = advance(
       config, params, cache, token[:, None], is_token[:, None], options

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.array_checks import check_array
 from kvjax.attention.variant import Variant
 from kvjax.caches.kind import Kind
 from kvjax.decoding import allocate
 from kvjax.decoding.advance import place_tokens
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.checks import check_shape
 from kvjax.decoding.layer import LayerEntry, attend_through_cache
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.kernels.kernel import Kernel
@@ -76,7 +76,7 @@ def attend(
     ValueError: x has another shape, or the kind evicts between fewer tokens
       than T.
   """
-  check_shape('x', x, (cache.batch_size, None, None))
+  check_array('x', x, (cache.batch_size, None, None), jnp.floating)
   chunk = cache.layout.chunk
   tokens = x.shape[1]
   if chunk is not None and chunk < tokens:

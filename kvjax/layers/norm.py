@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.fields import check_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
@@ -22,6 +24,9 @@ class Norm:
   centered: bool = False
   bias: bool = False
   offset: float = 0.0
+
+  def __post_init__(self):
+    check_fields(self, at_least={'eps': 0})
 
   def init(self, width: int, dtype: Any) -> dict[str, jax.Array]:
     """Returns parameters of the identity scale: weight (and bias) `[width]`."""

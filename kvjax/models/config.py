@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Variant
+from kvjax.fields import check_fields
 from kvjax.layers.norm import Norm
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP
@@ -63,6 +64,9 @@ class Encoder:
   positions: int = 0
   norm: Norm = Norm()
 
+  def __post_init__(self):
+    check_fields(self, at_least={'features': 1, 'positions': 0})
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -99,13 +103,12 @@ class ModelConfig:
   dtype: str = 'float32'
 
   def __post_init__(self):
-    for name in ('vocab_size', 'width'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    sizes = {'vocab_size': 1, 'width': 1, 'positions': 0}
+    check_fields(self, at_least=sizes, above={'logit_softcap': 0})
     if not self.layers:
       raise ValueError('layers=() is empty: a model has at least one layer.')
     object.__setattr__(self, 'layers', tuple(self.layers))
-    object.__setattr__(self, 'dtype', named_dtype(self.dtype).name)
+    object.__setattr__(self, 'dtype', floating_dtype(self.dtype).name)
     for index in range(len(self.layers)):
       self._check_sharing(index)
     # A step hashes its config on every call: once is enough.
@@ -161,7 +164,12 @@ def relative_bias(layers: tuple[Layer, ...]) -> tuple[int, int] | None:
 
 def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
   """Returns `dtype`, or the config's for None; ValueError for integers."""
-  dtype = named_dtype(config.dtype if dtype is None else dtype)
+  return floating_dtype(config.dtype if dtype is None else dtype)
+
+
+def floating_dtype(dtype: Any) -> Any:
+  """Returns a dtype; ValueError for integers, and floats under 8 bits."""
+  dtype = named_dtype(dtype)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
       f'dtype={dtype} is no floating type. For eight-bit codes with scales '

@@ -22,8 +22,10 @@ def embed(
   positions: jax.Array,
 ) -> jax.Array:
   """Returns activations `[B, T, D]` of token ids `[B, T]` at positions."""
+  # Rows of an id that is none, or outside the vocabulary, are NaN elsewhere.
+  ids = jnp.clip(tokens.astype(jnp.int32), 0, config.vocab_size - 1)
   with jax.named_scope('embedding'):
-    x = params['embedding'][jnp.clip(tokens, 0, config.vocab_size - 1)]
+    x = params['embedding'][ids]
     if config.embedding_scale != 1.0:
       x = x * jnp.asarray(config.embedding_scale, x.dtype)
     if config.positions:

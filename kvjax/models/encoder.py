@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kvjax.array_checks import check_array, check_ids, unknown_ids
 from kvjax.attention.reference import attend_uncached
+from kvjax.models.check_params import check_params
 from kvjax.models.config import Encoder, ModelConfig
 from kvjax.models.decoder import run_layer
 
@@ -47,27 +49,30 @@ def encode(
     source_lengths: int `[B]`, positions of each row that count; None for all.
 
   Raises:
-    ValueError: the model has no encoder, or the source is of another shape.
+    ValueError: the model has no encoder, the source is of another shape or
+      dtype, or has an id outside the vocabulary. Inside a trace, where ids are
+      not known, the row of such an id is NaN.
   """
   encoder = config.encoder
   if encoder is None:
     raise ValueError('The model has no encoder; nothing to encode.')
-  rank = 2 if encoder.features is None else 3
-  if source.ndim != rank or (
-    encoder.features is not None and source.shape[-1] != encoder.features
-  ):
-    want = '[B, S] ids' if rank == 2 else f'[B, frames, {encoder.features}]'
-    raise ValueError(f'source has shape {source.shape}; it must be {want}.')
+  if encoder.features is None:
+    check_array('source', source, (None, None), jnp.integer)
+    source = check_ids('source', source, config.vocab_size)
+  else:
+    shape = None, None, encoder.features
+    check_array('source', source, shape, jnp.floating)
   return _encode(config, params, source, source_lengths)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config, params, source, source_lengths):
+  check_params(config, params)
   encoder = config.encoder
   encoder_params = params['encoder']
   with jax.named_scope('encoder'):
     if encoder.features is None:
-      x = params['embedding'][source]
+      x = params['embedding'][jnp.clip(source, 0, config.vocab_size - 1)]
     else:
       x = _convolve(encoder_params, source)
     steps = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
@@ -79,7 +84,12 @@ def _encode(config, params, source, source_lengths):
       chex.assert_shape(lengths, (x.shape[0],))
       positions = jnp.where(steps < lengths[:, None], positions, -1)
     x = _run_layers(encoder, encoder_params, x, positions)
-    return Encoded(encoder.norm(encoder_params['norm'], x), positions)
+    hidden = encoder.norm(encoder_params['norm'], x)
+    if encoder.features is None:  # every position has seen the unknown token
+      unknown = (positions >= 0) & unknown_ids(source, config.vocab_size)
+      lost = jnp.any(unknown, axis=1)[:, None, None]
+      hidden = jnp.where(lost, jnp.nan, hidden)
+    return Encoded(hidden, positions)
 
 
 def _run_layers(

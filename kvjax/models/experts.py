@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.fields import check_fields
 from kvjax.layers.linear import init_linear, matmul
 from kvjax.models.mlp import ACTIVATIONS, MLP
 
@@ -59,6 +60,11 @@ class Experts:
   sharpness: float = 1.702
 
   def __post_init__(self):
+    check_fields(
+      self,
+      at_least={'hidden': 1, 'groups': 1, 'top_groups': 1},
+      above={'clamp': 0},
+    )
     if not 1 <= self.top <= self.num_experts:
       raise ValueError(
         f'top={self.top} of num_experts={self.num_experts}: a token visits '
@@ -68,6 +74,10 @@ class Experts:
       raise ValueError(
         f'num_experts={self.num_experts} is not a multiple of '
         f'groups={self.groups}.'
+      )
+    if self.top_groups > self.groups:
+      raise ValueError(
+        f'top_groups={self.top_groups} exceeds groups={self.groups}.'
       )
     if self.score not in ('softmax', 'sigmoid', 'top_softmax'):
       raise ValueError(

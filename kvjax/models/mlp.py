@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from kvjax.fields import check_fields
 from kvjax.layers.linear import init_linear, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -33,8 +34,7 @@ class MLP:
   bias: bool = False
 
   def __post_init__(self):
-    if self.hidden < 1:
-      raise ValueError(f'MLP hidden={self.hidden} must be at least 1.')
+    check_fields(self, at_least={'hidden': 1})
     if self.activation not in ACTIVATIONS:
       raise ValueError(
         f'Unknown activation={self.activation!r}; known: '

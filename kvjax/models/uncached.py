@@ -5,13 +5,16 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from kvjax.array_checks import check_array, check_ids, unknown_ids
 from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
 from kvjax.attention.variant import Variant
+from kvjax.models.check_params import check_params
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
@@ -83,12 +86,20 @@ def forward(
     weights `[B, N, T, T]`.
 
   Raises:
-    ValueError: ids are no integers, a source is missing, or learned positions
-      do not reach that far.
+    ValueError: ids are no integers of the vocabulary, params are another
+      config's, a source is missing, or learned positions do not reach that
+      far. Inside a trace, where ids are not known, logits are NaN from an id
+      outside the vocabulary on.
   """
-  chex.assert_rank(tokens, 2)
-  check_tokens(config, tokens, encoded)
-  positions = row_positions(tokens, lengths, padding)
+  if not isinstance(config, ModelConfig):
+    raise ValueError(
+      f'config is of type {type(config).__name__}: give a ModelConfig. '
+      'Arguments come in the order config, params, tokens.'
+    )
+  check_array('tokens', tokens, (None, None), jnp.integer)
+  tokens = check_ids('tokens', tokens, config.vocab_size)
+  check_encoded(config, encoded)
+  positions = row_positions(tokens, check_lengths(tokens, lengths), padding)
   check_positions(config, tokens.shape[1])
   logits, weights = _forward(
     config,
@@ -104,7 +115,10 @@ def forward(
   return (logits, weights) if attention_layers else logits
 
 
-def row_positions(tokens: jax.Array, lengths: Any, padding: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnames='padding')
+def row_positions(
+  tokens: jax.Array, lengths: jax.Array | None, padding: str
+) -> jax.Array:
   """Returns int32 `[B, T]`: 0, 1, ... on a row's tokens, -1 on padding.
 
   A negative token id is padding too.
@@ -114,27 +128,47 @@ def row_positions(tokens: jax.Array, lengths: Any, padding: str) -> jax.Array:
   return jnp.where(is_token, count - 1, -1)
 
 
-def token_mask(tokens: jax.Array, lengths: Any, padding: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnames='padding')
+def token_mask(
+  tokens: jax.Array, lengths: jax.Array | None, padding: str
+) -> jax.Array:
   """Returns bool `[B, T]`: where a row has a token."""
   if padding not in ('right', 'left'):
     raise ValueError(f"padding={padding!r} must be 'right' or 'left'.")
   is_token = tokens >= 0
   if lengths is None:
     return is_token
-  lengths = jnp.asarray(lengths, jnp.int32)
-  chex.assert_shape(lengths, tokens.shape[:1])
   steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
   if padding == 'left':
     steps = tokens.shape[1] - 1 - steps
   return is_token & (steps < lengths[:, None])
 
 
-def check_tokens(
-  config: ModelConfig, tokens: jax.Array, encoded: Encoded | None
-) -> None:
-  """Raises ValueError on ids that are no integers or a missing source."""
-  if not jnp.issubdtype(tokens.dtype, jnp.integer):
-    raise ValueError(f'tokens have dtype {tokens.dtype}; ids are integers.')
+def check_lengths(tokens: jax.Array, lengths: Any) -> Any:
+  """Returns lengths as an array `[B]`, or None for None.
+
+  Raises:
+    ValueError: they are no integers, not one a row, or out of range where the
+      host knows them.
+  """
+  if lengths is None:
+    return None
+  if not isinstance(lengths, jax.Array):
+    lengths = np.asarray(lengths)
+  batch, width = tokens.shape
+  check_array('lengths', lengths, (batch,), jnp.integer)
+  if not isinstance(lengths, Tracer):
+    host = jax.device_get(lengths)
+    if host.min(initial=0) < 0 or host.max(initial=0) > width:
+      raise ValueError(
+        f'lengths={host.tolist()} must be between 0 and the {width} tokens '
+        'given.'
+      )
+  return lengths
+
+
+def check_encoded(config: ModelConfig, encoded: Encoded | None) -> None:
+  """Raises ValueError on a source that is missing, or has no reader."""
   if (config.encoder is None) != (encoded is None):
     if config.encoder is None:
       raise ValueError('The model has no encoder: drop encoded=.')
@@ -170,6 +204,7 @@ def _forward(
   form,
   attention_layers,
 ):
+  check_params(config, params)
   call = _Call(
     positions=positions,
     relative=params.get('relative'),
@@ -198,6 +233,12 @@ def _forward(
     streams.append(layer_streams)
     weights.append(layer_weights)
   logits = unembed(config, params, x)
+  unknown = (positions >= 0) & unknown_ids(tokens, config.vocab_size)
+  if all(layer.attention.visibility.causal for layer in config.layers):
+    unknown = jnp.cumsum(unknown, axis=1)
+  else:
+    unknown = jnp.sum(unknown, axis=1, keepdims=True)
+  logits = jnp.where((unknown > 0)[..., None], jnp.nan, logits)
   return logits, tuple(weights[i] for i in attention_layers)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 
+from kvjax.fields import check_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class Visibility:
@@ -24,12 +26,7 @@ class Visibility:
   sink_tokens: int = 0
 
   def __post_init__(self):
-    for name in ('window', 'chunk'):
-      size = getattr(self, name)
-      if size is not None and size < 1:
-        raise ValueError(f'{name}={size} must be at least 1, or None for none.')
-    if self.sink_tokens < 0:
-      raise ValueError(f'sink_tokens={self.sink_tokens} must not be negative.')
+    check_fields(self, at_least={'window': 1, 'chunk': 1, 'sink_tokens': 0})
 
   def sees(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
     """Returns booleans, broadcasting query against key positions."""

@@ -39,7 +39,7 @@ def assert_cached_matches_uncached(
   tokens: Any = None,
   batch_size: int = 3,
   length: int = 13,
-  vocab_size: int = 17,
+  vocab_size: int | None = None,
   seed: int = 0,
   chunkings: Sequence[int | None] = (1, 3, 7, None),
   ragged: bool = True,
@@ -68,7 +68,8 @@ def assert_cached_matches_uncached(
     poison: cache -> the cache with NaN in slots without a token; None for
       `kvjax.testing.poison` if it knows the cache, or else for no NaN.
     tokens: `[B, T, ...]` to feed; None for random ids.
-    batch_size, length, vocab_size, seed: of random ids.
+    batch_size, length, seed: of random ids.
+    vocab_size: of random ids; None for the size of the logits' last axis.
     chunkings: most tokens of a call; None for the whole text in one call.
     ragged: rows may advance by different numbers of tokens.
     wrap: length of one further text, longer than the slots of a cache that
@@ -87,6 +88,9 @@ def assert_cached_matches_uncached(
   """
   if tokens is None:
     rng = np.random.default_rng(seed)
+    if vocab_size is None:
+      zeros = np.zeros((batch_size, length), np.int32)
+      vocab_size = as_array(forward(zeros)).shape[-1]
     tokens = rng.integers(0, vocab_size, (batch_size, length), np.int32)
   tokens = np.asarray(tokens)
   subject = Subject(

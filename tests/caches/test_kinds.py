@@ -144,22 +144,22 @@ def test_rewind_forgets_by_position(kind):
     ),
     pytest.param(
       lambda: kvjax.Ring(window=1, slack=-1),
-      'slack=-1 must not be negative',
+      'slack=-1 must be at least 0',
       id='Ring(window=1,slack=-1)',
     ),
     pytest.param(
       lambda: kvjax.Sinks(sinks=0, window=3),
-      'sinks=0.*at least 1.*use Ring',
+      'sinks=0 must be at least 1',
       id='Sinks(sinks=0,window=3)',
     ),
     pytest.param(
       lambda: kvjax.Sinks(sinks=1),
-      'window=0: both must be at least 1',
+      'window=0 must be at least 1',
       id='Sinks(sinks=1)',
     ),
     pytest.param(
       lambda: kvjax.Sinks(window=3, slack=-2),
-      'slack=-2 must not be negative',
+      'slack=-2 must be at least 0',
       id='Sinks(window=3,slack=-2)',
     ),
     pytest.param(
@@ -169,7 +169,7 @@ def test_rewind_forgets_by_position(kind):
     ),
     pytest.param(
       lambda: kvjax.Bounded(budget=3, slack=-1),
-      'slack=-1 must not be',
+      'slack=-1 must be at least 0',
       id='Bounded(budget=3,slack=-1)',
     ),
     pytest.param(

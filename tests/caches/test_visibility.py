@@ -61,7 +61,7 @@ def test_narrow_takes_the_smaller_window():
     ),
     pytest.param(
       {'sink_tokens': -1},
-      'sink_tokens=-1 must not be negative',
+      'sink_tokens=-1 must be at least 0',
       id='sink_tokens=-1',
     ),
   ],

@@ -125,7 +125,10 @@ def test_stop_tokens():
   want, _ = uncached()
   stop = int(want[0, 2])
   first = [row.tolist().index(stop) if stop in row else NUM for row in want]
-  tokens, cache, scores = run(stop_tokens=[stop, 999], block=2, log_probs=True)
+  unseen = min(set(range(CONFIG.vocab_size)) - set(want.ravel().tolist()))
+  tokens, cache, scores = run(
+    stop_tokens=[stop, unseen], block=2, log_probs=True
+  )
   for row in range(2):
     n = min(first[row] + 1, NUM)
     np.testing.assert_array_equal(tokens[row, :n], want[row, :n])
@@ -182,7 +185,7 @@ def test_room_is_asked_for_first():
     ),
     pytest.param(
       {'temperature': -1.0},
-      'temperature=-1.0 must not be negative',
+      'temperature=-1.0 must be at least 0',
       id='temperature=-1.0',
     ),
     pytest.param({'top_p': 0.0}, 'top_p=0.0 must be in', id='top_p=0.0'),
