@@ -44,7 +44,7 @@ def check_array(
 
 def check_ids(
   name: str, ids: Any, vocab_size: int, *, wait: bool = True
-) -> jax.Array:
+) -> Any:
   """Returns ids as an array of int32; refuses one outside the vocabulary.
 
   Args:
