@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from kvjax.checkpoints.hf_config import check_values
 from kvjax.checkpoints.tensors import StoredTensor
 
 # How the names of scales, of codes and of the plain tensor end, by method.
@@ -87,6 +88,7 @@ def check_method(values: Mapping[str, Any]) -> str | None:
   quantization = values.get('quantization_config')
   if not quantization:
     return None
+  check_values(quantization)
   method = quantization.get('quant_method')
   if method not in ENDINGS:
     raise ValueError(
