@@ -22,11 +22,11 @@ from kvjax.attention.rotary import (
   Yarn,
 )
 from kvjax.checkpoints import load_checkpoint, load_config, parse_config
-from kvjax.checkpoints.dequantize import dequantize_tensors
+from kvjax.checkpoints.dequantize import ENDINGS, dequantize_tensors
 from kvjax.checkpoints.match import ParamSource
 from kvjax.checkpoints.table import TableRow
 from kvjax.checkpoints.tensors import INDEX, SINGLE, open_tensors
-from tests.checkpoints.writing import GOLDEN, altered
+from tests.checkpoints.writing import GOLDEN, altered, write
 
 DEEP = '{"a":' * 100_000
 LONG_INTEGER = '{"a": ' + '1' * 5_000 + '}'
@@ -472,6 +472,61 @@ def test_quantization_without_codes_is_harmless(tmp_path):
   tensors = open_tensors(tmp_path)
   fp8 = {'quant_method': 'fp8', 'weight_block_size': [128, 128]}
   assert dequantize_tensors({'quantization_config': fp8}, tensors) == tensors
+
+
+# Method, dtype and shape of codes and of scales, message.
+PARTS = {
+  'fp8_of_a_vector': ('fp8', 'F8_E4M3', [8], 'F32', [1], 'parts of a matrix'),
+  'fp8_of_floats': ('fp8', 'F32', [2, 4], 'F32', [1, 1], 'is stored as F32'),
+  'fp8_by_bytes': ('fp8', 'U8', [2, 4], 'U8', [1, 1], 'is stored as U8'),
+  'mxfp4_by_floats': (
+    'mxfp4',
+    'U8',
+    [1, 2, 1, 16],
+    'F32',
+    [1, 2, 1],
+    'x_scales is stored as F32; as a part of x it must be U8',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_parts_of_a_quantized_tensor(tmp_path, name):
+  method, code, shape, scale, blocks, message = PARTS[name]
+  scales_name, codes_name, plain = (f'x{end}' for end in ENDINGS[method])
+  header, end = {}, 0
+  for key, dtype, sizes in (
+    (codes_name, code, shape),
+    (scales_name, scale, blocks),
+  ):
+    start = end
+    end += math.prod(sizes) * (4 if dtype == 'F32' else 1)
+    header[key] = {'dtype': dtype, 'shape': sizes, 'data_offsets': [start, end]}
+  write_raw(tmp_path / SINGLE, header, end)
+  values = {
+    'quantization_config': {
+      'quant_method': method,
+      'weight_block_size': [128, 128],
+    }
+  }
+  with pytest.raises(ValueError, match=message):
+    dequantize_tensors(values, open_tensors(tmp_path))[plain].check_dtype()
+
+
+def test_a_block_larger_than_its_matrix(tmp_path):
+  """It takes no more memory than the matrix."""
+  codes = np.arange(6).reshape(2, 3).astype(ml_dtypes.float8_e4m3fn)
+  scales = np.array([[0.5]], np.float32)
+  tensors = {'x.weight': codes, 'x.weight_scale_inv': scales}
+  write(tmp_path / SINGLE, tensors)
+  fp8 = {'quant_method': 'fp8', 'weight_block_size': [2**24, 2**24]}
+  stored = open_tensors(tmp_path)
+  plain = dequantize_tensors({'quantization_config': fp8}, stored)['x.weight']
+  tracemalloc.start()
+  np.testing.assert_array_equal(plain.read(), np.arange(6).reshape(2, 3) / 2)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 2**20
 
 
 def test_layers_and_experts_that_only_config_json_has(tmp_path):

@@ -233,4 +233,18 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'if length < 1:',
     'tests/faults/test_checkpoints.py::test_config[longrope_original_1]',
   ),
+  Mutant(
+    'scales_of_any_dtype',
+    'kvjax/checkpoints/dequantize.py',
+    'if part.dtype not in dtypes:',
+    'if False:',
+    'tests/faults/test_checkpoints.py::test_parts_of_a_quantized_tensor[mxfp4_by_floats]',
+  ),
+  Mutant(
+    'a_block_takes_its_own_size',
+    'kvjax/checkpoints/dequantize.py',
+    'min(block[1], columns)',
+    'block[1]',
+    'tests/faults/test_checkpoints.py::test_a_block_larger_than_its_matrix',
+  ),
 )
