@@ -246,7 +246,7 @@ NUMBERS = {
   'layers_whisper': ('whisper', {'encoder_layers': 10**9}, '1 to 1024'),
   'heads_of_2_31': ('llama', {'head_dim': 2**31}, '1 to 16777216'),
   'heads_of_2_63': ('llama', {'head_dim': 2**63}, '1 to 16777216'),
-  'experts': ('mixtral', {'num_local_experts': 10**12}, '1 to 16777216'),
+  'experts': ('mixtral', {'num_local_experts': 10**12}, '0 to 2147483647'),
   'vocabulary': ('llama', {'vocab_size': 2**31}, '1 to 16777216'),
   'window_of_2_40': ('mistral', {'sliding_window': 2**40}, '0 to 2147483647'),
   'dense_layers': (
@@ -450,6 +450,10 @@ HARMLESS = {
   'groups_of_no_use': (
     'deepseek_v2',
     {'topk_method': 'greedy', 'n_group': 4, 'topk_group': 99},
+  ),
+  'experts_of_a_dense_model': (
+    'mistral',
+    {'num_local_experts': 0, 'num_experts_per_tok': 0},
   ),
   # Without a scaling that reads it, the longest text is the caller's choice.
   'longest_text': ('llama', {'max_position_embeddings': 0}),
