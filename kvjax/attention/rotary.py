@@ -8,11 +8,17 @@ cache: a table that changes while tokens are cached would not be causal.
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+MAX_WIDTH = 1 << 14  # of the rotated features of a head; published: at most 256
+LARGEST = float(np.finfo(np.float32).max)
+WHOLE = (int, np.integer)
+REAL = (float, np.floating)
+LONG = 1 << 30  # tokens, more than any text
 
 
 class Scaling(Protocol):
@@ -46,13 +52,25 @@ class Rotary:
   scaling: Scaling | None = None
 
   def __post_init__(self):
-    if self.width <= 0 or self.width % 2:
+    is_whole = isinstance(self.width, WHOLE)
+    if not is_whole or not 2 <= self.width <= MAX_WIDTH or self.width % 2:
       raise ValueError(
-        f'Rotary width={self.width} is not a positive even number: features '
-        'are rotated in pairs. Use an even width.'
+        f'Rotary width={self.width!r} is not a positive even number, at most '
+        f'{MAX_WIDTH}: features are rotated in pairs. Use an even width.'
       )
+    check_numbers(self, 'base')
     if self.base <= 1:
       raise ValueError(f'Rotary base={self.base} must be greater than 1.')
+    # What does not fit together is refused here, for short and long texts, and
+    # not in the first call.
+    for length in (1, LONG) if self.depends_on_length else (1,):
+      with np.errstate(all='ignore'):
+        frequencies = self.frequencies(length)[0]
+      if not (np.isfinite(frequencies) & (frequencies > 0)).all():
+        raise ValueError(
+          f'{self} has frequencies that float32 cannot hold, at length '
+          f'{length}. Change base or scaling.'
+        )
 
   @property
   def depends_on_length(self) -> bool:
@@ -111,12 +129,39 @@ def rotate(
   return jnp.concatenate([turned, rest], axis=-1).astype(x.dtype)
 
 
+def check_numbers(record: Any, *names: str) -> None:
+  """Raises ValueError for a field that has no positive, finite number.
+
+  Args:
+    record: a dataclass.
+    *names: of fields. A field that is a tuple has one number or more, and a
+      field whose default is None may be None.
+  """
+  fields = {field.name: field for field in dataclasses.fields(record)}
+  for name in names:
+    value, field = getattr(record, name), fields[name]
+    if value is None and field.default is None:
+      continue
+    types = WHOLE if field.type is int else WHOLE + REAL
+    elements: Any = value if isinstance(value, tuple) else (value,)
+    for number in elements:
+      is_number = isinstance(number, types) and not isinstance(number, bool)
+      if not is_number or not 0 < number <= LARGEST:
+        raise ValueError(
+          f'{type(record).__name__} {name}={value!r} must be a positive, '
+          f'finite {"whole number" if field.type is int else "number"}.'
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Linear:
   """Positions divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
 
   factor: float
   depends_on_length: bool = dataclasses.field(default=False, init=False)
+
+  def __post_init__(self):
+    check_numbers(self, 'factor')
 
   def stretch(self, base, width, length):
     return plain_frequencies(base, width) / np.float32(self.factor), 1.0
@@ -130,7 +175,12 @@ class Dynamic:
   original: int
   depends_on_length: bool = dataclasses.field(default=True, init=False)
 
+  def __post_init__(self):
+    check_numbers(self, 'factor', 'original')
+
   def stretch(self, base, width, length):
+    if width == 2:
+      raise ValueError('Dynamic scaling needs a rotary width of 4 or more.')
     grown = self.factor * max(length, self.original) / self.original
     base = base * (grown - (self.factor - 1)) ** (width / (width - 2))
     return plain_frequencies(base, width), 1.0
@@ -145,6 +195,14 @@ class Llama3:
   high: float
   original: int
   depends_on_length: bool = dataclasses.field(default=False, init=False)
+
+  def __post_init__(self):
+    check_numbers(self, 'factor', 'low', 'high', 'original')
+    if self.low >= self.high:
+      raise ValueError(
+        f'Llama3 low={self.low} (low_freq_factor of config.json) must be less '
+        f'than high={self.high} (high_freq_factor).'
+      )
 
   def stretch(self, base, width, length):
     plain = plain_frequencies(base, width)
@@ -171,6 +229,11 @@ class Yarn:
   magnitude: float | None = None
   truncate: bool = True
   depends_on_length: bool = dataclasses.field(default=False, init=False)
+
+  def __post_init__(self):
+    check_numbers(
+      self, 'factor', 'original', 'beta_fast', 'beta_slow', 'magnitude'
+    )
 
   def stretch(self, base, width, length):
     plain = plain_frequencies(base, width)
@@ -206,6 +269,9 @@ class LongRope:
   original: int
   magnitude: float
   depends_on_length: bool = dataclasses.field(default=True, init=False)
+
+  def __post_init__(self):
+    check_numbers(self, 'short', 'long', 'original', 'magnitude')
 
   def stretch(self, base, width, length):
     divisors = self.long if length > self.original else self.short

@@ -18,12 +18,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from kvjax.checkpoints.hf_config import check_values
 from kvjax.checkpoints.tensors import StoredTensor
 
 # How the names of scales, of codes and of the plain tensor end, by method.
 ENDINGS = {
   'fp8': ('.weight_scale_inv', '.weight', '.weight'),
   'mxfp4': ('_scales', '_blocks', ''),
+}
+# The dtypes of codes and of scales, by method.
+PARTS = {
+  'fp8': (('F8_E4M3', 'U8'), ('F32', 'BF16')),
+  'mxfp4': (('U8',), ('U8',)),
 }
 # A four-bit float has a sign, two bits of exponent and one of mantissa.
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -42,6 +48,7 @@ class DequantizedTensor:
     shape: of the plain tensor.
     codes, scales: as stored.
     decode: codes and scales to float32.
+    parts: dtypes that codes and scales may have.
     dtype: in which both methods' models were trained.
   """
 
@@ -50,6 +57,7 @@ class DequantizedTensor:
   codes: StoredTensor
   scales: StoredTensor
   decode: Decode
+  parts: tuple[tuple[str, ...], tuple[str, ...]]
   dtype: str = 'BF16'
 
   @property
@@ -58,11 +66,12 @@ class DequantizedTensor:
 
   def check_dtype(self) -> None:
     """Raises ValueError unless codes and scales have their types."""
-    for part in (self.codes, self.scales):
-      if part.dtype not in ('F8_E4M3', 'U8', 'F32', 'BF16'):
+    stored = self.codes, self.scales
+    for part, dtypes in zip(stored, self.parts, strict=True):
+      if part.dtype not in dtypes:
         raise ValueError(
-          f'Tensor {part.name} is stored as {part.dtype}: no part of '
-          f'{" or ".join(ENDINGS)}.'
+          f'Tensor {part.name} is stored as {part.dtype}; as a part of '
+          f'{self.name} it must be {" or ".join(dtypes)}.'
         )
 
   def read(self) -> np.ndarray:
@@ -87,6 +96,7 @@ def check_method(values: Mapping[str, Any]) -> str | None:
   quantization = values.get('quantization_config')
   if not quantization:
     return None
+  check_values(quantization)
   method = quantization.get('quant_method')
   if method not in ENDINGS:
     raise ValueError(
@@ -132,7 +142,12 @@ def dequantize_tensors(
     if method == 'fp8':
       decode = functools.partial(_fp8, block)
       shape = codes.shape
-      blocks = tuple(-(-n // b) for n, b in zip(shape, block, strict=False))
+      if len(shape) != 2:
+        raise ValueError(
+          f'Tensor {codes.name} has shape {list(shape)}; blocks of fp8 are '
+          'parts of a matrix.'
+        )
+      blocks = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
     else:
       decode = _mxfp4
       shape, blocks = _mxfp4_shapes(codes)
@@ -144,7 +159,9 @@ def dequantize_tensors(
     del result[name]
     del result[codes.name]
     plain = stem + plain_ending
-    result[plain] = DequantizedTensor(plain, shape, codes, scales, decode)
+    result[plain] = DequantizedTensor(
+      plain, shape, codes, scales, decode, PARTS[method]
+    )
   return result
 
 
@@ -166,9 +183,10 @@ def _fp8(
 ) -> np.ndarray:
   wide = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
   rows, columns = wide.shape
-  # The last blocks may reach beyond the matrix.
-  factors = scales.repeat(block[0], axis=0)[:rows]
-  factors = factors.repeat(block[1], axis=1)[:, :columns]
+  # The last blocks may reach beyond the matrix, and a block of config.json may
+  # be larger than every matrix.
+  factors = scales.repeat(min(block[0], rows), axis=0)[:rows]
+  factors = factors.repeat(min(block[1], columns), axis=1)[:, :columns]
   return wide * factors.astype(np.float32)
 
 

@@ -1,14 +1,18 @@
-"""A published config.json: its keys and values, unknown ones refused.
+"""A published config.json: its keys and values, each of its key's kind.
 
 `check_values` refuses a value of another kind than its key's before any value
 is used: a text where a number belongs would otherwise end in arithmetic whose
-error names no key. null is always allowed, and its meaning depends on the
-family.
+error names no key, NaN in an answer of NaN, and a layer count of a billion in a
+list of that length. null is always allowed, and its meaning depends on the
+family. Keys that no family reads are not looked at.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -31,56 +35,124 @@ FULL = 'full_attention'
 SLIDING = 'sliding_attention'
 DTYPES = ('bfloat16', 'float16', 'float32')
 
+# Far above every published model, and low enough that nothing that is made
+# from one of these numbers alone takes long to make.
+MAX_LAYERS = 1024  # the deepest published transformer has 1,000 (DeepNet)
+MAX_SIZE = 1 << 24  # the largest published size is a vocabulary of a million
+MAX_INT32 = (1 << 31) - 1  # positions are int32
+# Normal numbers of float32, in which models compute.
+SMALLEST = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float32).max)
+
 # Keys of all families by the kind of their values.
-WHOLE = """
-  d_ff d_kv d_model decoder_attention_heads decoder_ffn_dim decoder_layers
-  decoder_sparse_step dim_model_base encoder_attention_heads encoder_ffn_dim
-  encoder_layers ffn_hidden_size first_k_dense_replace head_dim hidden_size
-  intermediate_size kv_lora_rank max_position_embeddings max_source_positions
-  max_target_positions max_window_layers moe_intermediate_size n_ctx n_embd
-  n_embed n_group n_head n_inner n_layer n_positions n_routed_experts
-  n_shared_experts no_rope_layer_interval num_attention_heads
-  num_decoder_layers num_experts num_experts_per_tok num_heads
-  num_hidden_layers num_key_value_heads num_kv_heads num_layers
-  num_ln_in_parallel_attn num_local_experts num_mel_bins
+LAYERS = """
+  _sliding_window_pattern decoder_layers decoder_sparse_step encoder_layers
+  n_layer no_rope_layer_interval num_decoder_layers num_hidden_layers num_layers
+  sliding_window_pattern
+"""
+SIZE = """
+  d_ff d_kv d_model decoder_attention_heads decoder_ffn_dim dim_model_base
+  encoder_attention_heads encoder_ffn_dim ffn_hidden_size head_dim hidden_size
+  intermediate_size kv_lora_rank moe_intermediate_size n_embd n_embed n_group
+  n_head n_inner n_routed_experts num_attention_heads num_heads
+  num_key_value_heads num_kv_heads num_mel_bins
   original_max_position_embeddings q_lora_rank qk_nope_head_dim
-  qk_rope_head_dim relative_attention_max_distance
-  relative_attention_num_buckets sliding_window sliding_window_pattern
-  topk_group v_head_dim vocab_size
+  qk_rope_head_dim relative_attention_num_buckets topk_group v_head_dim
+  vocab_size
+"""
+# Dense models may say that they have 0 experts.
+WHOLE = """
+  first_k_dense_replace learned_positions max_position_embeddings
+  max_source_positions max_target_positions max_window_layers n_ctx
+  n_positions n_shared_experts num_experts num_experts_per_tok
+  num_ln_in_parallel_attn num_local_experts relative_attention_max_distance
+  shared_expert_size sliding_window
 """
 NUMBER = """
-  attention_factor attn_logit_softcapping beta_fast beta_slow factor
-  final_logit_softcapping high_freq_factor layer_norm_eps layer_norm_epsilon
-  logit_scale low_freq_factor mscale mscale_all_dim partial_rotary_factor
-  query_pre_attn_scalar rms_norm_eps rope_local_base_freq rope_theta
-  routed_scaling_factor scale_depth scale_emb swiglu_alpha swiglu_limit
+  beta_fast beta_slow layer_norm_eps layer_norm_epsilon mscale mscale_all_dim
+  rms_norm_eps
+"""
+POSITIVE = """
+  attention_factor attn_logit_softcapping factor final_logit_softcapping
+  high_freq_factor logit_scale low_freq_factor partial_rotary_factor
+  query_pre_attn_scalar rope_local_base_freq rope_theta routed_scaling_factor
+  scale_depth scale_emb swiglu_alpha swiglu_limit
 """
 SWITCH = """
-  alibi attention_bias bias is_gated_act mlp_bias multi_query
-  new_decoder_architecture norm_topk_prob parallel_attn rope_interleave
+  alibi attention_bias bias gated is_gated_act mlp_bias multi_query
+  new_decoder_architecture norm_topk_prob parallel parallel_attn rope_interleave
   scale_attn_by_inverse_layer_idx scale_attn_weights scale_decoder_outputs
   tie_word_embeddings truncate use_qk_norm use_sliding_window
 """
 TEXT = """
   activation activation_function dense_act_fn feed_forward_proj hidden_act
-  hidden_activation model_type scoring_func topk_method
-"""
-LIST = """
-  layer_types long_factor mlp_layer_types mlp_only_layers no_rope_layers
-  short_factor
+  hidden_activation model_type norm quant_method rope_type scoring_func
+  topk_method type
 """
 OBJECT = 'quantization_config rope_parameters rope_scaling text_config'
 
-# Of each key, the words for its kind and the Python types of that kind.
-KEY_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
-  key: (words, types)
-  for keys, words, types in (
-    (WHOLE, 'a whole number', (int,)),
-    (NUMBER, 'a number', (int, float)),
-    (SWITCH, 'true or false', (bool,)),
-    (TEXT, 'a text', (str,)),
-    (LIST, 'a list', (list, tuple)),
-    (OBJECT, 'an object', (Mapping,)),
+Rule = Callable[[Any], bool]
+
+
+def _between(low: float, high: float, *types: type) -> Rule:
+  # bool is a subclass of int in Python; NaN lies between no two numbers.
+  return lambda x: (
+    isinstance(x, types) and not isinstance(x, bool) and low <= x <= high
+  )
+
+
+def _instance(*types: type) -> Rule:
+  return lambda x: isinstance(x, types)
+
+
+def _each(rule: Rule) -> Rule:
+  return lambda x: isinstance(x, list | tuple) and all(map(rule, x))
+
+
+_POSITIVE = _between(SMALLEST, LARGEST, int, float)
+_WHOLE = _between(0, MAX_INT32, int)
+
+# Of each key, the words for its kind and the rule of that kind.
+KEY_KINDS: dict[str, tuple[str, Rule]] = {
+  key: (words, rule)
+  for keys, words, rule in (
+    (
+      LAYERS,
+      f'a whole number from 1 to {MAX_LAYERS}',
+      _between(1, MAX_LAYERS, int),
+    ),
+    (SIZE, f'a whole number from 1 to {MAX_SIZE}', _between(1, MAX_SIZE, int)),
+    (WHOLE, f'a whole number from 0 to {MAX_INT32}', _WHOLE),
+    (
+      NUMBER,
+      'a number, 0 or above and finite',
+      _between(0, LARGEST, int, float),
+    ),
+    (POSITIVE, 'a number above 0, finite in float32', _POSITIVE),
+    (SWITCH, 'true or false', _instance(bool)),
+    (TEXT, 'a text', _instance(str)),
+    (OBJECT, 'an object', _instance(Mapping)),
+    ('layer_types mlp_layer_types', 'a list of texts', _each(_instance(str))),
+    (
+      'long_factor short_factor',
+      'a list of numbers above 0, finite in float32',
+      _each(_POSITIVE),
+    ),
+    (
+      'dense_layers mlp_only_layers no_rope_layers',
+      f'a list of whole numbers from 0 to {MAX_INT32}',
+      _each(_WHOLE),
+    ),
+    (
+      'weight_block_size',
+      f'a list of whole numbers from 1 to {MAX_SIZE}',
+      _each(_between(1, MAX_SIZE, int)),
+    ),
+    (
+      'keys_and_values_of',
+      'a list of layers and nulls',
+      _each(lambda x: x is None or _WHOLE(x)),
+    ),
   )
   for key in keys.split()
 }
@@ -91,11 +163,11 @@ def check_values(values: Mapping[str, Any]) -> None:
   for key, value in values.items():
     if key not in KEY_KINDS or value is None:
       continue
-    words, types = KEY_KINDS[key]
-    # bool is a subclass of int in Python, so it is compared by itself.
-    is_bool = isinstance(value, bool)
-    if not isinstance(value, types) or is_bool != (bool in types):
-      raise ValueError(f'{key}={value!r} of config.json must be {words}.')
+    words, rule = KEY_KINDS[key]
+    if not rule(value):
+      raise ValueError(
+        f'{key}={reprlib.repr(value)} of config.json must be {words}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

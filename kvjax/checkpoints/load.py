@@ -58,7 +58,8 @@ def load_checkpoint(
   Raises:
     FileNotFoundError: no directory, no config.json or no safetensors.
     ValueError: something is not supported, missing, unexpected, truncated or
-      of the wrong shape; the message names it.
+      of the wrong shape, or (found only when that tensor is read) a finite
+      weight is too large for `dtype`; the message names it.
   """
   if weights not in (None, 'int8'):
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
@@ -138,11 +139,12 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
-  settings = Settings(values)
+  # The kinds of values are known for the keys of these families alone.
   name = values.get('model_type')
-  if name not in FAMILIES:
+  if not isinstance(name, str) or name not in FAMILIES:
     known = ', '.join(sorted(FAMILIES))
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
+  settings = Settings(values)
   check_method(values)
   return FAMILIES[name], settings
 

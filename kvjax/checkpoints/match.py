@@ -77,8 +77,22 @@ class ParamSource:
       )
     start = 0
     for block in tensor.blocks() if whole is None else [whole]:
-      part[start : start + len(block)] = block
+      self._convert(block, part[start : start + len(block)], tensor.name)
       start += len(block)
+
+  def _convert(self, block: np.ndarray, target: np.ndarray, name: str) -> None:
+    """Copies a block; ValueError where a finite weight would be infinite."""
+    if target.dtype == np.float16:
+      block = block.astype(np.float32)  # bfloat16 reports no overflow itself
+    try:
+      with np.errstate(over='raise'):
+        target[...] = block
+    except FloatingPointError:
+      raise ValueError(
+        f'Tensor {name} has weights that are finite as stored, and too large '
+        f'for {target.dtype} ({self.place}). Load with a wider dtype, or '
+        'repair the checkpoint.'
+      ) from None
 
 
 def _allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -124,6 +138,14 @@ def match_params(
     ValueError: a tensor is missing, unexpected, of another shape than
       config.json gives it, or quantized; the message names it.
   """
+  # Every layer has tensors. Without this check the layers that a config.json
+  # makes up would all be traced before the first of them is missed.
+  layers = len(config.layers)
+  if layers > len(tensors):
+    raise ValueError(
+      f'config.json asks for {layers} layers; the checkpoint has '
+      f'{len(tensors)} tensors in all.'
+    )
   checkpoint = Checkpoint(family, config, tensors)
   rows = group_by_place(family.rows)
   sources = [
@@ -160,7 +182,11 @@ def _match_param(
     pattern = pattern.replace('.mlp.', '.experts.')
   if pattern not in rows:
     raise ValueError(f'The table of the family has no row for {place}.')
-  row, names = _choose_spelling(checkpoint, rows[pattern], numbers[0], sizes)
+  row = _choose_spelling(checkpoint, rows[pattern], numbers[0])
+  # Names are made one by one: the first that is missing ends it, however many
+  # experts config.json makes up.
+  count = sizes['experts'] if row.stacked else int(row.name != NOTHING)
+  names = (row.tensor_name(numbers[0], expert) for expert in range(count))
   return ParamSource(
     place=place,
     shape=param.shape,
@@ -175,27 +201,19 @@ def _match_param(
 
 
 def _choose_spelling(
-  checkpoint: Checkpoint, rows: list[TableRow], layer: str, sizes: Sizes
-) -> tuple[TableRow, list[str]]:
-  """Returns the row that the checkpoint has, or the first, and its tensors.
+  checkpoint: Checkpoint, rows: list[TableRow], layer: str
+) -> TableRow:
+  """Returns the row that the checkpoint has, or the first.
 
   Args:
     checkpoint: with all its tensors.
     rows: spellings of one param.
     layer: index of the param's layer.
-    sizes: of that layer.
   """
-  candidates = []
   for row in rows:
-    name = row.name.replace('{i}', layer)
-    experts = range(sizes['experts'] if row.stacked else 1)
-    names = [name.replace('{e}', str(expert)) for expert in experts]
-    if row.name == NOTHING:
-      names = []
-    if not names or checkpoint.get(names[0]) is not None:
-      return row, names
-    candidates.append((row, names))
-  return candidates[0]
+    if row.name == NOTHING or checkpoint.get(row.tensor_name(layer, 0)):
+      return row
+  return rows[0]
 
 
 def _check_tensor(

@@ -69,17 +69,12 @@ def rotary(
   spelled = rope.get('rope_type', rope.get('type', 'default'))
   rope['rope_type'] = (aliases or {}).get(spelled, spelled)
   theta = rope.get('rope_theta')
-  rotation = Rotary(
+  return Rotary(
     _rotated_width(settings, rope, width, partial),
     base=float(settings.get('rope_theta', base) if theta is None else theta),
     interleaved=interleaved,
     scaling=_scaling(settings, rope),
   )
-  # Divisors that do not fit the width are refused here, for short and long
-  # texts, and not in the first call.
-  for length in (1, 1 << 30):
-    rotation.frequencies(length)
-  return rotation
 
 
 def rope_parameters(settings: Settings, layer_type: str | None = None) -> Rope:
@@ -157,15 +152,15 @@ def _rotated_width(
 def _scaling(settings: Settings, rope: Rope) -> Scaling | None:
   match rope_type(rope):
     case 'linear':
-      return Linear(_positive(rope, 'factor'))
+      return Linear(float(_need(rope, 'factor')))
     case 'dynamic':
       original = settings.need('max_position_embeddings')
-      return Dynamic(_positive(rope, 'factor'), original)
+      return Dynamic(float(_need(rope, 'factor')), original)
     case 'llama3':
       return Llama3(
-        _positive(rope, 'factor'),
-        _positive(rope, 'low_freq_factor'),
-        _positive(rope, 'high_freq_factor'),
+        float(_need(rope, 'factor')),
+        float(_need(rope, 'low_freq_factor')),
+        float(_need(rope, 'high_freq_factor')),
         _original_length(settings, rope),
       )
     case 'yarn':
@@ -175,12 +170,10 @@ def _scaling(settings: Settings, rope: Rope) -> Scaling | None:
   return None
 
 
-def _positive(rope: Rope, key: str) -> float:
+def _need(rope: Rope, key: str) -> Any:
   if rope.get(key) is None:
     raise ValueError(f'Rope type {rope_type(rope)!r} needs {key!r}.')
-  if rope[key] <= 0:
-    raise ValueError(f'{key}={rope[key]} of rope parameters must be positive.')
-  return float(rope[key])
+  return rope[key]
 
 
 def _original_length(settings: Settings, rope: Rope) -> int:
@@ -191,12 +184,18 @@ def _original_length(settings: Settings, rope: Rope) -> int:
   inner = rope.get(ORIGINAL)
   if inner is None:
     inner = settings.need('max_position_embeddings')
-  return settings.get(ORIGINAL, inner)
+  length = settings.get(ORIGINAL, inner)
+  if length < 2:  # longrope divides by its logarithm
+    raise ValueError(
+      f'{ORIGINAL} (or max_position_embeddings, where that key is absent) is '
+      f'{length}; rope type {rope_type(rope)!r} needs at least 2.'
+    )
+  return length
 
 
 def _factor(settings: Settings, rope: Rope) -> float:
   if rope.get('factor') is not None:
-    return _positive(rope, 'factor')
+    return float(rope['factor'])
   longest = settings.need('max_position_embeddings')
   return longest / _original_length(settings, rope)
 
@@ -226,12 +225,9 @@ def _longrope(settings: Settings, rope: Rope) -> LongRope:
   if magnitude is None:
     growth = math.log(factor) / math.log(original) if factor > 1 else 0.0
     magnitude = math.sqrt(1 + growth)
-  for key in ('short_factor', 'long_factor'):
-    if rope.get(key) is None:
-      raise ValueError(f"Rope type 'longrope' needs {key!r}.")
   return LongRope(
-    short=tuple(map(float, rope['short_factor'])),
-    long=tuple(map(float, rope['long_factor'])),
+    short=tuple(map(float, _need(rope, 'short_factor'))),
+    long=tuple(map(float, _need(rope, 'long_factor'))),
     original=original,
     magnitude=magnitude,
   )

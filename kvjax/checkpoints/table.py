@@ -68,6 +68,10 @@ class TableRow:
     """Whether each expert has a tensor, a part of the stacked param."""
     return '{e}' in self.name
 
+  def tensor_name(self, layer: str, expert: int) -> str:
+    """Returns the published name for a layer and an expert."""
+    return self.name.replace('{i}', layer).replace('{e}', str(expert))
+
   def read(self, tensor: np.ndarray, sizes: Sizes) -> np.ndarray:
     """Returns the param (or an expert's part of it) of a published tensor."""
     for step in re.findall(r'\[[^\]]*\]|[a-z_]+', self.how):

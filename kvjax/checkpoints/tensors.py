@@ -7,15 +7,16 @@ count as resident memory, so a whole mapped file would be a second copy.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+
+from kvjax.strict_json import parse_object
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -29,6 +30,7 @@ DTYPES: dict[str, Any] = {
   'BF16': jnp.bfloat16,
 }
 CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
+READABLE = DTYPES | CODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class StoredTensor:
 
   def read(self) -> np.ndarray:
     """Returns a read-only view of the tensor, mapped from its file."""
-    dtype = np.dtype((DTYPES | CODES)[self.dtype])
+    dtype = np.dtype(READABLE[self.dtype])
     if not self.size:
       return np.empty(self.shape, dtype)
     mapped = np.memmap(
@@ -118,14 +120,21 @@ def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 def _open_shards(index: pathlib.Path) -> dict[str, StoredTensor]:
   path = index.parent
-  try:
-    where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise ValueError(f'{index} is no index of shards: {error}.') from None
+  _check_file(index)
+  where = parse_object(index.read_bytes(), index).get('weight_map')
+  if not isinstance(where, dict) or not all(
+    isinstance(shard, str) for shard in where.values()
+  ):
+    raise ValueError(
+      f'{index} is no index of shards: weight_map must be an object that '
+      'gives each tensor the name of its file.'
+    )
   tensors: dict[str, StoredTensor] = {}
   for shard in sorted(set(where.values())):
-    if pathlib.PurePath(shard).name != shard or not (path / shard).exists():
-      raise FileNotFoundError(f'{index} names the shard {shard}: not there.')
+    if pathlib.PurePath(shard).name != shard or not (path / shard).is_file():
+      raise FileNotFoundError(
+        f'{index} names the shard {shard!r}: no file of this directory.'
+      )
     for name, tensor in read_header(path / shard).items():
       if where.get(name) != shard:
         raise ValueError(
@@ -141,12 +150,22 @@ def _open_shards(index: pathlib.Path) -> dict[str, StoredTensor]:
   return tensors
 
 
+def _check_file(path: pathlib.Path) -> None:
+  """Raises FileNotFoundError for what is no file: a pipe would never end."""
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'{path} is no regular file, and no link to one. Put the file there.'
+    )
+
+
 def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
-  """Returns the tensors of a file, by name; the file has all their bytes.
+  """Returns the tensors of a file, by name; together they are all its bytes.
 
   Raises:
+    FileNotFoundError: there is no such file.
     ValueError: the file is truncated or malformed.
   """
+  _check_file(path)
   total = path.stat().st_size
   with path.open('rb') as file:
     length = int.from_bytes(file.read(8), 'little')
@@ -155,27 +174,19 @@ def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
         f'{path} is truncated or no safetensors file: {total} bytes, a '
         f'header of {length}.'
       )
-    header = _parse(path, file.read(length))
+    header = parse_object(file.read(length), f'{path} has a header that')
   start = 8 + length
-  return {
-    name: _read_entry(path, name, entry, start, total)
+  tensors = {
+    name: _read_entry(path, name, entry, start)
     for name, entry in header.items()
     if name != '__metadata__'
   }
-
-
-def _parse(path: pathlib.Path, text: bytes) -> Mapping[str, Any]:
-  try:
-    header = json.loads(text)
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f'{path} has a broken header: {error}.') from None
-  if not isinstance(header, dict):
-    raise ValueError(f'{path} has a broken header: not a JSON object.')
-  return header
+  _check_tiling(path, list(tensors.values()), start, total)
+  return tensors
 
 
 def _read_entry(
-  path: pathlib.Path, name: str, entry: Any, start: int, total: int
+  path: pathlib.Path, name: str, entry: Any, start: int
 ) -> StoredTensor:
   """Returns a tensor of a header.
 
@@ -184,25 +195,64 @@ def _read_entry(
     name: of the tensor.
     entry: what the header says of the tensor.
     start: byte of the file at which tensors begin.
-    total: bytes of the file.
   """
-  try:
-    begin, end = entry['data_offsets']
-    dtype = entry['dtype']
-    shape = tuple(entry['shape'])
-  except (KeyError, TypeError, ValueError):
-    raise ValueError(f'{path} describes tensor {name} badly.') from None
-  if not 0 <= begin <= end or start + end > total:
-    raise ValueError(
-      f'{path} is truncated: tensor {name} ends at byte {start + end} of '
-      f'{total}.'
-    )
-  size = end - begin
-  if dtype in DTYPES:
-    needed = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+  match entry:
+    case {
+      'dtype': str(dtype),
+      'shape': list(shape),
+      'data_offsets': [begin, end],
+    } if _are_whole(*shape, begin, end) and begin <= end:
+      size = end - begin
+    case _:
+      raise ValueError(
+        f'{path} describes tensor {name} badly: it needs a dtype (a text), a '
+        'shape (whole numbers from 0 on) and data_offsets (two of them, in '
+        'order).'
+      )
+  if dtype in READABLE:
+    needed = math.prod(shape) * np.dtype(READABLE[dtype]).itemsize
     if needed != size:
       raise ValueError(
-        f'{path}: tensor {name} {list(shape)} of {dtype} takes {needed} '
-        f'bytes; the header gives it {size}.'
+        f'{path}: tensor {name} {shape} of {dtype} takes {needed} bytes; the '
+        f'header gives it {size}.'
       )
-  return StoredTensor(name, shape, dtype, path, start + begin, size)
+  return StoredTensor(name, tuple(shape), dtype, path, start + begin, size)
+
+
+def _are_whole(*values: Any) -> bool:
+  # bool is a subclass of int in Python.
+  return all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_tiling(
+  path: pathlib.Path, tensors: list[StoredTensor], start: int, total: int
+) -> None:
+  """Raises ValueError unless tensors follow each other up to the file's end.
+
+  Two tensors of the same bytes, or bytes of no tensor, are read by no other
+  reader of the format.
+
+  Args:
+    path: of the file.
+    tensors: all of the file.
+    start: byte of the file at which tensors begin.
+    total: bytes of the file.
+  """
+  end = start
+  for tensor in sorted(tensors, key=lambda x: (x.offset, x.size)):
+    if tensor.offset != end:
+      raise ValueError(
+        f'{path}: tensor {tensor.name} begins at byte {tensor.offset} of the '
+        f'file; the tensor before it ends at byte {end}. Tensors must follow '
+        'each other without holes or shared bytes: write the file again.'
+      )
+    end += tensor.size
+  if end > total:
+    raise ValueError(
+      f'{path} is truncated: its tensors end at byte {end} of {total}.'
+    )
+  if end < total:
+    raise ValueError(
+      f'{path} has {total - end} bytes after its last tensor, which belong to '
+      'no tensor: write the file again.'
+    )

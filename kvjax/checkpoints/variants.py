@@ -88,6 +88,12 @@ def shared_experts(
   hidden = settings.need('moe_intermediate_size')
   activation = settings.activation('hidden_act')
   width = hidden * (settings.raw('n_shared_experts', shared) or 0)
+  groups, top_groups = special.get('groups', 1), special.get('top_groups', 1)
+  if 1 < groups < top_groups:  # one group means none
+    raise ValueError(
+      f'topk_group={top_groups} of config.json exceeds n_group={groups}: a '
+      'token picks from some of the groups or from all.'
+    )
   return Experts(
     settings.need('n_routed_experts'),
     settings.need('num_experts_per_tok'),

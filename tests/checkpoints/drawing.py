@@ -289,7 +289,7 @@ def t5(d: Draw) -> Config:
     'num_decoder_layers': d.pick(None, 1, 3),
     'num_heads': d.pick(1, 3, 4),
     'relative_attention_num_buckets': d.pick(6, 8, 32),
-    'relative_attention_max_distance': d.pick(12, 128),
+    'relative_attention_max_distance': d.pick(18, 128),
     'layer_norm_epsilon': d.pick(1e-6, 1e-5, 1e-3),
     'feed_forward_proj': f'gated-{act}' if gated else act,
     # A head of its own and no scale; or no scale alone; or as the paper.

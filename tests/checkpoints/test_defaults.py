@@ -17,6 +17,7 @@ ROOMY = {
   'num_key_value_heads': 4,
   'hidden_size': 256,
   'n_routed_experts': 48,
+  'n_group': 8,
   'num_experts': 16,
   'num_local_experts': 16,
 }

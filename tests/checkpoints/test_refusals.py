@@ -48,7 +48,7 @@ LLAMA = {
     ({'rope_scaling': 'linear'}, "rope_scaling='linear'.*an object"),
     (
       {'rope_scaling': {'type': 'linear', 'factor': 0}},
-      'factor=0 of rope parameters must be positive',
+      'factor=0 of config.json must be a number above 0',
     ),
     (
       {
@@ -197,7 +197,7 @@ def test_broken_header(tmp_path):
   data = bytearray(file.read_bytes())
   data[8] = ord('?')
   file.write_bytes(data)
-  refuses(path, 'broken header')
+  refuses(path, 'has a header that is no JSON: ')
 
 
 def test_missing_shard(tmp_path):

@@ -30,7 +30,7 @@ def config(settings: Settings) -> ModelConfig:
 def _sparse(settings: Settings) -> list[bool]:
   count = settings.need('num_hidden_layers')
   dense = settings.get('first_k_dense_replace', 1)
-  default = ['dense'] * dense + ['sparse'] * (count - dense)
+  default = ['dense' if i < dense else 'sparse' for i in range(count)]
   kinds = settings.get('mlp_layer_types', default)
   if len(kinds) != count or set(kinds) - {'dense', 'sparse'}:
     raise ValueError(

@@ -85,11 +85,16 @@ def config(settings: Settings) -> ModelConfig:
 
 def _attention(settings: Settings, causal: bool, bias: bool = True) -> Grouped:
   heads = settings.need('num_heads')
-  relative = RelativeBias(
-    settings.get('relative_attention_num_buckets', 32),
-    settings.get('relative_attention_max_distance', 128),
-    bidirectional=not causal,
-  )
+  buckets = settings.get('relative_attention_num_buckets', 32)
+  distance = settings.get('relative_attention_max_distance', 128)
+  # Half of the buckets of a direction hold one distance each. An encoder has
+  # two directions, so four buckets are the fewest.
+  if not 2 <= buckets // 2 < distance:
+    raise ValueError(
+      f'relative_attention_max_distance={distance} must exceed half of '
+      f'relative_attention_num_buckets={buckets}, which must be at least 4.'
+    )
+  relative = RelativeBias(buckets, distance, bidirectional=not causal)
   return Grouped(
     heads,
     heads,
