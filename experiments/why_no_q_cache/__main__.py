@@ -15,10 +15,10 @@ import kvjax
 from experiments import launch
 from experiments.reporting.blocks import Table
 from experiments.reporting.writer import start
-from experiments.training.variants import array_bytes
 from experiments.why_no_q_cache import derived, examples, query_leaf
 from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
+from kvjax.memory.planning import plan
 from kvjax.memory.speed.devices import Device, device
 
 _TITLE = 'Why there is no Q cache'
@@ -116,10 +116,9 @@ def main(argv: list[str]) -> None:
   forms = query_leaf.forms(setup.model, setup.batch_size, setup.capacity)
   for form in forms:
     writer.record({'record': 'form', **vars(form)})
-  cache = kvjax.init_cache(
-    query_leaf.recording(setup.model), setup.batch_size, setup.capacity
-  )
-  leaf_bytes = array_bytes(query_leaf.leaves(cache))
+  leaf_bytes = plan(
+    setup.model, batch_size=setup.batch_size, capacity=setup.capacity
+  ).query_cache_bytes
   claims = derived.claims(forms, leaf_bytes)
   writer = writer.show(*derived.query_leaf(forms, leaf_bytes))
   writer.finish(Table('Claims', ('claim', 'holds'), claims))
