@@ -58,8 +58,6 @@ class Recipe:
     length: tokens a row that are predicted.
     learning_rate: peak; linear warm-up, then a cosine to a tenth.
     warmup: updates of the warm-up.
-    weight_decay: of AdamW (arXiv 1711.05101).
-    clip: bound of the gradient's norm.
   """
 
   steps: int
@@ -67,8 +65,6 @@ class Recipe:
   length: int
   learning_rate: float = 3e-3
   warmup: int = 20
-  weight_decay: float = 0.01
-  clip: float = 1.0
 
   def __post_init__(self):
     check_sizes(steps=self.steps, batch=self.batch, length=self.length)
@@ -78,7 +74,7 @@ class Recipe:
       )
 
   def optimizer(self) -> optax.GradientTransformation:
-    """Returns clipped AdamW under this schedule."""
+    """Returns clipped AdamW (arXiv 1711.05101) under this schedule."""
     rate = optax.warmup_cosine_decay_schedule(
       0.0,
       self.learning_rate,
@@ -89,8 +85,8 @@ class Recipe:
     # On one flat vector an update is one kernel instead of several a tensor.
     return optax.flatten(
       optax.chain(
-        optax.clip_by_global_norm(self.clip),
-        optax.adamw(rate, b2=0.98, weight_decay=self.weight_decay),
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b2=0.98, weight_decay=0.01),
       )
     )
 

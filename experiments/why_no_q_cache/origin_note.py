@@ -74,6 +74,7 @@ def rows_and_columns() -> list[str]:
 def mixtures(causal: bool) -> list[str]:
   """Every row of an encoder sees all rows, row i of a decoder those up to i."""
   q, k, v = _qkv()
+  q *= SCALE
   weights = _weights(q, k, causal)
   outputs = lambda q, k, v: _weights(q, k, causal) @ v
   lines = []
@@ -88,12 +89,11 @@ def mixtures(causal: bool) -> list[str]:
 
 def syllable() -> list[str]:
   """One query, four keys, their weights and the mixture of the values."""
-  weights = np.asarray([0.1, 0.5, 0.2, 0.2])
-  k = np.log(weights)
+  k = np.log([0.1, 0.5, 0.2, 0.2])
   v = np.asarray([1.0, 2, 3, 4])
   lines = []
   for q in (1, 2):
-    weights = _softmax(q * k)
+    weights = np.asarray(jax.nn.softmax(q * k))
     shown = ' '.join(f'{weight:.2f}' for weight in weights)
     lines.append(f'q = {q}: weights {shown}, output {weights @ v:.2f}')
   return [*lines, 'one output reads one q, four k and four v']
@@ -116,6 +116,7 @@ def ties() -> list[str]:
 def growing() -> list[str]:
   """What a third phrase does to the rows of the first two."""
   q, k, v = _qkv()
+  q *= SCALE
   lines = []
   for label, causal in (('encoder', False), ('decoder', True)):
     before = _weights(q[:2], k[:2], causal) @ v[:2]
@@ -173,25 +174,14 @@ def _input(length: int) -> Array:
   return draw.normal(size=(length, 3)).astype(np.float32)
 
 
-def _softmax(scores: Array) -> Array:
-  e = np.exp(scores - scores.max(-1, keepdims=True))
-  return e / e.sum(-1, keepdims=True)
-
-
-def _weights(q: Array, k: Array, causal: bool) -> Array:
-  scores = q @ k.T * SCALE
-  future = np.triu(np.ones(scores.shape, bool), 1) & causal
-  return _softmax(np.where(future, -np.inf, scores))
-
-
 def _movers(function, operands, letter: str, axis: int, index: int = 0) -> str:
   """Returns the rows of an operand that move a row (axis 0) or column (1)."""
-  base = np.take(function(*operands), index, axis)
+  line = lambda parts: np.asarray(function(*parts)).take(index, axis)
   movers = []
   for row in range(3):
     moved = [operand.copy() for operand in operands]
     moved['qkv'.index(letter)][row] += 1
-    if np.any(np.take(function(*moved), index, axis) != base):
+    if np.any(line(moved) != line(operands)):
       movers.append(f'{letter}{row + 1}')
   return ' '.join(movers) or f'no {letter}'
 
@@ -212,16 +202,27 @@ def _attention(
   """Returns one head; `rows` and `columns` name the tensors of the scores."""
 
   def program(x: jax.Array) -> jax.Array:
-    left, right, v = (
-      name(x @ _weight(seed), letter)
-      for seed, letter in zip(weights, (rows, columns, 'v'), strict=True)
-    )
-    scores = left @ right.T
-    if causal:
-      scores = jnp.where(_past(x), scores, -jnp.inf)
-    return jax.nn.softmax(scores) @ v
+    left, right, v = _project(x, (rows, columns, 'v'), weights)
+    return _weights(left, right, causal) @ v
 
   return program
+
+
+def _project(
+  x: jax.Array | Array, names: Sequence[str], seeds: Sequence[int]
+) -> list[jax.Array]:
+  """Returns named products of x and the weights of these seeds."""
+  pairs = zip(names, seeds, strict=True)
+  return [name(x @ _weight(seed), letter) for letter, seed in pairs]
+
+
+def _weights(
+  q: jax.Array | Array, k: jax.Array | Array, causal: bool = True
+) -> jax.Array:
+  scores = q @ k.T
+  if causal:
+    scores = jnp.where(_past(q), scores, -jnp.inf)
+  return jax.nn.softmax(scores)
 
 
 def _past(x: jax.Array | Array) -> jax.Array:
@@ -236,22 +237,17 @@ def _weight(seed: int) -> Array:
 
 def _columns(x: jax.Array) -> jax.Array:
   """One head whose new token brings column j of Q K^T: its k reads every q."""
-  q, k, v = (name(x @ _weight(i), n) for i, n in enumerate('qkv'))
+  q, k, v = _project(x, 'qkv', range(3))
   scores = jnp.where(_past(x).T, q @ k.T, -jnp.inf)
   return jax.nn.softmax(scores, axis=0).T @ v
 
 
 def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
   """Two heads, one after the other; adds `noise` to queries of the first."""
-  for layer in (1, 2):
-    q, k, v = (
-      name(x @ _weight(3 * layer + i), f'{letter}{layer}')
-      for i, letter in enumerate('qkv')
-    )
-    if layer == 1 and noise is not None:
-      q = q + noise
-    x = x + jax.nn.softmax(jnp.where(_past(x), q @ k.T, -jnp.inf)) @ v
-  return jnp.asarray(x)
+  q, k, v = _project(x, ('q1', 'k1', 'v1'), range(3, 6))
+  x = x + _weights(q if noise is None else q + noise, k) @ v
+  q, k, v = _project(x, ('q2', 'k2', 'v2'), range(6, 9))
+  return jnp.asarray(x + _weights(q, k) @ v)
 
 
 def _live(count: float) -> str:
