@@ -34,15 +34,6 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   )
 
 
-def mean_loss(
-  config: kvjax.ModelConfig, params: Any, tokens: jax.Array
-) -> jax.Array:
-  """Returns the mean loss of `tokens [B, T]`, uncached, in nats a token."""
-  return jnp.mean(
-    next_token_loss(kvjax.forward(config, params, tokens), tokens)
-  )
-
-
 def to_bits(nats: Any) -> Any:
   """Returns an amount of information in bits."""
   return nats / math.log(2)
@@ -103,13 +94,16 @@ def train_step(
   moments: Any,
   tokens: jax.Array,
 ) -> tuple[jax.Array, Any, Any]:
-  """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state.
+  """Returns the mean loss of `tokens [B, T + 1]` in nats, and the new state.
 
   The state is the parameters and the optimizer's moments; both are donated.
   """
-  loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(
-    config, params, tokens
-  )
+
+  def mean_loss(params):
+    logits = kvjax.forward(config, params, tokens)
+    return jnp.mean(next_token_loss(logits, tokens))
+
+  loss, gradient = jax.value_and_grad(mean_loss)(params)
   updates, moments = recipe.optimizer().update(gradient, moments, params)
   return loss, optax.apply_updates(params, updates), moments
 

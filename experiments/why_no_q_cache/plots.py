@@ -87,8 +87,7 @@ def front(title: str, points: Sequence[Point]) -> bytes:
   axes.plot(size, flops, color=FAINT, drawstyle='steps-post')
   width = 8 if len(points) < 9 else 5
   axes.plot(size, flops, 'o', color=KEPT, markersize=width, clip_on=False)
-  axes.set_xlim(0, 1.35 * max(*size, 1))
-  axes.set_ylim(0, 1.2 * max(*flops, 1))
+  axes.set(xlim=(0, 1.35 * max(*size, 1)), ylim=(0, 1.2 * max(*flops, 1)))
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
   names = [_short(point.names) for point in points]
