@@ -20,6 +20,7 @@ from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 
 LEAF = 'query'
+LOOP_STEPS = 3  # of the form whose leaf is the carry of a loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def recording(config: kvjax.ModelConfig) -> kvjax.ModelConfig:
 
 
 def forms(
-  config: kvjax.ModelConfig, batch_size: int, capacity: int, num_tokens: int = 3
+  config: kvjax.ModelConfig, batch_size: int, capacity: int
 ) -> tuple[Form, ...]:
   """Compiles the three forms and returns what each occupies.
 
@@ -85,25 +86,22 @@ def forms(
     config: a decoder of grouped attention.
     batch_size: B.
     capacity: slots a row.
-    num_tokens: steps of the loop of the third form.
   """
   one_block = DecodeOptions(block=capacity)
 
-  def step(model, params, cache, token):
-    return kvjax.decode_step(model, params, cache, token, options=one_block)
-
-  def loop(model, params, cache, token):
-    def advance(cache, _):
-      logits, cache = step(model, params, cache, token)
-      return cache, logits
-
-    cache, logits = jax.lax.scan(advance, cache, length=num_tokens)
-    return logits, cache
-
-  def compile(program, model, finish=lambda cache: cache):
+  def compile(model, in_loop, is_returned=True):
     def run(params, cache, token):
-      logits, cache = program(model, params, cache, token)
-      return logits, finish(cache)
+      def step(cache, _):
+        logits, cache = kvjax.decode_step(
+          model, params, cache, token, options=one_block
+        )
+        return cache, logits
+
+      if in_loop:
+        cache, logits = jax.lax.scan(step, cache, length=LOOP_STEPS)
+      else:
+        cache, logits = step(cache, None)
+      return logits, cache if is_returned else _drop_leaf(cache)
 
     arguments = jax.eval_shape(
       lambda: (
@@ -114,20 +112,21 @@ def forms(
     )
     return jax.jit(run, donate_argnames='cache').lower(*arguments).compile()
 
-  recorded = recording(config)
-  plain_step = measure(compile(step, config))
-  plain_loop = measure(compile(loop, config))
   programs = {
-    'in and out': (compile(step, recorded), plain_step),
-    'in, not out': (compile(step, recorded, _drop_leaf), plain_step),
-    'in the carry of a loop, not out': (
-      compile(loop, recorded, _drop_leaf),
-      plain_loop,
-    ),
+    'in and out': (False, True),
+    'in, not out': (False, False),
+    'in the carry of a loop, not out': (True, False),
   }
+  recorded = recording(config)
+  bases = [measure(compile(config, in_loop)) for in_loop in (False, True)]
   return tuple(
-    _form(name, compiled, base, len(config.layers))
-    for name, (compiled, base) in programs.items()
+    _form(
+      name,
+      compile(recorded, in_loop, is_returned),
+      bases[in_loop],
+      len(config.layers),
+    )
+    for name, (in_loop, is_returned) in programs.items()
   )
 
 
