@@ -46,18 +46,13 @@ class Shape:
   vocab_size: int = VOCABULARY
 
 
-def model(
-  variant: str, shape: Shape, hidden: int | None = None
-) -> kvjax.ModelConfig:
-  """Returns the model of a variant, with MLPs of `hidden` features.
+def model(variant: str, shape: Shape) -> kvjax.ModelConfig:
+  """Returns the model of a variant.
 
   Raises:
     ValueError: the variant is unknown, or sizes do not fit together.
   """
-  attention = _attention(variant, shape)
-  layer = kvjax.Layer(
-    attention, kvjax.MLP(shape.hidden if hidden is None else hidden)
-  )
+  layer = kvjax.Layer(_attention(variant, shape), kvjax.MLP(shape.hidden))
   return kvjax.ModelConfig(
     vocab_size=shape.vocab_size,
     width=shape.width,
@@ -77,10 +72,12 @@ def equal_models(
   models = {}
   for variant in variants:
     # Parameters grow linearly with `hidden`: two widths give the slope.
-    narrow = num_params(model(variant, shape, hidden=1))
-    slope = num_params(model(variant, shape, hidden=2)) - narrow
-    hidden = max(1, 1 + round((target - narrow) / slope))
-    models[variant] = model(variant, shape, hidden)
+    narrow, wide = (
+      num_params(model(variant, dataclasses.replace(shape, hidden=hidden)))
+      for hidden in (1, 2)
+    )
+    hidden = max(1, 1 + round((target - narrow) / (wide - narrow)))
+    models[variant] = model(variant, dataclasses.replace(shape, hidden=hidden))
     count = num_params(models[variant])
     if abs(count / target - 1) > TOLERANCE:
       raise ValueError(

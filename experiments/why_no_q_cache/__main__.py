@@ -87,14 +87,15 @@ def main(argv: list[str]) -> None:
     report = liveness.analyze(program, x, config.axis)
   run = {'config': config.to_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'why_no_q_cache', _TITLE, run)
-  reads = liveness.reach(program, x, config.axis)
-  encoder_reads = liveness.reach(encoder, x) if encoder else None
-  for record in derived.records(report, reads, encoder_reads):
+  reads = {'decoder': liveness.reach(program, x, config.axis)}
+  if encoder is not None:
+    reads['encoder'] = liveness.reach(encoder, x)
+  for record in derived.records(report, reads):
     writer.record(record)
   writer = writer.show(
     *derived.live(f'{name}: what it must remember', report),
     *derived.trades(report, fastest_on),
-    *(derived.read_by(reads, encoder_reads) if reads else ()),
+    *derived.read_by(reads),
     *derived.cut(crossing(program, x, config.axis)),
   )
   batch_size, capacity = config.decode.batch_size, config.decode.capacity

@@ -8,7 +8,7 @@ is found by `kvjax.liveness`, from the same formulas without a cache.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,92 +46,80 @@ def sections() -> dict[str, str]:
   }
 
 
-def projections() -> list[str]:
+def projections() -> Iterator[str]:
   """X, Q, K and V."""
-  lines = ['      x            q = x W_Q        k = x W_K        v = x W_V']
+  yield '      x            q = x W_Q        k = x W_K        v = x W_V'
   for i, row in enumerate(zip(X, *_qkv(), strict=True), 1):
     cells = [' '.join(f'{value:g}' for value in row[0])]
     cells += [' '.join(f'{value:.1f}' for value in part) for part in row[1:]]
-    lines.append(f'{i}   ' + '    '.join(f'({c})'.ljust(13) for c in cells))
-  return lines
+    yield f'{i}   ' + '    '.join(f'({c})'.ljust(13) for c in cells)
 
 
-def rows_and_columns() -> list[str]:
+def rows_and_columns() -> Iterator[str]:
   """Q K^T in symbols and numbers, row 1 and column 1 in brackets."""
   q, k, _ = _qkv()
   symbols = [[f'q{i}.k{j}' for j in (1, 2, 3)] for i in (1, 2, 3)]
   numbers = [[f'{value:.2f}' for value in row] for row in q @ k.T]
-  lines = [
-    f'{_marked(i, symbols[i])}      {_marked(i, numbers[i])}' for i in range(3)
-  ]
+  for i in range(3):
+    yield f'{_marked(i, symbols[i])}      {_marked(i, numbers[i])}'
   scores = lambda q, k: q @ k.T
   for axis, label in enumerate(('row 1   ', 'column 1')):
     by_q, by_k = (_movers(scores, (q, k), letter, axis) for letter in 'qk')
-    lines.append(f'{label} is moved by {by_q} and {by_k}')
-  return lines
+    yield f'{label} is moved by {by_q} and {by_k}'
 
 
-def mixtures(causal: bool) -> list[str]:
+def mixtures(causal: bool) -> Iterator[str]:
   """Every row of an encoder sees all rows, row i of a decoder those up to i."""
   q, k, v = _qkv()
   q *= SCALE
   weights = _weights(q, k, causal)
   outputs = lambda q, k, v: _weights(q, k, causal) @ v
-  lines = []
   for i in range(3):
     mixture = ' + '.join(
       f'{weights[i, j]:.3f} v{j + 1}' for j in range(3) if weights[i, j]
     )
     reads = [_movers(outputs, (q, k, v), letter, 0, i) for letter in 'qkv']
-    lines.append(f'o{i + 1} = {mixture:31} reads {"  ".join(reads)}')
-  return lines
+    yield f'o{i + 1} = {mixture:31} reads {"  ".join(reads)}'
 
 
-def syllable() -> list[str]:
+def syllable() -> Iterator[str]:
   """One query, four keys, their weights and the mixture of the values."""
   k = np.log([0.1, 0.5, 0.2, 0.2])
   v = np.asarray([1.0, 2, 3, 4])
-  lines = []
   for q in (1, 2):
     weights = np.asarray(jax.nn.softmax(q * k))
     shown = ' '.join(f'{weight:.2f}' for weight in weights)
-    lines.append(f'q = {q}: weights {shown}, output {weights @ v:.2f}')
-  return [*lines, 'one output reads one q, four k and four v']
+    yield f'q = {q}: weights {shown}, output {weights @ v:.2f}'
+  yield 'one output reads one q, four k and four v'
 
 
-def ties() -> list[str]:
+def ties() -> Iterator[str]:
   """What is kept when rows, columns and names are exchanged."""
   programs = {
     'softmax over rows': _attention(),
     'the names exchanged': _attention('k', 'q'),
     'softmax over columns': _columns,
   }
-  lines = []
   for label, program in programs.items():
     kept = ', '.join(liveness.analyze(program, _input(8)).keep)
-    lines.append(f'{label:21} keeps {kept}')
-  return lines
+    yield f'{label:21} keeps {kept}'
 
 
-def growing() -> list[str]:
+def growing() -> Iterator[str]:
   """What a third phrase does to the rows of the first two."""
   q, k, v = _qkv()
   q *= SCALE
-  lines = []
   for label, causal in (('encoder', False), ('decoder', True)):
     before = _weights(q[:2], k[:2], causal) @ v[:2]
     after = _weights(q, k, causal) @ v
     moved = np.abs(after[:2] - before).max(1)
     report = liveness.analyze(_attention(causal=causal), _input(8))
     kept = ', '.join(report.keep) or 'nothing: no finite cache is exact'
-    lines += [
-      f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}',
-      f'         q is read by {_live(report.live_for["q"])}; keep {kept}',
-    ]
-  return lines
+    yield f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}'
+    yield f'         q is read by {_live(report.live_for["q"])}; keep {kept}'
 
 
-def stack() -> list[str]:
+def stack() -> Iterator[str]:
   """Two layers: an old query's influence, and what separates it."""
   x = lengths.resize(_input(8), 14, 0)
   noise = np.where(np.arange(14)[:, None] < 13, _input(14), 0)
@@ -140,14 +128,12 @@ def stack() -> list[str]:
   change = lambda lost: perturb.poison(verdict, x, lost)
   kept = ' '.join(verdict.names[i] for i in verdict.cut.kept)
   lost = [verdict.names[i] for i in verdict.cut.kept if change((i,)) > 0]
-  return [
-    f'noise on old q1, nothing kept: the last row moves by {moved:.2f}',
-    f'keep {kept}: noise on all else moves it by {change(()):g}',
-    f'lose any one of {" ".join(lost)}: it moves',
-  ]
+  yield f'noise on old q1, nothing kept: the last row moves by {moved:.2f}'
+  yield f'keep {kept}: noise on all else moves it by {change(()):g}'
+  yield f'lose any one of {" ".join(lost)}: it moves'
 
 
-def making() -> list[str]:
+def making() -> Iterator[str]:
   """Equal q, k and v by equal weights; then a program that reads old q."""
   x = _input(8)
   programs = {
@@ -156,12 +142,10 @@ def making() -> list[str]:
       'mta', examples.Sizes(width=3, key_width=4)
     ),
   }
-  lines = []
   for label, program in programs.items():
     live_for = liveness.analyze(program, x).live_for
     lives = ', '.join(f'{n} {_live(live_for[n])}' for n in 'qkv')
-    lines.append(f'{label:25} {lives}')
-  return lines
+    yield f'{label:25} {lives}'
 
 
 def _qkv() -> tuple[Array, Array, Array]:
