@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -86,15 +87,14 @@ class Streaming:
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
   """Yields whether Ctrl-C was pressed; a second one ends the program."""
-  pressed: list[int] = []
+  pressed = threading.Event()
 
-  def press(number: int, frame: object) -> None:
-    del frame
-    pressed.append(number)
+  def press(*_: object) -> None:
+    pressed.set()
     signal.signal(signal.SIGINT, before)
 
   before = signal.signal(signal.SIGINT, press)
   try:
-    yield lambda: bool(pressed)
+    yield pressed.is_set
   finally:
     signal.signal(signal.SIGINT, before)

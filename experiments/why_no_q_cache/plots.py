@@ -128,17 +128,15 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   canvas, (axes,) = figure(
     1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8), title
   )
-  where = {
-    i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
-    for i, (name, side) in enumerate(graph.nodes)
-  }
+  where = [
+    (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
+    for name, side in graph.nodes
+  ]
   axes.set_xlim(-0.5, 2 * lanes - 0.2)
   axes.set_ylim(-depth + 0.5, 0.85)
   axes.set_axis_off()
-  boxes = [
-    _box(axes, where[i], name, side)
-    for i, (name, side) in enumerate(graph.nodes)
-  ]
+  nodes = zip(where, graph.nodes, strict=True)
+  boxes = [_box(axes, center, name, side) for center, (name, side) in nodes]
   for edge in graph.edges:
     _arrow(axes, graph, where, boxes, edge)
   boundary = lanes - 0.35
@@ -163,7 +161,7 @@ def _arrow(axes, graph, where, boxes, edge: tuple[int, int]) -> None:
   source, target = edge
   source_is_new, target_is_new = (graph.nodes[i][1] == 'new' for i in edge)
   crosses = target_is_new and not source_is_new
-  others = [place for node, place in where.items() if node not in edge]
+  others = [place for node, place in enumerate(where) if node not in edge]
   bend = _bend(where[source], where[target], others)
   axes.annotate(
     '',
