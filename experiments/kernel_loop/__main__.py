@@ -29,7 +29,7 @@ _TURNS = flags.DEFINE_integer(
 _WORKDIR = flags.DEFINE_string('workdir', 'out/kernel_loop', 'Where files go.')
 
 # By kind of record, the fields that tell its cases apart.
-CASES = {
+FIELDS = {
   'attention': ('dtype', 'groups', 'width', 'rotary'),
   'projection': ('dtype', 'rows', 'lines', 'width'),
 }
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     f'{machine["threads"]} threads: {machine["flops"] / 1e9:.0f} GFLOP/s of '
     f'multiply-adds in registers, {machine["read"] / 1e9:.1f} GB/s of a sum.'
   )
-  for kind, fields in CASES.items():
+  for kind, fields in FIELDS.items():
     columns = {field: field for field in fields} | TIMES
     cases = [row for row in records if row['record'] == kind]
     writer = writer.show(Table.of(kind.capitalize(), columns, cases))

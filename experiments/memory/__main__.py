@@ -40,34 +40,38 @@ def main(argv: list[str]) -> None:
   run = {'config': config.to_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'memory', _TITLE, run)
   fits, caches = {}, {}
-  models = setup.models.items()
-  for name, model in follow('plan', models, len(models)):
-    fits[name] = setup.fit(model)
-    caches[name] = {n: setup.plan(model, n).cache_bytes for n in setup.contexts}
-    facts = dataclasses.asdict(fits[name])
-    plan = facts.pop('plan')
-    writer.record({'record': 'plan', 'model': name, 'plan': plan, 'fit': facts})
+  options = setup.request | setup.placement
+  context, contexts = config.context, setup.contexts
+  for name, model in follow('plan', setup.models.items(), len(setup.models)):
+    fits[name] = memory.fit(
+      model, setup.device, capacity=context, frontier=contexts, **options
+    )
+    caches[name] = {
+      n: memory.plan(model, capacity=n, **options).cache_bytes for n in contexts
+    }
+    fit = dataclasses.asdict(fits[name])
+    plan = fit.pop('plan')
+    writer.record({'record': 'plan', 'model': name, 'plan': plan, 'fit': fit})
+  device = setup.device
   plans = {name: fit.plan for name, fit in fits.items()}
   plan = plans[setup.name]
-  device = setup.device.name
-  free = setup.device.memory - plan.params_bytes
   writer = writer.show(
     *tables.plan_table(setup.name, plan),
     tables.query_text(plan),
-    *tables.verdict(fits[setup.name], device, least_time(setup, plan)),
-    tables.breakdown(plans, setup.device.memory, device),
-    tables.growth(caches, free, device, tables.query_bytes(plan)),
-    *tables.frontier(fits, device),
-    *tables.lifetimes(plans, config.batch * setup.context),
+    *tables.verdict(fits[setup.name], device.name, least_time(setup, plan)),
+    tables.breakdown(plans, device),
+    tables.growth(caches, device, plan),
+    *tables.frontier(fits, device.name),
+    *tables.lifetimes(plans, config.batch * context),
   )
   if config.measure:
-    sizes = {'capacity': setup.context, **setup.request}
     model = setup.models[setup.name]
     with progress('compile', 1):
-      step = memory.compile_call(model, **sizes)
+      step = memory.compile_call(model, capacity=context, **setup.request)
     measured = memory.measure(step)
     writer.record({'record': 'measured', **dataclasses.asdict(measured)})
-    plan = memory.plan(model, **sizes)  # of this machine, not of the device
+    # Of this machine, not of the device.
+    plan = memory.plan(model, capacity=context, **setup.request)
     buffers = memory.reconcile(plan, step)
     writer = writer.show(*tables.against_xla(plan, measured, buffers))
   print(f'Report: {writer.save()}')

@@ -22,8 +22,7 @@ class MemorySetup:
     device: that must hold it.
     request: batch size, cache and source, as arguments of `memory.plan`.
     placement: mesh and backend, as arguments of `memory.plan`.
-    context: tokens a row.
-    contexts: other numbers of tokens a row, that the model has positions for.
+    contexts: capacities to compare, none beyond the positions of the model.
   """
 
   name: str
@@ -31,23 +30,7 @@ class MemorySetup:
   device: memory.Device
   request: dict[str, Any]
   placement: dict[str, Any]
-  context: int
   contexts: tuple[int, ...]
-
-  def plan(self, model: kvjax.ModelConfig, capacity: int) -> memory.MemoryPlan:
-    return memory.plan(
-      model, capacity=capacity, **self.request, **self.placement
-    )
-
-  def fit(self, model: kvjax.ModelConfig) -> memory.Fit:
-    return memory.fit(
-      model,
-      self.device,
-      capacity=self.context,
-      frontier=self.contexts,
-      **self.request,
-      **self.placement,
-    )
 
 
 def check(config: Any) -> MemorySetup:
@@ -58,10 +41,10 @@ def check(config: Any) -> MemorySetup:
   kind, codec = parse_cache(config.cache)
   device = memory.device(config.device)
   variants = {v.upper(): with_attention(model, v) for v in config.compare}
+  differing = {label: v for label, v in variants.items() if v != model}
   setup = MemorySetup(
     name=name,
-    models={name: model}
-    | {label: other for label, other in variants.items() if other != model},
+    models={name: model} | differing,
     device=device,
     request={
       'batch_size': config.batch,
@@ -73,10 +56,10 @@ def check(config: Any) -> MemorySetup:
       'mesh': {'heads': config.devices} if config.devices != 1 else None,
       'backend': device.platform,
     },
-    context=config.context,
     contexts=tuple(n for n in config.contexts if n <= (model.positions or n)),
   )
-  setup.plan(model, config.context)  # raises
+  options = setup.request | setup.placement
+  memory.plan(model, capacity=config.context, **options)  # raises
   return setup
 
 

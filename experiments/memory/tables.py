@@ -11,6 +11,7 @@ from kvjax.memory.compiled.measurement import Measured
 from kvjax.memory.compiled.reconciliation import PlannedBuffer
 from kvjax.memory.fitting import Fit
 from kvjax.memory.planning import MemoryPlan
+from kvjax.memory.speed.devices import Device
 from kvjax.memory.speed.least_time import StepTime
 from kvjax.memory.temporaries.attention_call import QUERY
 
@@ -85,9 +86,7 @@ def verdict(fit: Fit, device: str, time: StepTime) -> tuple[Block, ...]:
   return (*blocks, remedies) if fit.remedies else blocks
 
 
-def breakdown(
-  plans: Mapping[str, MemoryPlan], limit: int, device: str
-) -> Picture:
+def breakdown(plans: Mapping[str, MemoryPlan], device: Device) -> Picture:
   """Returns what the plans are made of, and where a device's memory ends."""
   title = 'What it occupies, and where memory ends'
   canvas, (axes,) = plots.figure(1, 9.5, 0.62 * len(plans) + 2.0, title)
@@ -99,9 +98,8 @@ def breakdown(
     ends += sizes
   totals = [size(sum(row.values())) for row in parts]
   axes.bar_label(axes.containers[-1], totals, padding=4, color=plots.INK)
-  axes.axvline(
-    limit / UNITS['GiB'], color=plots.INK, linestyle='--', label=device
-  )
+  end = device.memory / UNITS['GiB']
+  axes.axvline(end, color=plots.INK, linestyle='--', label=device.name)
   axes.invert_yaxis()
   axes.margins(x=0.16)
   axes.set_xlabel('GiB of one device')
@@ -126,22 +124,20 @@ def _parts(plan: MemoryPlan) -> dict[str, int]:
 
 
 def growth(
-  caches: Mapping[str, Mapping[float, float]],
-  free: int,
-  device: str,
-  query: int,
+  caches: Mapping[str, Mapping[float, float]], device: Device, plan: MemoryPlan
 ) -> Picture:
-  """Returns the caches of variants against the context.
+  """Returns bytes of caches against the context, and of Q, which has none.
 
   Args:
     caches: by name, bytes of the cache by context.
-    free: bytes of the device that parameters leave; negative for none.
-    device: its name.
-    query: bytes of the queries of one step.
+    device: whose memory is shown, less the parameters of the plan.
+    plan: whose queries are shown.
   """
   contexts = next(iter(caches.values()))
+  query = query_bytes(plan)
   sliver = f'Q of a step: {size(query)}, whatever the context'
-  limit = f'{device} next to the weights: {size(free)}'
+  free = device.memory - plan.params_bytes
+  limit = f'{device.name} next to the weights: {size(free)}'
   png = plots.lines(
     'The cache grows with the context; Q does not',
     {**caches, sliver: dict.fromkeys(contexts, query)},

@@ -111,20 +111,11 @@ def scatter(
   """
   canvas, (axes,) = figure(1, 7.5, 4.4, title)
   names = list(dict.fromkeys(n for group in points.values() for n in group))
-  for index, group in enumerate(points.values()):
-    for name, (place, value, spread) in group.items():
-      axes.errorbar(
-        place,
-        value,
-        yerr=spread or None,
-        color=COLOURS[index],
-        marker=MARKERS[names.index(name)],
-        markersize=7,
-        alpha=0.85,
-        capsize=2,
-      )
-  for index, series in enumerate(points):
+  for index, (series, group) in enumerate(points.items()):
     axes.plot([], [], 's', color=COLOURS[index], label=series, markersize=8)
+    for name, (place, value, spread) in group.items():
+      style = {'color': COLOURS[index], 'marker': MARKERS[names.index(name)]}
+      axes.errorbar(place, value, spread or None, capsize=2, **style)
   for index, name in enumerate(names):
     axes.plot([], [], MARKERS[index], color='#55606e', label=name)
   axes.set_xscale('log', base=2)

@@ -86,11 +86,8 @@ def format_value(value: Any, style: str = '') -> str:
 
 def _significant(value: float) -> str:
   """Returns a number to three digits, larger ones as integers."""
-  if value >= 100:
-    return f'{value:,.0f}'
-  if value >= 10:
-    return f'{value:.1f}'
-  return f'{value:.2f}' if value >= 1 else f'{value:.3f}'
+  digits = sum(value < bound for bound in (1, 10, 100))
+  return f'{value:,.{digits}f}'
 
 
 def _plain(value: Any) -> str:
