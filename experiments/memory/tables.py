@@ -156,10 +156,8 @@ def growth(
 def frontier(fits: Mapping[str, Fit], device: str) -> tuple[Block, ...]:
   """Returns the largest batch at each context, as picture and table."""
   batches = {name: dict(fit.frontier) for name, fit in fits.items()}
-  contexts = sorted({n for points in batches.values() for n in points})
-  rows = [
-    [name, *map(points.get, contexts)] for name, points in batches.items()
-  ]
+  contexts = next(iter(batches.values()))
+  rows = [[name, *points.values()] for name, points in batches.items()]
   png = plots.lines(
     'How many rows, of how many tokens',
     # A logarithmic axis cannot show 0, nor that there is no limit.

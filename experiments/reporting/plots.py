@@ -65,14 +65,14 @@ def lines_below(
   for panel in axes[1:]:
     panel.sharey(axes[0])
   for panel, (heading, series) in zip(axes, parts.items(), strict=True):
+    panel.set_xscale('log', base=2)
+    panel.set_yscale('log')
     for name, points in series.items():
       values = list(points.values())
       panel.plot(list(points), values, label=name, **strokes[name])
     if limit is not None:
       panel.axhline(limit[1], color=INK, linestyle='--', label=limit[0])
     ticks = sorted({place for points in series.values() for place in points})
-    panel.set_xscale('log', base=2)
-    panel.set_yscale('log')
     panel.set_xticks(ticks, [f'{place:,.0f}' for place in ticks])
     panel.set_xlabel(x)
     panel.set_title(heading, loc='left')

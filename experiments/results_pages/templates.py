@@ -88,12 +88,8 @@ def render_template(template: pathlib.Path, results: pathlib.Path) -> str:
 
 def _text(rows: Sequence[Record], lines: Sequence[str]) -> str:
   (summary,) = group_rows(rows, by=())
-  return textwrap.fill(
-    fill(' '.join(lines), summary),
-    WIDTH,
-    break_long_words=False,
-    break_on_hyphens=False,
-  )
+  text = fill(' '.join(lines), summary)
+  return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
 def _table(

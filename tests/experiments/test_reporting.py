@@ -99,6 +99,7 @@ def test_plots_are_pictures_and_repeat_themselves():
     plots.lines_below(
       't', {'1': {'a': {1: 2.0}}, '2': {}}, 'x', 'y', limit=('most', 3.0)
     ),
+    plots.lines('nothing fits', {'a': {}}, 'x', 'y'),
     plots.scatter('t', {'a': {'dense': (8.0, 1.0, 0.1)}}, 'x', 'y'),
     plots.heat('t', {'h': np.eye(3)}, 'abc'),
     plots.lifetimes(
