@@ -135,9 +135,9 @@ def growth(
   """
   contexts = next(iter(caches.values()))
   query = query_bytes(plan)
-  sliver = f'Q of a step: {size(query)}, whatever the context'
+  sliver = f'Q of a step: {size(query)}'
   free = device.memory - plan.params_bytes
-  limit = f'{device.name} next to the weights: {size(free)}'
+  limit = f'{device.name}: {size(free)}'
   png = plots.lines(
     'The cache grows with the context; Q does not',
     {**caches, sliver: dict.fromkeys(contexts, query)},

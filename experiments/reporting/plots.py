@@ -209,7 +209,7 @@ def _memory_bars(
   axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.locator_params('x', nbins=4)
   axes.set_xlabel(unit)
-  axes.legend(frameon=False, loc='lower right')
+  axes.legend(frameon=False)
 
 
 def figure(
