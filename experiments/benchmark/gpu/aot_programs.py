@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from experiments.benchmark.gpu import aot_compile
 from experiments.benchmark.gpu.correctness import Problem
 from experiments.measuring import forms
-from experiments.measuring.variants import with_attention
+from experiments.measuring.variants import VARIANTS, with_attention
 from kvjax.checkpoints.load import load_config
 from kvjax.decoding.allocate import init_cache
 from kvjax.memory.compiled.calls import compile_call
@@ -78,22 +78,17 @@ def steps(model: ModelConfig) -> list[Call]:
 
 def prefills(model: ModelConfig, few: int) -> list[Call]:
   """Returns each prefill, of `few` layers and of the whole model."""
-  chosen = [
-    (variant, with_attention(model, variant), layers, sizes)
-    for layers in dict.fromkeys((few, len(model.layers)))
-    for variant, *sizes in PREFILLS
-  ]
-  chosen += [
-    (name, load_config(name), layers, sizes) for name, layers, *sizes in OTHERS
-  ]
-  about = {'record': 'prefill', 'kernel': 'blockwise'}
-  return [
-    (
-      {**about, 'variant': name, **dict(zip(SIZES, sizes, strict=True))},
-      dataclasses.replace(config, layers=config.layers[:layers]),
-    )
-    for name, config, layers, sizes in chosen
-  ]
+  depths = dict.fromkeys((few, len(model.layers)))
+  variants = [(x, n, *sizes) for n in depths for x, *sizes in PREFILLS]
+  calls = []
+  for name, layers, *sizes in (*variants, *OTHERS):
+    known = name in VARIANTS
+    config = with_attention(model, name) if known else load_config(name)
+    fields = {'record': 'prefill', 'kernel': 'blockwise', 'variant': name}
+    fields |= dict(zip(SIZES, sizes, strict=True))
+    short = dataclasses.replace(config, layers=config.layers[:layers])
+    calls.append((fields, short))
+  return calls
 
 
 def compare(call: Call, sharding: Any, reports: Reports) -> Record:

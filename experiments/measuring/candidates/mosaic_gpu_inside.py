@@ -5,7 +5,6 @@ run on a GPU. It serves what `mosaic_gpu` serves, with one launch instead of
 three.
 """
 
-import dataclasses
 import importlib
 
 import jax
@@ -19,8 +18,7 @@ from kvjax.kernels.kernel import Kernel
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 
-CLUSTER = 16  # thread blocks, at most, of a cluster on a Hopper GPU
-PORTABLE = 8  # thread blocks of a cluster that every such GPU launches
+PORTABLE = 8  # thread blocks of a cluster that every Hopper GPU launches
 # Bytes of an element of a query in shared memory, where the query is stored
 # twice: as it arrives, of at most four bytes, and as a tile of two.
 QUERY_BYTES = 6
@@ -33,16 +31,14 @@ def attend(
   scoring: Scoring,
   *,
   block: int | None = None,
-  stages: int | None = None,
-  splits: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `kvjax.kernels.hopper.launch.attend`.
 
   It has no derivative: a race takes none.
 
   Raises:
-    ValueError: no cluster has as many blocks, or its shared memory is too small
-      for two blocks of slots.
+    ValueError: shared memory is too small for two blocks of slots, or several
+      splits are interpreted by a JAX that interprets no clusters.
   """
   # Pallas takes a second to import: only a caller of this kernel waits for it.
   from experiments.measuring.candidates.flash_decode_cluster import (
@@ -53,11 +49,12 @@ def attend(
   assert view.stored is not None and view.positions is not None
   stored: Streams = view.stored
   problem = launch.problem_of(view, scoring)
-  tiles = tuning.choose_tiles(problem, block, stages)
-  tiles = in_cluster(problem, tiles, splits)
-  if tiles.splits > 1 and interpreter.settings():
-    if reason := missing_clusters():
-      raise ValueError(f'{reason}. Give splits=1.')
+  tiles = in_cluster(problem, tuning.choose_tiles(problem, block))
+  if tiles.splits > 1 and interpreter.settings() and not has_clusters():
+    raise ValueError(
+      'JAX interprets clusters of thread blocks from 0.11 on. Use it, or '
+      "kernel='mosaic_gpu'."
+    )
   slot_positions = view.shown(view.positions)
   span = jnp.asarray(view.filled, jnp.int32).reshape(1)
   if not view.ordered:  # a sum over all slots, which no single program computes
@@ -83,23 +80,12 @@ def attend(
   )
 
 
-def in_cluster(problem: Problem, tiles: Tiles, splits: int | None) -> Tiles:
-  """Returns tiles that one cluster and its shared memory can be.
-
-  Args:
-    problem: what is cut.
-    tiles: of `mosaic_gpu`.
-    splits: requested blocks of a cluster; None for those of the tiles, as far
-      as every Hopper GPU launches them.
+def in_cluster(problem: Problem, tiles: Tiles) -> Tiles:
+  """Returns the tiles of `mosaic_gpu` as far as one cluster can have them.
 
   Raises:
-    ValueError: as `attend`.
+    ValueError: shared memory is too small for two blocks of slots.
   """
-  if splits and splits > CLUSTER:
-    raise ValueError(
-      f'splits={splits} cannot merge inside one launch: a cluster has at '
-      f'most {CLUSTER} blocks. Give fewer.'
-    )
   most = choose_stages(
     problem.width, problem.value_width, tiles.block, QUERY_BYTES
   )
@@ -108,19 +94,15 @@ def in_cluster(problem: Problem, tiles: Tiles, splits: int | None) -> Tiles:
       f'widths {problem.width} and {problem.value_width} leave no room for '
       "two blocks next to the queries. Use kernel='mosaic_gpu'."
     )
-  return dataclasses.replace(
-    tiles,
-    stages=min(tiles.stages, most),
-    splits=splits or min(tiles.splits, PORTABLE),
+  return Tiles(
+    tiles.block, min(tiles.stages, most), min(tiles.splits, PORTABLE)
   )
 
 
-def missing_clusters() -> str:
-  """Returns why this JAX interprets no clusters; '' if it does."""
+def has_clusters() -> bool:
+  """Returns whether this JAX interprets clusters."""
   room = 'jax._src.pallas.mosaic_gpu.interpret.shared_memory'
-  if hasattr(importlib.import_module(room), 'ClusterBarrier'):
-    return ''
-  return 'JAX interprets clusters of thread blocks from 0.11 on'
+  return hasattr(importlib.import_module(room), 'ClusterBarrier')
 
 
 KERNEL = Kernel(
