@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.benchmark.gpu import aot_compile
 from experiments.benchmark.gpu.correctness import Problem
@@ -167,12 +166,7 @@ def alone(sharding: Any, reports: Reports) -> Iterator[Record]:
   """Yields a record of each kernel by itself, in each of its forms."""
   for fields in KERNELS:
     problem = Problem(*fields)
-    shapes = [(x, problem.dtype) for x in problem.shapes(ROWS, HEADS, SLOTS)]
-    shapes.append(((ROWS, problem.tokens), jnp.int32))
-    shapes.append(((ROWS, 1, SLOTS), jnp.int32))
-    inputs = [
-      jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes
-    ]
+    inputs = problem.inputs(ROWS, HEADS, SLOTS, sharding)
     launches = {}
     for form, merge in (('', 'after'), ('inside', 'inside')):
       kernel = forms.kernel_of('mosaic_gpu', form)

@@ -40,13 +40,11 @@ def rows(
   """
   best = problem(case).reckoned()
   seconds: dict[Tiles, float] = {}
-  done: set[tuple[Tiles, bool]] = set()
   for axis in axes:
     both = axis == 'merge'
     for tiles in AXES[axis](problem(case), best):
-      if (tiles, both) in done:
+      if tiles in seconds and not both:
         continue
-      done.add((tiles, both))
       for record in _time(case, pace, tiles, both):
         yield record
         if record['merge'] == 'after' and 'seconds' in record:

@@ -119,9 +119,8 @@ def attend(
   out, lse = _call(scoring, query, *near, count, count, causal=True)
   if window is None and size < capacity:
     old, total = _call(scoring, query, key, value, count, start, causal=False)
-    some = (start > 0)[:, None, None]
-    old = jnp.where(some[..., None], old, 0), jnp.where(some, total, -jnp.inf)
-    out, lse = merge([(out, lse), old])
+    total = jnp.where((start > 0)[:, None, None], total, -jnp.inf)
+    out, lse = merge([(out, lse), (old, total)])
   row = jnp.arange(tokens, dtype=jnp.int32)[None, :] + offset[:, None]
   seen = (positions >= 0)[:, None, :]
   out = jnp.where(seen[..., None], _take(out, row), 0)
