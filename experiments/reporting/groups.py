@@ -1,8 +1,9 @@
 """Records by kind, by group, and the statistics of a group."""
 
 import collections
+import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -23,7 +24,8 @@ def grouped(
   return groups
 
 
-def median_and_half_range(values: Iterable[float]) -> tuple[float, float]:
-  """Returns the median of repeats, and half the range over them."""
-  values = list(values)
+def median_and_half_range(values: Sequence[float]) -> tuple[float, float]:
+  """Returns the median of repeats and half their range; of none NaN and 0."""
+  if not values:
+    return math.nan, 0.0
   return statistics.median(values), (max(values) - min(values)) / 2
