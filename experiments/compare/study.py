@@ -12,13 +12,9 @@ import kvjax
 from experiments.measuring.separation import separate
 from experiments.measuring.teacher_forcing import feed
 from experiments.training.step import next_token_loss, to_bits
-from experiments.training.variants import (
-  array_bytes,
-  bytes_per_token,
-  num_params,
-  query_bytes_per_token,
-)
+from experiments.training.variants import array_bytes, num_params
 from kvjax.decoding.allocate import check_sizes
+from kvjax.memory.planning import plan
 
 Record = dict[str, Any]
 
@@ -48,16 +44,16 @@ class Study:
       )
     check_sizes(rows=self.rows, past=self.past)
 
-  def caches(self) -> dict[str, tuple[kvjax.Kind | None, kvjax.Codec | None]]:
-    """Returns kind and codec of each cache the text is read through."""
+  def caches(self) -> dict[str, dict[str, Any]]:
+    """Returns options of each cache that the text is read through."""
     recent = kvjax.Sinks(sinks=self.sinks, window=self.budget - self.sinks)
     score = kvjax.HeavyHitters(recent=self.budget // 2)
     return {
-      'dense': (None, None),
-      'int8': (None, kvjax.Int8()),
-      'ring': (kvjax.Ring(window=self.budget), None),
-      'sinks': (recent, None),
-      'bounded': (kvjax.Bounded(budget=self.budget, score=score), None),
+      'dense': {},
+      'int8': {'codec': kvjax.Int8()},
+      'ring': {'kinds': kvjax.Ring(window=self.budget)},
+      'sinks': {'kinds': recent},
+      'bounded': {'kinds': kvjax.Bounded(budget=self.budget, score=score)},
     }
 
 
@@ -92,9 +88,9 @@ def quality(
   """
   uncached = kvjax.forward(config, params, tokens)
   uncached_bits = bits_per_byte(uncached, tokens)
-  for name, (kind, codec) in study.caches().items():
-    cache = kvjax.init_cache(config, *tokens.shape, kinds=kind, codec=codec)
-    sizes = footprint(config, cache, tokens.shape, codec)
+  for name, options in study.caches().items():
+    cache = kvjax.init_cache(config, *tokens.shape, **options)
+    sizes = footprint(config, cache, tokens.shape, options)
     logits, _ = feed(config, params, cache, tokens)
     record: Record = {'record': 'quality', 'cache': name}
     record['bits'] = bits_per_byte(logits, tokens)
@@ -129,22 +125,23 @@ def assert_equal_logits(
   return float(jnp.max(jnp.abs(cached - uncached)))
 
 
-def footprint(config: kvjax.ModelConfig, cache, shape, codec) -> Record:
+def footprint(config: kvjax.ModelConfig, cache, shape, options) -> Record:
   """Returns bytes of a cache of `shape` rows and tokens: promised, allocated.
 
   What it needs for positions and books does not count.
   """
   rows, tokens = shape
+  promised = plan(config, batch_size=rows, capacity=tokens, **options)
   slots = sum(m.kind.size for m in cache.layout.stores if m is not None)
+  a_slot = promised.bytes_per_token // len(config.layers)
   allocated = array_bytes(cache.stores)
-  promised = bytes_per_token(config, codec)
   return {
     'context': tokens,
-    'bytes_per_token': promised,
+    'bytes_per_token': promised.bytes_per_token,
     'held_per_token': allocated / rows / tokens,
-    'predicted_bytes': promised * rows * slots // len(config.layers),
+    'predicted_bytes': a_slot * rows * slots,
     'allocated_bytes': allocated,
-    'query_bytes': query_bytes_per_token(config) * rows * tokens,
+    'query_bytes': promised.query_cache_bytes,
   }
 
 
