@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.reporting.blocks import cell
-from experiments.reporting.groups import grouped, median_and_half_range
+from experiments.reporting.groups import grouped, median_and_spread
 
 Row = list[Any]
 
@@ -51,7 +51,7 @@ def summarize(
   rows = []
   for shared, group in grouped(kept, key).items():
     repeats = [_numbers(group, [name]) for name in values]
-    figures = itertools.chain(*map(median_and_half_range, repeats))
+    figures = itertools.chain(*map(median_and_spread, repeats))
     rows.append([*shared, *figures, len(group)])
   return columns, rows
 

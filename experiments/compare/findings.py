@@ -18,11 +18,7 @@ from experiments.reporting.blocks import (
   Table,
   Text,
 )
-from experiments.reporting.groups import (
-  grouped,
-  median_and_half_range,
-  of_kind,
-)
+from experiments.reporting.groups import grouped, median_and_spread, of_kind
 
 Records = Sequence[Mapping[str, Any]]
 _VARIANT = itemgetter('variant')
@@ -165,7 +161,7 @@ def quality(records: Records) -> tuple[Block, ...]:
   groups = grouped(figures, itemgetter('variant', 'cache'))
   for (variant, cache), group in groups.items():
     size = group[0]['held_per_token']
-    bits, spread = median_and_half_range([r['bits'] for r in group])
+    bits, spread = median_and_spread([r['bits'] for r in group])
     worse = statistics.median(r['bits'] - r['uncached_bits'] for r in group)
     shown = f'{bits:.4f}' + (f' ± {spread:.4f}' if seeds > 1 else '')
     rows.append([variant, cache, f'{size:,.0f}', shown, f'{worse:+.4f}'])

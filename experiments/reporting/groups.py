@@ -24,7 +24,7 @@ def grouped(
   return groups
 
 
-def median_and_half_range(values: Sequence[float]) -> tuple[float, float]:
+def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
   """Returns the median of repeats and half their range; of none NaN and 0."""
   if not values:
     return math.nan, 0.0
