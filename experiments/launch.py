@@ -10,7 +10,7 @@ import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_dict, config_flags
@@ -39,6 +39,8 @@ def run(
   main: Callable[[list[str]], None],
   default: str = '',
   values: flags.FlagValues | None = None,
+  *,
+  arguments: bool = False,
 ) -> None:
   """Runs an experiment's main; ends in one line if it cannot write its files.
 
@@ -47,51 +49,44 @@ def run(
     default: name in `configs/` of the config file where no flag names one; ''
       for an experiment that has no config.
     values: flags of the experiment that are not among the global ones.
+    arguments: whether words may follow the flags.
   """
   if values is not None:
     flags.FLAGS.append_flag_values(values)
     values.mark_as_parsed()
 
-  def with_config(argv: list[str]) -> list[str]:
-    names = [argument.lstrip('-').split('=')[0] for argument in argv[1:]]
-    if default and 'config' not in names:
+  def parse(argv: list[str]) -> list[str]:
+    # JAX warns of every backend that the machine lacks; nothing can be done.
+    logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
+    if default and _flag_text('config') is None:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
-    return parse(argv)
+    with door():
+      rest = flags.FLAGS(argv)
+      if len(rest) > 1 and not arguments:
+        raise ValueError(f'{rest[1]!r} is no flag: flags begin with --.')
+      return rest
 
   def guarded(argv: list[str]) -> None:
-    try:
+    with door((Unwritable,)):
       main(argv)
-    except Unwritable as error:
-      refuse(str(error))
 
-  app.run(guarded, flags_parser=with_config)
-
-
-def parse(argv: list[str]) -> list[str]:
-  """Parses flags; ends the program in one line where they are wrong."""
-  # JAX warns of every backend that the machine lacks; nothing can be done.
-  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
-  with door():
-    rest = flags.FLAGS(argv)
-    if len(rest) > 1:
-      raise ValueError(f'{rest[1]!r} is no flag: flags begin with --.')
-    return rest
+  app.run(guarded, flags_parser=parse)
 
 
 @contextlib.contextmanager
-def door() -> Iterator[None]:
-  """Ends the program in one line if the command line makes no sense."""
+def door(errors: tuple[type[Exception], ...] = _BAD) -> Iterator[None]:
+  """Ends the program in one line, and status 2, at an error of the user.
+
+  Args:
+    errors: classes of such errors; the default are those of a command line
+      that makes no sense.
+  """
   try:
     yield
-  except _BAD as error:
-    refuse(_message(error))
-
-
-def refuse(message: str) -> NoReturn:
-  """Ends the program with a line on stderr and exit status 2."""
-  name = _program().rpartition('.')[2]
-  print(f'{name}:', *message.split(), file=sys.stderr)
-  raise SystemExit(2)
+  except errors as error:
+    name = _program().rpartition('.')[2]
+    print(f'{name}:', *_message(error).split(), file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def command() -> list[str]:
@@ -101,12 +96,9 @@ def command() -> list[str]:
 
 def _program() -> str:
   """Returns the module that `python -m experiments.` runs, dots between."""
-  parts = pathlib.Path(sys.argv[0]).with_suffix('').parts
-  if 'experiments' in parts:  # the whole path of a file in it
-    parts = parts[len(parts) - parts[::-1].index('experiments') :]
-  else:
-    parts = parts[-1:]
-  return '.'.join(parts).removesuffix('.__main__')
+  spec = sys.modules['__main__'].__spec__
+  name = spec.name if spec else sys.argv[0]
+  return name.removeprefix('experiments.').removesuffix('.__main__')
 
 
 def settled(config: flags.FlagHolder[Any], plain: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ markdown, csv (all digits, spreads in columns of theirs) and latex (booktabs).
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from experiments import launch
 from experiments.aggregate import summary
@@ -65,10 +65,5 @@ def main(argv: list[str]) -> None:
     print(path)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  with launch.door():
-    return flags.FLAGS(argv)
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  launch.run(main, arguments=True)

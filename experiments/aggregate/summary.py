@@ -1,15 +1,14 @@
 """Median and spread of a field over repeats, as Markdown, CSV or LaTeX."""
 
-import collections
 import csv
 import io
-import math
+import itertools
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.reporting.blocks import cell
+from experiments.reporting.groups import grouped, median_and_spread
 
 Row = list[Any]
 
@@ -40,13 +39,9 @@ def summarize(
   wanted = [
     r for r in records if all(str(_get(r, k)) == v for k, v in conditions)
   ]
-  groups = collections.defaultdict(list)
-  for record in wanted:
-    key = tuple(_get(record, name) for name in by)
-    if None not in key and any(_get(record, v) is not None for v in values):
-      groups[key].append(record)
-  kept = [record for group in groups.values() for record in group]
-  if not all(any(_get(r, v) is not None for r in kept) for v in values):
+  key = lambda record: tuple(_get(record, name) for name in by)
+  kept = [r for r in wanted if None not in key(r) and _numbers([r], values)]
+  if not all(_numbers(kept, [name]) for name in values):
     known = sorted({name for record in wanted for name in record})
     raise ValueError(
       f'by={",".join(by)} value={",".join(values)}: not all are fields of the '
@@ -54,27 +49,27 @@ def summarize(
     )
   columns = [*by, *(name for v in values for name in (v, f'{v} ±')), 'n']
   rows = []
-  for key, group in groups.items():
-    figures = [figure for v in values for figure in _statistics(group, v)]
-    rows.append([*key, *figures, len(group)])
+  for shared, group in grouped(kept, key).items():
+    repeats = [_numbers(group, [name]) for name in values]
+    figures = itertools.chain(*map(median_and_spread, repeats))
+    rows.append([*shared, *figures, len(group)])
   return columns, rows
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a Markdown table, spreads joined to their medians."""
-  head = _head(columns)
-  body = [_join(columns, row) for row in rows]
+  head, *body = _joined(columns, rows)
   lines = [head, ['---'] * len(head), *body]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
 def latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
   """Returns a LaTeX tabular (booktabs), spreads joined to their medians."""
-  head = _head(columns)
-  body = [_latex_row(_join(columns, row)) for row in rows]
-  lines = [r'\toprule', _latex_row(head), r'\midrule', *body, r'\bottomrule']
+  cells = _joined(columns, rows)
+  head, *body = map(_latex_row, cells)
+  lines = [r'\toprule', head, r'\midrule', *body, r'\bottomrule']
   inside = '\n'.join(lines)
-  align = 'l' * (len(head) - 1) + 'r'
+  align = 'l' * (len(cells[0]) - 1) + 'r'
   return f'\\begin{{tabular}}{{{align}}}\n{inside}\n\\end{{tabular}}\n'
 
 
@@ -90,28 +85,26 @@ def comma_separated(columns: Sequence[str], rows: Sequence[Row]) -> str:
 FORMATS = {'markdown': markdown, 'csv': comma_separated, 'latex': latex}
 
 
-def _statistics(group: Iterable[Any], field: str) -> tuple[float, float]:
-  """Returns the median of a field and half its range; NaN where none has it."""
-  values = [_get(record, field) for record in group]
-  numbers = [float(value) for value in values if value is not None]
-  if not numbers:
-    return math.nan, 0.0
-  return statistics.median(numbers), (max(numbers) - min(numbers)) / 2
+def _joined(columns: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
+  """Returns head and rows as text, each spread in the cell of its median."""
+  lines = [[name for name in columns if not name.endswith(' ±')]]
+  for row in rows:
+    cells: list[str] = []
+    for name, value in zip(columns, row, strict=True):
+      if not name.endswith(' ±'):
+        cells.append(cell(value))
+      elif value:
+        cells[-1] += f' ± {cell(value)}'
+    lines.append(cells)
+  return lines
 
 
-def _join(columns: Sequence[str], row: Row) -> list[str]:
-  """Returns the cells of a row, each spread in the cell of its median."""
-  cells: list[str] = []
-  for name, value in zip(columns, row, strict=True):
-    if not name.endswith(' ±'):
-      cells.append(cell(value))
-    elif value:
-      cells[-1] += f' ± {cell(value)}'
-  return cells
-
-
-def _head(columns: Sequence[str]) -> list[str]:
-  return [name for name in columns if not name.endswith(' ±')]
+def _numbers(
+  records: Iterable[Mapping[str, Any]], names: Iterable[str]
+) -> list[float]:
+  """Returns the values of fields, where a record has them."""
+  fields = [_get(record, name) for record in records for name in names]
+  return [float(value) for value in fields if value is not None]
 
 
 def _get(record: Mapping[str, Any], name: str) -> Any:

@@ -6,6 +6,7 @@ See configs/compare.py.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,7 +59,6 @@ def check(config: Any) -> CompareSetup:
   """Returns the setup; raises ValueError for what makes no sense."""
   corpus = load_corpus(config.text or None)
   recipe = Recipe(**config.training)
-  timing = pace.Timing(**config.pace)
   check_sizes(seeds=config.seeds)
   how = study.Study(tolerance=config.tolerance, **config.evaluation)
   held_out = held_out_batch(corpus, rows=how.rows, length=recipe.length)
@@ -72,13 +72,12 @@ def check(config: Any) -> CompareSetup:
       f'variants={list(config.variants)} must name at least one '
       'variant, each once.'
     )
-  shape = Shape(**config.model)
   return CompareSetup(
-    models=equal_models(tuple(config.variants), shape),
+    models=equal_models(tuple(config.variants), Shape(**config.model)),
     corpus=corpus,
     recipe=recipe,
     study=how,
-    timing=timing,
+    timing=pace.Timing(**config.pace),
     sample=Sample(**config.sample).with_prompt(held_out[0]),
     held_out=held_out,
     seeds=tuple(range(config.seed, config.seed + config.seeds)),
@@ -110,27 +109,26 @@ def main(argv: list[str]) -> None:
   run = {'config': config.to_dict(), 'command': launch.command(), 'text': facts}
   writer = start(_WORKDIR.value, 'compare', _TITLE, run).show(*answer_blocks())
   records = [writer.record(r) for r in study.sizes(setup.models)]
-  params_of = {}  # by variant, of the first seed
+  heads = ()
   for seed in setup.seeds:
     for variant, model in setup.models.items():
       label = f'train {variant}, seed {seed}'
       params, losses = train(
         model, setup.recipe, setup.corpus, seed=seed, label=label
       )
-      params_of.setdefault(variant, params)
-      labels = {'variant': variant, 'seed': seed}
-      training = {'record': 'training', 'losses': losses, **labels}
-      records.append(writer.record(training))
-      for record in examine(setup, variant, seed, params):
+      # Shown of the first model alone.
+      heads = heads or findings.attention(
+        variant, *attention(model, params, setup.sample.prompt)
+      )
+      training = {'record': 'training', 'losses': losses}
+      examined = examine(setup, variant, seed, params)
+      for record in itertools.chain([training], examined):
+        labels = {'variant': variant, 'seed': seed}
         records.append(writer.record(record | labels))
-  name, params = next(iter(params_of.items()))
   claims = findings.claims(records, config.expected_bits)
-  panels, characters = attention(
-    setup.models[name], params, setup.sample.prompt
-  )
   writer = writer.show(
     findings.source(facts, setup.seeds),
-    *findings.attention(name, panels, characters),
+    *heads,
     *findings.everything(records),
   )
   writer.finish(claims)

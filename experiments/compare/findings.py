@@ -4,10 +4,10 @@ Every block is made from records alone, so a report can be made again from its
 JSON lines. A number from several seeds is shown as median and half range.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
-
-import numpy as np
 
 from experiments.reporting import plots
 from experiments.reporting.blocks import (
@@ -18,8 +18,10 @@ from experiments.reporting.blocks import (
   Table,
   Text,
 )
+from experiments.reporting.groups import grouped, median_and_spread, of_kind
 
-Records = Sequence[dict[str, Any]]
+Records = Sequence[Mapping[str, Any]]
+_VARIANT = itemgetter('variant')
 
 
 def everything(records: Records) -> tuple[Block, ...]:
@@ -95,7 +97,8 @@ def separation(records: Records) -> tuple[Block, ...]:
 
 def parity(records: Records) -> tuple[Block, ...]:
   """Returns the largest difference of cached and uncached logits."""
-  groups = grouped([r for r in records if 'difference' in r], 'variant')
+  compared = [r for r in records if 'difference' in r]
+  groups = grouped(compared, _VARIANT).values()
   return (
     Heading('Cached equals uncached'),
     Table.of(
@@ -106,7 +109,7 @@ def parity(records: Records) -> tuple[Block, ...]:
         'largest logit': 'largest_logit',
         'relative': lambda r: r['difference'] / r['largest_logit'],
       },
-      [max(group, key=lambda r: r['difference']) for group in groups.values()],
+      [max(group, key=itemgetter('difference')) for group in groups],
     ),
   )
 
@@ -114,7 +117,7 @@ def parity(records: Records) -> tuple[Block, ...]:
 def memory(records: Records) -> tuple[Block, ...]:
   """Returns bytes promised, allocated, and what a Q cache would add."""
   dense = [r for r in of_kind(records, 'quality') if r['cache'] == 'dense']
-  firsts = [group[0] for group in grouped(dense, 'variant').values()]
+  firsts = [group[0] for group in grouped(dense, _VARIANT).values()]
   ratio = lambda r: r['query_bytes'] / r['allocated_bytes']
   bars = {
     r['variant']: (r['bytes_per_token'], r['bytes_per_token'] * ratio(r))
@@ -155,14 +158,14 @@ def quality(records: Records) -> tuple[Block, ...]:
     label = 'One seed: **not a ranking of variants.** '
   rows = []
   points: dict[str, dict[str, tuple[float, float, float]]] = {}
-  for (variant, cache), group in grouped(figures, 'variant', 'cache').items():
-    bits = [r['bits'] for r in group]
-    median, spread = float(np.median(bits)), float(np.ptp(bits)) / 2
-    worse = np.median([r['bits'] - r['uncached_bits'] for r in group])
+  groups = grouped(figures, itemgetter('variant', 'cache'))
+  for (variant, cache), group in groups.items():
     size = group[0]['held_per_token']
-    shown = f'{median:.4f}' + (f' ± {spread:.4f}' if seeds > 1 else '')
+    bits, spread = median_and_spread([r['bits'] for r in group])
+    worse = statistics.median(r['bits'] - r['uncached_bits'] for r in group)
+    shown = f'{bits:.4f}' + (f' ± {spread:.4f}' if seeds > 1 else '')
     rows.append([variant, cache, f'{size:,.0f}', shown, f'{worse:+.4f}'])
-    points.setdefault(variant, {})[cache] = (size, median, spread)
+    points.setdefault(variant, {})[cache] = (size, bits, spread)
   return (
     Heading('What forgetting costs'),
     Table(
@@ -190,7 +193,7 @@ def pace(records: Records) -> tuple[Block, ...]:
   series = {
     f'{variant} {name}': {r['context']: 1e3 * r[name] for r in group}
     for name in ('cached', 'uncached')
-    for (variant,), group in grouped(times, 'variant').items()
+    for variant, group in grouped(times, _VARIANT).items()
   }
   return (
     Heading('What remembering saves'),
@@ -247,32 +250,17 @@ def claims(records: Records, expected_bits: float) -> Table:
   noise = of_kind(records, 'separation')
   bits = max(r['uncached_bits'] for r in figures)
   compared = any('difference' in r for r in figures)
-  as_promised = all(
-    r['predicted_bytes'] == r['allocated_bytes'] for r in figures
-  )
-  no_query = all(r['queries'] == 0 and r['past_rows'] > 0 for r in noise)
-  any_kept = all(r['kept_changed'] == r['kept_rows'] for r in noise)
-  early = all(r['naive'] > 0 for r in noise)
+  as_promised = lambda r: r['predicted_bytes'] == r['allocated_bytes']
+  no_query = lambda r: r['queries'] == 0 and r['past_rows'] > 0
+  any_kept = lambda r: r['kept_changed'] == r['kept_rows']
+  early = lambda r: r['naive'] > 0
   level = f'below {expected_bits} bits per byte (worst {bits:.2f})'
   checks = [
     ('cached logits equal uncached ones', compared),
-    ('bytes allocated are the bytes promised', as_promised),
-    ('noise on every past q changes no bit', no_query),
-    ('noise on any kept row changes the logits', any_kept),
-    ('early q reaches the future through K and V', early),
+    ('bytes allocated are the bytes promised', all(map(as_promised, figures))),
+    ('noise on every past q changes no bit', all(map(no_query, noise))),
+    ('noise on any kept row changes the logits', all(map(any_kept, noise))),
+    ('early q reaches the future through K and V', all(map(early, noise))),
     (f'held-out text {level}', bits < expected_bits),
   ]
   return Table('What would have refuted this', ('claim', 'holds'), checks)
-
-
-def of_kind(records: Records, kind: str) -> Records:
-  """Returns the records whose `record` is `kind`."""
-  return [r for r in records if r['record'] == kind]
-
-
-def grouped(records: Records, *keys: str) -> dict[tuple[Any, ...], Records]:
-  """Returns records by their values of some fields, in order."""
-  groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-  for record in records:
-    groups.setdefault(tuple(record[k] for k in keys), []).append(record)
-  return dict(groups)

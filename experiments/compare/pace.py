@@ -1,16 +1,16 @@
 """Seconds a token, cached and uncached, as the context grows."""
 
 import dataclasses
-import statistics
-import time
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import kvjax
+from experiments.measuring.clock import Runner, queued, race
+from experiments.measuring.model import StepCase, filled, step_calls
 from kvjax.decoding.allocate import check_sizes
 
 
@@ -21,7 +21,7 @@ class Timing:
   Attributes:
     contexts: increasing numbers of tokens, of one row.
     steps: decode steps of one measurement, which is their mean.
-    repeats: measurements a context, after one that is thrown away.
+    repeats: measurements a context.
   """
 
   contexts: tuple[int, ...]
@@ -42,44 +42,21 @@ def measure_pace(
 ) -> Iterator[dict[str, Any]]:
   """Yields a record a context: median seconds a token, cached and uncached.
 
-  Cached is a greedy decode step after the context, uncached a forward pass of
-  the whole context: without a cache each token takes one.
+  Cached is a decode step after the context, uncached a forward pass of the
+  whole context: without a cache each token takes one. The two take turns.
   """
-  # One capacity for all contexts: every cached step is the same program.
-  room = timing.contexts[-1] + (timing.repeats + 1) * timing.steps
+  # One capacity for all contexts: every cached step is the same program. A race
+  # may run each turn a second time, untimed.
+  room = timing.contexts[-1] + 2 * timing.repeats * timing.steps
   for context in timing.contexts:
-    cache = _decode(config, params, kvjax.init_cache(config, 1, room), context)
-    tokens = _tokens(config, context)
-    cached, uncached = [], []
-    for _ in range(timing.repeats + 1):
-      start = time.perf_counter()
-      cache = _decode(config, params, cache, timing.steps)
-      cached.append((time.perf_counter() - start) / timing.steps)
-    for _ in range(timing.repeats + 1):
-      start = time.perf_counter()
-      jax.block_until_ready(kvjax.forward(config, params, tokens))
-      uncached.append(time.perf_counter() - start)
-    yield {
-      'record': 'pace',
-      'context': context,
-      # The first measurement of each includes compilation.
-      'cached': statistics.median(cached[1:]),
-      'uncached': statistics.median(uncached[1:]),
+    case = StepCase(config, params, 1, context)
+    steps = step_calls(case, filled(case, room), None, timing.steps)
+    tokens = jnp.arange(context, dtype=jnp.int32)[None, :] % config.vocab_size
+    forward = functools.partial(kvjax.forward, config, params, tokens)
+    runners = {
+      'cached': Runner(steps, 0, times=timing.steps),
+      'uncached': Runner(queued(forward, 1, jax.block_until_ready), 0),
     }
-
-
-def _decode(
-  config: kvjax.ModelConfig, params: Any, cache: kvjax.Cache, steps: int
-) -> kvjax.Cache:
-  """Returns the cache after greedy steps, once they are computed."""
-  token = _tokens(config, 1)[:, 0]
-  for _ in range(steps):
-    logits, cache = kvjax.decode_step(config, params, cache, token)
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  jax.block_until_ready((token, cache.length))
-  return cache
-
-
-def _tokens(config: kvjax.ModelConfig, count: int) -> jax.Array:
-  ids = np.arange(count) * 31 % config.vocab_size
-  return jnp.asarray(ids[None, :], jnp.int32)
+    results = race(runners, timing.repeats)
+    seconds = {name: result['seconds'] for name, result in results.items()}
+    yield {'record': 'pace', 'context': context, **seconds}

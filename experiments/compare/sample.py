@@ -32,26 +32,18 @@ class Sample:
   def __post_init__(self):
     check_sizes(tokens=self.tokens)
     kvjax.Sampling(self.temperature, top_p=self.top_p)  # raises
-    need = len(self.prompt.encode()) + self.tokens
+    length = max(len(self.prompt.encode()), 1)
+    need = length + self.tokens
     if need > self.capacity:
       raise ValueError(
-        f'A prompt of {need - self.tokens} bytes and {self.tokens} tokens '
-        f'exceed capacity={self.capacity}. Use capacity={need} or a shorter '
-        'prompt.'
+        f'A prompt of {length} bytes and {self.tokens} tokens exceed capacity='
+        f'{self.capacity}. Use capacity={need} or a shorter prompt.'
       )
 
   def with_prompt(self, text: np.ndarray) -> 'Sample':
     """Returns this, with the beginning of text `[T]` where it has no prompt."""
-    if self.prompt:
-      return self
-    room = min(60, self.capacity - self.tokens)
-    if room < 1:
-      raise ValueError(
-        f'tokens={self.tokens} leave no room for a prompt in capacity='
-        f'{self.capacity}. Use a larger capacity.'
-      )
-    prompt = bytes(text[:room].astype(np.uint8)).decode('utf-8', 'ignore')
-    return dataclasses.replace(self, prompt=prompt)
+    beginning = _text(text[: min(60, self.capacity - self.tokens)], 'ignore')
+    return dataclasses.replace(self, prompt=self.prompt or beginning)
 
 
 def continuation(
@@ -72,22 +64,20 @@ def continuation(
     seed=seed,
     block=sample.tokens,
   )
-  data = bytes(np.asarray(written[0]).astype(np.uint8))
-  return data.decode('utf-8', 'replace')
+  return _text(written[0], 'replace')
 
 
 def attention(
-  config: kvjax.ModelConfig, params: Any, prompt: str, heads: int = 2
+  config: kvjax.ModelConfig, params: Any, prompt: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Returns weights `[T, T]` of the first heads of each layer, and labels.
+  """Returns where the first two heads of each layer look in a text.
 
   Args:
     config, params: the model.
-    prompt: its first 40 bytes are read.
-    heads: number of heads a layer.
+    prompt: its first 40 characters are read.
 
   Returns:
-    The weights by layer and head, and a character a byte.
+    Weights `[T, T]` by layer and head, and a character a byte.
   """
   text = prompt[:40]
   layers = tuple(range(len(config.layers)))
@@ -95,9 +85,9 @@ def attention(
     config, params, _bytes(text), attention_layers=layers
   )
   panels = {
-    f'layer {layer}, head {head}': np.asarray(weights[layer][0, head])
+    f'layer {layer}, head {head}': np.asarray(of_head)
     for layer in layers
-    for head in range(min(heads, weights[layer].shape[1]))
+    for head, of_head in enumerate(weights[layer][0, :2])
   }
   labels = [chr(b) if 32 < b < 127 else '·' for b in text.encode()]
   return panels, labels
@@ -105,3 +95,7 @@ def attention(
 
 def _bytes(text: str) -> jax.Array:
   return jnp.asarray(np.frombuffer(text.encode(), np.uint8), jnp.int32)[None, :]
+
+
+def _text(tokens: Any, errors: str) -> str:
+  return bytes(np.asarray(tokens, np.uint8)).decode('utf-8', errors)

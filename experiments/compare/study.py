@@ -1,7 +1,6 @@
 """Measures caches with one trained model; each finding is a flat record."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,14 +10,11 @@ import jax.numpy as jnp
 
 import kvjax
 from experiments.measuring.separation import separate
+from experiments.measuring.teacher_forcing import feed
 from experiments.training.step import next_token_loss, to_bits
-from experiments.training.variants import (
-  array_bytes,
-  bytes_per_token,
-  num_params,
-  query_bytes_per_token,
-)
+from experiments.training.variants import array_bytes, num_params
 from kvjax.decoding.allocate import check_sizes
+from kvjax.memory.planning import plan
 
 Record = dict[str, Any]
 
@@ -48,16 +44,16 @@ class Study:
       )
     check_sizes(rows=self.rows, past=self.past)
 
-  def caches(self) -> dict[str, tuple[kvjax.Kind | None, kvjax.Codec | None]]:
-    """Returns kind and codec of each cache the text is read through."""
+  def caches(self) -> dict[str, dict[str, Any]]:
+    """Returns options of each cache that the text is read through."""
     recent = kvjax.Sinks(sinks=self.sinks, window=self.budget - self.sinks)
     score = kvjax.HeavyHitters(recent=self.budget // 2)
     return {
-      'dense': (None, None),
-      'int8': (None, kvjax.Int8()),
-      'ring': (kvjax.Ring(window=self.budget), None),
-      'sinks': (recent, None),
-      'bounded': (kvjax.Bounded(budget=self.budget, score=score), None),
+      'dense': {},
+      'int8': {'codec': kvjax.Int8()},
+      'ring': {'kinds': kvjax.Ring(window=self.budget)},
+      'sinks': {'kinds': recent},
+      'bounded': {'kinds': kvjax.Bounded(budget=self.budget, score=score)},
     }
 
 
@@ -88,13 +84,14 @@ def quality(
     tokens: int32 `[B, T]` of held-out text.
 
   Raises:
-    AssertionError: cached and uncached logits differ, or a cache occupies other
-      bytes than its config promised.
+    AssertionError: cached and uncached logits differ.
   """
   uncached = kvjax.forward(config, params, tokens)
-  bits = bits_per_byte(uncached, tokens)
-  for name, (kind, codec) in study.caches().items():
-    logits = logits_through_cache(config, params, tokens, kind, codec)
+  uncached_bits = bits_per_byte(uncached, tokens)
+  for name, options in study.caches().items():
+    cache = kvjax.init_cache(config, *tokens.shape, **options)
+    sizes = footprint(config, cache, tokens.shape, options)
+    logits, _ = feed(config, params, cache, tokens)
     record: Record = {'record': 'quality', 'cache': name}
     record['bits'] = bits_per_byte(logits, tokens)
     if name == 'dense':
@@ -102,37 +99,7 @@ def quality(
         logits, uncached, study.tolerance
       )
       record['largest_logit'] = float(jnp.max(jnp.abs(uncached)))
-    record['uncached_bits'] = bits
-    yield record | footprint(config, tokens.shape, kind, codec)
-
-
-@functools.partial(jax.jit, static_argnames=('config', 'kind', 'codec'))
-def logits_through_cache(
-  config: kvjax.ModelConfig,
-  params: Any,
-  tokens: jax.Array,
-  kind: kvjax.Kind | None = None,
-  codec: kvjax.Codec | None = None,
-) -> jax.Array:
-  """Returns logits `[B, T, V]`, the tokens fed one by one through a cache.
-
-  Args:
-    config: the model.
-    params: its parameters.
-    tokens: int32 `[B, T]`; these are fed, not what the model would write.
-    kind: of every layer; None for each layer's default.
-    codec: of the cache; None for the streams as they are.
-  """
-  chex.assert_rank(tokens, 2)
-  batch, length = tokens.shape
-  cache = kvjax.init_cache(config, batch, length, kinds=kind, codec=codec)
-
-  def step(cache, token):
-    logits, cache = kvjax.decode_step(config, params, cache, token)
-    return cache, logits
-
-  _, logits = jax.lax.scan(step, cache, tokens.T)
-  return jnp.moveaxis(logits, 0, 1)
+    yield record | {'uncached_bits': uncached_bits} | sizes
 
 
 def bits_per_byte(logits: jax.Array, tokens: jax.Array) -> float:
@@ -158,29 +125,23 @@ def assert_equal_logits(
   return float(jnp.max(jnp.abs(cached - uncached)))
 
 
-def footprint(config: kvjax.ModelConfig, shape, kind, codec) -> Record:
-  """Returns bytes of a cache of `shape` rows and tokens, once allocated.
+def footprint(config: kvjax.ModelConfig, cache, shape, options) -> Record:
+  """Returns bytes of a cache of `shape` rows and tokens: promised, allocated.
 
-  Raises:
-    AssertionError: they are not what the config promises.
+  What it needs for positions and books does not count.
   """
   rows, tokens = shape
-  cache = kvjax.init_cache(config, rows, tokens, kinds=kind, codec=codec)
+  promised = plan(config, batch_size=rows, capacity=tokens, **options)
   slots = sum(m.kind.size for m in cache.layout.stores if m is not None)
-  allocated = array_bytes(cache.stores)  # no positions, no books
-  promised = bytes_per_token(config, codec)
-  predicted = promised * rows * slots // len(config.layers)
-  if allocated != predicted:
-    raise AssertionError(
-      f'The cache occupies {allocated} bytes; its config promised {predicted}.'
-    )
+  a_slot = promised.bytes_per_token // len(config.layers)
+  allocated = array_bytes(cache.stores)
   return {
     'context': tokens,
-    'bytes_per_token': promised,
+    'bytes_per_token': promised.bytes_per_token,
     'held_per_token': allocated / rows / tokens,
-    'predicted_bytes': predicted,
+    'predicted_bytes': a_slot * rows * slots,
     'allocated_bytes': allocated,
-    'query_bytes': query_bytes_per_token(config) * rows * tokens,
+    'query_bytes': promised.query_cache_bytes,
   }
 
 

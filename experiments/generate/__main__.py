@@ -6,17 +6,16 @@ Text goes to stdout, figures to stderr; Ctrl-C ends the text and keeps it. After
 --save_prompt_cache=FILE --capacity=N, --prompt_cache=FILE goes on from there.
 """
 
-import dataclasses
 import functools
 import pathlib
 import sys
-from typing import Any
 
 from absl import flags
 
 import kvjax
 from experiments import launch
 from experiments.generate import answer
+from experiments.generate.speed import describe
 from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
 from experiments.measuring.model import array_bytes, step_bytes
@@ -56,20 +55,12 @@ _SAMPLING = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerateSetup:
-  """What the flags request, checked before any tensor is read."""
+def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
+  """Returns prompts, tokenizer and request; no tensor is read yet.
 
-  texts: list[str]
-  words: tokenizer.Tokenizer
-  batch: prompts.Batch
-  source: prompts.Batch | None
-  how: answer.Answer
-  cache: dict[str, Any]
-
-
-def check() -> GenerateSetup:
-  """Returns the setup; raises ValueError for what makes no sense."""
+  Raises:
+    ValueError: the flags make no sense.
+  """
   if not _CHECKPOINT.value:
     raise ValueError('No model is named: give --checkpoint=DIR.')
   if bool(_PROMPT.value) == bool(_PROMPTS.value):
@@ -77,11 +68,6 @@ def check() -> GenerateSetup:
   path = pathlib.Path(_CHECKPOINT.value)
   config = kvjax.load_config(path)
   words = tokenizer.load_tokenizer(path)
-  sampling = {name: flag.value for name, flag in _SAMPLING.items()}
-  stops = tokenizer.stop_tokens(path) if _STOP.value else ()
-  how = answer.Answer(
-    _TOKENS.value, stops, _BLOCK.value, _SEED.value, _KERNEL.value, sampling
-  )
   file = _PROMPTS.value
   texts = prompts.read_prompts(file) if file else [_PROMPT.value]
   rows = prompts.encode_prompts(
@@ -97,51 +83,49 @@ def check() -> GenerateSetup:
   kind, codec = parse_cache(_CACHE.value)
   capacity = _CAPACITY.value
   if capacity is None:
-    capacity = int(batch.lengths.max()) + how.tokens - 1
-  cache = {'capacity': capacity, 'kinds': kind, 'codec': codec}
+    capacity = int(batch.lengths.max()) + _TOKENS.value - 1
+  request = answer.Request(
+    prompts=batch,
+    source=source,
+    cache={'capacity': capacity, 'kinds': kind, 'codec': codec},
+    tokens=_TOKENS.value,
+    stop_tokens=tokenizer.stop_tokens(path) if _STOP.value else (),
+    block=_BLOCK.value,
+    seed=_SEED.value,
+    kernel=_KERNEL.value,
+    sampling={name: flag.value for name, flag in _SAMPLING.items()},
+  )
   if not _LOAD.value:
-    spec = cache_spec(config, len(rows), **cache)
-    answer.check_fits(spec, batch.lengths, how.tokens)
+    request.check_fits(cache_spec(config, len(rows), **request.cache))
   elif _CACHE.value != DEFAULT or _CAPACITY.value is not None:
     raise ValueError(
       f'prompt_cache={_LOAD.value} has its own kind and capacity: leave out '
       '--cache and --capacity.'
     )
-  return GenerateSetup(texts, words, batch, source, how, cache)
+  return texts, words, request
 
 
 def main(argv: list[str]) -> None:
   del argv
   with launch.door():
-    setup = check()
+    texts, words, request = check()
     model = kvjax.load_checkpoint(
       _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
     )
-    cache = answer.open_cache(
-      _LOAD.value, model, setup.batch.lengths, setup.how.tokens, setup.cache
-    )
-
-  def read(cache: kvjax.Cache) -> None:
-    if _SAVE.value:
-      kvjax.save_cache(_SAVE.value, cache, *model)
-
-  decoders = [setup.words.stream() for _ in setup.texts]
-  text = Streaming(decoders, setup.how.stop_tokens)
-  cache, watch, interrupted = answer.write(
-    setup.how, model, cache, setup.batch, text, source=setup.source, read=read
-  )
-  speed = watch.speed(
+    cache = answer.open_cache(request, model, _LOAD.value)
+  text = Streaming([words.stream() for _ in texts], request.stop_tokens)
+  cache, watch = answer.write(request, model, cache, text, _SAVE.value)
+  speed = watch.record(
     step_bytes=step_bytes(*model, cache),
     bandwidth=reading(64, 3),
     cache_bytes=array_bytes(cache),
   )
-  print(speed, file=sys.stderr)
+  print(describe(speed), file=sys.stderr)
   if _OUT.value:
     run = {'command': launch.command(), 'environment': records.environment()}
-    texts = answer.records(setup.texts, text, interrupted)
-    for record in ({'record': 'run', **run}, *texts, speed.record()):
+    for record in ({'record': 'run', **run}, *text.records(texts), speed):
       records.append(pathlib.Path(_OUT.value), record)
-  if interrupted:
+  if text.interrupted:
     raise SystemExit(130)
 
 

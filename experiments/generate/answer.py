@@ -1,8 +1,7 @@
 """Writes answers to prompts, streamed, through an empty or a saved cache."""
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,61 +14,17 @@ from kvjax.decoding.allocate import check_sizes
 from kvjax.kernels import KERNELS
 from kvjax.text.prompts import Batch
 
-
-def check_fits(cache: kvjax.Cache, lengths: Any, tokens: int) -> None:
-  """Raises ValueError if prompts of `lengths [B]` leave no room for `tokens`.
-
-  Accepts a `cache_spec` as well, of which nothing is allocated.
-  """
-  limit = cache.layout.limit
-  # The last token is returned and not fed.
-  need = int(np.max(np.asarray(lengths))) + tokens - 1
-  if limit is not None and need > limit:
-    raise ValueError(
-      f'capacity={limit} is less than the {need} tokens of prompt and '
-      f'answer (tokens={tokens}). Use capacity={need}, or fewer tokens.'
-    )
-
-
-def open_cache(
-  saved: str | pathlib.Path,
-  model: tuple[kvjax.ModelConfig, Mapping[str, Any]],
-  lengths: np.ndarray,
-  tokens: int,
-  empty: Mapping[str, Any],
-) -> kvjax.Cache:
-  """Returns an empty cache, or a saved one with a row a prompt.
-
-  Args:
-    saved: a file that `save_cache` wrote; '' for an empty cache.
-    model: its config and parameters.
-    lengths: int `[B]`, tokens of each prompt.
-    tokens: that will be written.
-    empty: options of `init_cache` for an empty one.
-
-  Raises:
-    ValueError: it is of another model, has neither one row nor B, or no room.
-  """
-  config, params = model
-  if not saved:
-    return kvjax.init_cache(config, len(lengths), **empty)
-  cache = kvjax.load_cache(saved, config, params)
-  if cache.batch_size == 1:
-    cache = kvjax.repeat(cache, len(lengths))
-  if cache.batch_size != len(lengths):
-    raise ValueError(
-      f'{saved} has {cache.batch_size} rows for {len(lengths)} prompts: give '
-      'a prompt for each row.'
-    )
-  check_fits(cache, np.asarray(cache.length) + lengths, tokens)
-  return cache
+Model = tuple[kvjax.ModelConfig, Mapping[str, Any]]  # and its parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-  """How to answer.
+class Request:
+  """What to answer and how.
 
   Attributes:
+    prompts: a row each; of an encoder-decoder, what its answers begin with.
+    source: what an encoder-decoder reads.
+    cache: options of `init_cache` for an empty cache.
     tokens: most to generate.
     stop_tokens: ids after which a row ends.
     block: tokens of one device program; text appears once a block.
@@ -78,12 +33,15 @@ class Answer:
     sampling: fields of `Sampling`.
   """
 
+  prompts: Batch
+  source: Batch | None
+  cache: Mapping[str, Any]
   tokens: int
-  stop_tokens: tuple[int, ...] = ()
-  block: int = 8
-  seed: int = 0
-  kernel: str | None = None
-  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  stop_tokens: tuple[int, ...]
+  block: int
+  seed: int
+  kernel: str | None
+  sampling: Mapping[str, Any]
 
   def __post_init__(self):
     check_sizes(tokens=self.tokens, block=self.block)
@@ -93,46 +51,81 @@ class Answer:
         f'kernel={self.kernel!r} must be one of {", ".join(KERNELS)}.'
       )
 
+  def check_fits(self, cache: kvjax.Cache, past: int | np.ndarray = 0) -> None:
+    """Raises ValueError if prompts after `past` tokens leave too little room.
+
+    Accepts a `cache_spec` as well, of which nothing is allocated.
+    """
+    limit = cache.layout.limit
+    # The last token is returned and not fed.
+    need = int(np.max(past + self.prompts.lengths)) + self.tokens - 1
+    if limit is not None and need > limit:
+      raise ValueError(
+        f'capacity={limit} is less than the {need} tokens of prompt and '
+        f'answer (tokens={self.tokens}). Use capacity={need}, or fewer tokens.'
+      )
+
+
+def open_cache(request: Request, model: Model, saved: str) -> kvjax.Cache:
+  """Returns an empty cache, or a saved one with a row a prompt.
+
+  Args:
+    request: what to answer.
+    model: its config and parameters.
+    saved: a file that `save_cache` wrote; '' for an empty cache.
+
+  Raises:
+    ValueError: it is of another model, has neither one row nor B, or no room.
+  """
+  rows = len(request.prompts.lengths)
+  if not saved:
+    return kvjax.init_cache(model[0], rows, **request.cache)
+  cache = kvjax.load_cache(saved, *model)
+  if cache.batch_size == 1:
+    cache = kvjax.repeat(cache, rows)
+  if cache.batch_size != rows:
+    raise ValueError(
+      f'{saved} has {cache.batch_size} rows for {rows} prompts: give '
+      'a prompt for each row.'
+    )
+  request.check_fits(cache, np.asarray(cache.length))
+  return cache
+
 
 def write(
-  how: Answer,
-  model: tuple[kvjax.ModelConfig, Mapping[str, Any]],
+  request: Request,
+  model: Model,
   cache: kvjax.Cache,
-  prompts: Batch,
   text: Streaming,
-  *,
-  source: Batch | None = None,
-  read: Callable[[kvjax.Cache], None] = lambda cache: None,
-) -> tuple[kvjax.Cache, Stopwatch, bool]:
+  save: str = '',
+) -> tuple[kvjax.Cache, Stopwatch]:
   """Feeds prompts and streams answers until they end, or Ctrl-C is pressed.
 
   Args:
-    how: to answer.
+    request: what to answer.
     model: its config and parameters.
     cache: empty or warm, with room; donated.
-    prompts: a row each.
     text: takes the tokens as they come.
-    source: what an encoder-decoder reads.
-    read: called with the cache when the prompts are in it.
+    save: file for the cache when the prompts are in it; '' for none.
 
   Returns:
-    The cache, a watch that saw the tokens, and whether Ctrl-C ended it all.
+    The cache, and a watch that saw the tokens.
   """
-  config, params = model
+  prompts, source, kernel = request.prompts, request.source, request.kernel
   with Stopwatch() as watch, interrupts() as pressed:
     encoded = None
     if source is not None:
-      encoded = kvjax.encode(config, params, source.ids, source.lengths)
+      encoded = kvjax.encode(*model, source.ids, source.lengths)
     logits, cache = kvjax.prefill(
-      config,
-      params,
+      *model,
       cache,
       prompts.ids,
       prompts.lengths,
       encoded=encoded,
-      kernel=how.kernel,
+      kernel=kernel,
     )
-    read(cache)
+    if save:
+      kvjax.save_cache(save, cache, *model)
 
     def stream(new: np.ndarray) -> bool:
       watch.feed(new)
@@ -140,35 +133,17 @@ def write(
       return pressed()
 
     _, cache = kvjax.generate(
-      config,
-      params,
+      *model,
       cache,
       logits,
-      how.tokens,
-      stop_tokens=how.stop_tokens,
-      block=how.block,
-      seed=how.seed,
-      kernel=how.kernel,
+      request.tokens,
+      stop_tokens=request.stop_tokens,
+      block=request.block,
+      seed=request.seed,
+      kernel=kernel,
       stream=stream,
-      **how.sampling,
+      **request.sampling,
     )
     jax.block_until_ready(cache.length)
-    text.close()
-    return cache, watch, pressed()
-
-
-def records(
-  prompts: Sequence[str], text: Streaming, interrupted: bool
-) -> list[dict[str, Any]]:
-  """Returns a record a row: prompt, text, tokens, and how it ended."""
-  return [
-    {
-      'record': 'text',
-      'prompt': prompt,
-      'text': text.texts[row],
-      'tokens': text.tokens[row],
-      'stopped': text.stopped[row],
-      'interrupted': interrupted and not text.stopped[row],
-    }
-    for row, prompt in enumerate(prompts)
-  ]
+    text.close(interrupted=pressed())
+  return cache, watch

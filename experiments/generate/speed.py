@@ -1,77 +1,36 @@
 """Speed of a generation: time to first token, tokens/s, share of bandwidth."""
 
-import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class Speed:
-  """What a generation took; JAX's events tell the seconds of compilation.
-
-  Attributes:
-    rows: B.
-    tokens: returned, of all rows.
-    steps: decode steps that the device ran.
-    first_seconds: from the prompts to the first token, compilation included.
-    first_compilation: seconds of compilation among these.
-    seconds: from the first token to the last, without compilation.
-    step_bytes: that a step must read.
-    bandwidth: bytes a second that this machine reads.
-    cache_bytes: of the whole cache, at the end.
-  """
-
-  rows: int
-  tokens: int
-  steps: int
-  first_seconds: float
-  first_compilation: float
-  seconds: float
-  step_bytes: int
-  bandwidth: float
-  cache_bytes: int
-
-  @property
-  def tokens_per_second(self) -> float:
-    """Tokens of all rows but the first of each; NaN without any."""
-    after = max(self.tokens - self.rows, 0)
-    return after / self.seconds if after else float('nan')
-
-  @property
-  def of_bandwidth(self) -> float:
-    """Share of the read bandwidth that the steps used; NaN without any."""
-    if not self.steps:
-      return float('nan')
-    return self.step_bytes * self.steps / self.seconds / self.bandwidth
-
-  def __str__(self) -> str:
-    rate = self.of_bandwidth * self.bandwidth / 1e9
-    lines = {
-      'first token': f'{self.first_seconds:.3f} s, of which compilation '
-      f'{self.first_compilation:.3f}',
-      'decode': f'{self.tokens_per_second:.1f} tokens/s, {self.rows} rows, '
-      f'{self.steps} steps in {self.seconds:.3f} s without compilation',
-      'cache': f'{self.cache_bytes:,} bytes',
-      'bandwidth': f'{rate:.2f} GB/s, {self.of_bandwidth:.2f} of the '
-      f'{self.bandwidth / 1e9:.2f} that this machine reads',
-    }
-    return '\n'.join(f'{name:<13}{text}' for name, text in lines.items())
-
-  def record(self) -> dict[str, Any]:
-    return dataclasses.asdict(self) | {
-      'record': 'speed',
-      'tokens_per_second': self.tokens_per_second,
-      'of_bandwidth': self.of_bandwidth,
-    }
+def describe(speed: Mapping[str, Any]) -> str:
+  """Returns the record of a speed as lines of text."""
+  read = speed['bandwidth'] / 1e9
+  lines = {
+    'first token': '{first_seconds:.3f} s, of which compilation '
+    '{first_compilation:.3f}',
+    'decode': '{tokens_per_second:.1f} tokens/s, {rows} rows, '
+    '{steps} steps in {seconds:.3f} s without compilation',
+    'cache': '{cache_bytes:,} bytes',
+    'bandwidth': '{rate:.2f} GB/s, {of_bandwidth:.2f} of the '
+    '{read:.2f} that this machine reads',
+  }
+  figures = {**speed, 'read': read, 'rate': speed['of_bandwidth'] * read}
+  return '\n'.join(
+    f'{name:<13}{text.format_map(figures)}' for name, text in lines.items()
+  )
 
 
 class Stopwatch:
   """Notes when tokens come, and the seconds of compilation until then.
 
-  Compilation is counted while this context manager is open.
+  JAX's events tell these seconds. They are counted while this context manager
+  is open.
   """
 
   def __init__(self):
@@ -95,31 +54,51 @@ class Stopwatch:
     self.tokens += int((new >= 0).sum())
     self.columns += new.shape[1]
 
-  def speed(self, **sizes: Any) -> Speed:
-    """Returns the figures; `sizes` are the fields that no clock measures."""
-    first, first_compilation = self._first - self._begin
+  def record(
+    self, *, step_bytes: int, bandwidth: float, cache_bytes: int
+  ) -> dict[str, Any]:
+    """Returns the figures of the generation.
+
+    `steps` are those that the device ran, `first_seconds` go from the prompts
+    to the first token, and `seconds` from there to the last token, without
+    compilation. Rates count all tokens but the first of each row, and are NaN
+    without a step.
+
+    Args:
+      step_bytes: that a step must read.
+      bandwidth: bytes a second that this machine reads.
+      cache_bytes: of the whole cache, at the end.
+    """
+    first_seconds, first_compilation = self._first - self._begin
     seconds, compilation = self._last - self._first
-    return Speed(
-      rows=self.rows,
-      tokens=self.tokens,
-      steps=self.columns - 1,
-      first_seconds=float(first),
-      first_compilation=float(first_compilation),
-      seconds=float(seconds - compilation),
-      **sizes,
-    )
+    seconds -= compilation
+    steps = self.columns - 1
+    later_tokens = max(self.tokens - self.rows, 0)
+    rate = 1 / seconds if steps else float('nan')
+    return {
+      'record': 'speed',
+      'rows': self.rows,
+      'tokens': self.tokens,
+      'steps': steps,
+      'first_seconds': first_seconds,
+      'first_compilation': first_compilation,
+      'seconds': seconds,
+      'step_bytes': step_bytes,
+      'bandwidth': bandwidth,
+      'cache_bytes': cache_bytes,
+      'tokens_per_second': later_tokens * rate,
+      'of_bandwidth': step_bytes * steps * rate / bandwidth,
+    }
 
   def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
     if event.startswith('/jax/core/compile/'):
       now = time.perf_counter()
-      self._compilations.append((now - duration_secs, now))
+      start = now - duration_secs
+      # An event comes at its end, after those nested in it: it replaces them.
+      before = [times for times in self._compilations if times[0] < start]
+      self._compilations = [*before, (start, now)]
 
   def _now(self) -> np.ndarray:
     """Returns the time and the seconds of compilation until then."""
-    compilation = 0.0
-    end = -float('inf')
-    for start, stop in sorted(self._compilations):
-      # Nested intervals are counted once.
-      compilation += max(stop - max(start, end), 0.0)
-      end = max(end, stop)
+    compilation = sum(stop - start for start, stop in self._compilations)
     return np.asarray([time.perf_counter(), compilation])

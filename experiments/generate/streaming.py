@@ -3,8 +3,9 @@
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Streaming:
     self.texts = [''] * len(decoders)
     self.tokens: list[list[int]] = [[] for _ in decoders]
     self.stopped = [False] * len(decoders)
+    self.interrupted = False
     self._decoders = decoders
     self._stops = frozenset(stop_tokens)
     self._file = sys.stdout if file is None else file
@@ -33,30 +35,45 @@ class Streaming:
   def feed(self, new: np.ndarray) -> None:
     """Takes int32 `[B, n]`; -1 is no token."""
     for row, tokens in enumerate(new.tolist()):
-      before = self.stopped[row]
       for token in tokens:
-        self._feed(row, token)
-      if len(new) > 1 and self.stopped[row] and not before:
-        self._show(row)
+        if token >= 0 and not self.stopped[row]:
+          self._feed(row, token)
 
-  def close(self) -> None:
+  def close(self, interrupted: bool = False) -> None:
     """Writes the rows that have not ended."""
+    self.interrupted = interrupted
     if len(self.texts) == 1:
       self._write('\n')
+      return
     for row, stopped in enumerate(self.stopped):
-      if len(self.texts) > 1 and not stopped:
+      if not stopped:
         self._show(row)
 
+  def records(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a record a row: prompt, text, tokens, and how it ended."""
+    return [
+      {
+        'record': 'text',
+        'prompt': prompt,
+        'text': self.texts[row],
+        'tokens': self.tokens[row],
+        'stopped': self.stopped[row],
+        'interrupted': self.interrupted and not self.stopped[row],
+      }
+      for row, prompt in enumerate(prompts)
+    ]
+
   def _feed(self, row: int, token: int) -> None:
-    if token < 0 or self.stopped[row]:
-      return
     self.tokens[row].append(token)
+    is_single = len(self.texts) == 1
     if token in self._stops:
       self.stopped[row] = True
+      if not is_single:
+        self._show(row)
       return
     text = self._decoders[row](token)
     self.texts[row] += text
-    if len(self.texts) == 1:
+    if is_single:
       self._write(text)
 
   def _write(self, text: str) -> None:
@@ -70,15 +87,14 @@ class Streaming:
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
   """Yields whether Ctrl-C was pressed; a second one ends the program."""
-  pressed: list[int] = []
+  pressed = threading.Event()
 
-  def press(number: int, frame: object) -> None:
-    del frame
-    pressed.append(number)
+  def press(*_: object) -> None:
+    pressed.set()
     signal.signal(signal.SIGINT, before)
 
   before = signal.signal(signal.SIGINT, press)
   try:
-    yield lambda: bool(pressed)
+    yield pressed.is_set
   finally:
     signal.signal(signal.SIGINT, before)

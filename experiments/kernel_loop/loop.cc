@@ -101,9 +101,9 @@ void timed(int64_t copies, int64_t turns, double* seconds, F call) {
 // Attention of one token to S full slots of K heads with G queries each. Keys
 // and values have width H. With rotary > 0 a latent of width H is both key and
 // value, and a rotated key joins it.
-extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
-                            int64_t rotary, int64_t size, int64_t threads,
-                            int64_t copies, int64_t turns, double* seconds) {
+extern "C" void loop_attention(int64_t K, int64_t G, int64_t H, int64_t S,
+                               int64_t size, int64_t rotary, int64_t threads,
+                               int64_t copies, int64_t turns, double* seconds) {
   struct Cache {
     Buffer key, second, scales;
   };
@@ -157,9 +157,9 @@ extern "C" void loop_attend(int64_t K, int64_t G, int64_t H, int64_t S,
 }
 
 // M rows of D numbers times a weight of N output channels.
-extern "C" void loop_project(int64_t M, int64_t N, int64_t D, int64_t size,
-                             int64_t threads, int64_t copies, int64_t turns,
-                             double* seconds) {
+extern "C" void loop_projection(int64_t M, int64_t N, int64_t D, int64_t size,
+                                int64_t threads, int64_t copies, int64_t turns,
+                                double* seconds) {
   std::vector<Buffer> weights;
   weights.push_back(drawn(N * D, size));
   for (int64_t i = 1; i < copies; ++i) {

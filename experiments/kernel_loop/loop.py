@@ -35,8 +35,6 @@ class Attention:
       separate keys and values.
   """
 
-  function = 'loop_attend'
-
   heads: int
   groups: int
   width: int
@@ -66,12 +64,6 @@ class Attention:
     slots = CACHED * self.slots // single.bytes // 64 * 64
     return dataclasses.replace(single, slots=max(64, min(slots, self.slots)))
 
-  @property
-  def sizes(self) -> list[int]:
-    """The first arguments of the function of `loop.cc`."""
-    cache = [self.heads, self.groups, self.width, self.slots]
-    return [*cache, self.rotary, SIZES[self.dtype]]
-
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
@@ -83,8 +75,6 @@ class Projection:
     width: numbers of a row and of an output channel.
     dtype: of the weight, of `SIZES`.
   """
-
-  function = 'loop_project'
 
   rows: int
   lines: int
@@ -106,11 +96,6 @@ class Projection:
     """The same work on as many output channels as `CACHED` bytes hold."""
     lines = CACHED * self.lines // self.bytes // 16 * 16
     return dataclasses.replace(self, lines=max(16, min(lines, self.lines)))
-
-  @property
-  def sizes(self) -> list[int]:
-    """The first arguments of the function of `loop.cc`."""
-    return [self.rows, self.lines, self.width, SIZES[self.dtype]]
 
 
 Work = Attention | Projection
@@ -170,17 +155,18 @@ def rows(
     'flops': 2 * lib.loop_lanes() * MULTIPLIES * threads / multiplying,
   }
   for case in cases:
-    function = getattr(lib, case.function)
+    kind = type(case).__name__.lower()
+    function = getattr(lib, f'loop_{kind}')
     small = case.small
     repeats = max(2, 8 * rotate // 100 // small.bytes)
-    cached = np.median(_seconds(function, [*small.sizes, 1, 1], repeats))
+    cached = np.median(_seconds(function, [*_sizes(small), 1, 1], repeats))
     arithmetic = float(cached) * case.operations / small.operations / threads
     copies = max(2, -(-rotate // case.bytes))
-    sizes = [*case.sizes, threads, copies]
+    sizes = [*_sizes(case), threads, copies]
     seconds = float(np.median(_seconds(function, sizes, turns)))
     read = _read(lib, rotate, threads, turns)
     yield {
-      'record': type(case).__name__.lower(),
+      'record': kind,
       **dataclasses.asdict(case),
       'bytes': case.bytes,
       'operations': case.operations,
@@ -191,6 +177,12 @@ def rows(
       'reading': case.bytes / read,
       'of_floor': case.bytes / read / seconds,
     }
+
+
+def _sizes(case: Work) -> list[int]:
+  """Returns a case as arguments of `loop.cc`: its fields, a dtype as bytes."""
+  fields = dataclasses.astuple(case)
+  return [SIZES[field] if field in SIZES else field for field in fields]
 
 
 def _seconds(function: Any, sizes: Sequence[int], turns: int) -> np.ndarray:

@@ -10,9 +10,9 @@ from absl import flags
 
 from experiments import launch
 from experiments.memory import tables
-from experiments.memory.setup import check, compiled, least_time
-from experiments.reporting.writer import follow, start
-from kvjax.memory import measure, reconcile
+from experiments.memory.setup import check, least_time
+from experiments.reporting.writer import follow, progress, start
+from kvjax import memory
 
 _TITLE = 'What inference occupies'
 
@@ -39,42 +39,41 @@ def main(argv: list[str]) -> None:
     setup = check(config)
   run = {'config': config.to_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'memory', _TITLE, run)
-  plans, fits, caches = {}, {}, {}
-  every = setup.variants.items()
-  for name, model in follow('plan', every, len(every)):
-    plans[name] = setup.plan(model, setup.context)
-    caches[name] = {n: setup.plan(model, n).cache_bytes for n in setup.contexts}
-    fits[name] = setup.fit(model)
-    facts = dataclasses.asdict(plans[name])
+  fits, caches = {}, {}
+  options = setup.request | setup.placement
+  context, contexts = config.context, setup.contexts
+  for name, model in follow('plan', setup.models.items(), len(setup.models)):
+    fits[name] = memory.fit(
+      model, setup.device, capacity=context, frontier=contexts, **options
+    )
+    caches[name] = {
+      n: memory.plan(model, capacity=n, **options).cache_bytes for n in contexts
+    }
     fit = dataclasses.asdict(fits[name])
-    del fit['plan']  # The record has it already.
-    writer.record({'record': 'plan', 'model': name, 'plan': facts, 'fit': fit})
-  planned = plans[setup.name]
-  device = setup.device.name
-  left = setup.device.memory - planned.params_bytes
-  lines = {name: {c: b or 0 for c, b in fits[name].frontier} for name in fits}
+    plan = fit.pop('plan')
+    writer.record({'record': 'plan', 'model': name, 'plan': plan, 'fit': fit})
+  device = setup.device
+  plans = {name: fit.plan for name, fit in fits.items()}
+  plan = plans[setup.name]
   writer = writer.show(
-    *tables.plan_table(setup.name, planned),
-    tables.query_text(planned),
-    *tables.fits(fits[setup.name], device, least_time(setup, planned)),
-    tables.breakdown(plans, setup.device.memory, device),
-    tables.growth(
-      caches,
-      (f'{device} next to the weights', left) if left > 0 else None,
-      tables.query_bytes(planned),
-    ),
-    *tables.frontier(lines, device),
-    *tables.lifetimes(),
+    *tables.plan_table(setup.name, plan),
+    tables.query_text(plan),
+    *tables.verdict(fits[setup.name], device.name, least_time(setup, plan)),
+    tables.breakdown(plans, device),
+    tables.growth(caches, device, plan),
+    *tables.frontier(fits, device.name),
+    *tables.lifetimes(plans, config.batch * context),
   )
   if config.measure:
-    (step,) = follow('compile', (compiled(setup) for _ in range(1)), 1)
-    found = measure(step)
-    writer.record({'record': 'measured', **dataclasses.asdict(found)})
-    here = {'mesh': None, 'backend': None}
-    here = dataclasses.replace(setup, options={**setup.options, **here})
-    planned = here.plan(setup.model, setup.context)
-    rows = reconcile(planned, step)
-    writer = writer.show(*tables.against_xla(planned, found, rows))
+    model = setup.models[setup.name]
+    with progress('compile', 1):
+      step = memory.compile_call(model, capacity=context, **setup.request)
+    measured = memory.measure(step)
+    writer.record({'record': 'measured', **dataclasses.asdict(measured)})
+    # Of this machine, not of the device.
+    plan = memory.plan(model, capacity=context, **setup.request)
+    buffers = memory.reconcile(plan, step)
+    writer = writer.show(*tables.against_xla(plan, measured, buffers))
   print(f'Report: {writer.save()}')
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 import kvjax
@@ -15,31 +14,23 @@ from kvjax.decoding.parse import parse_cache
 
 @dataclasses.dataclass(frozen=True)
 class MemorySetup:
-  """The config, checked and turned into what the library takes."""
+  """What is planned.
+
+  Attributes:
+    name: of the model.
+    models: the model by its name, and variants that differ from it.
+    device: that must hold it.
+    request: batch size, cache and source, as arguments of `memory.plan`.
+    placement: mesh and backend, as arguments of `memory.plan`.
+    contexts: capacities to compare, none beyond the positions of the model.
+  """
 
   name: str
-  model: kvjax.ModelConfig
-  variants: dict[str, kvjax.ModelConfig]
+  models: dict[str, kvjax.ModelConfig]
   device: memory.Device
-  options: dict[str, Any]
-  batch: int
-  context: int
+  request: dict[str, Any]
+  placement: dict[str, Any]
   contexts: tuple[int, ...]
-
-  def plan(self, model: kvjax.ModelConfig, capacity: int) -> memory.MemoryPlan:
-    return memory.plan(
-      model, batch_size=self.batch, capacity=capacity, **self.options
-    )
-
-  def fit(self, model: kvjax.ModelConfig) -> memory.Fit:
-    return memory.fit(
-      model,
-      self.device,
-      batch_size=self.batch,
-      capacity=self.context,
-      frontier=self.contexts,
-      **self.options,
-    )
 
 
 def check(config: Any) -> MemorySetup:
@@ -47,52 +38,39 @@ def check(config: Any) -> MemorySetup:
   check_sizes(batch=config.batch, context=config.context)
   name = config.checkpoint or config.model
   model = kvjax.load_config(name)
-  mesh = {'heads': config.devices} if config.devices != 1 else None
   kind, codec = parse_cache(config.cache)
   device = memory.device(config.device)
-  longest = model.positions or max(*config.contexts, config.context)
   variants = {v.upper(): with_attention(model, v) for v in config.compare}
+  differing = {label: v for label, v in variants.items() if v != model}
   setup = MemorySetup(
     name=name,
-    model=model,
-    variants={name: model}
-    | {label: other for label, other in variants.items() if other != model},
+    models={name: model} | differing,
     device=device,
-    options={
+    request={
+      'batch_size': config.batch,
       'kinds': kind,
       'codec': codec,
-      'mesh': mesh,
-      'backend': device.platform,
       'source_length': config.source or None,
     },
-    batch=config.batch,
-    context=config.context,
-    contexts=tuple(n for n in config.contexts if n <= longest),
+    placement={
+      'mesh': {'heads': config.devices} if config.devices != 1 else None,
+      'backend': device.platform,
+    },
+    contexts=tuple(n for n in config.contexts if n <= (model.positions or n)),
   )
-  setup.plan(model, config.context)  # raises
+  options = setup.request | setup.placement
+  memory.plan(model, capacity=config.context, **options)  # raises
   return setup
 
 
-def least_time(
-  setup: MemorySetup, planned: memory.MemoryPlan
-) -> memory.StepTime:
+def least_time(setup: MemorySetup, plan: memory.MemoryPlan) -> memory.StepTime:
   """Returns the bound of a step of the whole batch at the whole context."""
-  size = jnp.dtype(setup.model.dtype).itemsize
+  params_bytes = plan.active_params_bytes / plan.devices
+  params = params_bytes / jnp.dtype(setup.models[setup.name].dtype).itemsize
   return memory.step_time(
     batch_size=1,
-    cache_bytes_per_row=planned.cache_bytes,
-    weight_bytes=planned.active_params_bytes / planned.devices,
-    params=setup.batch * planned.active_params_bytes / size / planned.devices,
+    cache_bytes_per_row=plan.cache_bytes,
+    weight_bytes=params_bytes,
+    params=setup.request['batch_size'] * params,
     device=setup.device,
-  )
-
-
-def compiled(setup: MemorySetup) -> jax.stages.Compiled:
-  """Compiles the decode step for this machine, from shapes alone."""
-  here = ('kinds', 'codec', 'source_length')
-  return memory.compile_call(
-    setup.model,
-    batch_size=setup.batch,
-    capacity=setup.context,
-    **{name: setup.options[name] for name in here},
   )

@@ -1,21 +1,31 @@
-"""What a memory plan shows people: tables and pictures, no arithmetic."""
+"""What a memory plan shows people: tables and pictures."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import numpy as np
 
 from experiments.measuring.separation import lives
-from experiments.memory import plots
-from experiments.memory.plots import size
+from experiments.reporting import plots
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
 from kvjax.memory.compiled.measurement import Measured
 from kvjax.memory.compiled.reconciliation import PlannedBuffer
 from kvjax.memory.fitting import Fit
 from kvjax.memory.planning import MemoryPlan
+from kvjax.memory.speed.devices import Device
 from kvjax.memory.speed.least_time import StepTime
 from kvjax.memory.temporaries.attention_call import QUERY
 
 TOKENS = 5  # of the lifetime chart
 WEIGHTS = {'attention', 'mlp', 'experts', 'layers', 'encoder'}
+UNITS = {'TiB': 2**40, 'GiB': 2**30, 'MiB': 2**20, 'KiB': 2**10}
+
+
+def size(count: float) -> str:
+  """Returns bytes for people: '131 MiB'."""
+  for name, unit in UNITS.items():
+    if abs(count) >= unit:
+      return f'{count / unit:.3g} {name}'
+  return f'{count:.0f} bytes'
 
 
 def plan_table(name: str, plan: MemoryPlan) -> tuple[Block, ...]:
@@ -54,16 +64,15 @@ def query_text(plan: MemoryPlan) -> Text:
   )
 
 
-def fits(found: Fit, device: str, time: StepTime) -> tuple[Block, ...]:
+def verdict(fit: Fit, device: str, time: StepTime) -> tuple[Block, ...]:
   """Returns whether the request fits, what would, and its step time."""
-  plan = found.plan
-  if found.fits:
-    free = size(found.memory_bytes - plan.peak_bytes)
-    verdict = f'It fits: {free} of {device} stay free.'
+  if fit.fits:
+    free = size(fit.memory_bytes - fit.plan.peak_bytes)
+    text = f'It fits: {free} of {device} stay free.'
   else:
-    verdict = (
-      f'It does not fit {device}: {found.short_bytes:,} bytes '
-      f'({size(found.short_bytes)}) too many.'
+    text = (
+      f'It does not fit {device}: {fit.short_bytes:,} bytes '
+      f'({size(fit.short_bytes)}) too many.'
     )
   step = (
     'A step reads every active weight and the whole cache once: no less than '
@@ -71,72 +80,123 @@ def fits(found: Fit, device: str, time: StepTime) -> tuple[Block, ...]:
     f'({1e3 * time.weights:.3g} for weights, {1e3 * time.cache:.3g} for the '
     'cache).'
   )
-  blocks: list[Block] = [Heading('Does it fit?'), Text(verdict), Text(step)]
-  if found.remedies:
-    rows = [[r.change, r.total_bytes] for r in found.remedies]
-    blocks.append(Table('What would fit', ('change', 'bytes then'), rows))
-  return tuple(blocks)
+  columns = {'change': 'change', 'bytes then': 'total_bytes'}
+  remedies = Table.of('What would fit', columns, fit.remedies)
+  blocks = Heading('Does it fit?'), Text(text), Text(step)
+  return (*blocks, remedies) if fit.remedies else blocks
 
 
-def breakdown(
-  plans: Mapping[str, MemoryPlan], limit: int, device: str
-) -> Picture:
-  """Returns the stacked bars of several plans."""
-  rows = {name: _parts(plan) for name, plan in plans.items()}
+def breakdown(plans: Mapping[str, MemoryPlan], device: Device) -> Picture:
+  """Returns what the plans are made of, and where a device's memory ends."""
   title = 'What it occupies, and where memory ends'
+  canvas, (axes,) = plots.figure(1, 9.5, 0.62 * len(plans) + 2.0, title)
+  parts = [_parts(plan) for plan in plans.values()]
+  ends = np.zeros(len(plans))
+  for part, colour in zip(parts[0], plots.COLOURS, strict=False):
+    sizes = np.array([row[part] for row in parts]) / UNITS['GiB']
+    axes.barh(list(plans), sizes, left=ends, color=colour, label=part)
+    ends += sizes
+  totals = [size(sum(row.values())) for row in parts]
+  axes.bar_label(axes.containers[-1], totals, padding=4, color=plots.INK)
+  end = device.memory / UNITS['GiB']
+  axes.axvline(end, color=plots.INK, linestyle='--', label=device.name)
+  axes.invert_yaxis()
+  axes.margins(x=0.16)
+  axes.set_xlabel('GiB of one device')
+  canvas.legend(frameon=False, ncols=5, loc='outside lower left')
   return Picture(
     'breakdown',
-    plots.stacked(title, rows, limit, device),
+    plots.png(canvas),
     'Parameters, cache and what one step needs. Q is in the last part, and '
     'too thin to be seen.',
   )
 
 
+def _parts(plan: MemoryPlan) -> dict[str, int]:
+  lines = plan.lines_of('params')
+  body = sum(line.bytes for line in lines if line.name in WEIGHTS)
+  return {
+    'layers': body,
+    'embedding, head, norms': plan.params_bytes - body,
+    'cache': plan.cache_bytes,
+    'one step': plan.step_bytes,
+  }
+
+
 def growth(
-  caches: Mapping[str, Mapping[int, int]],
-  limit: tuple[str, int] | None,
-  query: int,
+  caches: Mapping[str, Mapping[float, float]], device: Device, plan: MemoryPlan
 ) -> Picture:
-  """Returns the caches of variants against the context."""
-  title = 'The cache grows with the context; Q does not'
+  """Returns bytes of caches against the context, and of Q, which has none.
+
+  Args:
+    caches: by name, bytes of the cache by context.
+    device: whose memory is shown, less the parameters of the plan.
+    plan: whose queries are shown.
+  """
+  contexts = next(iter(caches.values()))
+  query = query_bytes(plan)
+  sliver = f'Q of a step: {size(query)}'
+  free = device.memory - plan.params_bytes
+  limit = f'{device.name}: {size(free)}'
+  png = plots.lines(
+    'The cache grows with the context; Q does not',
+    {**caches, sliver: dict.fromkeys(contexts, query)},
+    'context (tokens)',
+    'bytes (all rows)',
+    limit=(limit, free) if free > 0 else None,
+  )
   return Picture(
     'growth',
-    plots.against_context(title, caches, limit, query),
-    'The dashed line is what the device has besides parameters. The sliver '
+    png,
+    'The dashed line is what the device has besides parameters. The line '
     'below is the only memory that Q ever has.',
   )
 
 
-def frontier(
-  lines: Mapping[str, Mapping[int, int]], device: str
-) -> tuple[Block, ...]:
+def frontier(fits: Mapping[str, Fit], device: str) -> tuple[Block, ...]:
   """Returns the largest batch at each context, as picture and table."""
-  contexts = sorted({n for points in lines.values() for n in points})
-  rows = [
-    [name, *(points.get(n) for n in contexts)] for name, points in lines.items()
-  ]
+  batches = {name: dict(fit.frontier) for name, fit in fits.items()}
+  contexts = next(iter(batches.values()))
+  rows = [[name, *points.values()] for name, points in batches.items()]
+  png = plots.lines(
+    'How many rows, of how many tokens',
+    # A logarithmic axis cannot show 0, nor that there is no limit.
+    {
+      name: {n: batch for n, batch in points.items() if batch}
+      for name, points in batches.items()
+    },
+    'context (tokens)',
+    f'rows that fit ({device})',
+  )
   return (
     Table(
       f'Rows that fit {device}, by context',
       ('attention', *(f'{n:,}' for n in contexts)),
       rows,
     ),
-    Picture(
-      'frontier',
-      plots.frontier('How many rows, of how many tokens', lines, device),
-      'Below a line it fits.',
-    ),
+    Picture('frontier', png, 'Below a line it fits.'),
   )
 
 
-def lifetimes() -> tuple[Block, ...]:
-  """Returns who is alive in which step, found by changing one row at a time."""
-  title = 'Q lives one step; K and V live to the end'
+def lifetimes(
+  plans: Mapping[str, MemoryPlan], tokens: int
+) -> tuple[Block, ...]:
+  """Returns who is read in which step, and what `tokens` leave behind."""
+  memory = {
+    name: (plan.cache_bytes / tokens, plan.query_cache_bytes / tokens)
+    for name, plan in plans.items()
+  }
+  png = plots.lifetimes(
+    'Q lives one step; K and V live to the end',
+    lives(TOKENS),
+    memory,
+    'bytes per token, all layers',
+  )
   return (
     Heading('Who lives until when'),
     Picture(
       'lives',
-      plots.lives(title, lives(TOKENS), TOKENS),
+      png,
       'A tensor is alive in a step that reads it. Found by changing one '
       'row of Q, K or V at a time in an attention, not from a formula.',
     ),
@@ -144,17 +204,23 @@ def lifetimes() -> tuple[Block, ...]:
 
 
 def against_xla(
-  plan: MemoryPlan, found: Measured, rows: Sequence[PlannedBuffer]
+  plan: MemoryPlan, measured: Measured, buffers: Sequence[PlannedBuffer]
 ) -> tuple[Block, ...]:
   """Returns the plan next to what XLA assigned, and what is unaccounted for."""
   results = plan.step_bytes - plan.temporaries_bytes
   sums = (
-    ('arguments', plan.params_bytes + plan.cache_bytes, found.arguments),
-    ('outputs, less alias', results, found.outputs - found.alias),
-    ('temporaries', plan.temporaries_bytes, found.temporaries),
-    ('peak', plan.total_bytes, found.peak),
+    ('arguments', plan.params_bytes + plan.cache_bytes, measured.arguments),
+    ('outputs, less alias', results, measured.outputs - measured.alias),
+    ('temporaries', plan.temporaries_bytes, measured.temporaries),
+    ('peak', plan.total_bytes, measured.peak),
   )
-  blocks = [
+  counters = [
+    [device, name, plan.total_bytes, stats[name]]
+    for device, stats in measured.devices.items()
+    for name in ('bytes_in_use', 'peak_bytes_in_use', 'bytes_limit')
+    if name in stats
+  ]
+  blocks = (
     Table(
       'The plan against the compiled step of this machine',
       ('bytes of', 'planned', 'XLA', 'unaccounted'),
@@ -174,37 +240,13 @@ def against_xla(
         ),
         'paid by': 'where',
       },
-      rows,
+      buffers,
       note='Of a line of the step, the largest buffer of its scope that '
       'is not larger; no buffer where the compiler fused it away.',
     ),
-  ]
-  if found.devices:
-    blocks.append(_counters(plan, found))
-  return tuple(blocks)
-
-
-def _counters(plan: MemoryPlan, found: Measured) -> Table:
-  """Returns what the allocator of each accelerator counts, process-wide."""
-  rows = [
-    [device, name, plan.total_bytes, stats[name]]
-    for device, stats in found.devices.items()
-    for name in ('bytes_in_use', 'peak_bytes_in_use', 'bytes_limit')
-    if name in stats
-  ]
-  return Table(
-    'What the devices count, of the whole process',
-    ('device', 'counter', 'planned', 'counted'),
-    rows,
   )
-
-
-def _parts(plan: MemoryPlan) -> dict[str, int]:
-  lines: Sequence[Any] = plan.lines_of('params')
-  body = sum(line.bytes for line in lines if line.name in WEIGHTS)
-  return {
-    'layers': body,
-    'embedding, head, norms': plan.params_bytes - body,
-    'cache': plan.cache_bytes,
-    'one step': plan.step_bytes,
-  }
+  if not counters:
+    return blocks
+  columns = ('device', 'counter', 'planned', 'counted')
+  title = 'What the devices count, of the whole process'
+  return (*blocks, Table(title, columns, counters))

@@ -100,9 +100,9 @@ def main(argv: list[str]) -> None:
     records,
   )
   print(f'Report: {writer.show(table).save()}')
-  uncached_count = len(records) - len(caches)
-  expected = records[uncached_count - 1]['bits_per_byte']
-  for record in records[uncached_count:]:
+  uncached, *cached = records[-len(caches) - 1 :]
+  expected = uncached['bits_per_byte']
+  for record in cached:
     exact = record['cache'] == DEFAULT
     reason = held_out.refuted(record, expected, config.dtype, exact=exact)
     if reason:

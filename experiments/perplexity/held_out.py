@@ -5,18 +5,17 @@ text (Gao et al. 2020, arXiv 2101.00027, section 3.1); perplexity is of tokens.
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 import kvjax
+from experiments.measuring.teacher_forcing import feed
 from experiments.reporting.writer import follow
 from experiments.training.step import next_token_loss, to_bits
 from experiments.training.variants import array_bytes
@@ -25,6 +24,7 @@ from kvjax.text.prompts import make_batch
 from kvjax.text.tokenizer import Tokenizer
 
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 2e-2, 'float16': 2e-2}  # bits a byte
+BLOCK = 32  # tokens of one device program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,13 +146,12 @@ def measure(
     yield compare('uncached, int8 weights', losses)
   for name, options in caches.items():
     cache = kvjax.init_cache(config, rows, length, **options)
-    losses, cache = cached_losses(
-      config, params, cache, text.tokens, kernel=kernel, label=name
-    )
+    cache_bytes = array_bytes(cache)
+    losses = cached_losses(config, params, cache, text.tokens, name, kernel)
     promised = plan(config, batch_size=rows, capacity=length, **options)
     yield compare(name, losses) | {
       'bytes_per_token': promised.bytes_per_token,
-      'cache_bytes': array_bytes(cache),
+      'cache_bytes': cache_bytes,
       'planned_bytes': promised.cache_bytes,
     }
 
@@ -165,9 +164,9 @@ def uncached_losses(
   Row by row: logits of a vocabulary take more memory than a model's cache.
   """
   losses = []
-  for row in follow('uncached', jnp.asarray(tokens), len(tokens)):
-    logits = kvjax.forward(config, params, row[None])
-    losses.append(np.asarray(next_token_loss(logits, row[None])))
+  for row in follow('uncached', jnp.asarray(tokens)[:, None], len(tokens)):
+    logits = kvjax.forward(config, params, row)
+    losses.append(np.asarray(next_token_loss(logits, row)))
   return np.concatenate(losses)
 
 
@@ -176,54 +175,31 @@ def cached_losses(
   params: Any,
   cache: kvjax.Cache,
   tokens: np.ndarray,
-  *,
-  block: int = 32,
-  kernel: str | None = None,
-  label: str = 'cached',
-) -> tuple[np.ndarray, kvjax.Cache]:
-  """Returns the same, fed token by token through a cache, and the cache.
+  label: str,
+  kernel: str | None,
+) -> np.ndarray:
+  """Returns the same, fed token by token through a cache.
 
   Args:
     config, params: the model.
     cache: empty, of B rows and room for T - 1 tokens; donated.
     tokens: int32 `[B, T]`; these are fed, not what the model would write.
-    block: tokens of one device program.
-    kernel: that must attend; None for the fastest.
     label: of the progress bar.
+    kernel: that must attend; None for the fastest.
   """
   steps = tokens.shape[1] - 1
-  # A token of -1 is none. Padding makes all blocks equal, to compile one.
-  pad = ((0, 0), (0, -steps % block + 1))
-  padded = jnp.asarray(np.pad(tokens, pad, constant_values=-1))
+  # The last token of a row predicts nothing and is not fed. A padding of -1,
+  # which is no token, makes all blocks equal, so that one program serves them.
+  padding = ((0, 0), (0, -steps % BLOCK))
+  fed = jnp.asarray(np.pad(tokens[:, :-1], padding, constant_values=-1))
+  following = jnp.asarray(np.pad(tokens[:, 1:], padding))
   losses = []
-  starts = range(0, steps, block)
+  starts = range(0, steps, BLOCK)
   for start in follow(label, starts, len(starts)):
-    part = padded[:, start : start + block + 1]
-    block_losses, cache = _block(config, params, cache, part, kernel=kernel)
-    losses.append(np.asarray(block_losses))
-  return np.concatenate(losses, axis=1)[:, :steps], cache
-
-
-@functools.partial(
-  jax.jit, static_argnames=('config', 'kernel'), donate_argnames='cache'
-)
-def _block(config, params, cache, tokens, *, kernel):
-  """Feeds all of `tokens [B, n + 1]` but the last; returns losses `[B, n]`."""
-  last = tokens.shape[1] - 1
-
-  def step(cache, pair):
-    token, following = pair
-    # The last token of a row has no next one to predict: it is not fed.
-    fed = jnp.where(following >= 0, token, -1)
-    logits, cache = kvjax.decode_step(config, params, cache, fed, kernel=kernel)
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-      logits, jnp.maximum(following, 0)
-    )
-    return cache, loss
-
-  pairs = tokens[:, :last].T, tokens[:, 1:].T
-  cache, losses = jax.lax.scan(step, cache, pairs)
-  return losses.T, cache
+    part = np.s_[:, start : start + BLOCK]
+    logits, cache = feed(config, params, cache, fed[part], kernel=kernel)
+    losses.append(np.asarray(cross_entropy(logits, following[part])))
+  return np.concatenate(losses, axis=1)[:, :steps]
 
 
 def read_text(path: pathlib.Path) -> str:

@@ -33,16 +33,11 @@ def lines(
   y: str,
   *,
   dashed: Sequence[str] = (),
+  limit: tuple[str, float] | None = None,
 ) -> bytes:
-  """Returns log-log lines through points, one a series, with a legend.
-
-  Series named in `dashed` take the colours of the others, in order.
-  """
-  canvas, (axes,) = figure(1, 7.5, 4.4, title)
-  _lines(axes, series, _strokes(series, dashed), x)
-  axes.set_ylabel(y)
-  axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc='upper left')
-  return png(canvas)
+  """Returns `lines_below` of a single panel."""
+  panels = {title: series}
+  return lines_below('', panels, x, y, dashed=dashed, limit=limit)
 
 
 def lines_below(
@@ -51,7 +46,8 @@ def lines_below(
   x: str,
   y: str,
   *,
-  limit: tuple[str, float],
+  dashed: Sequence[str] = (),
+  limit: tuple[str, float] | None = None,
 ) -> bytes:
   """Returns panels of log-log lines below what none of them can exceed.
 
@@ -60,29 +56,34 @@ def lines_below(
     parts: series by the title of their panel; a name looks the same in each.
     x: name of the horizontal axes.
     y: name of the vertical axes, which all have one scale.
-    limit: name and height of a dashed line across each panel.
+    dashed: names of series that take the colours of the others, in order.
+    limit: name and height of a dashed line across each panel; None for none.
   """
-  canvas, axes = figure(len(parts), 4 * len(parts) + 2.5, 4.4, title)
-  strokes = _strokes([name for series in parts.values() for name in series])
-  curves = [points for part in parts.values() for points in part.values()]
-  values = [limit[1], *(y for points in curves for y in points.values())]
-  for panel, (name, series) in zip(axes, parts.items(), strict=True):
-    _lines(panel, series, strokes, x)
-    panel.axhline(limit[1], color=INK, linestyle='--', label=limit[0])
-    panel.set_ylim(0.8 * min(values), 1.25 * max(values))
-    panel.set_title(name, loc='left', fontsize=10)
+  canvas, axes = figure(len(parts), 4 * len(parts) + 3.5, 4.4, title)
+  names = [name for series in parts.values() for name in series]
+  strokes = _strokes(names, dashed)
+  for panel in axes[1:]:
+    panel.sharey(axes[0])
+  for panel, (heading, series) in zip(axes, parts.items(), strict=True):
+    panel.set_xscale('log', base=2)
+    panel.set_yscale('log')
+    for name, points in series.items():
+      values = list(points.values())
+      panel.plot(list(points), values, label=name, **strokes[name])
+    if limit is not None:
+      panel.axhline(limit[1], color=INK, linestyle='--', label=limit[0])
+    ticks = sorted({place for points in series.values() for place in points})
+    panel.set_xticks(ticks, [f'{place:,.0f}' for place in ticks])
+    panel.set_xlabel(x)
+    panel.set_title(heading, loc='left')
   axes[0].set_ylabel(y)
-  named = {
-    label: handle
-    for panel in axes
-    for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-  }
-  canvas.legend(named.values(), named, frameon=False, loc='outside right upper')
+  shown = {line.get_label(): line for panel in axes for line in panel.lines}
+  canvas.legend(shown.values(), shown, frameon=False, loc='outside right upper')
   return png(canvas)
 
 
 def _strokes(
-  names: Iterable[str], dashed: Sequence[str] = ()
+  names: Iterable[str], dashed: Sequence[str]
 ) -> dict[str, dict[str, str]]:
   """Returns how each series is drawn; no two of 18 solid ones look alike."""
   solid = list(dict.fromkeys(name for name in names if name not in dashed))
@@ -98,21 +99,6 @@ def _strokes(
   return strokes
 
 
-def _lines(
-  axes: Any,
-  series: Mapping[str, Mapping[float, float]],
-  strokes: Mapping[str, Mapping[str, str]],
-  x: str,
-) -> None:
-  ticks = sorted({place for points in series.values() for place in points})
-  for name, points in series.items():
-    axes.plot(list(points), list(points.values()), label=name, **strokes[name])
-  axes.set_xscale('log', base=2)
-  axes.set_yscale('log')
-  axes.set_xticks(ticks, [f'{place:,.0f}' for place in ticks])
-  axes.set_xlabel(x)
-
-
 def scatter(
   title: str,
   points: Mapping[str, Mapping[str, tuple[float, float, float]]],
@@ -125,20 +111,11 @@ def scatter(
   """
   canvas, (axes,) = figure(1, 7.5, 4.4, title)
   names = list(dict.fromkeys(n for group in points.values() for n in group))
-  for index, group in enumerate(points.values()):
-    for name, (place, value, spread) in group.items():
-      axes.errorbar(
-        place,
-        value,
-        yerr=spread or None,
-        color=COLOURS[index],
-        marker=MARKERS[names.index(name)],
-        markersize=7,
-        alpha=0.85,
-        capsize=2,
-      )
-  for index, series in enumerate(points):
+  for index, (series, group) in enumerate(points.items()):
     axes.plot([], [], 's', color=COLOURS[index], label=series, markersize=8)
+    for name, (place, value, spread) in group.items():
+      style = {'color': COLOURS[index], 'marker': MARKERS[names.index(name)]}
+      axes.errorbar(place, value, spread or None, capsize=2, **style)
   for index, name in enumerate(names):
     axes.plot([], [], MARKERS[index], color='#55606e', label=name)
   axes.set_xscale('log', base=2)
@@ -188,12 +165,11 @@ def lifetimes(
   count = len(next(iter(lives.values())))
   height = 0.8 / len(lives)
   for index, (name, spans) in enumerate(lives.items()):
-    starts = np.asarray([first - 0.43 for first, _ in spans])
-    ends = np.asarray([last + 0.43 for _, last in spans])
+    first, last = np.transpose(spans)
     left.barh(
       np.arange(count) + (index - (len(lives) - 1) / 2) * height,
-      ends - starts,
-      left=starts,
+      last - first + 0.86,
+      left=first - 0.43,
       height=0.82 * height,
       color=COLOURS[(5, 0, 2)[index % 3]],
       label=name,
@@ -214,14 +190,12 @@ def lifetimes(
 def _memory_bars(
   axes: Any, rows: Mapping[str, tuple[float, float]], unit: str
 ) -> None:
-  from matplotlib.ticker import MaxNLocator
-
+  names = list(rows)
   kept, query = np.asarray(list(rows.values()), float).T
-  places = range(len(rows))
-  axes.barh(places, kept, color=COLOURS[0], label='the cache')
+  axes.barh(names, kept, color=COLOURS[0], label='the cache')
   # Hatched, because these bytes would be kept for nothing.
-  axes.barh(
-    places,
+  ends = axes.barh(
+    names,
     query,
     left=kept,
     color='white',
@@ -229,16 +203,13 @@ def _memory_bars(
     hatch='////',
     label='a Q cache would add',
   )
-  widest = max(kept + query)
-  for y, (size, end) in enumerate(zip(kept, kept + query, strict=True)):
-    axes.text(end + 0.02 * widest, y, f'{size:,.0f}', va='center', color=INK)
-  axes.set_yticks(places, list(rows))
+  axes.bar_label(ends, [f'{size:,.0f}' for size in kept], padding=4, color=INK)
   axes.invert_yaxis()
-  axes.set_xlim(0, 1.6 * widest)
+  axes.set_xlim(0, 1.6 * max(kept + query))
   axes.xaxis.set_major_formatter('{x:,.0f}')
-  axes.xaxis.set_major_locator(MaxNLocator(4))
+  axes.locator_params('x', nbins=4)
   axes.set_xlabel(unit)
-  axes.legend(frameon=False, loc='lower right')
+  axes.legend(frameon=False)
 
 
 def figure(

@@ -4,9 +4,11 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from typing import Any
 
 
@@ -15,9 +17,10 @@ def append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
   A number that JSON does not know (NaN, infinity) is written as a string.
   """
-  line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
+  text = json.dumps(record, default=lambda array: array.tolist())
+  known = json.loads(text, parse_constant=lambda name: str(float(name)))
   with path.open('a', encoding='utf-8') as file:
-    file.write(line + '\n')
+    file.write(json.dumps(known, ensure_ascii=False) + '\n')
 
 
 def read(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
@@ -28,7 +31,7 @@ def read(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
   """
   records = []
   for path in paths:
-    for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+    for number, line in enumerate(path.read_text('utf-8').split('\n'), 1):
       if not line.strip():
         continue
       try:
@@ -45,9 +48,7 @@ def read(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
   """Returns versions, device, processor, time and commit of this run."""
-  import flax
   import jax
-  import numpy as np
 
   import kvjax
 
@@ -57,9 +58,7 @@ def environment() -> dict[str, Any]:
     'commit': commit(),
     'kvjax': kvjax.__version__,
     'python': platform.python_version(),
-    'jax': jax.__version__,
-    'flax': flax.__version__,
-    'numpy': np.__version__,
+    **{name: metadata.version(name) for name in ('jax', 'flax', 'numpy')},
     'platform': device.platform,
     'device': device.device_kind,
     'devices': jax.device_count(),
@@ -70,41 +69,18 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str | None:
   """Returns the commit of the working tree, with a `+` if it has changes."""
-  root = pathlib.Path(__file__).parents[2]
+  git = ['git', 'describe', '--always', '--dirty=+', '--abbrev=10']
+  room = pathlib.Path(__file__).parent
   try:
-    described = subprocess.run(
-      ['git', 'describe', '--always', '--dirty=+', '--abbrev=10'],
-      cwd=root,
-      capture_output=True,
-      text=True,
-      timeout=10,
-    )
-  except (OSError, subprocess.TimeoutExpired):
+    described = subprocess.run(git, cwd=room, capture_output=True, text=True)
+  except OSError:  # there is no git
     return None
   return described.stdout.strip() or None
 
 
 def processor() -> str:
   """Returns the processor's name as the system states it."""
-  try:
-    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-      if line.startswith('model name'):
-        return line.split(':', 1)[1].strip()
-  except OSError:
-    pass
-  return platform.processor() or platform.machine()
-
-
-def _plain(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(v) for v in value]
-  if hasattr(value, 'tolist'):  # NumPy and JAX arrays and scalars
-    return _plain(value.tolist())
-  if isinstance(value, float) and (value != value or value in _INFINITE):
-    return str(value)
-  return value
-
-
-_INFINITE = (float('inf'), float('-inf'))
+  info = pathlib.Path('/proc/cpuinfo')
+  text = info.read_text() if info.exists() else ''
+  name = re.search(r'model name\s*: (.*)', text)
+  return name[1] if name else platform.processor() or platform.machine()

@@ -101,15 +101,14 @@ def start(
   writer = Writer(pathlib.Path(workdir), name, title)
   try:
     writer.workdir.mkdir(parents=True, exist_ok=True)
-    with writer.lines.open('a' if append else 'w'):
-      pass
+    writer.lines.open('a' if append else 'w').close()
   except OSError as error:
     raise Unwritable(
       f'{str(workdir)!r} cannot be written: {error.strerror}. Name another '
       'folder: --workdir=DIR.'
     ) from None
-  facts = {'record': 'run', **run, 'environment': records.environment()}
-  writer.record(facts)
+  environment = records.environment()
+  writer.record({'record': 'run', **run, 'environment': environment})
   return writer
 
 

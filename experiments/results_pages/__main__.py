@@ -1,7 +1,7 @@
 """What do the committed records say? Writes the pages of docs/results.
 
   python -m experiments.results_pages                 a second
-  python -m experiments.results_pages --out=out/results_pages
+  python -m experiments.results_pages --pages=out/results_pages
 
 Reads `results/*.jsonl` and the templates in `experiments/results_pages/pages`
 (`templates.py` says how they are written) and writes one Markdown page a
@@ -29,7 +29,7 @@ ORIGIN = """
 This page is written by `python -m experiments.results_pages` from
 `experiments/results_pages/pages` and the records that it names. Do not edit it.
 """
-_OUT = flags.DEFINE_string('pages', 'docs/results', 'Where pages go.')
+_PAGES = flags.DEFINE_string('pages', 'docs/results', 'Where pages go.')
 
 
 def page(template: pathlib.Path) -> str:
@@ -45,7 +45,7 @@ def speed_table() -> str:
 
 def main(argv: list[str]) -> None:
   del argv
-  folder = pathlib.Path(_OUT.value)
+  folder = pathlib.Path(_PAGES.value)
   with launch.door():
     folder.mkdir(parents=True, exist_ok=True)
     for template in TEMPLATES:

@@ -9,8 +9,7 @@ Python's, as `.2f`. What a record lacks is shown as nothing.
 
 import re
 import statistics
-import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.reporting.blocks import cell
@@ -31,16 +30,14 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {
 }
 
 
-class Template(string.Formatter):
-  """Formats text with the expressions of a record, passed by name."""
+def fill(text: str, row: Mapping[str, Any]) -> str:
+  """Returns text with the expressions between its braces replaced."""
 
-  def get_field(
-    self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-  ) -> tuple[Any, str]:
-    return evaluate(field_name, kwargs), field_name
+  def show(place: re.Match[str]) -> str:
+    expression, style = place.groups()
+    return format_value(evaluate(expression, row), style)
 
-  def format_field(self, value: Any, format_spec: str) -> str:
-    return format_value(value, format_spec)
+  return re.sub(r'\{([^:}]+):?([^}]*)\}', show, text)
 
 
 def evaluate(expression: str, row: Mapping[str, Any]) -> Any:
@@ -89,11 +86,8 @@ def format_value(value: Any, style: str = '') -> str:
 
 def _significant(value: float) -> str:
   """Returns a number to three digits, larger ones as integers."""
-  if value >= 100:
-    return f'{value:,.0f}'
-  if value >= 10:
-    return f'{value:.1f}'
-  return f'{value:.2f}' if value >= 1 else f'{value:.3f}'
+  digits = sum(value < bound for bound in (1, 10, 100))
+  return f'{value:,.{digits}f}'
 
 
 def _plain(value: Any) -> str:

@@ -57,15 +57,15 @@ def read_recording(results: pathlib.Path, name: str) -> Recording:
 def describe_source(recording: Recording) -> str:
   """Returns where the numbers of a run come from, as a Markdown list."""
   environment = recording.run['environment']
-  recorded: list[str] = recording.run['command']
-  command = [MOVED.get(word, word) for word in recorded]
+  words: list[str] = recording.run['command']
+  command = ' '.join(_quote(MOVED.get(word, word)) for word in words)
   machine = f'{environment["cores"]} cores of {environment["processor"]}'
   if environment['platform'] != 'cpu':
     device = f'{environment["devices"]} {environment["device"]}'
     machine = f'{device}, {machine}'
   versions = {'JAX': environment['jax'], **recording.run.get('peers', {})}
   items = (
-    f'command: `{" ".join(map(_quote, command))}`',
+    f'command: `{command}`',
     f'machine: {machine}',
     f'date: {environment["time"][:10]}, commit: `{environment["commit"]}`, '
     + ', '.join(f'{name} {version}' for name, version in versions.items()),

@@ -36,7 +36,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from experiments.results_pages.expressions import Template
+from experiments.results_pages.expressions import fill
 from experiments.results_pages.recordings import (
   Record,
   Recording,
@@ -47,8 +47,12 @@ from experiments.results_pages.recordings import (
 )
 
 WIDTH = 80
-_BLOCK = re.compile(r'^```(source|table|text)(.*)\n((?:.*\n)*?)```$', re.M)
-_OPTION = re.compile(r'(records|by|across|sort|limit): (.*)')
+_BLOCK = re.compile(
+  r'^```(source|table|text)(.*)\n'
+  r'((?:(?:records|by|across|sort|limit): .*\n)*)'
+  r'((?:.*\n)*?)```$',
+  re.M,
+)
 
 
 def render_template(template: pathlib.Path, results: pathlib.Path) -> str:
@@ -62,41 +66,30 @@ def render_template(template: pathlib.Path, results: pathlib.Path) -> str:
 
   def replace_block(block: re.Match[str]) -> str:
     nonlocal source
-    kind, words, body = block.groups()
+    kind, words, settings, body = block.groups()
     if kind == 'source':
       source = read_recording(results, words.strip())
       return describe_source(source)
-    options, lines = _split_options(body.splitlines())
-    recording = source
-    if 'records' in options:
-      recording = read_recording(results, options['records'])
+    options = dict(line.split(': ', 1) for line in settings.splitlines())
+    lines = body.splitlines()
+    if not lines:
+      raise ValueError(f'{template}: a {kind} has nothing to show.')
+    name = options.get('records')
+    recording = read_recording(results, name) if name else source
     if recording is None:
       raise ValueError(f'{template}: a {kind} stands above the first source.')
     rows = select_rows(recording, words)
-    return (
-      _text(rows, lines) if kind == 'text' else _table(rows, options, lines)
-    )
+    if kind == 'table':
+      return _table(rows, options, lines)
+    return _text(rows, lines)
 
   return _BLOCK.sub(replace_block, template.read_text('utf-8'))
 
 
-def _split_options(lines: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-  """Returns the options at the start of a block, and its other lines."""
-  options: dict[str, str] = {}
-  for index, line in enumerate(lines):
-    option = _OPTION.fullmatch(line)
-    if option is None:
-      return options, list(lines[index:])
-    options[option[1]] = option[2]
-  raise ValueError(f'A block has options and nothing to show: {options}.')
-
-
 def _text(rows: Sequence[Record], lines: Sequence[str]) -> str:
   (summary,) = group_rows(rows, by=())
-  text = Template().vformat(' '.join(lines), (), summary)
-  return textwrap.fill(
-    text, WIDTH, break_long_words=False, break_on_hyphens=False
-  )
+  text = fill(' '.join(lines), summary)
+  return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
 def _table(
@@ -112,5 +105,5 @@ def _table(
   if 'limit' in options:
     rows = rows[: int(options['limit'])]
   *head, line = lines
-  body = [Template().vformat(line, (), row) for row in rows]
+  body = [fill(line, row) for row in rows]
   return '\n'.join([*head, *body])

@@ -17,11 +17,8 @@ decides. Would be refuted by: a published time below its bound, or an exponent
 well above 1.
 """
 
-import functools
-
 from absl import flags
 
-import kvjax
 from experiments import launch
 from experiments.reporting.writer import follow, start
 from experiments.scaling import growth, tables
@@ -43,15 +40,14 @@ def main(argv: list[str]) -> None:
     growth.check(_AXES.value)
   run = {'command': launch.command(), 'device': card.name}
   writer = start(_WORKDIR.value, 'scaling', 'How a step grows', run)
-  load = functools.cache(kvjax.load_config)
-  for rows, block in (
-    tables.intensities(load, card),
-    tables.predictions(load, card),
-    tables.published(load),
+  for rows, table in (
+    tables.intensities(card),
+    tables.predictions(card),
+    tables.published(),
   ):
     for row in rows:
       writer.record(row)
-    writer = writer.show(block)
+    writer = writer.show(table)
   if _MEASURE.value:
     rows = map(writer.record, growth.rows(_AXES.value, _REPEATS.value))
     records = list(follow('curves', rows, growth.count(_AXES.value)))

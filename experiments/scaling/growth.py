@@ -46,12 +46,7 @@ def count(axes: Sequence[str]) -> int:
   return sum(len(AXES[name]) for name in axes) + len(axes)
 
 
-def rows(
-  axes: Sequence[str],
-  repeats: int,
-  values: Mapping[str, Sequence[int]] = AXES,
-  rotate: int = ROTATED,
-) -> Iterator[dict[str, Any]]:
+def rows(axes: Sequence[str], repeats: int) -> Iterator[dict[str, Any]]:
   """Yields a record a point, and after each axis its exponents.
 
   One exponent is of all points, one of the last doubling, where the cost of the
@@ -60,14 +55,12 @@ def rows(
   Args:
     axes: of `AXES`.
     repeats: of each time.
-    values: of each axis.
-    rotate: bytes of buffers that attention alone passes through.
   """
   kernel = 'blockwise' if available()['ffi'] else 'ffi'
-  pace = Pace(repeats, rotate, (kernel,), alone=True)
+  pace = Pace(repeats, ROTATED, (kernel,), alone=True)
   for axis in axes:
     points = {}
-    for size in values[axis]:
+    for size in AXES[axis]:
       result = _time(axis, size, pace)
       points[size] = result['seconds']
       yield {'record': 'growth', 'axis': axis, 'at': size, **result}

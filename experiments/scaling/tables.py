@@ -1,20 +1,23 @@
 """Tables of how a decode step grows: by arithmetic, and as it was timed."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
+import kvjax
 from experiments.measuring.variants import VARIANTS, with_attention
 from experiments.reporting import plots
 from experiments.reporting.blocks import Block, Picture, Table
+from experiments.reporting.groups import grouped, of_kind
+from kvjax.memory import device, intensity, roofline
 from kvjax.memory.parts.param_bytes import param_lines
-from kvjax.memory.speed.bounds import attention_core, intensity, roofline
-from kvjax.memory.speed.devices import Device, device
-from kvjax.models.config import ModelConfig
+from kvjax.memory.speed.bounds import attention_core
+from kvjax.memory.speed.devices import Device
 
 Row = dict[str, Any]
-Load = Callable[[str], ModelConfig]
-Part = tuple[list[Row], Block]
+Part = tuple[list[Row], Table]  # records, and the table of them
 
 BASE = 'llama-3-8b'
 OTHERS = ('deepseek-v3', 'kimi-k2-instruct', 'step-3')
@@ -68,13 +71,13 @@ PUBLISHED = (
 )
 
 
-def intensities(load: Load, card: Device) -> Part:
+def intensities(card: Device) -> Part:
   """Returns operations a byte, and the tokens from which arithmetic rules."""
-  base = load(BASE)
+  base = kvjax.load_config(BASE)
   configs = {f'{v.upper()}, {BASE}': with_attention(base, v) for v in VARIANTS}
-  configs |= {name: load(name) for name in OTHERS}
+  configs |= {name: kvjax.load_config(name) for name in OTHERS}
   ridge = card.flops / card.bandwidth
-  rows: list[Row] = []
+  rows = []
   for name, config in configs.items():
     attention = config.layers[-1].attention
     elements, operations = attention_core(attention)
@@ -86,7 +89,7 @@ def intensities(load: Load, card: Device) -> Part:
   return rows, Table(
     'Attention, a cached token and layer',
     ('', 'elements', 'operations', 'a byte', 'int8', 'tokens at the ridge'),
-    [list(map(_round, list(row.values())[1:])) for row in rows],
+    [[_round(value) for value in row.values()][1:] for row in rows],
     f'{card.name}: {ridge:.0f} operations in the time of a byte. With more '
     'tokens a row than the last column (drafts, a short extension) attention '
     f'waits for arithmetic; projections from {ridge:.0f} rows in bfloat16, '
@@ -94,14 +97,32 @@ def intensities(load: Load, card: Device) -> Part:
   )
 
 
-def predictions(load: Load, card: Device) -> Part:
+def predictions(card: Device) -> Part:
   """Returns least times of models on one card and several."""
-  rows = [
-    _predict(name, load(name), size, card, cards, batch)
-    for name, size in MODELS
-    for cards in CARDS
-    for batch in ROWS
-  ]
+  rows = []
+  for (name, size), cards, batch in itertools.product(MODELS, CARDS, ROWS):
+    config = kvjax.load_config(name)
+    bound = roofline(
+      config,
+      batch_size=batch,
+      context=CONTEXT,
+      device=card,
+      num_devices=cards,
+      weight_bytes=size,
+    )
+    memory = sum(line.bytes for line in param_lines(config, size))
+    memory += bound.cache * card.bandwidth * cards
+    row = {
+      'record': 'prediction',
+      'name': name,
+      'cards': cards,
+      'batch': batch,
+      'context': CONTEXT,
+      'weight_bytes': size,
+      **{name: getattr(bound, name) for name in TIMES},
+      'fits': memory <= card.memory * cards,
+    }
+    rows.append(row)
   cells = []
   for row in rows:
     times = [round(1e3 * row[name], 2) for name in TIMES]
@@ -118,35 +139,12 @@ def predictions(load: Load, card: Device) -> Part:
   )
 
 
-def _predict(name, config, weight_bytes, card, cards, batch) -> Row:
-  bound = roofline(
-    config,
-    batch_size=batch,
-    context=CONTEXT,
-    device=card,
-    num_devices=cards,
-    weight_bytes=weight_bytes,
-  )
-  memory = sum(line.bytes for line in param_lines(config, weight_bytes))
-  memory += bound.cache * card.bandwidth * cards
-  return {
-    'record': 'prediction',
-    'name': name,
-    'cards': cards,
-    'batch': batch,
-    'context': CONTEXT,
-    'weight_bytes': weight_bytes,
-    **{name: getattr(bound, name) for name in TIMES},
-    'fits': memory <= card.memory * cards,
-  }
-
-
-def published(load: Load) -> Part:
+def published() -> Part:
   """Returns the bound of each step time that others have published."""
-  rows: list[Row] = []
+  rows = []
   for step in PUBLISHED:
     bound = roofline(
-      load(step.name),
+      kvjax.load_config(step.name),
       batch_size=step.batch,
       context=step.context,
       device=device(step.card),
@@ -155,42 +153,30 @@ def published(load: Load) -> Part:
       cache_bytes=step.cache_bytes,
     )
     row = {'record': 'published', **dataclasses.asdict(step)}
-    del row['weight_bytes'], row['cache_bytes']
     rows.append(row | {'bound': bound.seconds})
-  cells = [
-    [
-      row['name'],
-      f'{row["cards"]} {row["card"]}',
-      row['batch'],
-      row['context'],
-      round(1e3 * row['bound'], 2),
-      round(1e3 * row['seconds'], 2),
-      round(row['bound'] / row['seconds'], 3),
-      row['where'],
-    ]
-    for row in rows
-  ]
-  columns = ('cards', 'rows', 'context', 'bound ms', 'published', 'share')
-  return rows, Table('Published step times', ('', *columns, ''), cells)
+  columns = {
+    '': 'name',
+    'cards': lambda row: f'{row["cards"]} {row["card"]}',
+    'rows': 'batch',
+    'context': 'context',
+    'bound ms': lambda row: round(1e3 * row['bound'], 2),
+    'published': lambda row: round(1e3 * row['seconds'], 2),
+    'share': lambda row: round(row['bound'] / row['seconds'], 3),
+    'source': 'where',
+  }
+  return rows, Table.of('Published step times', columns, rows)
 
 
 def curves(records: Sequence[Row]) -> tuple[Block, ...]:
   """Returns the exponents of growth, and the curves."""
-  points: dict[str, dict[int, Row]] = {}
-  for row in (row for row in records if row['record'] == 'growth'):
-    points.setdefault(row['axis'], {})[row['at']] = row
-  series: dict[str, dict[float, float]] = {
-    axis: {size: 1e3 * row['seconds'] for size, row in rows.items()}
-    for axis, rows in points.items()
-  }
+  points = grouped(of_kind(records, 'growth'), itemgetter('axis'))
   cells = []
-  for growth in (row for row in records if row['record'] == 'exponent'):
+  for growth in of_kind(records, 'exponent'):
     axis = growth['axis']
     ends = []
-    for size in (min(points[axis]), max(points[axis])):
-      row = points[axis][size]
+    for row in (points[axis][0], points[axis][-1]):
       speed = row['bytes'] / row['seconds'] / 1e9
-      ends += [size, round(series[axis][size], 3), round(speed, 1)]
+      ends += [row['at'], round(1e3 * row['seconds'], 3), round(speed, 1)]
     slopes = [round(growth[name], 2) for name in ('exponent', 'last')]
     cells.append([axis, growth['kernel'], *ends, *slopes])
   ends = ('from', 'ms', 'GB/s', 'to', 'ms', 'GB/s')
@@ -202,9 +188,10 @@ def curves(records: Sequence[Row]) -> tuple[Block, ...]:
   )
   relative = {
     axis: {
-      size / min(times): ms / times[min(times)] for size, ms in times.items()
+      row['at'] / rows[0]['at']: row['seconds'] / rows[0]['seconds']
+      for row in rows
     }
-    for axis, times in series.items()
+    for axis, rows in points.items()
   }
   sizes = {size: size for times in relative.values() for size in times}
   png = plots.lines(

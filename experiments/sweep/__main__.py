@@ -13,7 +13,7 @@ or with leading dashes a flag. Exit status 1 if any point failed.
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from experiments import launch
 from experiments.reporting import records
@@ -26,14 +26,17 @@ _TIMEOUT = flags.DEFINE_float('timeout', None, 'Seconds a point may take.')
 
 
 def main(argv: list[str]) -> None:
+  experiment, words = _EXPERIMENT.value, argv[1:]
   with launch.door():
-    points = grid.points(_GRID.value)
-    room = launch.ROOT / 'experiments' / _EXPERIMENT.value
-    if not (
-      _EXPERIMENT.value.isidentifier() and (room / '__main__.py').exists()
-    ):
+    if words and not words[0].startswith('-'):
       raise ValueError(
-        f'experiment={_EXPERIMENT.value!r} is unknown: name a folder of '
+        f'{words[0]!r} is no flag: the flags of the experiment come after --.'
+      )
+    points = grid.points(_GRID.value)
+    file = launch.ROOT / 'experiments' / experiment / '__main__.py'
+    if not (experiment.isidentifier() and file.exists()):
+      raise ValueError(
+        f'experiment={experiment!r} is unknown: name a folder of '
         'experiments/ that can be run.'
       )
   workdir = pathlib.Path(_WORKDIR.value).resolve()
@@ -41,13 +44,11 @@ def main(argv: list[str]) -> None:
   lines = workdir / 'sweep.jsonl'
   lines.write_text('')
   failed = 0
-  program = [sys.executable, '-m', f'experiments.{_EXPERIMENT.value}']
+  program = [sys.executable, '-m', f'experiments.{experiment}', *words]
   for number, point in enumerate(points, 1):
     place = workdir / grid.folder(point)
-    flags_ = [*argv[1:], *grid.overrides(point), f'--workdir={place}']
-    record = grid.run_point(
-      program + flags_, point, place, root=launch.ROOT, timeout=_TIMEOUT.value
-    )
+    run = [*program, *grid.overrides(point), f'--workdir={place}']
+    record = grid.run_point(run, point, place, timeout=_TIMEOUT.value)
     records.append(lines, record)
     failed += record['status'] == 'failed'
     state = 'skipped, done' if record.get('skipped') else record['status']
@@ -63,16 +64,5 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _parse(argv: list[str]) -> list[str]:
-  cut = argv.index('--') if '--' in argv else len(argv)
-  with launch.door():
-    rest = flags.FLAGS(argv[:cut])
-    if len(rest) > 1:
-      raise ValueError(
-        f'{rest[1]!r} is no flag: the flags of the experiment come after --.'
-      )
-  return [argv[0], *argv[cut + 1 :]]
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  launch.run(main, arguments=True)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.launch import ROOT
+
 
 def points(grid: Sequence[str]) -> list[dict[str, str]]:
   """Returns the product of `name=value,value` axes; commas in () do not split.
@@ -51,8 +53,6 @@ def run_point(
   run: Sequence[str],
   point: Mapping[str, str],
   place: pathlib.Path,
-  *,
-  root: pathlib.Path,
   timeout: float | None = None,
 ) -> dict[str, Any]:
   """Runs a point unless it is done; returns its record.
@@ -61,7 +61,6 @@ def run_point(
     run: the command line.
     point: settings of the point, for its record.
     place: folder of `log.txt` and `point.json`; created if missing.
-    root: where to run.
     timeout: seconds after which the process is ended and counts as failed.
   """
   status = place / 'point.json'
@@ -74,7 +73,7 @@ def run_point(
   with (place / 'log.txt').open('w') as log:
     try:
       code = subprocess.run(
-        run, stdout=log, stderr=subprocess.STDOUT, cwd=root, timeout=timeout
+        run, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, timeout=timeout
       ).returncode
     except subprocess.TimeoutExpired:
       code = f'longer than {timeout} s'

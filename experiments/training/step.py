@@ -34,15 +34,6 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   )
 
 
-def mean_loss(
-  config: kvjax.ModelConfig, params: Any, tokens: jax.Array
-) -> jax.Array:
-  """Returns the mean loss of `tokens [B, T]`, uncached, in nats a token."""
-  return jnp.mean(
-    next_token_loss(kvjax.forward(config, params, tokens), tokens)
-  )
-
-
 def to_bits(nats: Any) -> Any:
   """Returns an amount of information in bits."""
   return nats / math.log(2)
@@ -58,8 +49,6 @@ class Recipe:
     length: tokens a row that are predicted.
     learning_rate: peak; linear warm-up, then a cosine to a tenth.
     warmup: updates of the warm-up.
-    weight_decay: of AdamW (arXiv 1711.05101).
-    clip: bound of the gradient's norm.
   """
 
   steps: int
@@ -67,8 +56,6 @@ class Recipe:
   length: int
   learning_rate: float = 3e-3
   warmup: int = 20
-  weight_decay: float = 0.01
-  clip: float = 1.0
 
   def __post_init__(self):
     check_sizes(steps=self.steps, batch=self.batch, length=self.length)
@@ -78,7 +65,7 @@ class Recipe:
       )
 
   def optimizer(self) -> optax.GradientTransformation:
-    """Returns clipped AdamW under this schedule."""
+    """Returns clipped AdamW (arXiv 1711.05101) under this schedule."""
     rate = optax.warmup_cosine_decay_schedule(
       0.0,
       self.learning_rate,
@@ -89,8 +76,8 @@ class Recipe:
     # On one flat vector an update is one kernel instead of several a tensor.
     return optax.flatten(
       optax.chain(
-        optax.clip_by_global_norm(self.clip),
-        optax.adamw(rate, b2=0.98, weight_decay=self.weight_decay),
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b2=0.98, weight_decay=0.01),
       )
     )
 
@@ -107,13 +94,16 @@ def train_step(
   moments: Any,
   tokens: jax.Array,
 ) -> tuple[jax.Array, Any, Any]:
-  """Returns the loss of `tokens [B, T + 1]` in nats, and the updated state.
+  """Returns the mean loss of `tokens [B, T + 1]` in nats, and the new state.
 
   The state is the parameters and the optimizer's moments; both are donated.
   """
-  loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(
-    config, params, tokens
-  )
+
+  def mean_loss(params):
+    logits = kvjax.forward(config, params, tokens)
+    return jnp.mean(next_token_loss(logits, tokens))
+
+  loss, gradient = jax.value_and_grad(mean_loss)(params)
   updates, moments = recipe.optimizer().update(gradient, moments, params)
   return loss, optax.apply_updates(params, updates), moments
 

@@ -8,7 +8,6 @@ differs between Python releases, so no golden number may depend on it.
 
 import dataclasses
 import hashlib
-import importlib
 import pathlib
 import sysconfig
 
@@ -36,16 +35,11 @@ class Corpus:
   held_out: np.ndarray
   digest: str
 
-  @property
-  def size(self) -> int:
-    """Bytes in all."""
-    return self.train.size + self.held_out.size
-
   def facts(self) -> dict[str, object]:
     """Returns how a result file describes its text."""
     return {
       'source': self.source,
-      'bytes': self.size,
+      'bytes': self.train.size + self.held_out.size,
       'held_out_bytes': self.held_out.size,
       'sha256': self.digest,
     }
@@ -83,8 +77,7 @@ def split(data: bytes, source: str) -> Corpus:
   text = np.frombuffer(data, np.uint8)
   blocks = text[: len(text) // BLOCK * BLOCK].reshape(-1, BLOCK)
   first = min(HELD_OUT_EVERY, len(blocks)) - 1
-  is_held_out = np.zeros(len(blocks), bool)
-  is_held_out[first::HELD_OUT_EVERY] = True
+  is_held_out = np.arange(len(blocks)) % HELD_OUT_EVERY == first
   return Corpus(
     source,
     blocks[~is_held_out].reshape(-1),
@@ -94,21 +87,14 @@ def split(data: bytes, source: str) -> Corpus:
 
 
 def standard_library() -> bytes:
-  """Returns the sources of the standard library, its tests left out.
-
-  Where the library is zipped, the topics of `pydoc`.
-  """
+  """Returns the sources of the standard library, its tests left out."""
   root = pathlib.Path(sysconfig.get_paths()['stdlib'])
   files = sorted(
     path
     for path in root.rglob('*.py')
     if not _SKIPPED & set(path.relative_to(root).parts)
   )
-  data = b'\n'.join(path.read_bytes() for path in files)
-  if len(data) >= 100 * BLOCK:
-    return data
-  topics = importlib.import_module('pydoc_data.topics').topics
-  return '\n'.join(topics[name] for name in sorted(topics)).encode()
+  return b'\n'.join(path.read_bytes() for path in files)
 
 
 def training_batch(

@@ -14,6 +14,7 @@ from experiments.training.text import VOCABULARY
 from kvjax.memory.planning import plan
 
 VARIANTS = ('mha', 'gqa', 'mqa', 'mla')
+TOLERANCE = 0.02  # of the parameters of `equal_models`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Shape:
     latent_rotary_width: P of MLA's shared rotated key.
     hidden: F of MHA; the others' follows from equal size.
     vocab_size: V.
-    dtype: of parameters and activations.
   """
 
   layers: int
@@ -44,50 +44,45 @@ class Shape:
   latent_rotary_width: int
   hidden: int
   vocab_size: int = VOCABULARY
-  dtype: str = 'float32'
 
 
-def model(
-  variant: str, shape: Shape, hidden: int | None = None
-) -> kvjax.ModelConfig:
-  """Returns the model of a variant, with MLPs of `hidden` features.
+def model(variant: str, shape: Shape) -> kvjax.ModelConfig:
+  """Returns the model of a variant.
 
   Raises:
     ValueError: the variant is unknown, or sizes do not fit together.
   """
-  attention = _attention(variant, shape)
-  layer = kvjax.Layer(
-    attention, kvjax.MLP(shape.hidden if hidden is None else hidden)
-  )
+  layer = kvjax.Layer(_attention(variant, shape), kvjax.MLP(shape.hidden))
   return kvjax.ModelConfig(
     vocab_size=shape.vocab_size,
     width=shape.width,
     layers=(layer,) * shape.layers,
-    dtype=shape.dtype,
   )
 
 
 def equal_models(
-  variants: tuple[str, ...], shape: Shape, tolerance: float = 0.02
+  variants: tuple[str, ...], shape: Shape
 ) -> dict[str, kvjax.ModelConfig]:
   """Returns a model a variant, of equal parameters: only `hidden` differs.
 
   Raises:
-    ValueError: as `model`, or sizes cannot be made equal within `tolerance`.
+    ValueError: as `model`, or sizes cannot be made equal within 2 %.
   """
   target = num_params(model('mha', shape))
   models = {}
   for variant in variants:
     # Parameters grow linearly with `hidden`: two widths give the slope.
-    narrow = num_params(model(variant, shape, hidden=1))
-    slope = num_params(model(variant, shape, hidden=2)) - narrow
-    hidden = max(1, 1 + round((target - narrow) / slope))
-    models[variant] = model(variant, shape, hidden)
+    narrow, wide = (
+      num_params(model(variant, dataclasses.replace(shape, hidden=hidden)))
+      for hidden in (1, 2)
+    )
+    hidden = max(1, 1 + round((target - narrow) / (wide - narrow)))
+    models[variant] = model(variant, dataclasses.replace(shape, hidden=hidden))
     count = num_params(models[variant])
-    if abs(count / target - 1) > tolerance:
+    if abs(count / target - 1) > TOLERANCE:
       raise ValueError(
         f'{variant} has {count} parameters where mha has {target}: more than '
-        f'{tolerance:.0%} apart whatever its MLP. Use a larger hidden.'
+        f'{TOLERANCE:.0%} apart whatever its MLP. Use a larger hidden.'
       )
   return models
 

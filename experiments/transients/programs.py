@@ -81,7 +81,10 @@ def holds(record: dict[str, Any]) -> bool:
 def draw(seed: int) -> Case:
   """Returns the case of a seed."""
   rng = random.Random(seed)
-  layers = (_layer(rng),) * rng.randint(1, 3)
+  hidden = rng.choice((128, 352, 768, 1_536))
+  attention = _attention(rng)
+  layer = kvjax.Layer(attention, kvjax.MLP(hidden, gated=rng.random() < 0.7))
+  layers = (layer,) * rng.randint(1, 3)
   config = kvjax.ModelConfig(
     vocab_size=rng.choice((257, 1_009, 4_001, 16_001)),
     width=rng.choice((96, 160, 256, 384)),
@@ -97,13 +100,6 @@ def draw(seed: int) -> Case:
     tokens=tokens,
     kind=_kind(rng),
     codec=kvjax.Int8() if rng.random() < 0.25 else None,
-  )
-
-
-def _layer(rng: random.Random) -> kvjax.Layer:
-  hidden = rng.choice((128, 352, 768, 1_536))
-  return kvjax.Layer(
-    _attention(rng), kvjax.MLP(hidden, gated=rng.random() < 0.7)
   )
 
 

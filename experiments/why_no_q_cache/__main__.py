@@ -5,8 +5,7 @@ or one of the variants, and draws it. Then puts a query leaf into a real decode
 cache and reads what XLA makes of it. See configs/why_no_q_cache.py.
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -15,13 +14,14 @@ import kvjax
 from experiments import launch
 from experiments.reporting.blocks import Table
 from experiments.reporting.writer import start
-from experiments.training.variants import array_bytes
 from experiments.why_no_q_cache import derived, examples, query_leaf
 from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
-from kvjax.memory.speed.devices import Device, device
+from kvjax.memory.planning import plan
+from kvjax.memory.speed.devices import device
 
 _TITLE = 'Why there is no Q cache'
+_ATTENTION = kvjax.Grouped(4, 2, key_width=8, rotary=kvjax.Rotary(8))
 
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/why', 'Where files go.')
@@ -35,54 +35,24 @@ _FLAGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class WhySetup:
-  """The config, checked and turned into what the library takes."""
+class WhySetup(NamedTuple):
+  """What is analysed; the config, checked.
+
+  Attributes:
+    name: of the variant, or of the user's function.
+    program: without a cache.
+    encoder: the variant without its mask; None for a user's function.
+    x: an input.
+  """
 
   name: str
   program: examples.Program
-  encoder: examples.Program | None  # without its mask, where that is known
+  encoder: examples.Program | None
   x: np.ndarray
-  axis: int
-  device: Device
-  model: kvjax.ModelConfig
-  batch_size: int
-  capacity: int
 
 
 def check(config: Any) -> WhySetup:
-  """Returns the setup; raises ValueError for what makes no sense."""
-  x = _input(config)
-  if config.program:
-    name = config.program
-    program = examples.load_program(name, x)
-    encoder = None
-  else:
-    sizes = examples.Sizes(**config.sizes)
-    if config.shape[-1] != sizes.width:
-      raise ValueError(
-        f'shape={config.shape} must end in sizes.width={sizes.width}. '
-        'Change one of the two.'
-      )
-    name = config.variant
-    program = examples.example(name, sizes)
-    encoder = examples.example(name, sizes, causal=False)
-  attention = kvjax.Grouped(4, 2, key_width=8, rotary=kvjax.Rotary(8))
-  layers = (kvjax.Layer(attention, kvjax.MLP(24)),) * config.decode.layers
-  return WhySetup(
-    name=name,
-    program=program,
-    encoder=encoder,
-    x=x,
-    axis=config.axis,
-    device=device(config.device),
-    model=kvjax.ModelConfig(vocab_size=17, width=16, layers=layers),
-    batch_size=config.decode.batch_size,
-    capacity=config.decode.capacity,
-  )
-
-
-def _input(config: Any) -> np.ndarray:
+  """Returns what the config names; raises ValueError if it makes no sense."""
   shape = tuple(config.shape)
   if not 0 <= config.axis < len(shape) or min(shape, default=0) < 1:
     raise ValueError(
@@ -90,38 +60,51 @@ def _input(config: Any) -> np.ndarray:
     )
   draw = np.random.default_rng(config.seed)
   if config.vocab_size:
-    return draw.integers(0, config.vocab_size, shape).astype(np.int32)
-  return draw.normal(size=shape).astype(np.float32)
+    x = draw.integers(0, config.vocab_size, shape).astype(np.int32)
+  else:
+    x = draw.normal(size=shape).astype(np.float32)
+  name = config.program or config.variant
+  if config.program:
+    return WhySetup(name, examples.load_program(name, x), None, x)
+  sizes = examples.Sizes(**config.sizes)
+  if shape[-1] != sizes.width:
+    raise ValueError(
+      f'shape={shape} must end in sizes.width={sizes.width}. '
+      'Change one of the two.'
+    )
+  encoder = examples.example(name, sizes, causal=False)
+  return WhySetup(name, examples.example(name, sizes), encoder, x)
 
 
 def main(argv: list[str]) -> None:
   del argv
   with launch.door():
     config = launch.settled(_CONFIG, _FLAGS)
-    setup = check(config)
-    report = liveness.analyze(setup.program, setup.x, setup.axis)
+    name, program, encoder, x = check(config)
+    fastest_on = device(config.device)
+    layers = (kvjax.Layer(_ATTENTION, kvjax.MLP(24)),) * config.decode.layers
+    model = kvjax.ModelConfig(vocab_size=17, width=16, layers=layers)
+    report = liveness.analyze(program, x, config.axis)
   run = {'config': config.to_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'why_no_q_cache', _TITLE, run)
-  reads = liveness.reach(setup.program, setup.x, setup.axis)
-  encoder = setup.encoder and liveness.reach(setup.encoder, setup.x)
-  graph = crossing(setup.program, setup.x, setup.axis)
-  for record in derived.records(report, reads, encoder):
+  reads = {'decoder': liveness.reach(program, x, config.axis)}
+  if encoder is not None:
+    reads['encoder'] = liveness.reach(encoder, x)
+  for record in derived.records(report, reads):
     writer.record(record)
   writer = writer.show(
-    *derived.live(f'{setup.name}: what it must remember', report),
-    *derived.trades(report, setup.device),
-    *(derived.read_by(reads, encoder) if reads else ()),
-    *derived.cut(graph),
+    *derived.live(f'{name}: what it must remember', report),
+    *derived.trades(report, fastest_on),
+    *derived.read_by(reads),
+    *derived.cut(crossing(program, x, config.axis)),
   )
-  forms = query_leaf.forms(setup.model, setup.batch_size, setup.capacity)
+  batch_size, capacity = config.decode.batch_size, config.decode.capacity
+  forms = query_leaf.forms(model, batch_size, capacity)
   for form in forms:
     writer.record({'record': 'form', **vars(form)})
-  cache = kvjax.init_cache(
-    query_leaf.recording(setup.model), setup.batch_size, setup.capacity
-  )
-  leaf_bytes = array_bytes(query_leaf.leaves(cache))
-  claims = derived.claims(forms, leaf_bytes)
-  writer = writer.show(*derived.query_leaf(forms, leaf_bytes))
+  planned = plan(model, batch_size=batch_size, capacity=capacity)
+  claims = derived.claims(forms, planned.query_cache_bytes)
+  writer = writer.show(*derived.query_leaf(forms, planned.query_cache_bytes))
   writer.finish(Table('Claims', ('claim', 'holds'), claims))
 
 

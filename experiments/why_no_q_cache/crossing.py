@@ -1,7 +1,6 @@
 """Which tensors are computed from which, on both sides of a token boundary."""
 
 import collections
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from kvjax.liveness import report
 from kvjax.liveness.analysis import settle
 from kvjax.liveness.cut import lifetimes
 from kvjax.liveness.cut.nodes import Node
+from kvjax.liveness.program.scalars import Tensor
 from kvjax.liveness.program.trace import Trace
 from kvjax.liveness.verdict import Analysis
 
@@ -18,11 +18,8 @@ Array = np.ndarray
 NONE = -1
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-  name: str
-  side: str  # 'new' for the row of the new token, else 'kept' or 'past'
-  ids: Array
+# By label and side: 'new' for the row of the new token, else 'kept' or 'past'.
+Groups = dict[tuple[str, str], Array]
 
 
 def crossing(
@@ -46,25 +43,24 @@ def crossing(
   groups = _groups(verdict)
   need = lifetimes.find_needed(verdict.trace)
   owner = np.full(verdict.trace.table.size, NONE, np.int64)
-  for i, group in enumerate(groups):
-    owner[group.ids[need[group.ids]]] = i
+  for i, ids in enumerate(groups.values()):
+    owner[ids[need[ids]]] = i
   # A later group may take all scalars of another one, which has no node then.
-  drawn = [i for i in range(len(groups)) if np.any(owner == i)]
+  drawn = np.unique(owner[owner != NONE]).tolist()
   edges = [
     (drawn.index(source), target)
     for target, group in enumerate(drawn)
     for source in _made_of(verdict.trace, owner, group)
   ]
-  nodes = tuple((groups[i].name, groups[i].side) for i in drawn)
-  return report.Dataflow(nodes, tuple(sorted(edges)))
+  labels = list(groups)
+  return report.Dataflow(tuple(labels[i] for i in drawn), tuple(sorted(edges)))
 
 
-def _groups(verdict: Analysis) -> list[_Group]:
+def _groups(verdict: Analysis) -> Groups:
   """Returns groups; a later one takes scalars from those before."""
   trace = verdict.trace
   position = verdict.boundary.position
-  tensors: dict[str, Array] = {'x': _data(trace.x)}
-  tensors['y'] = np.concatenate([_data(t) for t in trace.outputs])
+  tensors = {'x': _data(trace.x), 'y': _data(*trace.outputs)}
   for name, places in trace.names.items():
     for i, tensor in enumerate(places):
       label = name if len(places) == 1 else f'{name}.{i}'
@@ -75,13 +71,13 @@ def _groups(verdict: Analysis) -> list[_Group]:
       tensors[name] = ids
   known = trace.table.available
   saved = np.concatenate([np.zeros(0, np.int64), *kept.values()])
-  out = []
+  groups = {}
   for label, ids in tensors.items():
     past = ids[known[ids] < position]
     side = 'kept' if np.isin(past, saved).any() else 'past'
-    out.append(_Group(label, side, past))
-    out.append(_Group(label, 'new', ids[known[ids] == position]))
-  return out
+    groups[label, side] = past
+    groups[label, 'new'] = ids[known[ids] == position]
+  return groups
 
 
 def _kept(verdict: Analysis) -> dict[str, Array]:
@@ -103,8 +99,8 @@ def _whole(trace: Trace, node: Node) -> Array:
   return np.unique(np.concatenate([node.ids, ids]))
 
 
-def _data(tensor: Any) -> Array:
-  return np.unique(tensor.ids[~tensor.is_const])
+def _data(*tensors: Tensor) -> Array:
+  return np.unique(np.concatenate([t.ids[~t.is_const] for t in tensors]))
 
 
 def _made_of(trace: Trace, owner: Array, target: int) -> list[int]:

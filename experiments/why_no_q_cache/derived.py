@@ -1,7 +1,7 @@
 """The findings of an analysis, as blocks of a report and as records."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from experiments.why_no_q_cache.query_leaf import Form
 from kvjax.liveness import Dataflow, LivenessReport
 from kvjax.memory.speed.devices import Device
 
-Reads = dict[str, np.ndarray]
+# Of the decoder and perhaps the encoder: which output row (first axis) reads
+# which row (second axis) of every tensor.
+Reads = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
@@ -92,7 +94,7 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
   )
 
 
-def read_by(decoder: Reads, encoder: Reads | None) -> tuple[Block, ...]:
+def read_by(reads: Reads) -> tuple[Block, ...]:
   """Returns which rows of every tensor each output row reads."""
   pictures = [
     Picture(
@@ -100,9 +102,11 @@ def read_by(decoder: Reads, encoder: Reads | None) -> tuple[Block, ...]:
       plots.reads(f'Which rows each output row reads: {kind}', panels),
       f'The {kind}: row i of the output depends on the dark rows.',
     )
-    for kind, panels in (('decoder', decoder), ('encoder', encoder))
+    for kind, panels in reads.items()
     if panels
   ]
+  if not pictures:
+    return ()  # The program names no tensor.
   return (
     Heading('Who reads which row'),
     Text(
@@ -173,9 +177,7 @@ def claims(forms: Sequence[Form], leaf: int) -> list[tuple[str, bool]]:
   ]
 
 
-def records(
-  report: LivenessReport, decoder: Reads, encoder: Reads | None
-) -> Iterator[dict[str, Any]]:
+def records(report: LivenessReport, reads: Reads) -> Iterator[dict[str, Any]]:
   """Yields the analysis as records."""
   facts = ('causal', 'delay', 'keep', 'notes')
   yield {'record': 'verdict'} | {name: getattr(report, name) for name in facts}
@@ -183,7 +185,7 @@ def records(
     yield {'record': 'tensor', **vars(row)}
   for point in report.frontier:
     yield {'record': 'point', **vars(point)}
-  for kind, reads in (('decoder', decoder), ('encoder', encoder or {})):
-    for name, matrix in reads.items():
+  for kind, panels in reads.items():
+    for name, matrix in panels.items():
       rows = matrix.astype(int)
       yield {'record': 'reads', 'of': kind, 'tensor': name, 'rows': rows}

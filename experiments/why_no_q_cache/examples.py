@@ -240,9 +240,8 @@ def _rotate(x: jax.Array) -> jax.Array:
   """
   half = x.shape[-1] // 2
   rate = 10.0 ** -(jnp.arange(half, dtype=jnp.float32) / half)
-  angle = jnp.arange(len(x), dtype=jnp.float32)[:, None] * rate[None, :]
-  angle = angle.reshape(len(x), *(1,) * (x.ndim - 2), half)
-  angle = jnp.broadcast_to(angle, (*x.shape[:-1], half))
+  angle = jnp.outer(jnp.arange(len(x), dtype=jnp.float32), rate)
+  angle = jnp.expand_dims(angle, range(1, x.ndim - 1))
   cosine, sine = jnp.cos(angle), jnp.sin(angle)
   a, b = x[..., :half], x[..., half:]
   return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)

@@ -8,7 +8,7 @@ is found by `kvjax.liveness`, from the same formulas without a cache.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,91 +46,80 @@ def sections() -> dict[str, str]:
   }
 
 
-def projections() -> list[str]:
+def projections() -> Iterator[str]:
   """X, Q, K and V."""
-  lines = ['      x            q = x W_Q        k = x W_K        v = x W_V']
+  yield '      x            q = x W_Q        k = x W_K        v = x W_V'
   for i, row in enumerate(zip(X, *_qkv(), strict=True), 1):
     cells = [' '.join(f'{value:g}' for value in row[0])]
     cells += [' '.join(f'{value:.1f}' for value in part) for part in row[1:]]
-    lines.append(f'{i}   ' + '    '.join(f'({c})'.ljust(13) for c in cells))
-  return lines
+    yield f'{i}   ' + '    '.join(f'({c})'.ljust(13) for c in cells)
 
 
-def rows_and_columns() -> list[str]:
+def rows_and_columns() -> Iterator[str]:
   """Q K^T in symbols and numbers, row 1 and column 1 in brackets."""
   q, k, _ = _qkv()
   symbols = [[f'q{i}.k{j}' for j in (1, 2, 3)] for i in (1, 2, 3)]
   numbers = [[f'{value:.2f}' for value in row] for row in q @ k.T]
-  lines = [
-    f'{_marked(i, symbols[i])}      {_marked(i, numbers[i])}' for i in range(3)
-  ]
+  for i in range(3):
+    yield f'{_marked(i, symbols[i])}      {_marked(i, numbers[i])}'
   scores = lambda q, k: q @ k.T
   for axis, label in enumerate(('row 1   ', 'column 1')):
     by_q, by_k = (_movers(scores, (q, k), letter, axis) for letter in 'qk')
-    lines.append(f'{label} is moved by {by_q} and {by_k}')
-  return lines
+    yield f'{label} is moved by {by_q} and {by_k}'
 
 
-def mixtures(causal: bool) -> list[str]:
+def mixtures(causal: bool) -> Iterator[str]:
   """Every row of an encoder sees all rows, row i of a decoder those up to i."""
   q, k, v = _qkv()
+  q *= SCALE
   weights = _weights(q, k, causal)
   outputs = lambda q, k, v: _weights(q, k, causal) @ v
-  lines = []
   for i in range(3):
     mixture = ' + '.join(
       f'{weights[i, j]:.3f} v{j + 1}' for j in range(3) if weights[i, j]
     )
     reads = [_movers(outputs, (q, k, v), letter, 0, i) for letter in 'qkv']
-    lines.append(f'o{i + 1} = {mixture:31} reads {"  ".join(reads)}')
-  return lines
+    yield f'o{i + 1} = {mixture:31} reads {"  ".join(reads)}'
 
 
-def syllable() -> list[str]:
+def syllable() -> Iterator[str]:
   """One query, four keys, their weights and the mixture of the values."""
-  weights = np.asarray([0.1, 0.5, 0.2, 0.2])
-  k = np.log(weights)
+  k = np.log([0.1, 0.5, 0.2, 0.2])
   v = np.asarray([1.0, 2, 3, 4])
-  lines = []
   for q in (1, 2):
-    weights = _softmax(q * k)
+    weights = np.asarray(jax.nn.softmax(q * k))
     shown = ' '.join(f'{weight:.2f}' for weight in weights)
-    lines.append(f'q = {q}: weights {shown}, output {weights @ v:.2f}')
-  return [*lines, 'one output reads one q, four k and four v']
+    yield f'q = {q}: weights {shown}, output {weights @ v:.2f}'
+  yield 'one output reads one q, four k and four v'
 
 
-def ties() -> list[str]:
+def ties() -> Iterator[str]:
   """What is kept when rows, columns and names are exchanged."""
   programs = {
     'softmax over rows': _attention(),
     'the names exchanged': _attention('k', 'q'),
     'softmax over columns': _columns,
   }
-  lines = []
   for label, program in programs.items():
     kept = ', '.join(liveness.analyze(program, _input(8)).keep)
-    lines.append(f'{label:21} keeps {kept}')
-  return lines
+    yield f'{label:21} keeps {kept}'
 
 
-def growing() -> list[str]:
+def growing() -> Iterator[str]:
   """What a third phrase does to the rows of the first two."""
   q, k, v = _qkv()
-  lines = []
+  q *= SCALE
   for label, causal in (('encoder', False), ('decoder', True)):
     before = _weights(q[:2], k[:2], causal) @ v[:2]
     after = _weights(q, k, causal) @ v
     moved = np.abs(after[:2] - before).max(1)
     report = liveness.analyze(_attention(causal=causal), _input(8))
     kept = ', '.join(report.keep) or 'nothing: no finite cache is exact'
-    lines += [
-      f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}',
-      f'         q is read by {_live(report.live_for["q"])}; keep {kept}',
-    ]
-  return lines
+    yield f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}'
+    yield f'         q is read by {_live(report.live_for["q"])}; keep {kept}'
 
 
-def stack() -> list[str]:
+def stack() -> Iterator[str]:
   """Two layers: an old query's influence, and what separates it."""
   x = lengths.resize(_input(8), 14, 0)
   noise = np.where(np.arange(14)[:, None] < 13, _input(14), 0)
@@ -139,14 +128,12 @@ def stack() -> list[str]:
   change = lambda lost: perturb.poison(verdict, x, lost)
   kept = ' '.join(verdict.names[i] for i in verdict.cut.kept)
   lost = [verdict.names[i] for i in verdict.cut.kept if change((i,)) > 0]
-  return [
-    f'noise on old q1, nothing kept: the last row moves by {moved:.2f}',
-    f'keep {kept}: noise on all else moves it by {change(()):g}',
-    f'lose any one of {" ".join(lost)}: it moves',
-  ]
+  yield f'noise on old q1, nothing kept: the last row moves by {moved:.2f}'
+  yield f'keep {kept}: noise on all else moves it by {change(()):g}'
+  yield f'lose any one of {" ".join(lost)}: it moves'
 
 
-def making() -> list[str]:
+def making() -> Iterator[str]:
   """Equal q, k and v by equal weights; then a program that reads old q."""
   x = _input(8)
   programs = {
@@ -155,12 +142,10 @@ def making() -> list[str]:
       'mta', examples.Sizes(width=3, key_width=4)
     ),
   }
-  lines = []
   for label, program in programs.items():
     live_for = liveness.analyze(program, x).live_for
     lives = ', '.join(f'{n} {_live(live_for[n])}' for n in 'qkv')
-    lines.append(f'{label:25} {lives}')
-  return lines
+    yield f'{label:25} {lives}'
 
 
 def _qkv() -> tuple[Array, Array, Array]:
@@ -173,25 +158,14 @@ def _input(length: int) -> Array:
   return draw.normal(size=(length, 3)).astype(np.float32)
 
 
-def _softmax(scores: Array) -> Array:
-  e = np.exp(scores - scores.max(-1, keepdims=True))
-  return e / e.sum(-1, keepdims=True)
-
-
-def _weights(q: Array, k: Array, causal: bool) -> Array:
-  scores = q @ k.T * SCALE
-  future = np.triu(np.ones(scores.shape, bool), 1) & causal
-  return _softmax(np.where(future, -np.inf, scores))
-
-
 def _movers(function, operands, letter: str, axis: int, index: int = 0) -> str:
   """Returns the rows of an operand that move a row (axis 0) or column (1)."""
-  base = np.take(function(*operands), index, axis)
+  line = lambda parts: np.asarray(function(*parts)).take(index, axis)
   movers = []
   for row in range(3):
     moved = [operand.copy() for operand in operands]
     moved['qkv'.index(letter)][row] += 1
-    if np.any(np.take(function(*moved), index, axis) != base):
+    if np.any(line(moved) != line(operands)):
       movers.append(f'{letter}{row + 1}')
   return ' '.join(movers) or f'no {letter}'
 
@@ -212,16 +186,27 @@ def _attention(
   """Returns one head; `rows` and `columns` name the tensors of the scores."""
 
   def program(x: jax.Array) -> jax.Array:
-    left, right, v = (
-      name(x @ _weight(seed), letter)
-      for seed, letter in zip(weights, (rows, columns, 'v'), strict=True)
-    )
-    scores = left @ right.T
-    if causal:
-      scores = jnp.where(_past(x), scores, -jnp.inf)
-    return jax.nn.softmax(scores) @ v
+    left, right, v = _project(x, (rows, columns, 'v'), weights)
+    return _weights(left, right, causal) @ v
 
   return program
+
+
+def _project(
+  x: jax.Array | Array, names: Sequence[str], seeds: Sequence[int]
+) -> list[jax.Array]:
+  """Returns named products of x and the weights of these seeds."""
+  pairs = zip(names, seeds, strict=True)
+  return [name(x @ _weight(seed), letter) for letter, seed in pairs]
+
+
+def _weights(
+  q: jax.Array | Array, k: jax.Array | Array, causal: bool = True
+) -> jax.Array:
+  scores = q @ k.T
+  if causal:
+    scores = jnp.where(_past(q), scores, -jnp.inf)
+  return jax.nn.softmax(scores)
 
 
 def _past(x: jax.Array | Array) -> jax.Array:
@@ -236,22 +221,17 @@ def _weight(seed: int) -> Array:
 
 def _columns(x: jax.Array) -> jax.Array:
   """One head whose new token brings column j of Q K^T: its k reads every q."""
-  q, k, v = (name(x @ _weight(i), n) for i, n in enumerate('qkv'))
+  q, k, v = _project(x, 'qkv', range(3))
   scores = jnp.where(_past(x).T, q @ k.T, -jnp.inf)
   return jax.nn.softmax(scores, axis=0).T @ v
 
 
 def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
   """Two heads, one after the other; adds `noise` to queries of the first."""
-  for layer in (1, 2):
-    q, k, v = (
-      name(x @ _weight(3 * layer + i), f'{letter}{layer}')
-      for i, letter in enumerate('qkv')
-    )
-    if layer == 1 and noise is not None:
-      q = q + noise
-    x = x + jax.nn.softmax(jnp.where(_past(x), q @ k.T, -jnp.inf)) @ v
-  return jnp.asarray(x)
+  q, k, v = _project(x, ('q1', 'k1', 'v1'), range(3, 6))
+  x = x + _weights(q if noise is None else q + noise, k) @ v
+  q, k, v = _project(x, ('q2', 'k2', 'v2'), range(6, 9))
+  return jnp.asarray(x + _weights(q, k) @ v)
 
 
 def _live(count: float) -> str:

@@ -87,24 +87,12 @@ def front(title: str, points: Sequence[Point]) -> bytes:
   axes.plot(size, flops, color=FAINT, drawstyle='steps-post')
   width = 8 if len(points) < 9 else 5
   axes.plot(size, flops, 'o', color=KEPT, markersize=width, clip_on=False)
-  axes.set_xlim(0, 1.35 * max(*size, 1))
-  axes.set_ylim(0, 1.2 * max(*flops, 1))
+  axes.set(xlim=(0, 1.35 * max(*size, 1)), ylim=(0, 1.2 * max(*flops, 1)))
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
   names = [_short(point.names) for point in points]
-  places = zip(size, flops, strict=True)
-  _name(canvas, axes, list(zip(names, places, strict=True)))
+  _name(canvas, axes, names, np.transpose([size, flops]))
   return png(canvas)
-
-
-def _ends_first(count: int) -> list[int]:
-  """Returns the last, the first, then those between: halves, quarters, ..."""
-  order = [count - 1, 0]
-  step = count
-  while step > 1:
-    step = (step + 1) // 2
-    order += range(0, count, step)
-  return list(dict.fromkeys(order))
 
 
 def _short(names: Sequence[str]) -> str:
@@ -113,20 +101,20 @@ def _short(names: Sequence[str]) -> str:
   return ' + '.join(names) or 'nothing'
 
 
-def _name(canvas: Any, axes: Any, places: Sequence[tuple[str, Place]]) -> None:
+def _name(
+  canvas: Any, axes: Any, names: Sequence[str], places: np.ndarray
+) -> None:
   """Writes names next to their points, except names that would overlap."""
   canvas.draw_without_rendering()  # So that places in pixels are known.
-  pixels = axes.transData.transform([place for _, place in places])
+  pixels = axes.transData.transform(places)
   offset = {'xytext': (7, 6), 'textcoords': 'offset points'}
   taken = []
-  for index in _ends_first(len(places)):
-    name, place = places[index]
+  for index in range(-1, len(names) - 1):  # The last point is named first.
     text = axes.annotate(
-      name, place, fontsize=9, annotation_clip=False, **offset
+      names[index], places[index], fontsize=9, annotation_clip=False, **offset
     )
     box = text.get_window_extent()
-    hit = any(box.overlaps(other) for other in taken)
-    if hit or any(box.contains(x, y) for x, y in pixels):
+    if box.count_overlaps(taken) or any(box.contains(*at) for at in pixels):
       text.remove()
     else:
       taken.append(box)
@@ -140,17 +128,15 @@ def crossing(title: str, graph: Dataflow) -> bytes:
   canvas, (axes,) = figure(
     1, _ACROSS * (2 * lanes + 0.35), _DOWN * (depth + 0.8), title
   )
-  where = {
-    i: (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
-    for i, (name, side) in enumerate(graph.nodes)
-  }
+  where = [
+    (place[name][0] + (lanes + 0.3) * (side == 'new'), -place[name][1])
+    for name, side in graph.nodes
+  ]
   axes.set_xlim(-0.5, 2 * lanes - 0.2)
   axes.set_ylim(-depth + 0.5, 0.85)
   axes.set_axis_off()
-  boxes = [
-    _box(axes, where[i], name, side)
-    for i, (name, side) in enumerate(graph.nodes)
-  ]
+  nodes = zip(where, graph.nodes, strict=True)
+  boxes = [_box(axes, center, name, side) for center, (name, side) in nodes]
   for edge in graph.edges:
     _arrow(axes, graph, where, boxes, edge)
   boundary = lanes - 0.35
@@ -175,7 +161,7 @@ def _arrow(axes, graph, where, boxes, edge: tuple[int, int]) -> None:
   source, target = edge
   source_is_new, target_is_new = (graph.nodes[i][1] == 'new' for i in edge)
   crosses = target_is_new and not source_is_new
-  others = [place for node, place in where.items() if node not in edge]
+  others = [place for node, place in enumerate(where) if node not in edge]
   bend = _bend(where[source], where[target], others)
   axes.annotate(
     '',
@@ -205,32 +191,20 @@ def _bend(start: Place, end: Place, boxes: Sequence[Place]) -> float:
   return 0.0
 
 
-def _layout(graph: Dataflow) -> dict[str, tuple[float, int]]:
+def _layout(graph: Dataflow) -> dict[str, Place]:
   """Returns a column and a depth for every name, the same on both sides."""
-  names = list(dict.fromkeys(name for name, _ in graph.nodes))
   parents = collections.defaultdict(set)
-  for a, b in graph.edges:
-    source = graph.nodes[a][0]
-    target = graph.nodes[b][0]
-    if source != target:
-      parents[target].add(source)
-  depth: dict[str, int] = {}
-
-  def rank(name: str, above: frozenset[str]) -> int:
-    if name not in depth:
-      older = parents[name] - above  # Cuts a loop where it began.
-      ranks = [rank(p, above | {name}) for p in sorted(older)]
-      depth[name] = 1 + max(ranks, default=-1)
-    return depth[name]
-
-  for name in names:
-    rank(name, frozenset([name]))
-  levels = collections.defaultdict(list)
-  for name in names:
-    levels[depth[name]].append(name)
-  widest = max(map(len, levels.values()))
+  for source, target in graph.edges:
+    parents[graph.nodes[target][0]].add(graph.nodes[source][0])
+  levels = []
+  left = list(dict.fromkeys(name for name, _ in graph.nodes))
+  while left:
+    ready = [n for n in left if parents[n].isdisjoint({*left} - {n})]
+    levels.append(ready or left[:1])  # A loop is cut at its first name.
+    left = [name for name in left if name not in levels[-1]]
+  widest = max(map(len, levels))
   return {
     name: ((widest - len(level)) / 2 + i, y)
-    for y, level in levels.items()
+    for y, level in enumerate(levels)
     for i, name in enumerate(level)
   }

@@ -6,7 +6,6 @@ come out, or is the carry of a loop and does not come out.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,13 +14,13 @@ import jax.numpy as jnp
 import kvjax
 from experiments.why_no_q_cache.readers import readers
 from kvjax.attention.variant import Table
-from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.options import DecodeOptions
 from kvjax.memory.compiled.measurement import Measured, measure
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 
 LEAF = 'query'
+LOOP_STEPS = 3  # of the form whose leaf is the carry of a loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +77,8 @@ def recording(config: kvjax.ModelConfig) -> kvjax.ModelConfig:
   return dataclasses.replace(config, layers=tuple(layers))
 
 
-def leaves(cache: kvjax.Cache) -> tuple[jax.Array, ...]:
-  """Returns the query leaf of every layer, `[B, N, S, H]`."""
-  return tuple(store[LEAF] for store in cache.stores)
-
-
 def forms(
-  config: kvjax.ModelConfig, batch_size: int, capacity: int, num_tokens: int = 3
+  config: kvjax.ModelConfig, batch_size: int, capacity: int
 ) -> tuple[Form, ...]:
   """Compiles the three forms and returns what each occupies.
 
@@ -92,91 +86,64 @@ def forms(
     config: a decoder of grouped attention.
     batch_size: B.
     capacity: slots a row.
-    num_tokens: steps of the loop of the third form.
   """
-  programs = _Programs(config, recording(config), batch_size, capacity)
-  step = measure(programs.compile(programs.step))
-  loop = measure(programs.compile(programs.loop(num_tokens, False)))
-  return (
-    _form('in and out', programs.compile(programs.in_and_out), step),
-    _form('in, not out', programs.compile(programs.in_not_out), step),
+  one_block = DecodeOptions(block=capacity)
+
+  def compile(model, in_loop, is_returned=True):
+    def run(params, cache, token):
+      def step(cache, _):
+        logits, cache = kvjax.decode_step(
+          model, params, cache, token, options=one_block
+        )
+        return cache, logits
+
+      if in_loop:
+        cache, logits = jax.lax.scan(step, cache, length=LOOP_STEPS)
+      else:
+        cache, logits = step(cache, None)
+      return logits, cache if is_returned else _drop_leaf(cache)
+
+    arguments = jax.eval_shape(
+      lambda: (
+        kvjax.init_params(model, jax.random.key(0)),
+        kvjax.init_cache(model, batch_size, capacity),
+        jnp.zeros(batch_size, jnp.int32),
+      )
+    )
+    return jax.jit(run, donate_argnames='cache').lower(*arguments).compile()
+
+  programs = {
+    'in and out': (False, True),
+    'in, not out': (False, False),
+    'in the carry of a loop, not out': (True, False),
+  }
+  recorded = recording(config)
+  bases = [measure(compile(config, in_loop)) for in_loop in (False, True)]
+  return tuple(
     _form(
-      'in the carry of a loop, not out',
-      programs.compile(programs.loop(num_tokens, True)),
-      loop,
-    ),
+      name,
+      compile(recorded, in_loop, is_returned),
+      bases[in_loop],
+      len(config.layers),
+    )
+    for name, (in_loop, is_returned) in programs.items()
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Programs:
-  """One step with and without the leaf, which is an argument by itself."""
-
-  plain: kvjax.ModelConfig
-  recorded: kvjax.ModelConfig
-  batch_size: int
-  capacity: int
-
-  def compile(self, function: Callable[..., Any]) -> Any:
-    # Only a donated argument that is returned can be aliased; others warn.
-    donate = ('cache',) + ('query',) * (function == self.in_and_out)
-    jitted = jax.jit(function, donate_argnames=donate)
-    return jitted.lower(*jax.eval_shape(self._arguments)).compile()
-
-  def _arguments(self) -> tuple[Any, ...]:
-    params = kvjax.init_params(self.plain, jax.random.key(0))
-    cache = kvjax.init_cache(self.plain, self.batch_size, self.capacity)
-    whole = kvjax.init_cache(self.recorded, self.batch_size, self.capacity)
-    return params, cache, leaves(whole), jnp.zeros(self.batch_size, jnp.int32)
-
-  def _decode(self, config, params, cache, token):
-    one_block = DecodeOptions(block=self.capacity)
-    return kvjax.decode_step(config, params, cache, token, options=one_block)
-
-  def step(self, params, cache, query, token):
-    del query
-    return self._decode(self.plain, params, cache, token)
-
-  def in_and_out(self, params, cache, query, token):
-    spec = cache_spec(self.recorded, self.batch_size, self.capacity)
-    pairs = zip(cache.stores, query, strict=True)
-    stores = tuple({**store, LEAF: leaf} for store, leaf in pairs)
-    whole = dataclasses.replace(cache, stores=stores, layout=spec.layout)
-    logits, whole = self._decode(self.recorded, params, whole, token)
-    stores = tuple(
-      {name: leaf for name, leaf in store.items() if name != LEAF}
-      for store in whole.stores
-    )
-    part = dataclasses.replace(whole, stores=stores, layout=cache.layout)
-    return logits, part, leaves(whole)
-
-  def in_not_out(self, params, cache, query, token):
-    logits, cache, _ = self.in_and_out(params, cache, query, token)
-    return logits, cache
-
-  def loop(self, num_tokens: int, record: bool) -> Callable[..., Any]:
-    def run(params, cache, query, token):
-      blank = tuple(map(jnp.zeros_like, query)) if record else ()
-
-      def body(carry, _):
-        cache, query = carry
-        if record:
-          logits, *carry = self.in_and_out(params, cache, query, token)
-          return tuple(carry), logits
-        logits, cache = self.step(params, cache, query, token)
-        return (cache, query), logits
-
-      carry, logits = jax.lax.scan(body, (cache, blank), length=num_tokens)
-      return logits, carry[0]
-
-    return run
+def _drop_leaf(cache: kvjax.Cache) -> kvjax.Cache:
+  stores = tuple(
+    {name: leaf for name, leaf in store.items() if name != LEAF}
+    for store in cache.stores
+  )
+  return dataclasses.replace(cache, stores=stores)
 
 
-def _form(name: str, compiled: Any, base: Measured) -> Form:
+def _form(name: str, compiled: Any, base: Measured, num_layers: int) -> Form:
   sizes = measure(compiled)
+  leaves = [f"cache.stores[{i}]['{LEAF}']" for i in range(num_layers)]
   try:
-    query_readers = readers(compiled, LEAF)
-  except ValueError:  # XLA dropped the argument, because nothing uses it.
+    query_readers = tuple(i for leaf in leaves for i in readers(compiled, leaf))
+  except ValueError:  # The program has no such argument: nothing uses it.
     query_readers = None
   return Form(
     name,

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 HEAVY = (
   'matplotlib.figure',
   'experiments.launch',
+  'experiments.compare.pace',
   'experiments.compare.study',
   'experiments.compare.sample',
   'experiments.compare.findings',

@@ -172,6 +172,7 @@ def test_the_calls_of_cudnn_as_they_are_lowered():
 
 def test_a_cluster_merges_its_splits_in_one_launch():
   q, k, v, positions, slot_positions = draw_ragged((1, 3, 1), (0, 1, 141), 192)
+  table = [(tuning.Problem(3, 192, 64, 64), tuning.Tiles(64, 2, 2))]
 
   def attend():
     # Queries wider than the keys, and no tile: the kernel reads them as given.
@@ -180,12 +181,10 @@ def test_a_cluster_merges_its_splits_in_one_launch():
       jnp.asarray(positions),
       view_of(k, v, slot_positions),
       RULE,
-      splits=2,
-      stages=2,
     )
 
-  with kernels.interpreted(detect_races=True):
-    if mosaic_gpu_inside.missing_clusters():
+  with kernels.interpreted(detect_races=True), tuning.using(table):
+    if not mosaic_gpu_inside.has_clusters():
       with pytest.raises(ValueError, match='clusters of thread blocks'):
         attend()
       return
@@ -202,12 +201,9 @@ def test_a_cluster_merges_its_splits_in_one_launch():
 def test_a_cluster_has_as_many_blocks_as_a_device_launches():
   problem = tuning.Problem(8, 4096, 128, 128)
   swept = tuning.Tiles(128, 2, 16)
-  assert in_cluster(problem, swept, None) == tuning.Tiles(128, 2, 8)
-  assert in_cluster(problem, swept, 16) == swept
-  with pytest.raises(ValueError, match='at most 16'):
-    in_cluster(problem, swept, 17)
+  assert in_cluster(problem, swept) == tuning.Tiles(128, 2, 8)
   with pytest.raises(ValueError, match='widths 256 and 192'):
-    in_cluster(tuning.Problem(8, 4096, 256, 192), swept, None)
+    in_cluster(tuning.Problem(8, 4096, 256, 192), swept)
 
 
 def test_a_step_merges_inside_one_launch_without_a_tile():

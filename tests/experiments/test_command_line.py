@@ -60,6 +60,7 @@ def check(run_command, module, name, tmp_path):
   [
     ('sweep', ['--grid=a'], "grid='a' must be name=value"),
     ('sweep', ['--experiment=nope'], "experiment='nope' is unknown"),
+    ('sweep', ['seed=0,1'], "'seed=0,1' is no flag"),
     ('aggregate', [], 'No files'),
     ('aggregate', ['--format=pdf', 'x.jsonl'], "format='pdf' is unknown"),
     ('aggregate', ['no.jsonl'], 'no.jsonl cannot be read'),
@@ -105,7 +106,7 @@ def test_a_bad_grid_is_refused(axes):
 def test_a_sweep_records_failures_and_resumes(tmp_path):
   def run(value, code):
     return grid.run_point(
-      [sys.executable, '-c', code], {'a': value}, tmp_path / value, root=ROOT
+      [sys.executable, '-c', code], {'a': value}, tmp_path / value
     )
 
   bad, good = run('1', 'raise SystemExit("bad point")'), run('2', 'pass')
@@ -123,7 +124,7 @@ def test_a_sweep_records_failures_and_resumes(tmp_path):
 def test_a_point_that_takes_too_long_has_failed(tmp_path):
   code = 'import time; time.sleep(60)'
   found = grid.run_point(
-    [sys.executable, '-c', code], {}, tmp_path, root=ROOT, timeout=0.2
+    [sys.executable, '-c', code], {}, tmp_path, timeout=0.2
   )
   assert found['status'] == 'failed' and '0.2 s' in found['code']
 

@@ -62,7 +62,8 @@ def test_a_writer_shows_records_and_saves(tmp_path, capsys):
   report = writer.start(tmp_path / 'new', 'x', 'A title', {'seed': 3})
   report = report.show(*BLOCKS)
   report.record({'record': 'one', 'value': np.float32(0.5)})
-  report.record({'record': 'two', 'value': float('nan')})
+  # Strings may hold what other programs take for the end of a line.
+  report.record({'record': 'two', 'value': float('nan'), 'text': '\u2028'})
   path = report.save()
   out = capsys.readouterr().out
   assert '12,345' in out and 'a & b' in out
@@ -71,7 +72,8 @@ def test_a_writer_shows_records_and_saves(tmp_path, capsys):
   found = records.read([report.lines])
   assert [r['record'] for r in found] == ['run', 'one', 'two']
   assert found[0]['seed'] == 3 and found[0]['environment']['jax']
-  assert found[1]['value'] == 0.5 and found[2]['value'] == 'nan'
+  assert found[1]['value'] == 0.5
+  assert found[2]['value'] == 'nan' and found[2]['text'] == '\u2028'
 
 
 def test_a_writer_begins_anew(tmp_path):
@@ -97,6 +99,7 @@ def test_plots_are_pictures_and_repeat_themselves():
     plots.lines_below(
       't', {'1': {'a': {1: 2.0}}, '2': {}}, 'x', 'y', limit=('most', 3.0)
     ),
+    plots.lines('nothing fits', {'a': {}}, 'x', 'y'),
     plots.scatter('t', {'a': {'dense': (8.0, 1.0, 0.1)}}, 'x', 'y'),
     plots.heat('t', {'h': np.eye(3)}, 'abc'),
     plots.lifetimes(

@@ -48,7 +48,7 @@ def test_step_3_s_table_of_attention_at_8k(name, operations):
 
 def test_the_scaling_book_from_our_own_config():
   # It rounds 819,200 x 8192 bytes a row to 6.7e9 and the weights to 26e9.
-  rows, _ = tables.published(kvjax.load_config)
+  rows, _ = tables.published()
   book = [r for r in rows if r['name'] == 'llama-2-13b']
   assert len(book) == 6
   for row in book:
@@ -72,7 +72,7 @@ def test_exponents_of_curves(monkeypatch):
     return {f'kvjax {pace.kernels[0]}': found}
 
   monkeypatch.setattr(growth.clock, 'measure', measure)
-  records = list(growth.rows(('context',), 1, rotate=0))
+  records = list(growth.rows(('context',), 1))
   assert len(records) == growth.count(('context',))
   # Log2 sizes 9 to 15: their squares about the mean are 28, the last is 3 off.
   assert records[-1]['exponent'] == pytest.approx(0.75 + 3 * 0.25 / 28)

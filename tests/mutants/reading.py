@@ -85,7 +85,7 @@ CORE: tuple[Mutant, ...] = (
   Mutant(
     'prompt_kernel_reads_empty_slots',
     'experiments/measuring/candidates/cudnn.py',
-    'jnp.where((slots.positions >= 0)[..., None], stored[name].codes, 0)',
+    'jnp.where(has_token, stored[name].codes, 0)',
     'stored[name].codes',
     'tests/experiments/test_candidates.py::test_cudnn_answers_ragged_rows_with_poison',
   ),

@@ -21,18 +21,20 @@ from unittest import mock
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import SingleDeviceSharding
 
 PLUGINS = 'jax_cuda13_plugin', 'jax_cuda12_plugin'
-_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = \w+\[([\d,]*)\]\S* (\S+)\(')
-_OPCODE = re.compile(r'^\s+(?:ROOT )?%?\S+ = .*? ([a-z][a-z-]*)\(')
+# Shape and opcode of an instruction; the shape of a tuple has blanks.
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?\S+ = (.*?) ([a-z][a-z-]*)\(')
+_ARRAY = re.compile(r'\w+\[([\d,]*)\]')
+# Opcodes that only name memory.
 _NAMES = 'parameter', 'constant', 'bitcast', 'tuple', 'get-tuple-element'
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _REGISTERS = re.compile(r'Used (\d+) registers')
 _SPILLS = re.compile(r'(\d+) bytes spill stores, (\d+) bytes spill loads')
 
 
-def device(path: str | pathlib.Path) -> NamedSharding:
+def device(path: str | pathlib.Path) -> SingleDeviceSharding:
   """Returns the sharding of one described GPU, to be given to every argument.
 
   Args:
@@ -62,8 +64,7 @@ def device(path: str | pathlib.Path) -> NamedSharding:
       'Give one dumped by this version, or delete the fields that XLA names '
       'above.'
     ) from None
-  mesh = topologies.make_mesh(found, (1,), ('device',))
-  return NamedSharding(mesh, PartitionSpec())
+  return SingleDeviceSharding(found.devices[0])
 
 
 def dump(path: str | pathlib.Path) -> None:
@@ -124,15 +125,14 @@ def moved(compiled: jax.stages.Compiled, elements: int) -> list[str]:
     `opcode scope` of each instruction of the scheduled program.
   """
   found = []
-  for line in _scheduled(compiled):
-    match = _INSTRUCTION.match(line)
-    if not match or match[3] in ('parameter', 'bitcast', 'get-tuple-element'):
+  for shape, opcode, line in _started(compiled):
+    array, scope = _ARRAY.match(shape), _SCOPE.search(line)
+    if not array:
       continue
-    size = math.prod(int(n) for n in match[2].split(',') if n)
-    scope = _SCOPE.search(line)
+    size = math.prod(int(n) for n in array[1].split(',') if n)
     where = scope[1] if scope else ''
     if size >= elements and '/cache/' not in where:
-      found.append(f'{match[3]} {where}')
+      found.append(f'{opcode} {where}')
   return found
 
 
@@ -142,14 +142,16 @@ def launches(compiled: jax.stages.Compiled) -> int:
   What only names memory starts nothing; loops, which a decode step on a GPU
   has none of, would count once.
   """
-  matches = map(_OPCODE.match, _scheduled(compiled))
-  return sum(match[1] not in _NAMES for match in matches if match)
+  return len(list(_started(compiled)))
 
 
-def _scheduled(compiled: jax.stages.Compiled) -> list[str]:
-  """Returns the instructions that a program starts, in order."""
+def _started(compiled: jax.stages.Compiled) -> Iterator[tuple[str, str, str]]:
+  """Yields shape, opcode and text of what a program starts, in order."""
   text: str = compiled.as_text() or ''
-  return text[text.index('ENTRY') :].splitlines()
+  for line in text[text.index('ENTRY') :].splitlines():
+    match = _INSTRUCTION.match(line)
+    if match and match[2] not in _NAMES:
+      yield match[1], match[2], line
 
 
 def kernel_calls(compiled: jax.stages.Compiled) -> int:

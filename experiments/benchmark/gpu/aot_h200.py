@@ -35,28 +35,12 @@ _LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of a step.', lower_bound=1)
 _MODEL = flags.DEFINE_string('model', 'llama-3-8b', 'Published config.')
 _WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
 
-
+# Fields of a record that its table shows, where the record has them.
 SHOWN = (
-  'variant',
-  'layers',
-  'kernel',
-  'form',
-  'batch_size',
-  'capacity',
-  'new_tokens_per_step',
-  'groups',
-  'tokens',
-  'width',
-  'dtype',
-  'ratio',
-  'peak',
-  'temporaries',
-  'planned_temporaries',
-  'launches',
-  'registers',
-  'spills',
-  'failed',
-)
+  'variant layers kernel form batch_size capacity new_tokens_per_step groups '
+  'tokens width dtype ratio peak temporaries planned_temporaries launches '
+  'registers spills failed'
+).split()
 
 
 def table(title: str, records: list[dict[str, Any]]) -> Table:
@@ -81,23 +65,23 @@ def main(argv: list[str]) -> None:
     sharding = aot_compile.device(_TARGET.value)
     whole = load_config(_MODEL.value)
   few = dataclasses.replace(whole, layers=whole.layers[: _LAYERS.value])
-  steps = functools.partial(aot_programs.steps, few)
-  prefills = functools.partial(aot_programs.prefills, whole, _LAYERS.value)
-  depths = len({_LAYERS.value, len(whole.layers)})
-  calls = depths * len(aot_programs.PREFILLS) + len(aot_programs.OTHERS)
-  alone = len(aot_programs.KERNELS) * len(aot_programs.FORMS)
+  steps = aot_programs.steps(few)
+  prefills = aot_programs.prefills(whole, _LAYERS.value)
   run = {'command': launch.command(), 'a_gpu_ran': False}
   run |= aot_compile.name_of(_TARGET.value)
   writer = start(_WORKDIR.value, 'aot_h200', 'Compiled for an H200', run)
   failed: list[str] = []
   with kernels.targeting('gpu'), aot_compile.assembler() as reports:
-    for title, make, count in (
-      ('Kernels', aot_programs.alone, alone),
-      ('Decode steps', steps, len(aot_programs.STEPS)),
-      ('Prefills', prefills, calls),
+    compare = functools.partial(
+      aot_programs.compare, sharding=sharding, reports=reports
+    )
+    alone = aot_programs.alone(sharding, reports)
+    for title, compiled, count in (
+      ('Kernels', alone, 2 * len(aot_programs.KERNELS)),
+      ('Decode steps', map(compare, steps), len(steps)),
+      ('Prefills', map(compare, prefills), len(prefills)),
     ):
-      found = map(writer.record, make(sharding, reports))
-      records = list(follow(title, found, count))
+      records = list(follow(title, map(writer.record, compiled), count))
       writer = writer.show(table(title, records))
       for r in records:
         failed += [f'{r.get("variant", title)}: {x}' for x in r['failed']]

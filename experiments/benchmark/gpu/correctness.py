@@ -6,6 +6,7 @@ nothing before this check.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,13 +50,18 @@ class Problem:
     rule = Visibility(**self.rule)
     return Scoring(self.width**-0.5, softcap=self.softcap, visibility=rule)
 
-  def shapes(self, batch: int, heads: int, slots: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of queries, keys and values."""
+  def inputs(
+    self, batch: int, heads: int, slots: int, sharding: Any = None
+  ) -> list[jax.ShapeDtypeStruct]:
+    """Returns the shapes of what a program takes, in its order."""
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
     lead = batch, heads
     return [
-      (*lead, self.groups, self.tokens, self.width),
-      (*lead, slots, self.width),
-      (*lead, slots, self.value_width),
+      shape((*lead, self.groups, self.tokens, self.width), self.dtype),
+      shape((*lead, slots, self.width), self.dtype),
+      shape((*lead, slots, self.value_width), self.dtype),
+      shape((batch, self.tokens), jnp.int32),
+      shape((batch, 1, slots), jnp.int32),
     ]
 
   def program(self, kernel: str | Kernel, filled: int | None = None) -> Any:
@@ -104,8 +110,8 @@ def rows(
       'slots': slots,
     }
     try:
-      chosen = forms.kernel_of(kernel, form)
-      record |= _compare(problem, chosen, _draw(problem, lengths, slots))
+      inputs = _draw(problem, lengths, slots)
+      record |= _compare(problem, forms.kernel_of(kernel, form), inputs)
     except Exception as error:  # the next problem may be served
       record |= {'passed': False, 'failed': clock.reason(error)}
     yield record
@@ -150,8 +156,8 @@ def _draw(problem: Problem, lengths, slots) -> list[jax.Array]:
   counts = np.asarray(lengths)[:, None]
   slot_positions = np.where(np.arange(slots) < counts, np.arange(slots), -1)
   last = counts - problem.tokens + np.arange(problem.tokens)
-  shapes = problem.shapes(len(lengths), HEADS, slots)
-  q, k, v = attention.normal(0, *shapes)
+  streams = problem.inputs(len(lengths), HEADS, slots)[:3]
+  q, k, v = attention.normal(0, *(x.shape for x in streams))
   empty = jnp.asarray(slot_positions < 0)[:, None, :, None]
   k, v = (jnp.where(empty, jnp.nan, x) for x in (k, v))
   return [

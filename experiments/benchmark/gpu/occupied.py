@@ -32,23 +32,19 @@ def measure(
     `planned`, `found` and their `ratio`; `skipped` and why where the device
     does not say, or remembers a larger peak.
   """
-  device = jax.devices()[0]
+  device: Any = jax.devices()[0]
   if not device.memory_stats():
     return {'skipped': f'{device.platform} does not say what it has in use'}
   sizes: dict[str, Any] = {'batch_size': batch, 'capacity': capacity}
   sizes['new_tokens_per_step'] = tokens
   planned = plan(config, backend='gpu', kernel=kernel, **sizes).total_bytes
   compiled = compile_call(config, kernel=kernel, **sizes)
-  before = _stats(device)
+  before = device.memory_stats()
   shapes, _ = compiled.args_info
   given = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   jax.block_until_ready(compiled(*given))
-  after = _stats(device)
+  after = device.memory_stats()
   if after['peak_bytes_in_use'] <= before['peak_bytes_in_use']:
     return {'planned': planned, 'skipped': 'an earlier peak hides it'}
   found = after['peak_bytes_in_use'] - before['bytes_in_use']
   return {'planned': planned, 'found': found, 'ratio': planned / found}
-
-
-def _stats(device: Any) -> dict[str, int]:
-  return device.memory_stats() or {}

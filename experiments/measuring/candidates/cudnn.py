@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.context import target
-from kvjax.kernels import blockwise
-from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, launch
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.kernels.kernel import Kernel, refuses_block, refuses_stored
@@ -34,9 +32,9 @@ def missing() -> str:
   """Returns why this process cannot use the kernel; '' if it can."""
   if not is_at_home():
     return ''
-  if target() != 'gpu' or jax.default_backend() != 'gpu':
-    there = target() if target() != 'gpu' else jax.default_backend()
-    return f'it runs, and is lowered, where a GPU is, not on {there}'
+  for platform in (target(), jax.default_backend()):
+    if platform != 'gpu':
+      return f'it runs, and is lowered, where a GPU is, not on {platform}'
   try:
     importlib.import_module(_ROOM).check_cudnn_version()
   except (AttributeError, ImportError, RuntimeError) as error:
@@ -94,28 +92,21 @@ def attend(
   """Attends to the slots of one view; see `blockwise.attend`.
 
   Tokens of a row follow each other, padding on either side; a row where they
-  do not is NaN.
+  do not is NaN. It has no derivative: a race takes none.
   """
   del block  # `refuses` lets no number pass
   assert view.stored is not None and view.positions is not None
-  stored = {name: view.stored[name] for name in ('key', scoring.value)}
-  rule = Scoring(scoring.scale, scoring.value, visibility=scoring.visibility)
-  slots = Slots(view.positions, jnp.asarray(view.filled, jnp.int32))
-  return _attend(rule, queries, positions, stored, slots)
-
-
-# Its derivative is that of the plain form, as of the other kernels.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(rule, queries, positions, stored, slots: Slots):
+  stored: Streams = view.stored
   # A masked weight is 0, and 0 times the NaN of an empty slot would be NaN.
+  has_token = (view.positions >= 0)[..., None]
   key, value = (
-    jnp.where((slots.positions >= 0)[..., None], stored[name].codes, 0)
-    for name in ('key', rule.value)
+    jnp.where(has_token, stored[name].codes, 0)
+    for name in ('key', scoring.value)
   )
   batch, heads, groups, tokens, width = queries['key'].shape
   query = queries['key'].astype(key.dtype)
   query = query.reshape(batch, heads * groups, tokens, width)
-  capacity, window = key.shape[2], rule.visibility.window
+  capacity, window = key.shape[2], scoring.visibility.window
   lead = 0 if window is None else window - 1
   size = min(tokens + lead, capacity)
   start, offset, count, apart = _square(positions, lead, size, capacity)
@@ -125,12 +116,11 @@ def _attend(rule, queries, positions, stored, slots: Slots):
     cut = jax.lax.dynamic_slice_in_dim
     cut = jax.vmap(functools.partial(cut, slice_size=size, axis=1))
     near = cut(key, start), cut(value, start)
-  out, lse = _call(rule, query, *near, count, count, causal=True)
+  out, lse = _call(scoring, query, *near, count, count, causal=True)
   if window is None and size < capacity:
-    old, total = _call(rule, query, key, value, count, start, causal=False)
-    some = (start > 0)[:, None, None]
-    old = jnp.where(some[..., None], old, 0), jnp.where(some, total, -jnp.inf)
-    out, lse = merge([(out, lse), old])
+    old, total = _call(scoring, query, key, value, count, start, causal=False)
+    total = jnp.where((start > 0)[:, None, None], total, -jnp.inf)
+    out, lse = merge([(out, lse), (old, total)])
   row = jnp.arange(tokens, dtype=jnp.int32)[None, :] + offset[:, None]
   seen = (positions >= 0)[:, None, :]
   out = jnp.where(seen[..., None], _take(out, row), 0)
@@ -138,12 +128,6 @@ def _attend(rule, queries, positions, stored, slots: Slots):
   out = jnp.where(apart[:, None, None, None], jnp.nan, out)
   shape = batch, heads, groups, tokens
   return out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
-
-
-@_attend.defjvp
-def _attend_jvp(rule, primals, tangents):
-  plain = functools.partial(blockwise.attend_stored, rule)
-  return jax.jvp(plain, primals, tangents)
 
 
 def _square(positions, lead: int, size: int, slots: int):
@@ -170,26 +154,26 @@ def _take(x: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _call(
-  rule: Scoring, query, key, value, rows, keys, *, causal: bool
+  scoring: Scoring, query, key, value, rows, keys, *, causal: bool
 ) -> tuple[Any, Any]:
   """Returns output `[B, N, T, H]` and log-sum-exp `[B, N, T]`, float32.
 
   Args:
-    rule: its scale and, of a causal call, its window.
+    scoring: its scale and, of a causal call, its window.
     query: `[B, N, T, H]`.
     key, value: `[B, K, S, H]`.
     rows, keys: int32 `[B]`, how many count; of a row without any, one does.
     causal: query i sees no key after key i.
   """
   rows, keys = jnp.maximum(rows, 1), jnp.maximum(keys, 1)
-  window = rule.visibility.window if causal else None
+  window = scoring.visibility.window if causal else None
   if not is_at_home():
     wide = [
       jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (query, key, value)
     ]
     out, lse = jax.nn.dot_product_attention(
       *wide,
-      scale=float(rule.scale),
+      scale=float(scoring.scale),
       is_causal=causal,
       query_seq_lengths=rows,
       key_value_seq_lengths=keys,
@@ -206,7 +190,7 @@ def _call(
     value,
     q_seqlen=rows,
     kv_seqlen=keys,
-    scale=float(rule.scale),
+    scale=float(scoring.scale),
     mask_type=masks.PADDING_CAUSAL if causal else masks.PADDING,
     qkv_layout='BNTH',
     sliding_window_length=window,

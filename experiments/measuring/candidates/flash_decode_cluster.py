@@ -146,11 +146,9 @@ def _run_program(launch: Launch, operands: Operands, refs, scratch) -> None:
 
 def _span(launch, query_positions, filled, slots):
   """Returns `span_of_row` of scalars."""
-  last, earliest = jnp.int32(-1), jnp.int32(slots)
-  for position in query_positions:
-    last = jnp.maximum(last, position)
-    none = position < 0
-    earliest = jnp.minimum(earliest, jnp.where(none, slots, position))
+  last = functools.reduce(jnp.maximum, query_positions)
+  tokens = [jnp.where(x < 0, slots, x) for x in query_positions]
+  earliest = functools.reduce(jnp.minimum, tokens)
   most = jnp.minimum(filled, slots)
   return span_of_row(last + 1, earliest, most, launch.rule)
 

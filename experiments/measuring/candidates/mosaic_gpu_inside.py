@@ -5,28 +5,23 @@ run on a GPU. It serves what `mosaic_gpu` serves, with one launch instead of
 three.
 """
 
-import dataclasses
-import functools
 import importlib
 
 import jax
 import jax.numpy as jnp
 
-from kvjax.kernels import blockwise
-from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, launch, tuning
 from kvjax.kernels.hopper.spans import spans
-from kvjax.kernels.hopper.tiling import Launch, choose_stages
+from kvjax.kernels.hopper.tiling import choose_stages
 from kvjax.kernels.hopper.tuning import Problem, Tiles
 from kvjax.kernels.kernel import Kernel
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 
-CLUSTER = 16  # thread blocks, at most, of a cluster on a Hopper GPU
-PORTABLE = 8  # thread blocks of a cluster that every such GPU launches
+PORTABLE = 8  # thread blocks of a cluster that every Hopper GPU launches
 # Bytes of an element of a query in shared memory, where the query is stored
-# twice: as it arrives, of two or four bytes, and as a tile of two.
-NARROW_QUERY, WIDE_QUERY = 4, 6
+# twice: as it arrives, of at most four bytes, and as a tile of two.
+QUERY_BYTES = 6
 
 
 def attend(
@@ -36,92 +31,48 @@ def attend(
   scoring: Scoring,
   *,
   block: int | None = None,
-  stages: int | None = None,
-  splits: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to the slots of one view; see `kvjax.kernels.hopper.launch.attend`.
 
-  Raises:
-    ValueError: no cluster has as many blocks, or its shared memory is too small
-      for two blocks of slots.
-  """
-  assert view.stored is not None and view.positions is not None
-  problem = launch.problem_of(view, scoring)
-  tiles = tuning.choose_tiles(problem, block, stages)
-  tiles = in_cluster(problem, tiles, splits)
-  if tiles.splits > 1 and interpreter.settings():
-    if reason := missing_clusters():
-      raise ValueError(f'{reason}. Give splits=1.')
-  return _attend(
-    launch.without_arrays(scoring),
-    launch.launch_of(tiles, view, scoring),
-    queries,
-    positions,
-    {name: view.stored[name] for name in ('key', scoring.value)},
-    Slots(view.shown(view.positions), jnp.asarray(view.filled, jnp.int32)),
-  )
-
-
-def in_cluster(problem: Problem, tiles: Tiles, splits: int | None) -> Tiles:
-  """Returns tiles that one cluster and its shared memory can be.
-
-  Args:
-    problem: what is cut.
-    tiles: of `mosaic_gpu`.
-    splits: requested blocks of a cluster; None for those of the tiles, as far
-      as every Hopper GPU launches them.
+  It has no derivative: a race takes none.
 
   Raises:
-    ValueError: as `attend`.
+    ValueError: shared memory is too small for two blocks of slots, or several
+      splits are interpreted by a JAX that interprets no clusters.
   """
-  if splits and splits > CLUSTER:
-    raise ValueError(
-      f'splits={splits} cannot merge inside one launch: a cluster has at '
-      f'most {CLUSTER} blocks. Give fewer.'
-    )
-  most = choose_stages(
-    problem.width, problem.value_width, tiles.block, NARROW_QUERY
-  )
-  if most < 2:
-    raise ValueError(
-      f'widths {problem.width} and {problem.value_width} leave no room for '
-      "two blocks next to the queries. Use kernel='mosaic_gpu'."
-    )
-  return dataclasses.replace(
-    tiles,
-    stages=min(tiles.stages, most),
-    splits=splits or min(tiles.splits, PORTABLE),
-  )
-
-
-def missing_clusters() -> str:
-  """Returns why this JAX interprets no clusters; '' if it does."""
-  room = 'jax._src.pallas.mosaic_gpu.interpret.shared_memory'
-  if hasattr(importlib.import_module(room), 'ClusterBarrier'):
-    return ''
-  return 'JAX interprets clusters of thread blocks from 0.11 on'
-
-
-# The kernel has no derivative; that of the plain form stands in for it.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attend(rule, cut, queries, positions, stored, slots: Slots):
+  # Pallas takes a second to import: only a caller of this kernel waits for it.
   from experiments.measuring.candidates.flash_decode_cluster import (
     flash_decode_cluster,
   )
   from kvjax.kernels.hopper.flash_decode import Operands
 
-  slot_positions, filled, _ = slots
-  keys, values = stored['key'].codes, stored[rule.value].codes
+  assert view.stored is not None and view.positions is not None
+  stored: Streams = view.stored
+  problem = launch.problem_of(view, scoring)
+  tiles = in_cluster(problem, tuning.choose_tiles(problem, block))
+  if tiles.splits > 1 and interpreter.settings() and not has_clusters():
+    raise ValueError(
+      'JAX interprets clusters of thread blocks from 0.11 on. Use it, or '
+      "kernel='mosaic_gpu'."
+    )
+  slot_positions = view.shown(view.positions)
+  span = jnp.asarray(view.filled, jnp.int32).reshape(1)
+  if not view.ordered:  # a sum over all slots, which no single program computes
+    rule = scoring.visibility
+    span = spans(positions, slot_positions, view.filled, rule, False)
   batch, heads, groups, tokens, width = queries['key'].shape
   rows = groups * tokens
-  query = queries['key'].reshape(batch, heads, rows, width)
-  if query.dtype != keys.dtype and not _has_room_for_wide(cut, keys, values):
-    query = query.astype(keys.dtype)
-  span = filled.reshape(1)
-  if not cut.ordered:  # a sum over all slots, which no single program computes
-    span = spans(positions, slot_positions, filled, cut.rule, False)
-  operands = Operands(query, keys, values, positions, slot_positions, span)
-  out, lse = flash_decode_cluster(operands, cut)
+  out, lse = flash_decode_cluster(
+    Operands(
+      queries['key'].reshape(batch, heads, rows, width),
+      stored['key'].codes,
+      stored[scoring.value].codes,
+      positions,
+      slot_positions,
+      span,
+    ),
+    launch.launch_of(tiles, view, scoring),
+  )
   shape = batch, heads, groups, tokens
   return (
     out[:, :, :rows].reshape(*shape, out.shape[-1]),
@@ -129,29 +80,36 @@ def _attend(rule, cut, queries, positions, stored, slots: Slots):
   )
 
 
-def _has_room_for_wide(cut: Launch, keys, values) -> bool:
-  """Returns whether queries of four bytes leave room for as many stages."""
-  most = choose_stages(keys.shape[3], values.shape[3], cut.block, WIDE_QUERY)
-  return most >= cut.stages
+def in_cluster(problem: Problem, tiles: Tiles) -> Tiles:
+  """Returns the tiles of `mosaic_gpu` as far as one cluster can have them.
+
+  Raises:
+    ValueError: shared memory is too small for two blocks of slots.
+  """
+  most = choose_stages(
+    problem.width, problem.value_width, tiles.block, QUERY_BYTES
+  )
+  if most < 2:
+    raise ValueError(
+      f'widths {problem.width} and {problem.value_width} leave no room for '
+      "two blocks next to the queries. Use kernel='mosaic_gpu'."
+    )
+  return Tiles(
+    tiles.block, min(tiles.stages, most), min(tiles.splits, PORTABLE)
+  )
 
 
-@_attend.defjvp
-def _attend_jvp(rule, cut, primals, tangents):
-  del cut
-  plain = functools.partial(blockwise.attend_stored, rule)
-  return jax.jvp(plain, primals, tangents)
-
-
-def _is_at_home() -> bool:
-  """Never: a candidate runs wherever it is named, and nowhere else."""
-  return False
+def has_clusters() -> bool:
+  """Returns whether this JAX interprets clusters."""
+  room = 'jax._src.pallas.mosaic_gpu.interpret.shared_memory'
+  return hasattr(importlib.import_module(room), 'ClusterBarrier')
 
 
 KERNEL = Kernel(
   name='mosaic_gpu inside',
   platform='cuda',
   missing=launch.missing,
-  is_at_home=_is_at_home,
+  is_at_home=lambda: False,  # it runs wherever it is named, and only there
   refuses=launch.refuses,
   attend=attend,
 )

@@ -52,19 +52,18 @@ class ProductCase(clock.Case):
     copies = max(1, -(-pace.rotate // weight_bytes))
     shapes = [(self.rows, self.width), *[(self.out, self.width)] * copies]
     x, *weights = (a.astype('bfloat16') for a in normal(0, *shapes))
-    want = np.asarray(x, np.float64) @ np.asarray(weights[0], np.float64).T
+    expected = clock.Expected(
+      np.asarray(x, np.float64) @ np.asarray(weights[0], np.float64).T,
+      weight_bytes,
+      TOLERANCE,
+      pace.calls * copies,
+    )
 
     def runner(product, kernel):
       multiply = jax.jit(lambda x, weights: [product(x, w) for w in weights])
       start = functools.partial(multiply, x, weights)
-      return clock.Runner(
-        clock.queued(start, pace.calls, jax.block_until_ready),
-        weight_bytes,
-        kernel,
-        clock.difference(start()[0], want),
-        TOLERANCE,
-        pace.calls * copies,
-      )
+      call = clock.queued(start, pace.calls, jax.block_until_ready)
+      return expected.runner(call, kernel, start()[0])
 
     return {
       'kvjax': lambda: runner(linear.matmul, 'library'),
