@@ -91,9 +91,9 @@ def test_refusals():
     kvjax.prefill(config, params, cache, ids)
   with pytest.raises(ValueError, match='has an encoder: pass encoded='):
     kvjax.forward(config, params, ids)
-  with pytest.raises(ValueError, match=r'shape \(2, 4, 1\).*\[B, S\] ids'):
+  with pytest.raises(ValueError, match=r'shape \[2, 4, 1\]; it must be .* integers'):
     kvjax.encode(config, params, ids[..., None])
-  with pytest.raises(ValueError, match=r'must be \[B, frames, 3\]'):
+  with pytest.raises(ValueError, match=r'must be an array of floating numbers \[any, any, 3\]'):
     kvjax.encode(model(features=3), params, jnp.zeros((2, 7, 5)))
 
 
@@ -122,5 +122,5 @@ def test_a_source_that_is_missing_or_of_other_rows():
   with pytest.raises(ValueError, match='encoded has 1 rows .* cache 2'):
     kvjax.prefill(config, params, room, ids, encoded=alone)
   other = kvjax.init_cache(config, 2, 11, source_length=5)
-  with pytest.raises(ValueError, match='the same kinds, .* and source'):
+  with pytest.raises(ValueError, match='the same kinds, .*source'):
     kvjax.concat([room, other])
