@@ -110,8 +110,9 @@ def load_cache(
       another config or other params; the message says what differs.
   """
   path = pathlib.Path(path)
-  if not path.is_file():  # opening a pipe would wait for ever
-    raise FileNotFoundError(f'{path} is no file that save_cache wrote.')
+  if path.exists() and not path.is_file():  # a pipe would be waited for
+    raise ValueError(f'{path} is no regular file, so no saved cache.')
+  path.open('rb').close()  # raises FileNotFoundError with the path
   try:
     with safetensors.safe_open(path, 'np') as file:
       text = file.metadata() or {}
