@@ -68,10 +68,12 @@ def check_choices(kinds: Any, codec: Any) -> None:
   each = kinds if isinstance(kinds, list | tuple) else [kinds]
   for text in (*each, codec):
     if isinstance(text, str):
-      kind, parsed_codec = parse_cache(text)
+      try:
+        fix = _spell(*parse_cache(text))
+      except ValueError as error:  # 'ring' alone names no window
+        fix = f'a kvjax.Kind, such as kvjax.Ring(window=64). By name: {error}'
       raise ValueError(
-        f'{text!r} is a name, and no cache kind or codec. Give '
-        f'{_spell(kind, parsed_codec)}.'
+        f'{text!r} is a name, and no cache kind or codec. Give {fix}'
       )
   for kind in each:
     if kind is not None and not isinstance(kind, Kind):
@@ -85,7 +87,7 @@ def check_choices(kinds: Any, codec: Any) -> None:
 def _spell(kind: Kind | None, codec: Codec | None) -> str:
   choices = {'the kind ': kind, 'codec=': codec}
   parts = [f'{word}{x}' for word, x in choices.items() if x is not None]
-  return ' and '.join(parts) or 'None'
+  return (' and '.join(parts) or 'None') + '.'
 
 
 def _make(choice: Any, name: str, text: str) -> Any:

@@ -22,7 +22,7 @@ from kvjax.testing.subject import (
   InitFunction,
   RowsFunction,
   Subject,
-  as_array,
+  as_logits,
   poisoned,
 )
 
@@ -90,7 +90,8 @@ def assert_cached_matches_uncached(
     rng = np.random.default_rng(seed)
     if vocab_size is None:
       zeros = np.zeros((batch_size, length), np.int32)
-      vocab_size = as_array(forward(zeros)).shape[-1]
+      logits = as_logits('forward', forward(zeros), zeros.shape)
+      vocab_size = logits.shape[-1]
     tokens = rng.integers(0, vocab_size, (batch_size, length), np.int32)
   tokens = np.asarray(tokens)
   subject = Subject(
@@ -167,7 +168,9 @@ def _compare(
     chunk = case.plan.chunk
     try:
       for outcome in case.scenario(subject, case.plan):
-        reference = as_array(subject.forward(outcome.tokens))
+        reference = as_logits(
+          'forward', subject.forward(outcome.tokens), outcome.tokens.shape[:2]
+        )
         full_name = f'{name}: {outcome.name}' if outcome.name else name
         yield worst_difference(full_name, chunk, outcome.logits, reference)
     except Exception as error:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 
@@ -103,8 +102,7 @@ def feed(
   logits, cache = change(
     state, subject.extend, 'extend', chunk, counts.astype(np.int32)
   )
-  logits = as_array(logits)
-  chex.assert_shape(logits, (len(tokens), width, ...))
+  logits = as_logits('extend', logits, (len(tokens), width))
   parts = tuple(
     new[:count] if old is None else np.concatenate([old, new[:count]])
     for old, new, count in zip(state.logits, logits, counts, strict=True)
@@ -135,6 +133,26 @@ def change(state: RunState, f: Any, name: str, *args: np.ndarray) -> Any:
         'bit-identical after the call. Return a new cache instead.'
       )
   return result
+
+
+def as_logits(name: str, logits: Any, shape: tuple[int, int]) -> np.ndarray:
+  """Returns a float64 copy of logits `[B, T, ...]`.
+
+  Args:
+    name: of the function that returned them, for the message.
+    logits: what it returned.
+    shape: B and T.
+
+  Raises:
+    ValueError: it is no array of that many rows and tokens.
+  """
+  fix = f'{name} must return logits [{shape[0]}, {shape[1]}, ...]'
+  if name == 'extend':
+    fix += ' of every token and the new cache, in that order'
+  if not hasattr(logits, 'shape') or logits.shape[:2] != shape:
+    given = getattr(logits, 'shape', f'a {type(logits).__name__}')
+    raise ValueError(f'{fix}; it returned {given}.')
+  return as_array(logits)
 
 
 def as_array(x: Any) -> np.ndarray:

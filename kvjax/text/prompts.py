@@ -1,7 +1,6 @@
 """Prompts for a model: text, perhaps written as a chat, to a ragged batch."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -9,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.models.config import ModelConfig
+from kvjax.strict_json import parse_json
+from kvjax.text.files import read_text
 from kvjax.text.tokenizer import Tokenizer
 
 
@@ -37,17 +38,19 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
       a JSON string a line.
 
   Raises:
-    ValueError: a line is no JSON string, or there is no prompt.
+    ValueError: a line is no JSON string, there is no prompt, or the file is
+      no UTF-8.
   """
   path = pathlib.Path(path)
   prompts = []
-  for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+  # str.splitlines would cut a prompt at U+0085, U+2028 and U+2029 as well.
+  for number, line in enumerate(read_text(path).split('\n'), 1):
     if not line.strip():
       continue
     if path.suffix == '.jsonl':
       try:
-        line = json.loads(line)
-      except json.JSONDecodeError:
+        line = parse_json(line, path)
+      except ValueError:
         line = None
       if not isinstance(line, str):
         raise ValueError(
@@ -86,11 +89,13 @@ def encode_prompts(
       'The checkpoint has no chat template (chat_template.jinja, or '
       'chat_template in tokenizer_config.json). Prompt without chat.'
     )
+  if chat and template is not None:
+    instruction = [{'role': 'system', 'content': system}] if system else []
+    prompts = template.render(
+      [[*instruction, {'role': 'user', 'content': text}] for text in prompts]
+    )
   rows = []
   for text in prompts:
-    if chat and template is not None:
-      instruction = [{'role': 'system', 'content': system}] if system else []
-      text = template([*instruction, {'role': 'user', 'content': text}])
     # A template writes the special tokens itself.
     ids = tokenizer.encode(text, special=not chat)
     if not ids:

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 from kvjax.checkpoints.load import CONFIG, read_values
 from kvjax.text.chat import Template, load_template
+from kvjax.text.files import is_present
 
 FILE = 'tokenizer.json'
 GENERATION = 'generation_config.json'
+MOST_IDS = 2**31  # int32 counts the tokens of any model
 
 Decode = Callable[[int], str]
 
@@ -96,7 +98,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
       library that reads it is missing.
   """
   path = pathlib.Path(path)
-  if (path / FILE).is_file():
+  if is_present(path / FILE):
     return PublishedTokenizer(path)
   return ByteTokenizer()
 
@@ -108,15 +110,17 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
   where neither names one.
 
   Raises:
-    ValueError: one of the files is no JSON object.
+    ValueError: one of the files is no JSON object, or `eos_token_id` names no
+      token of the model.
   """
   for name in (GENERATION, CONFIG):
     file = pathlib.Path(path) / name
-    if not file.is_file():
+    if not is_present(file):
       continue
     ids = read_values(file).get('eos_token_id')
     if ids is not None:
-      return tuple(ids) if isinstance(ids, list) else (ids,)
+      ids = ids if isinstance(ids, list) else [ids]
+      return tuple(_check_id(file, 'eos_token_id', token) for token in ids)
   return ()
 
 
@@ -124,10 +128,25 @@ def start_token(path: str | pathlib.Path) -> int:
   """Returns the id with which the decoder of an encoder-decoder begins.
 
   Raises:
-    ValueError: config.json does not say.
+    ValueError: config.json does not say, or names no token of the model.
   """
   file = pathlib.Path(path) / CONFIG
   token = read_values(file).get('decoder_start_token_id')
   if token is None:
     raise ValueError(f'{file} has no decoder_start_token_id to begin with.')
+  return _check_id(file, 'decoder_start_token_id', token)
+
+
+def _check_id(file: pathlib.Path, key: str, token: Any) -> int:
+  """Returns an id that a file names; ValueError unless the model knows it."""
+  config = file.with_name(CONFIG)
+  values = read_values(config) if is_present(config) else {}
+  size = values.get('vocab_size')
+  if type(size) is not int or not 0 < size < MOST_IDS:
+    size = MOST_IDS
+  # True is an int in Python, and no id.
+  if type(token) is not int or not 0 <= token < size:
+    raise ValueError(
+      f'{file}: {key} has {token!r}; an id is an integer from 0 to {size - 1}.'
+    )
   return token

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import kvjax
 from kvjax.checkpoints.prompt_cache import save
+from kvjax.checkpoints.prompt_cache.digest import digest
 from tests.checkpoints.writing import GOLDEN
 
 
@@ -39,18 +40,20 @@ def saved(model, tmp_path):
 
 
 def rewrite(path, change):
-  """Changes metadata (a dict) and arrays of a file in place."""
+  """Changes metadata (a dict) and arrays of a file, and their digest."""
   with safetensors.safe_open(path, 'np') as file:
     said = json.loads(file.metadata()[save.KEY])
   arrays = load_file(path)
   change(said, arrays)
-  save_file(arrays, path, {save.KEY: json.dumps(said)})
+  text = json.dumps(said)
+  signed = {save.KEY: text, save.DIGEST: digest(text, arrays)}
+  save_file(arrays, path, signed)
 
 
 @pytest.mark.parametrize(
   'change, message',
   [
-    (lambda m, a: m.update(format=2), 'format 2 is not 1'),
+    (lambda m, a: m.update(format=3), 'format 3 is not 1 or 2'),
     (lambda m, a: m.update(batch_size='2'), "batch_size='2' must be"),
     (lambda m, a: m.pop('params'), "'params'"),
     (lambda m, a: m['layout'].pop('books'), 'Layout.books is missing'),
@@ -131,9 +134,11 @@ def test_the_source_of_an_encoder_decoder(tmp_path):
   config, params = kvjax.load_checkpoint(GOLDEN / 't5')
   cache = kvjax.init_cache(config, 2, 8, 'bfloat16', source_length=5)
   draw = np.random.default_rng(0)
-  filled = jax.tree.map(
-    lambda x: jnp.asarray(draw.integers(0, 2, x.shape), x.dtype), cache
+  cross, source = jax.tree.map(
+    lambda x: jnp.asarray(draw.integers(0, 2, x.shape), x.dtype),
+    (cache.cross, cache.source),
   )
+  filled = dataclasses.replace(cache, cross=cross, source=source)
   path = tmp_path / 'prompt'
   kvjax.save_cache(path, filled, config, params)
   found = kvjax.load_cache(path, config, params)

@@ -91,9 +91,13 @@ def test_refusals():
     kvjax.prefill(config, params, cache, ids)
   with pytest.raises(ValueError, match='has an encoder: pass encoded='):
     kvjax.forward(config, params, ids)
-  with pytest.raises(ValueError, match=r'shape \[2, 4, 1\]; it must be .* integers'):
+  with pytest.raises(
+    ValueError, match=r'shape \[2, 4, 1\]; it must be .* integers'
+  ):
     kvjax.encode(config, params, ids[..., None])
-  with pytest.raises(ValueError, match=r'must be an array of floating numbers \[any, any, 3\]'):
+  with pytest.raises(
+    ValueError, match=r'must be an array of floating numbers \[any, any, 3\]'
+  ):
     kvjax.encode(model(features=3), params, jnp.zeros((2, 7, 5)))
 
 

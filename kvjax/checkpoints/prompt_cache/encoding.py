@@ -7,6 +7,7 @@ type that it had, so a flag cannot come back as the string 'False'.
 import dataclasses
 import functools
 import itertools
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -102,7 +103,9 @@ def difference(old: Any, new: Any, place: str = '') -> str | None:
 
 
 def _short(value: Any) -> Any:
-  return value.get(TYPE, value) if isinstance(value, dict) else value
+  if isinstance(value, dict) and TYPE in value:
+    return value[TYPE]
+  return reprlib.repr(value) if isinstance(value, dict | list) else value
 
 
 def _check_fields(cls: type, fields: Mapping[str, Any]) -> None:
@@ -122,13 +125,22 @@ def _check_fields(cls: type, fields: Mapping[str, Any]) -> None:
 
 def _has_type(value: Any, hint: Any) -> bool:
   """Returns whether a plain value has its declared type; True is no int."""
-  if typing.get_origin(hint) in (typing.Union, types.UnionType):
-    return any(_has_type(value, h) for h in typing.get_args(hint))
+  origin, parts = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    return any(_has_type(value, part) for part in parts)
+  if origin is tuple and isinstance(value, tuple):
+    if parts[-1:] == (Ellipsis,):
+      parts = parts[:1] * len(value)
+    return len(value) == len(parts) and all(map(_has_type, value, parts))
   if hint in (bool, int, str, types.NoneType):
     return type(value) is hint
   if hint is float:
     return type(value) in (int, float)
-  return hint is Any or type(value) not in (bool, int, float, str)
+  if dataclasses.is_dataclass(hint):
+    return isinstance(value, typing.cast(type, hint))
+  return hint is Any or (
+    origin is not tuple and type(value) not in (bool, int, float, str)
+  )
 
 
 def _init_fields(cls: Any) -> Iterable[Any]:

@@ -3,12 +3,14 @@
 A safetensors file has every array as it is. Its metadata is JSON: kinds, codecs
 and lengths, the config, and a fingerprint of every param. What a cache means
 depends on all of these, so a file with another config or other params is
-refused, and the message says what differs.
+refused, and the message says what differs. A digest of metadata and arrays
+finds any damage; files of format 1 have none.
 """
 
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,33 +20,23 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from kvjax.caches.kind import Kind
 from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.prompt_cache import encoding
+from kvjax.checkpoints.prompt_cache.books import check_books
+from kvjax.checkpoints.prompt_cache.digest import digest
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
-from kvjax.decoding.allocate import arrange, check_sizes, is_leaf
+from kvjax.checkpoints.prompt_cache.metadata import (
+  DIGEST,
+  FORMAT,
+  KEY,
+  make_spec,
+  read_metadata,
+  write_layout,
+)
+from kvjax.decoding.allocate import is_leaf
 from kvjax.decoding.cache import Cache, check_alive
-from kvjax.decoding.layout import LayerStore, Layout
-from kvjax.decoding.parse import CODECS, KINDS, SCORES
 from kvjax.decoding.tracing import is_traced
 from kvjax.models.config import ModelConfig
-
-KEY = 'kvjax_cache'
-FORMAT = 1
-# Format 1 was written when the field `stores` of `Layout` and the class
-# `LayerStore` had other names. Files keep these names.
-STORES = 'stores'
-STORES_IN_FILE = 'memories'
-LAYER_STORE_IN_FILE = 'Memory'
-WRITTEN = ('batch_size', 'source', 'config', 'params')
-TYPES = (
-  Layout,
-  LayerStore,
-  Kind,
-  *KINDS.values(),
-  *CODECS.values(),
-  *SCORES.values(),
-)
 
 
 def save_cache(
@@ -58,26 +50,30 @@ def save_cache(
   Reads every param once, on its device, for the fingerprint.
 
   Args:
-    path: of the file; an existing file is replaced.
+    path: of the file; an existing file is replaced. Where the path is a
+      symbolic link, so is the file that it leads to.
     cache: any rows, kinds and codecs.
     config: the model.
     params: its parameters, those that filled the cache.
 
   Raises:
-    ValueError: inside a trace, or a kind, codec or config of your own is no
-      dataclass of plain values.
+    ValueError: inside a trace, the path is no regular file, or a kind, codec
+      or config of your own is no dataclass of plain values.
     FileNotFoundError: the directory does not exist.
+    OSError: the file cannot be written, for a full disk say.
     DonatedCacheError: the cache was donated to an earlier call.
   """
   check_alive(cache)
   if is_traced(cache, params):
     raise ValueError('save_cache writes arrays: call it outside jit.')
-  path = pathlib.Path(path)
+  path = pathlib.Path(os.path.realpath(path))
   if not path.parent.is_dir():
     raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
+  if os.path.lexists(path) and not path.is_file():
+    raise ValueError(f'{path} is there and no regular file: give another path.')
   metadata = {
     'format': FORMAT,
-    'layout': _write_layout(cache.layout),
+    'layout': write_layout(cache.layout),
     'batch_size': cache.batch_size,
     'source': _source_spec(cache),
     'config': encoding.encode(config),
@@ -87,7 +83,8 @@ def save_cache(
     name: np.asarray(array, order='C')
     for name, array in leaves_by_path(cache, is_leaf).items()
   }
-  _write_whole(path, arrays, {KEY: json.dumps(metadata)})
+  text = json.dumps(metadata)
+  _write_whole(path, arrays, {KEY: text, DIGEST: digest(text, arrays)})
 
 
 def load_cache(
@@ -109,46 +106,43 @@ def load_cache(
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is truncated or no saved cache, or was saved with
+    ValueError: the file is damaged or no saved cache, or was saved with
       another config or other params; the message says what differs.
   """
   path = pathlib.Path(path)
+  if path.exists() and not path.is_file():  # a pipe would be waited for
+    raise ValueError(f'{path} is no regular file, so no saved cache.')
   path.open('rb').close()  # raises FileNotFoundError with the path
   try:
     with safetensors.safe_open(path, 'np') as file:
-      metadata = _read_metadata(path, file.metadata(), types)
+      text = file.metadata() or {}
+      metadata = read_metadata(path, text, types)
       _check_same(path, 'config', metadata['config'], encoding.encode(config))
       _check_same(path, 'params', metadata['params'], fingerprint(params))
-      length, dtype = metadata['source'] or (None, None)
-      spec = arrange(
-        config, metadata['layout'], metadata['batch_size'], length, dtype
-      )
-      return _read_arrays(path, file, spec)
+      spec = make_spec(path, config, metadata)
+      arrays = _read_arrays(path, file, spec)
   except safetensors.SafetensorError as error:
     raise ValueError(
       f'{path} is truncated or no saved cache: {error}.'
     ) from None
-
-
-def _write_layout(layout: Layout) -> dict[str, Any]:
-  """Returns a layout as format 1 writes it."""
-  written = encoding.encode(layout)
-  written[STORES_IN_FILE] = [
-    store and store | {encoding.TYPE: LAYER_STORE_IN_FILE}
-    for store in written.pop(STORES)
-  ]
-  return written
-
-
-def _read_layout(
-  written: Mapping[str, Any], known: Mapping[str, type]
-) -> Layout:
-  """Returns the layout that `_write_layout` wrote."""
-  renamed = {
-    STORES if name == STORES_IN_FILE else name: value
-    for name, value in written.items()
-  }
-  return encoding.decode(renamed, {**known, LAYER_STORE_IN_FILE: LayerStore})
+  except RecursionError:
+    raise ValueError(
+      f'{path} is no saved cache: its metadata is nested too deeply.'
+    ) from None
+  if DIGEST in text and text[DIGEST] != digest(text[KEY], arrays):
+    raise ValueError(
+      f'{path} is damaged: its SHA-256 is not the one that was saved with it. '
+      'Copy it again, or prefill anew.'
+    )
+  treedef = jax.tree.structure(spec, is_leaf=is_leaf)
+  cache = jax.tree.unflatten(treedef, arrays.values())
+  try:
+    check_books(cache)
+  except ValueError as error:
+    raise ValueError(
+      f'{path} is damaged: {error}. Copy it again, or prefill anew.'
+    ) from None
+  return jax.tree.map(jnp.array, cache)
 
 
 def _source_spec(cache: Cache) -> list[Any] | None:
@@ -166,46 +160,20 @@ def _write_whole(
 
   After an error, `path` is as before.
   """
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  # A name for each call: several threads may save one path.
+  handle, name = tempfile.mkstemp('.part', '.kvjax-', path.parent)
+  os.close(handle)
+  part = pathlib.Path(name)
   try:
     save_file(arrays, part, metadata)
     # Without fsync, a crash after the rename could leave an empty file.
     with part.open('rb') as file:
       os.fsync(file.fileno())
     os.replace(part, path)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{path} cannot be written: {error}.') from None
   finally:
     part.unlink(missing_ok=True)
-
-
-def _read_metadata(
-  path: pathlib.Path,
-  metadata: Mapping[str, str] | None,
-  types: Sequence[type],
-) -> dict[str, Any]:
-  """Returns what `save_cache` wrote about a cache, its `Layout` decoded.
-
-  Raises:
-    ValueError: a key is missing, the file has another format, or a class in
-      the layout is unknown.
-  """
-  if not metadata or KEY not in metadata:
-    raise ValueError(
-      f'{path} is no saved cache: its metadata has no {KEY!r}. Give a file '
-      'that save_cache wrote.'
-    )
-  try:
-    written = json.loads(metadata[KEY])
-    if written['format'] != FORMAT:
-      raise ValueError(f'format {written["format"]} is not {FORMAT}')
-    known = {cls.__name__: cls for cls in (*TYPES, *types)}
-    layout = _read_layout(written['layout'], known)
-    check_sizes(batch_size=written['batch_size'])
-    return {name: written[name] for name in WRITTEN} | {'layout': layout}
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(
-      f'{path}: its metadata cannot be read: {error}. A kind, codec or score '
-      'of your own: name its class in types=(...,).'
-    ) from None
 
 
 def _check_same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
@@ -216,8 +184,10 @@ def _check_same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
     )
 
 
-def _read_arrays(path: pathlib.Path, file: Any, spec: Cache) -> Cache:
-  """Returns the cache with its arrays.
+def _read_arrays(
+  path: pathlib.Path, file: Any, spec: Cache
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file by their paths in the cache, in its order.
 
   Args:
     path: of the file, for messages.
@@ -228,14 +198,21 @@ def _read_arrays(path: pathlib.Path, file: Any, spec: Cache) -> Cache:
   if wrong := sorted(specs.keys() ^ set(file.keys())):
     state = 'missing' if wrong[0] in specs else 'unexpected'
     raise ValueError(f'{path} is no whole cache: {wrong[0]} is {state}.')
-  arrays = []
+  arrays = {}
   for name, leaf in specs.items():
     x = file.get_tensor(name)
-    if x.shape != leaf.shape or x.dtype != leaf.dtype:
+    # A pool keeps its pages when rows are taken away. `check_books` compares
+    # the arrays of a pool with each other.
+    shape = tuple(
+      size if axis == 'pages' else wanted
+      for size, wanted, axis in zip(
+        x.shape, leaf.shape, leaf.axes, strict=False
+      )
+    )
+    if x.shape != shape or x.dtype != leaf.dtype:
       raise ValueError(
         f'{path}: {name} is {x.dtype.name} {list(x.shape)}; its metadata '
         f'makes it {np.dtype(leaf.dtype).name} {list(leaf.shape)}.'
       )
-    arrays.append(x)
-  treedef = jax.tree.structure(spec, is_leaf=is_leaf)
-  return jax.tree.unflatten(treedef, map(jnp.array, arrays))
+    arrays[name] = x
+  return arrays

@@ -1,0 +1,160 @@
+"""The metadata of a saved cache: what its arrays are, checked when it is read.
+
+It is JSON that others may have written, so nothing of it is used before it is
+known to describe a cache that `init_cache` could make.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvjax.caches.kind import Kind
+from kvjax.checkpoints.prompt_cache import encoding
+from kvjax.decoding.allocate import (
+  StoreOptions,
+  arrange,
+  check_sizes,
+  make_layout,
+)
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.layout import LayerStore, Layout
+from kvjax.decoding.parse import CODECS, KINDS, SCORES
+from kvjax.models.config import ModelConfig, dtype_of
+from kvjax.streams.codecs import Plain
+from kvjax.strict_json import parse_object
+
+KEY = 'kvjax_cache'
+DIGEST = 'kvjax_sha256'
+FORMAT = 2
+# The keys of a file's metadata, by format. Format 1 had no digest.
+KEYS = {1: {KEY}, FORMAT: {KEY, DIGEST}}
+# Format 1 was written when the field `stores` of `Layout` and the class
+# `LayerStore` had other names. Files keep these names.
+STORES = 'stores'
+STORES_IN_FILE = 'memories'
+LAYER_STORE_IN_FILE = 'Memory'
+WRITTEN = ('layout', 'batch_size', 'source', 'config', 'params')
+TYPES = (
+  Layout,
+  LayerStore,
+  Kind,
+  *KINDS.values(),
+  *CODECS.values(),
+  *SCORES.values(),
+)
+
+
+def write_layout(layout: Layout) -> dict[str, Any]:
+  """Returns a layout as files have it."""
+  written = encoding.encode(layout)
+  written[STORES_IN_FILE] = [
+    store and store | {encoding.TYPE: LAYER_STORE_IN_FILE}
+    for store in written.pop(STORES)
+  ]
+  return written
+
+
+def read_metadata(
+  path: pathlib.Path, metadata: Mapping[str, str], types: Sequence[type]
+) -> dict[str, Any]:
+  """Returns what `save_cache` wrote about a cache, its `Layout` decoded.
+
+  Raises:
+    ValueError: a key is missing, the file has another format, or a class in
+      the layout is unknown.
+  """
+  if KEY not in metadata:
+    raise ValueError(
+      f'{path} is no saved cache: its metadata has no {KEY!r}. Give a file '
+      'that save_cache wrote.'
+    )
+  written = parse_object(metadata[KEY], f'The metadata {KEY!r} of {path}')
+  form = written.get('format')
+  if type(form) is not int or form not in KEYS:
+    raise ValueError(f'{path}: format {form!r} is not 1 or {FORMAT}.')
+  if metadata.keys() != KEYS[form]:
+    raise ValueError(
+      f'{path} is damaged: metadata of format {form} is '
+      f'{sorted(KEYS[form])}, not {sorted(metadata)}.'
+    )
+  if missing := sorted(set(WRITTEN) - written.keys()):
+    raise ValueError(f'{path}: its metadata has no {missing[0]!r}.')
+  known = {cls.__name__: cls for cls in (*TYPES, *types)}
+  try:
+    layout = _read_layout(written['layout'], known)
+    check_sizes(batch_size=written['batch_size'])
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'{path}: its metadata cannot be read: {error} A kind, codec or score '
+      'of your own: name its class in types=(...,).'
+    ) from None
+  return written | {'layout': layout}
+
+
+def _read_layout(written: Any, known: Mapping[str, type]) -> Layout:
+  """Returns the layout that `write_layout` wrote."""
+  if isinstance(written, dict):
+    written = {
+      STORES if name == STORES_IN_FILE else name: value
+      for name, value in written.items()
+    }
+  known = {**known, LAYER_STORE_IN_FILE: LayerStore}
+  layout = encoding.decode(written, known)
+  if not isinstance(layout, Layout):
+    raise ValueError(f'its layout is a {type(layout).__name__}, no Layout.')
+  return layout
+
+
+def make_spec(
+  path: pathlib.Path, config: ModelConfig, metadata: Mapping[str, Any]
+) -> Cache:
+  """Returns the cache that the metadata describes, of `ArraySpec`s.
+
+  Raises:
+    ValueError: the model cannot have a cache of that layout.
+  """
+  layout = metadata['layout']
+  try:
+    check_sizes(capacity=layout.capacity)
+    length, dtype = _read_source(config, metadata['source'])
+    possible = _layout_of_choices(config, layout)
+    if difference := encoding.difference(
+      encoding.encode(layout), encoding.encode(possible), 'layout'
+    ):
+      raise ValueError(f'{difference}, which its kinds make of the model.')
+    return arrange(config, layout, metadata['batch_size'], length, dtype)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'{path}: no cache of this model is arranged like that: {error}'
+    ) from None
+
+
+def _layout_of_choices(config: ModelConfig, layout: Layout) -> Layout:
+  """Returns the layout that `init_cache` makes of a layout's own choices."""
+  stores = [store for store in layout.stores if store is not None]
+  if not stores:
+    raise ValueError('no layer stores anything.')
+  codecs = [codec for store in stores for _, codec in store.codecs]
+  options = StoreOptions(
+    dtype=np.dtype(dtype_of(config, stores[0].dtype)),
+    kinds=[store and store.kind for store in layout.stores],
+    codec=next((codec for codec in codecs if codec != Plain()), None),
+    rotary_length=layout.rotary_length,
+  )
+  return make_layout(config, layout.capacity, options)
+
+
+def _read_source(config: ModelConfig, written: Any) -> tuple[Any, Any]:
+  """Returns positions and dtype of the source; None for a decoder."""
+  if written is None:
+    return None, None
+  is_pair = isinstance(written, list) and [*map(type, written)] == [int, str]
+  if config.encoder is None or not is_pair:
+    raise ValueError(
+      f'source is {written!r}; it must be positions and a dtype, and null for '
+      'a model without an encoder.'
+    )
+  check_sizes(source_length=written[0])
+  return written[0], written[1]
