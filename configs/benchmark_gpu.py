@@ -35,7 +35,6 @@ TINY = {
   'rotate': 0,
   'bandwidth': 1,
   'calls': 1,
-  'both': False,
   'models': ('model',),
   'memory': (('model', 'mosaic_gpu', 1, 64, 1),),
   'products': ((3, 32, 48),),
@@ -93,8 +92,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'attention',
       ),
       'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
-      'both': True,  # both forms of the kernel in attention alone
-      'forms': ('inside',),  # candidates of the kernel, in steps
+      'forms': ('inside',),  # candidates of the kernel, alone and in steps
       'products': (  # rows, output and input channels
         (8, 4096, 4096),
         (8, 14_336, 4096),
@@ -154,7 +152,6 @@ def get_config(setting: str = 'default') -> ConfigDict:
         ),
         'slots': 0,  # 0: every slot is filled
         'dtypes': ('bfloat16',),
-        'largest': 5_000_000_000,  # bytes of a float32 cache
         'bars': (  # batch, filled: field, bar on an H200
           ((8, 32_768), ('bandwidth', 4.2e12)),
           ((8, 16_384), ('bandwidth', 4.0e12)),

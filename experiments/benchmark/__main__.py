@@ -64,12 +64,17 @@ def main(argv: list[str]) -> None:
         f'pip install {" ".join(lacking)}'
       )
     check_config.check(config, SECTIONS)
+  absences = {
+    'transformers': peers.transformers_absence(),
+    'llama.cpp': llama_cpp.absence(),
+    **{peer.name: peer.absence for peer in attention_peers.PEERS},
+  }
   run = {
     'config': config.to_dict(),
     'command': launch.command(),
     'kernels': available(),
     'peers': peers.versions(),
-    'absent': (peers.absent() | llama_cpp.absent() | attention_peers.absent()),
+    'absent': {name: why for name, why in absences.items() if why},
   }
   writer = start(
     _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value

@@ -99,7 +99,7 @@ def _check_sizes(field: str, sizes: Any, count: int) -> None:
 def _check_room(config: Any) -> None:
   """Refuses too little room: a step past the capacity reads NaN."""
   turns = 1 + 2 * config.repeats
-  most = max(turns * config.calls, turns + cache_kinds.FURTHER)
+  most = max(turns * config.calls, turns + cache_kinds.COMPARED)
   if config.room < most:
     raise ValueError(
       f'room={config.room} is less than the {most} tokens that '

@@ -17,11 +17,12 @@ from experiments.measuring.model import (
   ModelCase,
   attending_kernels,
   filled,
-  weights_read,
+  step_bytes,
 )
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.generation import generate
 from kvjax.decoding.steps import decode_step, extend, prefill
+from kvjax.memory.planning import plan
 from kvjax.models.uncached import forward
 
 TURNS = 3  # of such long works
@@ -59,7 +60,8 @@ class PromptCase(ModelCase):
       return np.asarray(plain(params, tokens))
 
     tolerance = max(1e-3, TOLERANCE[config.dtype])
-    expected = Expected(uncached(), weights_read(params), tolerance)
+    size = plan(config, batch_size=1, capacity=1).active_params_bytes
+    expected = Expected(uncached(), size, tolerance)
 
     def theirs():
       return expected.runner(peers.torch_prefill(config, params, ids))
@@ -76,7 +78,9 @@ class PromptCase(ModelCase):
       entries[f'kvjax {kernel}'] = functools.partial(
         expected.runner, call, kernel
       )
-    return entries if peers.absent() else entries | {'transformers': theirs}
+    if not peers.transformers_absence():
+      entries['transformers'] = theirs
+    return entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +115,7 @@ class GenerateCase(ModelCase):
     step = functools.partial(decode_step, config)
     token = jnp.zeros((self.batch,), jnp.int32)
     kernel = self.kernel or attending_kernels(step, params, cache, token)
-    size = self.read(cache)
+    size = step_bytes(config, params, cache)
     tolerance = TOLERANCE[config.dtype]
 
     how = {'donate': False, 'block': self.tokens, 'kernel': self.kernel}

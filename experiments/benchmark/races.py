@@ -130,19 +130,14 @@ def race_all(
 
 def attention_races(run: Run) -> Iterator[Race]:
   chosen = run.config.attention
-  bars = {tuple(sizes): bar for sizes, bar in chosen.get('bars', ())}
-  sizes = chosen.get('cases') or list(
-    itertools.product(chosen.get('batches', ()), chosen.get('filled', ()))
-  )
+  bars = dict(chosen.get('bars', ()))
   for shape, (batch, filled), dtype in itertools.product(
-    chosen.shapes, sizes, chosen.dtypes
+    chosen.shapes, chosen.cases, chosen.dtypes
   ):
     heads, groups, width = shape
     slots = chosen.slots or filled
     case = AttentionCase(batch, heads, groups, width, slots, filled, dtype)
-    whole = dataclasses.replace(case, filled=slots, dtype='float32')
-    if whole.bytes <= chosen.get('largest', whole.bytes):
-      yield Race(case, bar=bars.get((batch, filled)))
+    yield Race(case, bar=bars.get((batch, filled)))
 
 
 def product_races(run: Run) -> Iterator[Race]:

@@ -63,9 +63,8 @@ class Pace:
     together: buffers that one call of attention alone reads, which hides the
       cost of the call. Compile time grows with the number.
     calls: calls that are queued before the host waits for one.
-    both: whether attention alone also runs candidates of `mosaic_gpu`.
     room: slots beyond the context, for the tokens that are timed.
-    forms: candidates of `mosaic_gpu` that decode steps, as in `forms`.
+    forms: candidates of `mosaic_gpu` that take part, as in `forms`.
     alone: whether kvjax runs without peers and without int8 weights.
   """
 
@@ -74,7 +73,6 @@ class Pace:
   kernels: Sequence[str] = KERNELS
   together: int = 1
   calls: int = 1
-  both: bool = False
   room: int = 256
   forms: Sequence[str] = ()
   alone: bool = False
@@ -291,6 +289,52 @@ def carry_state(step: Callable[[Any], tuple[Any, Any]], state: Any) -> Call:
     return result
 
   return call
+
+
+def steady(
+  run: Callable[..., list[jax.Array]], query: jax.Array, part: Sequence[Any]
+) -> Call:
+  """Returns a call that writes its results over those of the call before.
+
+  On a GPU XLA records what a program launches as a graph and records the graph
+  again when an address has changed. A loop that decodes donates what it
+  replaces, and peers are replayed as graphs, so a fair call reuses addresses.
+
+  Args:
+    run: takes queries, `part` and the results of the last call, which are
+      donated; returns arrays like the queries, one for each of `part`.
+    query: of the first of them.
+    part: what is read.
+  """
+
+  def step(old):
+    new = run(query, tuple(part), old)
+    return new, new
+
+  return carry_state(step, [jnp.zeros_like(query) for _ in part])
+
+
+def chained(
+  attend: Callable[[jax.Array, Any], jax.Array],
+) -> Callable[..., list[jax.Array]]:
+  """Returns the program that `steady` runs: attention to each of several parts.
+
+  Each part is queried with the answer of the part before, so that the device
+  cannot begin it earlier.
+
+  Args:
+    attend: takes queries and one part; returns an array like the queries.
+  """
+
+  def run(query, part, old):
+    del old
+    outputs = []
+    for streams in part:
+      query = attend(query, streams)
+      outputs.append(query)
+    return outputs
+
+  return jax.jit(run, donate_argnames='old', keep_unused=True)
 
 
 def bandwidth(mebibytes: int, repeats: int, calls: int = 1) -> dict[str, float]:
