@@ -1,7 +1,9 @@
 """Refuses a wrong config of a benchmark before anything is measured."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from experiments.benchmark import cache_kinds
 from experiments.benchmark.gpu import tile_sweep
@@ -47,7 +49,7 @@ def check(config: Any, known: Iterable[str]) -> None:
   Raises:
     ValueError: names the field, its value, the rule and the fix.
   """
-  flat = dict(_flat(config.to_dict()))
+  flat: Any = flatten_dict(config.to_dict(), sep='.')
   if not config.sections:
     raise ValueError('sections= is empty: name at least one.')
   for name in COUNTS:
@@ -72,14 +74,6 @@ def check(config: Any, known: Iterable[str]) -> None:
   for name in flat.get('variants.names', ()):
     with_attention(model.describe(config[config.models[0]]), name)
   _check_room(config)
-
-
-def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  for name, value in fields.items():
-    if isinstance(value, Mapping):
-      yield from ((f'{name}.{key}', x) for key, x in _flat(value))
-    else:
-      yield name, value
 
 
 def _check_names(field: str, names: Iterable[Any], known: Iterable[Any]):

@@ -65,16 +65,10 @@ def occupy_memory(run: Run) -> Iterator[Record]:
   """
   for name, kernel, batch, capacity, tokens in run.config.memory:
     shape = model.describe(run.config[name])
-    yield {
-      'record': 'memory',
-      'name': run.kind,
-      'model': name,
-      'kernel': kernel,
-      'batch': batch,
-      'context': capacity,
-      'tokens': tokens,
-      **occupied.measure(shape, kernel, batch, capacity, tokens),
-    }
+    about = {'record': 'memory', 'name': run.kind, 'model': name}
+    about |= {'kernel': kernel, 'batch': batch}
+    about |= {'context': capacity, 'tokens': tokens}
+    yield about | occupied.measure(shape, kernel, batch, capacity, tokens)
 
 
 def sweep_tiles(run: Run) -> Iterator[Record]:

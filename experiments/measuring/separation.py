@@ -234,10 +234,9 @@ def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
   """
   spans = {}
   for name, read in readers(tokens, kvjax.Scoring(1.0)).items():
-    readers_of = [np.flatnonzero(read[:, token]) for token in range(tokens)]
     spans[name[0]] = [
-      (token, int(max([token, *steps])))
-      for token, steps in enumerate(readers_of)
+      (token, int(max([token, *np.flatnonzero(read[:, token])])))
+      for token in range(tokens)
     ]
   return spans
 
