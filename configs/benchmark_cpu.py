@@ -66,7 +66,6 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'rotate': 2**29,
       'bandwidth': 512,  # MiB that are read to measure the read bandwidth
       'kernels': ('ffi', 'blockwise'),
-      'generate_kernels': (None,),  # None: the default kernel
       'prompt_kernels': (),  # kernels besides the default one
       'interpret': False,
       'together': 8,  # buffers that a call reads, to hide the call's cost

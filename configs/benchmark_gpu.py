@@ -75,7 +75,6 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'rotate': 200_000_000,  # bytes of buffers; an L2 has 50 MB
       'bandwidth': 2048,  # MiB that are read to measure the read bandwidth
       'kernels': ('blockwise', 'mosaic_gpu'),
-      'generate_kernels': ('mosaic_gpu',),
       'prompt_kernels': ('cudnn',),  # besides the default one
       'interpret': True,  # where there is no GPU
       # A host is slow: a call reads several buffers, and several calls are

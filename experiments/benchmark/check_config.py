@@ -31,7 +31,6 @@ SIZES = {
 NAMES: dict[str, Iterable[Any]] = {
   'kernels': KERNELS,
   'prompt_kernels': forms.PROMPT_KERNELS,
-  'generate_kernels': (None, *KERNELS),
   'attention.dtypes': attention.TOLERANCE,
   'sweep.axes': tile_sweep.AXES,
   'forms': ('', *forms.FORMS),

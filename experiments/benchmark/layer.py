@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from experiments.measuring import clock, forms
@@ -56,13 +55,10 @@ class LayerCase(ModelCase):
     size = array_bytes(self.params) + round(share * array_bytes(cache.stores))
 
     def call(kernel):
-      step = jax.jit(
-        functools.partial(attend, attention, kernel=kernel),
-        donate_argnames='cache',
-      )
-      return _repeated(
-        lambda cache: step(self.params, cache, x), filled(self, slots)
-      )
+      run = functools.partial(attend, attention, kernel=kernel)
+      run = jax.jit(run, donate_argnames='cache')
+      step = lambda cache: run(self.params, cache, x)
+      return clock.stepped(step, filled(self, slots))
 
     expected = Expected(call(BLOCKWISE)(), size, TOLERANCE['float32'])
 
@@ -76,11 +72,6 @@ class LayerCase(ModelCase):
     # flax reads every slot of its cache, whether or not the slot is filled.
     flax = lambda: expected.runner(_flax(self, slots, x))
     return entries | {'flax.nnx': flax}
-
-
-def _repeated(step: Callable[[Any], tuple[Any, Any]], state: Any) -> clock.Call:
-  """Returns a call of a step that waits for its result."""
-  return clock.queued(clock.carry_state(step, state), 1, np.asarray)
 
 
 def _flax(case: LayerCase, slots: int, x: jax.Array) -> clock.Call:
@@ -106,8 +97,8 @@ def _flax(case: LayerCase, slots: int, x: jax.Array) -> clock.Call:
   graph, state = nnx.split(module)
 
   @functools.partial(jax.jit, donate_argnames='state')
-  def step(state):
+  def step(state, x):
     module = nnx.merge(graph, state)
     return module(x), nnx.split(module)[1]
 
-  return _repeated(step, state)
+  return clock.stepped(functools.partial(step, x=x), state)

@@ -33,25 +33,6 @@ ENOUGH = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-  """Seconds that a whole run may take.
-
-  Attributes:
-    seconds: counted from `begun`; None for no limit.
-    begun: a reading of `time.monotonic`.
-  """
-
-  seconds: float | None = None
-  begun: float = dataclasses.field(default_factory=time.monotonic)
-
-  @property
-  def spent(self) -> bool:
-    """Whether nothing more may begin."""
-    passed = time.monotonic() - self.begun
-    return self.seconds is not None and passed >= self.seconds
-
-
-@dataclasses.dataclass(frozen=True)
 class Pace:
   """How a race is run.
 
@@ -335,6 +316,18 @@ def chained(
     return outputs
 
   return jax.jit(run, donate_argnames='old', keep_unused=True)
+
+
+def stepped(
+  step: Callable[[Any], tuple[Any, Any]], state: Any, calls: int = 1
+) -> Call:
+  """Returns a call of several steps that waits for the last result.
+
+  Args:
+    step, state: as in `carry_state`.
+    calls: steps of one call.
+  """
+  return queued(carry_state(step, state), calls, np.asarray)
 
 
 def bandwidth(mebibytes: int, repeats: int, calls: int = 1) -> dict[str, float]:

@@ -15,11 +15,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.measuring import clock, peers
 from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.rows import repeat
 from kvjax.decoding.steps import decode_step, prefill
 from kvjax.memory.planning import plan
 from kvjax.models.config import ModelConfig
@@ -69,15 +71,14 @@ def entries(case: Any, calls: int) -> dict[str, clock.Entry]:
   """
   config, params = case.config, case.params
   ids = np.random.default_rng(0).integers(0, config.vocab_size, case.context)
-  token = np.asarray(case.token)
   loaded = functools.cache(lambda: Model(config, params))
-  want = functools.cache(lambda: _expected(config, params, ids, token))
+  want = functools.cache(lambda: _expected(config, params, ids, case.token))
   planned = plan(config, batch_size=1, capacity=1)
   numbers = case.batch * case.context * planned.bytes_per_token // 4
 
   def entry(kind):
-    sequences = Context(loaded(), ids, len(token), kind)
-    step = functools.partial(sequences.step, token)
+    sequences = Context(loaded(), ids, case.batch, kind)
+    step = functools.partial(sequences.step, np.asarray(case.token))
     call = clock.queued(step, calls, np.asarray)
     size = planned.active_params_bytes + numbers * kind.width
     expected = clock.Expected(want(), size, kind.tolerance, calls)
@@ -88,14 +89,13 @@ def entries(case: Any, calls: int) -> dict[str, clock.Entry]:
 
 
 def _expected(
-  config: ModelConfig, params: Any, ids: np.ndarray, token: np.ndarray
+  config: ModelConfig, params: Any, ids: np.ndarray, token: jax.Array
 ) -> np.ndarray:
   """Returns logits `[B, V]` of kvjax after the prompt and the token."""
   cache = init_cache(config, 1, len(ids) + 1)
-  prompt = jnp.asarray(ids, jnp.int32)[None]
-  _, cache = prefill(config, params, cache, prompt)
-  step = functools.partial(decode_step, config, params, cache, donate=False)
-  return np.concatenate([np.asarray(step(x[None])[0]) for x in token])
+  _, cache = prefill(config, params, cache, jnp.asarray(ids, jnp.int32)[None])
+  logits, _ = decode_step(config, params, repeat(cache, len(token)), token)
+  return np.asarray(logits)
 
 
 class Model:

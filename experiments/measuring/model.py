@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.measuring import clock, forms, llama_cpp, peers
 from experiments.measuring.attention import normal
@@ -260,7 +259,7 @@ def step_calls(
   def step(cache):
     return decode_step(case.config, weights, cache, token, kernel=kernel)
 
-  return clock.queued(clock.carry_state(step, cache), calls, np.asarray)
+  return clock.stepped(step, cache, calls)
 
 
 def step_bytes(

@@ -1,6 +1,5 @@
 """Peers of kvjax. Each package is optional; its absence is reported."""
 
-import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,7 +13,7 @@ from experiments.measuring import clock
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.models.config import ModelConfig
 
-PACKAGES = ('torch', 'transformers', 'triton', 'llama-cpp-python', 'jaxlib')
+MODULES = ('torch', 'transformers', 'triton', 'llama_cpp', 'jaxlib')
 PIP = {'llama_cpp': 'llama-cpp-python'}  # packages named unlike their module
 
 
@@ -47,11 +46,8 @@ def transformers_absence() -> str:
 
 def versions() -> dict[str, str]:
   """Returns the version of each package of a peer that is installed here."""
-  installed = {}
-  for name in PACKAGES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      installed[name] = importlib.metadata.version(name)
-  return installed
+  packages = [PIP.get(x, x) for x in MODULES if not missing(x)]
+  return {name: importlib.metadata.version(name) for name in packages}
 
 
 def host(result: Any) -> np.ndarray:
