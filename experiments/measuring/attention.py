@@ -12,7 +12,6 @@ import numpy as np
 
 from experiments.measuring import attention_peers, clock, forms, peers
 from experiments.measuring.clock import Entry, Expected, Pace
-from experiments.measuring.clock import steady as steady
 from kvjax.kernels import Scoring, attend_view
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.view import View, contiguous_view
@@ -81,7 +80,7 @@ class AttentionCase(clock.Case):
       first = peers.host(ready[0]()[0][:1])[0]
       return expected.runner(in_turn(ready), kernel, first)
 
-    codec, (encoded,) = stores(self, [drawn])
+    codec, encoded = store(self, drawn)
 
     def attend(kernel, query, part):
       return attend_streams(
@@ -198,15 +197,16 @@ def attend_float64(
   return out, lse
 
 
-def stores(
-  case: AttentionCase, drawn: Sequence[Any]
-) -> tuple[Codec, list[dict[str, Any]]]:
+def store(
+  case: AttentionCase, drawn: Sequence[jax.Array]
+) -> tuple[Codec, dict[str, Any]]:
   """Returns the codec of a case, and its keys and values as it stores them."""
   narrow = case.dtype == 'int8'
   codec: Codec = Int8() if narrow else Plain()
   dtype = jnp.float32 if narrow else case.dtype
   encode = jax.jit(lambda x: codec.encode(x, dtype))
-  return codec, [{'key': encode(k), 'value': encode(v)} for _, k, v in drawn]
+  _, key, value = drawn
+  return codec, {'key': encode(key), 'value': encode(value)}
 
 
 def positions(case: Any) -> tuple[jax.Array, jax.Array]:

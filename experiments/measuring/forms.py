@@ -37,6 +37,6 @@ def raced(pace: Pace, dtype: str) -> Iterator[tuple[str, str, str | Kernel]]:
   for kernel in pace.usable():
     if kernel == 'mosaic_gpu' and dtype not in DTYPES:
       continue
-    candidates = pace.forms if kernel == 'mosaic_gpu' and not pace.alone else ()
+    candidates = pace.forms if kernel == 'mosaic_gpu' else ()
     for form in ('', *candidates):
       yield named(kernel, form), kernel, kernel_of(kernel, form)
