@@ -1,5 +1,6 @@
 """Tables and pictures of a benchmark, and the comparison of two runs."""
 
+import collections
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -166,11 +167,10 @@ TABLES: tuple[tuple[Callable[[Row], Any], Columns, str], ...] = (
 
 def verdict(rows: Sequence[Row]) -> tuple[Block, ...]:
   """Returns how many bars are met, and what is wrong; nothing without any."""
-  met: dict[str, bool] = {}
+  met: dict[str, bool] = collections.defaultdict(bool)
   for row in rows:
     if 'bar' in row:
-      name = f'{row["record"]} {case(row)}'
-      met[name] = met.get(name, False) or row['bar']['met']
+      met[f'{row["record"]} {case(row)}'] |= row['bar']['met']
   sentences = []
   if met:
     sentences.append(f'{sum(met.values())} of {len(met)} bars met by a kernel.')

@@ -97,8 +97,9 @@ class AttentionCase(clock.Case):
       return entries
     query, *streams = (x.astype(self.dtype) for x in drawn)
     theirs = parts((query, *(x[:, :, : self.filled] for x in streams)))
-    for peer in attention_peers.here():
-      entries[peer.name] = functools.partial(entry, peer.make, theirs)
+    for peer in attention_peers.PEERS:
+      if not peer.absence:
+        entries[peer.name] = functools.partial(entry, peer.make, theirs)
     return entries
 
 

@@ -186,8 +186,3 @@ PEERS = (
   _torch('torch flex', flex),
   _torch('triton split', triton_split, 'triton'),
 )
-
-
-def here() -> tuple[Peer, ...]:
-  """Returns the peers that are raced on this platform and installed."""
-  return tuple(peer for peer in PEERS if not peer.absence)
