@@ -90,8 +90,8 @@ class AttentionCase(clock.Case):
     entries = {}
     ours = parts((encoded, *positions(self)))
     for name, kernel, chosen in forms.raced(pace, self.dtype):
-      program = clock.chained(functools.partial(attend, chosen))
-      make = functools.partial(clock.steady, program, drawn[0])
+      make = clock.chained(functools.partial(attend, chosen))
+      make = functools.partial(make, drawn[0])
       entries[name] = functools.partial(entry, make, ours, kernel)
     if pace.alone or self.dtype == 'int8':
       return entries

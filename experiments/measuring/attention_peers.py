@@ -57,15 +57,15 @@ def jax_nn(
   # One program for each cache on a CPU: the function repeats keys for every
   # query head there, and a program of several caches would keep all of them.
   groups = [[cache] for cache in caches] if target() == 'cpu' else [caches]
-  program = _jax_nn(implementation)
-  calls = [clock.steady(program, query, group) for group in groups]
+  make = _jax_nn(implementation)
+  calls = [make(query, group) for group in groups]
   return lambda: [output for call in calls for output in call()]
 
 
 @functools.cache
 def _jax_nn(
   implementation: Literal['xla', 'cudnn'],
-) -> Callable[..., list[jax.Array]]:
+) -> Callable[[jax.Array, Sequence[Any]], clock.Call]:
   def attend(query, cache):
     rows = query.reshape(query.shape[0], 1, -1, query.shape[-1])
     out = jax.nn.dot_product_attention(

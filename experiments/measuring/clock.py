@@ -272,50 +272,42 @@ def carry_state(step: Callable[[Any], tuple[Any, Any]], state: Any) -> Call:
   return call
 
 
-def steady(
-  run: Callable[..., list[jax.Array]], query: jax.Array, part: Sequence[Any]
-) -> Call:
-  """Returns a call that writes its results over those of the call before.
-
-  On a GPU XLA records what a program launches as a graph and records the graph
-  again when an address has changed. A loop that decodes donates what it
-  replaces, and peers are replayed as graphs, so a fair call reuses addresses.
-
-  Args:
-    run: takes queries, `part` and the results of the last call, which are
-      donated; returns arrays like the queries, one for each of `part`.
-    query: of the first of them.
-    part: what is read.
-  """
-
-  def step(old):
-    new = run(query, tuple(part), old)
-    return new, new
-
-  return carry_state(step, [jnp.zeros_like(query) for _ in part])
-
-
 def chained(
   attend: Callable[[jax.Array, Any], jax.Array],
-) -> Callable[..., list[jax.Array]]:
-  """Returns the program that `steady` runs: attention to each of several parts.
+) -> Callable[[jax.Array, Sequence[Any]], Call]:
+  """Returns what makes a call that attends to several parts, one by one.
 
   Each part is queried with the answer of the part before, so that the device
-  cannot begin it earlier.
+  cannot begin it earlier. A call writes its results over those of the call
+  before: on a GPU XLA records what a program launches as a graph and records
+  the graph again when an address has changed. A loop that decodes donates what
+  it replaces, and peers are replayed as graphs, so a fair call reuses
+  addresses.
 
   Args:
     attend: takes queries and one part; returns an array like the queries.
+
+  Returns:
+    A function of the queries of the first part, and of all parts.
   """
 
-  def run(query, part, old):
+  @functools.partial(jax.jit, donate_argnames='old', keep_unused=True)
+  def run(query, parts, old):
     del old
     outputs = []
-    for streams in part:
-      query = attend(query, streams)
+    for part in parts:
+      query = attend(query, part)
       outputs.append(query)
     return outputs
 
-  return jax.jit(run, donate_argnames='old', keep_unused=True)
+  def make(query: jax.Array, parts: Sequence[Any]) -> Call:
+    def step(old):
+      new = run(query, tuple(parts), old)
+      return new, new
+
+    return carry_state(step, [jnp.zeros_like(query) for _ in parts])
+
+  return make
 
 
 def stepped(
