@@ -22,9 +22,8 @@ SETTINGS = {
     'rotate': 0,
     'bandwidth': 1,
     'attention.shapes': ((2, 4, 16),),
-    'attention.batches': (1,),
     'attention.slots': 64,
-    'attention.filled': (24,),
+    'attention.cases': ((1, 24),),
     'attention.dtypes': ('float32', 'int8'),
     'model.layers': 2,
     'model.width': 32,
@@ -67,7 +66,6 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'rotate': 2**29,
       'bandwidth': 512,  # MiB that are read to measure the read bandwidth
       'kernels': ('ffi', 'blockwise'),
-      'generate_kernels': (None,),  # None: the default kernel
       'prompt_kernels': (),  # kernels besides the default one
       'interpret': False,
       'together': 8,  # buffers that a call reads, to hide the call's cost
@@ -85,11 +83,9 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'room': 256,  # slots beyond the context, for the tokens that are timed
       'attention': {
         'shapes': ((8, 1, 64), (8, 4, 64), (8, 4, 128), (8, 8, 128)),
-        'batches': (1, 8),
         'slots': 8192,
-        'filled': (8192, 1024),
+        'cases': ((1, 8192), (1, 1024), (8, 8192), (8, 1024)),  # batch, filled
         'dtypes': ('float32', 'bfloat16', 'int8'),
-        'largest': 600_000_000,  # bytes of a float32 cache; no larger case
       },
       'model': {
         'layers': 8,

@@ -35,7 +35,6 @@ TINY = {
   'rotate': 0,
   'bandwidth': 1,
   'calls': 1,
-  'both': False,
   'models': ('model',),
   'memory': (('model', 'mosaic_gpu', 1, 64, 1),),
   'products': ((3, 32, 48),),
@@ -76,7 +75,6 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'rotate': 200_000_000,  # bytes of buffers; an L2 has 50 MB
       'bandwidth': 2048,  # MiB that are read to measure the read bandwidth
       'kernels': ('blockwise', 'mosaic_gpu'),
-      'generate_kernels': ('mosaic_gpu',),
       'prompt_kernels': ('cudnn',),  # besides the default one
       'interpret': True,  # where there is no GPU
       # A host is slow: a call reads several buffers, and several calls are
@@ -93,8 +91,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'attention',
       ),
       'kinds': ('prefill', 'step', 'generate'),  # of rows of the models
-      'both': True,  # both forms of the kernel in attention alone
-      'forms': ('inside',),  # candidates of the kernel, in steps
+      'forms': ('inside',),  # candidates of the kernel, alone and in steps
       'products': (  # rows, output and input channels
         (8, 4096, 4096),
         (8, 14_336, 4096),
@@ -154,7 +151,6 @@ def get_config(setting: str = 'default') -> ConfigDict:
         ),
         'slots': 0,  # 0: every slot is filled
         'dtypes': ('bfloat16',),
-        'largest': 5_000_000_000,  # bytes of a float32 cache
         'bars': (  # batch, filled: field, bar on an H200
           ((8, 32_768), ('bandwidth', 4.2e12)),
           ((8, 16_384), ('bandwidth', 4.0e12)),

@@ -8,14 +8,16 @@ tiles for the kernel's table. See configs/benchmark_cpu.py and
 configs/benchmark_gpu.py.
 """
 
+import math
 import pathlib
+import time
 
 from absl import flags
 
 from experiments import launch
 from experiments.benchmark import check_config, tables
 from experiments.benchmark.sections import SECTIONS, measure
-from experiments.measuring import attention_peers, clock, llama_cpp, peers
+from experiments.measuring import attention_peers, llama_cpp, peers
 from experiments.reporting import records
 from experiments.reporting.writer import start
 from kvjax.kernels import available
@@ -26,7 +28,7 @@ _COMPARE = flags.DEFINE_list(
   'compare', None, 'Two .jsonl files of earlier runs; nothing is measured.'
 )
 _BUDGET = flags.DEFINE_float(
-  'budget', None, 'Seconds after which no row is begun.', lower_bound=0.0
+  'budget', math.inf, 'Seconds after which no row is begun.', lower_bound=0.0
 )
 _SECTIONS = flags.DEFINE_list(
   'sections', None, "Parts to measure, in order, in place of the config's."
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     _compare(_COMPARE.value)
     return
   config = _CONFIG.value
-  budget = clock.Budget(_BUDGET.value)
+  deadline = time.monotonic() + _BUDGET.value
   if _SECTIONS.value is not None:
     config.sections = tuple(_SECTIONS.value)
   with launch.door():
@@ -64,17 +66,22 @@ def main(argv: list[str]) -> None:
         f'pip install {" ".join(lacking)}'
       )
     check_config.check(config, SECTIONS)
+  absences = {
+    'transformers': peers.transformers_absence(),
+    'llama.cpp': llama_cpp.absence(),
+    **{peer.name: peer.absence for peer in attention_peers.PEERS},
+  }
   run = {
     'config': config.to_dict(),
     'command': launch.command(),
     'kernels': available(),
     'peers': peers.versions(),
-    'absent': (peers.absent() | llama_cpp.absent() | attention_peers.absent()),
+    'absent': {name: why for name, why in absences.items() if why},
   }
   writer = start(
     _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value
   )
-  writer, wrong = measure(config, writer, budget)
+  writer, wrong = measure(config, writer, deadline)
   print(f'Report: {writer.save()}')
   if wrong:
     raise SystemExit(f'Wrong: {"; ".join(wrong)}.')

@@ -1,7 +1,9 @@
 """Refuses a wrong config of a benchmark before anything is measured."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from experiments.benchmark import cache_kinds
 from experiments.benchmark.gpu import tile_sweep
@@ -29,7 +31,6 @@ SIZES = {
 NAMES: dict[str, Iterable[Any]] = {
   'kernels': KERNELS,
   'prompt_kernels': forms.PROMPT_KERNELS,
-  'generate_kernels': (None, *KERNELS),
   'attention.dtypes': attention.TOLERANCE,
   'sweep.axes': tile_sweep.AXES,
   'forms': ('', *forms.FORMS),
@@ -47,7 +48,7 @@ def check(config: Any, known: Iterable[str]) -> None:
   Raises:
     ValueError: names the field, its value, the rule and the fix.
   """
-  flat = dict(_flat(config.to_dict()))
+  flat: Any = flatten_dict(config.to_dict(), sep='.')
   if not config.sections:
     raise ValueError('sections= is empty: name at least one.')
   for name in COUNTS:
@@ -74,14 +75,6 @@ def check(config: Any, known: Iterable[str]) -> None:
   _check_room(config)
 
 
-def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  for name, value in fields.items():
-    if isinstance(value, Mapping):
-      yield from ((f'{name}.{key}', x) for key, x in _flat(value))
-    else:
-      yield name, value
-
-
 def _check_names(field: str, names: Iterable[Any], known: Iterable[Any]):
   for name in names:
     if name not in known:
@@ -99,7 +92,7 @@ def _check_sizes(field: str, sizes: Any, count: int) -> None:
 def _check_room(config: Any) -> None:
   """Refuses too little room: a step past the capacity reads NaN."""
   turns = 1 + 2 * config.repeats
-  most = max(turns * config.calls, turns + cache_kinds.FURTHER)
+  most = max(turns * config.calls, turns + cache_kinds.COMPARED)
   if config.room < most:
     raise ValueError(
       f'room={config.room} is less than the {most} tokens that '

@@ -53,23 +53,17 @@ class LatentCase(clock.Case):
     it. The expanded streams are not what a model would expand the latents to.
     """
     drawn = functools.cache(functools.partial(_draw, self, pace.rotate))
-    query_positions, slot_positions = attention.positions(self)
+    positions = attention.positions(self)
 
     def entry(kernel, absorbed):
       queries, copies, scoring, expected = drawn(absorbed)
-      attend = functools.partial(
-        attention.attend_streams,
-        queries,
-        query_positions=query_positions,
-        slot_positions=slot_positions,
-        codec=Plain(),
-        scoring=scoring,
-        kernel=kernel,
-      )
-      calls = [
-        clock.queued(functools.partial(attend, x), 1, jax.block_until_ready)
-        for x in copies
-      ]
+      how = {'codec': Plain(), 'scoring': scoring, 'kernel': kernel}
+
+      def call(streams):
+        out = attention.attend_streams(queries, streams, *positions, **how)
+        return jax.block_until_ready(out)
+
+      calls = [functools.partial(call, streams) for streams in copies]
       # The expanded form is a peer, though a kernel of kvjax computes it.
       ours = kernel if absorbed else ''
       return expected.runner(attention.in_turn(calls), ours, calls[0]()[0])

@@ -17,11 +17,12 @@ from experiments.measuring.model import (
   ModelCase,
   attending_kernels,
   filled,
-  weights_read,
+  step_bytes,
 )
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.generation import generate
 from kvjax.decoding.steps import decode_step, extend, prefill
+from kvjax.memory.planning import plan
 from kvjax.models.uncached import forward
 
 TURNS = 3  # of such long works
@@ -59,7 +60,8 @@ class PromptCase(ModelCase):
       return np.asarray(plain(params, tokens))
 
     tolerance = max(1e-3, TOLERANCE[config.dtype])
-    expected = Expected(uncached(), weights_read(params), tolerance)
+    size = plan(config, batch_size=1, capacity=1).active_params_bytes
+    expected = Expected(uncached(), size, tolerance)
 
     def theirs():
       return expected.runner(peers.torch_prefill(config, params, ids))
@@ -76,7 +78,9 @@ class PromptCase(ModelCase):
       entries[f'kvjax {kernel}'] = functools.partial(
         expected.runner, call, kernel
       )
-    return entries if peers.absent() else entries | {'transformers': theirs}
+    if not peers.transformers_absence():
+      entries['transformers'] = theirs
+    return entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +89,12 @@ class GenerateCase(ModelCase):
 
   Attributes:
     tokens: N, of each row.
-    kernel: that attends; None for the default one.
   """
 
   record = 'generate'
   fields = ('batch', 'context', 'tokens')
 
   tokens: int
-  kernel: str | None = None
 
   @property
   def decoded(self) -> int:
@@ -110,13 +112,12 @@ class GenerateCase(ModelCase):
     cache = filled(self, self.context + self.tokens)
     step = functools.partial(decode_step, config)
     token = jnp.zeros((self.batch,), jnp.int32)
-    kernel = self.kernel or attending_kernels(step, params, cache, token)
-    size = self.read(cache)
+    kernel = attending_kernels(step, params, cache, token)
+    size = step_bytes(config, params, cache)
     tolerance = TOLERANCE[config.dtype]
 
-    how = {'donate': False, 'block': self.tokens, 'kernel': self.kernel}
-
     def generated():
+      how = {'donate': False, 'block': self.tokens}
       result = generate(config, params, cache, logits, self.tokens, **how)
       return jax.block_until_ready(result[0])
 
@@ -132,20 +133,13 @@ class GenerateCase(ModelCase):
 
   def stepped(self, cache: Any, logits: jax.Array) -> jax.Array:
     """Returns the tokens of `generate`, by calls that are each waited for."""
-    token = np.asarray(logits).argmax(axis=1).astype(np.int32)
+    step = functools.partial(decode_step, self.config, self.params)
     tokens = []
     for index in range(self.tokens):
-      tokens.append(token)
+      tokens.append(np.asarray(logits).argmax(axis=1).astype(np.int32))
       # The first step keeps the cache that the next run starts from.
-      after, cache = decode_step(
-        self.config,
-        self.params,
-        cache,
-        token,
-        donate=index > 0,
-        kernel=self.kernel,
-      )
-      token = np.asarray(after).argmax(axis=1).astype(np.int32)
+      logits, cache = step(cache, tokens[-1], donate=index > 0)
+    jax.block_until_ready(logits)
     return jnp.stack(tokens, axis=1)
 
   def shortfall(self, cache: Any, logits: Any, tokens: jax.Array) -> float:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,16 +38,21 @@ class Run:
   Attributes:
     config: of the experiment.
     workdir: where files go.
-    budget: seconds of the whole run.
+    deadline: reading of `time.monotonic` after which nothing is begun.
     limits: what the machine reads and copies, bytes a second.
     open: contexts that last to the end of the run.
   """
 
   config: Any
   workdir: pathlib.Path
-  budget: clock.Budget
+  deadline: float
   limits: dict[str, float]
   open: contextlib.ExitStack
+
+  @property
+  def is_over(self) -> bool:
+    """Whether nothing more may begin."""
+    return time.monotonic() >= self.deadline
 
   @property
   def kind(self) -> str:
@@ -117,7 +123,7 @@ def race_all(
   """Yields the rows of each race that the budget allows."""
   pace = Pace.of(run.config)
   for race in races(run):
-    if run.budget.spent:
+    if run.is_over:
       return
     case = race.case
     results = clock.measure(case, dataclasses.replace(pace, alone=race.alone))
@@ -130,19 +136,14 @@ def race_all(
 
 def attention_races(run: Run) -> Iterator[Race]:
   chosen = run.config.attention
-  bars = {tuple(sizes): bar for sizes, bar in chosen.get('bars', ())}
-  sizes = chosen.get('cases') or list(
-    itertools.product(chosen.get('batches', ()), chosen.get('filled', ()))
-  )
+  bars = dict(chosen.get('bars', ()))
   for shape, (batch, filled), dtype in itertools.product(
-    chosen.shapes, sizes, chosen.dtypes
+    chosen.shapes, chosen.cases, chosen.dtypes
   ):
     heads, groups, width = shape
     slots = chosen.slots or filled
     case = AttentionCase(batch, heads, groups, width, slots, filled, dtype)
-    whole = dataclasses.replace(case, filled=slots, dtype='float32')
-    if whole.bytes <= chosen.get('largest', whole.bytes):
-      yield Race(case, bar=bars.get((batch, filled)))
+    yield Race(case, bar=bars.get((batch, filled)))
 
 
 def product_races(run: Run) -> Iterator[Race]:
@@ -204,8 +205,7 @@ def _works(kind, config, name, shape, params) -> Iterator[model.ModelCase]:
   """
   if kind == 'generate':
     for batch, context, tokens in config.generate:
-      for kernel in config.generate_kernels:
-        yield GenerateCase(shape, params, batch, context, tokens, kernel)
+      yield GenerateCase(shape, params, batch, context, tokens)
   elif kind == 'step':
     transformers = config[name].get('transformers')
     for batch, context in config.steps:

@@ -65,16 +65,10 @@ def occupy_memory(run: Run) -> Iterator[Record]:
   """
   for name, kernel, batch, capacity, tokens in run.config.memory:
     shape = model.describe(run.config[name])
-    yield {
-      'record': 'memory',
-      'name': run.kind,
-      'model': name,
-      'kernel': kernel,
-      'batch': batch,
-      'context': capacity,
-      'tokens': tokens,
-      **occupied.measure(shape, kernel, batch, capacity, tokens),
-    }
+    about = {'record': 'memory', 'name': run.kind, 'model': name}
+    about |= {'kernel': kernel, 'batch': batch}
+    about |= {'context': capacity, 'tokens': tokens}
+    yield about | occupied.measure(shape, kernel, batch, capacity, tokens)
 
 
 def sweep_tiles(run: Run) -> Iterator[Record]:
@@ -88,7 +82,7 @@ def sweep_tiles(run: Run) -> Iterator[Record]:
   heads, groups, width = chosen.heads_groups_width
   pace = dataclasses.replace(Pace.of(run.config), repeats=chosen.repeats)
   for batch, slots in chosen.shapes:
-    if run.budget.spent:
+    if run.is_over:
       break
     case = AttentionCase(batch, heads, groups, width, slots, slots, 'bfloat16')
     for row in tile_sweep.rows(case, pace, chosen.axes):
@@ -147,7 +141,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
 
 
 def measure(
-  config: Any, writer: Writer, budget: clock.Budget
+  config: Any, writer: Writer, deadline: float
 ) -> tuple[Writer, list[str]]:
   """Measures everything; each row is written as soon as it is measured.
 
@@ -159,7 +153,7 @@ def measure(
       stack.enter_context(interpreted())
     limits = clock.bandwidth(config.bandwidth, config.repeats, config.calls)
     writer.record({'record': 'bandwidth', **limits})
-    run = Run(config, writer.workdir, budget, limits, stack)
+    run = Run(config, writer.workdir, deadline, limits, stack)
     return measure_sections(run, writer)
 
 
@@ -168,7 +162,7 @@ def measure_sections(run: Run, writer: Writer) -> tuple[Writer, list[str]]:
   rows = []
   for name in run.config.sections:
     title, records = SECTIONS[name]
-    if run.budget.spent:
+    if run.is_over:
       writer.record({'record': 'stopped', 'section': name})
       writer = writer.show(Text(f'Not begun, the budget was spent: {title}.'))
       continue

@@ -1,13 +1,15 @@
 """Tables and pictures of a benchmark, and the comparison of two runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+import collections
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.reporting import plots
 from experiments.reporting.blocks import Block, Picture, Table, Text
 
 Row = dict[str, Any]
-Columns = Mapping[str, Callable[[Row], Any]]  # cell of a row by column
+Columns = dict[str, str | Callable[[Row], Any]]  # as in `Table.of`
 
 # Fields that tell rows of two runs apart.
 SETTING = tuple(
@@ -22,161 +24,79 @@ _SHAPE: Row = dict.fromkeys(
 
 def section(title: str, rows: Sequence[Row]) -> tuple[Block, ...]:
   """Returns what one part of a run measured, and who took no part in it."""
-  tables = (
-    (timings, [r for r in rows if 'ratios' in r]),
-    (checks, [r for r in _of(rows, 'correctness') if 'dtype' in r]),
-    (tiles, [r for r in rows if r.get('best')]),
-    (overheads, [r for r in _of(rows, 'overhead') if 'seconds' in r]),
-  )
-  return (
-    *(show(title, chosen) for show, chosen in tables if chosen),
-    *(occupied(r) for r in _of(rows, 'memory') if 'found' in r),
-    *_remarks(title, rows),
-  )
+  shown: list[Block] = []
+  if timed := [row for row in rows if 'ratios' in row]:
+    shown.append(timings(title, timed))
+  for is_shown, columns, note in TABLES:
+    if chosen := list(filter(is_shown, rows)):
+      shown.append(Table.of(title, columns, chosen, note))
+  return (*shown, *map(Text, _remarks(title, rows)))
 
 
-def _of(rows: Sequence[Row], kind: str) -> list[Row]:
-  return [row for row in rows if row['record'] == kind]
-
-
-def _remarks(title: str, rows: Sequence[Row]) -> list[Text]:
-  """Returns the files of a part, why it ended, and who took no part."""
-  remarks = []
-  if files := [f'`{r["file"]}`' for r in rows if 'file' in r]:
+def _remarks(title: str, rows: Sequence[Row]) -> list[str]:
+  """Returns peaks of memory, files, why a part ended, and who is absent."""
+  remarks = [
+    f'{case(row)}, {row["kernel"]}: {row["found"]:,} bytes at the peak, '
+    f'{row["planned"]:,} planned: {row["ratio"]:.4f}.'
+    for row in rows
+    if row['record'] == 'memory' and 'found' in row
+  ]
+  if files := [f'`{row["file"]}`' for row in rows if 'file' in row]:
     remarks.append(f'{title}: written to {", ".join(files)}.')
-  for row in rows:
-    if row.get('ended'):
-      remarks.append(f'{title} ended: {row["failed"].rstrip(".")}.')
-  reasons = dict.fromkeys(
-    f'{r["name"]} ({r["skipped"]})' for r in rows if 'skipped' in r
-  )
-  if reasons:
-    remarks.append(f'{title}, took no part: {"; ".join(reasons)}.')
-  return list(map(Text, remarks))
-
-
-def _tabulate(
-  title: str, rows: Sequence[Row], columns: Columns, note: str = ''
-) -> Table:
-  cells = [[cell(row) for cell in columns.values()] for row in rows]
-  return Table(title, tuple(columns), cells, note)
-
-
-def _field(name: str) -> Callable[[Row], Any]:
-  return lambda row: row[name]
-
-
-def _number(name: str, scale: float, digits: int) -> Callable[[Row], float]:
-  """Returns the cell of a field times a scale, rounded."""
-  return lambda row: round(scale * row[name], digits)
-
-
-def _optional(name: str, form: str) -> Callable[[Row], str]:
-  """Returns the formatted cell of a field; '' in rows without it."""
-  return lambda row: format(row[name], form) if name in row else ''
+  remarks += [
+    f'{title} ended: {row["failed"].rstrip(".")}.'
+    for row in rows
+    if row.get('ended')
+  ]
+  if absent := dict.fromkeys(
+    f'{row["name"]} ({row["skipped"]})' for row in rows if 'skipped' in row
+  ):
+    remarks.append(f'{title}, took no part: {"; ".join(absent)}.')
+  return remarks
 
 
 def timings(title: str, rows: Sequence[Row]) -> Table:
   """Returns a row each: time, bandwidth, share of the floor, ratios."""
-  columns: dict[str, Callable[[Row], Any]] = {
+  columns: Columns = {
     'case': case,
-    'what': _field('name'),
-    'ms': _number('seconds', 1e3, 3),
-    'least': _number('fastest', 1e3, 3),
-    'GB/s': _number('bandwidth', 1e-9, 1),
-    'of floor': _number('of_floor', 1, 2),
-    'tokens/s': _optional('tokens_per_second', '.1f'),
-    'bar': _bar,
+    'what': 'name',
+    'ms': _rounded('seconds', 1e3, 3),
+    'least': _rounded('fastest', 1e3, 3),
+    'GB/s': _rounded('bandwidth', 1e-9, 1),
+    'of floor': _rounded('of_floor', 1, 2),
   }
-  for column, name in {'tokens/s': 'tokens_per_second', 'bar': 'bar'}.items():
-    if not any(name in row for row in rows):
-      del columns[column]
+  if any('tokens_per_second' in row for row in rows):
+    columns['tokens/s'] = _formatted('tokens_per_second', '.1f')
+  if any('bar' in row for row in rows):
+    columns['bar'] = _bar
   for peer in dict.fromkeys(name for row in rows for name in row['ratios']):
-    columns[peer] = lambda row, peer=peer: (
-      f'{row["ratios"][peer]:.1f}x' if peer in row['ratios'] else ''
-    )
+    columns[peer] = functools.partial(_ratio, peer)
   reads = [row['read'] / 1e9 for row in rows]
-  return _tabulate(
-    title,
-    rows,
-    columns,
+  note = (
     f'Floor: bytes over what a sum read after the race, {min(reads):.1f} to '
     f'{max(reads):.1f} GB/s. A ratio above 1 says how many times as long the '
-    'peer takes.',
+    'peer takes.'
   )
+  return Table.of(title, columns, rows, note)
 
 
-def checks(title: str, rows: Sequence[Row]) -> Table:
-  """Returns a row a problem: errors against float64, and whether it passed."""
-  names = 'groups tokens width value_width dtype rule softcap'.split()
-  errors = ('error', 'error_blockwise', 'lse_error')
-  return _tabulate(
-    title,
-    rows,
-    {name: lambda r, name=name: str(r[name]) for name in names}
-    | {name: _optional(name, '.1e') for name in errors}
-    | {'': lambda r: 'passed' if r['passed'] else r.get('failed', 'FAILED')},
-    'Largest differences from float64; rows of several lengths, NaN in every '
-    'slot without a token.',
-  )
+def _fields(*names: str) -> Columns:
+  """Returns columns of fields that are shown as they are."""
+  return {name: name for name in names}
 
 
-def tiles(title: str, rows: Sequence[Row]) -> Table:
-  """Returns the fastest cut of each problem."""
-  cuts = {name: _field(name) for name in ('block', 'stages', 'splits')}
-  columns = {'case': case, **cuts, 'us': _number('seconds', 1e6, 1)}
-  return _tabulate(title, rows, columns)
+def _rounded(name: str, scale: float, digits: int) -> Callable[[Row], float]:
+  """Returns the cell of a field times a scale, rounded."""
+  return lambda row: round(scale * row[name], digits)
 
 
-def overheads(title: str, rows: Sequence[Row]) -> Table:
-  """Returns what steps of a depth cost their host."""
-  return _tabulate(
-    title,
-    rows,
-    {
-      'layers': _field('layers'),
-      'what': _field('name'),
-      'arrays': _optional('leaves', 'd'),
-      'ms': _number('seconds', 1e3, 3),
-    },
-    'Starting: until the call returns, with a model that computes next to '
-    'nothing.',
-  )
+def _formatted(name: str, form: str = '') -> Callable[[Row], str]:
+  """Returns the formatted cell of a field; '' in rows without it."""
+  return lambda row: format(row[name], form) if name in row else ''
 
 
-def occupied(row: Row) -> Text:
-  """Returns what a device says that a call occupied."""
-  return Text(
-    f'{case(row)}, {row["kernel"]}: {row["found"]:,} bytes at the peak, '
-    f'{row["planned"]:,} planned: {row["ratio"]:.4f}.'
-  )
-
-
-def verdict(rows: Sequence[Row]) -> tuple[Block, ...]:
-  """Returns how many bars are met, and what is wrong; nothing without any."""
-  met: dict[str, bool] = {}
-  for row in rows:
-    if 'bar' in row:
-      name = f'{row["record"]} {case(row)}'
-      met[name] = met.get(name, False) or row['bar']['met']
-  sentences = []
-  if met:
-    sentences.append(f'{sum(met.values())} of {len(met)} bars met by a kernel.')
-  if missed := [name for name, reached in met.items() if not reached]:
-    sentences.append(f'Missed: {"; ".join(missed)}.')
-  if wrong := wrongs(rows):
-    sentences.append(f'Wrong: {"; ".join(wrong)}.')
-  return (Text(' '.join(sentences)),) if sentences else ()
-
-
-def wrongs(rows: Sequence[Row]) -> list[str]:
-  """Returns what of kvjax failed, or computed something else."""
-  return [
-    f'{r["record"]} {case(r)} {r["name"]}'
-    for r in rows
-    if not r.get('passed', True)
-    or ('skipped' in r and r['name'].startswith('kvjax'))
-  ]
+def _ratio(peer: str, row: Row) -> str:
+  return f'{row["ratios"][peer]:.1f}x' if peer in row['ratios'] else ''
 
 
 def _bar(row: Row) -> str:
@@ -207,6 +127,70 @@ def case(row: Row) -> str:
   return ' '.join(parts)
 
 
+# The other tables: the rows that each shows, its columns, and its note.
+TABLES: tuple[tuple[Callable[[Row], Any], Columns, str], ...] = (
+  (
+    lambda row: row['record'] == 'correctness' and 'dtype' in row,
+    {
+      **_fields('groups', 'tokens', 'width', 'value_width', 'dtype', 'rule'),
+      'softcap': lambda row: str(row['softcap']),
+      'error': _formatted('error', '.1e'),
+      'error_blockwise': _formatted('error_blockwise', '.1e'),
+      'lse_error': _formatted('lse_error', '.1e'),
+      '': lambda r: 'passed' if r['passed'] else r.get('failed', 'FAILED'),
+    },
+    'Largest differences from float64; rows of several lengths, NaN in every '
+    'slot without a token.',
+  ),
+  (
+    lambda row: row.get('best'),
+    {
+      'case': case,
+      **_fields('block', 'stages', 'splits'),
+      'us': _rounded('seconds', 1e6, 1),
+    },
+    '',
+  ),
+  (
+    lambda row: row['record'] == 'overhead' and 'seconds' in row,
+    {
+      'layers': 'layers',
+      'what': 'name',
+      'arrays': _formatted('leaves', 'd'),
+      'ms': _rounded('seconds', 1e3, 3),
+    },
+    'Starting: until the call returns, with a model that computes next to '
+    'nothing.',
+  ),
+)
+
+
+def verdict(rows: Sequence[Row]) -> tuple[Block, ...]:
+  """Returns how many bars are met, and what is wrong; nothing without any."""
+  met: dict[str, bool] = collections.defaultdict(bool)
+  for row in rows:
+    if 'bar' in row:
+      met[f'{row["record"]} {case(row)}'] |= row['bar']['met']
+  sentences = []
+  if met:
+    sentences.append(f'{sum(met.values())} of {len(met)} bars met by a kernel.')
+  if missed := [name for name, reached in met.items() if not reached]:
+    sentences.append(f'Missed: {"; ".join(missed)}.')
+  if wrong := wrongs(rows):
+    sentences.append(f'Wrong: {"; ".join(wrong)}.')
+  return (Text(' '.join(sentences)),) if sentences else ()
+
+
+def wrongs(rows: Sequence[Row]) -> list[str]:
+  """Returns what of kvjax failed, or computed something else."""
+  return [
+    f'{r["record"]} {case(r)} {r["name"]}'
+    for r in rows
+    if not r.get('passed', True)
+    or ('skipped' in r and r['name'].startswith('kvjax'))
+  ]
+
+
 def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
   """Returns achieved bandwidth against context, a panel for each batch.
 
@@ -214,7 +198,7 @@ def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
   reads.
   """
   panels: dict[str, dict[str, dict[float, float]]] = {}
-  timed = [r for r in _of(rows, 'attention') if 'ratios' in r]
+  timed = [r for r in rows if r['record'] == 'attention' and 'ratios' in r]
   for row in sorted(timed, key=lambda row: (row['batch'], row['filled'])):
     batch, filled = row['batch'], row['filled']
     panel = panels.setdefault(f'{batch} row{"s" * (batch > 1)}', {})
@@ -222,12 +206,9 @@ def picture(rows: Sequence[Row], read: float) -> tuple[Block, ...]:
     best[filled] = max(best.get(filled, 0.0), row['bandwidth'] / 1e9)
   if not panels:
     return ()
+  limit = ('read bandwidth', read / 1e9)
   png = plots.lines_below(
-    'Attention alone',
-    panels,
-    'filled slots of a row',
-    'GB/s',
-    limit=('read bandwidth', read / 1e9),
+    'Attention alone', panels, 'filled slots of a row', 'GB/s', limit=limit
   )
   caption = 'Achieved bandwidth of the best shape; dashed: what a sum reads.'
   return (Picture('bandwidth', png, caption),)
@@ -249,17 +230,17 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Table:
   ]
   if not pairs:
     raise ValueError('the two runs have no row in common: nothing to compare.')
-  return _tabulate(
+  return Table.of(
     'Times of two runs',
-    pairs,
     {
-      'what': _field('record'),
+      'what': 'record',
       'case': case,
-      'name': _field('name'),
-      'before ms': _number('before', 1e3, 3),
-      'after ms': _number('seconds', 1e3, 3),
+      'name': 'name',
+      'before ms': _rounded('before', 1e3, 3),
+      'after ms': _rounded('seconds', 1e3, 3),
       'after / before': lambda row: round(row['seconds'] / row['before'], 2),
     },
+    pairs,
     'Below 1: the second run is faster. Compare shares of the floor where the '
     'machines differ.',
   )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ import numpy as np
 from experiments.measuring import attention_peers, clock, forms, peers
 from experiments.measuring.clock import Entry, Expected, Pace
 from kvjax.kernels import Scoring, attend_view
-from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.view import View, contiguous_view
 
@@ -81,18 +80,26 @@ class AttentionCase(clock.Case):
       first = peers.host(ready[0]()[0][:1])[0]
       return expected.runner(in_turn(ready), kernel, first)
 
+    codec, encoded = store(self, drawn)
+
+    def attend(kernel, query, part):
+      return attend_streams(
+        {'key': query}, *part, codec=codec, scoring=self.scoring, kernel=kernel
+      )
+
     entries = {}
-    codec, (encoded,) = stores(self, [drawn])
-    ours = parts(encoded)
-    for name, kernel, attend in _kernels(self, pace, codec):
-      make = functools.partial(steady, attend, drawn[0])
+    ours = parts((encoded, *positions(self)))
+    for name, kernel, chosen in forms.raced(pace, self.dtype):
+      make = clock.chained(functools.partial(attend, chosen))
+      make = functools.partial(make, drawn[0])
       entries[name] = functools.partial(entry, make, ours, kernel)
     if pace.alone or self.dtype == 'int8':
       return entries
     query, *streams = (x.astype(self.dtype) for x in drawn)
     theirs = parts((query, *(x[:, :, : self.filled] for x in streams)))
-    for peer in attention_peers.here():
-      entries[peer.name] = functools.partial(entry, peer.make, theirs)
+    for peer in attention_peers.PEERS:
+      if not peer.absence:
+        entries[peer.name] = functools.partial(entry, peer.make, theirs)
     return entries
 
 
@@ -118,27 +125,21 @@ def draw(
   """Returns normal queries `[B, K, G, 1, H]`, keys and values, float32."""
   lead = (case.batch, case.heads)
   shapes = (case.groups, 1), (case.slots,), (case.slots,)
-  q, k, v = _last(seed, *(lead + shape + (case.width,) for shape in shapes))
+  q, k, v = normal(seed, *(lead + shape + (case.width,) for shape in shapes))
   return q, k, v
 
 
 # Cases that follow each other draw the same numbers: their lengths or dtypes
 # differ only.
 @functools.lru_cache(maxsize=1)
-def _last(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
-  return normal(seed, *shapes)
-
-
-def normal(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
+def normal(seed: int, *shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
   """Returns normal float32 arrays; gigabytes are drawn on the device."""
   if jax.default_backend() == 'cpu':
     rng = np.random.default_rng(seed)
-    return [
-      jnp.asarray(rng.standard_normal(shape, dtype=np.float32))
-      for shape in shapes
-    ]
+    draws = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+    return tuple(map(jnp.asarray, draws))
   keys = jax.random.split(jax.random.key(seed), len(shapes))
-  return list(map(jax.random.normal, keys, shapes))
+  return tuple(map(jax.random.normal, keys, shapes))
 
 
 def reference(case: AttentionCase, drawn: Sequence[Any]) -> np.ndarray:
@@ -191,25 +192,22 @@ def attend_float64(
   seen = scoring.visibility.sees(jnp.asarray(row), jnp.asarray(column))
   seen = np.asarray(seen) & (row >= 0) & (column >= 0)
   scores = np.where(seen[:, None, None], scores, -np.inf)
-  top = scores.max(axis=-1, initial=-1e30)
-  weights = np.exp(scores - top[..., None])
-  total = weights.sum(axis=-1)
-  safe = np.where(total > 0, total, 1.0)
-  out = np.einsum(
-    'BKGTS,BKSE->BKGTE', weights / safe[..., None], wide[scoring.value]
-  )
-  return out, np.where(total > 0, top + np.log(safe), -np.inf)
+  lse = np.logaddexp.reduce(scores, axis=-1)
+  weights = np.exp(scores - np.where(np.isfinite(lse), lse, 0)[..., None])
+  out = np.einsum('BKGTS,BKSE->BKGTE', weights, wide[scoring.value])
+  return out, lse
 
 
-def stores(
-  case: AttentionCase, drawn: Sequence[Any]
-) -> tuple[Codec, list[dict[str, Any]]]:
+def store(
+  case: AttentionCase, drawn: Sequence[jax.Array]
+) -> tuple[Codec, dict[str, Any]]:
   """Returns the codec of a case, and its keys and values as it stores them."""
   narrow = case.dtype == 'int8'
   codec: Codec = Int8() if narrow else Plain()
   dtype = jnp.float32 if narrow else case.dtype
   encode = jax.jit(lambda x: codec.encode(x, dtype))
-  return codec, [{'key': encode(k), 'value': encode(v)} for _, k, v in drawn]
+  _, key, value = drawn
+  return codec, {'key': encode(key), 'value': encode(value)}
 
 
 def positions(case: Any) -> tuple[jax.Array, jax.Array]:
@@ -218,74 +216,6 @@ def positions(case: Any) -> tuple[jax.Array, jax.Array]:
   slots = np.where(slots < case.filled, slots, -1).astype(np.int32)
   slots = jnp.broadcast_to(jnp.asarray(slots), (case.batch, 1, case.slots))
   return jnp.full((case.batch, 1), case.filled - 1, jnp.int32), slots
-
-
-def _kernels(
-  case: AttentionCase, pace: Pace, codec: Codec
-) -> list[tuple[str, str, Callable[..., list[jax.Array]]]]:
-  """Returns name, kernel and program of each participant of kvjax."""
-  query_positions, slot_positions = positions(case)
-  attend = functools.partial(
-    _attend_each,
-    query_positions=query_positions,
-    slot_positions=slot_positions,
-    codec=codec,
-    scoring=case.scoring,
-  )
-  ours = []
-  for kernel in pace.usable():
-    if kernel == 'mosaic_gpu' and case.dtype not in DTYPES:
-      continue
-    candidates = forms.FORMS if kernel == 'mosaic_gpu' and pace.both else ()
-    for form in ('', *candidates):
-      how = functools.partial(attend, kernel=forms.kernel_of(kernel, form))
-      ours.append((forms.named(kernel, form), kernel, how))
-  return ours
-
-
-def steady(
-  run: Callable[..., list[jax.Array]], query: jax.Array, part: Sequence[Any]
-) -> clock.Call:
-  """Returns a call that writes its results over those of the call before.
-
-  On a GPU XLA records what a program launches as a graph and records the graph
-  again when an address has changed. A loop that decodes donates what it
-  replaces, and peers are replayed as graphs, so a fair call reuses addresses.
-
-  Args:
-    run: takes queries, `part` and the results of the last call, which are
-      donated; returns arrays like the queries, one for each of `part`.
-    query: of the first of them.
-    part: what is read.
-  """
-
-  def step(old):
-    new = run(query, tuple(part), old)
-    return new, new
-
-  return clock.carry_state(step, [jnp.zeros_like(query) for _ in part])
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=('codec', 'scoring', 'kernel'),
-  donate_argnames='old',
-  keep_unused=True,
-)
-def _attend_each(query, caches, old, *, query_positions, slot_positions, **how):
-  """Returns attention to each of several caches, one after the other.
-
-  Each cache is queried with the answer of the cache before, so that the device
-  cannot begin it earlier.
-  """
-  del old
-  outputs = []
-  for streams in caches:
-    query = attend_streams(
-      {'key': query}, streams, query_positions, slot_positions, **how
-    )
-    outputs.append(query)
-  return outputs
 
 
 # A jit inside the program of several caches, so that JAX lowers it once.

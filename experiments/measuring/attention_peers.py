@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.measuring import clock
-from experiments.measuring.peers import missing, torch_device
+from experiments.measuring.peers import torch_device, why_absent
 from kvjax.context import target
 
 Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
@@ -43,56 +43,37 @@ class Peer:
   @property
   def absence(self) -> str:
     """Why the peer is not raced here; '' where it is."""
-    if target() not in self.platforms:
-      return f'not raced on {target()}'
-    lacking = ', '.join(missing(*self.modules))
-    return f'not installed: {lacking}' if lacking else ''
+    return why_absent(*self.modules, platforms=self.platforms)
 
 
 def jax_nn(
   parts: Sequence[Inputs], implementation: Literal['xla', 'cudnn']
 ) -> clock.Call:
   """Returns `jax.nn.dot_product_attention`, keys laid out as it needs them."""
-
-  def laid_out(q, k, v):
-    query = q.reshape(q.shape[0], 1, -1, q.shape[-1])
-    return query, *(jnp.array(jnp.swapaxes(x, 1, 2)) for x in (k, v))
-
-  ready = [laid_out(*part) for part in parts]
-  query = ready[0][0]
-  caches = [part[1:] for part in ready]
+  query = parts[0][0]
+  caches = [
+    [jnp.array(jnp.swapaxes(x, 1, 2)) for x in streams] for _, *streams in parts
+  ]
   # One program for each cache on a CPU: the function repeats keys for every
   # query head there, and a program of several caches would keep all of them.
-  programs = [[cache] for cache in caches] if target() == 'cpu' else [caches]
-  empty = jnp.zeros_like(parts[0][0])
-
-  # Results are donated to the next call, as in `attention.steady`.
-  def step(old):
-    new = [
-      _jax_nn(query, program, outputs, implementation)
-      for program, outputs in zip(programs, old, strict=True)
-    ]
-    return [output for outputs in new for output in outputs], new
-
-  first = [[jnp.copy(empty) for _ in program] for program in programs]
-  return clock.carry_state(step, first)
+  groups = [[cache] for cache in caches] if target() == 'cpu' else [caches]
+  make = _jax_nn(implementation)
+  calls = [make(query, group) for group in groups]
+  return lambda: [output for call in calls for output in call()]
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames='implementation',
-  donate_argnames='old',
-  keep_unused=True,
-)
-def _jax_nn(query, caches, old, implementation):
-  outputs = []
-  for cache, like in zip(caches, old, strict=True):
-    # The answer from one cache is the query of the next: this keeps the order.
-    query = jax.nn.dot_product_attention(
-      query, *cache, implementation=implementation
+@functools.cache
+def _jax_nn(
+  implementation: Literal['xla', 'cudnn'],
+) -> Callable[[jax.Array, Sequence[Any]], clock.Call]:
+  def attend(query, cache):
+    rows = query.reshape(query.shape[0], 1, -1, query.shape[-1])
+    out = jax.nn.dot_product_attention(
+      rows, *cache, implementation=implementation
     )
-    outputs.append(query.reshape(like.shape))
-  return outputs
+    return out.reshape(query.shape)
+
+  return clock.chained(attend)
 
 
 def torch_calls(
@@ -205,13 +186,3 @@ PEERS = (
   _torch('torch flex', flex),
   _torch('triton split', triton_split, 'triton'),
 )
-
-
-def here() -> tuple[Peer, ...]:
-  """Returns the peers that are raced on this platform and installed."""
-  return tuple(peer for peer in PEERS if not peer.absence)
-
-
-def absent() -> dict[str, str]:
-  """Returns why the other peers are not raced here."""
-  return {peer.name: peer.absence for peer in PEERS if peer.absence}

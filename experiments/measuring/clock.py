@@ -33,25 +33,6 @@ ENOUGH = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-  """Seconds that a whole run may take.
-
-  Attributes:
-    seconds: counted from `begun`; None for no limit.
-    begun: a reading of `time.monotonic`.
-  """
-
-  seconds: float | None = None
-  begun: float = dataclasses.field(default_factory=time.monotonic)
-
-  @property
-  def spent(self) -> bool:
-    """Whether nothing more may begin."""
-    passed = time.monotonic() - self.begun
-    return self.seconds is not None and passed >= self.seconds
-
-
-@dataclasses.dataclass(frozen=True)
 class Pace:
   """How a race is run.
 
@@ -63,9 +44,8 @@ class Pace:
     together: buffers that one call of attention alone reads, which hides the
       cost of the call. Compile time grows with the number.
     calls: calls that are queued before the host waits for one.
-    both: whether attention alone also runs candidates of `mosaic_gpu`.
     room: slots beyond the context, for the tokens that are timed.
-    forms: candidates of `mosaic_gpu` that decode steps, as in `forms`.
+    forms: candidates of `mosaic_gpu` that take part, as in `forms`.
     alone: whether kvjax runs without peers and without int8 weights.
   """
 
@@ -74,7 +54,6 @@ class Pace:
   kernels: Sequence[str] = KERNELS
   together: int = 1
   calls: int = 1
-  both: bool = False
   room: int = 256
   forms: Sequence[str] = ()
   alone: bool = False
@@ -291,6 +270,56 @@ def carry_state(step: Callable[[Any], tuple[Any, Any]], state: Any) -> Call:
     return result
 
   return call
+
+
+def chained(
+  attend: Callable[[jax.Array, Any], jax.Array],
+) -> Callable[[jax.Array, Sequence[Any]], Call]:
+  """Returns what makes a call that attends to several parts, one by one.
+
+  Each part is queried with the answer of the part before, so that the device
+  cannot begin it earlier. A call writes its results over those of the call
+  before: on a GPU XLA records what a program launches as a graph and records
+  the graph again when an address has changed. A loop that decodes donates what
+  it replaces, and peers are replayed as graphs, so a fair call reuses
+  addresses.
+
+  Args:
+    attend: takes queries and one part; returns an array like the queries.
+
+  Returns:
+    A function of the queries of the first part, and of all parts.
+  """
+
+  @functools.partial(jax.jit, donate_argnames='old', keep_unused=True)
+  def run(query, parts, old):
+    del old
+    outputs = []
+    for part in parts:
+      query = attend(query, part)
+      outputs.append(query)
+    return outputs
+
+  def make(query: jax.Array, parts: Sequence[Any]) -> Call:
+    def step(old):
+      new = run(query, tuple(parts), old)
+      return new, new
+
+    return carry_state(step, [jnp.zeros_like(query) for _ in parts])
+
+  return make
+
+
+def stepped(
+  step: Callable[[Any], tuple[Any, Any]], state: Any, calls: int = 1
+) -> Call:
+  """Returns a call of several steps that waits for the last result.
+
+  Args:
+    step, state: as in `carry_state`.
+    calls: steps of one call.
+  """
+  return queued(carry_state(step, state), calls, np.asarray)
 
 
 def bandwidth(mebibytes: int, repeats: int, calls: int = 1) -> dict[str, float]:

@@ -21,10 +21,12 @@ import numpy as np
 
 from experiments.measuring import clock, peers
 from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.rows import repeat
 from kvjax.decoding.steps import decode_step, prefill
+from kvjax.memory.planning import plan
 from kvjax.models.config import ModelConfig
 
-MODULES = {'llama_cpp': 'llama-cpp-python', 'gguf': 'gguf'}
+MODULES = ('llama_cpp', 'gguf')
 CELLS = 256  # a sequence has a multiple of it
 CHUNK = 512  # tokens of a prompt that are read at once
 
@@ -54,47 +56,35 @@ KINDS = {
 }
 
 
-def absent() -> dict[str, str]:
-  """Returns why llama.cpp is not raced here, if it is not."""
-  if (platform := jax.default_backend()) != 'cpu':
-    return {'llama.cpp': f'not raced on {platform}'}
-  lacking = ', '.join(MODULES[name] for name in peers.missing(*MODULES))
-  return {'llama.cpp': f'not installed: {lacking}'} if lacking else {}
+def absence() -> str:
+  """Returns why llama.cpp is not raced here; '' where it is."""
+  return peers.why_absent(*MODULES, platforms=('cpu',))
 
 
-def entries(
-  config: ModelConfig,
-  params: Mapping[str, Any],
-  context: int,
-  token: jax.Array,
-  calls: int,
-  weights: int,
-) -> dict[str, clock.Entry]:
+def entries(case: Any, calls: int) -> dict[str, clock.Entry]:
   """Returns what builds the runners of a race of steps: `KINDS`, or nothing.
 
   Args:
-    config: of a float32 model.
-    params: of the model.
-    context: tokens of the prompt, the same in every row.
-    token: int32 `[B]`.
+    case: a `ModelCase` of a float32 model, whose rows are all given the same
+      prompt.
     calls: steps of one call.
-    weights: bytes of them that a step reads.
   """
-  ids = np.random.default_rng(0).integers(0, config.vocab_size, context)
+  config, params = case.config, case.params
+  ids = np.random.default_rng(0).integers(0, config.vocab_size, case.context)
   loaded = functools.cache(lambda: Model(config, params))
-  want = functools.cache(lambda: _expected(config, params, ids, token))
-  layers: list[Any] = [layer.attention for layer in config.layers]
-  stored = sum(2 * x.num_kv_heads * x.key_width for x in layers) * context
+  want = functools.cache(lambda: _expected(config, params, ids, case.token))
+  planned = plan(config, batch_size=1, capacity=1)
+  numbers = case.batch * case.context * planned.bytes_per_token // 4
 
   def entry(kind):
-    sequences = Context(loaded(), ids, len(token), kind)
-    step = functools.partial(sequences.step, np.asarray(token))
+    sequences = Context(loaded(), ids, case.batch, kind)
+    step = functools.partial(sequences.step, np.asarray(case.token))
     call = clock.queued(step, calls, np.asarray)
-    size = weights + len(token) * stored * kind.width
+    size = planned.active_params_bytes + numbers * kind.width
     expected = clock.Expected(want(), size, kind.tolerance, calls)
     return expected.runner(call, result=step())
 
-  raced = {} if absent() else KINDS
+  raced = {} if absence() else KINDS
   return {name: functools.partial(entry, kind) for name, kind in raced.items()}
 
 
@@ -103,10 +93,9 @@ def _expected(
 ) -> np.ndarray:
   """Returns logits `[B, V]` of kvjax after the prompt and the token."""
   cache = init_cache(config, 1, len(ids) + 1)
-  prompt = jnp.asarray(ids, jnp.int32)[None]
-  _, cache = prefill(config, params, cache, prompt)
-  step = functools.partial(decode_step, config, params, cache, donate=False)
-  return np.concatenate([np.asarray(step(x[None])[0]) for x in token])
+  _, cache = prefill(config, params, cache, jnp.asarray(ids, jnp.int32)[None])
+  logits, _ = decode_step(config, params, repeat(cache, len(token)), token)
+  return np.asarray(logits)
 
 
 class Model:

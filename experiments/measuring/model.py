@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.measuring import clock, forms, llama_cpp, peers
 from experiments.measuring.attention import normal
@@ -15,10 +14,10 @@ from experiments.measuring.clock import Entry, Expected, Pace
 from experiments.training.variants import array_bytes
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.rotary import Rotary
+from kvjax.caches.kind import Kind
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.steps import decode_step
-from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.memory.planning import plan
 from kvjax.models.config import Layer, ModelConfig
@@ -94,16 +93,6 @@ class ModelCase(clock.Case):
       layers.append(dict(zip(streams, normal(index, *shapes), strict=True)))
     return layers
 
-  def read(self, cache: Cache, params: Mapping[str, Any] | None = None) -> int:
-    """Returns bytes that a step reads: of weights, and of filled slots."""
-    slots = cache.books[0].positions.shape[2]
-    stored = array_bytes(cache.stores) * self.context // slots
-    return weights_read(self.params if params is None else params) + stored
-
-  def expected(self, want: Any, size: int, times: int = 1) -> Expected:
-    """Returns what runners must compute, as exactly as the dtype allows."""
-    return Expected(want, size, TOLERANCE[self.config.dtype], times)
-
 
 @dataclasses.dataclass(frozen=True)
 class StepCase(ModelCase):
@@ -130,27 +119,29 @@ class StepCase(ModelCase):
     and llama.cpp after a prompt.
     """
     coded = functools.cache(lambda: quantize(self.params))
+    slots = self.context + pace.room
 
     def prepare(weights, kernel, codec):
-      cache = filled(self, self.context + pace.room, codec)
-      call = step_calls(self, cache, kernel, pace.calls, weights)
-      return call, self.read(cache, weights)
+      cache = filled(self, slots, codec=codec)
+      size = step_bytes(self.config, weights, cache)
+      return step_calls(self, cache, kernel, pace.calls, weights), size
 
     @functools.cache
     def expected(codec, narrow):
       weights = decoded(coded()) if narrow else self.params
       call, size = prepare(weights, BLOCKWISE, codec)
-      return self.expected(call(), size, pace.calls)
+      return Expected(call(), size, TOLERANCE[self.config.dtype], pace.calls)
 
-    def ours(way):
-      weights = coded() if way.narrow else self.params
-      kernel = forms.kernel_of(way.kernel, way.form)
-      call, size = prepare(weights, kernel, way.codec)
-      want = dataclasses.replace(expected(way.codec, way.narrow), bytes=size)
-      return want.runner(call, way.kernel)
+    def ours(kernel, chosen, codec, narrow):
+      weights = coded() if narrow else self.params
+      call, size = prepare(weights, chosen, codec)
+      want = dataclasses.replace(expected(codec, narrow), bytes=size)
+      return want.runner(call, kernel)
 
     entries: dict[str, Entry] = {
-      way.name: functools.partial(ours, way) for way in _ways(self, pace)
+      name + suffix: functools.partial(ours, kernel, chosen, codec, narrow)
+      for name, kernel, chosen in forms.raced(pace, self.config.dtype)
+      for suffix, (codec, narrow) in _codings(kernel, pace.alone).items()
     }
     if pace.alone:
       return entries
@@ -159,60 +150,27 @@ class StepCase(ModelCase):
     )
 
     def theirs(kind):
-      slots = self.context + pace.room
       call = peers.torch_decode(
         torch_model(), kind, self.streams, self.token, slots, pace.calls
       )
       return expected(None, False).runner(call)
 
     kinds = peers.caches() if self.transformers is None else self.transformers
-    for kind in () if peers.absent() else kinds:
+    for kind in () if peers.transformers_absence() else kinds:
       entries[f'transformers {kind}'] = functools.partial(theirs, kind)
-    return entries | llama_cpp.entries(
-      self.config,
-      self.params,
-      self.context,
-      self.token,
-      pace.calls,
-      weights_read(self.params),
-    )
+    return entries | llama_cpp.entries(self, pace.calls)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Way:
-  """How kvjax takes a step.
-
-  Attributes:
-    name: of the row.
-    kernel: that attends.
-    codec: of the cache.
-    narrow: whether weights are in eight bits.
-    form: of the kernel, as in `forms`; '' for the default one.
-  """
-
-  name: str
-  kernel: str
-  codec: Codec | None = None
-  narrow: bool = False
-  form: str = ''
-
-
-def _ways(case: StepCase, pace: Pace) -> Iterator[_Way]:
-  for kernel in pace.usable():
-    name = f'kvjax {kernel}'
-    if kernel == 'mosaic_gpu':
-      if case.config.dtype in DTYPES:
-        for form in ('', *(() if pace.alone else pace.forms)):
-          yield _Way(forms.named(kernel, form), kernel, form=form)
-      continue
-    yield _Way(name, kernel)
-    yield _Way(f'{name} int8', kernel, Int8())
-    # Only this kernel multiplies by codes as they are stored.
-    if kernel == 'ffi' and not pace.alone:
-      yield _Way(f'{name} weights int8', kernel, narrow=True)
-      yield _Way(
-        f'{name} weights int8, cache int8', kernel, Int8(), narrow=True
-      )
+def _codings(kernel: str, alone: bool) -> dict[str, tuple[Codec | None, bool]]:
+  """Returns the cache's codec, and whether weights are coded, by row suffix."""
+  codings: dict[str, tuple[Codec | None, bool]] = {'': (None, False)}
+  if kernel != 'mosaic_gpu':
+    codings[' int8'] = (Int8(), False)
+  # Only this kernel multiplies by codes as they are stored.
+  if kernel == 'ffi' and not alone:
+    codings[' weights int8'] = (None, True)
+    codings[' weights int8, cache int8'] = (Int8(), True)
+  return codings
 
 
 def decoded(params: Mapping[str, Any]) -> Any:
@@ -224,40 +182,48 @@ def decoded(params: Mapping[str, Any]) -> Any:
   )
 
 
-def filled(case: ModelCase, slots: int, codec: Codec | None = None) -> Cache:
-  """Returns a cache of at least `slots` after the context of a case."""
-  capacity = aligned(slots)
-  cache = init_cache(case.config, case.batch, capacity, codec=codec)
-  return fill(cache, case.streams)
+def filled(
+  case: ModelCase,
+  slots: int,
+  kinds: Kind | None = None,
+  codec: Codec | None = None,
+) -> Cache:
+  """Returns a cache of one kind after the context of a case.
 
+  A kind that chooses which tokens it keeps gets the last ones: a step costs the
+  same whichever they are.
 
-def fill(cache: Any, streams: Streams) -> Cache:
-  """Returns an empty cache of one kind after streams were written to it."""
-  batch, _, context, _ = next(iter(streams[0].values())).shape
-  positions = jnp.arange(context, dtype=jnp.int32)[None, :]
-  positions = jnp.broadcast_to(positions, (batch, context))
-  (kind,) = cache.layout.kinds()
-  place = jax.jit(kind.place)
-  book, places = place(cache.books[0], cache.length, positions)
-  return cache.replace(
-    length=jnp.full((batch,), context, jnp.int32),
-    books=(book,),
-    stores=write_layers(cache, streams, places),
+  Args:
+    case: the model and its streams.
+    slots: the least capacity.
+    kinds: of all layers; None for the default one.
+    codec: of all streams; None for the default one.
+  """
+  capacity = -(-slots // SLOTS) * SLOTS
+  cache: Any = init_cache(
+    case.config, case.batch, capacity, kinds=kinds, codec=codec
   )
-
-
-def aligned(slots: int) -> int:
-  """Returns the least capacity of at least `slots` that every kernel reads."""
-  return -(-slots // SLOTS) * SLOTS
-
-
-def write_layers(cache: Any, streams: Streams, places: Any) -> tuple[Any, ...]:
-  """Returns the stores of a cache after streams were written to places."""
-  return tuple(
-    _write(layer_store, store, layer, places)
-    for store, layer_store, layer in zip(
-      cache.stores, cache.layout.stores, streams, strict=True
+  kind: Any = cache.layout.kinds()[0]
+  first = 0
+  if kind.book_per_layer:
+    first = max(0, case.context - kind.budget + 1)
+  positions = jnp.arange(first, case.context, dtype=jnp.int32)[None, :]
+  positions = jnp.broadcast_to(positions, (case.batch, positions.shape[1]))
+  place = jax.jit(kind.place)
+  placed = [place(book, cache.length, positions) for book in cache.books]
+  _, places = placed[0]
+  stores = [
+    _write(
+      layout, store, {n: x[:, :, first:] for n, x in layer.items()}, places
     )
+    for layout, store, layer in zip(
+      cache.layout.stores, cache.stores, case.streams, strict=True
+    )
+  ]
+  return cache.replace(
+    length=jnp.full((case.batch,), case.context, jnp.int32),
+    books=tuple(book for book, _ in placed),
+    stores=tuple(stores),
   )
 
 
@@ -293,13 +259,7 @@ def step_calls(
   def step(cache):
     return decode_step(case.config, weights, cache, token, kernel=kernel)
 
-  return clock.queued(clock.carry_state(step, cache), calls, np.asarray)
-
-
-def weights_read(params: Mapping[str, Any]) -> int:
-  """Returns bytes that a step reads: an embedding counts if it is the head."""
-  skip = params['embedding'].nbytes if 'head' in params else 0
-  return array_bytes(params) - skip
+  return clock.stepped(step, cache, calls)
 
 
 def step_bytes(

@@ -1,10 +1,9 @@
 """Peers of kvjax. Each package is optional; its absence is reported."""
 
-import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,28 +13,41 @@ from experiments.measuring import clock
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.models.config import ModelConfig
 
-PACKAGES = ('torch', 'transformers', 'triton', 'llama-cpp-python', 'jaxlib')
+MODULES = ('torch', 'transformers', 'triton', 'llama_cpp', 'jaxlib')
+PIP = {'llama_cpp': 'llama-cpp-python'}  # packages named unlike their module
 
 
 def missing(*modules: str) -> list[str]:
-  """Returns which of some modules are not installed."""
-  return [name for name in modules if importlib.util.find_spec(name) is None]
+  """Returns the packages of the modules that are not installed."""
+  return [
+    PIP.get(name, name)
+    for name in modules
+    if importlib.util.find_spec(name) is None
+  ]
 
 
-def absent() -> dict[str, str]:
-  """Returns why transformers' model is not raced here, if it is not."""
-  lacking = missing('torch', 'transformers')
-  reason = f'not installed: {", ".join(lacking)}'
-  return {'transformers': reason} if lacking else {}
+def why_absent(*modules: str, platforms: Sequence[str] = ('cpu', 'gpu')) -> str:
+  """Returns why a peer is not raced here; '' where it is.
+
+  Args:
+    modules: that must be installed.
+    platforms: where the peer is raced.
+  """
+  if (platform := jax.default_backend()) not in platforms:
+    return f'not raced on {platform}'
+  lacking = ', '.join(missing(*modules))
+  return f'not installed: {lacking}' if lacking else ''
+
+
+def transformers_absence() -> str:
+  """Returns why transformers' model is not raced here; '' where it is."""
+  return why_absent('torch', 'transformers')
 
 
 def versions() -> dict[str, str]:
   """Returns the version of each package of a peer that is installed here."""
-  installed = {}
-  for name in PACKAGES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      installed[name] = importlib.metadata.version(name)
-  return installed
+  packages = [PIP.get(x, x) for x in MODULES if not missing(x)]
+  return {name: importlib.metadata.version(name) for name in packages}
 
 
 def host(result: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ module replaces tensors of the past in an uncached program that computes all
 its rows, so that nothing is unread merely because it was not computed.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -36,7 +37,7 @@ class Past:
   streams: tuple[dict[str, jax.Array], ...]
 
 
-@struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class SeparationResult:
   """Largest change of the next logits, `[V]` of one row, by what was replaced.
 
@@ -53,12 +54,12 @@ class SeparationResult:
       louder noise on them shows in float32.
   """
 
-  queries: jax.Array
-  past_rows: jax.Array
-  naive: jax.Array
-  naive_by: jax.Array
-  kept: jax.Array
-  faint: jax.Array
+  queries: float
+  past_rows: float
+  naive: float
+  naive_by: float
+  kept: np.ndarray
+  faint: np.ndarray
 
 
 # Of the noise on a kept row. A key of little weight shows when its score rises,
@@ -85,51 +86,42 @@ def separate(
     The largest changes, for the row after the last token.
   """
   chex.assert_shape(tokens, (1, None))
-  verdict = _separate(config, params, tokens, key, _GAINS[0])
-  for gain in _GAINS[1:]:
-    if (verdict.kept > 0).all():
-      break
-    louder = _separate(config, params, tokens, key, gain).kept
-    kept = jnp.where(verdict.kept > 0, verdict.kept, louder)
-    verdict = verdict.replace(kept=kept)
-  return verdict
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _separate(config, params, tokens, key, gain):
-  _, past = replay(config, params, tokens)
+  run = jax.jit(functools.partial(replay, config))
+  _, past = jax.device_get(run(params, tokens))
   noise = _noise(past, key)
-  layers = len(config.layers)
+  # One program computes this and all that is compared with it: equal bits then
+  # mean equal values.
+  unchanged, _ = run(params, tokens, past)
 
-  def run(scenario):
-    # One compiled body for all scenarios: equal bits then mean equal values.
-    queries, stream, row, keep = scenario
-    corrupt = Past(
-      tuple(
-        _choose(index < queries, noise.queries[index], past.queries[index])
-        for index in range(layers)
-      ),
-      _with_row(past.streams, noise.streams, stream, row, gain),
-    )
-    logits, read = replay(config, params, tokens, corrupt, keep)
-    return logits[0], _largest_change(read.streams[1:], past.streams[1:])
+  def change(replaced: Past, keep: bool = True) -> tuple[np.ndarray, Past]:
+    """Returns the largest change of each row's logits, and what was read."""
+    logits, read = run(params, tokens, replaced, keep)
+    return np.max(np.abs(logits - unchanged), axis=(0, 2)), read
 
-  leaves = range(len(jax.tree.leaves(past.streams)))
-  rows = range(tokens.shape[1] - 1)
-  nothing = (0, -1, -1, True)
-  scenarios = [nothing, (layers, -1, -1, True), (1, -1, -1, False)]
-  scenarios += [(0, leaf, row, True) for leaf in leaves for row in rows]
-  columns = tuple(jnp.asarray(x) for x in zip(*scenarios, strict=True))
-  logits, travelled = jax.lax.map(run, columns)
-  change = jnp.max(jnp.abs(logits - logits[:1]), axis=-1)  # [scenarios, T]
-  kept = change[3:, -1].reshape(layers, -1, len(rows))
+  queries, _ = change(past.replace(queries=noise.queries))
+  first = (noise.queries[0], *past.queries[1:])
+  naive, read = change(past.replace(queries=first), keep=False)
+  travelled = jax.tree.map(
+    lambda x, y: np.max(np.abs(x - y)), read.streams[1:], past.streams[1:]
+  )
+  rows = tokens.shape[1] - 1
+  kept = np.zeros((len(jax.tree.leaves(past.streams)), rows))
+  faint = np.zeros(kept.shape, bool)
+  for leaf, row in np.ndindex(kept.shape):
+    for gain in _GAINS:
+      streams = _with_row(past.streams, noise.streams, leaf, row, gain)
+      kept[leaf, row] = change(past.replace(streams=streams))[0][-1]
+      if kept[leaf, row] > 0:
+        break
+      faint[leaf, row] = True
+  shape = (len(config.layers), -1, rows)
   return SeparationResult(
-    queries=change[1, -1],
-    past_rows=jnp.max(change[1, :-1]),
-    naive=change[2, -1],
-    naive_by=travelled[2],
-    kept=kept,
-    faint=kept == 0,
+    queries=queries[-1],
+    past_rows=np.max(queries[:-1]),
+    naive=naive[-1],
+    naive_by=max(jax.tree.leaves(travelled), default=0.0),
+    kept=kept.reshape(shape),
+    faint=faint.reshape(shape),
   )
 
 
@@ -159,40 +151,41 @@ def replay(
   """
   steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
   positions = jnp.broadcast_to(steps, tokens.shape)
+
+  def attend(index: int, h: jax.Array) -> tuple[jax.Array, Any]:
+    variant: Any = config.layers[index].attention
+    layer_params = params['layers'][index]['attention']
+    form = variant.form(tokens.shape[1], 'expanded')
+    table = None
+    if variant.rotary is not None:
+      table = rotary_table(variant.rotary, positions, tokens.shape[1])
+    queries = form.project_queries(layer_params, h, table)
+    streams = variant.project_streams(layer_params, h, table)
+    if past is not None:
+      queries = jax.tree.map(_before_last, past.queries[index], queries)
+      replaced = jax.tree.map(_before_last, past.streams[index], streams)
+      streams = jax.tree.map(
+        lambda x, y: jnp.where(keep, x, y), replaced, streams
+      )
+    out, _ = plain_attention(
+      queries,
+      form.expand(layer_params, streams),
+      positions,
+      positions,
+      form.scoring(layer_params, params.get('relative')),
+    )
+    y = form.project_output(layer_params, out.astype(h.dtype))
+    return y, (queries, streams)
+
   x = embed(config, params, tokens, positions)
   layers_read = []
-  for index, (layer, layer_params) in enumerate(
-    zip(config.layers, params['layers'], strict=True)
-  ):
-
-    def attention(h, index=index, layer=layer, layer_params=layer_params):
-      attention_params = layer_params['attention']
-      form = layer.attention.form(tokens.shape[1], 'expanded')
-      table = None
-      if layer.attention.rotary is not None:
-        table = rotary_table(layer.attention.rotary, positions, tokens.shape[1])
-      queries = form.project_queries(attention_params, h, table)
-      streams = layer.attention.project_streams(attention_params, h, table)
-      if past is not None:
-        queries = jax.tree.map(_before_last, past.queries[index], queries)
-        replaced = jax.tree.map(_before_last, past.streams[index], streams)
-        streams = _choose(keep, replaced, streams)
-      out, _ = plain_attention(
-        queries,
-        form.expand(attention_params, streams),
-        positions,
-        positions,
-        form.scoring(attention_params, params.get('relative')),
-      )
-      y = form.project_output(attention_params, out.astype(h.dtype))
-      return y, (queries, streams)
-
+  for index, layer in enumerate(config.layers):
     x, read = run_layer(
       layer,
       config.norm,
-      layer_params,
+      params['layers'][index],
       x,
-      attention,
+      functools.partial(attend, index),
       residual_scale=config.residual_scale,
     )
     layers_read.append(read)
@@ -241,10 +234,9 @@ def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
   """
   spans = {}
   for name, read in readers(tokens, kvjax.Scoring(1.0)).items():
-    readers_of = [np.flatnonzero(read[:, token]) for token in range(tokens)]
     spans[name[0]] = [
-      (token, int(max([token, *steps])))
-      for token, steps in enumerate(readers_of)
+      (token, int(max([token, *np.flatnonzero(read[:, token])])))
+      for token in range(tokens)
     ]
   return spans
 
@@ -254,33 +246,24 @@ def _before_last(old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _noise(past: Past, key: jax.Array) -> Past:
+  """Returns noise with the standard deviation of each array."""
   leaves, tree = jax.tree.flatten(past)
   ends = np.cumsum([leaf.size for leaf in leaves])
-  draw = jax.random.normal(key, (ends[-1],))  # one draw: quick to compile
+  draw = np.asarray(jax.random.normal(key, (ends[-1],)))  # quick to compile
+  parts = np.split(draw, ends[:-1])
   return tree.unflatten(
     [
-      (jnp.std(x) * part.reshape(x.shape)).astype(x.dtype)
-      for x, part in zip(leaves, jnp.split(draw, ends[:-1]), strict=True)
+      (np.std(x) * part.reshape(x.shape)).astype(x.dtype)
+      for x, part in zip(leaves, parts, strict=True)
     ]
   )
 
 
-def _with_row(streams, noise, stream, row, gain):
-  """Returns streams with one row of the `stream`th leaf taken from noise."""
+def _with_row(
+  streams: Any, noise: Any, leaf: int, row: int, gain: float
+) -> Any:
+  """Returns streams with one row of one leaf taken from noise."""
   leaves, tree = jax.tree.flatten(streams)
-  moved = []
-  for index, new in enumerate(jax.tree.leaves(noise)):
-    old = leaves[index]
-    is_row = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 2) == row
-    new = (gain * new).astype(old.dtype)
-    moved.append(jnp.where(is_row & (stream == index), new, old))
-  return tree.unflatten(moved)
-
-
-def _choose(flag: Any, new: Any, old: Any) -> Any:
-  return jax.tree.map(lambda x, y: jnp.where(flag, x, y), new, old)
-
-
-def _largest_change(new: Any, old: Any) -> jax.Array:
-  changes = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), new, old)
-  return jnp.max(jnp.stack(jax.tree.leaves(changes) + [jnp.zeros(())]))
+  leaves[leaf] = leaves[leaf].copy()
+  leaves[leaf][..., row, :] = gain * jax.tree.leaves(noise)[leaf][..., row, :]
+  return tree.unflatten(leaves)

@@ -1,7 +1,6 @@
 """The answer in small: three rows, who reads which, and what that costs."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import kvjax
@@ -9,7 +8,7 @@ from experiments.measuring.separation import readers
 from experiments.measuring.variants import VARIANTS, with_attention
 from experiments.reporting.blocks import Block, Heading, Table, Text
 from experiments.training.variants import bytes_per_token, query_bytes_per_token
-from kvjax.attention.reference import plain_attention
+from kvjax.attention.reference import masked_softmax
 
 PHRASES = ('不爱吃|香菜的|萌新', '喜欢|骑|摩托车', '爱好|是|研究')
 X = np.asarray([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)
@@ -58,7 +57,8 @@ def llama_bytes() -> dict[str, tuple[int, int]]:
 
 def _three_rows() -> tuple[Table, Table]:
   q, k, v = (X @ weight for weight in WEIGHTS.values())
-  weights = np.asarray(_attention_weights(q, k, v))
+  causal = np.tri(3, dtype=bool)
+  weights = np.asarray(jax.jit(masked_softmax)(q @ k.T / 3**0.5, causal))
   reads = [np.asarray(rows) for rows in readers(3, kvjax.Scoring(1.0)).values()]
   tokens, outputs = [], []
   for i, phrase in enumerate(PHRASES):
@@ -76,32 +76,20 @@ def _three_rows() -> tuple[Table, Table]:
   )
 
 
-@jax.jit
-def _attention_weights(q, k, v):
-  positions = jnp.arange(3, dtype=jnp.int32)[None, :]
-  streams = {'key': k[None, None], 'value': v[None, None]}
-  queries = {'key': q[None, None, None]}
-  scoring = kvjax.Scoring(3**-0.5)
-  weights = plain_attention(queries, streams, positions, positions, scoring)[1]
-  return weights[0, 0, 0]
-
-
 def _sizes() -> Table:
   models = llama_models()
-  kept = {name: size for name, (size, _) in llama_bytes().items()}
-  query = {name: size for name, (_, size) in llama_bytes().items()}
-  return Table.of(
+  rows = []
+  for name, (kept, query) in llama_bytes().items():
+    long = f'{kept * 131072 / 2**30:.1f} GiB'
+    coded = bytes_per_token(models[name], kvjax.Int8())
+    times = f'x {1 + query / kept:.1f}'
+    rows.append([name, kept, long, coded, query, times])
+  columns = ('attention', 'kept per token', '128k tokens', 'with Int8()')
+  return Table(
     'Bytes a token leaves behind, at the size of Llama-3-8B in bfloat16',
-    {
-      'attention': str,
-      'kept per token': kept.get,
-      '128k tokens': lambda name: f'{kept[name] * 131072 / 2**30:.1f} GiB',
-      'with Int8()': lambda name: bytes_per_token(models[name], kvjax.Int8()),
-      'a Q cache would add': query.get,
-      'and make it': lambda name: f'x {1 + query[name] / kept[name]:.1f}',
-    },
-    models,
-    note='32 layers, 32 heads of 128; GQA 8 kv heads (Llama-3-8B itself), MLA '
+    (*columns, 'a Q cache would add', 'and make it'),
+    rows,
+    '32 layers, 32 heads of 128; GQA 8 kv heads (Llama-3-8B itself), MLA '
     'a latent of 512 and a rotated key of 64 (sizes of DeepSeek-V3).',
   )
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.measuring import llama_cpp, model
+from experiments.measuring import llama_cpp, model, peers
 
 SHAPE = {
   'layers': 2,
@@ -30,12 +30,12 @@ def test_absence_is_named_and_nothing_is_raced(monkeypatch):
         None if name in lacking else find('jax')
       ),
     )
-    names = ', '.join(llama_cpp.MODULES[name] for name in lacking)
-    assert llama_cpp.absent() == {'llama.cpp': f'not installed: {names}'}
-    config = model.describe(SHAPE)
-    assert llama_cpp.entries(config, {}, 8, np.zeros(1, np.int32), 1, 0) == {}
+    names = ', '.join(peers.PIP.get(name, name) for name in lacking)
+    assert llama_cpp.absence() == f'not installed: {names}'
+    case = model.StepCase(model.describe(SHAPE), {}, 1, 8)
+    assert llama_cpp.entries(case, 1) == {}
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert llama_cpp.absent() == {'llama.cpp': 'not raced on gpu'}
+  assert llama_cpp.absence() == 'not raced on gpu'
 
 
 def test_only_float32_is_written(tmp_path):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from experiments.measuring import (
@@ -99,10 +98,10 @@ def test_a_step_of_llama_cpp_with_our_weights(rows, tied):
     pytest.importorskip(module)
   shape = SHAPE | {'tied': tied}
   config, params = model.build(shape)
-  token = jnp.arange(rows, dtype=jnp.int32)
   # More tokens than llama.cpp reads at once, and no multiple of its cells.
   context = llama_cpp.CHUNK + 88
-  entries = llama_cpp.entries(config, params, context, token, 1, 0)
+  case = model.StepCase(config, params, rows, context)
+  entries = llama_cpp.entries(case, 1)
   assert list(entries) == list(llama_cpp.KINDS)
   for name, entry in entries.items():
     runner = entry()

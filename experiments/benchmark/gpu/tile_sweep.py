@@ -84,8 +84,9 @@ def _time(
   case: AttentionCase, pace: Pace, tiles: Tiles, both: bool
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of the kernel with some tiles, or of `both` its forms."""
+  names = tuple(forms.FORMS) if both else ()
   pace = dataclasses.replace(
-    pace, kernels=('mosaic_gpu',), both=both, alone=True
+    pace, kernels=('mosaic_gpu',), forms=names, alone=True
   )
   with tuning.using([(problem(case), tiles)]):
     results = clock.measure(case, pace)
