@@ -42,7 +42,7 @@ class StoreOptions:
   rotary_length: int | None = None
 
   def __post_init__(self):
-    check_fields(self, at_least={'slack': 0, 'rotary_length': 1})
+    check_fields(self, at_least={'slack': 0, 'rotary_length': 0})
 
 
 def init_cache(

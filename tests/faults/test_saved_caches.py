@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import kvjax
 from kvjax.checkpoints.prompt_cache import save
-from kvjax.checkpoints.prompt_cache.digest import digest
+from kvjax.checkpoints.prompt_cache.digest import DIGEST, UNSIGNED, sign
 from tests.checkpoints.writing import GOLDEN
 
 
@@ -161,7 +161,7 @@ METADATA = {
   ),
   'rotary length': (
     say('layout', 'rotary_length', value=-2),
-    'rotary_length is -2, not 0',
+    'rotary_length=-2 must be at least 0',
   ),
   'slots of null': (
     say('layout', 'memories', 0, 'kind', 'slots', value=None),
@@ -228,10 +228,12 @@ def load(model, tmp_path, files):
     change(written, arrays)
     metadata[save.KEY] = json.dumps(written) if text is None else text
     if form == 1:
-      del metadata[save.DIGEST]
+      del metadata[DIGEST]
     elif signed:
-      metadata[save.DIGEST] = digest(metadata[save.KEY], arrays)
+      metadata[DIGEST] = UNSIGNED
     save_file(arrays, path, metadata)
+    if form != 1 and signed:
+      sign(path)
     return kvjax.load_cache(path, *model)
 
   return change_and_load
@@ -304,6 +306,22 @@ def test_a_pipe_is_not_waited_for(model, tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   with pytest.raises(ValueError, match='pipe is no regular file'):
     kvjax.load_cache(tmp_path / 'pipe', *model)
+
+
+def test_a_pool_keeps_its_pages_without_their_rows(model, tmp_path):
+  """A cache of one row of two still has the pool of two."""
+  cache = kvjax.init_cache(model[0], 2, 8, kinds=kvjax.Paged(page=2))
+  kvjax.save_cache(tmp_path / 'x', kvjax.take(cache, [1]), *model)
+  loaded = kvjax.load_cache(tmp_path / 'x', *model)
+  assert loaded.books[0].references.shape == (8,)
+  with safetensors.safe_open(tmp_path / 'x', 'np') as file:
+    metadata = file.metadata() | {DIGEST: UNSIGNED}
+  arrays = load_file(tmp_path / 'x')
+  arrays['stores.0.key'] = arrays['stores.0.key'][:, :4].copy()
+  save_file(arrays, tmp_path / 'x', metadata)
+  sign(tmp_path / 'x')
+  with pytest.raises(ValueError, match='stores.0 must have the 8 pages of bo'):
+    kvjax.load_cache(tmp_path / 'x', *model)
 
 
 @pytest.fixture

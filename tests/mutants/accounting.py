@@ -248,17 +248,17 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/faults/test_checkpoints.py::test_a_block_larger_than_its_matrix',
   ),
   Mutant(
-    'a_digest_of_names_alone',
+    'a_digest_of_the_header_alone',
     'kvjax/checkpoints/prompt_cache/digest.py',
-    'state.update(array.reshape(-1).view(np.uint8).data)',
-    'pass',
+    'while block := file.read(BLOCK):',
+    "while block := b'':",
     'tests/faults/test_saved_caches.py',
   ),
   Mutant(
     'a_digest_without_metadata',
     'kvjax/checkpoints/prompt_cache/digest.py',
-    'json.dumps([text, heads])',
-    'json.dumps(heads)',
+    'state.update(header.replace(_entry(written), _entry(UNSIGNED), 1))',
+    'pass',
     'tests/faults/test_saved_caches.py::test_every_byte_counts',
   ),
   Mutant(

@@ -297,8 +297,8 @@ SAMPLING: tuple[Mutant, ...] = (
   Mutant(
     'row_seed_ignored',
     'kvjax/decoding/sampling.py',
-    'jax.vmap(jax.random.key)(seeds)',
-    'jax.vmap(jax.random.key)(0 * seeds)',
+    'jax.vmap(jax.random.key)(seed)',
+    'jax.vmap(jax.random.key)(0 * seed)',
     'tests/decoding/test_generation.py::test_rows_draw_by_their_own_seed',
   ),
   Mutant(

@@ -12,6 +12,7 @@ import numpy as np
 
 from kvjax.caches.kind import Kind
 from kvjax.checkpoints.prompt_cache import encoding
+from kvjax.checkpoints.prompt_cache.digest import DIGEST, digest
 from kvjax.decoding.allocate import (
   StoreOptions,
   arrange,
@@ -26,7 +27,6 @@ from kvjax.streams.codecs import Plain
 from kvjax.strict_json import parse_object
 
 KEY = 'kvjax_cache'
-DIGEST = 'kvjax_sha256'
 FORMAT = 2
 # The keys of a file's metadata, by format. Format 1 had no digest.
 KEYS = {1: {KEY}, FORMAT: {KEY, DIGEST}}
@@ -62,8 +62,8 @@ def read_metadata(
   """Returns what `save_cache` wrote about a cache, its `Layout` decoded.
 
   Raises:
-    ValueError: a key is missing, the file has another format, or a class in
-      the layout is unknown.
+    ValueError: a key is missing, the file has another format or another
+      digest, or a class in the layout is unknown.
   """
   if KEY not in metadata:
     raise ValueError(
@@ -78,6 +78,11 @@ def read_metadata(
     raise ValueError(
       f'{path} is damaged: metadata of format {form} is '
       f'{sorted(KEYS[form])}, not {sorted(metadata)}.'
+    )
+  if DIGEST in metadata and metadata[DIGEST] != digest(path, metadata[DIGEST]):
+    raise ValueError(
+      f'{path} is damaged: its SHA-256 is not the one that was saved with it. '
+      'Copy it again, or prefill anew.'
     )
   if missing := sorted(set(WRITTEN) - written.keys()):
     raise ValueError(f'{path}: its metadata has no {missing[0]!r}.')

@@ -3,7 +3,7 @@
 A safetensors file has every array as it is. Its metadata is JSON: kinds, codecs
 and lengths, the config, and a fingerprint of every param. What a cache means
 depends on all of these, so a file with another config or other params is
-refused, and the message says what differs. A digest of metadata and arrays
+refused, and the message says what differs. A digest of the whole file
 finds any damage; files of format 1 have none.
 """
 
@@ -23,10 +23,9 @@ from safetensors.numpy import save_file
 from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.books import check_books
-from kvjax.checkpoints.prompt_cache.digest import digest
+from kvjax.checkpoints.prompt_cache.digest import DIGEST, UNSIGNED, sign
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
 from kvjax.checkpoints.prompt_cache.metadata import (
-  DIGEST,
   FORMAT,
   KEY,
   make_spec,
@@ -83,8 +82,7 @@ def save_cache(
     name: np.asarray(array, order='C')
     for name, array in leaves_by_path(cache, is_leaf).items()
   }
-  text = json.dumps(metadata)
-  _write_whole(path, arrays, {KEY: text, DIGEST: digest(text, arrays)})
+  _write_whole(path, arrays, json.dumps(metadata))
 
 
 def load_cache(
@@ -115,8 +113,7 @@ def load_cache(
   path.open('rb').close()  # raises FileNotFoundError with the path
   try:
     with safetensors.safe_open(path, 'np') as file:
-      text = file.metadata() or {}
-      metadata = read_metadata(path, text, types)
+      metadata = read_metadata(path, file.metadata() or {}, types)
       _check_same(path, 'config', metadata['config'], encoding.encode(config))
       _check_same(path, 'params', metadata['params'], fingerprint(params))
       spec = make_spec(path, config, metadata)
@@ -129,11 +126,6 @@ def load_cache(
     raise ValueError(
       f'{path} is no saved cache: its metadata is nested too deeply.'
     ) from None
-  if DIGEST in text and text[DIGEST] != digest(text[KEY], arrays):
-    raise ValueError(
-      f'{path} is damaged: its SHA-256 is not the one that was saved with it. '
-      'Copy it again, or prefill anew.'
-    )
   treedef = jax.tree.structure(spec, is_leaf=is_leaf)
   cache = jax.tree.unflatten(treedef, arrays.values())
   try:
@@ -154,7 +146,7 @@ def _source_spec(cache: Cache) -> list[Any] | None:
 
 
 def _write_whole(
-  path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]
+  path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: str
 ) -> None:
   """Writes a file in the same directory, and renames it to `path` at the end.
 
@@ -165,7 +157,8 @@ def _write_whole(
   os.close(handle)
   part = pathlib.Path(name)
   try:
-    save_file(arrays, part, metadata)
+    save_file(arrays, part, {KEY: metadata, DIGEST: UNSIGNED})
+    sign(part)
     # Without fsync, a crash after the rename could leave an empty file.
     with part.open('rb') as file:
       os.fsync(file.fileno())
@@ -203,13 +196,9 @@ def _read_arrays(
     x = file.get_tensor(name)
     # A pool keeps its pages when rows are taken away. `check_books` compares
     # the arrays of a pool with each other.
-    shape = tuple(
-      size if axis == 'pages' else wanted
-      for size, wanted, axis in zip(
-        x.shape, leaf.shape, leaf.axes, strict=False
-      )
-    )
-    if x.shape != shape or x.dtype != leaf.dtype:
+    sizes = zip(x.shape, leaf.shape, leaf.axes, strict=False)
+    shape = [size if axis == 'pages' else need for size, need, axis in sizes]
+    if list(x.shape) != shape or x.dtype != leaf.dtype:
       raise ValueError(
         f'{path}: {name} is {x.dtype.name} {list(x.shape)}; its metadata '
         f'makes it {np.dtype(leaf.dtype).name} {list(leaf.shape)}.'
