@@ -15,7 +15,7 @@ READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
 .PHONY: run run-full test lint structure memory mutants fuzz-parity why picture \
-	kernels bench bench-gpu aot-h200 clean
+	fuzz-files kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -50,6 +50,9 @@ FAMILY ?= llama
 SEED ?= 0
 fuzz-parity: $(READY)
 	$(RUN) tests/checkpoints/fuzz_parity.py --family=$(FAMILY) --seed=$(SEED) $(ARGS)
+
+fuzz-files: $(READY)
+	$(RUN) -m tests.faults.fuzz_files $(ARGS)
 
 picture: $(READY)
 	$(RUN) -m experiments.why_no_q_cache.lifetimes

@@ -63,15 +63,9 @@ def load_checkpoint(
   """
   if weights not in (None, 'int8'):
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
-  path = pathlib.Path(path)
-  family, settings = _choose_family(_read_config(path))
-  tensors = dequantize_tensors(settings.values, open_tensors(path))
-  name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
-  config = dataclasses.replace(family.config(settings), dtype=name)
-  if family.head is not None:
-    config = dataclasses.replace(config, tied=family.head not in tensors)
+  config, sources = open_checkpoint(pathlib.Path(path), dtype)
   params = {}
-  for source in _with_progress(match_params(family, config, tensors)):
+  for source in _with_progress(sources):
     target = None if sharding is None else sharding(source.place, source.shape)
     param = jax.device_put(source.read(), target)
     if weights == 'int8' and is_projection(source.place, tied=config.tied):
@@ -79,6 +73,23 @@ def load_checkpoint(
     # Without this wait the host would read ahead, and hold many tensors.
     params[source.place] = jax.block_until_ready(param)
   return config, _nest(params)
+
+
+def open_checkpoint(
+  path: pathlib.Path, dtype: Any = None
+) -> tuple[ModelConfig, list[ParamSource]]:
+  """Returns the config, and every param of a checkpoint, still to be read.
+
+  Args:
+    path, dtype: as in `load_checkpoint`.
+  """
+  family, settings = _choose_family(_read_config(path))
+  tensors = dequantize_tensors(settings.values, open_tensors(path))
+  name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
+  config = dataclasses.replace(family.config(settings), dtype=name)
+  if family.head is not None:
+    config = dataclasses.replace(config, tied=family.head not in tensors)
+  return config, match_params(family, config, tensors)
 
 
 def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:

@@ -20,6 +20,7 @@ from kvjax.strict_json import parse_object
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
+MAX_AXES = 64  # NumPy has no arrays of more
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 BLOCK = 1 << 22  # bytes of a large tensor that are mapped at a time
 
@@ -31,6 +32,16 @@ DTYPES: dict[str, Any] = {
 }
 CODES: dict[str, Any] = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'U8': np.uint8}
 READABLE = DTYPES | CODES
+# Of an element, for every dtype of the format.
+BITS = {
+  'F4': 4,
+  **dict.fromkeys(('F6_E2M3', 'F6_E3M2'), 6),
+  **dict.fromkeys(('BOOL', 'U8', 'I8'), 8),
+  **dict.fromkeys(('F8_E5M2', 'F8_E4M3', 'F8_E8M0'), 8),
+  **dict.fromkeys(('I16', 'U16', 'F16', 'BF16'), 16),
+  **dict.fromkeys(('I32', 'U32', 'F32'), 32),
+  **dict.fromkeys(('I64', 'U64', 'F64', 'C64'), 64),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +185,13 @@ def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
         f'{path} is truncated or no safetensors file: {total} bytes, a '
         f'header of {length}.'
       )
-    header = parse_object(file.read(length), f'{path} has a header that')
+    text = file.read(length)
+  header = parse_object(text, f'{path} has a header that')
+  if not text.startswith(b'{') or not _is_texts(header.get('__metadata__')):
+    raise ValueError(
+      f'{path} has a header that does not begin with an object, or whose '
+      '__metadata__ is more than texts by name: write the file again.'
+    )
   start = 8 + length
   tensors = {
     name: _read_entry(path, name, entry, start)
@@ -201,22 +218,36 @@ def _read_entry(
       'dtype': str(dtype),
       'shape': list(shape),
       'data_offsets': [begin, end],
-    } if _are_whole(*shape, begin, end) and begin <= end:
+    } if (
+      len(shape) <= MAX_AXES and _are_whole(*shape, begin, end) and begin <= end
+    ):
       size = end - begin
     case _:
       raise ValueError(
         f'{path} describes tensor {name} badly: it needs a dtype (a text), a '
-        'shape (whole numbers from 0 on) and data_offsets (two of them, in '
-        'order).'
+        'shape (at most 64 whole numbers from 0 on) and data_offsets (two of '
+        'them, in order).'
       )
-  if dtype in READABLE:
-    needed = math.prod(shape) * np.dtype(READABLE[dtype]).itemsize
-    if needed != size:
-      raise ValueError(
-        f'{path}: tensor {name} {shape} of {dtype} takes {needed} bytes; the '
-        f'header gives it {size}.'
-      )
+  if dtype not in BITS:
+    raise ValueError(
+      f'{path}: tensor {name} has the dtype {dtype}; the format knows '
+      f'{", ".join(BITS)}.'
+    )
+  needed = math.prod(shape) * BITS[dtype]
+  if needed != 8 * size:
+    raise ValueError(
+      f'{path}: tensor {name} {shape} of {dtype} takes {needed / 8:.16g} '
+      f'bytes; the header gives it {size}.'
+    )
   return StoredTensor(name, tuple(shape), dtype, path, start + begin, size)
+
+
+def _is_texts(metadata: Any) -> bool:
+  if metadata is None:
+    return True
+  return isinstance(metadata, dict) and all(
+    isinstance(value, str) for value in metadata.values()
+  )
 
 
 def _are_whole(*values: Any) -> bool:

@@ -80,9 +80,15 @@ class PublishedTokenizer:
     except Exception as error:  # the library raises no narrower class
       raise ValueError(f'{path / FILE} is no tokenizer: {error}.') from None
     self.template = load_template(path)
+    self._file = path / FILE
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
-    return self._tokenizer.encode(text, add_special_tokens=special).ids
+    try:
+      return self._tokenizer.encode(text, add_special_tokens=special).ids
+    except Exception as error:  # of a vocabulary without its unknown token, say
+      raise ValueError(
+        f'{self._file} cannot encode {text[:40]!r}: {error}.'
+      ) from None
 
   def stream(self) -> Decode:
     decoders: Any = importlib.import_module('tokenizers.decoders')

@@ -1,0 +1,240 @@
+"""Files that kvjax parses, and the parsers that are the reference for each.
+
+The functions of a `Format` run in a process of their own, on a folder that has
+one changed file. `read` is kvjax's parser and `reference` the one it follows;
+both return what the file means as plain values, and no array reaches a device.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import safetensors
+import tokenizers
+
+import kvjax
+from experiments.reporting import records
+from kvjax.checkpoints.load import open_checkpoint, parse_config
+from kvjax.checkpoints.tensors import open_tensors
+from kvjax.text import chat, load_tokenizer, prompts, stop_tokens
+from tests.checkpoints.writing import GOLDEN
+from tests.faults import mutations
+
+TEXTS = ('HELLO WORLD', 'a b', '')
+MODELS = {name: GOLDEN / name for name in ('qwen2', 'llama_linear_shards')}
+QWEN2 = kvjax.load_checkpoint(MODELS['qwen2'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A kind of file.
+
+  Attributes:
+    name: of the file that is changed.
+    write: fills a folder with the file and what belongs to it.
+    changes: of the file's bytes.
+    read: folder -> what kvjax reads.
+    reference: folder -> what the file means; None where every change must be
+      refused.
+  """
+
+  name: str
+  write: Callable[[pathlib.Path], None]
+  changes: tuple[Callable[..., bytes], ...]
+  read: Callable[[pathlib.Path], Any]
+  reference: Callable[[pathlib.Path], Any] | None
+
+
+def copy_model(name: str) -> Callable[[pathlib.Path], None]:
+  def write(folder):
+    shutil.copytree(MODELS[name], folder, dirs_exist_ok=True)
+
+  return write
+
+
+def read_tensors(folder: pathlib.Path) -> Any:
+  return _meaning({n: t.read() for n, t in open_tensors(folder).items()})
+
+
+def official_tensors(folder: pathlib.Path) -> Any:
+  with safetensors.safe_open(folder / 'model.safetensors', 'np') as file:
+    return _meaning({name: file.get_tensor(name) for name in file.keys()})
+
+
+def _meaning(arrays: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
+  return {
+    name: (x.shape, x.dtype.name, hashlib.sha256(x.tobytes()).hexdigest())
+    for name, x in arrays.items()
+  }
+
+
+def read_model(folder: pathlib.Path) -> Any:
+  """Returns config and params as the files say, every param read once."""
+  config, sources = open_checkpoint(folder)
+  return repr(config), _meaning({s.place: s.read() for s in sources})
+
+
+def same_model(name: str) -> Callable[[pathlib.Path], Any]:
+  """Returns the reference of a file that can only say one thing, or nothing."""
+  wanted = functools.cache(lambda: read_model(MODELS[name]))
+  return lambda folder: wanted()
+
+
+def read_config(folder: pathlib.Path) -> Any:
+  return repr(kvjax.load_config(folder))
+
+
+def config_of_json(folder: pathlib.Path) -> Any:
+  values = json.loads((folder / 'config.json').read_bytes().decode())
+  return repr(parse_config(values))
+
+
+def write_cache(folder: pathlib.Path) -> None:
+  config, params = QWEN2
+  kinds = kvjax.Paged(page=4)
+  cache = kvjax.init_cache(config, 2, 8, kinds=kinds, codec=kvjax.Int8())
+  tokens = np.asarray([[3, 5, 7, 9, 2], [4, 6, -1, -1, -1]])
+  _, cache = kvjax.extend(config, params, cache, tokens)
+  kvjax.save_cache(folder / 'cache', cache, config, params)
+
+
+def read_cache(folder: pathlib.Path) -> Any:
+  return repr(kvjax.load_cache(folder / 'cache', *QWEN2))
+
+
+def write_tokenizer(folder: pathlib.Path) -> None:
+  vocabulary = {'<s>': 0, '</s>': 1}
+  vocabulary |= {chr(c): i for i, c in enumerate(range(32, 96), 2)}
+  model = tokenizers.models.BPE(vocabulary, [], unk_token='</s>')
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.add_special_tokens(['<s>', '</s>'])
+  tokenizer.decoder = tokenizers.decoders.Fuse()
+  tokenizer.save(str(folder / 'tokenizer.json'))
+
+
+def read_tokenizer(folder: pathlib.Path) -> Any:
+  tokenizer = load_tokenizer(folder)
+  return [tokenizer.encode(text) for text in TEXTS]
+
+
+def official_tokenizer(folder: pathlib.Path) -> Any:
+  path = str(folder / 'tokenizer.json')
+  tokenizer = tokenizers.Tokenizer.from_file(path)
+  return [tokenizer.encode(text).ids for text in TEXTS]
+
+
+def write_chat(folder: pathlib.Path) -> None:
+  values = {'bos_token': {'content': '<s>'}, 'eos_token': '</s>'}
+  values['chat_template'] = '{{ bos_token }}{{ messages[0].content }}'
+  (folder / chat.CONFIG).write_text(json.dumps(values))
+
+
+def read_chat(folder: pathlib.Path) -> Any:
+  template = chat.load_template(folder)
+  return template and (template.source, dict(template.names))
+
+
+def chat_of_json(folder: pathlib.Path) -> Any:
+  values = json.loads((folder / chat.CONFIG).read_bytes().decode())
+  source = values.get('chat_template')
+  if isinstance(source, list):
+    source = next(x['template'] for x in source if x['name'] == 'default')
+  tokens = {name: values.get(name) for name in chat.SPECIAL}
+  names = {
+    name: token['content'] if isinstance(token, dict) else token
+    for name, token in tokens.items()
+    if token is not None
+  }
+  return None if source is None else (source, names)
+
+
+def write_stops(folder: pathlib.Path) -> None:
+  values = {'eos_token_id': [1, 2], 'temperature': 0.7}
+  (folder / 'generation_config.json').write_text(json.dumps(values))
+
+
+def stops_of_json(folder: pathlib.Path) -> Any:
+  values = json.loads((folder / 'generation_config.json').read_bytes().decode())
+  ids = values.get('eos_token_id')
+  return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+
+
+def write_prompts(folder: pathlib.Path) -> None:
+  lines = [json.dumps(x, ensure_ascii=False) for x in ('a\u2028b', 'c', 'é')]
+  (folder / 'prompts.jsonl').write_text('\n'.join(lines) + '\n', 'utf-8')
+
+
+def lines_of_json(name: str) -> Callable[[pathlib.Path], Any]:
+  def read(folder):
+    text = (folder / name).read_bytes().decode()
+    lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
+    return [json.loads(line) for line in lines if line.strip()]
+
+  return read
+
+
+def write_records(folder: pathlib.Path) -> None:
+  for index in range(3):
+    record = {'record': 'x', 'text': 'a\u2028b', 'number': index / 3}
+    records.append(folder / 'records.jsonl', record)
+
+
+BYTES = (mutations.change_bytes,)
+JSON = (mutations.change_bytes, mutations.change_json)
+HEADER = (mutations.change_bytes, mutations.change_header)
+INDEX = 'model.safetensors.index.json'
+FORMATS = {
+  'safetensors': Format(
+    'model.safetensors',
+    copy_model('qwen2'),
+    HEADER,
+    read_tensors,
+    official_tensors,
+  ),
+  'config': Format(
+    'config.json', copy_model('qwen2'), JSON, read_config, config_of_json
+  ),
+  # Which params a changed config means, no other parser here says.
+  'config with weights': Format(
+    'config.json',
+    copy_model('qwen2'),
+    JSON,
+    lambda folder: read_model(folder) and None,
+    lambda folder: None,
+  ),
+  'index': Format(
+    INDEX,
+    copy_model('llama_linear_shards'),
+    JSON,
+    read_model,
+    same_model('llama_linear_shards'),
+  ),
+  'saved cache': Format('cache', write_cache, HEADER, read_cache, None),
+  'tokenizer': Format(
+    'tokenizer.json', write_tokenizer, JSON, read_tokenizer, official_tokenizer
+  ),
+  'chat': Format(chat.CONFIG, write_chat, JSON, read_chat, chat_of_json),
+  'stops': Format(
+    'generation_config.json', write_stops, JSON, stop_tokens, stops_of_json
+  ),
+  'prompts': Format(
+    'prompts.jsonl',
+    write_prompts,
+    BYTES,
+    lambda folder: prompts.read_prompts(folder / 'prompts.jsonl'),
+    lines_of_json('prompts.jsonl'),
+  ),
+  'records': Format(
+    'records.jsonl',
+    write_records,
+    BYTES,
+    lambda folder: records.read([folder / 'records.jsonl']),
+    lines_of_json('records.jsonl'),
+  ),
+}

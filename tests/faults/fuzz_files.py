@@ -1,0 +1,201 @@
+"""Question: can a damaged or hostile file do more than be refused?
+
+    make fuzz-files ARGS='--tries=20000 --seed=1'
+
+Changes one small file of each format (checkpoint, index, config, saved cache,
+tokenizer, chat, prompts, records) again and again, and lets another process
+parse it. Refuted by: a process that ends, a parser that takes over 5 s, an
+error other than ValueError and OSError, memory beyond four times the
+file (and 4 MiB, for what a parser needs whatever the file), a change of a saved
+cache that is read, or a file that means another thing to kvjax than to the
+reference parser. A changed byte of a weight is a change of both.
+"""
+
+import collections
+import dataclasses
+import multiprocessing
+import pathlib
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).parents[2]
+if __name__ == '__main__':
+  sys.path.insert(0, str(ROOT))
+
+SECONDS = 5.0  # that a parser may take
+TIMES, CONSTANT = 4, 4 << 20  # memory: times the file, and bytes beyond
+REFUSALS = (ValueError, FileNotFoundError, OSError)
+
+TRIES = flags.DEFINE_integer('tries', 500, 'Changed files in all.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of the changes.')
+ONLY = flags.DEFINE_list('formats', [], 'Names of formats; all by default.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+  """One changed file.
+
+  Attributes:
+    format: its name.
+    number: of the try, from which all its changes are drawn.
+    result: 'refused', 'read', or what is wrong.
+    seconds: that parsing took.
+    bytes: that parsing allocated at most, at one moment.
+  """
+
+  format: str
+  number: int
+  result: str
+  seconds: float = 0.0
+  bytes: int = 0
+
+  @property
+  def is_fault(self) -> bool:
+    return self.result not in ('refused', 'read')
+
+
+def run(tries: int, seed: int, names: list[str] | None = None) -> Iterator[Try]:
+  """Yields the result of each changed file, of each format in turn."""
+  # Parsers may print; what they parse is read in a process that can be ended.
+  context = multiprocessing.get_context('spawn')
+  worker = None
+  for number in range(tries):
+    if worker is None:
+      worker = _Worker(context, seed)
+      names = names or worker.names
+    name = names[number % len(names)]
+    outcome = worker.parse(name, number)
+    if outcome.result in ('hangs', 'ends the process'):
+      worker.stop()
+      worker = None
+    yield outcome
+  if worker is not None:
+    worker.stop()
+
+
+class _Worker:
+  """A process that parses, and the end of the pipe to it."""
+
+  def __init__(self, context: Any, seed: int):
+    self.pipe, other = context.Pipe()
+    self.process = context.Process(target=serve, args=(other, seed))
+    self.process.start()
+    other.close()
+    self.names: list[str] = self.pipe.recv()
+
+  def parse(self, name: str, number: int) -> Try:
+    self.pipe.send((name, number))
+    # Beyond the parser's own time: the reference's, and the change itself.
+    if not self.pipe.poll(4 * SECONDS):
+      return Try(name, number, 'hangs')
+    try:
+      return self.pipe.recv()
+    except EOFError:
+      return Try(name, number, 'ends the process')
+
+  def stop(self) -> None:
+    self.process.kill()
+    self.process.join()
+
+
+def serve(pipe: Connection, seed: int) -> None:
+  """Parses one changed file after the other; runs in the worker."""
+  from tests.faults.formats import FORMATS
+
+  tracemalloc.start()
+  with tempfile.TemporaryDirectory() as name:
+    root = pathlib.Path(name)
+    for index, form in enumerate(FORMATS.values()):
+      folder = root / str(index)
+      folder.mkdir()
+      form.write(folder)
+      form.read(folder)  # fills caches that later files share
+    whole = {
+      format_name: (root / str(index) / form.name).read_bytes()
+      for index, (format_name, form) in enumerate(FORMATS.items())
+    }
+    pipe.send(list(FORMATS))
+    places = {name: root / str(i) for i, name in enumerate(FORMATS)}
+    while True:
+      name, number = pipe.recv()
+      pipe.send(_try(FORMATS[name], places[name], whole[name], (seed, number)))
+
+
+def _try(form: Any, folder: pathlib.Path, data: bytes, seed: Any) -> Try:
+  draw = np.random.default_rng(seed)
+  change = form.changes[int(draw.integers(len(form.changes)))]
+  changed = change(data, draw)
+  (folder / form.name).write_bytes(changed)
+  tracemalloc.reset_peak()
+  before, _ = tracemalloc.get_traced_memory()
+  begun = time.perf_counter()
+  value, error = None, None
+  try:
+    value = form.read(folder)
+  except REFUSALS as refusal:
+    error = refusal
+  except Exception as other:
+    error = other
+  seconds = time.perf_counter() - begun
+  size = tracemalloc.get_traced_memory()[1] - before
+  result = _judge(form, folder, changed != data, value, error)
+  if seconds > SECONDS:
+    result = f'takes {seconds:.1f} s'
+  if size > TIMES * len(changed) + CONSTANT:
+    result = f'takes {size} bytes for a file of {len(changed)}'
+  from tests.faults.formats import FORMATS
+
+  name = next(name for name, x in FORMATS.items() if x is form)
+  return Try(name, seed[1], result, seconds, size)
+
+
+def _judge(form, folder, differs: bool, value: Any, error: Any) -> str:
+  """Returns 'refused', 'read', or how kvjax and the reference differ."""
+  if isinstance(error, REFUSALS):
+    return 'refused'
+  if error is not None:
+    return f'raises {type(error).__name__}: {error}'
+  if form.reference is None:
+    return 'reads a changed file' if differs else 'read'
+  try:
+    wanted = form.reference(folder)
+  except Exception as refusal:
+    return f'reads what the reference refuses: {refusal}'
+  return 'read' if value == wanted else f'reads {value}, not {wanted}'
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  counts: collections.Counter[tuple[str, str]] = collections.Counter()
+  faults, slowest, largest, begun = [], 0.0, 0, time.time()
+  for outcome in run(TRIES.value, SEED.value, ONLY.value):
+    kind = 'fault' if outcome.is_fault else outcome.result
+    counts[outcome.format, kind] += 1
+    slowest = max(slowest, outcome.seconds)
+    largest = max(largest, outcome.bytes)
+    if outcome.is_fault:
+      faults.append(outcome)
+      print(f'{outcome.format} {outcome.number}: {outcome.result[:500]}')
+    if (done := outcome.number + 1) % 1000 == 0:
+      print(f'{done} of {TRIES.value}, {len(faults)} faults', flush=True)
+  for name in dict.fromkeys(name for name, _ in counts):
+    row = {k: counts[name, k] for k in ('refused', 'read', 'fault')}
+    print(f'{name}: ' + ', '.join(f'{n} {k}' for k, n in row.items()))
+  print(
+    f'{TRIES.value} tries, seed {SEED.value}: {len(faults)} faults, slowest '
+    f'{slowest:.2f} s, largest {largest / 1e6:.1f} MB, '
+    f'{time.time() - begun:.0f} s in all.'
+  )
+  sys.exit(bool(faults))
+
+
+if __name__ == '__main__':
+  app.run(main)
