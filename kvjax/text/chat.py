@@ -110,7 +110,9 @@ def load_template(path: pathlib.Path) -> Template | None:
   if not source:
     return None
   texts = {name: _special_token(config, values, name) for name in SPECIAL}
-  names = tuple((name, text) for name, text in texts.items() if text)
+  names = tuple(
+    (name, text) for name, text in texts.items() if text is not None
+  )
   return Template(source, names, str(origin))
 
 
