@@ -144,7 +144,8 @@ def chat_of_json(folder: pathlib.Path) -> Any:
   values = json.loads((folder / chat.CONFIG).read_bytes().decode())
   source = values.get('chat_template')
   if isinstance(source, list):
-    source = next(x['template'] for x in source if x['name'] == 'default')
+    named = {x['name']: x['template'] for x in source}
+    source = named.get('default')
   tokens = {name: values.get(name) for name in chat.SPECIAL}
   names = {
     name: token['content'] if isinstance(token, dict) else token
