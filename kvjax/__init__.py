@@ -24,9 +24,8 @@ from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
-from kvjax.decoding.cache import Cache, DonatedCacheError
+from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
 from kvjax.decoding.generation import generate
-from kvjax.decoding.inspection import check, inspect
 from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.rows import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.sampling import Sampling, sample

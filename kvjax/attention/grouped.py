@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from kvjax.arguments import check_fields
 from kvjax.attention.attend import Scoring
 from kvjax.attention.bias import Alibi, PositionBias, RelativeBias
 from kvjax.attention.rotary import Rotary, rotate
 from kvjax.attention.variant import Form, Table, Variant
-from kvjax.fields import check_fields
 from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
 from kvjax.streams.stream import Stream

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kvjax.arguments import check_fields
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import Kind
 from kvjax.caches.scores import HeavyHitters, Score
 from kvjax.caches.slots import EMPTY, write_rows
-from kvjax.fields import check_fields
 
 
 @struct.dataclass

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kvjax.arguments import check_fields
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.slots import EMPTY, write_rows
-from kvjax.fields import check_fields
 from kvjax.renamed import KIND_METHODS, check_methods
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kvjax.arguments import check_fields
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import BookChange, Kind
 from kvjax.caches.slots import EMPTY
-from kvjax.fields import check_fields
 from kvjax.native import write_narrow
 from kvjax.streams.view import View, by_row, positions_by_row
 

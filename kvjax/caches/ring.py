@@ -8,9 +8,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from kvjax.arguments import check_fields
 from kvjax.caches.kind import Kind
 from kvjax.caches.slots import first_position
-from kvjax.fields import check_fields
 
 
 @dataclasses.dataclass(frozen=True)

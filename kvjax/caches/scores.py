@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from kvjax.fields import check_fields
+from kvjax.arguments import check_fields
 
 
 class Score(Protocol):

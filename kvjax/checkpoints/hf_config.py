@@ -95,7 +95,7 @@ Rule = Callable[[Any], bool]
 
 
 def _between(low: float, high: float, *types: type) -> Rule:
-  # bool is a subclass of int in Python; NaN lies between no two numbers.
+  # bool is a subclass of int in Python; NaN is in no range.
   return lambda x: (
     isinstance(x, types) and not isinstance(x, bool) and low <= x <= high
   )

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.array_checks import unknown_ids
 from kvjax.attention.rotary import Rotary, rotary_table
 from kvjax.attention.variant import Table
 from kvjax.decoding.cache import Cache
+from kvjax.decoding.checks import check_made_for, refuse_unknown
 from kvjax.decoding.layer import (
   LayerEntry,
   LayerResult,
@@ -56,13 +56,14 @@ def advance(
     or have no source to read; the new cache; and the attention weights of
     `attention_layers`.
   """
+  check_made_for(config, params, cache)
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
     _refuse_weights_by_chunks(attention_layers, tokens.shape[1], chunk)
     return _advance_by_chunks(
       config, params, cache, tokens, is_token, options, chunk
     )
-  cache, is_token = _refuse_unknown(config, cache, tokens, is_token)
+  cache, is_token = refuse_unknown(config, cache, tokens, is_token)
   cache, placement = place_tokens(cache, is_token, options)
   x = embed(config, params, tokens, placement.state.positions)
   x, cache, weights = _run_layers(
@@ -85,7 +86,7 @@ def _refuse_weights_by_chunks(layers, tokens: int, chunk: int) -> None:
 def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
   """Feeds a long call piece by piece, for a kind that evicts between them."""
   # A row that does not fit is dropped whole: no piece of it is written.
-  cache, is_token = _refuse_unknown(config, cache, tokens, is_token)
+  cache, is_token = refuse_unknown(config, cache, tokens, is_token)
   cache, is_token = _admit(cache, is_token)
   batch, length = tokens.shape
   count = -(-length // chunk)
@@ -133,19 +134,6 @@ def place_tokens(
   )
   books = tuple(book for book, _ in placed)
   return dataclasses.replace(cache, length=after, books=books), placement
-
-
-def _refuse_unknown(
-  config: ModelConfig, cache: Cache, tokens: jax.Array, is_token: jax.Array
-) -> tuple[Cache, jax.Array]:
-  """Returns the cache and `is_token [B, T]` without rows of unknown tokens.
-
-  A row with an id outside the vocabulary is flagged, as one that does not fit.
-  """
-  unknown = is_token & unknown_ids(tokens, config.vocab_size)
-  lost = jnp.any(unknown, axis=1)
-  cache = dataclasses.replace(cache, overflow=cache.overflow | lost)
-  return cache, is_token & ~lost[:, None]
 
 
 def _admit(cache: Cache, is_token: jax.Array) -> tuple[Cache, jax.Array]:

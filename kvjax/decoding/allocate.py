@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.arguments import LARGEST, check_fields, is_whole
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Variant
 from kvjax.caches.array_spec import ArraySpec, array_spec
@@ -21,7 +22,6 @@ from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import check_choices
-from kvjax.fields import LARGEST, check_fields, is_whole
 from kvjax.models.config import ModelConfig, dtype_of
 from kvjax.streams.codecs import Codec, Plain
 

@@ -1,23 +1,24 @@
-"""What the host can refuse before anything is traced."""
+"""What a call refuses: on the host before it is traced, or a row at a time."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.array_checks import check_array, check_ids
+from kvjax.arguments import check_array, check_ids, is_whole, unknown_ids
 from kvjax.decoding.allocate import is_leaf, store_spec
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.tracing import is_traced
-from kvjax.models.check_params import check_params
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import Encoded
+from kvjax.models.initialize import check_params
 from kvjax.models.uncached import check_encoded, check_lengths, token_mask
 
 
-def check_call(
+def accept(
   config: ModelConfig,
   cache: Cache,
   tokens: jax.Array,
@@ -57,6 +58,24 @@ def check_call(
   return tokens, is_token
 
 
+def accept_step(
+  config: ModelConfig, cache: Cache, token: jax.Array, active: Any
+) -> jax.Array:
+  """Returns ids `[B]`; refuses what cannot be fed, and waits for nothing.
+
+  Raises:
+    ValueError, DonatedCacheError: as `accept`, where the host knows.
+  """
+  check_model(config, cache)
+  rows = (cache.batch_size,)
+  check_array('token', token, rows, jnp.integer)
+  if active is not None:
+    check_array('active', active, rows, jnp.bool_)
+  if cache.cross is None:
+    check_source(config, cache)
+  return check_ids('token', token, config.vocab_size, wait=False)
+
+
 def _known_counts(
   tokens: jax.Array, is_token: jax.Array, lengths: Any
 ) -> np.ndarray | None:
@@ -81,6 +100,20 @@ def check_model(config: ModelConfig, cache: Cache) -> None:
       'Arguments come in the order config, params, cache, tokens.'
     )
   check_alive(cache)
+
+
+def check_layers(config: ModelConfig, layers: Any) -> tuple[int, ...]:
+  """Returns indices of layers as a tuple; ValueError for what is none."""
+  indices = tuple(layers) if isinstance(layers, Iterable) else None
+  count = len(config.layers)
+  if indices is None or not all(
+    is_whole(index) and 0 <= index < count for index in indices
+  ):
+    raise ValueError(
+      f'attention_layers={layers!r} must be indices in [0, {count}), the '
+      'layers of the model.'
+    )
+  return indices
 
 
 def check_made_for(
@@ -191,3 +224,16 @@ def _room(count: int, have: int, limit: int) -> str:
     f'{limit}. Nothing was written. Feed at most {limit - have}, rewind, or '
     'allocate more with init_cache(capacity=...).'
   )
+
+
+def refuse_unknown(
+  config: ModelConfig, cache: Cache, tokens: jax.Array, is_token: jax.Array
+) -> tuple[Cache, jax.Array]:
+  """Returns the cache and `is_token [B, T]` without rows of unknown tokens.
+
+  A row with an id outside the vocabulary is flagged, as one that does not fit.
+  """
+  unknown = is_token & unknown_ids(tokens, config.vocab_size)
+  lost = jnp.any(unknown, axis=1)
+  cache = dataclasses.replace(cache, overflow=cache.overflow | lost)
+  return cache, is_token & ~lost[:, None]

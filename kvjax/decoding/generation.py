@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from kvjax.array_checks import check_array
+from kvjax.arguments import check_array, is_whole
 from kvjax.decoding.allocate import check_sizes
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_model, check_room, check_source
@@ -18,7 +18,6 @@ from kvjax.decoding.rows import fork
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
 from kvjax.decoding.steps import decode_step
 from kvjax.decoding.tracing import in_trace, is_traced
-from kvjax.fields import is_whole
 from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 
+from kvjax.arguments import check_fields
 from kvjax.context import using_kernel
-from kvjax.fields import check_fields
 from kvjax.kernels.kernel import Kernel
 
 

@@ -43,11 +43,9 @@ def program(
         return function(*args)
       try:
         return compiled[donate](*args)
-      except (RuntimeError, ValueError):
-        # Another thread may donate a cache between a caller's check and here.
-        for cache in args:
-          if isinstance(cache, Cache):
-            check_alive(cache)
+      except (RuntimeError, ValueError):  # another thread may have donated it
+        for cache in (x for x in args if isinstance(x, Cache)):
+          check_alive(cache)
         raise
 
     return run

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.array_checks import check_array
+from kvjax.arguments import check_array
 from kvjax.caches.kind import BookChange, Kind
 from kvjax.decoding.allocate import check_sizes, is_leaf
 from kvjax.decoding.cache import Cache, check_alive

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.array_checks import check_array
-from kvjax.fields import check_fields
+from kvjax.arguments import check_array, check_fields
 
 NO_TOKEN = -1
 

@@ -11,6 +11,7 @@ from kvjax.decoding.cache import Cache
 from kvjax.decoding.reading import CallState, attend_to_views
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.encoder import Encoded
+from kvjax.models.initialize import check_params
 from kvjax.streams.view import fresh_view
 
 
@@ -21,6 +22,7 @@ def write_source(
   encoded: Encoded,
 ) -> Cache:
   """Returns the cache with keys and values of the source in every layer."""
+  check_params(config, params)
   cross = []
   for index, layer in enumerate(config.layers):
     if layer.cross is None:

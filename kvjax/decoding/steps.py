@@ -6,25 +6,18 @@ before tracing. Inside a caller's own jit it is plain code, and `donate` is
 accepted and ignored.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 
-from kvjax.array_checks import check_array, check_ids
 from kvjax.decoding.advance import advance
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.checks import (
-  check_call,
-  check_made_for,
-  check_model,
-  check_source,
-)
+from kvjax.decoding.checks import accept, accept_step, check_layers
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.decoding.program import program
 from kvjax.decoding.source import write_source
-from kvjax.fields import is_whole
 from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 from kvjax.models.decoder import unembed
@@ -71,13 +64,11 @@ def prefill(
     Float32 logits `[B, V]` (NaN in a row without tokens) and the new cache.
 
   Raises:
-    ValueError: the tokens do not fit, are outside the vocabulary, or params
-      or cache are of another config, before anything is computed.
+    ValueError: the tokens do not fit or are outside the vocabulary, or params
+      or cache are of another config.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  tokens, is_token = check_call(
-    config, cache, tokens, lengths, padding, encoded
-  )
+  tokens, is_token = accept(config, cache, tokens, lengths, padding, encoded)
   options = options.with_kernel(kernel)
   return _prefill(
     config, params, cache, tokens, is_token, encoded, options, donate=donate
@@ -142,14 +133,12 @@ def extend(
     a tuple of weights `[B, N, T, S]` and slot positions `[B, 1 | K, S]`.
 
   Raises:
-    ValueError: the tokens do not fit, are outside the vocabulary, or params
-      or cache are of another config, before anything is computed.
+    ValueError: the tokens do not fit or are outside the vocabulary, or params
+      or cache are of another config.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  tokens, is_token = check_call(
-    config, cache, tokens, lengths, padding, encoded
-  )
-  attention_layers = _check_layers(config, attention_layers)
+  tokens, is_token = accept(config, cache, tokens, lengths, padding, encoded)
+  attention_layers = check_layers(config, attention_layers)
   logits, cache, weights = _extend(
     config,
     params,
@@ -183,55 +172,28 @@ def decode_step(
   too where a model with an encoder has read no source (`check` raises on both).
 
   Args:
-    config: the model.
-    params: its parameters.
+    config, params, donate, kernel, options: as in `prefill`.
     cache: warm.
     token: int `[B]`; a negative id is no token.
     active: bool `[B]`, rows that take part; None for all.
-    donate: reuse the buffers of `cache`, which cannot be used again.
-    kernel, options: as in `prefill`.
 
   Returns:
     Float32 logits `[B, V]` and the new cache.
 
   Raises:
-    ValueError: the token or `active` has another shape or dtype, the host
-      knows that a token is outside the vocabulary, params or cache are of
-      another config, or the model has an encoder and the cache no room for
-      its source.
+    ValueError: an argument is of another shape, dtype or config, the host
+      knows an id outside the vocabulary, or a source has no room.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  check_model(config, cache)
-  rows = (cache.batch_size,)
-  check_array('token', token, rows, jnp.integer)
-  token = check_ids('token', token, config.vocab_size, wait=False)
-  if active is not None:
-    check_array('active', active, rows, jnp.bool_)
-  if cache.cross is None:
-    check_source(config, cache)
+  token = accept_step(config, cache, token, active)
   options = options.with_kernel(kernel)
   return _decode_step(
     config, params, cache, token, active, options, donate=donate
   )
 
 
-def _check_layers(config: ModelConfig, layers: Any) -> tuple[int, ...]:
-  """Returns indices of layers as a tuple; ValueError for what is none."""
-  indices = tuple(layers) if isinstance(layers, Iterable) else None
-  count = len(config.layers)
-  if indices is None or not all(
-    is_whole(index) and 0 <= index < count for index in indices
-  ):
-    raise ValueError(
-      f'attention_layers={layers!r} must be indices in [0, {count}), the '
-      'layers of the model.'
-    )
-  return indices
-
-
 @program(static=('config', 'options'))
 def _prefill(config, params, cache, tokens, is_token, encoded, options):
-  check_made_for(config, params, cache)
   with options.applied():
     if encoded is not None:
       cache = write_source(config, params, cache, encoded)
@@ -254,7 +216,6 @@ def _extend(
   options,
   attention_layers,
 ):
-  check_made_for(config, params, cache)
   with options.applied():
     if encoded is not None:
       cache = write_source(config, params, cache, encoded)
@@ -269,7 +230,6 @@ def _decode_step(config, params, cache, token, active, options):
   is_token = token >= 0
   if active is not None:
     is_token &= active
-  check_made_for(config, params, cache)
   with options.applied():
     x, cache, _ = advance(
       config, params, cache, token[:, None], is_token[:, None], options

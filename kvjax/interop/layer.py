@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.array_checks import check_array
+from kvjax.arguments import check_array
 from kvjax.attention.variant import Variant
 from kvjax.caches.kind import Kind
 from kvjax.decoding import allocate

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.fields import check_fields
+from kvjax.arguments import check_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.arguments import check_fields
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Variant
-from kvjax.fields import check_fields
 from kvjax.layers.norm import Norm
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kvjax.array_checks import check_array, check_ids, unknown_ids
+from kvjax.arguments import check_array, check_ids, unknown_ids
 from kvjax.attention.reference import attend_uncached
-from kvjax.models.check_params import check_params
 from kvjax.models.config import Encoder, ModelConfig
 from kvjax.models.decoder import run_layer
+from kvjax.models.initialize import check_params
 
 
 @struct.dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.fields import check_fields
+from kvjax.arguments import check_fields
 from kvjax.layers.linear import init_linear, matmul
 from kvjax.models.mlp import ACTIVATIONS, MLP
 

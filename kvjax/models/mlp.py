@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from kvjax.fields import check_fields
+from kvjax.arguments import check_fields
 from kvjax.layers.linear import init_linear, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

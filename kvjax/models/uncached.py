@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from kvjax.array_checks import check_array, check_ids, unknown_ids
+from kvjax.arguments import check_array, check_ids, unknown_ids
 from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
 from kvjax.attention.variant import Variant
-from kvjax.models.check_params import check_params
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
+from kvjax.models.initialize import check_params
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
 from kvjax.streams.view import Streams

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from kvjax.fields import check_fields
+from kvjax.arguments import check_fields
 
 
 @dataclasses.dataclass(frozen=True)

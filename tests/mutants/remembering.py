@@ -244,14 +244,14 @@ ALGEBRA: tuple[Mutant, ...] = (
   ),
   Mutant(
     'unknown_token_raises_no_flag',
-    'kvjax/decoding/advance.py',
+    'kvjax/decoding/checks.py',
     'overflow=cache.overflow | lost)',
     'overflow=cache.overflow)',
     'tests/faults/test_api.py',
   ),
   Mutant(
     'unknown_token_is_written',
-    'kvjax/decoding/advance.py',
+    'kvjax/decoding/checks.py',
     'return cache, is_token & ~lost[:, None]',
     'return cache, is_token',
     'tests/faults/test_api.py',
@@ -265,7 +265,7 @@ ALGEBRA: tuple[Mutant, ...] = (
   ),
   Mutant(
     'ids_wrap',
-    'kvjax/array_checks.py',
+    'kvjax/arguments.py',
     'np.where(ids < 0, np.int32(-1), ids.astype(np.int32))',
     'ids.astype(np.int32)',
     'tests/faults/test_api.py::test_a_large_negative_id_is_no_token',
@@ -286,7 +286,7 @@ ALGEBRA: tuple[Mutant, ...] = (
   ),
   Mutant(
     'params_of_any_shape',
-    'kvjax/models/check_params.py',
+    'kvjax/models/initialize.py',
     'if wanted.get(place) == given.get(place):',
     'if True:',
     'tests/faults/test_api.py::test_refused',
@@ -307,7 +307,7 @@ ALGEBRA: tuple[Mutant, ...] = (
   ),
   Mutant(
     'fields_of_any_type',
-    'kvjax/fields.py',
+    'kvjax/arguments.py',
     'if not any(_is(value, kind) for kind in accepted):',
     'if False:',
     'tests/faults/test_api.py::test_refused',

@@ -37,8 +37,9 @@ def check_books(cache: Cache) -> None:
   for index, book in enumerate(cache.layout.books):
     pool = getattr(cache.books[book], 'references', None)
     if book >= 0 and pool is not None:
+      leaves = jax.tree.leaves(cache.stores[index])
       _require(
-        [x.shape[1] == len(pool) for x in jax.tree.leaves(cache.stores[index])],
+        np.asarray([leaf.shape[1] == len(pool) for leaf in leaves]),
         f'stores.{index} must have the {len(pool)} pages of books.{book}',
       )
   if cache.source is not None:
