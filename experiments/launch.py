@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from experiments.reporting.writer import Unwritable
+from experiments.reporting.blocks import without_controls
 
 # So that `--help` of an experiment shows `--config` next to its other flags.
 flags.disclaim_key_flags()
@@ -42,7 +42,7 @@ def run(
   *,
   arguments: bool = False,
 ) -> None:
-  """Runs an experiment's main; ends in one line if it cannot write its files.
+  """Runs an experiment's main; a full disk ends it in one line.
 
   Args:
     main: of the experiment.
@@ -53,6 +53,8 @@ def run(
   """
   if values is not None:
     flags.FLAGS.append_flag_values(values)
+    for name in values:  # so that `--help` lists them
+      flags.FLAGS.register_flag_by_module(sys.argv[0], values[name])
     values.mark_as_parsed()
 
   def parse(argv: list[str]) -> list[str]:
@@ -67,8 +69,12 @@ def run(
       return rest
 
   def guarded(argv: list[str]) -> None:
-    with door((Unwritable,)):
-      main(argv)
+    try:
+      # What is read has been read: this is a file that cannot be written.
+      with door((OSError,)):
+        main(argv)
+    except KeyboardInterrupt:
+      raise SystemExit(130) from None
 
   app.run(guarded, flags_parser=parse)
 
@@ -85,7 +91,8 @@ def door(errors: tuple[type[Exception], ...] = _BAD) -> Iterator[None]:
     yield
   except errors as error:
     name = _program().rpartition('.')[2]
-    print(f'{name}:', *_message(error).split(), file=sys.stderr)
+    line = ' '.join(_message(error).split())
+    print(f'{name}: {without_controls(line)}', file=sys.stderr)
     raise SystemExit(2) from None
 
 
@@ -120,10 +127,12 @@ def _message(error: Exception) -> str:
   text = str(error.args[0] if error.args else error)
   if 'Traceback' in text:  # The flag quotes that of a config file whole.
     text = text.rsplit('Error: ', 1)[-1]
-  if isinstance(error, OSError) and (error.filename or _flag_text('config')):
-    reason = error.strerror or text.rsplit('] ', 1)[-1].split(':')[0]
-    name = error.filename or f'config={_flag_text("config")!r}'
-    return f'{name} cannot be read: {reason}. Name a file.'
+  if isinstance(error, OSError):
+    name, reason = error.filename, error.strerror or text
+    if text.startswith('Configuration '):  # the flag quotes the system's error
+      name = f'config={_flag_text("config")!r}'
+      reason = text.rsplit('] ', 1)[-1].split(':')[0]
+    return f'{name} cannot be read: {reason}. Name a file.' if name else reason
   if isinstance(error, KeyError | AttributeError):
     field, _, hint = text.replace('\\n', '\n').partition('\n')
     field = field.replace('\\', '').strip('"\'')

@@ -14,6 +14,7 @@ from absl import flags
 from experiments import launch
 from experiments.aggregate import summary
 from experiments.reporting import records
+from experiments.reporting.blocks import without_controls
 
 _BY = flags.DEFINE_list('by', ['variant', 'cache'], 'Fields of a group.')
 _VALUE = flags.DEFINE_list('value', ['bits'], 'Numeric fields.')
@@ -57,11 +58,12 @@ def main(argv: list[str]) -> None:
     text_of = tables(argv[1:])
   for name, text in text_of.items():
     if _OUT.value is None:
-      print(text)
+      print(without_controls(text))
       continue
     path = pathlib.Path(_OUT.value + _ENDINGS[name])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    with records.writing_to(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(text, encoding='utf-8')
     print(path)
 
 

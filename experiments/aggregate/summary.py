@@ -3,14 +3,23 @@
 import csv
 import io
 import itertools
-import re
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.reporting.blocks import cell
+from experiments.reporting.blocks import are_numbers, cell
 from experiments.reporting.groups import grouped, median_and_spread
 
 Row = list[Any]
+_LATEX = str.maketrans(
+  {sign: f'\\{sign}' for sign in '&%_#${}'}
+  | {
+    '\\': r'\textbackslash{}',
+    '^': r'\textasciicircum{}',
+    '~': r'\textasciitilde{}',
+    '±': r'$\pm$',
+  }
+)
 
 
 def summarize(
@@ -69,7 +78,8 @@ def latex(columns: Sequence[str], rows: Sequence[Row]) -> str:
   head, *body = map(_latex_row, cells)
   lines = [r'\toprule', head, r'\midrule', *body, r'\bottomrule']
   inside = '\n'.join(lines)
-  align = 'l' * (len(cells[0]) - 1) + 'r'
+  turned = zip(*cells[1:], strict=True)
+  align = ''.join('r' if are_numbers(column) else 'l' for column in turned)
   return f'\\begin{{tabular}}{{{align}}}\n{inside}\n\\end{{tabular}}\n'
 
 
@@ -90,13 +100,22 @@ def _joined(columns: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
   lines = [[name for name in columns if not name.endswith(' ±')]]
   for row in rows:
     cells: list[str] = []
-    for name, value in zip(columns, row, strict=True):
+    for index, (name, value) in enumerate(zip(columns, row, strict=True)):
       if not name.endswith(' ±'):
         cells.append(cell(value))
       elif value:
-        cells[-1] += f' ± {cell(value)}'
+        cells[-1] = _with_spread(row[index - 1], value)
     lines.append(cells)
   return lines
+
+
+def _with_spread(median: float, spread: float) -> str:
+  """Returns both with equal decimals: the larger has four digits."""
+  larger = max(abs(median), spread)
+  if not math.isfinite(larger):
+    return f'{cell(median)} ± {cell(spread)}'
+  decimals = max(0, 3 - math.floor(math.log10(larger)))
+  return f'{median:,.{decimals}f} ± {spread:,.{decimals}f}'
 
 
 def _numbers(
@@ -115,5 +134,4 @@ def _get(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-  text = (re.sub(r'[&%_#$]', r'\\\g<0>', c) for c in cells)
-  return ' & '.join(text).replace('±', r'$\pm$') + r' \\'
+  return ' & '.join(text.translate(_LATEX) for text in cells) + r' \\'

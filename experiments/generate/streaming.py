@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from experiments.reporting.blocks import without_controls
 from kvjax.text.tokenizer import Decode
 
 
@@ -77,7 +78,7 @@ class Streaming:
       self._write(text)
 
   def _write(self, text: str) -> None:
-    self._file.write(text)
+    self._file.write(without_controls(text))
     self._file.flush()
 
   def _show(self, row: int) -> None:

@@ -34,7 +34,7 @@ class Heading:
   def terminal(self):
     from rich.rule import Rule
 
-    return Rule(f'[bold]{self.text}', align='left', style='dim')
+    return Rule(_as_it_is(self.text, 'bold'), align='left', style='dim')
 
   def html(self):
     return f'<h2>{inline(self.text)}</h2>'
@@ -49,7 +49,7 @@ class Text:
   def terminal(self):
     from rich.markdown import Markdown
 
-    return Markdown(self.text)
+    return Markdown(without_controls(self.text), hyperlinks=False)
 
   def html(self):
     return f'<p>{inline(self.text)}</p>'
@@ -71,14 +71,12 @@ class Code:
     from rich.panel import Panel
     from rich.text import Text as RichText
 
-    return Panel(RichText.assemble((self.prompt, 'bold'), self.text))
+    prompt = (without_controls(self.prompt), 'bold')
+    return Panel(RichText.assemble(prompt, without_controls(self.text)))
 
   def html(self):
     prompt, text = html.escape(self.prompt), html.escape(self.text)
     return f'<pre><b>{prompt}</b>{text}</pre>'
-
-
-_NUMBER = re.compile(r'(x |[+-])?[\d.,]+|-$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +120,17 @@ class Table:
     from rich.table import Table as RichTable
 
     table = RichTable(
-      title=self.title,
+      title=_as_it_is(self.title, 'bold'),
       title_justify='left',
-      title_style='bold',
-      caption=re.sub(r'[*`]', '', self.note) or None,
+      caption=_as_it_is(re.sub(r'[*`]', '', self.note), 'table.caption'),
       caption_justify='left',
       box=box.SIMPLE_HEAD,
     )
     for index, name in enumerate(self.columns):
-      table.add_column(name, justify='right' if self._number(index) else 'left')
+      justify = 'right' if self._number(index) else 'left'
+      table.add_column(_as_it_is(name), justify=justify)
     for row in self.rows:
-      table.add_row(*map(cell, row))
+      table.add_row(*(_as_it_is(cell(value)) for value in row))
     return table
 
   def html(self):
@@ -152,7 +150,7 @@ class Table:
     )
 
   def _number(self, index: int) -> bool:
-    return all(_NUMBER.match(cell(row[index])) for row in self.rows)
+    return are_numbers(cell(row[index]) for row in self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +198,27 @@ def cell(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:,.0f}' if 1e4 <= abs(value) < 1e9 else f'{value:.4g}'
   return str(value)
+
+
+def are_numbers(cells: Iterable[str]) -> bool:
+  """Returns whether all cells of a column begin with a number or are empty."""
+  return all(re.match(r'(x |[+-])?[\d.,]+|-$', text) for text in cells)
+
+
+def without_controls(text: str) -> str:
+  """Returns text that no terminal takes for a command.
+
+  Names and texts are of other people: an escape sequence in one could set the
+  clipboard or hide a line. Ends of lines and tabs stay.
+  """
+  return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '', text)
+
+
+def _as_it_is(text: str, style: str = '') -> Any:
+  """Returns text for rich, which reads no markup in it."""
+  from rich.text import Text as RichText
+
+  return RichText(without_controls(text), style)
 
 
 def inline(text: str) -> str:

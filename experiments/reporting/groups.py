@@ -11,7 +11,7 @@ Record = Mapping[str, Any]
 
 def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
   """Returns the records whose `record` is `kind`."""
-  return [record for record in records if record['record'] == kind]
+  return [record for record in records if record.get('record') == kind]
 
 
 def grouped(
@@ -25,7 +25,10 @@ def grouped(
 
 
 def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
-  """Returns the median of repeats and half their range; of none NaN and 0."""
-  if not values:
+  """Returns the median of repeats and half their range.
+
+  Of none, and of repeats of which one is NaN, they are NaN and 0.
+  """
+  if not values or any(map(math.isnan, values)):
     return math.nan, 0.0
   return statistics.median(values), (max(values) - min(values)) / 2

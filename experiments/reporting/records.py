@@ -1,5 +1,6 @@
 """JSON lines: a self-describing record a line, written at once."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,42 +8,54 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
+
+from kvjax.strict_json import parse_object
 
 
 def append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Appends a record to a file, whole, at once.
 
   A number that JSON does not know (NaN, infinity) is written as a string.
+
+  Raises:
+    OSError: the file cannot be written, for a full disk say; names it.
   """
   text = json.dumps(record, default=lambda array: array.tolist())
   known = json.loads(text, parse_constant=lambda name: str(float(name)))
-  with path.open('a', encoding='utf-8') as file:
-    file.write(json.dumps(known, ensure_ascii=False) + '\n')
+  line = json.dumps(known, ensure_ascii=False) + '\n'
+  # UTF-8 has no half of a surrogate pair: its backslash form is JSON's own.
+  data = line.encode('utf-8', 'backslashreplace')
+  with writing_to(path), path.open('ab') as file:
+    file.write(data)
+
+
+@contextlib.contextmanager
+def writing_to(path: pathlib.Path) -> Iterator[None]:
+  """Makes the OSError of a failed write name the file, in one sentence."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(
+      f'{str(path)!r} cannot be written: {error.strerror}. Make room there, '
+      'or name another place.'
+    ) from None
 
 
 def read(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
   """Returns all records of files, in order.
 
   Raises:
-    ValueError: a line is no JSON object; names file and line.
+    ValueError: a line is no JSON object in UTF-8; names file and line.
   """
   records = []
   for path in paths:
-    for number, line in enumerate(path.read_text('utf-8').split('\n'), 1):
-      if not line.strip():
-        continue
-      try:
-        record = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f'{path}:{number} is no JSON ({error.msg}). Give .jsonl files.'
-        ) from None
-      if not isinstance(record, dict):
-        raise ValueError(f'{path}:{number} is no JSON object.')
-      records.append(record)
+    # Other ends of a line than this one may stand in the texts of a record.
+    for number, line in enumerate(path.read_bytes().split(b'\n'), 1):
+      if line.strip():
+        records.append(parse_object(line, f'{path}:{number}'))
   return records
 
 

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from experiments.reporting import records
-from experiments.reporting.blocks import Block, Picture, Table, page
+from experiments.reporting.blocks import (
+  Block,
+  Picture,
+  Table,
+  page,
+  without_controls,
+)
 
 T = TypeVar('T')
-
-
-class Unwritable(ValueError):
-  """No file can be written to the folder; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Writer:
     console = Console(width=None if sys.stdout.isatty() else 120)
     for block in blocks:
       if isinstance(block, Picture):
-        (self.workdir / f'{block.name}.png').write_bytes(block.png)
+        path = self.workdir / f'{block.name}.png'
+        with records.writing_to(path):
+          path.write_bytes(block.png)
       else:
         console.print(block.terminal())
     return dataclasses.replace(self, blocks=self.blocks + blocks)
@@ -74,7 +78,8 @@ class Writer:
   def save(self) -> pathlib.Path:
     """Writes the HTML report and returns its path."""
     path = self.workdir / f'{self.name}.html'
-    path.write_text(page(self.title, self.blocks), encoding='utf-8')
+    with records.writing_to(path):
+      path.write_text(page(self.title, self.blocks), encoding='utf-8')
     return path
 
 
@@ -96,17 +101,12 @@ def start(
     append: whether to keep the JSON lines of earlier runs.
 
   Raises:
-    Unwritable: files cannot be written there.
+    OSError: files cannot be written there.
   """
   writer = Writer(pathlib.Path(workdir), name, title)
-  try:
+  with records.writing_to(writer.workdir):
     writer.workdir.mkdir(parents=True, exist_ok=True)
     writer.lines.open('a' if append else 'w').close()
-  except OSError as error:
-    raise Unwritable(
-      f'{str(workdir)!r} cannot be written: {error.strerror}. Name another '
-      'folder: --workdir=DIR.'
-    ) from None
   environment = records.environment()
   writer.record({'record': 'run', **run, 'environment': environment})
   return writer
@@ -116,12 +116,13 @@ def start(
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
   """Shows a bar on stderr; yields a function of the work done so far."""
   from rich.console import Console
+  from rich.markup import escape
   from rich.progress import Progress
 
   quiet = not sys.stderr.isatty()
   console = Console(stderr=True)
   with Progress(console=console, disable=quiet, transient=True) as bar:
-    task = bar.add_task(label, total=total)
+    task = bar.add_task(escape(without_controls(label)), total=total)
     yield lambda done: bar.update(task, completed=done)
 
 

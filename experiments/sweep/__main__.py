@@ -6,23 +6,26 @@
 A point is a folder of the workdir with the experiment's files, its output in
 `log.txt` and, last, `point.json`. A second run of the sweep skips points
 whose `point.json` says that they are done. A failed point is recorded, does not
-stop the others, and is tried again. A grid name is a field of the config,
-or with leading dashes a flag. Exit status 1 if any point failed.
+stop the others, and is tried again. Ctrl-C ends the running point; the same
+command goes on from there. A grid name is a field of the config, or with
+leading dashes a flag. Exit status 1 if any point failed.
 """
 
 import pathlib
+import signal
 import sys
 
 from absl import flags
 
 from experiments import launch
 from experiments.reporting import records
+from experiments.reporting.blocks import without_controls
 from experiments.sweep import grid
 
 _GRID = flags.DEFINE_multi_string('grid', [], 'name=value,value,...')
 _EXPERIMENT = flags.DEFINE_string('experiment', 'compare', 'Which to run.')
 _WORKDIR = flags.DEFINE_string('workdir', 'out/sweep', 'Where points go.')
-_TIMEOUT = flags.DEFINE_float('timeout', None, 'Seconds a point may take.')
+_TIMEOUT = flags.DEFINE_float('timeout', None, 'Seconds a point may take.', 0)
 
 
 def main(argv: list[str]) -> None:
@@ -40,23 +43,27 @@ def main(argv: list[str]) -> None:
         'experiments/ that can be run.'
       )
   workdir = pathlib.Path(_WORKDIR.value).resolve()
-  workdir.mkdir(parents=True, exist_ok=True)
   lines = workdir / 'sweep.jsonl'
-  lines.write_text('')
+  with records.writing_to(lines):
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines.write_text('')
+  for ending in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(ending) == signal.SIG_DFL:  # nohup ignores SIGHUP
+      # The point has a session of its own: the sweep must outlive the signal
+      # to end it.
+      signal.signal(ending, lambda number, _: sys.exit(128 + number))
   failed = 0
   program = [sys.executable, '-m', f'experiments.{experiment}', *words]
   for number, point in enumerate(points, 1):
     place = workdir / grid.folder(point)
     run = [*program, *grid.overrides(point), f'--workdir={place}']
+    print(f'{number}/{len(points)} {place.name}', flush=True)
     record = grid.run_point(run, point, place, timeout=_TIMEOUT.value)
     records.append(lines, record)
     failed += record['status'] == 'failed'
     state = 'skipped, done' if record.get('skipped') else record['status']
-    print(
-      f'{number}/{len(points)} {place.name}: {state} '
-      f'({record["seconds"]} s) {record["error"]}'.rstrip(),
-      flush=True,
-    )
+    error = without_controls(record['error'])
+    print(f'  {state} ({record["seconds"]} s) {error}'.rstrip(), flush=True)
   if failed:
     raise SystemExit(
       f'{failed} of {len(points)} points failed; see log.txt of '

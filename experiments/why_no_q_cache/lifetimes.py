@@ -13,7 +13,7 @@ from absl import flags
 from experiments import launch
 from experiments.measuring.separation import lives
 from experiments.measuring.small_example import llama_bytes
-from experiments.reporting import plots
+from experiments.reporting import plots, records
 
 _OUT = flags.DEFINE_string('out', 'docs/images/lifetimes.png', 'PNG to write.')
 TOKENS = 6
@@ -29,8 +29,9 @@ def main(argv: list[str]) -> None:
     'bytes per token at the size of Llama-3-8B, bfloat16',
   )
   path = pathlib.Path(_OUT.value)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(picture)
+  with records.writing_to(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)
   print(path)
 
 

@@ -151,16 +151,16 @@ def test_a_dotted_field_reaches_into_a_record():
 def test_latex_is_escaped():
   rows = [{'kind': 'b#1$', 'bits': 1.0}, {'kind': 'b#1$', 'bits': 2.0}]
   text = summary.latex(*summary.summarize(rows, ['kind'], ['bits']))
-  assert r'b\#1\$ & 1.5 $\pm$ 0.5 & 2 \\' in text
+  assert r'b\#1\$ & 1.500 $\pm$ 0.500 & 2 \\' in text
 
 
 def test_every_format_holds_the_numbers():
   columns, rows = summary.summarize(ROWS, ['kind'], ['bits'])
   made = {name: f(columns, rows) for name, f in summary.FORMATS.items()}
-  assert '| a | 2 ± 1.5 | 3 |' in made['markdown']
+  assert '| a | 2.000 ± 1.500 | 3 |' in made['markdown']
   assert made['csv'].splitlines()[1] == 'a,2.0,1.5,3'
   assert r'b\_1 & 7 & 1 \\' in made['latex']
-  assert re.search(r'a & 2 \$\\pm\$ 1.5 & 3', made['latex'])
+  assert re.search(r'a & 2.000 \$\\pm\$ 1.500 & 3', made['latex'])
 
 
 def test_fields_that_fit_nothing_are_refused_with_those_that_are():

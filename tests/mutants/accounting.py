@@ -1,4 +1,4 @@
-"""Faults in what is derived, counted, watched and loaded."""
+"""Faults in what is derived, counted, watched, loaded and shown."""
 
 from tests.mutants.fault import Mutant
 
@@ -309,5 +309,141 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'type(token) is not int or not',
     'not isinstance(token, int) or not',
     'tests/faults/test_chat.py::test_an_end_that_is_no_id',
+  ),
+)
+
+EXPERIMENTS: tuple[Mutant, ...] = (
+  Mutant(
+    'a_terminal_obeys_names',
+    'experiments/reporting/blocks.py',
+    "re.sub(r'[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]', '', text)",
+    'text',
+    'tests/faults/test_experiments.py::test_name_in_a_report',
+  ),
+  Mutant(
+    'names_are_markup',
+    'experiments/reporting/blocks.py',
+    'RichText(without_controls(text), style)',
+    'RichText.from_markup(without_controls(text), style=style)',
+    'tests/faults/test_experiments.py::test_name_in_a_report',
+  ),
+  Mutant(
+    'labels_are_markup',
+    'experiments/reporting/writer.py',
+    'escape(without_controls(label))',
+    'label',
+    'tests/faults/test_experiments.py::test_name_in_a_progress_bar',
+  ),
+  Mutant(
+    'a_terminal_obeys_a_model',
+    'experiments/generate/streaming.py',
+    'self._file.write(without_controls(text))',
+    'self._file.write(text)',
+    'tests/faults/test_experiments.py::test_a_text_of_a_model_commands_no_terminal',
+  ),
+  Mutant(
+    'records_end_at_any_line_end',
+    'experiments/reporting/records.py',
+    "path.read_bytes().split(b'\\n')",
+    "path.read_text('utf-8').splitlines()",
+    'tests/faults/test_experiments.py::test_text_of_a_record',
+  ),
+  Mutant(
+    'half_a_pair_cannot_be_written',
+    'experiments/reporting/records.py',
+    "'utf-8', 'backslashreplace'",
+    "'utf-8'",
+    'tests/faults/test_experiments.py::test_text_of_a_record',
+  ),
+  Mutant(
+    'a_full_disk_is_a_traceback',
+    'experiments/launch.py',
+    'with door((OSError,)):',
+    'with door(()):',
+    'tests/faults/test_experiments.py::test_a_full_disk_ends_a_command_in_one_line',
+  ),
+  Mutant(
+    'empty_values_of_a_grid',
+    'experiments/sweep/grid.py',
+    "all(c and c.count('(') == c.count(')') for c in choices)",
+    "all(c.count('(') == c.count(')') for c in choices)",
+    'tests/faults/test_experiments.py::test_grid',
+  ),
+  Mutant(
+    'open_values_of_a_grid',
+    'experiments/sweep/grid.py',
+    "all(c and c.count('(') == c.count(')') for c in choices)",
+    'all(choices)',
+    'tests/faults/test_experiments.py::test_grid',
+  ),
+  Mutant(
+    'points_share_a_folder',
+    'experiments/sweep/grid.py',
+    "return f'{plain}-{digest[:8]}'",
+    'return plain',
+    'tests/faults/test_experiments.py::test_points_have_folders_of_their_own',
+  ),
+  Mutant(
+    'a_broken_status_ends_a_sweep',
+    'experiments/sweep/grid.py',
+    'except (OSError, ValueError) as error:',
+    'except OSError as error:',
+    'tests/faults/test_experiments.py::test_a_broken_status_is_named_and_its_point_run_again',
+  ),
+  Mutant(
+    'a_status_is_cut_by_a_crash',
+    'experiments/sweep/grid.py',
+    "part = place / '.point.json.part'",
+    'part = status',
+    'tests/faults/test_experiments.py::test_a_status_is_written_whole_or_not_at_all',
+  ),
+  Mutant(
+    'an_old_status_outlives_its_files',
+    'experiments/sweep/grid.py',
+    'status.unlink(missing_ok=True)',
+    'status.exists()',
+    'tests/faults/test_experiments.py::test_a_status_is_written_whole_or_not_at_all',
+  ),
+  Mutant(
+    'a_missing_program_ends_a_sweep',
+    'experiments/sweep/grid.py',
+    'except OSError as failure:',
+    'except TimeoutError as failure:',
+    'tests/faults/test_experiments.py::test_a_point_that_cannot_start_has_failed',
+  ),
+  Mutant(
+    'grandchildren_survive',
+    'experiments/sweep/grid.py',
+    'os.killpg(process.pid, signal.SIGKILL)',
+    'process.kill()',
+    'tests/faults/test_experiments.py::test_a_timeout_ends_all_processes_of_a_point',
+  ),
+  Mutant(
+    'a_terminated_sweep_leaves_its_point',
+    'experiments/sweep/__main__.py',
+    'if signal.getsignal(ending) == signal.SIG_DFL:',
+    'if False:',
+    'tests/faults/test_experiments.py::test_an_interrupted_sweep_goes_on',
+  ),
+  Mutant(
+    'latex_reads_signs',
+    'experiments/aggregate/summary.py',
+    "'^': r'\\textasciicircum{}',",
+    '',
+    'tests/faults/test_experiments.py::test_every_sign_of_latex_is_escaped',
+  ),
+  Mutant(
+    'a_nan_is_sorted',
+    'experiments/reporting/groups.py',
+    'if not values or any(map(math.isnan, values)):',
+    'if not values:',
+    'tests/faults/test_experiments.py::test_repeats_with_a_nan_have_no_median',
+  ),
+  Mutant(
+    'help_lists_no_flags',
+    'experiments/launch.py',
+    'flags.FLAGS.register_flag_by_module(sys.argv[0], values[name])',
+    'pass',
+    'tests/faults/test_experiments.py::test_help_lists_the_flags',
   ),
 )

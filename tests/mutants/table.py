@@ -18,4 +18,5 @@ MUTANTS: tuple[Mutant, ...] = (
   + accounting.LIVENESS
   + accounting.MEMORY
   + accounting.CHECKPOINTS
+  + accounting.EXPERIMENTS
 )
