@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments.measuring import clock
+from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.models.config import ModelConfig
 
@@ -109,11 +110,7 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
 
 def llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
   """Returns parameters by the names of transformers' Llama."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  places = {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in leaves
-  }
+  places = leaves_by_path(params)
   return {
     row.name.format(i=index): places[place]
     for index in range(len(params['layers']))
