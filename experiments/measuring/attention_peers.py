@@ -91,9 +91,9 @@ def torch_calls(
   tensors = [[torch.from_dlpack(x) for x in part] for part in parts]
   attend = make(torch)
 
+  @torch.inference_mode()
   def call():
-    with torch.inference_mode():
-      return [attend(q, k, v).reshape(q.shape) for q, k, v in tensors]
+    return [attend(q, k, v).reshape(q.shape) for q, k, v in tensors]
 
   return captured(torch, call) if torch_device() == 'cuda' else call
 

@@ -158,11 +158,11 @@ def torch_decode(
   if kind == 'compiled':
     step = torch.compile(model, mode='reduce-overhead', dynamic=False)
 
+  @torch.inference_mode()
   def start():
-    with torch.inference_mode():
-      if kind == 'compiled':
-        torch.compiler.cudagraph_mark_step_begin()
-      return step(ids, past_key_values=cache, use_cache=True).logits[:, -1]
+    if kind == 'compiled':
+      torch.compiler.cudagraph_mark_step_begin()
+    return step(ids, past_key_values=cache, use_cache=True).logits[:, -1]
 
   return clock.queued(start, calls, host)
 
@@ -175,9 +175,8 @@ def torch_prefill(
   model = torch_model(config, params)
   tokens = torch.from_numpy(ids).to(model.device)
 
+  @torch.inference_mode()
   def call():
-    with torch.inference_mode():
-      logits = model(tokens, use_cache=True, logits_to_keep=1).logits
-      return host(logits[:, -1])
+    return host(model(tokens, use_cache=True, logits_to_keep=1).logits[:, -1])
 
   return call
