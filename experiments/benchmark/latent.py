@@ -42,10 +42,6 @@ class LatentCase(clock.Case):
   slots: int
   dtype: str
 
-  @property
-  def filled(self) -> int:
-    return self.slots
-
   def entries(self, pace: Pace) -> dict[str, Entry]:
     """Returns both forms by each kernel; the expanded ones count as peers.
 
@@ -53,7 +49,8 @@ class LatentCase(clock.Case):
     it. The expanded streams are not what a model would expand the latents to.
     """
     drawn = functools.cache(functools.partial(_draw, self, pace.rotate))
-    positions = attention.positions(self)
+    lengths = [self.slots] * self.batch
+    positions = attention.positions(lengths, self.slots)
 
     def entry(kernel, absorbed):
       queries, copies, scoring, expected = drawn(absorbed)

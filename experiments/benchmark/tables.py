@@ -44,9 +44,7 @@ def _remarks(title: str, rows: Sequence[Row]) -> list[str]:
   if files := [f'`{row["file"]}`' for row in rows if 'file' in row]:
     remarks.append(f'{title}: written to {", ".join(files)}.')
   remarks += [
-    f'{title} ended: {row["failed"].rstrip(".")}.'
-    for row in rows
-    if row.get('ended')
+    f'{title} ended: {row["failed"]}.' for row in rows if row.get('ended')
   ]
   if absent := dict.fromkeys(
     f'{row["name"]} ({row["skipped"]})' for row in rows if 'skipped' in row

@@ -233,6 +233,7 @@ def samples(records: Records) -> tuple[Block, ...]:
 def attention(variant: str, panels, labels) -> tuple[Block, ...]:
   """Returns where the heads of a model look; panels and labels of `heat`."""
   title = f'Attention of the {variant} model on held-out text'
+  png = plots.heat(title, panels, labels, 'after reading ...', '... weight on')
   caption = (
     'Row: the byte just read, whose query is compared with keys. Column: the '
     'bytes of these keys and their values. A row is computed once and never '
@@ -240,7 +241,7 @@ def attention(variant: str, panels, labels) -> tuple[Block, ...]:
   )
   return (
     Heading('Where the heads look'),
-    Picture('attention', plots.heat(title, panels, labels), caption),
+    Picture('attention', png, caption),
   )
 
 

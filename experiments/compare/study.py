@@ -157,7 +157,7 @@ def separation(
     seed: of the noise.
   """
   text = jnp.asarray(tokens[:1, : study.past + 1])
-  verdict = separate(config, params, text, jax.random.key(seed))
+  verdict = separate(config, params, text, seed)
   changes = ('queries', 'past_rows', 'naive', 'naive_by')
   return {
     'record': 'separation',

@@ -88,7 +88,8 @@ class AttentionCase(clock.Case):
       )
 
     entries = {}
-    ours = parts((encoded, *positions(self)))
+    lengths = [self.filled] * self.batch
+    ours = parts((encoded, *positions(lengths, self.slots)))
     for name, kernel, chosen in forms.raced(pace, self.dtype):
       make = clock.chained(functools.partial(attend, chosen))
       make = functools.partial(make, drawn[0])
@@ -210,12 +211,20 @@ def store(
   return codec, {'key': encode(key), 'value': encode(value)}
 
 
-def positions(case: Any) -> tuple[jax.Array, jax.Array]:
-  """Returns int32 `[B, 1]` of the queries and `[B, 1, S]` of the slots."""
-  slots = np.arange(case.slots)
-  slots = np.where(slots < case.filled, slots, -1).astype(np.int32)
-  slots = jnp.broadcast_to(jnp.asarray(slots), (case.batch, 1, case.slots))
-  return jnp.full((case.batch, 1), case.filled - 1, jnp.int32), slots
+def positions(
+  lengths: Sequence[int], slots: int, tokens: int = 1
+) -> tuple[jax.Array, jax.Array]:
+  """Returns int32 `[B, T]` of the queries and `[B, 1, S]` of the slots.
+
+  Args:
+    lengths: tokens of each row, in its first slots; the other slots are empty.
+    slots: S.
+    tokens: T, the last of each row that are queries; -1 where a row has fewer.
+  """
+  counts, slot = np.asarray(lengths)[:, None], np.arange(slots)
+  queries = np.maximum(counts - tokens + np.arange(tokens), -1)
+  filled = np.where(slot < counts, slot, -1)[:, None]
+  return jnp.asarray(queries, jnp.int32), jnp.asarray(filled, jnp.int32)
 
 
 # A jit inside the program of several caches, so that JAX lowers it once.

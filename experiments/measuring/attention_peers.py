@@ -20,6 +20,7 @@ from experiments.measuring import clock
 from experiments.measuring.peers import torch_device, why_absent
 from kvjax.context import target
 
+Backend = Literal['xla', 'cudnn']
 Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
 
 
@@ -46,10 +47,16 @@ class Peer:
     return why_absent(*self.modules, platforms=self.platforms)
 
 
-def jax_nn(
-  parts: Sequence[Inputs], implementation: Literal['xla', 'cudnn']
+def jax_calls(
+  parts: Sequence[Inputs],
+  make: Callable[[jax.Array, Sequence[Any]], clock.Call],
 ) -> clock.Call:
-  """Returns `jax.nn.dot_product_attention`, keys laid out as it needs them."""
+  """Returns attention of `jax.nn`, keys and values laid out as it needs them.
+
+  Args:
+    parts: queries, keys and values.
+    make: of `clock.chained`.
+  """
   query = parts[0][0]
   caches = [
     [jnp.array(jnp.swapaxes(x, 1, 2)) for x in streams] for _, *streams in parts
@@ -57,23 +64,17 @@ def jax_nn(
   # One program for each cache on a CPU: the function repeats keys for every
   # query head there, and a program of several caches would keep all of them.
   groups = [[cache] for cache in caches] if target() == 'cpu' else [caches]
-  make = _jax_nn(implementation)
   calls = [make(query, group) for group in groups]
   return lambda: [output for call in calls for output in call()]
 
 
-@functools.cache
-def _jax_nn(
-  implementation: Literal['xla', 'cudnn'],
-) -> Callable[[jax.Array, Sequence[Any]], clock.Call]:
-  def attend(query, cache):
-    rows = query.reshape(query.shape[0], 1, -1, query.shape[-1])
-    out = jax.nn.dot_product_attention(
-      rows, *cache, implementation=implementation
-    )
-    return out.reshape(query.shape)
-
-  return clock.chained(attend)
+def jax_nn(query: jax.Array, cache: Any, implementation: Backend) -> jax.Array:
+  """Returns `jax.nn.dot_product_attention` of queries `[B, K, G, 1, H]`."""
+  rows = query.reshape(query.shape[0], 1, -1, query.shape[-1])
+  out = jax.nn.dot_product_attention(
+    rows, *cache, implementation=implementation
+  )
+  return out.reshape(query.shape)
 
 
 def torch_calls(
@@ -90,9 +91,9 @@ def torch_calls(
   tensors = [[torch.from_dlpack(x) for x in part] for part in parts]
   attend = make(torch)
 
+  @torch.inference_mode()
   def call():
-    with torch.inference_mode():
-      return [attend(q, k, v).reshape(q.shape) for q, k, v in tensors]
+    return [attend(q, k, v).reshape(q.shape) for q, k, v in tensors]
 
   return captured(torch, call) if torch_device() == 'cuda' else call
 
@@ -161,6 +162,12 @@ def triton_split(torch: Any) -> Any:
   return lambda q, k, v: room.attend(q[:, :, :, 0], k, v)
 
 
+def _jax(name: str, implementation: Backend, *platforms: str) -> Peer:
+  attend = functools.partial(jax_nn, implementation=implementation)
+  make = clock.chained(attend)
+  return Peer(name, functools.partial(jax_calls, make=make), (), platforms)
+
+
 def _torch(name: str, make: Any, *more: str, cpu: bool = False) -> Peer:
   platforms = ('cpu', 'gpu') if cpu else ('gpu',)
   calls = functools.partial(torch_calls, make=make)
@@ -172,12 +179,8 @@ def _backend(name: str, backend: str) -> Peer:
 
 
 PEERS = (
-  Peer('jax.nn', functools.partial(jax_nn, implementation='xla')),
-  Peer(
-    'jax.nn cudnn',
-    functools.partial(jax_nn, implementation='cudnn'),
-    platforms=('gpu',),
-  ),
+  _jax('jax.nn', 'xla', 'cpu', 'gpu'),
+  _jax('jax.nn cudnn', 'cudnn', 'gpu'),
   _torch('torch sdpa', sdpa, cpu=True),
   _backend('torch flash', 'FLASH_ATTENTION'),
   _backend('torch efficient', 'EFFICIENT_ATTENTION'),

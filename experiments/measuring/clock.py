@@ -178,9 +178,9 @@ def enter(
 
 
 def reason(error: Exception) -> str:
-  """Returns an error in a line."""
+  """Returns an error in a line, without a full stop at its end."""
   lines = str(error).strip().splitlines() or ['']
-  return f'{type(error).__name__}: {lines[0]}'[:300]
+  return f'{type(error).__name__}: {lines[0]}'[:300].rstrip('. :')
 
 
 def _check(name: str, runner: Runner) -> None:

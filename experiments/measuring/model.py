@@ -176,9 +176,8 @@ def _codings(kernel: str, alone: bool) -> dict[str, tuple[Codec | None, bool]]:
 def decoded(params: Mapping[str, Any]) -> Any:
   """Returns params whose codes are floats again."""
   coded = lambda x: isinstance(x, CodedWeight)
-  wide = lambda x: (x.codes * x.scale[..., None]).astype(x.dtype)
   return jax.tree.map(
-    lambda x: wide(x) if coded(x) else x, params, is_leaf=coded
+    lambda x: x[...] if coded(x) else x, params, is_leaf=coded
   )
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments.measuring import clock
+from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.models.config import ModelConfig
 
@@ -109,11 +110,7 @@ def torch_model(config: ModelConfig, params: Mapping[str, Any]) -> Any:
 
 def llama_names(params: Mapping[str, Any]) -> dict[str, Any]:
   """Returns parameters by the names of transformers' Llama."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  places = {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in leaves
-  }
+  places = leaves_by_path(params)
   return {
     row.name.format(i=index): places[place]
     for index in range(len(params['layers']))
@@ -161,11 +158,11 @@ def torch_decode(
   if kind == 'compiled':
     step = torch.compile(model, mode='reduce-overhead', dynamic=False)
 
+  @torch.inference_mode()
   def start():
-    with torch.inference_mode():
-      if kind == 'compiled':
-        torch.compiler.cudagraph_mark_step_begin()
-      return step(ids, past_key_values=cache, use_cache=True).logits[:, -1]
+    if kind == 'compiled':
+      torch.compiler.cudagraph_mark_step_begin()
+    return step(ids, past_key_values=cache, use_cache=True).logits[:, -1]
 
   return clock.queued(start, calls, host)
 
@@ -178,9 +175,8 @@ def torch_prefill(
   model = torch_model(config, params)
   tokens = torch.from_numpy(ids).to(model.device)
 
+  @torch.inference_mode()
   def call():
-    with torch.inference_mode():
-      logits = model(tokens, use_cache=True, logits_to_keep=1).logits
-      return host(logits[:, -1])
+    return host(model(tokens, use_cache=True, logits_to_keep=1).logits[:, -1])
 
   return call

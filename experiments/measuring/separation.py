@@ -68,7 +68,7 @@ _GAINS = (1.0, 1e4, -1e4)
 
 
 def separate(
-  config: kvjax.ModelConfig, params: Any, tokens: jax.Array, key: jax.Array
+  config: kvjax.ModelConfig, params: Any, tokens: jax.Array, seed: int
 ) -> SeparationResult:
   """Puts noise on the past, one part at a time, and watches the next logits.
 
@@ -80,7 +80,7 @@ def separate(
     config: a decoder whose layers share no streams.
     params: its parameters.
     tokens: int32 `[1, T]`.
-    key: of the noise.
+    seed: of the noise.
 
   Returns:
     The largest changes, for the row after the last token.
@@ -88,7 +88,10 @@ def separate(
   chex.assert_shape(tokens, (1, None))
   run = jax.jit(functools.partial(replay, config))
   _, past = jax.device_get(run(params, tokens))
-  noise = _noise(past, key)
+  draw = np.random.default_rng(seed).standard_normal
+  noise = jax.tree.map(
+    lambda x: (np.std(x) * draw(x.shape)).astype(x.dtype), past
+  )
   # One program computes this and all that is compared with it: equal bits then
   # mean equal values.
   unchanged, _ = run(params, tokens, past)
@@ -243,20 +246,6 @@ def lives(tokens: int) -> dict[str, list[tuple[int, int]]]:
 
 def _before_last(old: jax.Array, new: jax.Array) -> jax.Array:
   return jnp.concatenate([old[..., :-1, :], new[..., -1:, :]], axis=-2)
-
-
-def _noise(past: Past, key: jax.Array) -> Past:
-  """Returns noise with the standard deviation of each array."""
-  leaves, tree = jax.tree.flatten(past)
-  ends = np.cumsum([leaf.size for leaf in leaves])
-  draw = np.asarray(jax.random.normal(key, (ends[-1],)))  # quick to compile
-  parts = np.split(draw, ends[:-1])
-  return tree.unflatten(
-    [
-      (np.std(x) * part.reshape(x.shape)).astype(x.dtype)
-      for x, part in zip(leaves, parts, strict=True)
-    ]
-  )
 
 
 def _with_row(

@@ -126,16 +126,24 @@ def scatter(
 
 
 def heat(
-  title: str, panels: Mapping[str, np.ndarray], labels: Sequence[str]
+  title: str,
+  panels: Mapping[str, np.ndarray],
+  labels: Sequence[str],
+  row: str,
+  column: str,
 ) -> bytes:
-  """Returns square matrices side by side: rows of queries, columns of keys.
+  """Returns square matrices side by side.
 
   Args:
     title: above all.
-    panels: a matrix `[T, T]` of weights from 0 to 1 each.
+    panels: a matrix `[T, T]` of numbers from 0 to 1 each.
     labels: one a row and column.
+    row, column: names of the axes of the first matrix.
   """
-  canvas, axes = figure(len(panels), 3.4 * len(panels) + 0.4, 4.0, title)
+  side = 1.4 + 0.05 * len(labels)  # inches
+  canvas, axes = figure(
+    len(panels), side * len(panels) + 0.4, side + 0.6, title
+  )
   for panel, (name, matrix) in zip(axes, panels.items(), strict=True):
     panel.imshow(np.sqrt(matrix), cmap='Blues', vmin=0, vmax=1)
     panel.set_title(name, loc='left', fontsize=10)
@@ -143,7 +151,7 @@ def heat(
     panel.set_yticks(range(len(labels)), labels, fontsize=6, family='monospace')
     panel.tick_params(length=0, pad=1)
     panel.grid(False)
-  axes[0].set(ylabel='after reading ...', xlabel='... weight on')
+  axes[0].set(ylabel=row, xlabel=column)
   return png(canvas)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.reporting import records
+from experiments.reporting.groups import grouped
 
 Record = dict[str, Any]
 # Experiments that have another name today than when their record was written.
@@ -132,9 +133,7 @@ def group_rows(
     The first record of each group with the fields `members`, all records of
     the group, and `count`, how many they are.
   """
-  groups: dict[tuple[Any, ...], list[Record]] = {}
-  for row in rows:
-    groups.setdefault(tuple(row[name] for name in by), []).append(row)
+  groups = grouped(rows, lambda row: tuple(row[name] for name in by))
   merged = []
   for members in groups.values():
     row = {**members[0], 'members': members, 'count': len(members)}

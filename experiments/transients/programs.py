@@ -18,40 +18,31 @@ OVER = {'step': 0.05, 'prefill': 0.10}  # of XLA's peak, at most
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One program to compile: a model, its cache and the tokens of a call."""
+  """One program to compile; the fields are arguments of `compile_call`."""
 
   config: kvjax.ModelConfig
-  batch: int
+  batch_size: int
   capacity: int
-  tokens: int
-  kind: kvjax.Kind | None
+  new_tokens_per_step: int
+  kinds: kvjax.Kind | None
   codec: kvjax.Codec | None
 
   def compile(self) -> jax.stages.Compiled:
     """Compiles a decode step, or a prefill of several tokens, donated."""
-    return compile_call(self.config, **self._call)
+    return compile_call(**vars(self))
 
   def plan(self) -> MemoryPlan:
     """Returns the plan of the same call."""
-    return plan(self.config, **self._call, backend='cpu')
-
-  @property
-  def _call(self) -> dict[str, Any]:
-    return {
-      'batch_size': self.batch,
-      'capacity': self.capacity,
-      'new_tokens_per_step': self.tokens,
-      'kinds': self.kind,
-      'codec': self.codec,
-    }
+    return plan(**vars(self), backend='cpu')
 
   def __str__(self) -> str:
     attention = self.config.layers[0].attention
-    kind = 'default' if self.kind is None else self.kind.name
+    kind = 'default' if self.kinds is None else self.kinds.name
     codec = '' if self.codec is None else ' int8'
     return (
       f'{type(attention).__name__} {attention.num_heads} heads, '
-      f'{kind}{codec}, B={self.batch} T={self.tokens} S={self.capacity}'
+      f'{kind}{codec}, B={self.batch_size} T={self.new_tokens_per_step} '
+      f'S={self.capacity}'
     )
 
 
@@ -68,7 +59,7 @@ def compare(seed: int) -> dict[str, Any]:
     'planned_total': planned.total_bytes,
     'peak': measured.peak,
     'over': planned.total_bytes / measured.peak - 1,
-    'allowed': OVER['step' if case.tokens == 1 else 'prefill'],
+    'allowed': OVER['step' if case.new_tokens_per_step == 1 else 'prefill'],
     'cache': planned.cache_bytes,
   }
 
@@ -95,10 +86,10 @@ def draw(seed: int) -> Case:
   capacity = rng.choice((64, 512, 1_024, 2_048, 4_096))
   return Case(
     config,
-    batch=rng.choice((1, 2, 3, 4, 8)),
+    batch_size=rng.choice((1, 2, 3, 4, 8)),
     capacity=max(capacity, tokens),
-    tokens=tokens,
-    kind=_kind(rng),
+    new_tokens_per_step=tokens,
+    kinds=_kind(rng),
     codec=kvjax.Int8() if rng.random() < 0.25 else None,
   )
 

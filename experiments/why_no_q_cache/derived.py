@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
+from experiments.reporting.plots import heat
 from experiments.why_no_q_cache import plots
 from experiments.why_no_q_cache.query_leaf import Form
 from kvjax.liveness import Dataflow, LivenessReport
@@ -28,7 +29,7 @@ def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
         'tensor': 'name',
         'a token': lambda row: ' x '.join(map(str, row.shape)) or '1',
         'available': 'available',
-        'live for': lambda row: tokens(row.live_for),
+        'live for': lambda row: live_range(row.live_for),
         'bytes a token': 'bytes_per_token',
         'kept': lambda row: 'kept' if row.kept else 'not kept',
         'why': 'why',
@@ -44,11 +45,11 @@ def live(title: str, report: LivenessReport) -> tuple[Block, ...]:
   )
 
 
-def tokens(count: float) -> str:
-  """Returns a live range in words."""
+def live_range(count: float) -> str:
+  """Returns in words the steps that read a tensor of one token."""
   if math.isinf(count):
-    return 'every later token'
-  return 'its own step' if count == 0 else f'{int(count)} more'
+    return 'every later step'
+  return 'its own step' if count == 0 else f'{int(count)} later steps'
 
 
 def _verdict(report: LivenessReport) -> str:
@@ -96,15 +97,14 @@ def trades(report: LivenessReport, device: Device) -> tuple[Block, ...]:
 
 def read_by(reads: Reads) -> tuple[Block, ...]:
   """Returns which rows of every tensor each output row reads."""
-  pictures = [
-    Picture(
-      f'reads_{kind}',
-      plots.reads(f'Which rows each output row reads: {kind}', panels),
-      f'The {kind}: row i of the output depends on the dark rows.',
-    )
-    for kind, panels in reads.items()
-    if panels
-  ]
+  pictures = []
+  for kind, panels in reads.items():
+    if panels:
+      title = f'Which rows each output row reads: {kind}'
+      labels = [str(i) for i in range(len(next(iter(panels.values()))))]
+      png = heat(title, panels, labels, 'output row ...', '... reads row')
+      caption = f'The {kind}: row i of the output depends on the dark rows.'
+      pictures.append(Picture(f'reads_{kind}', png, caption))
   if not pictures:
     return ()  # The program names no tensor.
   return (

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name as name
 
+from experiments.measuring.clock import reason
+from kvjax.attention.reference import masked_softmax
 from kvjax.decoding.allocate import check_sizes
 
 Program = Callable[[jax.Array], jax.Array]
@@ -86,28 +88,18 @@ def load_program(path: str, x: Any) -> Callable[..., Any]:
     program = getattr(importlib.import_module(module), name)
   except Exception as error:  # Code of the user may raise anything.
     raise ValueError(
-      f'program={path!r} cannot be imported: {_first_line(error)}. Name a '
+      f'program={path!r} cannot be imported: {reason(error)}. Name a '
       'function of a module whose folder is in PYTHONPATH.'
     ) from None
-  if not callable(program):
-    raise ValueError(
-      f'program={path!r} is of type {type(program).__name__}. Name a function '
-      'of one array.'
-    )
   try:
     jax.eval_shape(program, x)
   except Exception as error:
     raise ValueError(
       f'program={path!r} does not take {x.dtype}{list(x.shape)}: '
-      f'{_first_line(error)}. Name a function of one array, or change '
+      f'{reason(error)}. Name a function of one array, or change '
       '--config.shape, or --config.vocab_size for token ids.'
     ) from None
   return program
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).strip().partition('\n')[0].rstrip('.')
-  return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
 def _grouped(sizes: Sizes, kv_heads: int, causal: bool, window: int) -> Program:
@@ -121,7 +113,7 @@ def _grouped(sizes: Sizes, kv_heads: int, causal: bool, window: int) -> Program:
     k = name(_rotate(jnp.einsum('TD,DKH->TKH', x, wk)), 'k')
     v = name(jnp.einsum('TD,DKE->TKE', x, wv), 'v')
     scores = name(jnp.einsum('TKGH,SKH->KGTS', q, k), 'scores')
-    p = name(_softmax(scores, _mask(len(x), causal, window)), 'weights')
+    p = name(masked_softmax(scores, visible(len(x), causal, window)), 'weights')
     out = name(jnp.einsum('KGTS,SKE->TKGE', p, v), 'out')
     return jnp.einsum('TKGE,KGED->TD', out, wo)
 
@@ -144,7 +136,7 @@ def _mla(sizes: Sizes, causal: bool) -> Program:
     v = name(jnp.einsum('TR,RNE->TNE', c, wv), 'v')
     scores = jnp.einsum('TNH,SNH->NTS', q[..., :H], k)
     scores += jnp.einsum('TNP,SP->NTS', q[..., H:], r)
-    p = _softmax(name(scores, 'scores'), _mask(len(x), causal, 0))
+    p = masked_softmax(name(scores, 'scores'), visible(len(x), causal))
     out = name(jnp.einsum('NTS,SNE->TNE', name(p, 'weights'), v), 'out')
     return jnp.einsum('TNE,NED->TD', out, wo)
 
@@ -173,11 +165,11 @@ def _mta(sizes: Sizes, causal: bool) -> Program:
 
   def program(x: jax.Array) -> jax.Array:
     q, k, v = (name(x @ w, n) for w, n in zip(weights, 'qkv', strict=True))
-    mask = _mask(len(x), causal, 0)
+    mask = visible(len(x), causal)
     scores = name(jnp.where(mask, q @ k.T, 0.0), 'scores')
     kernel = 0.5 ** jnp.arange(5.0, -1.0, -1.0)
     mixed = jnp.einsum('ITS,I->TS', _shifts(scores, 6), kernel)
-    return name(name(_softmax(mixed, mask), 'weights') @ v, 'out') @ wo
+    return name(name(masked_softmax(mixed, mask), 'weights') @ v, 'out') @ wo
 
   return program
 
@@ -194,7 +186,7 @@ def _shorten(sizes: Sizes, causal: bool) -> Program:
       for rows, n in zip((q, k, v), 'qkv', strict=True)
     )
     scores = name(q @ k.T, 'scores')
-    p = name(_softmax(scores, _mask(len(x), causal, 0)), 'weights')
+    p = name(masked_softmax(scores, visible(len(x), causal)), 'weights')
     return name(p @ v, 'out') @ wo
 
   return program
@@ -217,17 +209,12 @@ def _weight(seed: int, *shape: int) -> jax.Array:
   return jnp.asarray(draw / shape[0] ** 0.5, jnp.float32)
 
 
-def _mask(length: int, causal: bool, window: int) -> jax.Array:
+def visible(length: int, causal: bool, window: int = 0) -> jax.Array:
   """Returns `[T, T]`, which columns each row sees; a window of 0 is none."""
   positions = jnp.arange(length)
   back = positions[:, None] - positions[None, :]
   seen = back >= 0 if causal else jnp.ones((length, length), bool)
   return seen & (jnp.abs(back) < window) if window else seen
-
-
-def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-  mask = jnp.broadcast_to(mask, scores.shape)
-  return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
 
 
 def _rotate(x: jax.Array) -> jax.Array:

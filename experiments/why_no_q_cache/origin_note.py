@@ -7,7 +7,6 @@ reads which row is found by changing one row at a time. What must be remembered
 is found by `kvjax.liveness`, from the same formulas without a cache.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -18,7 +17,9 @@ from jax.ad_checkpoint import checkpoint_name as name
 from experiments import launch
 from experiments.measuring.small_example import WEIGHTS, X
 from experiments.why_no_q_cache import examples
+from experiments.why_no_q_cache.derived import live_range
 from kvjax import liveness
+from kvjax.attention.reference import masked_softmax
 from kvjax.liveness.analysis import analyze_trace
 from kvjax.liveness.evidence import lengths, perturb
 from kvjax.liveness.program.recorder import trace_program
@@ -116,7 +117,8 @@ def growing() -> Iterator[str]:
     report = liveness.analyze(_attention(causal=causal), _input(8))
     kept = ', '.join(report.keep) or 'nothing: no finite cache is exact'
     yield f'{label}: o1 moves by {moved[0]:.4f}, o2 by {moved[1]:.4f}'
-    yield f'         q is read by {_live(report.live_for["q"])}; keep {kept}'
+    steps = live_range(report.live_for['q'])
+    yield f'         q is read by {steps}; keep {kept}'
 
 
 def stack() -> Iterator[str]:
@@ -144,7 +146,7 @@ def making() -> Iterator[str]:
   }
   for label, program in programs.items():
     live_for = liveness.analyze(program, x).live_for
-    lives = ', '.join(f'{n} {_live(live_for[n])}' for n in 'qkv')
+    lives = ', '.join(f'{n} {live_range(live_for[n])}' for n in 'qkv')
     yield f'{label:25} {lives}'
 
 
@@ -203,15 +205,8 @@ def _project(
 def _weights(
   q: jax.Array | Array, k: jax.Array | Array, causal: bool = True
 ) -> jax.Array:
-  scores = q @ k.T
-  if causal:
-    scores = jnp.where(_past(q), scores, -jnp.inf)
-  return jax.nn.softmax(scores)
-
-
-def _past(x: jax.Array | Array) -> jax.Array:
-  """Returns bool `[T, T]`, the columns up to each row's own."""
-  return jnp.tril(jnp.ones((len(x), len(x)), bool))
+  scores = jnp.asarray(q @ k.T)
+  return masked_softmax(scores, examples.visible(len(q), causal))
 
 
 def _weight(seed: int) -> Array:
@@ -220,10 +215,12 @@ def _weight(seed: int) -> Array:
 
 
 def _columns(x: jax.Array) -> jax.Array:
-  """One head whose new token brings column j of Q K^T: its k reads every q."""
+  """One head whose new token brings column j of Q K^T: its k reads every q.
+
+  The softmax over columns of Q K^T is that over rows of its transpose, K Q^T.
+  """
   q, k, v = _project(x, 'qkv', range(3))
-  scores = jnp.where(_past(x).T, q @ k.T, -jnp.inf)
-  return jax.nn.softmax(scores, axis=0).T @ v
+  return _weights(k, q) @ v
 
 
 def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
@@ -232,12 +229,6 @@ def _two_layers(x: jax.Array | Array, noise: Array | None = None) -> jax.Array:
   x = x + _weights(q if noise is None else q + noise, k) @ v
   q, k, v = _project(x, ('q2', 'k2', 'v2'), range(6, 9))
   return jnp.asarray(x + _weights(q, k) @ v)
-
-
-def _live(count: float) -> str:
-  if math.isinf(count):
-    return 'every later step'
-  return 'its own step' if count == 0 else f'{int(count)} later steps'
 
 
 def main(argv: list[str]) -> None:

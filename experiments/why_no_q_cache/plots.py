@@ -1,7 +1,7 @@
-"""Pictures of an analysis: who reads which row, for how long, across what."""
+"""Pictures of an analysis: how long a row is read, and across what."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,28 +21,6 @@ _BOXES = {
 }
 _ACROSS = 1.5  # inches between boxes
 _DOWN = 0.72
-
-
-def reads(title: str, panels: Mapping[str, np.ndarray]) -> bytes:
-  """Returns a square a tensor: which of its rows (columns) an output row reads.
-
-  Args:
-    title: above all.
-    panels: bool `[T, T]` by tensor.
-  """
-  count = len(panels)
-  canvas, axes = figure(count, 2.1 * count + 0.6, 2.9, title)
-  for panel, (name, read) in zip(axes, panels.items(), strict=True):
-    panel.imshow(read, cmap='Blues', vmin=0, vmax=1.25)
-    for axis in (panel.xaxis, panel.yaxis):
-      axis.set_ticks(range(0, len(read), 2))
-      axis.set_ticks(np.arange(len(read)) - 0.5, minor=True)
-    panel.grid(False)
-    panel.grid(True, which='minor', color='white', linewidth=1.5)
-    panel.tick_params(which='both', length=0, labelsize=8)
-    panel.set_title(name, loc='left', fontsize=11)
-  axes[0].set(ylabel='output row ...', xlabel='... reads row')
-  return png(canvas)
 
 
 def spans(title: str, rows: Sequence[Row], positions: int = 12) -> bytes:
@@ -79,19 +57,22 @@ def front(title: str, points: Sequence[Point]) -> bytes:
 
   Args:
     title: above it.
-    points: of the frontier; named where there is room.
+    points: of the frontier; named if they are few.
   """
   canvas, (axes,) = figure(1, 8, 4, title)
   size = [point.bytes_per_token + point.state_bytes for point in points]
   flops = [point.flops_per_token for point in points]
   axes.plot(size, flops, color=FAINT, drawstyle='steps-post')
-  width = 8 if len(points) < 9 else 5
+  few = len(points) < 9
+  width = 8 if few else 5
   axes.plot(size, flops, 'o', color=KEPT, markersize=width, clip_on=False)
   axes.set(xlim=(0, 1.35 * max(*size, 1)), ylim=(0, 1.2 * max(*flops, 1)))
   axes.set_xlabel('bytes kept, a token (a state: in all)')
   axes.set_ylabel('FLOPs redone, a past token and step')
-  names = [_short(point.names) for point in points]
-  _name(canvas, axes, names, np.transpose([size, flops]))
+  if few:
+    offset = {'xytext': (7, 6), 'textcoords': 'offset points'}
+    for point, *place in zip(points, size, flops, strict=True):
+      axes.annotate(_short(point.names), place, fontsize=9, **offset)
   return png(canvas)
 
 
@@ -99,25 +80,6 @@ def _short(names: Sequence[str]) -> str:
   if len(names) > 3:
     return f'{names[0]} + {names[1]} + {len(names) - 2} more'
   return ' + '.join(names) or 'nothing'
-
-
-def _name(
-  canvas: Any, axes: Any, names: Sequence[str], places: np.ndarray
-) -> None:
-  """Writes names next to their points, except names that would overlap."""
-  canvas.draw_without_rendering()  # So that places in pixels are known.
-  pixels = axes.transData.transform(places)
-  offset = {'xytext': (7, 6), 'textcoords': 'offset points'}
-  taken = []
-  for index in range(-1, len(names) - 1):  # The last point is named first.
-    text = axes.annotate(
-      names[index], places[index], fontsize=9, annotation_clip=False, **offset
-    )
-    box = text.get_window_extent()
-    if box.count_overlaps(taken) or any(box.contains(*at) for at in pixels):
-      text.remove()
-    else:
-      taken.append(box)
 
 
 def crossing(title: str, graph: Dataflow) -> bytes:

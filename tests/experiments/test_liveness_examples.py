@@ -83,7 +83,7 @@ fails = lambda x: x.nothing
     ('missing_module:f', "ModuleNotFoundError: No module named 'missing"),
     ('wrong_syntax:f', 'cannot be imported: SyntaxError'),
     ('broken:other', "has no attribute 'other'.*PYTHONPATH"),
-    ('broken:number', 'is of type int. Name a function of one array'),
+    ('broken:number', 'TypeError: .* Name a function of one array'),
     ('broken:two', 'does not take float32.8, 10.: TypeError: .*missing 1'),
     ('broken:fails', 'AttributeError: .*no attribute nothing'),
   ],

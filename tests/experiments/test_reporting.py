@@ -101,7 +101,7 @@ def test_plots_are_pictures_and_repeat_themselves():
     ),
     plots.lines('nothing fits', {'a': {}}, 'x', 'y'),
     plots.scatter('t', {'a': {'dense': (8.0, 1.0, 0.1)}}, 'x', 'y'),
-    plots.heat('t', {'h': np.eye(3)}, 'abc'),
+    plots.heat('t', {'h': np.eye(3)}, 'abc', 'row', 'column'),
     plots.lifetimes(
       't', {'q': [(0, 0), (1, 1)], 'k': [(0, 1), (1, 1)]}, memory, 'bytes'
     ),

@@ -17,7 +17,7 @@ def test_past_queries_are_separated_by_what_is_kept(variant):
   config = variants.model(variant, SHAPE)
   params = kvjax.init_params(config, jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (1, 7), 0, 23)
-  verdict = separate(config, params, tokens, jax.random.key(2))
+  verdict = separate(config, params, tokens, 2)
   assert verdict.queries == 0  # bit for bit
   assert verdict.past_rows > 0.1  # though the noise was no small thing
   assert verdict.naive > 1e-3
@@ -32,7 +32,7 @@ def test_a_row_that_is_all_but_ignored_is_still_read():
   for layer in params['layers']:  # attention picks one row and forgets the rest
     layer['attention']['query'] *= 300.0
   tokens = jax.random.randint(jax.random.key(1), (1, 7), 0, 23)
-  verdict = separate(config, params, tokens, jax.random.key(2))
+  verdict = separate(config, params, tokens, 2)
   assert verdict.faint.any()
   assert not verdict.faint.all()
   assert (verdict.kept > 0).sum() > (~verdict.faint).sum()
@@ -56,7 +56,7 @@ def test_a_first_layer_alone_has_no_path_for_an_early_query():
   )
   params = kvjax.init_params(config, jax.random.key(0))
   tokens = jnp.arange(5, dtype=jnp.int32)[None, :]
-  verdict = separate(config, params, tokens, jax.random.key(2))
+  verdict = separate(config, params, tokens, 2)
   assert verdict.naive == 0
   assert verdict.naive_by == 0
 

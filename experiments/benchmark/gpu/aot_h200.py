@@ -45,12 +45,8 @@ SHOWN = (
 
 def table(title: str, records: list[dict[str, Any]]) -> Table:
   """Returns what matters of the records; the JSON lines have the rest."""
-  names = [name for name in SHOWN if name in records[0]]
-  rows = [
-    [x if isinstance(x, int | float) else str(x) for x in map(r.get, names)]
-    for r in records
-  ]
-  return Table(title, names, rows)
+  columns = {name: name for name in SHOWN if name in records[0]}
+  return Table.of(title, columns, records)
 
 
 def main(argv: list[str]) -> None:

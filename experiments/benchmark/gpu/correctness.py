@@ -153,15 +153,9 @@ def _largest(x: Any) -> float:
 
 def _draw(problem: Problem, lengths, slots) -> list[jax.Array]:
   """Returns queries, keys, values, positions of both; NaN where no token is."""
-  counts = np.asarray(lengths)[:, None]
-  slot_positions = np.where(np.arange(slots) < counts, np.arange(slots), -1)
-  last = counts - problem.tokens + np.arange(problem.tokens)
+  positions = attention.positions(lengths, slots, problem.tokens)
   streams = problem.inputs(len(lengths), HEADS, slots)[:3]
   q, k, v = attention.normal(0, *(x.shape for x in streams))
-  empty = jnp.asarray(slot_positions < 0)[:, None, :, None]
+  empty = (positions[1] < 0)[..., None]
   k, v = (jnp.where(empty, jnp.nan, x) for x in (k, v))
-  return [
-    *(x.astype(problem.dtype) for x in (q, k, v)),
-    jnp.asarray(np.maximum(last, -1), jnp.int32),
-    jnp.asarray(slot_positions, jnp.int32)[:, None],
-  ]
+  return [*(x.astype(problem.dtype) for x in (q, k, v)), *positions]
