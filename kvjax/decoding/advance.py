@@ -57,13 +57,13 @@ def advance(
     `attention_layers`.
   """
   check_made_for(config, params, cache)
+  cache, is_token = refuse_unknown(config, cache, tokens, is_token)
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
     _refuse_weights_by_chunks(attention_layers, tokens.shape[1], chunk)
     return _advance_by_chunks(
       config, params, cache, tokens, is_token, options, chunk
     )
-  cache, is_token = refuse_unknown(config, cache, tokens, is_token)
   cache, placement = place_tokens(cache, is_token, options)
   x = embed(config, params, tokens, placement.state.positions)
   x, cache, weights = _run_layers(
@@ -86,7 +86,6 @@ def _refuse_weights_by_chunks(layers, tokens: int, chunk: int) -> None:
 def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
   """Feeds a long call piece by piece, for a kind that evicts between them."""
   # A row that does not fit is dropped whole: no piece of it is written.
-  cache, is_token = refuse_unknown(config, cache, tokens, is_token)
   cache, is_token = _admit(cache, is_token)
   batch, length = tokens.shape
   count = -(-length // chunk)
