@@ -131,8 +131,8 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'numbers_of_a_header_have_any_type',
     'kvjax/checkpoints/tensors.py',
-    'if _are_whole(*shape, begin, end) and begin <= end',
-    'if begin <= end',
+    'and _are_whole(*shape, begin, end)',
+    'and True',
     'tests/faults/test_checkpoints.py::test_header[shape_floats]',
   ),
   Mutant(
