@@ -1,5 +1,6 @@
 """Looking at a cache, and checking it for overflow."""
 
+import jax
 import numpy as np
 
 from kvjax.decoding.cache import Cache, check_alive
@@ -24,13 +25,14 @@ def check(cache: Cache) -> None:
   """
   check_alive(cache)
   if cache.source is not None:
-    rows = np.flatnonzero((np.asarray(cache.source) < 0).all(axis=1)).tolist()
+    source = jax.device_get(cache.source)
+    rows = np.flatnonzero((source < 0).all(axis=1)).tolist()
     if rows:
       raise ValueError(
         f'Rows {rows} hold no source, and their logits are NaN. Call prefill '
         'with encoded=kvjax.encode(config, params, source).'
       )
-  overflow = np.asarray(cache.overflow)
+  overflow = jax.device_get(cache.overflow)
   if overflow.any():
     rows = np.flatnonzero(overflow).tolist()
     raise ValueError(
