@@ -297,8 +297,8 @@ SAMPLING: tuple[Mutant, ...] = (
   Mutant(
     'row_seed_ignored',
     'kvjax/decoding/sampling.py',
-    'jax.vmap(jax.random.key)(seeds)',
-    'jax.vmap(jax.random.key)(0 * seeds)',
+    'jax.vmap(jax.random.key)(seed)',
+    'jax.vmap(jax.random.key)(0 * seed)',
     'tests/decoding/test_generation.py::test_rows_draw_by_their_own_seed',
   ),
   Mutant(
@@ -369,6 +369,13 @@ LIBRARY: tuple[Mutant, ...] = (
     'if facts.st_mode & writers:',
     'if False:',
     'tests/faults/test_native.py',
+  ),
+  Mutant(
+    'seeds_reach_the_device_implicitly',
+    'kvjax/decoding/sampling.py',
+    'seed = jax.device_put(_host_seeds(seed))',
+    'seed = _host_seeds(seed)',
+    'tests/faults/test_modes.py::test_every_door_gives_the_plain_result[transfer_guard_dense]',
   ),
   Mutant(
     'end_of_a_chunk_overflows',
