@@ -14,8 +14,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint structure memory mutants fuzz-parity why picture \
-	fuzz-files kernels bench bench-gpu aot-h200 clean
+.PHONY: run run-full test lint structure memory mutants sanitize fuzz-parity \
+	fuzz-files why picture kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -37,6 +37,10 @@ structure: $(READY)
 
 mutants: $(READY)
 	$(RUN) -m tests.mutants.run $(ARGS)
+
+# The native library under the sanitizers of g++.
+sanitize: $(READY)
+	$(RUN) -m tests.native.sanitize
 
 why: $(READY)
 	$(RUN) -m experiments.why_no_q_cache $(ARGS)

@@ -1,6 +1,7 @@
 """What a call refuses: on the host before it is traced, or a row at a time."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from kvjax.arguments import check_array, check_ids, is_whole, unknown_ids
 from kvjax.decoding.allocate import is_leaf, store_spec
 from kvjax.decoding.cache import Cache, check_alive
-from kvjax.decoding.tracing import is_traced
+from kvjax.decoding.tracing import computing, is_traced
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
@@ -206,16 +207,28 @@ def check_room(cache: Cache, count: np.ndarray) -> None:
     for row in np.flatnonzero((have + count > limit) & (count > 0)):
       room = _room(int(count[row]), int(have[row]), limit)
       raise ValueError(f'Row {row}: {room}')
-  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    # Also where a caller's jit closes over a cache whose lengths are known.
-    with jax.ensure_compile_time_eval():
-      fits = np.asarray(kind.has_room(book, cache.length, jnp.asarray(count)))
-    for row in np.flatnonzero(~fits):
-      raise ValueError(
-        f'Row {row}: out of pages for {count[row]} more tokens after '
-        f'{have[row]}. Nothing was written. Give the pool more pages, or '
-        'free some by rewinding rows that are done.'
+  with computing():
+    fits = jax.device_get(
+      _have_room(
+        cache.layout.kinds(), cache.books, cache.length, jax.device_put(count)
       )
+    )
+  for row in np.flatnonzero(~fits):
+    raise ValueError(
+      f'Row {row}: out of pages for {count[row]} more tokens after '
+      f'{have[row]}. Nothing was written. Give the pool more pages, or '
+      'free some by rewinding rows that are done.'
+    )
+
+
+# Compiled, as all arithmetic on a device is: outside a program each number that
+# it needs would be an implicit transfer, which `jax.transfer_guard` forbids.
+@functools.partial(jax.jit, static_argnums=0)
+def _have_room(kinds, books, length, count):
+  fits = jnp.ones(length.shape, bool)
+  for kind, book in zip(kinds, books, strict=True):
+    fits &= kind.has_room(book, length, count)
+  return fits
 
 
 def _room(count: int, have: int, limit: int) -> str:

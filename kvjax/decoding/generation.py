@@ -1,6 +1,7 @@
 """The token loop, on the device, in blocks with a known trip count."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -171,12 +172,12 @@ def generate(
     kernel=kernel,
   )
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
-  state = _new_state(limit, seed)
+  keys = row_keys(seed, cache.batch_size)
   check_source(config, cache)
   if in_trace():
     if stream is not None:
       raise ValueError('stream= reads tokens: call generate outside jit.')
-    state, first = _sample_first(logits, state, options)
+    state, first = _sample_first(logits, limit, keys, options)
     cache, _, rest = _sample_block(
       config, params, cache, state, options, num_tokens - 1
     )
@@ -185,7 +186,7 @@ def generate(
     check_room(cache, np.maximum(limit - 1, 0))
     # Every block donates its cache. The first block must not take the caller's.
     cache = cache if donate else fork(cache)
-    state, first = _sample_first(logits, state, options)
+    state, first = _sample_first(logits, jax.device_put(limit), keys, options)
     callbacks = _Callbacks(
       num_tokens=num_tokens,
       may_stop=bool(options.stop_tokens) or stop_lengths is not None,
@@ -231,9 +232,9 @@ class _Callbacks:
 
     Waits for the device only if someone reads tokens, or a row may stop.
     """
-    ends = self.stream is not None and self.stream(np.asarray(part[0]).T)
+    ends = self.stream is not None and self.stream(jax.device_get(part[0]).T)
     ends = ends or done == self.num_tokens
-    ends = ends or (self.may_stop and not np.asarray(state.alive).any())
+    ends = ends or (self.may_stop and not jax.device_get(state.alive).any())
     if self.progress is not None:
       self.progress(self.num_tokens if ends else done, self.num_tokens)
     return not ends
@@ -250,17 +251,6 @@ def _check_stop_tokens(config: ModelConfig, tokens: Any) -> tuple[int, ...]:
       f'{config.vocab_size - 1}, those of the vocabulary.'
     )
   return tuple(map(int, ids))
-
-
-def _new_state(limit: Any, seed: Any) -> SamplingState:
-  batch = len(limit)
-  return SamplingState(
-    token=jnp.full((batch,), NO_TOKEN, jnp.int32),
-    count=jnp.zeros((batch,), jnp.int32),
-    alive=jnp.asarray(limit > 0),
-    keys=row_keys(seed, batch),
-    limit=jnp.asarray(limit),
-  )
 
 
 def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> Any:
@@ -294,8 +284,15 @@ def _draw(logits, state, options):
 
 
 @program(static=('options',), donated=())
-def _sample_first(logits, state, options):
+def _sample_first(logits, limit, keys, options):
   """Samples from the caller's logits; returns tokens and scores `[1, B]`."""
+  state = SamplingState(
+    token=jnp.full(limit.shape, NO_TOKEN, jnp.int32),
+    count=jnp.zeros(limit.shape, jnp.int32),
+    alive=jnp.asarray(limit > 0),
+    keys=keys,
+    limit=jnp.asarray(limit),
+  )
   state, (token, score) = _draw(logits, state, options)
   return state, (token[None], score[None])
 
@@ -317,6 +314,7 @@ def _sample_block(config, params, cache, state, options, count):
   return cache, state, drawn
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _join(parts, num_tokens):
   tokens = jnp.concatenate([t for t, _ in parts]).T
   scores = jnp.concatenate([s for _, s in parts]).T

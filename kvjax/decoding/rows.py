@@ -6,6 +6,7 @@ with their input.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from kvjax.caches.kind import BookChange, Kind
 from kvjax.decoding.allocate import check_sizes, is_leaf
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.program import program
-from kvjax.decoding.tracing import is_traced
+from kvjax.decoding.tracing import computing, is_traced
 
 OnLeaf = Callable[..., jax.Array]
 
@@ -46,13 +47,12 @@ def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
       forgotten what a query at that length would see (`earliest`).
   """
   check_alive(cache)
-  if not isinstance(lengths, jax.Array):
-    lengths = np.asarray(lengths)
+  lengths = _to_array(lengths)
   shape = (cache.batch_size,) if lengths.ndim else ()
   check_array('lengths', lengths, shape, jnp.integer)
   if not is_traced(cache.length, lengths):
     _check_rewind(cache, jax.device_get(lengths))
-  result, fits = _rewind(cache, lengths, donate=donate)
+  result, fits = _rewind(cache, _to_device(lengths), donate=donate)
   return _refuse_lack_of_pages(result, fits, 'rewind')
 
 
@@ -66,10 +66,15 @@ def earliest(cache: Cache) -> jax.Array:
     DonatedCacheError: the cache was given to an earlier call.
   """
   check_alive(cache)
-  shortest = jnp.zeros_like(cache.length)
-  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    shortest = jnp.maximum(shortest, kind.shortest_rewind(book, cache.length))
-  return jnp.minimum(shortest, cache.length)
+  return _earliest(cache.layout.kinds(), cache.books, cache.length)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _earliest(kinds, books, length):
+  shortest = jnp.zeros_like(length)
+  for kind, book in zip(kinds, books, strict=True):
+    shortest = jnp.maximum(shortest, kind.shortest_rewind(book, length))
+  return jnp.minimum(shortest, length)
 
 
 def fork(cache: Cache, *, donate: bool = False) -> Cache:
@@ -94,8 +99,7 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
     ValueError: an index is out of range, or a pool of pages is exhausted.
   """
   check_alive(cache)
-  if not isinstance(rows, jax.Array):
-    rows = np.asarray(rows)
+  rows = _to_array(rows)
   if not rows.size:
     raise ValueError('rows is empty: take at least one row.')
   check_array('rows', rows, (None,), jnp.integer)
@@ -108,7 +112,7 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
       )
   # Buffers of another number of rows cannot be reused.
   donate = donate and rows.shape == cache.length.shape
-  result, fits = _take(cache, rows, donate=donate)
+  result, fits = _take(cache, _to_device(rows), donate=donate)
   return _refuse_lack_of_pages(result, fits, 'take')
 
 
@@ -302,9 +306,19 @@ def _concat(caches):
   return map_rows(join, *shifted)
 
 
+def _to_array(numbers: Any) -> Any:
+  return numbers if isinstance(numbers, jax.Array) else np.asarray(numbers)
+
+
+def _to_device(numbers: Any) -> jax.Array:
+  """Returns numbers of the host on a device, explicitly."""
+  on_host = isinstance(numbers, np.ndarray)
+  return jax.device_put(numbers) if on_host else numbers
+
+
 def _check_rewind(cache: Cache, lengths: np.ndarray) -> None:
   lengths = np.broadcast_to(lengths, (cache.batch_size,))
-  with jax.ensure_compile_time_eval():  # a caller's jit may close over it
+  with computing():
     have, low = jax.device_get((cache.length, earliest(cache)))
   for row in np.flatnonzero((lengths > have) | (lengths < 0)):
     raise ValueError(

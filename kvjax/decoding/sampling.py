@@ -104,7 +104,7 @@ def _only(logits: jax.Array, ids: jax.Array, keep: jax.Array) -> jax.Array:
 def row_keys(seed: Any, batch: int) -> jax.Array:
   """Returns a key a row of one integer seed, or of seeds `[B]`."""
   if not isinstance(seed, jax.Array):
-    seed = _host_seeds(seed)
+    seed = jax.device_put(_host_seeds(seed))
   check_array('seed', seed, (batch,) if seed.ndim else (), jnp.integer)
   return _row_keys(seed, batch)
 

@@ -1,6 +1,7 @@
 """A cache as a table, without printing its arrays."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -94,13 +95,18 @@ def _layer_facts(layout: Layout, cache: Any, index: int) -> LayerFacts:
 def _filled(kind: Kind, book: Any, length: jax.Array) -> tuple[str, str]:
   if _known(length) is None:
     return '?', '?'
-  views = kind.views(book, {}, length)
-  rows = [np.asarray(view.fetch(0, view.slots)[1]) for view in views]
+  rows = jax.device_get(_slot_positions(kind, book, length))
   slot_positions = np.concatenate(rows, axis=-1)
   filled = slot_positions[slot_positions >= 0]
   count = (slot_positions >= 0).sum(axis=-1)
   span = f'{filled.min()}..{filled.max()}' if filled.size else '-'
   return _range(count.reshape(-1)), span
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _slot_positions(kind, book, length):
+  views = kind.views(book, {}, length)
+  return [view.fetch(0, view.slots)[1] for view in views]
 
 
 def _range(x: np.ndarray) -> str:
@@ -110,7 +116,7 @@ def _range(x: np.ndarray) -> str:
 
 def _known(x: Any) -> np.ndarray | None:
   concrete = isinstance(x, jax.Array | np.ndarray) and not is_traced(x)
-  return np.asarray(x) if concrete else None
+  return jax.device_get(x) if concrete else None
 
 
 def _nbytes(tree: Any) -> int:

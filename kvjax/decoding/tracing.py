@@ -1,6 +1,7 @@
 """Whether the caller is inside a trace; which arguments are abstract."""
 
 import concurrent.futures
+import contextlib
 import functools
 from typing import Any
 
@@ -19,6 +20,16 @@ def is_traced(*trees: Any) -> bool:
 def in_trace() -> bool:
   """Returns whether the caller is inside a transform, whatever it traces."""
   return get_opaque_trace_state() != _state_outside()
+
+
+def computing() -> contextlib.AbstractContextManager[Any]:
+  """Returns a context that computes with known arrays inside a trace too.
+
+  A caller's jit may close over a cache that is known.
+  """
+  # Outside a trace the context of JAX would transfer numbers implicitly.
+  eager = jax.ensure_compile_time_eval()
+  return eager if in_trace() else contextlib.nullcontext()
 
 
 @functools.cache

@@ -6,7 +6,7 @@ It imports the standard library alone: an installation runs it without JAX.
 for this very processor into the package, or where that is not writable into
 the user's cache directory. A library is named by all that it depends on, so one
 built from other sources, for another jaxlib or another processor is not found,
-and never loaded.
+and never loaded. Nor is one that another user could have put there.
 """
 
 import hashlib
@@ -15,9 +15,11 @@ import os
 import pathlib
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 
 PACKAGE = pathlib.Path(__file__).parent
 SOURCE = PACKAGE / 'src' / 'decode_cpu.cc'
@@ -61,36 +63,84 @@ def compiled(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
   """
   folders = f'-I{SOURCE.parent}', f'-I{_headers()}'
   command = [_compiler(), *FLAGS, *folders, str(source), '-o']
-  target.parent.mkdir(parents=True, exist_ok=True)
+  target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
   # Never a half-written library under the final name.
   scratch = target.with_suffix(f'.{os.getpid()}')
   command.append(str(scratch))
   done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
     raise BuildError(f'{" ".join(command)}: {done.stderr.strip()[-2000:]}')
+  scratch.chmod(0o755)  # whatever the umask: `find` takes no other
   os.replace(scratch, target)
   return target
 
 
 def find() -> pathlib.Path | None:
   """Returns the library built for this processor and jaxlib; None for none."""
+  return next((library for library, risk in _libraries() if not risk), None)
+
+
+def why_none() -> str:
+  """Returns why `find` returns None, and what to do about it."""
+  for library, risk in _libraries():
+    return f'{library} is not loaded: {risk}'
+  return 'the kernel is not built: `make kernels` does, with a C++ compiler'
+
+
+def _libraries() -> Iterator[tuple[pathlib.Path, str]]:
+  """Yields each library for this processor and jaxlib, and its `_risk`."""
   name = _name()
   for place in (PACKAGE, _cache()):
     try:
       if place is not None and (place / name).exists():
-        return place / name
+        yield place / name, _risk(place / name)
     except OSError:  # a folder that this user may not read holds no library
       continue
-  return None
+
+
+def _risk(library: pathlib.Path) -> str:
+  """Returns how another user could have put a library there; '' if none could.
+
+  Looks at the library and its folder, and in the cache at the folder above.
+  Who may change this very file is trusted in the package: such a user needs no
+  library, and a checkout may belong to a group.
+  """
+  trusted, writers = {0, os.geteuid()}, stat.S_IWGRP | stat.S_IWOTH
+  places = [library, *library.parents[:2]]
+  if library.parent == PACKAGE:
+    code = os.stat(__file__)
+    trusted.add(code.st_uid)
+    writers &= ~code.st_mode
+    places = [library, PACKAGE]
+  for place in filter(pathlib.Path.exists, places):
+    facts = place.stat()
+    if facts.st_uid not in trusted:
+      return (
+        f'{place} belongs to user {facts.st_uid}, and this process to user '
+        f'{os.geteuid()}. Remove it, or set XDG_CACHE_HOME to a folder of '
+        'your own.'
+      )
+    if facts.st_mode & writers:
+      return (
+        f'other users may write to {place}. Remove the library, '
+        f'`chmod go-w {place}`, and build it anew.'
+      )
+  return ''
 
 
 def _cache() -> pathlib.Path | None:
-  """Returns the folder in the user's cache; None where there is no home."""
-  try:
-    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  except RuntimeError:  # no HOME, and no such user in the password file
-    return None
-  return pathlib.Path(home) / 'kvjax'
+  """Returns the folder in the user's cache; None where there is no home.
+
+  A relative folder would depend on where a program is started, so it counts as
+  none (XDG Base Directory Specification).
+  """
+  home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
+  if not home.is_absolute():
+    try:
+      home = pathlib.Path.home() / '.cache'
+    except RuntimeError:  # no HOME, and no such user in the password file
+      return None
+  return home / 'kvjax' if home.is_absolute() else None
 
 
 def _destination() -> pathlib.Path:
@@ -101,8 +151,10 @@ def _destination() -> pathlib.Path:
   if cache is None:
     raise BuildError(
       f'{PACKAGE} cannot be written and there is no home directory: '
-      'set XDG_CACHE_HOME to a folder that can be written.'
+      'set XDG_CACHE_HOME to the whole path of a folder that can be written.'
     )
+  if risk := _risk(cache / _name()):
+    raise BuildError(risk)
   return cache
 
 

@@ -16,7 +16,7 @@ def missing() -> str:
   """Loads the library, once; returns why there is none, '' if there is."""
   path = build.find()
   if path is None:
-    return 'the kernel is not built: `make kernels` does, with a C++ compiler'
+    return build.why_none()
   try:
     loaded = ctypes.cdll.LoadLibrary(str(path))
     for name in (DECODE, PROJECT, WRITE):

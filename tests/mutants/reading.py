@@ -354,3 +354,48 @@ CALLS: tuple[Mutant, ...] = (
     'tests/test_renamed.py::test_old_arguments_of_steps',
   ),
 )
+
+LIBRARY: tuple[Mutant, ...] = (
+  Mutant(
+    'library_of_any_user',
+    'kvjax/native/build.py',
+    'if facts.st_uid not in trusted:',
+    'if False:',
+    'tests/faults/test_native.py',
+  ),
+  Mutant(
+    'library_that_all_may_write',
+    'kvjax/native/build.py',
+    'if facts.st_mode & writers:',
+    'if False:',
+    'tests/faults/test_native.py',
+  ),
+  Mutant(
+    'seeds_reach_the_device_implicitly',
+    'kvjax/decoding/sampling.py',
+    'seed = jax.device_put(_host_seeds(seed))',
+    'seed = _host_seeds(seed)',
+    'tests/faults/test_modes.py::test_every_door_gives_the_plain_result[transfer_guard_dense]',
+  ),
+  Mutant(
+    'end_of_a_chunk_overflows',
+    'kvjax/native/src/attend.h',
+    'low + std::min(chunk - 1, INT32_MAX - low)',
+    'low + chunk - 1',
+    'tests/native/test_sanitize.py',
+  ),
+  Mutant(
+    'rows_of_floats_cut_for_panels',
+    'kvjax/native/src/project.h',
+    'weight.size == 1 && ',
+    '',
+    'tests/native/test_sanitize.py',
+  ),
+  Mutant(
+    'page_after_the_last_is_read',
+    'kvjax/native/src/streams.h',
+    'at < pages)',
+    'at <= pages)',
+    'tests/native/test_sanitize.py',
+  ),
+)

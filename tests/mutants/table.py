@@ -15,6 +15,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.STEPS
   + reading.SAMPLING
   + reading.CALLS
+  + reading.LIBRARY
   + accounting.LIVENESS
   + accounting.MEMORY
   + accounting.CHECKPOINTS

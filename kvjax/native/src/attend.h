@@ -55,7 +55,9 @@ struct Rule {
   Range range(int32_t p) const {
     if (p < 0) return {1, 0, 1, 0};
     const int32_t low = chunk > 0 ? p / chunk * chunk : 0;
-    int32_t high = chunk > 0 ? low + chunk - 1 : INT32_MAX;
+    int32_t high = INT32_MAX;
+    // Beyond the largest position, the end of a chunk is no int32.
+    if (chunk > 0) high = low + std::min(chunk - 1, INT32_MAX - low);
     high = std::min(high, last);
     if (causal) high = std::min(high, p);
     const int32_t near = window > 0 ? std::max(low, p - window + 1) : low;

@@ -76,9 +76,10 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   p->positions = positions.typed_data();
   p->out = out->typed_data(), p->lse = lse->typed_data();
   bool fits =
+      filled.element_count() == 1 &&
       read_layout(slot_positions, table, *filled.typed_data(), p.get()) &&
-              int64_t(positions.element_count()) == p->B * p->T &&
-              int64_t(lse->element_count()) == p->B * p->K * p->rows;
+      int64_t(positions.element_count()) == p->B * p->T &&
+      int64_t(lse->element_count()) == p->B * p->K * p->rows;
 
   const auto operand = [&](size_t i) {
     return *streams.get<ffi::AnyBuffer>(i);
@@ -103,6 +104,7 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
     p->value = p->keys[shared];
   if (!fits || p->E < 1 || p->value.width != p->E)
     return ffi::Error::InvalidArgument("kvjax_decode: shapes do not fit");
+  if (out->element_count() == 0) return ffi::Error::Success();
 
   p->seen.resize(p->B * p->position_heads);
   for (int64_t i = 0; i < p->B * p->position_heads; ++i) p->find(i);
@@ -128,10 +130,11 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
     return ffi::Error::InvalidArgument("kvjax_project: shapes do not fit");
   const int64_t M = given[0], D = given[1], N = shape[0];
   const Stream stream = {type, static_cast<const char*>(weight.untyped_data()),
-                         scaled ? scales.typed_data() : nullptr, D, 0};
+                         scaled ? scales.typed_data() : nullptr, D,
+                         int64_t(ffi::ByteWidth(type))};
   const int64_t work = weight.size_bytes() * std::max<int64_t>(M / 8, 1);
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
-  const Parts parts(M, N, work, work <= kAlone ? 1 : threads);
+  const Parts parts(M, stream, N, work, work <= kAlone ? 1 : threads);
   const float* from = rows.typed_data();
   float* to = out->typed_data();
   share(pool, parts.rows * parts.channels, [=](int64_t i) {

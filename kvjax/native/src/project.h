@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "panels.h"
+#include "streams.h"
 #include "tiles.h"
 
 namespace {
@@ -69,8 +70,11 @@ constexpr int64_t kPiece = 1 << 18;  // bytes of weights, for up to eight rows
 // The parts that threads take: ranges of channels, and of dozens of rows by few
 // channels ranges of rows as well.
 struct Parts {
-  Parts(int64_t M, int64_t N, int64_t work, int64_t threads) : M(M), N(N) {
-    const bool by_panels = M >= kPanelRows && N >= kPanel;
+  Parts(int64_t M, const Stream& weight, int64_t N, int64_t work,
+        int64_t threads)
+      : M(M), N(N) {
+    const bool by_panels =
+        weight.size == 1 && M >= kPanelRows && N >= kPanel;
     unit = by_panels ? kPanel : kSums;
     if (threads == 1) return;
     channels = std::max(threads, by_panels ? N / kBlock : work / kPiece);
