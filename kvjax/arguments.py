@@ -7,7 +7,6 @@ The public functions check arrays with the same message for every argument.
 
 import dataclasses
 import functools
-import math
 import numbers
 import types
 import typing
@@ -20,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 LARGEST = 2**31 - 1  # sizes and positions are int32 on every device
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 def check_fields(
@@ -31,7 +31,8 @@ def check_fields(
   """Raises ValueError where a field declared as a number or flag holds another.
 
   An int field holds a whole number up to 2**31 - 1 and no bool, a float field a
-  finite number, a bool field True or False; None only where it is declared.
+  number that float32 has, a bool field True or False; None only where it is
+  declared. Every element of a field that is a tuple of such is checked.
   Fields of other types are not looked at.
 
   Args:
@@ -46,14 +47,16 @@ def check_fields(
     optional = ', or None' if types.NoneType in accepted else ''
     if value is None and optional:
       continue
-    if not any(_is(value, kind) for kind in accepted):
-      words = ' or '.join(NOUNS[kind] for kind in accepted if kind in NOUNS)
-      raise ValueError(f'{place} must be {words}{optional}.')
-    number: Any = value
-    if name in at_least and number < at_least[name]:
-      raise ValueError(f'{place} must be at least {at_least[name]}{optional}.')
-    if name in above and number <= above[name]:
-      raise ValueError(f'{place} must exceed {above[name]}{optional}.')
+    elements: Any = value if isinstance(value, tuple) else (value,)
+    for number in elements:
+      if not any(_is(number, kind) for kind in accepted):
+        words = [NOUNS[kind] for kind in accepted if kind in NOUNS]
+        raise ValueError(f'{place} must be {" or ".join(words)}{optional}.')
+      if name in at_least and number < at_least[name]:
+        low = at_least[name]
+        raise ValueError(f'{place} must be at least {low}{optional}.')
+      if name in above and number <= above[name]:
+        raise ValueError(f'{place} must exceed {above[name]}{optional}.')
 
 
 NOUNS: dict[type, str] = {
@@ -74,7 +77,7 @@ def _is(value: Any, kind: type) -> bool:
     return is_whole(value)
   if kind is float:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+    return real and abs(float(value)) <= LARGEST_FLOAT  # False for NaN
   return kind is bool and isinstance(value, bool)
 
 
@@ -88,10 +91,11 @@ def _declared(cls: type) -> dict[str, tuple[type, ...]]:
   declared = {}
   for field in dataclasses.fields(cls):
     hint = hints[field.name]
-    is_union = isinstance(hint, types.UnionType)
-    accepted = typing.get_args(hint) if is_union else (hint,)
+    is_one = not isinstance(hint, types.UnionType | types.GenericAlias)
+    accepted = (hint,) if is_one else typing.get_args(hint)
+    accepted = tuple(kind for kind in accepted if kind is not ...)
     if set(accepted) <= {bool, int, float, types.NoneType} != {types.NoneType}:
-      declared[field.name] = tuple(accepted)
+      declared[field.name] = accepted
   return declared
 
 

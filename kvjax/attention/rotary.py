@@ -8,16 +8,15 @@ cache: a table that changes while tokens are cached would not be causal.
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.arguments import check_fields
+
 MAX_WIDTH = 1 << 14  # of the rotated features of a head; published: at most 256
-LARGEST = float(np.finfo(np.float32).max)
-WHOLE = (int, np.integer)
-REAL = (float, np.floating)
 LONG = 1 << 30  # tokens, more than any text
 
 
@@ -52,15 +51,12 @@ class Rotary:
   scaling: Scaling | None = None
 
   def __post_init__(self):
-    is_whole = isinstance(self.width, WHOLE)
-    if not is_whole or not 2 <= self.width <= MAX_WIDTH or self.width % 2:
+    check_fields(self, above={'base': 1})
+    if not 2 <= self.width <= MAX_WIDTH or self.width % 2:
       raise ValueError(
         f'Rotary width={self.width!r} is not a positive even number, at most '
         f'{MAX_WIDTH}: features are rotated in pairs. Use an even width.'
       )
-    check_numbers(self, 'base')
-    if self.base <= 1:
-      raise ValueError(f'Rotary base={self.base} must be greater than 1.')
     # What does not fit together is refused here, for short and long texts, and
     # not in the first call.
     for length in (1, LONG) if self.depends_on_length else (1,):
@@ -129,30 +125,6 @@ def rotate(
   return jnp.concatenate([turned, rest], axis=-1).astype(x.dtype)
 
 
-def check_numbers(record: Any, *names: str) -> None:
-  """Raises ValueError for a field that has no positive, finite number.
-
-  Args:
-    record: a dataclass.
-    *names: of fields. A field that is a tuple has one number or more, and a
-      field whose default is None may be None.
-  """
-  fields = {field.name: field for field in dataclasses.fields(record)}
-  for name in names:
-    value, field = getattr(record, name), fields[name]
-    if value is None and field.default is None:
-      continue
-    types = WHOLE if field.type is int else WHOLE + REAL
-    elements: Any = value if isinstance(value, tuple) else (value,)
-    for number in elements:
-      is_number = isinstance(number, types) and not isinstance(number, bool)
-      if not is_number or not 0 < number <= LARGEST:
-        raise ValueError(
-          f'{type(record).__name__} {name}={value!r} must be a positive, '
-          f'finite {"whole number" if field.type is int else "number"}.'
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Linear:
   """Positions divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
@@ -161,7 +133,7 @@ class Linear:
   depends_on_length: bool = dataclasses.field(default=False, init=False)
 
   def __post_init__(self):
-    check_numbers(self, 'factor')
+    check_fields(self, above={'factor': 0})
 
   def stretch(self, base, width, length):
     return plain_frequencies(base, width) / np.float32(self.factor), 1.0
@@ -176,7 +148,7 @@ class Dynamic:
   depends_on_length: bool = dataclasses.field(default=True, init=False)
 
   def __post_init__(self):
-    check_numbers(self, 'factor', 'original')
+    check_fields(self, above={'factor': 0, 'original': 0})
 
   def stretch(self, base, width, length):
     if width == 2:
@@ -197,7 +169,8 @@ class Llama3:
   depends_on_length: bool = dataclasses.field(default=False, init=False)
 
   def __post_init__(self):
-    check_numbers(self, 'factor', 'low', 'high', 'original')
+    fields = 'factor', 'low', 'high', 'original'
+    check_fields(self, above=dict.fromkeys(fields, 0))
     if self.low >= self.high:
       raise ValueError(
         f'Llama3 low={self.low} (low_freq_factor of config.json) must be less '
@@ -231,9 +204,8 @@ class Yarn:
   depends_on_length: bool = dataclasses.field(default=False, init=False)
 
   def __post_init__(self):
-    check_numbers(
-      self, 'factor', 'original', 'beta_fast', 'beta_slow', 'magnitude'
-    )
+    fields = 'factor', 'original', 'beta_fast', 'beta_slow', 'magnitude'
+    check_fields(self, above=dict.fromkeys(fields, 0))
 
   def stretch(self, base, width, length):
     plain = plain_frequencies(base, width)
@@ -271,7 +243,8 @@ class LongRope:
   depends_on_length: bool = dataclasses.field(default=True, init=False)
 
   def __post_init__(self):
-    check_numbers(self, 'short', 'long', 'original', 'magnitude')
+    fields = 'short', 'long', 'original', 'magnitude'
+    check_fields(self, above=dict.fromkeys(fields, 0))
 
   def stretch(self, base, width, length):
     divisors = self.long if length > self.original else self.short

@@ -177,7 +177,7 @@ def test_magnitude():
     pytest.param(lambda: Rotary(7), 'width=7 .* even', id='odd'),
     pytest.param(lambda: Rotary(0), 'width=0 .* even', id='none'),
     pytest.param(
-      lambda: Rotary(4, base=1.0), 'base=1.0 must be greater than 1', id='base'
+      lambda: Rotary(4, base=1.0), 'base=1.0 must exceed 1', id='base'
     ),
     pytest.param(
       lambda: Rotary(6, scaling=LONG).frequencies(50),

@@ -545,15 +545,19 @@ def test_layers_and_experts_that_only_config_json_has(tmp_path):
 
 # Class, arguments, message.
 RECORDS = {
-  'width_text': (Rotary, ('8',), "width='8' is not a positive even number"),
-  'width_float': (Rotary, (8.0,), 'width=8.0 is not a positive even number'),
-  'width_of_2_31': (Rotary, (2**31,), 'at most 16384'),
-  'base_nan': (Rotary, (8, NAN), 'Rotary base=nan must be a positive'),
-  'base_text': (Rotary, (8, '9'), "Rotary base='9' must be a positive"),
-  'linear': (Linear, (NAN,), 'Linear factor=nan must be a positive'),
+  'width_text': (Rotary, ('8',), "width='8' must be a whole number"),
+  'width_float': (Rotary, (8.0,), 'width=8.0 must be a whole number'),
+  'width_of_2_31': (
+    Rotary,
+    (2**31,),
+    'width=2147483648 must be a whole number',
+  ),
+  'base_nan': (Rotary, (8, NAN), 'Rotary base=nan must be a finite'),
+  'base_text': (Rotary, (8, '9'), "Rotary base='9' must be a finite"),
+  'linear': (Linear, (NAN,), 'Linear factor=nan must be a finite'),
   'linear_switch': (Linear, (True,), 'Linear factor=True must be'),
   'dynamic': (Dynamic, (INF, 8), 'Dynamic factor=inf must be'),
-  'dynamic_original': (Dynamic, (2.0, 0), 'original=0 must be'),
+  'dynamic_original': (Dynamic, (2.0, 0), 'original=0 must exceed 0'),
   'dynamic_fraction': (Dynamic, (2.0, 8.5), 'original=8.5.* whole number'),
   'dynamic_width': (
     Rotary,
@@ -562,13 +566,13 @@ RECORDS = {
   ),
   'llama3': (Llama3, (8.0, 1.0, INF, 8), 'Llama3 high=inf must be'),
   'llama3_order': (Llama3, (8.0, 4.0, 4.0, 8), 'low=4.0 .*must be less than'),
-  'yarn': (Yarn, (4.0, -5), 'Yarn original=-5 must be a positive'),
-  'yarn_beta': (Yarn, (4.0, 8, 0.0), 'beta_fast=0.0 must be'),
+  'yarn': (Yarn, (4.0, -5), 'Yarn original=-5 must exceed 0'),
+  'yarn_beta': (Yarn, (4.0, 8, 0.0), 'beta_fast=0.0 must exceed 0'),
   'yarn_magnitude': (Yarn, (4.0, 8, 32.0, 1.0, NAN), 'magnitude=nan must be'),
   'longrope': (
     LongRope,
     ((1.0, 0.0), (1.0, 2.0), 8, 1.0),
-    r'LongRope short=\(1.0, 0.0\) must be a positive',
+    r'LongRope short=\(1.0, 0.0\) must exceed 0',
   ),
   'longrope_divisors': (
     Rotary,

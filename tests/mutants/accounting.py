@@ -178,11 +178,11 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/faults/test_checkpoints.py::test_config[dynamic_1e30]',
   ),
   Mutant(
-    'scalings_of_nan',
-    'kvjax/attention/rotary.py',
-    'if not is_number or not 0 < number <= LARGEST:',
-    'if not is_number:',
-    'tests/faults/test_checkpoints.py::test_rotary_record[linear]',
+    'bounds_of_fields_ignored',
+    'kvjax/arguments.py',
+    'if name in above and number <= above[name]:',
+    'if False:',
+    'tests/faults/test_checkpoints.py::test_rotary_record[yarn]',
   ),
   Mutant(
     'a_ramp_of_no_width',

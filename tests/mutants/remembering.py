@@ -308,7 +308,7 @@ ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'fields_of_any_type',
     'kvjax/arguments.py',
-    'if not any(_is(value, kind) for kind in accepted):',
+    'if not any(_is(number, kind) for kind in accepted):',
     'if False:',
     'tests/faults/test_api.py::test_refused',
   ),
