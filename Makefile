@@ -14,8 +14,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint structure memory mutants fuzz-parity why picture \
-	kernels bench bench-gpu aot-h200 clean
+.PHONY: run run-full test lint structure memory mutants fuzz-parity fuzz-cache \
+	why picture kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -50,6 +50,10 @@ FAMILY ?= llama
 SEED ?= 0
 fuzz-parity: $(READY)
 	$(RUN) tests/checkpoints/fuzz_parity.py --family=$(FAMILY) --seed=$(SEED) $(ARGS)
+
+# Random operations on caches: make fuzz-cache SEED=7 ARGS=--examples=200
+fuzz-cache: $(READY)
+	$(RUN) -m tests.stateful.run --seed=$(SEED) $(ARGS)
 
 picture: $(READY)
 	$(RUN) -m experiments.why_no_q_cache.lifetimes
