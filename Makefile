@@ -15,7 +15,7 @@ READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
 .PHONY: run run-full test lint structure memory mutants sanitize fuzz-parity \
-	fuzz-files why picture kernels bench bench-gpu aot-h200 clean
+	fuzz-cache fuzz-files why picture kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -57,6 +57,10 @@ fuzz-parity: $(READY)
 
 fuzz-files: $(READY)
 	$(RUN) -m tests.faults.fuzz_files $(ARGS)
+
+# Random operations on caches: make fuzz-cache SEED=7 ARGS=--examples=200
+fuzz-cache: $(READY)
+	$(RUN) -m tests.stateful.run --seed=$(SEED) $(ARGS)
 
 picture: $(READY)
 	$(RUN) -m experiments.why_no_q_cache.lifetimes

@@ -19,7 +19,7 @@ from kvjax.caches.kind import BookChange, Kind
 from kvjax.decoding.allocate import check_sizes, is_leaf
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.program import program
-from kvjax.decoding.tracing import computing, is_traced
+from kvjax.decoding.tracing import computing, in_trace, is_traced
 
 OnLeaf = Callable[..., jax.Array]
 
@@ -52,8 +52,12 @@ def rewind(cache: Cache, lengths: Any, *, donate: bool = False) -> Cache:
   check_array('lengths', lengths, shape, jnp.integer)
   if not is_traced(cache.length, lengths):
     _check_rewind(cache, jax.device_get(lengths))
-  result, fits = _rewind(cache, _to_device(lengths), donate=donate)
-  return _refuse_lack_of_pages(result, fits, 'rewind')
+  lengths = _to_device(lengths)
+  if donate and _has_pages(cache) and not in_trace():
+    _refuse_lack_of_pages(_rewind_fits(cache, lengths), 'rewind')
+  result, fits = _rewind(cache, lengths, donate=donate)
+  _refuse_lack_of_pages(fits, 'rewind')
+  return result
 
 
 def earliest(cache: Cache) -> jax.Array:
@@ -112,8 +116,12 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
       )
   # Buffers of another number of rows cannot be reused.
   donate = donate and rows.shape == cache.length.shape
-  result, fits = _take(cache, _to_device(rows), donate=donate)
-  return _refuse_lack_of_pages(result, fits, 'take')
+  rows = _to_device(rows)
+  if donate and _has_pages(cache) and not in_trace():
+    _refuse_lack_of_pages(_take_fits(cache, rows), 'take')
+  result, fits = _take(cache, rows, donate=donate)
+  _refuse_lack_of_pages(fits, 'take')
+  return result
 
 
 def repeat(cache: Cache, count: int, *, donate: bool = False) -> Cache:
@@ -218,6 +226,18 @@ def _need_no_copy(cache, lengths):
   for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
     free &= kind.needs_no_copy(book, lengths)
   return free
+
+
+# Whether pages suffice is a result of the call itself, and by then a donated
+# cache is gone. These programs compute that result alone, before the call.
+@program(donated=())
+def _rewind_fits(cache, lengths):
+  return _rewind(cache, lengths)[1]
+
+
+@program(donated=())
+def _take_fits(cache, rows):
+  return _take(cache, rows)[1]
 
 
 @program()
@@ -333,9 +353,18 @@ def _check_rewind(cache: Cache, lengths: np.ndarray) -> None:
     )
 
 
-def _refuse_lack_of_pages(result: Cache, fits: jax.Array, call: str) -> Cache:
+def _has_pages(cache: Cache) -> bool:
+  """Returns whether some rows share a pool, which can be exhausted."""
+  return any(
+    axis == 'pages'
+    for kind in cache.layout.kinds()
+    for _, axis in kind.leaf_axes(1, 1)
+  )
+
+
+def _refuse_lack_of_pages(fits: jax.Array, call: str) -> None:
   if is_traced(fits) or jax.device_get(fits).all():
-    return result
+    return
   row = int(np.argmin(jax.device_get(fits)))
   raise ValueError(
     f'Row {row}: out of pages for the copy of a shared page that {call} '

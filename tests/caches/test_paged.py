@@ -150,6 +150,20 @@ def test_no_pages_for_the_copy():
     kvjax.take(cache, [0, 0, 1])
 
 
+def test_a_refused_call_leaves_the_cache_that_it_was_offered():
+  cache, _ = fill([5, 5, 0], pages=4)
+  with pytest.raises(ValueError, match='out of pages.*take.*unchanged'):
+    kvjax.take(cache, [0, 0, 1], donate=True)
+  audit(cache)
+  cache, _ = fill([6, 6], pages=5)
+  both = kvjax.take(cache, [0, 0, 1])
+  _, both = tiny.follow(CONFIG, both, jnp.asarray([[1], [-1], [-1]]))
+  with pytest.raises(ValueError, match='out of pages.*rewind.*unchanged'):
+    kvjax.rewind(both, [7, 5, 5], donate=True)
+  audit(both)
+  audit(kvjax.rewind(both, [7, 6, 3], donate=True))
+
+
 def test_rewind_into_a_shared_page_copies_it():
   cache, ids = fill([6, 2])
   both = kvjax.take(cache, [0, 0, 1])
