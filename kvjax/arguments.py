@@ -76,9 +76,10 @@ def _is(value: Any, kind: type) -> bool:
   if kind is int:
     return is_whole(value)
   if kind is float:
+    number: Any = value  # compared as it is: a cast of a long int overflows
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and abs(float(value)) <= LARGEST_FLOAT  # False for NaN
-  return kind is bool and isinstance(value, bool)
+    return real and abs(number) <= LARGEST_FLOAT  # False for NaN
+  return kind is bool and isinstance(value, bool | np.bool_)
 
 
 @functools.cache
@@ -91,10 +92,14 @@ def _declared(cls: type) -> dict[str, tuple[type, ...]]:
   declared = {}
   for field in dataclasses.fields(cls):
     hint = hints[field.name]
-    is_one = not isinstance(hint, types.UnionType | types.GenericAlias)
-    accepted = (hint,) if is_one else typing.get_args(hint)
+    is_several = isinstance(hint, types.UnionType)
+    is_several |= typing.get_origin(hint) is tuple
+    accepted = typing.get_args(hint) if is_several else (hint,)
     accepted = tuple(kind for kind in accepted if kind is not ...)
-    if set(accepted) <= {bool, int, float, types.NoneType} != {types.NoneType}:
+    known = [*NOUNS, types.NoneType]
+    if accepted != (types.NoneType,) and all(
+      kind in known for kind in accepted
+    ):
       declared[field.name] = accepted
   return declared
 
@@ -134,35 +139,66 @@ def check_array(
     raise ValueError(f'{name} has shape {list(array.shape)}; {wanted}.')
 
 
-def check_ids(
-  name: str, ids: Any, vocab_size: int, *, wait: bool = True
-) -> Any:
-  """Returns ids as an array of int32; refuses one outside the vocabulary.
+def is_known(array: Any) -> bool:
+  """Returns whether this process can read an array: not abstract, all here."""
+  return not isinstance(array, Tracer) and getattr(
+    array, 'is_fully_addressable', True
+  )
+
+
+def narrow_ids(ids: Any, vocab_size: int) -> Any:
+  """Returns NumPy's ids as int32, other arrays as they are.
+
+  A cast alone would wrap: -2**32 + 5 is no token, and must not become 5. An id
+  outside the vocabulary becomes V, the first of those.
+  """
+  if not isinstance(ids, np.ndarray):
+    return ids
+  inside = np.where(ids < vocab_size, ids, vocab_size).astype(np.int64)
+  return np.maximum(inside, -1).astype(np.int32)
+
+
+def check_ids(name: str, ids: Any, is_token: Any, vocab_size: int) -> None:
+  """Raises ValueError for a token that is V or larger, if both are known.
 
   Args:
     name: of the argument, for the message.
-    ids: integers of any shape; a negative one is no token.
+    ids: integers of any shape, read where they are known.
+    is_token: bool of that shape, where there is a token.
     vocab_size: V.
-    wait: read ids that are on a device; without it they come back as they are,
-      as abstract ones do.
+  """
+  if not (is_known(ids) and is_known(is_token)):
+    return
+  ids, is_token = jax.device_get((ids, is_token))
+  unknown = ids[is_token & (ids >= vocab_size)]
+  if unknown.size:
+    raise ValueError(
+      f'{name} has the id {unknown.max()}; the vocabulary has {vocab_size}: '
+      f'ids 0 to {vocab_size - 1}, or -1 where a row has no token.'
+    )
+
+
+def check_lengths(tokens: jax.Array, lengths: Any) -> Any:
+  """Returns lengths as an array `[B]`, or None for None.
 
   Raises:
-    ValueError: an id that is read is V or larger.
+    ValueError: they are no integers, not one a row, or out of range where the
+      host knows them.
   """
-  if isinstance(ids, jax.Array):
-    known = not isinstance(ids, Tracer) and ids.is_fully_addressable
-    if not (wait and known):
-      return ids
-    check_ids(name, jax.device_get(ids), vocab_size)
-    return ids
-  largest = int(ids.max()) if ids.size else -1
-  if largest >= vocab_size:
-    raise ValueError(
-      f'{name} has the id {largest}; the vocabulary has {vocab_size}: ids '
-      f'0 to {vocab_size - 1}, or -1 where a row has no token.'
-    )
-  # A cast alone would wrap: -2**32 + 5 is no token, and must not become 5.
-  return np.where(ids < 0, np.int32(-1), ids.astype(np.int32))
+  if lengths is None:
+    return None
+  if not isinstance(lengths, jax.Array):
+    lengths = np.asarray(lengths)
+  batch, width = tokens.shape[:2]
+  check_array('lengths', lengths, (batch,), jnp.integer)
+  if is_known(lengths):
+    host = jax.device_get(lengths)
+    if host.min(initial=0) < 0 or host.max(initial=0) > width:
+      raise ValueError(
+        f'lengths={host.tolist()} must be between 0 and the {width} tokens '
+        'given.'
+      )
+  return lengths
 
 
 def unknown_ids(ids: jax.Array, vocab_size: int) -> jax.Array:

@@ -53,15 +53,14 @@ LAYERS = """
 SIZE = """
   d_ff d_kv d_model decoder_attention_heads decoder_ffn_dim dim_model_base
   encoder_attention_heads encoder_ffn_dim ffn_hidden_size head_dim hidden_size
-  intermediate_size kv_lora_rank moe_intermediate_size n_embd n_embed n_group
-  n_head n_inner n_routed_experts num_attention_heads num_heads
-  num_key_value_heads num_kv_heads num_mel_bins
-  original_max_position_embeddings q_lora_rank qk_nope_head_dim
-  qk_rope_head_dim relative_attention_num_buckets topk_group v_head_dim
-  vocab_size
+  intermediate_size kv_lora_rank n_embd n_embed n_group n_head n_inner
+  num_attention_heads num_heads num_key_value_heads num_kv_heads num_mel_bins
+  original_max_position_embeddings qk_nope_head_dim qk_rope_head_dim
+  relative_attention_num_buckets topk_group v_head_dim vocab_size
 """
-# Dense models may say that they have 0 experts.
+# A model without experts or a latent may say that they have size 0.
 WHOLE = """
+  moe_intermediate_size n_routed_experts q_lora_rank
   first_k_dense_replace learned_positions max_position_embeddings
   max_source_positions max_target_positions max_window_layers n_ctx
   n_positions n_shared_experts num_experts num_experts_per_tok

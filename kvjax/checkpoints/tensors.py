@@ -251,8 +251,8 @@ def _is_texts(metadata: Any) -> bool:
 
 
 def _are_whole(*values: Any) -> bool:
-  # bool is a subclass of int in Python.
-  return all(type(value) is int and value >= 0 for value in values)
+  # bool is a subclass of int in Python. The official reader has 64 bits.
+  return all(type(value) is int and 0 <= value < 1 << 64 for value in values)
 
 
 def _check_tiling(

@@ -100,5 +100,5 @@ def shared_experts(
     hidden,
     activation,
     shared=MLP(width, activation, bias=bias) if width else None,
-    **special,
+    **special | {'top_groups': min(top_groups, groups)},
   )

@@ -22,7 +22,7 @@ from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import check_choices
-from kvjax.models.config import ModelConfig, dtype_of
+from kvjax.models.config import ModelConfig, check_config, dtype_of
 from kvjax.streams.codecs import Codec, Plain
 
 
@@ -105,6 +105,7 @@ def cache_spec(
   source_length: int | None = None,
 ) -> Cache:
   """Returns the cache that `init_cache` allocates, of `ArraySpec`s."""
+  check_config(config)
   check_sizes(batch_size=batch_size, capacity=capacity)
   if source_length is not None:
     check_sizes(source_length=source_length)

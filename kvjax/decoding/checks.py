@@ -2,21 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.arguments import check_array, check_ids, is_whole, unknown_ids
+from kvjax.arguments import (
+  check_array,
+  check_ids,
+  check_lengths,
+  narrow_ids,
+  unknown_ids,
+)
 from kvjax.decoding.allocate import is_leaf, store_spec
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.tracing import computing, is_traced
-from kvjax.models.config import ModelConfig
+from kvjax.models.config import ModelConfig, check_config
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
-from kvjax.models.uncached import check_encoded, check_lengths, token_mask
+from kvjax.models.uncached import check_encoded, token_mask
 
 
 def accept(
@@ -38,25 +44,26 @@ def accept(
   """
   check_model(config, cache)
   check_array('tokens', tokens, (cache.batch_size, None), jnp.integer)
-  tokens = check_ids('tokens', tokens, config.vocab_size)
   if config.encoder is None or encoded is not None or cache.cross is None:
-    check_encoded(config, encoded)
+    check_encoded(config, encoded, cache.batch_size)
   check_source(config, cache, encoded)
   if not tokens.shape[1]:
     raise ValueError(
       f'tokens have shape {tokens.shape}: feed at least one a row (-1 where '
       'a row has none).'
     )
-  is_token = token_mask(tokens, check_lengths(tokens, lengths), padding)
+  ids = narrow_ids(tokens, config.vocab_size)
+  is_token = token_mask(ids, check_lengths(ids, lengths), padding)
+  check_ids('tokens', tokens, is_token, config.vocab_size)
   count = _known_counts(tokens, is_token, lengths)
   if count is None:
-    return tokens, is_token
+    return ids, is_token
   limit = cache.layout.limit
   if limit is not None and count.max(initial=0) > limit:
     raise ValueError(_room(int(count.max()), 0, limit))
   if not is_traced(cache.length):
     check_room(cache, count)
-  return tokens, is_token
+  return ids, is_token
 
 
 def accept_step(
@@ -74,7 +81,11 @@ def accept_step(
     check_array('active', active, rows, jnp.bool_)
   if cache.cross is None:
     check_source(config, cache)
-  return check_ids('token', token, config.vocab_size, wait=False)
+  # An id on a device is not waited for, and neither is `active` there.
+  if isinstance(token, np.ndarray) and not isinstance(active, jax.Array):
+    is_token = (token >= 0) & (True if active is None else active)
+    check_ids('token', token, is_token, config.vocab_size)
+  return narrow_ids(token, config.vocab_size)
 
 
 def _known_counts(
@@ -95,26 +106,8 @@ def check_model(config: ModelConfig, cache: Cache) -> None:
     ValueError: `config` is no config or `cache` no cache.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  if not isinstance(config, ModelConfig):
-    raise ValueError(
-      f'config is of type {type(config).__name__}: give a ModelConfig. '
-      'Arguments come in the order config, params, cache, tokens.'
-    )
+  check_config(config)
   check_alive(cache)
-
-
-def check_layers(config: ModelConfig, layers: Any) -> tuple[int, ...]:
-  """Returns indices of layers as a tuple; ValueError for what is none."""
-  indices = tuple(layers) if isinstance(layers, Iterable) else None
-  count = len(config.layers)
-  if indices is None or not all(
-    is_whole(index) and 0 <= index < count for index in indices
-  ):
-    raise ValueError(
-      f'attention_layers={layers!r} must be indices in [0, {count}), the '
-      'layers of the model.'
-    )
-  return indices
 
 
 def check_made_for(
@@ -189,11 +182,6 @@ def check_source(
       cache.source is None or (jax.device_get(cache.source) < 0).all()
     ):
       raise ValueError(f'The cache holds no source yet. {fix}')
-  elif encoded.positions.shape[0] != cache.batch_size:
-    raise ValueError(
-      f'encoded has {encoded.positions.shape[0]} rows and the cache '
-      f'{cache.batch_size}: encode one source a row.'
-    )
 
 
 def check_room(cache: Cache, count: np.ndarray) -> None:

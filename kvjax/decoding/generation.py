@@ -1,8 +1,11 @@
 """The token loop, on the device, in blocks with a known trip count."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -12,7 +15,7 @@ from flax import struct
 
 from kvjax.arguments import check_array, is_whole
 from kvjax.decoding.allocate import check_sizes
-from kvjax.decoding.cache import Cache
+from kvjax.decoding.cache import Cache, is_deleted
 from kvjax.decoding.checks import check_model, check_room, check_source
 from kvjax.decoding.program import program
 from kvjax.decoding.rows import fork
@@ -149,7 +152,8 @@ def generate(
     stream: called with new tokens int32 `[B, n]` as soon as they are there,
       the first at once, then a block each time. If it returns True nothing
       more is sampled, and what was is returned as if the rows had stopped.
-      An exception that it raises has tokens and cache so far as `partial`.
+      An exception that it raises, and an interrupt, has tokens and cache so
+      far as `partial` (None for a cache that a failed call took along).
     donate: reuse the buffers of `cache`, which cannot be used again.
     kernel: that must attend, as in `prefill`; None for the fastest.
 
@@ -198,18 +202,42 @@ def generate(
     try:
       while callbacks.continues(done, state, parts[-1]):
         count = min(block, num_tokens - done)
-        cache, state, part = _sample_block(
-          config, params, cache, state, options, count, donate=True
-        )
-        parts.append(part)
+        with _interrupts_wait():
+          cache, state, part = _sample_block(
+            config, params, cache, state, options, count, donate=True
+          )
+          parts.append(part)
         done += count
     except BaseException as error:  # of a callback, or the user's interrupt
-      rows = _join(parts, num_tokens)[0], cache
-      vars(error)['partial'] = rows
+      # A call that failed has taken the cache along.
+      kept = None if is_deleted(cache.length) else cache
+      vars(error)['partial'] = _join(parts, num_tokens)[0], kept
       error.add_note('What was sampled: `tokens, cache = error.partial`.')
       raise
   tokens, scores = _join(parts, num_tokens)
   return (tokens, cache, scores) if log_probs else (tokens, cache)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+  """Lets an interrupt of the user (SIGINT) wait until the block ends.
+
+  Otherwise it could come after a program was given the cache and before the
+  result has a name. Only the main thread is interrupted.
+  """
+  handler = signal.getsignal(signal.SIGINT)
+  in_main = threading.current_thread() is threading.main_thread()
+  if not (in_main and callable(handler)):
+    yield
+    return
+  waiting: list[tuple[Any, ...]] = []
+  signal.signal(signal.SIGINT, lambda *args: waiting.append(args))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler)
+    if waiting:
+      handler(*waiting[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +287,7 @@ def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> Any:
   if is_traced(stop_lengths):
     check_array('stop_lengths', stop_lengths, (batch,), jnp.integer)
     return jnp.minimum(stop_lengths, num_tokens).astype(jnp.int32)
-  limit = np.asarray(stop_lengths)
+  limit = np.asarray(jax.device_get(stop_lengths))
   whole = np.issubdtype(limit.dtype, np.integer)
   if limit.shape != (batch,) or not whole or limit.min() < 0:
     raise ValueError(

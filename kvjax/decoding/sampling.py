@@ -46,7 +46,8 @@ def sample(
 
   Args:
     logits: float32 `[B, V]`.
-    keys: JAX random keys `[B]`; a row's draw depends on its own alone.
+    keys: JAX random keys `[B]`, or raw ones `[B, 2]`; a row's draw depends on
+      its own alone.
     sampling: how to draw.
 
   Returns:
@@ -55,6 +56,8 @@ def sample(
     model (temperature 1, no filter).
   """
   check_array('logits', logits, (None, None), jnp.floating)
+  if getattr(keys, 'dtype', None) == jnp.uint32:
+    keys = jax.random.wrap_key_data(keys)  # of jax.random.PRNGKey
   check_array('keys', keys, (logits.shape[0],), jax.dtypes.prng_key)
   if sampling.temperature == 0:
     tokens = jnp.argmax(logits, axis=-1)

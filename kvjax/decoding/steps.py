@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from kvjax.decoding.advance import advance
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.checks import accept, accept_step, check_layers
+from kvjax.decoding.checks import accept, accept_step
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.decoding.program import program
 from kvjax.decoding.source import write_source
 from kvjax.kernels.kernel import Kernel
-from kvjax.models.config import ModelConfig
+from kvjax.models.config import ModelConfig, check_layers
 from kvjax.models.decoder import unembed
 from kvjax.models.encoder import Encoded
 from kvjax.renamed import renamed_arguments

@@ -21,7 +21,7 @@ from kvjax.models.config import ModelConfig
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec, Int8
 
-MOST = 1 << 40  # rows or tokens from which a size counts as unlimited
+MOST = 1 << 30  # rows or tokens from which a size counts as unlimited
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """What a model is: one frozen, hashable tree of choices."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kvjax.arguments import check_fields
+from kvjax.arguments import check_fields, is_whole
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Variant
@@ -152,6 +153,29 @@ class ModelConfig:
     """Returns the layer whose streams layer `index` reads."""
     source = self.layers[index].attention.shared_from
     return index if source is None else source
+
+
+def check_config(config: Any) -> None:
+  """Raises ValueError for what is no config."""
+  if not isinstance(config, ModelConfig):
+    raise ValueError(
+      f'config is of type {type(config).__name__}: give a ModelConfig. '
+      'Arguments come in the order config, params, cache, tokens.'
+    )
+
+
+def check_layers(config: ModelConfig, layers: Any) -> tuple[int, ...]:
+  """Returns indices of layers as a tuple; ValueError for what is none."""
+  indices = tuple(layers) if isinstance(layers, Iterable) else None
+  count = len(config.layers)
+  if indices is None or not all(
+    is_whole(index) and 0 <= index < count for index in indices
+  ):
+    raise ValueError(
+      f'attention_layers={layers!r} must be indices in [0, {count}), the '
+      'layers of the model.'
+    )
+  return indices
 
 
 def relative_bias(layers: tuple[Layer, ...]) -> tuple[int, int] | None:

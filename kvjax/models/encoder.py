@@ -8,14 +8,21 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from kvjax.arguments import check_array, check_ids, unknown_ids
+from kvjax.arguments import (
+  check_array,
+  check_ids,
+  check_lengths,
+  is_known,
+  narrow_ids,
+  unknown_ids,
+)
 from kvjax.attention.reference import attend_uncached
-from kvjax.models.config import Encoder, ModelConfig
+from kvjax.models.config import Encoder, ModelConfig, check_config
 from kvjax.models.decoder import run_layer
 from kvjax.models.initialize import check_params
 
@@ -53,16 +60,25 @@ def encode(
       dtype, or has an id outside the vocabulary. Inside a trace, where ids are
       not known, the row of such an id is NaN.
   """
+  check_config(config)
   encoder = config.encoder
   if encoder is None:
     raise ValueError('The model has no encoder; nothing to encode.')
   if encoder.features is None:
     check_array('source', source, (None, None), jnp.integer)
-    source = check_ids('source', source, config.vocab_size)
+    lengths = check_lengths(source, source_lengths)
+    width = source.shape[1]
+    rows = np.full(len(source), width) if lengths is None else lengths
+    if is_known(rows):
+      rows = jax.device_get(rows)
+      is_token = np.arange(width)[None, :] < rows[:, None]
+      check_ids('source', source, is_token, config.vocab_size)
+    source = narrow_ids(source, config.vocab_size)
   else:
     shape = None, None, encoder.features
     check_array('source', source, shape, jnp.floating)
-  return _encode(config, params, source, source_lengths)
+    lengths = check_lengths(source[:, ::2], source_lengths)
+  return _encode(config, params, source, lengths)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -80,9 +96,7 @@ def _encode(config, params, source, source_lengths):
     if encoder.positions:
       x = x + encoder_params['positions'][None, : x.shape[1]]
     if source_lengths is not None:
-      lengths = jnp.asarray(source_lengths, jnp.int32)
-      chex.assert_shape(lengths, (x.shape[0],))
-      positions = jnp.where(steps < lengths[:, None], positions, -1)
+      positions = jnp.where(steps < source_lengths[:, None], positions, -1)
     x = _run_layers(encoder, encoder_params, x, positions)
     hidden = encoder.norm(encoder_params['norm'], x)
     if encoder.features is None:  # every position has seen the unknown token

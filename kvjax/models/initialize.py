@@ -9,7 +9,12 @@ import jax.numpy as jnp
 
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.norm import Norm
-from kvjax.models.config import Layer, ModelConfig, relative_bias
+from kvjax.models.config import (
+  Layer,
+  ModelConfig,
+  check_config,
+  relative_bias,
+)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
@@ -23,6 +28,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     `embedding [V, D]`, `layers` (a list), `norm`, and where the config asks
     for them `head [V, D]`, `positions`, `relative`, `encoder`.
   """
+  check_config(config)
   dtype = jnp.dtype(config.dtype)
   keys = jax.random.split(key, 6)
   width, vocab = config.width, config.vocab_size

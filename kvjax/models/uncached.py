@@ -7,14 +7,23 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from kvjax.arguments import check_array, check_ids, unknown_ids
+from kvjax.arguments import (
+  check_array,
+  check_ids,
+  check_lengths,
+  narrow_ids,
+  unknown_ids,
+)
 from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
 from kvjax.attention.variant import Variant
-from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.config import (
+  Layer,
+  ModelConfig,
+  check_config,
+  check_layers,
+)
 from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
@@ -91,26 +100,26 @@ def forward(
       far. Inside a trace, where ids are not known, logits are NaN from an id
       outside the vocabulary on.
   """
-  if not isinstance(config, ModelConfig):
-    raise ValueError(
-      f'config is of type {type(config).__name__}: give a ModelConfig. '
-      'Arguments come in the order config, params, tokens.'
-    )
+  check_config(config)
   check_array('tokens', tokens, (None, None), jnp.integer)
-  tokens = check_ids('tokens', tokens, config.vocab_size)
-  check_encoded(config, encoded)
-  positions = row_positions(tokens, check_lengths(tokens, lengths), padding)
+  check_encoded(config, encoded, len(tokens))
+  attention_layers = check_layers(config, attention_layers)
+  ids = narrow_ids(tokens, config.vocab_size)
+  lengths = check_lengths(ids, lengths)
+  is_token = token_mask(ids, lengths, padding)
+  check_ids('tokens', tokens, is_token, config.vocab_size)
+  positions = row_positions(ids, lengths, padding)
   check_positions(config, tokens.shape[1])
   logits, weights = _forward(
     config,
     params,
-    tokens,
+    ids,
     positions,
     encoded,
     rotary_length=rotary_length or tokens.shape[1],
     codec=codec,
     form=form,
-    attention_layers=tuple(attention_layers),
+    attention_layers=attention_layers,
   )
   return (logits, weights) if attention_layers else logits
 
@@ -144,31 +153,24 @@ def token_mask(
   return is_token & (steps < lengths[:, None])
 
 
-def check_lengths(tokens: jax.Array, lengths: Any) -> Any:
-  """Returns lengths as an array `[B]`, or None for None.
+def check_encoded(
+  config: ModelConfig, encoded: Encoded | None, rows: int
+) -> None:
+  """Raises ValueError on a source that is missing, no source, or not read.
 
-  Raises:
-    ValueError: they are no integers, not one a row, or out of range where the
-      host knows them.
+  It must have `rows` rows.
   """
-  if lengths is None:
-    return None
-  if not isinstance(lengths, jax.Array):
-    lengths = np.asarray(lengths)
-  batch, width = tokens.shape
-  check_array('lengths', lengths, (batch,), jnp.integer)
-  if not isinstance(lengths, Tracer):
-    host = jax.device_get(lengths)
-    if host.min(initial=0) < 0 or host.max(initial=0) > width:
+  if encoded is not None and config.encoder is not None:
+    if not isinstance(encoded, Encoded):
       raise ValueError(
-        f'lengths={host.tolist()} must be between 0 and the {width} tokens '
-        'given.'
+        f'encoded is of type {type(encoded).__name__}: give what encode '
+        'returned.'
       )
-  return lengths
-
-
-def check_encoded(config: ModelConfig, encoded: Encoded | None) -> None:
-  """Raises ValueError on a source that is missing, or has no reader."""
+    if encoded.positions.shape[0] != rows:
+      raise ValueError(
+        f'encoded has {encoded.positions.shape[0]} rows for {rows} rows of '
+        'tokens: encode one source a row.'
+      )
   if (config.encoder is None) != (encoded is None):
     if config.encoder is None:
       raise ValueError('The model has no encoder: drop encoded=.')
@@ -233,13 +235,29 @@ def _forward(
     streams.append(layer_streams)
     weights.append(layer_weights)
   logits = unembed(config, params, x)
+  logits = mark_unknown_ids(logits, tokens, positions, config=config)
+  return logits, tuple(weights[i] for i in attention_layers)
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def mark_unknown_ids(
+  logits: jax.Array,
+  tokens: jax.Array,
+  positions: jax.Array,
+  *,
+  config: ModelConfig,
+) -> jax.Array:
+  """Returns logits, NaN from a token outside the vocabulary on.
+
+  It is a separate call, so that `kvjax.liveness`, which takes ids to be of
+  the vocabulary, can leave it out by its name.
+  """
   unknown = (positions >= 0) & unknown_ids(tokens, config.vocab_size)
   if all(layer.attention.visibility.causal for layer in config.layers):
     unknown = jnp.cumsum(unknown, axis=1)
   else:
     unknown = jnp.sum(unknown, axis=1, keepdims=True)
-  logits = jnp.where((unknown > 0)[..., None], jnp.nan, logits)
-  return logits, tuple(weights[i] for i in attention_layers)
+  return jnp.where((unknown > 0)[..., None], jnp.nan, logits)
 
 
 @dataclasses.dataclass(frozen=True)

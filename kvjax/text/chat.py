@@ -128,7 +128,7 @@ def _run(request: bytes, seconds: float) -> dict[str, Any]:
     )
   except subprocess.TimeoutExpired:
     return {'error': f'it takes more than {seconds} s'}
-  if done.returncode == -getattr(signal, 'SIGPROF', 0):
+  if done.returncode and done.returncode == -getattr(signal, 'SIGPROF', 0):
     return {'error': f'it computes for more than {SECONDS} s'}
   if done.returncode:
     last = done.stderr.decode(errors='replace').strip()[-500:]

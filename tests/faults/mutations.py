@@ -8,7 +8,21 @@ import numpy as np
 # What stands in place of a value: other types, edges, and numbers that would
 # take memory or time in proportion to them.
 VALUES = (
-  *(None, True, False, 0, -1, 1, 3, 2**31 - 1, 2**31, 2**40, 2**63, 10**30),
+  *(
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3,
+    2**31 - 1,
+    2**31,
+    2**40,
+    2**63,
+    10**30,
+    10**400,
+  ),
   *(0.5, -0.0, 1e308, 1e-320, float('nan'), float('inf'), -float('inf')),
   *('', 'x', '../x', '\u2028', '\x00', '\x1b[31m', '9' * 40, [], {}),
   *([1], [[]], ['x'], {'x': 1}, [0] * 50, {'content': 'x'}),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import kvjax
+from kvjax.models.encoder import Encoded
 
 V = 29
 DEFAULTS = {'num_kv_heads': 2, 'key_width': 8, 'layers': 1, 'vocab_size': V}
@@ -26,6 +27,12 @@ def make_config(**changes: int) -> kvjax.ModelConfig:
 
 
 CONFIG = make_config()
+SEES_ALL = kvjax.Grouped(4, 2, 8, visibility=kvjax.Visibility(causal=False))
+ENCODER = dataclasses.replace(
+  CONFIG,
+  layers=[dataclasses.replace(CONFIG.layers[0], cross=SEES_ALL)],
+  encoder=kvjax.Encoder((kvjax.Layer(SEES_ALL, kvjax.MLP(11)),)),
+)
 PARAMS = kvjax.init_params(CONFIG, jax.random.key(0))
 ONE = jnp.asarray([[1, 2, 3]], jnp.int32)
 TWO = jnp.asarray([[1, 2, 3], [4, 5, 6]], jnp.int32)
@@ -149,6 +156,30 @@ ARRAYS = {
     ),
     r'keys has shape \[\]; it must be an array of random keys \[2\]',
   ),
+  'an_encoder_with_lengths_of_floats': (
+    lambda: kvjax.encode(ENCODER, {}, TWO, [1.7, 2]),
+    'lengths has dtype float64',
+  ),
+  'an_encoder_with_long_lengths': (
+    lambda: kvjax.encode(ENCODER, {}, TWO, [99, -5]),
+    r'lengths=\[99, -5\] must be between 0 and the 3 tokens',
+  ),
+  'an_encoder_with_one_length': (
+    lambda: kvjax.encode(ENCODER, {}, TWO, [1]),
+    r'lengths has shape \[1\]; it must be an array of integers \[2\]',
+  ),
+  'an_encoder_with_an_unknown_id': (
+    lambda: kvjax.encode(ENCODER, {}, TWO + V),
+    'source has the id 35; the vocabulary has 29',
+  ),
+  'a_source_of_one_row': (
+    lambda: kvjax.forward(ENCODER, {}, TWO, encoded=source(1)),
+    'encoded has 1 rows for 2 rows of tokens',
+  ),
+  'a_source_that_is_none': (
+    lambda: kvjax.forward(ENCODER, {}, TWO, encoded=TWO),
+    'encoded is of type ArrayImpl: give what encode returned',
+  ),
   'rewind_to_a_float_in_a_trace': (
     lambda: jax.jit(lambda n: kvjax.rewind(fed()[1], n))(1.7),
     'lengths has dtype float32',
@@ -197,6 +228,18 @@ MODELS = {
   ),
   'params_none': (lambda: feed(ONE, params=None), 'params is of type NoneType'),
   'config_none': (lambda: feed(ONE, config=None), 'config is of type NoneType'),
+  'config_of_init_cache': (
+    lambda: kvjax.init_cache(PARAMS, 1, 8),
+    'config is of type dict',
+  ),
+  'config_of_init_params': (
+    lambda: kvjax.init_params(None, jax.random.key(0)),
+    'config is of type NoneType',
+  ),
+  'config_of_encode': (
+    lambda: kvjax.encode(PARAMS, ENCODER, TWO),
+    'config is of type dict',
+  ),
   'config_of_forward': (
     lambda: kvjax.forward(PARAMS, CONFIG, ONE),
     'config is of type dict: give a ModelConfig. Arguments come in the order',
@@ -261,6 +304,14 @@ SIZES = {
   'layers_0': (
     lambda: feed(ONE, attention_layers=0),
     r'attention_layers=0 must be indices in \[0, 1\)',
+  ),
+  'layers_of_forward': (
+    lambda: kvjax.forward(CONFIG, PARAMS, ONE, attention_layers=(-1,)),
+    r'attention_layers=\(-1,\) must be indices in \[0, 1\)',
+  ),
+  'a_number_of_400_digits': (
+    lambda: kvjax.Sampling(10**400),
+    'must be a finite number',
   ),
   'num_heads_2_0': (
     lambda: kvjax.Grouped(2.0, 2, 8),
@@ -332,6 +383,10 @@ REFUSED = ARRAYS | MODELS | SIZES | SAMPLING
 def params_of(config: kvjax.ModelConfig) -> dict[str, object]:
   shapes = jax.eval_shape(lambda: kvjax.init_params(config, jax.random.key(0)))
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def source(rows: int) -> Encoded:
+  return Encoded(jnp.zeros((rows, 2, 24)), jnp.zeros((rows, 2), jnp.int32))
 
 
 def config_of(**attention: object) -> kvjax.ModelConfig:
@@ -488,11 +543,43 @@ def test_what_was_generated_survives_a_callback_that_raises():
   assert int(logits.argmax()) == int(want[0, 3])
 
 
+def test_an_id_of_padding_is_no_token():
+  """Padding may hold any number, an id beyond the vocabulary too."""
+  padded = np.asarray([[1, 2, 99], [4, 5, 6]])
+  logits, cache = feed(padded, new_cache(2), lengths=[2, 3])
+  assert cache.length.tolist() == [2, 3] and not cache.overflow.any()
+  want, _ = feed(TWO, new_cache(2), lengths=[2, 3])
+  np.testing.assert_array_equal(logits[1], want[1])
+  uncached = kvjax.forward(CONFIG, PARAMS, padded, lengths=[2, 3])
+  assert np.isfinite(uncached[0, :2]).all() and np.isfinite(uncached[1]).all()
+  active = np.asarray([False, True])
+  _, cache = step(np.asarray([99, 3]), fed(2)[1], active=active)
+  assert cache.length.tolist() == [3, 4]
+
+
+def test_fields_of_other_types_are_left_alone():
+  @dataclasses.dataclass(frozen=True)
+  class Odd(kvjax.Dense):
+    names: frozenset[int] = frozenset()
+    number: type[float] = float
+    pairs: tuple[int, ...] = (1, 2)
+
+  assert Odd(pairs=(3,)).pairs == (3,)
+  with pytest.raises(ValueError, match=r'pairs=\(3, 0.5\) must be a whole nu'):
+    Odd(pairs=(3, 0.5))
+
+
 def test_accepted_as_they_are():
-  """Smaller integers are ids, and a numpy count is a count."""
+  """Smaller integers are ids, a numpy count is a count, old keys are keys."""
   want, _ = feed(ONE)
   for dtype in (np.uint8, np.int8, np.int64):
     logits, _ = feed(np.asarray(ONE, dtype))
     np.testing.assert_array_equal(logits, want)
   assert kvjax.repeat(fed()[1], np.int64(2)).batch_size == 2
   assert kvjax.concat(new_cache() for _ in range(2)).batch_size == 2
+  raw = jax.random.split(jax.random.PRNGKey(0), 2)
+  logits = jnp.zeros((2, V))
+  tokens, _ = kvjax.sample(logits, raw, kvjax.Sampling(1.0))
+  keys = jax.random.wrap_key_data(raw)
+  want, _ = kvjax.sample(logits, keys, kvjax.Sampling(1.0))
+  np.testing.assert_array_equal(tokens, want)

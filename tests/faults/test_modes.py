@@ -114,6 +114,27 @@ def test_an_interrupted_generation_keeps_what_was_sampled():
   np.testing.assert_array_equal(logits.argmax(-1), want[:, 5])
 
 
+@pytest.mark.parametrize('seconds', [0.02, 0.05, 0.1])
+def test_an_interrupt_at_any_moment_leaves_a_cache(seconds):
+  """The host may be within a call that was given the cache; none is lost."""
+  logits, cache = kvjax.prefill(
+    CONFIG, PARAMS, kvjax.init_cache(CONFIG, 1, 8192), put([1, 2, 3])
+  )
+  kvjax.generate(CONFIG, PARAMS, cache, logits, 9, block=8, donate=False)
+  before = signal.signal(signal.SIGALRM, interrupt)
+  signal.setitimer(signal.ITIMER_REAL, seconds)
+  try:
+    with pytest.raises(KeyboardInterrupt) as raised:
+      kvjax.generate(CONFIG, PARAMS, cache, logits, 8001, block=8)
+  finally:
+    signal.signal(signal.SIGALRM, before)
+  tokens, cache = vars(raised.value)['partial']
+  count = int((tokens >= 0).sum())
+  assert cache.length.tolist() == [3 + count - 1]
+  logits, _ = kvjax.decode_step(CONFIG, PARAMS, cache, tokens[:, count - 1])
+  assert np.isfinite(logits).all()
+
+
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
   cache = kvjax.init_cache(CONFIG, 1, 16)
   path = tmp_path / 'prompt.safetensors'

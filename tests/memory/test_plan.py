@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ import kvjax
 from experiments.measuring.variants import with_attention
 from kvjax.checkpoints import published_names
 from kvjax.decoding import generation
+from kvjax.decoding.sampling import row_keys
 from kvjax.memory import plan
 
 ROTARY = kvjax.Rotary(4)
@@ -256,7 +258,9 @@ def test_a_prefill_on_a_gpu_holds_outputs_of_later_layers(name):
 
 
 def test_sampling_state_is_what_generate_carries():
-  run = generation._new_state(np.full(5, 7), 0)
+  logits, keys = jnp.zeros((5, 17)), row_keys(0, 5)
+  options = generation.GenerateOptions(kvjax.Sampling(), ())
+  run, _ = generation._sample_first(logits, jnp.full(5, 7), keys, options)
   found = plan(MODELS['mha'], batch_size=5, capacity=8)
   assert found.sampling_bytes == _nbytes(run)
 

@@ -123,7 +123,9 @@ def test_a_source_that_is_missing_or_of_other_rows():
   with pytest.raises(ValueError, match=r'Rows \[0, 1\] hold no source'):
     kvjax.check(after)
   alone = kvjax.encode(config, params, ids[:1])
-  with pytest.raises(ValueError, match='encoded has 1 rows .* cache 2'):
+  with pytest.raises(
+    ValueError, match='encoded has 1 rows for 2 rows of tokens'
+  ):
     kvjax.prefill(config, params, room, ids, encoded=alone)
   other = kvjax.init_cache(config, 2, 11, source_length=5)
   with pytest.raises(ValueError, match='the same kinds, .*source'):

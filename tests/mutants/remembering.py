@@ -266,8 +266,8 @@ ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'ids_wrap',
     'kvjax/arguments.py',
-    'np.where(ids < 0, np.int32(-1), ids.astype(np.int32))',
-    'ids.astype(np.int32)',
+    'return np.maximum(inside, -1).astype(np.int32)',
+    'return inside.astype(np.int32)',
     'tests/faults/test_api.py::test_a_large_negative_id_is_no_token',
   ),
   Mutant(

@@ -9,6 +9,7 @@ from jax.extend import core
 
 from kvjax.liveness.errors import AnalysisError
 from kvjax.liveness.evidence import perturb
+from kvjax.liveness.program import jaxprs
 
 Array = np.ndarray
 Program = Callable[..., Any]
@@ -73,7 +74,7 @@ def _compared(jaxpr: Any) -> Iterator[int]:
       for v in eqn.invars:
         if isinstance(v, core.Literal) and np.asarray(v.val).dtype == np.int32:
           yield abs(int(v.val))
-    for inner in core.jaxprs_in_params(eqn.params):
+    for inner in jaxprs.nested(eqn):
       yield from _compared(inner)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import source_info_util
 
 from kvjax.liveness.program import folding, jaxprs, primitives
 from kvjax.liveness.program.scalars import Shape
@@ -70,7 +70,7 @@ def _sums_tables(jaxpr: Any, length: int) -> bool:
       shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
       if any(shape.count(length) >= 2 for shape in shapes):
         return True
-    if any(_sums_tables(j, length) for j in core.jaxprs_in_params(eqn.params)):
+    if any(_sums_tables(j, length) for j in jaxprs.nested(eqn)):
       return True
   return False
 
