@@ -173,7 +173,7 @@ extern "C" void loop_projection(int64_t M, int64_t N, int64_t D, int64_t size,
   Spinning pool(threads);
   timed(copies, turns, seconds, [&](int64_t i) {
     const Stream weight = {type_of(size), weights[i].get(), nullptr, D, size};
-    const Parts parts(M, N, N * D * size, threads);
+    const Parts parts(M, weight, N, N * D * size, threads);
     share(pool, parts.rows * parts.channels, [=](int64_t i) {
       const auto [top, bottom] = parts.rows_of(i);
       const auto [first, last] = parts.channels_of(i);
