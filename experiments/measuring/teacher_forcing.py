@@ -42,9 +42,7 @@ def feed(
     logits, cache = kvjax.decode_step(
       config, params, cache, token, kernel=kernel
     )
-    if target is None:
-      return cache, logits
-    return cache, cross_entropy(logits, target)
+    return cache, logits if target is None else cross_entropy(logits, target)
 
   columns = jax.tree.map(jnp.transpose, (tokens, following))
   cache, results = jax.lax.scan(step, cache, columns)

@@ -22,7 +22,7 @@ def append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   so is a key.
 
   Raises:
-    TypeError: a value is not of JSON and no array; names it.
+    TypeError: a value is not of JSON and no array; names its type.
     OSError: the file cannot be written, for a full disk say; names it.
   """
   text = json.dumps(_plain(record))
@@ -41,12 +41,7 @@ def _plain(value: Any) -> Any:
     return [_plain(x) for x in value]
   if hasattr(value, 'tolist'):  # NumPy and JAX arrays and scalars
     return value.tolist()
-  if not isinstance(value, str | int | float | None):
-    raise TypeError(
-      f'{value!r} is a {type(value).__name__}, which no record can hold. '
-      'Give text, numbers, lists, mappings or arrays.'
-    )
-  return value
+  return value  # of another type, json names the type in its error
 
 
 @contextlib.contextmanager

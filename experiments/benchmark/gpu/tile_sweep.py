@@ -6,13 +6,13 @@ best are the table of the kernel.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from experiments.measuring import clock, forms
 from experiments.measuring.attention import AttentionCase
 from experiments.measuring.candidates.mosaic_gpu_inside import PORTABLE
-from experiments.measuring.clock import Entry, Pace
+from experiments.measuring.clock import Pace
 from kvjax.kernels import available
 from kvjax.kernels.hopper import tuning
 from kvjax.kernels.hopper.tuning import Problem, Tiles
@@ -47,7 +47,7 @@ def rows(
     pace, kernels=('mosaic_gpu',), forms=tuple(forms.FORMS), alone=True
   )
   clock.give_back()
-  entries = case.entries(pace)
+  repeats, entries = case.repeats(pace), case.entries(pace)
   tried: set[Tiles] = set()
   seconds: dict[Tiles, float] = {}
   for axis in axes:
@@ -56,7 +56,7 @@ def rows(
       if tiles in tried and not both:
         continue
       tried.add(tiles)
-      for record in _time(case, entries, case.repeats(pace), tiles, both):
+      for record in _time(case, repeats, entries, tiles, both):
         yield record
         if record['merge'] == 'after' and 'seconds' in record:
           seconds[tiles] = record['seconds']
@@ -92,11 +92,7 @@ AXES: dict[str, Callable[[Problem, Tiles], list[Tiles]]] = {
 
 
 def _time(
-  case: AttentionCase,
-  entries: Mapping[str, Entry],
-  repeats: int,
-  tiles: Tiles,
-  both: bool,
+  case: AttentionCase, repeats: int, entries: Any, tiles: Tiles, both: bool
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of the kernel with some tiles, or of `both` its forms."""
   cuts = {'': ('after', tiles)}
