@@ -207,6 +207,8 @@ def pace(records: Records) -> tuple[Block, ...]:
         'faster': lambda r: f'{r["uncached"] / r["cached"]:.0f} x',
       },
       times,
+      note='Cached: steps of one fixed token after random streams, without '
+      'sampling. Uncached: a forward pass of the whole context.',
     ),
     Picture(
       'pace',

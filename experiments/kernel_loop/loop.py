@@ -28,6 +28,8 @@ MULTIPLIES = 12_000_000  # of vectors, a thread
 class Attention:
   """One token to full slots: `heads` kv heads, `groups` queries each.
 
+  Fields are in the order of the arguments of `loop_attention` in `loop.cc`.
+
   Attributes:
     heads, groups, width, slots: of the cache.
     dtype: of the cache, of `SIZES`; int8 has a scale a slot.
@@ -68,6 +70,8 @@ class Attention:
 @dataclasses.dataclass(frozen=True)
 class Projection:
   """`rows` of `width` float32 numbers times a weight.
+
+  Fields are in the order of the arguments of `loop_projection` in `loop.cc`.
 
   Attributes:
     rows: of the input.

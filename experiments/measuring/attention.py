@@ -126,13 +126,10 @@ def draw(
   """Returns normal queries `[B, K, G, 1, H]`, keys and values, float32."""
   lead = (case.batch, case.heads)
   shapes = (case.groups, 1), (case.slots,), (case.slots,)
-  q, k, v = normal(seed, *(lead + shape + (case.width,) for shape in shapes))
+  q, k, v = _last(seed, *(lead + shape + (case.width,) for shape in shapes))
   return q, k, v
 
 
-# Cases that follow each other draw the same numbers: their lengths or dtypes
-# differ only.
-@functools.lru_cache(maxsize=1)
 def normal(seed: int, *shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
   """Returns normal float32 arrays; gigabytes are drawn on the device."""
   if jax.default_backend() == 'cpu':
@@ -141,6 +138,11 @@ def normal(seed: int, *shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
     return tuple(map(jnp.asarray, draws))
   keys = jax.random.split(jax.random.key(seed), len(shapes))
   return tuple(map(jax.random.normal, keys, shapes))
+
+
+# Cases that follow each other draw the same numbers: their lengths or dtypes
+# differ only.
+_last = functools.lru_cache(maxsize=1)(normal)
 
 
 def reference(case: AttentionCase, drawn: Sequence[Any]) -> np.ndarray:

@@ -267,8 +267,9 @@ def step_bytes(
   """Returns bytes that one decode step must read from memory, at least.
 
   Counts the params that a token reads (of experts, those of a single row,
-  because other rows may choose others) and the slots that hold a token. Waits
-  for the cache's books.
+  because other rows may choose others) and the slots that hold a token, and
+  leaves out norms and tables of positions, which are small. Waits for the
+  cache's books.
   """
   head: Any = params['embedding' if config.tied else 'head']
   stored = 'int8' if isinstance(head, CodedWeight) else head.dtype

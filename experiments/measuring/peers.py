@@ -1,5 +1,6 @@
 """Peers of kvjax. Each package is optional; its absence is reported."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -47,8 +48,12 @@ def transformers_absence() -> str:
 
 def versions() -> dict[str, str]:
   """Returns the version of each package of a peer that is installed here."""
-  packages = [PIP.get(x, x) for x in MODULES if not missing(x)]
-  return {name: importlib.metadata.version(name) for name in packages}
+  installed = {}
+  for package in (PIP.get(name, name) for name in MODULES):
+    # A module may come from a distribution of another name: pytorch-triton.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      installed[package] = importlib.metadata.version(package)
+  return installed
 
 
 def host(result: Any) -> np.ndarray:

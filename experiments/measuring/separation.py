@@ -87,14 +87,14 @@ def separate(
   """
   chex.assert_shape(tokens, (1, None))
   run = jax.jit(functools.partial(replay, config))
-  _, past = jax.device_get(run(params, tokens))
+  _, past = run(params, tokens)
+  # One program computes this and all that is compared with it: equal bits then
+  # mean equal values. The streams are its own, so keeping them changes no bit.
+  unchanged, past = jax.device_get(run(params, tokens, past, False))
   draw = np.random.default_rng(seed).standard_normal
   noise = jax.tree.map(
     lambda x: (np.std(x) * draw(x.shape)).astype(x.dtype), past
   )
-  # One program computes this and all that is compared with it: equal bits then
-  # mean equal values.
-  unchanged, _ = run(params, tokens, past)
 
   def change(replaced: Past, keep: bool = True) -> tuple[np.ndarray, Past]:
     """Returns the largest change of each row's logits, and what was read."""

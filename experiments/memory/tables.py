@@ -144,6 +144,7 @@ def growth(
     'context (tokens)',
     'bytes (all rows)',
     limit=(limit, free) if free > 0 else None,
+    format=lambda count, _: size(count),
   )
   return Picture(
     'growth',
@@ -167,6 +168,7 @@ def frontier(fits: Mapping[str, Fit], device: str) -> tuple[Block, ...]:
     },
     'context (tokens)',
     f'rows that fit ({device})',
+    format='{x:,.0f}',
   )
   return (
     Table(
@@ -183,14 +185,15 @@ def lifetimes(
 ) -> tuple[Block, ...]:
   """Returns who is read in which step, and what `tokens` leave behind."""
   memory = {
-    name: (plan.cache_bytes / tokens, plan.query_cache_bytes / tokens)
+    name: (plan.bytes_per_token, plan.query_cache_bytes / tokens)
     for name, plan in plans.items()
   }
+  shared = any(plan.devices > 1 for plan in plans.values())
   png = plots.lifetimes(
     'Q lives one step; K and V live to the end',
     lives(TOKENS),
     memory,
-    'bytes per token, all layers',
+    f'bytes per token, all layers{" of one device" if shared else ""}',
   )
   return (
     Heading('Who lives until when'),

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 import kvjax
 from experiments.measuring.teacher_forcing import feed
@@ -197,8 +196,10 @@ def cached_losses(
   starts = range(0, steps, BLOCK)
   for start in follow(label, starts, len(starts)):
     part = np.s_[:, start : start + BLOCK]
-    logits, cache = feed(config, params, cache, fed[part], kernel=kernel)
-    losses.append(np.asarray(cross_entropy(logits, following[part])))
+    block_losses, cache = feed(
+      config, params, cache, fed[part], following[part], kernel=kernel
+    )
+    losses.append(np.asarray(block_losses))
   return np.concatenate(losses, axis=1)[:, :steps]
 
 

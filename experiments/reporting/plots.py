@@ -5,7 +5,7 @@ differ in their markers as well. The same input gives the same bytes.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,13 @@ def lines(
   *,
   dashed: Sequence[str] = (),
   limit: tuple[str, float] | None = None,
+  format: str | Callable[[float, int], str] | None = None,
 ) -> bytes:
   """Returns `lines_below` of a single panel."""
   panels = {title: series}
-  return lines_below('', panels, x, y, dashed=dashed, limit=limit)
+  return lines_below(
+    '', panels, x, y, dashed=dashed, limit=limit, format=format
+  )
 
 
 def lines_below(
@@ -48,6 +51,7 @@ def lines_below(
   *,
   dashed: Sequence[str] = (),
   limit: tuple[str, float] | None = None,
+  format: str | Callable[[float, int], str] | None = None,
 ) -> bytes:
   """Returns panels of log-log lines below what none of them can exceed.
 
@@ -58,6 +62,8 @@ def lines_below(
     y: name of the vertical axes, which all have one scale.
     dashed: names of series that take the colours of the others, in order.
     limit: name and height of a dashed line across each panel; None for none.
+    format: of the vertical ticks, which are then powers of two, as matplotlib
+      takes it; None for powers of ten.
   """
   canvas, axes = figure(len(parts), 4 * len(parts) + 3.5, 4.4, title)
   names = [name for series in parts.values() for name in series]
@@ -66,7 +72,9 @@ def lines_below(
     panel.sharey(axes[0])
   for panel, (heading, series) in zip(axes, parts.items(), strict=True):
     panel.set_xscale('log', base=2)
-    panel.set_yscale('log')
+    panel.set_yscale('log', base=2 if format else 10)
+    if format:
+      panel.yaxis.set_major_formatter(format)
     for name, points in series.items():
       values = list(points.values())
       panel.plot(list(points), values, label=name, **strokes[name])

@@ -18,18 +18,30 @@ from kvjax.strict_json import parse_object
 def append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Appends a record to a file, whole, at once.
 
-  A number that JSON does not know (NaN, infinity) is written as a string.
+  A number that JSON does not know (NaN, infinity) is written as a string, and
+  so is a key.
 
   Raises:
+    TypeError: a value is not of JSON and no array; names its type.
     OSError: the file cannot be written, for a full disk say; names it.
   """
-  text = json.dumps(record, default=lambda array: array.tolist())
+  text = json.dumps(_plain(record))
   known = json.loads(text, parse_constant=lambda name: str(float(name)))
   line = json.dumps(known, ensure_ascii=False) + '\n'
   # UTF-8 has no half of a surrogate pair: its backslash form is JSON's own.
   data = line.encode('utf-8', 'backslashreplace')
   with writing_to(path), path.open('ab') as file:
     file.write(data)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {str(key): _plain(x) for key, x in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(x) for x in value]
+  if hasattr(value, 'tolist'):  # NumPy and JAX arrays and scalars
+    return value.tolist()
+  return value  # of another type, json names the type in its error
 
 
 @contextlib.contextmanager
@@ -85,8 +97,10 @@ def commit() -> str | None:
   git = ['git', 'describe', '--always', '--dirty=+', '--abbrev=10']
   room = pathlib.Path(__file__).parent
   try:
-    described = subprocess.run(git, cwd=room, capture_output=True, text=True)
-  except OSError:  # there is no git
+    described = subprocess.run(
+      git, cwd=room, capture_output=True, text=True, timeout=10
+    )
+  except (OSError, subprocess.TimeoutExpired):  # there is no git, or it hangs
     return None
   return described.stdout.strip() or None
 

@@ -31,7 +31,7 @@ _TIMEOUT = flags.DEFINE_float('timeout', None, 'Seconds a point may take.', 0)
 def main(argv: list[str]) -> None:
   experiment, words = _EXPERIMENT.value, argv[1:]
   with launch.door():
-    if words and not words[0].startswith('-'):
+    if words and sys.argv[-len(words) - 1] != '--':
       raise ValueError(
         f'{words[0]!r} is no flag: the flags of the experiment come after --.'
       )

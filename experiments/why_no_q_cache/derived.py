@@ -49,7 +49,8 @@ def live_range(count: float) -> str:
   """Returns in words the steps that read a tensor of one token."""
   if math.isinf(count):
     return 'every later step'
-  return 'its own step' if count == 0 else f'{int(count)} later steps'
+  words: dict[float, str] = {0: 'its own step', 1: '1 later step'}
+  return words.get(count, f'{int(count)} later steps')
 
 
 def _verdict(report: LivenessReport) -> str:

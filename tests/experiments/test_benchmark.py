@@ -3,17 +3,19 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import benchmark_cpu
 from experiments import launch
-from experiments.benchmark import check_config, tables
+from experiments.benchmark import cache_kinds, check_config, tables
 from experiments.benchmark.races import Run
 from experiments.benchmark.sections import SECTIONS, measure_sections
-from experiments.measuring import attention, clock, peers
+from experiments.measuring import attention, clock, model, peers
 from experiments.reporting import records
 from experiments.reporting.writer import Writer
+from kvjax.decoding.parse import parse_cache
 from kvjax.kernels import available
 from tests.experiments.commands import ROOT
 
@@ -61,6 +63,23 @@ def test_a_wrong_runner_is_not_timed():
   wrong = clock.Runner(lambda: pytest.fail('it was timed'), 1, '', error=0.5)
   with pytest.raises(ValueError, match='computes something else'):
     clock.race({'wrong': wrong}, 1)
+
+
+@pytest.mark.parametrize('name', ['ring:window=8', 'paged:page=8+int8'])
+def test_a_kind_that_misplaces_tokens_is_not_timed(name, monkeypatch):
+  kind, _ = parse_cache(name)
+  place = type(kind).place
+
+  def misplaced(self, book, length, positions):
+    book, places = place(self, book, length, positions)
+    return book, jax.tree.map(lambda x: x.at[..., -1].set(x[..., 0]), places)
+
+  shape = benchmark_cpu.get_config('tiny').model
+  case = cache_kinds.CacheCase(*model.build(shape), 2, 24, (name,))
+  right = clock.measure(case, clock.Pace(1))[f'kvjax {name}']
+  monkeypatch.setattr(type(kind), 'place', misplaced)
+  wrong = clock.measure(case, clock.Pace(1))[f'kvjax {name}']
+  assert right['error'] < 1e-6 and 'computes something' in wrong['skipped']
 
 
 def test_ratios_say_how_much_longer_a_peer_takes():

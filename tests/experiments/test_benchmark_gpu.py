@@ -14,7 +14,11 @@ from experiments.benchmark.gpu import (
   aot_programs,
   correctness,
   occupied,
+  tile_sweep,
 )
+from experiments.measuring import clock
+from experiments.measuring.attention import AttentionCase
+from experiments.measuring.clock import Pace
 from experiments.measuring.variants import VARIANTS, with_attention
 from kvjax import kernels
 from kvjax.kernels.hopper import tuning
@@ -81,6 +85,20 @@ def test_the_gpu_benchmark_runs_with_its_kernel_interpreted(tmp_path, commands):
   products = {r['name'] for r in rows['product']}
   assert products == {'kvjax', 'kvjax, rows first'}
   assert 'bars met' in ended.out
+
+
+def test_a_sweep_tries_no_tiles_twice_and_says_why_it_tries_none(monkeypatch):
+  case = AttentionCase(1, 1, 1, 64, 64, 64, 'bfloat16')
+  with monkeypatch.context() as absent:
+    absent.setattr(tile_sweep, 'available', lambda: {'mosaic_gpu': 'no GPU'})
+    (row,) = tile_sweep.rows(case, Pace(1), ('splits',))
+  assert row['skipped'] == 'no GPU'
+  monkeypatch.setattr(clock, 'enter', lambda entries: ({}, dict(entries)))
+  failing = {'kvjax mosaic_gpu': {'skipped': 'no reason'}}
+  monkeypatch.setattr(AttentionCase, 'entries', lambda *_: failing)
+  with kernels.interpreted():
+    rows = list(tile_sweep.rows(case, Pace(1), ('splits', 'block')))
+  assert [row['splits'] for row in rows] == [1]  # 64 slots are one block
 
 
 def test_after_its_budget_no_part_is_begun(tmp_path, commands):

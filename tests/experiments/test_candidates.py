@@ -201,9 +201,13 @@ def test_a_cluster_merges_its_splits_in_one_launch():
 def test_a_cluster_has_as_many_blocks_as_a_device_launches():
   problem = tuning.Problem(8, 4096, 128, 128)
   swept = tuning.Tiles(128, 2, 16)
-  assert in_cluster(problem, swept) == tuning.Tiles(128, 2, 8)
+  assert in_cluster(problem, swept, 4) == tuning.Tiles(128, 2, 8)
   with pytest.raises(ValueError, match='widths 256 and 192'):
-    in_cluster(tuning.Problem(8, 4096, 256, 192), swept)
+    in_cluster(tuning.Problem(8, 4096, 256, 192), swept, 4)
+  wide_keys = tuning.Problem(8, 4096, 256, 128)
+  assert in_cluster(wide_keys, tuning.Tiles(64, 2, 8), 2).stages == 2
+  with pytest.raises(ValueError, match='widths 256 and 128'):
+    in_cluster(wide_keys, tuning.Tiles(64, 2, 8), 4)
 
 
 def test_a_step_merges_inside_one_launch_without_a_tile():

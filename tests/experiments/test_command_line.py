@@ -61,6 +61,8 @@ def check(run_command, module, name, tmp_path):
     ('sweep', ['--grid=a'], "grid='a' must be name=value"),
     ('sweep', ['--experiment=nope'], "experiment='nope' is unknown"),
     ('sweep', ['seed=0,1'], "'seed=0,1' is no flag"),
+    ('sweep', ['a', '--', 'b'], "'a' is no flag"),
+    ('sweep', ['--experiment=nope', '--', 'b'], "experiment='nope' is unknown"),
     ('aggregate', [], 'No files'),
     ('aggregate', ['--format=pdf', 'x.jsonl'], "format='pdf' is unknown"),
     ('aggregate', ['no.jsonl'], 'no.jsonl cannot be read'),

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import math
 import re
 
 import numpy as np
@@ -172,3 +173,12 @@ def test_fields_that_fit_nothing_are_refused_with_those_that_are():
 
 def test_records_survive_json():
   assert json.loads(json.dumps(ROWS)) == ROWS
+
+
+def test_a_record_holds_arrays_and_keys_as_text_and_nothing_else(tmp_path):
+  file = tmp_path / 'x.jsonl'
+  record = {('a', 1): np.float32(math.inf), 'rows': (np.arange(2), None)}
+  records.append(file, record)
+  assert records.read([file]) == [{"('a', 1)": 'inf', 'rows': [[0, 1], None]}]
+  with pytest.raises(TypeError, match='Object of type set'):
+    records.append(file, {'rows': [{1}]})

@@ -1,11 +1,13 @@
 """The separation, and who reads whom."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kvjax
+from experiments.measuring import separation
 from experiments.measuring.separation import readers, replay, separate
 from experiments.training import variants
 
@@ -37,6 +39,16 @@ def test_a_row_that_is_all_but_ignored_is_still_read():
   assert not verdict.faint.all()
   assert (verdict.kept > 0).sum() > (~verdict.faint).sum()
   assert verdict.queries == 0
+
+
+def test_one_program_computes_all_that_is_compared(monkeypatch):
+  # The other trace makes the past, and nothing is compared with its numbers.
+  counted = chex.assert_max_traces(replay, n=2)
+  monkeypatch.setattr(separation, 'replay', counted)
+  config = variants.model('gqa', SHAPE)
+  params = kvjax.init_params(config, jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (1, 3), 0, 23)
+  assert separate(config, params, tokens, 2).queries == 0
 
 
 def test_replaying_the_past_as_it_was_is_the_uncached_model():

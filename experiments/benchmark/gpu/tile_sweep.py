@@ -13,6 +13,7 @@ from experiments.measuring import clock, forms
 from experiments.measuring.attention import AttentionCase
 from experiments.measuring.candidates.mosaic_gpu_inside import PORTABLE
 from experiments.measuring.clock import Pace
+from kvjax.kernels import available
 from kvjax.kernels.hopper import tuning
 from kvjax.kernels.hopper.tuning import Problem, Tiles
 
@@ -39,13 +40,23 @@ def rows(
     axes: that are varied in turn, of `AXES`.
   """
   best = problem(case).reckoned()
+  if missing := available()['mosaic_gpu']:
+    yield _describe(case, best, 'after') | {'skipped': missing}
+    return
+  pace = dataclasses.replace(
+    pace, kernels=('mosaic_gpu',), forms=tuple(forms.FORMS), alone=True
+  )
+  clock.give_back()
+  repeats, entries = case.repeats(pace), case.entries(pace)
+  tried: set[Tiles] = set()
   seconds: dict[Tiles, float] = {}
   for axis in axes:
     both = axis == 'merge'
     for tiles in AXES[axis](problem(case), best):
-      if tiles in seconds and not both:
+      if tiles in tried and not both:
         continue
-      for record in _time(case, pace, tiles, both):
+      tried.add(tiles)
+      for record in _time(case, repeats, entries, tiles, both):
         yield record
         if record['merge'] == 'after' and 'seconds' in record:
           seconds[tiles] = record['seconds']
@@ -81,20 +92,19 @@ AXES: dict[str, Callable[[Problem, Tiles], list[Tiles]]] = {
 
 
 def _time(
-  case: AttentionCase, pace: Pace, tiles: Tiles, both: bool
+  case: AttentionCase, repeats: int, entries: Any, tiles: Tiles, both: bool
 ) -> Iterator[dict[str, Any]]:
   """Yields a record of the kernel with some tiles, or of `both` its forms."""
-  names = tuple(forms.FORMS) if both else ()
-  pace = dataclasses.replace(
-    pace, kernels=('mosaic_gpu',), forms=names, alone=True
-  )
+  cuts = {'': ('after', tiles)}
+  if both:
+    inside = dataclasses.replace(tiles, splits=min(tiles.splits, PORTABLE))
+    cuts['inside'] = 'inside', inside
+  names = [forms.named('mosaic_gpu', form) for form in cuts]
   with tuning.using([(problem(case), tiles)]):
-    results = clock.measure(case, pace)
-  inside = dataclasses.replace(tiles, splits=min(tiles.splits, PORTABLE))
-  for form, merge, cut in (('', 'after', tiles), ('inside', 'inside', inside)):
-    result = results.get(forms.named('mosaic_gpu', form))
-    if result:
-      yield _describe(case, cut, merge) | result
+    runners, results = clock.enter({name: entries[name] for name in names})
+    results |= clock.race(runners, repeats)
+  for name, (merge, cut) in zip(names, cuts.values(), strict=True):
+    yield _describe(case, cut, merge) | results[name]
 
 
 def _describe(case: AttentionCase, tiles: Tiles, merge: str) -> dict[str, Any]:

@@ -19,9 +19,6 @@ from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 
 PORTABLE = 8  # thread blocks of a cluster that every Hopper GPU launches
-# Bytes of an element of a query in shared memory, where the query is stored
-# twice: as it arrives, of at most four bytes, and as a tile of two.
-QUERY_BYTES = 6
 
 
 def attend(
@@ -49,7 +46,8 @@ def attend(
   assert view.stored is not None and view.positions is not None
   stored: Streams = view.stored
   problem = launch.problem_of(view, scoring)
-  tiles = in_cluster(problem, tuning.choose_tiles(problem, block))
+  tiles = tuning.choose_tiles(problem, block)
+  tiles = in_cluster(problem, tiles, queries['key'].dtype.itemsize)
   if tiles.splits > 1 and interpreter.settings() and not has_clusters():
     raise ValueError(
       'JAX interprets clusters of thread blocks from 0.11 on. Use it, or '
@@ -80,14 +78,19 @@ def attend(
   )
 
 
-def in_cluster(problem: Problem, tiles: Tiles) -> Tiles:
+def in_cluster(problem: Problem, tiles: Tiles, itemsize: int) -> Tiles:
   """Returns the tiles of `mosaic_gpu` as far as one cluster can have them.
+
+  Args:
+    problem, tiles: of `mosaic_gpu`.
+    itemsize: bytes of an element of a query as it arrives. Shared memory stores
+      a query twice: as it arrives, and as a tile of two bytes an element.
 
   Raises:
     ValueError: shared memory is too small for two blocks of slots.
   """
   most = choose_stages(
-    problem.width, problem.value_width, tiles.block, QUERY_BYTES
+    problem.width, problem.value_width, tiles.block, 2 + itemsize
   )
   if most < 2:
     raise ValueError(
