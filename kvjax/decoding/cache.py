@@ -43,7 +43,7 @@ class Cache:
     return self.length.shape[0]
 
   def __repr__(self) -> str:
-    if is_deleted(self.length):
+    if is_spent(self):
       return f'Cache of {self.batch_size} rows, donated to an earlier call'
     return str(summarize(self.layout, self))
 
@@ -59,12 +59,18 @@ def check_alive(cache: Cache) -> None:
       'init_cache or an earlier call returned. Arguments come in the order '
       'config, params, cache, tokens.'
     )
-  if is_deleted(cache.length):
+  if is_spent(cache):
     raise DonatedCacheError(
       'This cache was donated to an earlier prefill, decode_step or '
       'generate, which reused its buffers. Use the cache that call '
       'returned, or pass donate=False to it.'
     )
+
+
+def is_spent(cache: Cache) -> bool:
+  """Returns whether the buffers of a cache were given to another program."""
+  # JAX may leave a donated buffer alone that no result could use.
+  return is_deleted(cache.length) or is_deleted(cache.overflow)
 
 
 def is_deleted(array: Any) -> bool:

@@ -15,7 +15,7 @@ from flax import struct
 
 from kvjax.arguments import check_array, is_whole
 from kvjax.decoding.allocate import check_sizes
-from kvjax.decoding.cache import Cache, is_deleted
+from kvjax.decoding.cache import Cache, is_spent
 from kvjax.decoding.checks import check_model, check_room, check_source
 from kvjax.decoding.program import program
 from kvjax.decoding.rows import fork
@@ -210,7 +210,7 @@ def generate(
         done += count
     except BaseException as error:  # of a callback, or the user's interrupt
       # A call that failed has taken the cache along.
-      kept = None if is_deleted(cache.length) else cache
+      kept = None if is_spent(cache) else cache
       vars(error)['partial'] = _join(parts, num_tokens)[0], kept
       error.add_note('What was sampled: `tokens, cache = error.partial`.')
       raise

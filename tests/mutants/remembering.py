@@ -238,7 +238,7 @@ ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'donated_check_missing',
     'kvjax/decoding/cache.py',
-    'if is_deleted(cache.length):',
+    'if is_spent(cache):',
     'if False:',
     'tests/decoding/test_donation.py::test_the_rest_says_so_too',
   ),
