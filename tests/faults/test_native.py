@@ -1,7 +1,7 @@
 """A library that another user could have put there is not loaded.
 
 A file that is loaded runs as this process does. Its name can be computed, so
-whoever can write to a folder that is searched could plant one.
+anyone who can write to a folder that is searched could plant one.
 """
 
 import os

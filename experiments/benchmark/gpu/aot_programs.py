@@ -159,7 +159,7 @@ def failures(record: Record) -> list[str]:
       holds['a kernel a layer'] = record['calls'] == record['layers']
     else:  # temporaries are one layer's values without those of empty slots
       holds['one leaf at a time'] = temporaries < 1.5 * record['largest_leaf']
-  return [name for name, held in holds.items() if not held]
+  return [name for name, is_met in holds.items() if not is_met]
 
 
 def alone(sharding: Any, reports: Reports) -> Iterator[Record]:
@@ -190,4 +190,4 @@ def kernel_failures(record: Record, launches: int) -> list[str]:
     'no spills': record['kernels'] and not record['spills'],
     'fewer launches': merges_after or record['launches'] < launches,
   }
-  return [name for name, held in holds.items() if not held]
+  return [name for name, is_met in holds.items() if not is_met]
