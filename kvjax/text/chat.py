@@ -107,7 +107,7 @@ def load_template(path: pathlib.Path) -> Template | None:
   source, origin = _default_source(config, values.get('chat_template')), config
   if is_present(file):
     source, origin = read_text(file), file
-  if not source:
+  if source is None:
     return None
   texts = {name: _special_token(config, values, name) for name in SPECIAL}
   names = tuple(

@@ -115,6 +115,20 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/facts/test_saved_facts.py',
   ),
   Mutant(
+    'refused_config_names_no_file',
+    'kvjax/checkpoints/load.py',
+    "raise ValueError(f'{file}: {error}') from None",
+    'raise',
+    'tests/checkpoints/test_refusals.py',
+  ),
+  Mutant(
+    'empty_template_is_none',
+    'kvjax/text/chat.py',
+    '  if source is None:',
+    '  if not source:',
+    'tests/faults/test_chat.py::test_an_empty_template_is_a_template',
+  ),
+  Mutant(
     'tensors_may_share_bytes',
     'kvjax/checkpoints/tensors.py',
     'if tensor.offset != end:',
