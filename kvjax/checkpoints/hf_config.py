@@ -1,10 +1,10 @@
 """A published config.json: its keys and values, each of its key's kind.
 
-`check_values` refuses a value of another kind than its key's before any value
-is used: a text where a number belongs would otherwise end in arithmetic whose
+`Settings` refuses a value of another kind than its key's when the value is
+read: a text where a number belongs would otherwise end in arithmetic whose
 error names no key, NaN in an answer of NaN, and a layer count of a billion in a
 list of that length. null is always allowed, and its meaning depends on the
-family. Keys that no family reads are not looked at.
+family. Keys that the family does not read are not looked at.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ WHOLE = """
   max_source_positions max_target_positions max_window_layers n_ctx
   n_positions n_shared_experts num_experts num_experts_per_tok
   num_ln_in_parallel_attn num_local_experts relative_attention_max_distance
-  shared_expert_size sliding_window
+  shared_expert_size
 """
 NUMBER = """
   beta_fast beta_slow layer_norm_eps layer_norm_epsilon mscale mscale_all_dim
@@ -123,6 +123,11 @@ KEY_KINDS: dict[str, tuple[str, Rule]] = {
     (SIZE, f'a whole number from 1 to {MAX_SIZE}', _between(1, MAX_SIZE, int)),
     (WHOLE, f'a whole number from 0 to {MAX_INT32}', _WHOLE),
     (
+      'sliding_window',
+      f'a whole number from 1 to {MAX_INT32}, or null for no window',
+      _between(1, MAX_INT32, int),
+    ),
+    (
       NUMBER,
       'a number, 0 or above and finite',
       _between(0, LARGEST, int, float),
@@ -179,21 +184,25 @@ class Settings:
 
   values: Mapping[str, Any]
 
-  def __post_init__(self):
-    check_values(self.values)
-
   @property
   def family(self) -> str:
     return str(self.values.get('model_type'))
 
   def get(self, key: str, default: Any) -> Any:
     """Returns the value; the published default where it is absent or null."""
-    value = self.values.get(key)
+    value = self.raw(key)
     return default if value is None else value
 
   def raw(self, key: str, default: Any = None) -> Any:
-    """Returns the value, null included; the default only where it is absent."""
-    return self.values.get(key, default)
+    """Returns the value, null included; the default only where it is absent.
+
+    Raises:
+      ValueError: the value is not of its key's kind.
+    """
+    if key not in self.values:
+      return default
+    check_values({key: self.values[key]})
+    return self.values[key]
 
   def need(self, *keys: str) -> Any:
     """Returns the value of the first key that has one.
@@ -205,15 +214,15 @@ class Settings:
       ValueError: no key has a value.
     """
     for key in keys:
-      if self.values.get(key) is not None:
-        return self.values[key]
+      if (value := self.raw(key)) is not None:
+        return value
     raise ValueError(
       f'config.json of model_type={self.family!r} has no {keys[0]!r}.'
     )
 
   def only(self, key: str, *allowed: Any) -> None:
     """Raises ValueError unless the value is absent, null or allowed."""
-    value = self.values.get(key)
+    value = self.raw(key)
     if value is not None and value not in allowed:
       raise ValueError(
         f'{key}={value!r} of model_type={self.family!r} is not supported; '
@@ -223,15 +232,15 @@ class Settings:
   def refuse(self, *keys: str) -> None:
     """Raises ValueError for a key whose meaning here is not known."""
     for key in keys:
-      if self.values.get(key):
+      if value := self.raw(key):
         raise ValueError(
-          f'{key}={self.values[key]!r} is not supported for model_type='
+          f'{key}={value!r} is not supported for model_type='
           f'{self.family!r}; remove it if it changes nothing.'
         )
 
   def activation(self, *keys: str, default: str = 'silu') -> str:
     """Returns kvjax's name of the activation under one of these keys."""
-    present = [key for key in keys if self.values.get(key) is not None]
+    present = [key for key in keys if self.raw(key) is not None]
     key = present[0] if present else keys[0]
     name = self.get(key, default)
     if name not in ACTIVATIONS:
@@ -243,7 +252,7 @@ class Settings:
 
   def head_width(self) -> int:
     """Returns `head_dim`, or hidden size over heads."""
-    width = self.values.get('head_dim')
+    width = self.raw('head_dim')
     if width is not None:
       return width
     hidden = self.need('hidden_size')

@@ -150,14 +150,12 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
-  # The kinds of values are known for the keys of these families alone.
   name = values.get('model_type')
   if not isinstance(name, str) or name not in FAMILIES:
     known = ', '.join(sorted(FAMILIES))
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
-  settings = Settings(values)
   check_method(values)
-  return FAMILIES[name], settings
+  return FAMILIES[name], Settings(values)
 
 
 def _nest(flat: dict[str, Any]) -> Any:

@@ -248,7 +248,9 @@ NUMBERS = {
   'heads_of_2_63': ('llama', {'head_dim': 2**63}, '1 to 16777216'),
   'experts': ('mixtral', {'num_local_experts': 10**12}, '0 to 2147483647'),
   'vocabulary': ('llama', {'vocab_size': 2**31}, '1 to 16777216'),
-  'window_of_2_40': ('mistral', {'sliding_window': 2**40}, '0 to 2147483647'),
+  'window_of_2_40': ('mistral', {'sliding_window': 2**40}, '1 to 2147483647'),
+  'no_window': ('mistral', {'sliding_window': 0}, '1 to .* or null for no'),
+  'no_window_phi3': ('phi3', {'sliding_window': 0}, '1 to .* or null for no'),
   'dense_layers': (
     'deepseek_v3',
     {'first_k_dense_replace': 2**31},
@@ -424,7 +426,6 @@ CONFIGS = {
     {'relative_attention_num_buckets': 2},
     'relative_attention_num_buckets=2, which must be at least 4',
   ),
-  # The family is judged first: the kinds of other families' keys are unknown.
   'family_and_odd_value': (
     'llama',
     {'model_type': 'exaone4', 'sliding_window_pattern': 'LLG'},
@@ -458,15 +459,26 @@ HARMLESS = {
   # Without a scaling that reads it, the longest text is the caller's choice.
   'longest_text': ('llama', {'max_position_embeddings': 0}),
   'longest_text_of_all': ('llama', {'max_position_embeddings': 2**31 - 1}),
+  # Keys that the family does not read, of no kind that another would accept.
+  'layers_with_a_window': ('llama', {'max_window_layers': -1}),
+  'window_of_another_family': ('llama', {'sliding_window': 'LLG'}),
+  'window_not_used': (
+    'qwen2',
+    {
+      'use_sliding_window': False,
+      'layer_types': None,
+      'sliding_window': 0,
+      'max_window_layers': -1,
+    },
+  ),
 }
 
 
 @pytest.mark.parametrize('name', HARMLESS)
 def test_harmless(name):
   base, changes = HARMLESS[name]
-  values = golden(base)
-  if 'topk_method' in changes:
-    values |= {'topk_method': 'greedy'}
+  switches = {'topk_method', 'use_sliding_window', 'layer_types'}
+  values = golden(base) | {k: changes[k] for k in switches & changes.keys()}
   assert parse_config(values | changes) == parse_config(values)
 
 

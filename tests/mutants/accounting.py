@@ -157,6 +157,13 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/faults/test_checkpoints.py::test_number_of_config[no_interval]',
   ),
   Mutant(
+    'a_window_of_no_token',
+    'kvjax/checkpoints/hf_config.py',
+    '_between(1, MAX_INT32, int)',
+    '_between(0, MAX_INT32, int)',
+    'tests/faults/test_checkpoints.py::test_number_of_config[no_window]',
+  ),
+  Mutant(
     'whole_numbers_beyond_int32',
     'kvjax/checkpoints/hf_config.py',
     'MAX_INT32 = (1 << 31) - 1',
