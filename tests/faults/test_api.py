@@ -28,11 +28,19 @@ def make_config(**changes: int) -> kvjax.ModelConfig:
 
 CONFIG = make_config()
 SEES_ALL = kvjax.Grouped(4, 2, 8, visibility=kvjax.Visibility(causal=False))
-ENCODER = dataclasses.replace(
-  CONFIG,
-  layers=[dataclasses.replace(CONFIG.layers[0], cross=SEES_ALL)],
-  encoder=kvjax.Encoder((kvjax.Layer(SEES_ALL, kvjax.MLP(11)),)),
-)
+
+
+def with_encoder(cross: kvjax.Grouped | None) -> kvjax.ModelConfig:
+  return dataclasses.replace(
+    CONFIG,
+    layers=[dataclasses.replace(CONFIG.layers[0], cross=cross)],
+    encoder=kvjax.Encoder((kvjax.Layer(SEES_ALL, kvjax.MLP(11)),)),
+  )
+
+
+ENCODER = with_encoder(SEES_ALL)
+WIDER_CROSS = with_encoder(dataclasses.replace(SEES_ALL, key_width=16))
+MORE_CROSS_HEADS = with_encoder(dataclasses.replace(SEES_ALL, num_kv_heads=4))
 PARAMS = kvjax.init_params(CONFIG, jax.random.key(0))
 ONE = jnp.asarray([[1, 2, 3]], jnp.int32)
 TWO = jnp.asarray([[1, 2, 3], [4, 5, 6]], jnp.int32)
@@ -205,6 +213,31 @@ MODELS = {
   'cache_of_latents': (
     lambda: feed(ONE, kvjax.init_cache(latent_config(), 1, 8)),
     r"Layer 0 of the cache stores \['latent', 'rotary'\]; the config stores",
+  ),
+  'source_of_another_width': (
+    lambda: translate(cache_with_source(WIDER_CROSS)),
+    'Cross-attention 0 of the cache has another number of heads, or another '
+    "width, than the config: 2 heads of width 8 for 'key'. Allocate",
+  ),
+  'source_of_other_heads': (
+    lambda: translate(cache_with_source(MORE_CROSS_HEADS), encoded=source(1)),
+    "Cross-attention 0 of the cache .*: 2 heads of width 8 for 'key'",
+  ),
+  'source_that_no_layer_reads': (
+    lambda: translate(cache_with_source(with_encoder(None))),
+    r"Cross-attention 0 of the cache stores nothing; .* \['key', 'value'\]",
+  ),
+  'source_of_a_step': (
+    lambda: step(ID, cache_with_source(WIDER_CROSS), ENCODER, CROSS_PARAMS),
+    'Cross-attention 0 of the cache has another number of heads',
+  ),
+  'source_encoded_by_another_width': (
+    lambda: translate(encoded=source(1, width=12)),
+    r'encoded.hidden has shape \[1, 2, 12\]; .*floating numbers \[1, 2, 24\]',
+  ),
+  'params_of_another_source': (
+    lambda: translate(params=params_of(WIDER_CROSS), encoded=source(1)),
+    r'layers.0.cross.key \[32, 24\]; the config makes it \[16, 24\]',
   ),
   'params_of_four_heads': (
     lambda: feed(ONE, params=params_of(MORE_HEADS)),
@@ -385,8 +418,29 @@ def params_of(config: kvjax.ModelConfig) -> dict[str, object]:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def source(rows: int) -> Encoded:
-  return Encoded(jnp.zeros((rows, 2, 24)), jnp.zeros((rows, 2), jnp.int32))
+CROSS_PARAMS = params_of(ENCODER)
+
+
+def translate(cache=None, params=CROSS_PARAMS, **options):
+  cache = kvjax.init_cache(ENCODER, 1, 8) if cache is None else cache
+  return kvjax.extend(ENCODER, params, cache, ONE, **options)
+
+
+def cache_with_source(config: kvjax.ModelConfig) -> kvjax.Cache:
+  empty = kvjax.init_cache(config, 1, 8)
+  params = params_of(config)
+  return kvjax.prefill(config, params, empty, ONE, encoded=source(1))[1]
+
+
+def source(rows: int, width: int = 24) -> Encoded:
+  positions = jnp.zeros((rows, 2), jnp.int32)
+  return Encoded(jnp.zeros((rows, 2, width)), positions)
+
+
+def test_a_source_of_another_length_takes_its_place():
+  longer = kvjax.init_cache(ENCODER, 1, 8, source_length=3)
+  _, cache = translate(longer, encoded=source(1))
+  assert cache.source.tolist() == [[0, 0]]
 
 
 def config_of(**attention: object) -> kvjax.ModelConfig:

@@ -292,9 +292,16 @@ ALGEBRA: tuple[Mutant, ...] = (
     'tests/faults/test_api.py::test_refused',
   ),
   Mutant(
+    'widths_of_the_source_are_free',
+    'kvjax/decoding/checks.py',
+    '_check_widths(place, streams, cross[index], leaves)',
+    'pass',
+    'tests/faults/test_api.py::test_refused[source_of_another_width]',
+  ),
+  Mutant(
     'a_cache_of_any_heads',
     'kvjax/decoding/checks.py',
-    'if not _fits(spec[name], cache.stores[index][name]):',
+    'if not _fits(spec[name], leaves[name]):',
     'if False:',
     'tests/faults/test_api.py::test_refused',
   ),
