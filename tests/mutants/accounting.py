@@ -323,7 +323,7 @@ EXPERIMENTS: tuple[Mutant, ...] = (
   Mutant(
     'a_terminal_obeys_names',
     'experiments/reporting/blocks.py',
-    "re.sub(r'[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]', '', text)",
+    "re.sub(f'[{CONTROLS}{BIDIRECTIONAL}]', '', text)",
     'text',
     'tests/faults/test_experiments.py::test_name_in_a_report',
   ),
@@ -388,6 +388,13 @@ EXPERIMENTS: tuple[Mutant, ...] = (
     'experiments/sweep/grid.py',
     "return f'{plain}-{digest[:8]}'",
     'return plain',
+    'tests/faults/test_experiments.py::test_points_have_folders_of_their_own',
+  ),
+  Mutant(
+    'folders_that_differ_in_a_capital',
+    'experiments/sweep/grid.py',
+    'if plain == name.lower():',
+    'if plain == name:',
     'tests/faults/test_experiments.py::test_points_have_folders_of_their_own',
   ),
   Mutant(
