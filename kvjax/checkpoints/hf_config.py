@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kvjax.arguments import LARGEST, is_number, is_whole
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -39,10 +40,8 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 # from one of these numbers alone takes long to make.
 MAX_LAYERS = 1024  # the deepest published transformer has 1,000 (DeepNet)
 MAX_SIZE = 1 << 24  # the largest published size is a vocabulary of a million
-MAX_INT32 = (1 << 31) - 1  # positions are int32
-# Normal numbers of float32, in which models compute.
+# The smallest normal number of float32, in which models compute.
 SMALLEST = float(np.finfo(np.float32).tiny)
-LARGEST = float(np.finfo(np.float32).max)
 
 # Keys of all families by the kind of their values.
 LAYERS = """
@@ -93,69 +92,54 @@ OBJECT = 'quantization_config rope_parameters rope_scaling text_config'
 Rule = Callable[[Any], bool]
 
 
-def _between(low: float, high: float, *types: type) -> Rule:
-  # bool is a subclass of int in Python; NaN is in no range.
-  return lambda x: (
-    isinstance(x, types) and not isinstance(x, bool) and low <= x <= high
+def _whole(low: int, high: int) -> tuple[str, Rule]:
+  return (
+    f'a whole number from {low} to {high}',
+    lambda x: is_whole(x, low, high),
   )
 
 
-def _instance(*types: type) -> Rule:
-  return lambda x: isinstance(x, types)
+def _instance(words: str, kind: type) -> tuple[str, Rule]:
+  return words, lambda x: isinstance(x, kind)
 
 
-def _each(rule: Rule) -> Rule:
-  return lambda x: isinstance(x, list | tuple) and all(map(rule, x))
+def _each(words: str, rule: Rule) -> tuple[str, Rule]:
+  return (
+    f'a list, each {words}',
+    lambda x: isinstance(x, list | tuple) and all(map(rule, x)),
+  )
 
 
-_POSITIVE = _between(SMALLEST, LARGEST, int, float)
-_WHOLE = _between(0, MAX_INT32, int)
+_NUMBER = 'a number, 0 or above and finite', lambda x: is_number(x, 0)
+_POSITIVE = (
+  'a number above 0, finite in float32',
+  lambda x: is_number(x, SMALLEST),
+)
+_TEXT = _instance('a text', str)
 
 # Of each key, the words for its kind and the rule of that kind.
 KEY_KINDS: dict[str, tuple[str, Rule]] = {
-  key: (words, rule)
-  for keys, words, rule in (
-    (
-      LAYERS,
-      f'a whole number from 1 to {MAX_LAYERS}',
-      _between(1, MAX_LAYERS, int),
-    ),
-    (SIZE, f'a whole number from 1 to {MAX_SIZE}', _between(1, MAX_SIZE, int)),
-    (WHOLE, f'a whole number from 0 to {MAX_INT32}', _WHOLE),
-    (
-      'sliding_window',
-      f'a whole number from 1 to {MAX_INT32}, or null for no window',
-      _between(1, MAX_INT32, int),
-    ),
-    (
-      NUMBER,
-      'a number, 0 or above and finite',
-      _between(0, LARGEST, int, float),
-    ),
-    (POSITIVE, 'a number above 0, finite in float32', _POSITIVE),
-    (SWITCH, 'true or false', _instance(bool)),
-    (TEXT, 'a text', _instance(str)),
-    (OBJECT, 'an object', _instance(Mapping)),
-    ('layer_types mlp_layer_types', 'a list of texts', _each(_instance(str))),
-    (
-      'long_factor short_factor',
-      'a list of numbers above 0, finite in float32',
-      _each(_POSITIVE),
-    ),
+  key: kind
+  for keys, kind in (
+    (LAYERS, _whole(1, MAX_LAYERS)),
+    (SIZE, _whole(1, MAX_SIZE)),
+    (WHOLE, _whole(0, LARGEST)),
+    ('sliding_window', _whole(1, LARGEST)),
+    (NUMBER, _NUMBER),
+    (POSITIVE, _POSITIVE),
+    (SWITCH, _instance('true or false', bool)),
+    (TEXT, _TEXT),
+    (OBJECT, _instance('an object', Mapping)),
+    ('layer_types mlp_layer_types', _each(*_TEXT)),
+    ('long_factor short_factor', _each(*_POSITIVE)),
     (
       'dense_layers mlp_only_layers no_rope_layers',
-      f'a list of whole numbers from 0 to {MAX_INT32}',
-      _each(_WHOLE),
+      _each(*_whole(0, LARGEST)),
     ),
-    (
-      'weight_block_size',
-      f'a list of whole numbers from 1 to {MAX_SIZE}',
-      _each(_between(1, MAX_SIZE, int)),
-    ),
+    ('weight_block_size', _each(*_whole(1, MAX_SIZE))),
     (
       'keys_and_values_of',
-      'a list of layers and nulls',
-      _each(lambda x: x is None or _WHOLE(x)),
+      _each('a layer or null', lambda x: x is None or is_whole(x, 0)),
     ),
   )
   for key in keys.split()

@@ -15,6 +15,7 @@ from kvjax.checkpoints.catalogue import nearest_names, published_values
 from kvjax.checkpoints.dequantize import check_method, dequantize_tensors
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.files import is_present
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
@@ -142,7 +143,7 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
   file = path / CONFIG if path.is_dir() else path
-  if not file.is_file():
+  if not is_present(file):
     raise FileNotFoundError(
       f'{path} is neither a directory with {CONFIG} nor such a file.'
     )

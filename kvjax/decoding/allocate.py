@@ -224,7 +224,7 @@ def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
 def check_sizes(**sizes: int) -> None:
   """Raises ValueError for a size that is no positive integer."""
   for name, size in sizes.items():
-    if not is_whole(size) or size < 1:
+    if not is_whole(size, 1):
       raise ValueError(
         f'{name}={size!r} must be a positive integer of at most {LARGEST}.'
       )

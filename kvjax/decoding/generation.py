@@ -276,7 +276,7 @@ def _check_stop_tokens(config: ModelConfig, tokens: Any) -> tuple[int, ...]:
   """Returns ids as a tuple; ValueError for what is no id of the vocabulary."""
   ids = tuple(tokens) if isinstance(tokens, Iterable) else None
   if ids is None or not all(
-    is_whole(token) and 0 <= token < config.vocab_size for token in ids
+    is_whole(token, 0, config.vocab_size - 1) for token in ids
   ):
     raise ValueError(
       f'stop_tokens={tokens!r} must be a sequence of ids from 0 to '

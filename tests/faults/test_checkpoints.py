@@ -124,13 +124,13 @@ NO_FILES = {
 @pytest.mark.parametrize('name', NO_FILES)
 def test_no_regular_file(tmp_path, name):
   NO_FILES[name](tmp_path / SINGLE)
-  with pytest.raises(FileNotFoundError, match=f'{SINGLE} is no regular file'):
+  with pytest.raises(ValueError, match=f'{SINGLE} is there and no reg'):
     open_tensors(tmp_path)
 
 
 def test_an_index_or_a_shard_that_is_a_pipe(tmp_path):
   os.mkfifo(tmp_path / INDEX)
-  with pytest.raises(FileNotFoundError, match=f'{INDEX} is no regular file'):
+  with pytest.raises(ValueError, match=f'{INDEX} is there and no reg'):
     open_tensors(tmp_path)
   (tmp_path / INDEX).unlink()
   os.mkfifo(tmp_path / 'one.safetensors')
@@ -249,8 +249,8 @@ NUMBERS = {
   'experts': ('mixtral', {'num_local_experts': 10**12}, '0 to 2147483647'),
   'vocabulary': ('llama', {'vocab_size': 2**31}, '1 to 16777216'),
   'window_of_2_40': ('mistral', {'sliding_window': 2**40}, '1 to 2147483647'),
-  'no_window': ('mistral', {'sliding_window': 0}, '1 to .* or null for no'),
-  'no_window_phi3': ('phi3', {'sliding_window': 0}, '1 to .* or null for no'),
+  'no_window': ('mistral', {'sliding_window': 0}, '1 to 2147483647'),
+  'no_window_phi3': ('phi3', {'sliding_window': 0}, '1 to 2147483647'),
   'dense_layers': (
     'deepseek_v3',
     {'first_k_dense_replace': 2**31},
@@ -364,7 +364,7 @@ CONFIGS = {
   'longrope_texts': (
     'llama',
     rope('longrope', **LONGROPE | {'short_factor': ['a', 'b', 'c']}),
-    r"short_factor=\['a', 'b', 'c'\] of config.json must be a list of numbers",
+    r"short_factor=\['a', 'b', 'c'\] of config.json must be a list, each",
   ),
   'longrope_zeros': (
     'llama',
