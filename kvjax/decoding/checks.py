@@ -147,7 +147,7 @@ def check_shapes(
     if store is not None:
       spec = store_spec(layer.attention, store, cache.batch_size)
       _check_widths(place, streams, spec, leaves)
-    if cache.cross is not None:
+    if cross is not None and cache.cross is not None:
       place = f'Cross-attention {index} of the cache'
       streams, leaves = cross_streams(layer.cross), cache.cross[index]
       _check_names(place, streams, leaves)

@@ -147,9 +147,8 @@ def _check_id(file: pathlib.Path, key: str, token: Any) -> int:
   """Returns an id that a file names; ValueError unless the model knows it."""
   config = file.with_name(CONFIG)
   values = read_values(config) if is_present(config) else {}
-  size = values.get('vocab_size')
-  if not is_whole(size, 1):
-    size = LARGEST + 1
+  known: Any = values.get('vocab_size')
+  size = known if is_whole(known, 1) else LARGEST + 1
   if not is_whole(token, 0, size - 1):
     raise ValueError(
       f'{file}: {key} has {token!r}; an id is an integer from 0 to {size - 1}.'
