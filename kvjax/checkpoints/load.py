@@ -16,6 +16,7 @@ from kvjax.checkpoints.catalogue import nearest_names, published_values
 from kvjax.checkpoints.dequantize import check_method, dequantize_tensors
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.files import is_present
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
@@ -150,7 +151,7 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
 
 def _config_file(path: pathlib.Path) -> pathlib.Path:
   file = path / CONFIG if path.is_dir() else path
-  if not file.is_file():
+  if not is_present(file):
     raise FileNotFoundError(
       f'{path} is neither a directory with {CONFIG} nor such a file.'
     )
@@ -167,14 +168,12 @@ def _naming(file: pathlib.Path) -> Iterator[None]:
 
 
 def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
-  # The kinds of values are known for the keys of these families alone.
   name = values.get('model_type')
   if not isinstance(name, str) or name not in FAMILIES:
     known = ', '.join(sorted(FAMILIES))
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
-  settings = Settings(values)
   check_method(values)
-  return FAMILIES[name], settings
+  return FAMILIES[name], Settings(values)
 
 
 def _nest(flat: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kvjax.attention.rotary import Rotary, rotary_table
 from kvjax.attention.variant import Table
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.checks import check_made_for, refuse_unknown
+from kvjax.decoding.checks import check_shapes, drop_rows_of_unknown_ids
 from kvjax.decoding.layer import (
   LayerEntry,
   LayerResult,
@@ -56,14 +56,23 @@ def advance(
     or have no source to read; the new cache; and the attention weights of
     `attention_layers`.
   """
-  check_made_for(config, params, cache)
-  cache, is_token = refuse_unknown(config, cache, tokens, is_token)
+  check_shapes(config, params, cache)
+  cache, is_token = drop_rows_of_unknown_ids(config, cache, tokens, is_token)
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
     _refuse_weights_by_chunks(attention_layers, tokens.shape[1], chunk)
     return _advance_by_chunks(
       config, params, cache, tokens, is_token, options, chunk
     )
+  return _advance_at_once(
+    config, params, cache, tokens, is_token, options, attention_layers
+  )
+
+
+def _advance_at_once(
+  config, params, cache, tokens, is_token, options, attention_layers=()
+):
+  """Feeds a call, or a piece of one, whose tokens a cache takes at once."""
   cache, placement = place_tokens(cache, is_token, options)
   x = embed(config, params, tokens, placement.state.positions)
   x, cache, weights = _run_layers(
@@ -96,7 +105,7 @@ def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
 
   def feed(cache, piece):
     piece_tokens, piece_is_token = piece
-    x, cache, _ = advance(
+    x, cache, _ = _advance_at_once(
       config, params, cache, piece_tokens, piece_is_token, options
     )
     return cache, x

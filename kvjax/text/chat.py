@@ -17,9 +17,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvjax.checkpoints.files import is_present, read_text
 from kvjax.checkpoints.load import read_values
 from kvjax.text import rendering
-from kvjax.text.files import is_present, read_text
 
 FILE = 'chat_template.jinja'
 CONFIG = 'tokenizer_config.json'
