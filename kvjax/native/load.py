@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import warnings
 
 import jax
 
@@ -9,6 +10,10 @@ from kvjax.context import PLAIN_JAX, target
 from kvjax.native import build
 
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
+
+
+class KernelNotBuiltWarning(UserWarning):
+  """The compiled library is absent, so a CPU attends by plain JAX."""
 
 
 @functools.cache
@@ -36,3 +41,15 @@ def unwanted() -> str:
   if jax.device_count() > 1:
     return 'on several devices a jit would gather what it cannot split'
   return missing()
+
+
+@functools.cache
+def warn_if_missing() -> None:
+  """Warns, once a process, where this CPU goes without the library."""
+  if reason := missing():
+    warnings.warn(
+      f'Attention on this CPU is several times slower than it could be: '
+      f'{reason}',
+      KernelNotBuiltWarning,
+      stacklevel=2,
+    )

@@ -357,6 +357,20 @@ CALLS: tuple[Mutant, ...] = (
 
 LIBRARY: tuple[Mutant, ...] = (
   Mutant(
+    'library_of_other_headers',
+    'kvjax/native/build.py',
+    'sorted(headers.glob(INTERFACE)) if headers else []',
+    '[]',
+    'tests/native/test_build.py',
+  ),
+  Mutant(
+    'slow_attention_is_silent',
+    'kvjax/kernels/registry.py',
+    "if target() == 'cpu':",
+    'if False:',
+    'tests/kernels/test_registry.py',
+  ),
+  Mutant(
     'library_of_any_user',
     'kvjax/native/build.py',
     'if facts.st_uid not in trusted:',
