@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -76,6 +77,26 @@ def test_the_others_refuse(module, flags, words, commands):
   ended = commands(module, *flags)
   assert ended.code == 2
   assert len(ended.err.strip().splitlines()) == 1 and words in ended.err
+
+
+MODULES = sorted(
+  path.parent.name for path in ROOT.glob('experiments/*/__main__.py')
+)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_every_flag_is_in_the_help(module, commands):
+  """The flags that the source defines, counted in the text of the module."""
+  source = (ROOT / 'experiments' / module / '__main__.py').read_text()
+  called = r'(?:DEFINE_\w+|_text|_int|_real|_bool)\(\s*\'(\w+)\''
+  flags = set(re.findall(called, source))
+  if 'define_config()' in source:
+    flags.add('config')
+  ended = commands(module, '--help')
+  listed = set(
+    re.findall(r'^  --(?:\[no\])?(\w+)[:,]', ended.out, re.MULTILINE)
+  )
+  assert flags and flags <= listed, flags - listed
 
 
 def test_a_line_says_what_to_install(monkeypatch):

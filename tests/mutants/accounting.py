@@ -49,6 +49,13 @@ LIVENESS: tuple[Mutant, ...] = (
 
 MEMORY: tuple[Mutant, ...] = (
   Mutant(
+    'variants_from_outside_have_values_of_no_width',
+    'kvjax/memory/temporaries/attention_call.py',
+    'next(filter(None, stated), widest)',
+    'next(filter(None, stated), 1)',
+    'tests/test_extend.py',
+  ),
+  Mutant(
     'codes_counted_as_floats',
     'kvjax/memory/parts/cache_bytes.py',
     'return count * np.dtype(leaf.dtype).itemsize',
