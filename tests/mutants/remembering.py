@@ -159,8 +159,8 @@ BOUNDED: tuple[Mutant, ...] = (
   Mutant(
     'recent_off_by_one',
     'kvjax/caches/scores.py',
-    'age < self.recent',
-    'age <= self.recent',
+    'age < (self.recent or 0)',
+    'age <= (self.recent or 0)',
     'tests/caches/test_kinds.py',
   ),
 )
