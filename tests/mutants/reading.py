@@ -357,6 +357,20 @@ CALLS: tuple[Mutant, ...] = (
 
 LIBRARY: tuple[Mutant, ...] = (
   Mutant(
+    'the_harness_names_the_last_wrong_position',
+    'kvjax/testing/differences.py',
+    'key=lambda i: places[i][::-1]',
+    'key=lambda i: -places[i][1]',
+    'tests/testing/test_harness.py',
+  ),
+  Mutant(
+    'an_unpoisoned_cache_is_silent',
+    'kvjax/testing/harness.py',
+    'if can_poison(cache):',
+    'if True:',
+    'tests/testing/test_harness.py',
+  ),
+  Mutant(
     'library_of_other_headers',
     'kvjax/native/build.py',
     'sorted(headers.glob(INTERFACE)) if headers else []',
