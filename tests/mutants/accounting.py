@@ -321,6 +321,20 @@ CHECKPOINTS: tuple[Mutant, ...] = (
 
 EXPERIMENTS: tuple[Mutant, ...] = (
   Mutant(
+    'cells_of_a_notebook_are_markup',
+    'kvjax/display.py',
+    '{html.escape(cell)}',
+    '{cell}',
+    'tests/test_display.py',
+  ),
+  Mutant(
+    'a_prompt_shows_every_layer',
+    'kvjax/display.py',
+    'return self.display().text(SHORT)',
+    'return self.display().text()',
+    'tests/test_display.py',
+  ),
+  Mutant(
     'a_terminal_obeys_names',
     'experiments/reporting/blocks.py',
     "re.sub(r'[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]', '', text)",
