@@ -53,7 +53,7 @@ MEMORY: tuple[Mutant, ...] = (
     'kvjax/memory/temporaries/attention_call.py',
     'next(filter(None, stated), widest)',
     'next(filter(None, stated), 1)',
-    'tests/test_extend.py',
+    'tests/test_extend.py::test_a_variant_of_the_page_is_planned_and_fitted',
   ),
   Mutant(
     'codes_counted_as_floats',
@@ -321,6 +321,13 @@ CHECKPOINTS: tuple[Mutant, ...] = (
 
 EXPERIMENTS: tuple[Mutant, ...] = (
   Mutant(
+    'a_bar_in_a_file',
+    'kvjax/progress_bar.py',
+    "if 'ipykernel' not in sys.modules:",
+    'if False:',
+    'tests/test_progress_bar.py',
+  ),
+  Mutant(
     'cells_of_a_notebook_are_markup',
     'kvjax/display.py',
     '{html.escape(cell)}',
@@ -350,16 +357,16 @@ EXPERIMENTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'labels_are_markup',
-    'experiments/reporting/writer.py',
-    'escape(without_controls(label))',
+    'kvjax/progress_bar.py',
+    'escape(label)',
     'label',
     'tests/faults/test_experiments.py::test_name_in_a_progress_bar',
   ),
   Mutant(
     'a_terminal_obeys_a_model',
     'experiments/generate/streaming.py',
-    'self._file.write(without_controls(text))',
-    'self._file.write(text)',
+    'file.write(without_controls(text))',
+    'file.write(text)',
     'tests/faults/test_experiments.py::test_a_text_of_a_model_commands_no_terminal',
   ),
   Mutant(
