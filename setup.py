@@ -53,6 +53,10 @@ setup(
   license_files=['LICENSE'],
   cmdclass={'build_py': BuildWithKernels},
   distclass=Native,
+  # An editable installation is then one line of a .pth file. Through the import
+  # hook that setuptools prefers, Python would take the folder of a clone, seen
+  # from the folder above, for the package.
+  options={'editable_wheel': {'mode': 'compat'}},
   packages=find_packages(include=['kvjax', 'kvjax.*']),
   package_data={'kvjax': ['py.typed', '**/*.json', '**/*.cc', '**/*.h']},
   python_requires='>=3.11',

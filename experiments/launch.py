@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import app, flags
+from jax import monitoring
 from ml_collections import config_dict, config_flags
 
 from experiments.reporting.blocks import without_controls
+from kvjax.progress_bar import can_show
 
 # So that `--help` of an experiment shows `--config` next to its other flags.
 flags.disclaim_key_flags()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+COMPILED = '/jax/core/compile/backend_compile_duration'
 _BAD = (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error)
 
 
@@ -69,6 +72,7 @@ def run(
       return rest
 
   def guarded(argv: list[str]) -> None:
+    monitoring.register_event_duration_secs_listener(_announce)
     try:
       # What is read has been read: this is a file that cannot be written.
       with door((OSError,)):
@@ -99,6 +103,13 @@ def door(errors: tuple[type[Exception], ...] = _BAD) -> Iterator[None]:
 def command() -> list[str]:
   """Returns the command line as another machine can run it."""
   return ['python', '-m', f'experiments.{_program()}', *sys.argv[1:]]
+
+
+def _announce(event: str, seconds: float, **more: Any) -> None:
+  """Prints a line for a compilation that somebody may have waited for."""
+  if event == COMPILED and seconds > 1 and can_show():
+    name = more.get('fun_name', 'a program')
+    print(f'compiled {name} in {seconds:.1f} s', file=sys.stderr)
 
 
 def _program() -> str:

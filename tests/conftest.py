@@ -28,6 +28,9 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('filterwarnings', 'error')
+  # Without a compiler the suite runs on plain JAX.
+  slow = 'ignore:Attention on this CPU is several times slower'
+  config.addinivalue_line('filterwarnings', slow)
 
 
 @pytest.fixture(autouse=True)

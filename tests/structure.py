@@ -37,6 +37,7 @@ FLOORS = (
   ('streams',),
   ('native',),
   ('liveness', 'renamed', 'context', 'strict_json', 'arguments'),
+  ('display', 'progress_bar'),
 )
 # Attention reads views, and never learns where a cache put the tokens.
 FREE_OF_CACHES = ('attention', 'kernels', 'layers', 'models', 'streams')

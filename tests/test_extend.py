@@ -71,10 +71,39 @@ def test_a_tied_vector_is_half_of_multi_query_attention():
   def stream_bytes(attention):
     config = kvjax.ModelConfig(17, 12, (kvjax.Layer(attention, kvjax.MLP(11)),))
     stores = kvjax.init_cache(config, 2, 16).stores
-    return sum(x.nbytes for x in jax.tree.leaves(stores))
+    return tree_bytes(stores)
 
   tied = names['Tied'](num_heads=5, width=7)
   assert 2 * stream_bytes(tied) == stream_bytes(kvjax.Grouped(5, 1, 7))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'capacity'),
+  [(None, 8), (None, 300), (kvjax.Ring(window=5), 9), (kvjax.Paged(), 300)],
+)
+def test_a_variant_of_the_page_is_planned_and_fitted(kind, capacity):
+  attention = page()['tied']
+  layers = [kvjax.Layer(attention, kvjax.MLP(11))] * 2
+  config = kvjax.ModelConfig(vocab_size=17, width=12, layers=layers)
+  params = kvjax.init_params(config, jax.random.key(0))
+  assert attention.num_params(12) == (2 * 5 * 7 + 7) * 12
+  asked = {'batch_size': 3, 'capacity': capacity, 'kinds': kind}
+  plan = kvjax.memory.plan(config, **asked)
+  assert plan.params_bytes == tree_bytes(params)
+  cache = kvjax.init_cache(config, 3, capacity, kinds=kind)
+  assert plan.cache_bytes == tree_bytes(cache)
+  step = kvjax.memory.compile_call(config, **asked)
+  measured = kvjax.memory.measure(step)
+  assert measured.temporaries <= plan.temporaries_bytes
+  del asked['batch_size']
+  fit = kvjax.memory.fit(config, plan.peak_bytes, **asked)
+  assert fit.batch_size == 3
+  cut = kvjax.memory.plan(config, batch_size=3, mesh={'heads': 5}, **asked)
+  assert cut.devices == 5 and cut.params_bytes < plan.params_bytes
+
+
+def tree_bytes(tree):
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize('fade', [0.0, 0.7])

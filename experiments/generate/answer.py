@@ -1,5 +1,6 @@
 """Writes answers to prompts, streamed, through an empty or a saved cache."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import kvjax
 from experiments.generate.speed import Stopwatch
 from experiments.generate.streaming import Streaming, interrupts
+from experiments.reporting.writer import progress
 from kvjax.decoding.allocate import check_sizes
 from kvjax.kernels import KERNELS
 from kvjax.text.prompts import Batch
@@ -127,23 +129,29 @@ def write(
     if save:
       kvjax.save_cache(save, cache, *model)
 
-    def stream(new: np.ndarray) -> bool:
-      watch.feed(new)
-      text.feed(new)
-      return pressed()
+    # One row is seen token by token; of several, nothing until one ends.
+    several = len(prompts.lengths) > 1
+    bar = progress('generate', request.tokens) if several else None
+    with bar or contextlib.nullcontext(lambda done: None) as advance:
 
-    _, cache = kvjax.generate(
-      *model,
-      cache,
-      logits,
-      request.tokens,
-      stop_tokens=request.stop_tokens,
-      block=request.block,
-      seed=request.seed,
-      kernel=kernel,
-      stream=stream,
-      **request.sampling,
-    )
-    jax.block_until_ready(cache.length)
+      def stream(new: np.ndarray) -> bool:
+        watch.feed(new)
+        text.feed(new)
+        advance(max(map(len, text.tokens)))
+        return pressed()
+
+      _, cache = kvjax.generate(
+        *model,
+        cache,
+        logits,
+        request.tokens,
+        stop_tokens=request.stop_tokens,
+        block=request.block,
+        seed=request.seed,
+        kernel=kernel,
+        stream=stream,
+        **request.sampling,
+      )
+      jax.block_until_ready(cache.length)
     text.close(interrupted=pressed())
   return cache, watch

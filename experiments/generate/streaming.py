@@ -31,7 +31,7 @@ class Streaming:
     self.interrupted = False
     self._decoders = decoders
     self._stops = frozenset(stop_tokens)
-    self._file = sys.stdout if file is None else file
+    self._given_file = file
 
   def feed(self, new: np.ndarray) -> None:
     """Takes int32 `[B, n]`; -1 is no token."""
@@ -78,8 +78,10 @@ class Streaming:
       self._write(text)
 
   def _write(self, text: str) -> None:
-    self._file.write(without_controls(text))
-    self._file.flush()
+    # A progress bar stands in for stdout while it is shown.
+    file = self._given_file or sys.stdout
+    file.write(without_controls(text))
+    file.flush()
 
   def _show(self, row: int) -> None:
     self._write(f'[{row + 1}] {self.texts[row]}\n')

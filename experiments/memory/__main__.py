@@ -26,7 +26,9 @@ _FLAGS = {
   'source': flags.DEFINE_integer('source', None, 'Positions of a source.'),
   'device': flags.DEFINE_string('device', None, 'H200, L4, TPU v5e, ...'),
   'devices': flags.DEFINE_integer('devices', None, 'That share the heads.'),
-  'cache': flags.DEFINE_string('cache', None, 'int8, ring:window=64, ...'),
+  'cache': flags.DEFINE_string(
+    'cache', None, 'int8, ring:window=64, module:Name(...), ...'
+  ),
   'compare': flags.DEFINE_list('compare', None, 'Of mha, gqa, mqa, mla.'),
   'measure': flags.DEFINE_bool('measure', None, 'Compile the step here.'),
 }

@@ -7,6 +7,7 @@ import numpy as np
 from experiments.measuring.separation import lives
 from experiments.reporting import plots
 from experiments.reporting.blocks import Block, Heading, Picture, Table, Text
+from kvjax.display import UNITS, binary_size
 from kvjax.memory.compiled.measurement import Measured
 from kvjax.memory.compiled.reconciliation import PlannedBuffer
 from kvjax.memory.fitting import Fit
@@ -17,15 +18,6 @@ from kvjax.memory.temporaries.attention_call import QUERY
 
 TOKENS = 5  # of the lifetime chart
 WEIGHTS = {'attention', 'mlp', 'experts', 'layers', 'encoder'}
-UNITS = {'TiB': 2**40, 'GiB': 2**30, 'MiB': 2**20, 'KiB': 2**10}
-
-
-def size(count: float) -> str:
-  """Returns bytes for people: '131 MiB'."""
-  for name, unit in UNITS.items():
-    if abs(count) >= unit:
-      return f'{count / unit:.3g} {name}'
-  return f'{count:.0f} bytes'
 
 
 def plan_table(name: str, plan: MemoryPlan) -> tuple[Block, ...]:
@@ -58,21 +50,21 @@ def query_text(plan: MemoryPlan) -> Text:
     f'Q takes {query_bytes(plan):,} bytes in one layer of one step, at any '
     'context, and is dead before the next layer. A cache of every past query '
     f'would take {plan.query_cache_bytes:,} bytes '
-    f'({size(plan.query_cache_bytes)}; the cache itself: '
-    f'{size(plan.cache_bytes)}), and no later step would read one of them: '
-    'see `docs/why_no_q.md`.'
+    f'({binary_size(plan.query_cache_bytes)}; the cache itself: '
+    f'{binary_size(plan.cache_bytes)}), and no later step would read one of '
+    'them: see `docs/why_no_q.md`.'
   )
 
 
 def verdict(fit: Fit, device: str, time: StepTime) -> tuple[Block, ...]:
   """Returns whether the request fits, what would, and its step time."""
   if fit.fits:
-    free = size(fit.memory_bytes - fit.plan.peak_bytes)
+    free = binary_size(fit.memory_bytes - fit.plan.peak_bytes)
     text = f'It fits: {free} of {device} stay free.'
   else:
     text = (
       f'It does not fit {device}: {fit.short_bytes:,} bytes '
-      f'({size(fit.short_bytes)}) too many.'
+      f'({binary_size(fit.short_bytes)}) too many.'
     )
   step = (
     'A step reads every active weight and the whole cache once: no less than '
@@ -96,7 +88,7 @@ def breakdown(plans: Mapping[str, MemoryPlan], device: Device) -> Picture:
     sizes = np.array([row[part] for row in parts]) / UNITS['GiB']
     axes.barh(list(plans), sizes, left=ends, color=colour, label=part)
     ends += sizes
-  totals = [size(sum(row.values())) for row in parts]
+  totals = [binary_size(sum(row.values())) for row in parts]
   axes.bar_label(axes.containers[-1], totals, padding=4, color=plots.INK)
   end = device.memory / UNITS['GiB']
   axes.axvline(end, color=plots.INK, linestyle='--', label=device.name)
@@ -135,16 +127,16 @@ def growth(
   """
   contexts = next(iter(caches.values()))
   query = query_bytes(plan)
-  sliver = f'Q of a step: {size(query)}'
+  sliver = f'Q of a step: {binary_size(query)}'
   free = device.memory - plan.params_bytes
-  limit = f'{device.name}: {size(free)}'
+  limit = f'{device.name}: {binary_size(free)}'
   png = plots.lines(
     'The cache grows with the context; Q does not',
     {**caches, sliver: dict.fromkeys(contexts, query)},
     'context (tokens)',
     'bytes (all rows)',
     limit=(limit, free) if free > 0 else None,
-    format=lambda count, _: size(count),
+    format=lambda count, _: binary_size(count),
   )
   return Picture(
     'growth',

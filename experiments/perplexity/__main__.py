@@ -31,7 +31,10 @@ _int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _CHECKPOINT = _text('checkpoint', '', 'Directory of a model.')
 _TEXT = _text('text', '', 'File of text that the model has not learned.')
 _CACHES = flags.DEFINE_multi_string(
-  'cache', [DEFAULT, 'int8'], 'Repeat it for more.', flag_values=FLAGS
+  'cache',
+  [DEFAULT, 'int8'],
+  'kind:field=value,...+codec, or module:Name(...). Repeat it for more.',
+  flag_values=FLAGS,
 )
 _ROWS = _int('rows', 4, 'Windows, spread over the text.')
 _LENGTH = _int('length', 512, 'Tokens of a window.')

@@ -15,6 +15,7 @@ from experiments.reporting.blocks import (
   page,
   without_controls,
 )
+from kvjax.progress_bar import show_progress
 
 T = TypeVar('T')
 
@@ -113,17 +114,12 @@ def start(
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(
+  label: str, total: int | None
+) -> Iterator[Callable[[float], None]]:
   """Shows a bar on stderr; yields a function of the work done so far."""
-  from rich.console import Console
-  from rich.markup import escape
-  from rich.progress import Progress
-
-  quiet = not sys.stderr.isatty()
-  console = Console(stderr=True)
-  with Progress(console=console, disable=quiet, transient=True) as bar:
-    task = bar.add_task(escape(without_controls(label)), total=total)
-    yield lambda done: bar.update(task, completed=done)
+  with show_progress(without_controls(label), total) as advance:
+    yield advance
 
 
 def follow(label: str, steps: Iterable[T], total: int) -> Iterator[T]:

@@ -13,7 +13,7 @@ from absl import flags
 import kvjax
 from experiments import launch
 from experiments.reporting.blocks import Table
-from experiments.reporting.writer import start
+from experiments.reporting.writer import progress, start
 from experiments.why_no_q_cache import derived, examples, query_leaf
 from experiments.why_no_q_cache.crossing import crossing
 from kvjax import liveness
@@ -84,7 +84,8 @@ def main(argv: list[str]) -> None:
     fastest_on = device(config.device)
     layers = (kvjax.Layer(_ATTENTION, kvjax.MLP(24)),) * config.decode.layers
     model = kvjax.ModelConfig(vocab_size=17, width=16, layers=layers)
-    report = liveness.analyze(program, x, config.axis)
+    with progress('analyse', None):
+      report = liveness.analyze(program, x, config.axis)
   run = {'config': config.to_dict(), 'command': launch.command()}
   writer = start(_WORKDIR.value, 'why_no_q_cache', _TITLE, run)
   reads = {'decoder': liveness.reach(program, x, config.axis)}

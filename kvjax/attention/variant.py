@@ -7,10 +7,12 @@ the same at different cost.
 """
 
 import abc
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from kvjax.renamed import VARIANT_METHODS, check_methods
 from kvjax.streams.scoring import Scoring
@@ -106,9 +108,11 @@ class Variant(abc.ABC):
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns random parameters for activations of `width` features."""
 
-  @abc.abstractmethod
   def num_params(self, width: int) -> int:
-    """Returns the number of elements that `init` makes."""
+    """Returns the number of elements that `init` makes, from their shapes."""
+    key = jax.random.key(0)
+    made = jax.eval_shape(lambda: self.init(key, width, jnp.float32))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
 
   @abc.abstractmethod
   def project_streams(

@@ -1,6 +1,7 @@
 """A bounded cache: the tokens that a score function would rather keep."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,11 @@ class Bounded(Kind):
   def __post_init__(self):
     # A budget counts a query and at least one token to remember.
     check_fields(self, at_least={'budget': 2, 'slack': 0, 'slots': 1})
-    recent = getattr(self.score, 'recent', 0)
+    recent: Any = getattr(self.score, 'recent', 0)
+    if recent is None:
+      recent = self.budget // 2
+      score: Any = dataclasses.replace(self.score, recent=recent)
+      object.__setattr__(self, 'score', score)
     if recent >= self.budget:
       raise ValueError(
         f'Bounded budget={self.budget} must exceed the recent={recent} '

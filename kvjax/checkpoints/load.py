@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import importlib.util
+import itertools
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,10 +22,11 @@ from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
 from kvjax.models.quantize import encode, is_projection
+from kvjax.progress_bar import show_progress
 from kvjax.strict_json import parse_object
 
 CONFIG = 'config.json'
-LARGE = 1 << 30  # bytes from which loading shows its progress
+LARGE = 1 << 28  # bytes from which loading shows its progress
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
@@ -191,22 +191,12 @@ def _nest(flat: dict[str, Any]) -> Any:
 
 
 def _with_progress(sources: list[ParamSource]) -> Iterator[ParamSource]:
-  """Yields sources; a large model shows a bar where stderr is a terminal."""
+  """Yields sources; a large model shows a bar."""
   sizes = [sum(tensor.size for tensor in source.tensors) for source in sources]
-  is_large = sum(sizes) >= LARGE and sys.stderr.isatty()
-  # rich is an extra: loading works without.
-  if not is_large or importlib.util.find_spec('rich') is None:
+  if sum(sizes) < LARGE:
     yield from sources
     return
-  from rich.console import Console
-  from rich.progress import DownloadColumn, Progress
-
-  with Progress(
-    *Progress.get_default_columns(),
-    DownloadColumn(),
-    console=Console(stderr=True),
-  ) as bar:
-    task = bar.add_task('Loading', total=sum(sizes))
-    for source, size in zip(sources, sizes, strict=True):
+  with show_progress('Loading', sum(sizes), in_bytes=True) as advance:
+    for source, done in zip(sources, itertools.accumulate(sizes), strict=True):
       yield source
-      bar.advance(task, size)
+      advance(done)

@@ -45,7 +45,15 @@ class Cache:
   def __repr__(self) -> str:
     if is_spent(self):
       return f'Cache of {self.batch_size} rows, donated to an earlier call'
-    return str(summarize(self.layout, self))
+    return repr(summarize(self.layout, self))
+
+  def __str__(self) -> str:
+    return repr(self) if is_spent(self) else str(summarize(self.layout, self))
+
+  def _repr_html_(self) -> str | None:
+    if is_spent(self):
+      return None
+    return summarize(self.layout, self).display().html()
 
 
 def check_alive(cache: Cache) -> None:

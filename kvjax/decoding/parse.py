@@ -1,13 +1,18 @@
 """Caches by name: how a command line says which kind and which codec.
 
   dense      int8      ring:window=64      sinks:sinks=4,window=60+int8
-  paged:page=16      bounded:budget=64,score=recency
+  paged:page=16      bounded:budget=64,score=heavy_hitters(recent=32)
+  my_kinds:Strided(stride=3)+my_codecs:Log()
 
 A kind, its fields after a colon, and a codec behind a plus. A codec alone
-leaves every layer its own kind.
+leaves every layer its own kind. A kind, codec or score of another module is
+`module:Name(...)`; its arguments are Python literals.
 """
 
+import ast
 import dataclasses
+import importlib
+import re
 import types
 import typing
 from typing import Any
@@ -35,6 +40,7 @@ SCORES: dict[str, Any] = {
   'recency': Recency,
 }
 DEFAULT = 'default'
+OUTSIDE = re.compile(r'([\w.]+):(\w+)\((.*)\)', re.DOTALL)
 
 
 def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
@@ -45,9 +51,17 @@ def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
       message lists what is known.
   """
   kind, codec = None, None
-  for part in text.split('+'):
-    name, _, fields = part.strip().partition(':')
-    if name in KINDS and kind is None:
+  for part in map(str.strip, _split(text, '+')):
+    name, _, fields = part.partition(':')
+    if OUTSIDE.fullmatch(part):
+      made = _make_outside(f'cache={text}', part, ('kind', 'codec'))
+      if isinstance(made, Kind) and kind is None:
+        kind = made
+      elif not isinstance(made, Kind) and codec is None:
+        codec = made
+      else:
+        raise ValueError(f'cache={text!r} names more than one kind and codec.')
+    elif name in KINDS and kind is None:
       kind = _make(KINDS[name], name, fields)
     elif name in CODECS and codec is None:
       codec = _make(CODECS[name], name, fields)
@@ -55,7 +69,7 @@ def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
       raise ValueError(
         f'cache={text!r}: {name!r} is no name of one kind and one codec; '
         f'kinds: {", ".join(KINDS)}; codecs: {", ".join(CODECS)}. Write '
-        'kind:field=value,...+codec, or default.'
+        'kind:field=value,...+codec, module:Name(...), or default.'
       )
   return kind, codec
 
@@ -95,12 +109,15 @@ def _make(choice: Any, name: str, text: str) -> Any:
   known = {f.name: hints[f.name] for f in dataclasses.fields(choice) if f.init}
   known.pop('slots', None)  # the capacity decides
   values = {}
-  for pair in filter(None, text.split(',')):
+  for pair in filter(None, _split(text, ',')):
     field, _, value = pair.partition('=')
     if field not in known:
+      more = ''
+      if 'score' in known:
+        more = '; those of a score: score=heavy_hitters(recent=8)'
       raise ValueError(
         f'cache={name}:{pair}: {name} has no field {field!r}; its fields: '
-        f'{", ".join(known) or "none"}.'
+        f'{", ".join(known) or "none"}{more}.'
       )
     values[field] = _read(f'cache={name}:{pair}', known[field], value)
   return choice(**values)
@@ -117,6 +134,69 @@ def _read(place: str, hint: Any, text: str) -> Any:
     if text.removeprefix('-').isdecimal():
       return int(text)
     raise ValueError(f'{place}: {text!r} must be an integer.')
-  if text not in SCORES:
-    raise ValueError(f'{place}: {text!r} is none of {", ".join(SCORES)}.')
-  return SCORES[text]()
+  return _read_score(place, text)
+
+
+def _read_score(place: str, text: str) -> Any:
+  if OUTSIDE.fullmatch(text):
+    return _make_outside(place, text, ('score',))
+  name, _, rest = text.partition('(')
+  if name not in SCORES:
+    known = ', '.join(SCORES)
+    raise ValueError(
+      f'{place}: {text!r} is none of {known}. Another is module:Name(...).'
+    )
+  return _call(place, SCORES[name], f'({rest}' if rest else '()')
+
+
+# What a class must have to be one of these. A name is read where something else
+# was expected as well, so nothing else is ever called.
+_HAS = {
+  'kind': lambda found: issubclass(found, Kind),
+  'codec': lambda found: hasattr(found, 'leaves'),
+  'score': lambda found: hasattr(found, 'priority'),
+}
+
+
+def _make_outside(place: str, text: str, wanted: tuple[str, ...]) -> Any:
+  """Returns what `module:Name(...)` makes, a kind, codec or score."""
+  match = OUTSIDE.fullmatch(text)
+  assert match is not None
+  module, name, arguments = match.groups()
+  try:
+    found = getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f'{place}: {text} cannot be had: {error}.') from error
+  is_wanted = isinstance(found, type) and any(_HAS[w](found) for w in wanted)
+  if not is_wanted:
+    raise ValueError(f'{place}: {module}:{name} is no {" or ".join(wanted)}.')
+  return _call(place, found, f'({arguments})')
+
+
+def _call(place: str, choice: Any, arguments: str) -> Any:
+  """Returns `choice(...)`, of arguments that are Python literals."""
+  try:
+    call: Any = ast.parse(f'f{arguments}', mode='eval').body
+    positional = [ast.literal_eval(x) for x in call.args]
+    named = {x.arg: ast.literal_eval(x.value) for x in call.keywords}
+  except (SyntaxError, ValueError, AttributeError) as error:
+    raise ValueError(
+      f'{place}: the arguments {arguments} must be Python literals, such as '
+      '(window=3).'
+    ) from error
+  try:
+    return choice(*positional, **named)
+  except TypeError as error:
+    raise ValueError(f'{place}: {error}.') from error
+
+
+def _split(text: str, mark: str) -> list[str]:
+  """Returns the parts of a text between marks that no bracket encloses."""
+  parts, depth = [''], 0
+  for sign in text:
+    depth += (sign in '([{') - (sign in ')]}')
+    if sign == mark and not depth:
+      parts.append('')
+    else:
+      parts[-1] += sign
+  return parts

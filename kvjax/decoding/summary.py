@@ -10,6 +10,7 @@ import numpy as np
 from kvjax.caches.kind import Kind
 from kvjax.decoding.layout import Layout
 from kvjax.decoding.tracing import is_traced
+from kvjax.display import Display, Displayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,8 @@ class LayerFacts:
   bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspection:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Inspection(Displayed):
   """What a cache holds; prints as a table."""
 
   batch_size: int
@@ -35,25 +36,23 @@ class Inspection:
   rows: tuple[LayerFacts, ...]
   total_bytes: int
 
-  def __str__(self) -> str:
-    head = (
-      f'Cache of {self.batch_size} rows, capacity {self.capacity}, tokens '
-      f'{self.lengths}, {self.total_bytes:,} bytes'
-    )
+  def display(self) -> Display:
     names = [f.name for f in dataclasses.fields(LayerFacts)]
-    cells = [names] + [
+    rows = [
       [
-        f'{getattr(row, n):,}' if n == 'bytes' else str(getattr(row, n))
-        for n in names
+        f'{getattr(row, name):,}'
+        if name == 'bytes'
+        else f'{getattr(row, name)}'
+        for name in names
       ]
       for row in self.rows
     ]
-    widths = [max(len(r[i]) for r in cells) for i in range(len(names))]
-    lines = [
-      '  '.join(c.rjust(w) for c, w in zip(r, widths, strict=True))
-      for r in cells
-    ]
-    return '\n'.join([head] + lines)
+    return Display(
+      f'Cache of {self.batch_size} rows, capacity {self.capacity}, tokens '
+      f'{self.lengths}, {self.total_bytes:,} bytes',
+      names,
+      rows,
+    )
 
 
 def summarize(layout: Layout, cache: Any) -> Inspection:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import jax
 
+from kvjax.context import target
 from kvjax.kernels import blockwise, cpu_library
 from kvjax.kernels.hopper import launch
 from kvjax.kernels.kernel import Kernel
+from kvjax.native import load
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 
@@ -71,6 +73,8 @@ def select(
   # for a call that it cannot split.
   if block is not None or jax.device_count() > 1:
     return blockwise.KERNEL
+  if target() == 'cpu':
+    load.warn_if_missing()
   for candidate in REGISTRY:
     if not candidate.is_at_home():
       continue

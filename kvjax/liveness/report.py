@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from kvjax.display import Display, Displayed
+
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -39,8 +41,8 @@ class Dataflow:
   edges: tuple[tuple[int, int], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class LivenessReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class LivenessReport(Displayed):
   """What an uncached program must remember.
 
   `live_for` counts tokens: a tensor of 0 is read with its token only, one of n
@@ -99,20 +101,31 @@ class LivenessReport:
       ),
     )
 
-  def __str__(self) -> str:
-    head = f'{"tensor":16} {"a token":>14} {"live for":>9} {"bytes":>7}  why\n'
-    body = ''.join(
-      f'{r.name:16} {str(r.shape):>14} {_tokens(r.live_for):>9} '
-      f'{r.bytes_per_token:>7}  {"KEPT: " if r.kept else ""}{r.why}\n'
-      for r in self.tensors
+  def display(self) -> Display:
+    rows = [
+      [
+        row.name,
+        str(row.shape),
+        _tokens(row.live_for),
+        f'{row.bytes_per_token:,}',
+        f'{"KEPT: " if row.kept else ""}{row.why}',
+      ]
+      for row in self.tensors
+    ]
+    points = [
+      f'keep {" + ".join(point.names) or "nothing"}: '
+      f'{point.bytes_per_token:,} B and {point.flops_per_token:,.0f} FLOP a '
+      f'token{" by " + ", ".join(point.rewrites) if point.rewrites else ""}'
+      for point in self.frontier
+    ]
+    return Display(
+      f'Keep {" and ".join(self.keep) or "nothing"}: '
+      f'{self.bytes_per_token:,} bytes a token',
+      ('tensor', 'a token', 'live for', 'bytes', 'why'),
+      rows,
+      left=('tensor', 'why'),
+      notes=(*points, *self.notes),
     )
-    points = ''.join(
-      f'keep {" + ".join(p.names) or "nothing"}: {p.bytes_per_token:,} B and '
-      f'{p.flops_per_token:,.0f} FLOP a token'
-      f'{" by " + ", ".join(p.rewrites) if p.rewrites else ""}\n'
-      for p in self.frontier
-    )
-    return head + body + points + ''.join(f'{n}\n' for n in self.notes)
 
 
 def _tokens(count: float) -> str:

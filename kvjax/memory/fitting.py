@@ -14,6 +14,7 @@ from kvjax.caches.bounded import Bounded
 from kvjax.caches.kind import Kind
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import check_sizes
+from kvjax.display import Display, Displayed, binary_size
 from kvjax.memory.parts.sharding import shards
 from kvjax.memory.planning import MemoryPlan, plan
 from kvjax.memory.speed.devices import Device, device
@@ -32,8 +33,8 @@ class Remedy:
   total_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Fit:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Fit(Displayed):
   """What fits on each device.
 
   Attributes:
@@ -56,6 +57,22 @@ class Fit:
   frontier: tuple[tuple[int, int | None], ...]
   remedies: tuple[Remedy, ...]
   plan: MemoryPlan
+
+  def display(self) -> Display:
+    rows, tokens = (
+      'any number' if n is None else f'{n:,}'
+      for n in (self.batch_size, self.capacity)
+    )
+    short = f', {binary_size(self.short_bytes)} too few'
+    return dataclasses.replace(
+      self.plan.display(),
+      title=f'{rows} rows of {tokens} tokens in '
+      f'{binary_size(self.memory_bytes)}{"" if self.fits else short}',
+      notes=[
+        f'With {x.change} it takes {binary_size(x.total_bytes)}.'
+        for x in self.remedies
+      ],
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,12 +20,13 @@ from kvjax.caches.kind import Kind
 from kvjax.context import PLATFORMS, target
 from kvjax.decoding.allocate import cache_spec, check_sizes
 from kvjax.decoding.cache import Cache
+from kvjax.display import Display, Displayed, binary_size
 from kvjax.kernels import KERNELS
 from kvjax.memory.parts.cache_bytes import cache_lines, per_token, query_line
 from kvjax.memory.parts.call_shape import CallShape
 from kvjax.memory.parts.encoder_bytes import encode_lines
 from kvjax.memory.parts.int8_bytes import active_bytes, coded_lines, coded_parts
-from kvjax.memory.parts.lines import Dim, Line, Term, table
+from kvjax.memory.parts.lines import Dim, Line, Term
 from kvjax.memory.parts.param_bytes import param_lines
 from kvjax.memory.parts.sharding import Shards, shards
 from kvjax.memory.temporaries.upper_bound import LOGITS, step_lines
@@ -38,8 +39,8 @@ RESULTS = LOGITS, COPIES
 SAMPLING = 21  # token, count and limit int32, key 2 uint32, alive bool: a row
 
 
-@dataclasses.dataclass(frozen=True)
-class MemoryPlan:
+@dataclasses.dataclass(frozen=True, repr=False)
+class MemoryPlan(Displayed):
   """Bytes of inference, of one device; integers until they are printed.
 
   Parameters and cache are exact. A step's temporaries, and with them its total,
@@ -86,14 +87,31 @@ class MemoryPlan:
   lines: tuple[Line, ...]
   temporaries_are: str = 'upper bound'
 
-  def __str__(self) -> str:
-    head = ('part', 'name', 'bytes', 'formula', 'in numbers')
-    rows = [head] + [
+  def display(self) -> Display:
+    parts = {
+      'params': self.params_bytes,
+      'cache': self.cache_bytes,
+      'step': self.step_bytes,
+      'total': self.total_bytes,
+    }
+    place = 'inference' if self.devices == 1 else 'one device'
+    return Display(
+      f'Memory of {place}; the step is an {self.temporaries_are}',
+      ('part', 'size', 'bytes'),
+      [[x, binary_size(n), f'{n:,}'] for x, n in parts.items()],
+      left=('part',),
+    )
+
+  def line_table(self) -> str:
+    """Returns every line with its formula, in symbols and in numbers."""
+    columns = 'part', 'name', 'bytes', 'formula', 'in numbers'
+    rows = [
       (x.part, x.name, f'{x.bytes:,}', x.symbols, x.numbers) for x in self.lines
     ]
     name = f'temporaries: {self.temporaries_are}'
     rows.append(('total', name, f'{self.total_bytes:,}', '', ''))
-    return table(rows)
+    left = tuple(name for name in columns if name != 'bytes')
+    return Display('', columns, rows, left=left).text()
 
   @property
   def peak_bytes(self) -> int:

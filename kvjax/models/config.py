@@ -1,7 +1,7 @@
 """What a model is: one frozen, hashable tree of choices."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from kvjax.arguments import check_fields, is_whole
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Variant
+from kvjax.display import Display, Displayed, compact
 from kvjax.layers.norm import Norm
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP
@@ -47,6 +48,28 @@ class Layer:
       )
 
 
+_MOST_LAYERS = 4  # different ones in a `repr`
+
+
+def _distinct(layers: Sequence[Layer]) -> dict[Layer, str]:
+  """Returns the different layers, and where they are: '0-2, 5'."""
+  places: dict[Layer, list[int]] = {}
+  for index, layer in enumerate(layers):
+    places.setdefault(layer, []).append(index)
+  return {layer: _spans(found) for layer, found in places.items()}
+
+
+def _spans(numbers: Sequence[int]) -> str:
+  """Returns ascending numbers as ranges; of many only the first ones."""
+  starts = [n for n in numbers if n - 1 not in numbers]
+  ends = [n for n in numbers if n + 1 not in numbers]
+  spans = [
+    f'{a}' if a == b else f'{a}-{b}' for a, b in zip(starts, ends, strict=True)
+  ]
+  more = f', ... ({len(numbers)} in all)' if len(spans) > 4 else ''
+  return ', '.join(spans[:4]) + more
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
   """A bidirectional stack that reads a source once.
@@ -69,8 +92,8 @@ class Encoder:
     check_fields(self, at_least={'features': 1, 'positions': 0})
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ModelConfig(Displayed):
   """A decoder (with an encoder or without) whose layers may differ.
 
   Attributes:
@@ -115,6 +138,27 @@ class ModelConfig:
     # A step hashes its config on every call: once is enough.
     fields = tuple(getattr(self, f.name) for f in dataclasses.fields(self))
     object.__setattr__(self, '_hash', hash(fields))
+
+  def display(self) -> Display:
+    stacks = {'': self.layers}
+    if self.encoder is not None:
+      stacks['encoder '] = self.encoder.layers
+    rows = [
+      [stack + places, compact(layer)]
+      for stack, layers in stacks.items()
+      for layer, places in _distinct(layers).items()
+    ]
+    rest = [
+      f'{f.name} = {compact(getattr(self, f.name))}'
+      for f in dataclasses.fields(self)
+      if f.name not in ('layers', 'encoder')
+      and getattr(self, f.name) != f.default
+    ]
+    title = f'A model of {len(self.layers)} layers, {", ".join(rest)}'
+    return Display(title, ('layers', 'each'), rows, ('layers', 'each'))
+
+  def __repr__(self) -> str:
+    return self.display().text(_MOST_LAYERS)
 
   def __hash__(self) -> int:
     return self._hash  # pyright: ignore[reportAttributeAccessIssue]

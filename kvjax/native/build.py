@@ -5,15 +5,17 @@ It imports the standard library alone: an installation runs it without JAX.
 `python kvjax/native/build.py` (or `make kernels`) compiles `decode_cpu.cc`
 for this very processor into the package, or where that is not writable into
 the user's cache directory. A library is named by all that it depends on, so one
-built from other sources, for another jaxlib or another processor is not found,
-and never loaded. Nor is one that another user could have put there.
+built from other sources, with other headers of jaxlib or for another processor
+is not found, and never loaded. Nor is one that another user could have put
+there. The headers declare the whole interface to XLA, so releases of jaxlib
+with equal headers share a library.
 """
 
 import hashlib
-import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -31,6 +33,7 @@ HEADERS = (
   'streams.h',
   'tiles.h',
 )
+INTERFACE = 'xla/ffi/api/*.h'  # below jaxlib's headers
 FLAGS = ('-O3', '-march=native', '-std=c++17', '-fPIC', '-shared', '-w')
 
 
@@ -61,7 +64,10 @@ def compiled(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
   Raises:
     BuildError: as `build`.
   """
-  folders = f'-I{SOURCE.parent}', f'-I{_headers()}'
+  headers = _headers()
+  if headers is None:
+    raise BuildError('no headers: install jaxlib in this environment first.')
+  folders = f'-I{SOURCE.parent}', f'-I{headers}'
   command = [_compiler(), *FLAGS, *folders, str(source), '-o']
   target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
   # Never a half-written library under the final name.
@@ -80,11 +86,12 @@ def find() -> pathlib.Path | None:
   return next((library for library, risk in _libraries() if not risk), None)
 
 
-def why_refused() -> str:
-  """Returns why `find` takes no library that is there; '' if none is there."""
+def why_none() -> str:
+  """Returns why `find` returns None, and what to do about it."""
   for library, risk in _libraries():
     return f'{library} is not loaded: {risk}'
-  return ''
+  command = shlex.join([sys.executable, str(PACKAGE / 'build.py')])
+  return f'the kernel is not built. With a C++ compiler, run: {command}'
 
 
 def _libraries() -> Iterator[tuple[pathlib.Path, str]]:
@@ -163,9 +170,11 @@ def _destination() -> pathlib.Path:
 
 
 def _name() -> str:
-  files = SOURCE, *(SOURCE.with_name(name) for name in HEADERS)
+  files = [SOURCE, *(SOURCE.with_name(name) for name in HEADERS)]
+  headers = _headers()
+  files += sorted(headers.glob(INTERFACE)) if headers else []
   sources = (file.read_text() for file in files)
-  facts = (*sources, *FLAGS, _jaxlib_version(), *_processor())
+  facts = (*sources, *FLAGS, *_processor())
   digest = hashlib.sha256('\n'.join(facts).encode()).hexdigest()
   return f'decode_cpu-{digest[:16]}.so'
 
@@ -187,23 +196,22 @@ def _compiler() -> str:
   raise BuildError('no C++ compiler: install one, or set CXX to its path.')
 
 
-def _headers() -> pathlib.Path:
+def _headers() -> pathlib.Path | None:
+  """Returns the folder of jaxlib's headers; None where there is none.
+
+  An isolated build knows the environment it builds for by `purelib` alone.
+  That environment's jaxlib comes first, for it is the one that loads the
+  library.
+  """
   for root in [sysconfig.get_path('purelib'), *sys.path]:
     headers = pathlib.Path(root) / 'jaxlib' / 'include'
     if headers.is_dir():
       return headers
-  raise BuildError('no headers: install jaxlib in this environment first.')
-
-
-def _jaxlib_version() -> str:
-  # An isolated build sees the environment it builds for by this path alone.
-  path = [sysconfig.get_path('purelib'), *sys.path]
-  installed = importlib.metadata.distributions(name='jaxlib', path=path)
-  return next((each.version for each in installed), '')
+  return None
 
 
 if __name__ == '__main__':
   try:
-    print(build())
+    print(find() or build())
   except BuildError as error:
     print(f'kvjax runs without its CPU kernel: {error}')

@@ -12,15 +12,16 @@ from kvjax.native import build
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
 
 
+class KernelNotBuiltWarning(UserWarning):
+  """The compiled library is absent, so a CPU attends by plain JAX."""
+
+
 @functools.cache
 def missing() -> str:
   """Loads the library, once; returns why there is none, '' if there is."""
   path = build.find()
   if path is None:
-    if refused := build.why_refused():
-      warnings.warn(refused, RuntimeWarning, stacklevel=2)
-      return refused
-    return 'the kernel is not built: `make kernels` does, with a C++ compiler'
+    return build.why_none()
   try:
     loaded = ctypes.cdll.LoadLibrary(str(path))
     for name in (DECODE, PROJECT, WRITE):
@@ -40,3 +41,15 @@ def unwanted() -> str:
   if jax.device_count() > 1:
     return 'on several devices a jit would gather what it cannot split'
   return missing()
+
+
+@functools.cache
+def warn_if_missing() -> None:
+  """Warns, once a process, where this CPU goes without the library."""
+  if reason := missing():
+    warnings.warn(
+      f'Attention on this CPU is several times slower than it could be: '
+      f'{reason}',
+      KernelNotBuiltWarning,
+      stacklevel=2,
+    )

@@ -1,4 +1,4 @@
-"""How far two sets of logits are apart, and where the distance is largest."""
+"""How far two sets of logits are apart, and where they differ first."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,29 +8,32 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """The worst element of one scenario.
+  """What differs in one scenario.
 
   Attributes:
     name: of the scenario.
     chunk: most tokens of its calls.
-    index: of the worst element within the logits of its token.
-    row: of the batch, in which the worst element is.
-    position: of its token in that row.
-    cached, uncached: the worst element.
-    scale: the largest finite |uncached|.
-    relative: |got - want| of the worst element over `scale`; inf where only one
-      of the two is finite.
+    row: of the batch, in which the first wrong token is.
+    position: of the first wrong token in its row; where nothing is wrong, of
+      the token that differs most.
+    index: of that token's worst element within its logits.
+    cached, uncached: that element.
+    scale: the largest finite |uncached| of the scenario.
+    relative: the largest |cached - uncached| of the scenario over `scale`; inf
+      where only one of the two is finite.
+    looks_like: what the logits of that token are instead, '' for unknown.
   """
 
   name: str
   chunk: int
-  index: tuple[int, ...]
   row: int
   position: int
+  index: tuple[int, ...]
   cached: float
   uncached: float
   scale: float
   relative: float
+  looks_like: str
 
   @property
   def short(self) -> str:
@@ -39,21 +42,23 @@ class Difference:
 
   def __str__(self) -> str:
     return (
-      f'Cached and uncached differ most in scenario "{self.name}", calls of '
-      f'up to {self.chunk} tokens, row {self.row}, position {self.position}, '
-      f'element {self.index}: cached {self.cached:.9g}, uncached '
-      f'{self.uncached:.9g}, {self.relative:.1e} of the largest '
+      f'Cached and uncached differ in scenario "{self.name}", calls of up to '
+      f'{self.chunk} tokens, first in row {self.row}, position '
+      f'{self.position}, element {self.index}: cached {self.cached:.9g}, '
+      f'uncached {self.uncached:.9g}. {self.looks_like}The worst element of '
+      f'the scenario differs by {self.relative:.1e} of the largest '
       f'|uncached| {self.scale:.3g}.'
     )
 
 
-def worst_difference(
+def find_difference(
   name: str,
   chunk: int,
   rows: Sequence[np.ndarray | None],
   reference: np.ndarray,
+  rtol: float,
 ) -> Difference:
-  """Returns where cached logits differ most from uncached ones.
+  """Returns where cached logits differ from uncached ones.
 
   Args:
     name: of the scenario.
@@ -61,6 +66,8 @@ def worst_difference(
     rows: cached logits `[tokens, ...]` of each row; None for a row without a
       token.
     reference: uncached logits `[B, T, ...]`.
+    rtol: a token is wrong if it differs by more than this, relative to the
+      largest uncached logit.
 
   Raises:
     ValueError: the reference is NaN somewhere.
@@ -78,19 +85,66 @@ def worst_difference(
   finite = np.abs(want[np.isfinite(want)])
   scale = float(finite.max(initial=0.0)) or 1.0
   error = distance(got, want)
-  worst = tuple(map(int, np.unravel_index(int(error.argmax()), error.shape)))
-  row, position = places[worst[0]]
+  of_token = error.reshape(len(error), -1).max(axis=1)
+  wrong = [i for i, x in enumerate(of_token) if x > rtol * scale]
+  # Of several rows the one that is wrong at the earliest position.
+  token = min(
+    wrong, key=lambda i: places[i][::-1], default=int(of_token.argmax())
+  )
+  index = np.unravel_index(int(error[token].argmax()), error[token].shape)
+  row, position = places[token]
+  seen = reference[:, : position + 2]
   return Difference(
     name=name,
     chunk=chunk,
-    index=worst[1:],
     row=row,
     position=position,
-    cached=float(got[worst]),
-    uncached=float(want[worst]),
+    index=tuple(map(int, index)),
+    cached=float(got[token][index]),
+    uncached=float(want[token][index]),
     scale=scale,
     relative=float(error.max()) / scale,
+    looks_like=_describe(got[token], seen, row, position, rtol * scale),
   )
+
+
+def _describe(
+  logits: np.ndarray,
+  reference: np.ndarray,
+  row: int,
+  position: int,
+  tolerance: float,
+) -> str:
+  """Returns what wrong logits of a token look like, as a sentence.
+
+  Args:
+    logits: of the token, from the cache.
+    reference: uncached logits `[B, T, ...]`.
+    row, position: of the token.
+    tolerance: up to which two numbers are equal.
+  """
+  if not np.isfinite(logits).all():
+    return (
+      'It is no finite number: the cache was full, or a slot that holds no '
+      'token was read. '
+    )
+
+  def equals(other: np.ndarray) -> bool:
+    return bool((distance(logits, other) <= tolerance).all())
+
+  for near in (position - 1, position + 1):
+    if 0 <= near < reference.shape[1] and equals(reference[row, near]):
+      return (
+        f'These are the uncached logits of position {near} in this row: '
+        'positions are off by one. '
+      )
+  for other in range(len(reference)):
+    if other != row and equals(reference[other, position]):
+      return (
+        f'These are the uncached logits of row {other} at this position: the '
+        'wrong row was read. '
+      )
+  return ''
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> np.ndarray:

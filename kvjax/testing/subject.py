@@ -1,6 +1,7 @@
 """What the harness tests: functions around a cache, and a run of them."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,38 @@ InitFunction = Callable[[int], Any]
 ExtendFunction = Callable[[Any, np.ndarray, np.ndarray], tuple[Any, Any]]
 RowsFunction = Callable[[Any, np.ndarray], Any]
 CacheFunction = Callable[[Any], Any]
+
+
+ARGUMENTS = {
+  'forward': ('tokens',),
+  'init': ('batch_size',),
+  'extend': ('cache', 'tokens', 'lengths'),
+  'rewind': ('cache', 'lengths'),
+  'take': ('cache', 'rows'),
+  'fork': ('cache',),
+  'poison': ('cache',),
+}
+
+
+def check_arguments(name: str, function: Any) -> None:
+  """Raises TypeError where a function cannot take its arguments.
+
+  Args:
+    name: of the function, a key of `ARGUMENTS`.
+    function: of the user; one without a signature is let through.
+  """
+  given = ARGUMENTS[name]
+  try:
+    signature = inspect.signature(function)
+  except ValueError:
+    return
+  try:
+    signature.bind(*given)
+  except TypeError as error:
+    raise TypeError(
+      f'{name} is called as {name}({", ".join(given)}), and the function that '
+      f'was given takes {signature}.'
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +69,12 @@ class Subject:
   take: RowsFunction | None = None
   fork: CacheFunction | None = None
   widths: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    for name in ARGUMENTS:
+      function = getattr(self, name, None)
+      if function is not None:
+        check_arguments(name, function)
 
   def width(self, count: int) -> int:
     """Returns the width of a call that holds `count` tokens a row."""
@@ -99,10 +138,10 @@ def feed(
   is_token = steps < counts[:, None]
   is_token = is_token.reshape(positions.shape + (1,) * (tokens.ndim - 2))
   chunk = np.where(is_token, tokens[rows, positions], rolled[rows, positions])
-  logits, cache = change(
+  result = change(
     state, subject.extend, 'extend', chunk, counts.astype(np.int32)
   )
-  logits = as_logits('extend', logits, (len(tokens), width))
+  logits, cache = _as_pair(result, (len(tokens), width))
   parts = tuple(
     new[:count] if old is None else np.concatenate([old, new[:count]])
     for old, new, count in zip(state.logits, logits, counts, strict=True)
@@ -135,6 +174,28 @@ def change(state: RunState, f: Any, name: str, *args: np.ndarray) -> Any:
   return result
 
 
+def _as_pair(result: Any, shape: tuple[int, int]) -> tuple[np.ndarray, Any]:
+  """Returns logits and cache, as `extend` must return them."""
+  if not isinstance(result, tuple | list) or len(result) != 2:
+    what = f'a {type(result).__name__}'
+    if isinstance(result, tuple | list):
+      what += f' of {len(result)}'
+    raise ValueError(
+      f'extend must return logits and cache; it returned {what}.'
+    )
+  first, second = result
+  if not _are_logits(first, shape) and _are_logits(second, shape):
+    raise ValueError(
+      'extend returned the cache and the logits: return (logits, cache), in '
+      'that order.'
+    )
+  return as_logits('extend', first, shape), second
+
+
+def _are_logits(x: Any, shape: tuple[int, int]) -> bool:
+  return hasattr(x, 'shape') and x.shape[:2] == shape
+
+
 def as_logits(name: str, logits: Any, shape: tuple[int, int]) -> np.ndarray:
   """Returns a float64 copy of logits `[B, T, ...]`.
 
@@ -146,13 +207,18 @@ def as_logits(name: str, logits: Any, shape: tuple[int, int]) -> np.ndarray:
   Raises:
     ValueError: it is no array of that many rows and tokens.
   """
+  if _are_logits(logits, shape):
+    return as_array(logits)
   fix = f'{name} must return logits [{shape[0]}, {shape[1]}, ...]'
   if name == 'extend':
     fix += ' of every token and the new cache, in that order'
-  if not hasattr(logits, 'shape') or logits.shape[:2] != shape:
-    given = getattr(logits, 'shape', f'a {type(logits).__name__}')
-    raise ValueError(f'{fix}; it returned {given}.')
-  return as_array(logits)
+  given = getattr(logits, 'shape', None)
+  if given is None:
+    raise ValueError(f'{fix}; it returned a {type(logits).__name__}.')
+  rest = ''
+  if given[:1] == shape[:1] and (len(given) == 2 or given[1:2] == (1,)):
+    rest = ' They look like the logits of the last token alone.'
+  raise ValueError(f'{fix}; it returned {given}.{rest}')
 
 
 def as_array(x: Any) -> np.ndarray:

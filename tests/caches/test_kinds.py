@@ -199,7 +199,7 @@ def test_refusals(make, message):
   [
     # 5 slots, budget 4: of four tokens one goes, whatever their order.
     pytest.param(
-      kvjax.HeavyHitters(),
+      kvjax.HeavyHitters(recent=0),
       [3, 0, -1, 2, 1],
       [2, 5, 0, 1, 3],
       [2, 0.5, 9, 0.1, 0.2],
@@ -261,7 +261,8 @@ def test_rows_and_heads_choose_for_themselves():
     (True, [[1, 2], [0, 3]]),
     (False, [[1], [0]]),
   ):
-    kind = kvjax.Bounded(budget=4, per_head=per_head).bind(9)
+    score = kvjax.HeavyHitters(recent=0)
+    kind = kvjax.Bounded(4, score, per_head=per_head).bind(9)
     book = tape.blank(kind, 2, 2).book
     slot_positions = jnp.broadcast_to(
       jnp.arange(4, dtype=jnp.int32), book.total.shape
@@ -287,3 +288,12 @@ def test_a_reused_slot_starts_from_nothing():
     weights = jnp.asarray([[[1.0, 2.0, 0.0]]])
     book = kind.evict(book, weights, row.length, row.length + 1)
     assert np.asarray(book.total)[0, 0].tolist() == [51, 2, 50]
+
+
+def test_heavy_hitters_keep_half_of_the_budget_for_the_newest():
+  """The paper's split (arXiv 2306.14048): 0 forgets all that is new."""
+  for budget, recent in ((2, 1), (9, 4), (96, 48)):
+    score = kvjax.Bounded(budget=budget).score
+    assert score == kvjax.HeavyHitters(recent=recent)
+  kept = kvjax.Bounded(budget=9, score=kvjax.HeavyHitters(recent=0)).score
+  assert kept.recent == 0

@@ -122,7 +122,7 @@ KINDS = (
   Row(
     'heavy_hitters',
     kvjax.Bounded(
-      budget=6, score=kvjax.HeavyHitters(), slack=2, per_head=False
+      budget=6, score=kvjax.HeavyHitters(recent=0), slack=2, per_head=False
     ),
     Evicts(6, 'mass', piece=3, apart=False),
     0,

@@ -1,9 +1,13 @@
 """Kinds and codecs by name, and what is refused."""
 
+import dataclasses
+import importlib
+import typing
+
 import pytest
 
 import kvjax
-from kvjax.decoding.parse import parse_cache
+from kvjax.decoding.parse import CODECS, KINDS, parse_cache
 
 
 @pytest.mark.parametrize(
@@ -23,6 +27,11 @@ from kvjax.decoding.parse import parse_cache
     (
       'bounded:budget=9,score=recency,per_head=false',
       kvjax.Bounded(budget=9, score=kvjax.Recency(), per_head=False),
+      None,
+    ),
+    (
+      'bounded:budget=9,score=heavy_hitters(recent=3),slack=2',
+      kvjax.Bounded(budget=9, score=kvjax.HeavyHitters(recent=3), slack=2),
       None,
     ),
   ],
@@ -45,8 +54,66 @@ def test_names(text, kind, codec):
     ('bounded:budget=4,per_head=0', "'0' must be true or false"),
     ('bounded:budget=4,score=best', "'best' is none of heavy_hitters"),
     ('ring:slots=4,window=3', "no field 'slots'"),
+    (
+      'bounded:budget=9,score=heavy_hitters,recent=3',
+      r'no field .recent.; .* score=heavy_hitters\(recent=8\)',
+    ),
+    ('bounded:budget=9,score=recency(age=3)', "argument 'age'"),
+    ('bounded:budget=9,score=heavy_hitters(recent=x)', 'Python literals'),
+    ('bounded:budget=9,score=heavy_hitters(recent=3', 'Python literals'),
+    ('no_such_module:Kind()', "No module named 'no_such_module'"),
+    ('kvjax:Nothing()', "no attribute 'Nothing'"),
+    ('kvjax:Grouped(2, 1, 4)', 'kvjax:Grouped is no kind or codec'),
+    ('subprocess:Popen("false")', 'subprocess:Popen is no kind or codec'),
+    ('os:abort()', 'os:abort is no kind or codec'),
+    ('bounded:budget=9,score=kvjax:Dense()', 'kvjax:Dense is no score'),
+    ('kvjax:Ring(window=print())', 'must be Python literals'),
+    ('kvjax:Ring(window=0)', 'window=0 must be at least 1'),
+    ('kvjax:Ring(3)+dense', "'dense' is no name of one kind"),
+    ('dense+kvjax:Ring(3)', 'more than one kind'),
   ],
 )
 def test_refusals(text, message):
   with pytest.raises(ValueError, match=message):
     parse_cache(text)
+
+
+MODULE = """
+import dataclasses
+import kvjax
+
+@dataclasses.dataclass(frozen=True)
+class Tail(kvjax.Ring):
+  mark: tuple = ()
+
+class Halves(kvjax.Int8):
+  pass
+
+@dataclasses.dataclass(frozen=True)
+class Fading(kvjax.LastQuery):
+  fade: float = 0.7
+"""
+
+
+def test_what_is_outside_is_named_by_its_module(tmp_path, monkeypatch):
+  (tmp_path / 'outside_kinds.py').write_text(MODULE)
+  monkeypatch.syspath_prepend(tmp_path)
+  text = "outside_kinds:Tail(3, mark=(1, 'a+b'))+outside_kinds:Halves()"
+  kind, codec = parse_cache(text)
+  module = importlib.import_module('outside_kinds')
+  assert kind == module.Tail(3, mark=(1, 'a+b'))
+  assert type(codec) is module.Halves
+  kind, codec = parse_cache('bounded:budget=9,score=outside_kinds:Fading(0.5)')
+  assert kind == kvjax.Bounded(budget=9, score=module.Fading(fade=0.5))
+  assert codec is None
+
+
+@pytest.mark.parametrize('name', KINDS | CODECS)
+def test_every_option_of_ours_can_be_spelled(name):
+  """A field of a new type needs a spelling."""
+  choice = (KINDS | CODECS)[name]
+  hints = typing.get_type_hints(choice)
+  fields = [f for f in dataclasses.fields(choice) if f.init]
+  spelled = {f.name for f in fields if f.name != 'slots'}
+  types = {hints[name] for name in spelled}
+  assert types <= {int, bool, int | None, kvjax.Score}

@@ -2,11 +2,14 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 
+import jax
 import pytest
 
 import experiments
+from experiments import launch
 from experiments.aggregate import __main__ as aggregate
 from experiments.sweep import grid
 from tests.experiments.commands import ROOT, run
@@ -78,6 +81,26 @@ def test_the_others_refuse(module, flags, words, commands):
   assert len(ended.err.strip().splitlines()) == 1 and words in ended.err
 
 
+MODULES = sorted(
+  path.parent.name for path in ROOT.glob('experiments/*/__main__.py')
+)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_every_flag_is_in_the_help(module, commands):
+  """The flags that the source defines, counted in the text of the module."""
+  source = (ROOT / 'experiments' / module / '__main__.py').read_text()
+  called = r'(?:DEFINE_\w+|_text|_int|_real|_bool)\(\s*\'(\w+)\''
+  flags = set(re.findall(called, source))
+  if 'define_config()' in source:
+    flags.add('config')
+  ended = commands(module, '--help')
+  listed = set(
+    re.findall(r'^  --(?:\[no\])?(\w+)[:,]', ended.out, re.MULTILINE)
+  )
+  assert flags and flags <= listed, flags - listed
+
+
 def test_a_line_says_what_to_install(monkeypatch):
   find = importlib.util.find_spec
   absent = lambda name, *rest: name != 'ml_collections' and find(name, *rest)
@@ -143,3 +166,29 @@ def test_conditions_are_field_and_value():
   assert aggregate.conditions(['a=b', 'c=d=e']) == {'a': 'b', 'c': 'd=e'}
   with pytest.raises(ValueError, match="where='a' must be field=value"):
     aggregate.conditions(['a'])
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'seen', 'line'),
+  [
+    (1.25, True, 'compiled step in 1.2 s\n'),
+    (0.75, True, ''),
+    (1.25, False, ''),
+  ],
+)
+def test_a_long_compilation_is_one_line(
+  monkeypatch, capsys, seconds, seen, line
+):
+  monkeypatch.setattr(launch, 'can_show', lambda: seen)
+  launch._announce(launch.COMPILED, seconds, fun_name='step')
+  launch._announce('/jax/another/event', 9.0)
+  assert capsys.readouterr().err == line
+
+
+def test_the_event_of_a_compilation_is_the_one_that_jax_sends():
+  seen = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **more: seen.append(event)
+  )
+  jax.jit(lambda x: x * 7.125)(1.0)
+  assert launch.COMPILED in seen

@@ -23,6 +23,7 @@ import kvjax
 from experiments.reporting import records
 from kvjax.checkpoints.load import open_checkpoint, parse_config
 from kvjax.checkpoints.tensors import open_tensors
+from kvjax.display import compact
 from kvjax.text import chat, load_tokenizer, prompts, stop_tokens
 from tests.checkpoints.writing import GOLDEN
 from tests.faults import mutations
@@ -78,7 +79,7 @@ def _meaning(arrays: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
 def read_model(folder: pathlib.Path) -> Any:
   """Returns config and params as the files say, every param read once."""
   config, sources = open_checkpoint(folder)
-  return repr(config), _meaning({s.place: s.read() for s in sources})
+  return compact(config), _meaning({s.place: s.read() for s in sources})
 
 
 def same_model(name: str) -> Callable[[pathlib.Path], Any]:

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from unittest import mock
 
 import jax
@@ -133,6 +135,38 @@ def test_without_the_library_the_plain_form_answers():
       choose(*drawn_view(), 'ffi')
 
 
+@pytest.fixture
+def unbuilt(monkeypatch):
+  """A process that has warned of nothing, without the library."""
+  monkeypatch.setattr(build, 'find', lambda: None)
+  monkeypatch.setattr(build, '_libraries', lambda: [])
+  for cached in (load.missing, load.warn_if_missing):
+    cached.cache_clear()
+  yield
+  for cached in (load.missing, load.warn_if_missing):
+    cached.cache_clear()
+
+
+def test_without_the_library_the_first_attention_warns_once(unbuilt):
+  command = f'run: {sys.executable} {build.PACKAGE / "build.py"}'
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    for _ in range(2):
+      assert choose(*drawn_view()) == 'blockwise'
+  (warning,) = caught
+  assert warning.category is kernels.KernelNotBuiltWarning
+  assert str(warning.message).endswith(command)
+
+
+def test_who_wants_no_library_is_not_warned(unbuilt):
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    choose(*drawn_view(), 'blockwise')
+    choose(*drawn_view(), block=16)
+    with kernels.targeting('tpu'):
+      choose(*drawn_view())
+
+
 def test_bad_shapes_are_refused():
   q, k, v = (jnp.asarray(x) for x in draw((2, 2, 1, 16, 16)))
   positions, slot_positions = (jnp.asarray(x) for x in book(30, 1))
@@ -201,13 +235,27 @@ def test_a_step_reads_its_cache_in_place_and_lowers_everywhere():
     assert load.DECODE not in text
 
 
-def test_without_a_compiler_the_build_says_so_in_one_line():
-  env = os.environ | {'PATH': '', 'CXX': ''}
-  done = subprocess.run(
-    [sys.executable, str(build.PACKAGE / 'build.py')],
-    env=env,
+def test_a_library_that_is_there_is_not_built_again(tmp_path):
+  first = run_build(tmp_path)
+  (library,) = tmp_path.glob('*.so')
+  assert first.stdout == f'{library}\n'
+  again = run_build(tmp_path, PATH='', CXX='')
+  assert again.stdout == first.stdout
+
+
+def run_build(folder, **changed):
+  """Runs a copy of build.py in a folder where nothing is built."""
+  shutil.copytree(build.PACKAGE / 'src', folder / 'src', dirs_exist_ok=True)
+  shutil.copy(build.PACKAGE / 'build.py', folder)
+  return subprocess.run(
+    [sys.executable, str(folder / 'build.py')],
+    env=os.environ | {'XDG_CACHE_HOME': str(folder / 'cache')} | changed,
     capture_output=True,
     text=True,
   )
+
+
+def test_without_a_compiler_the_build_says_so_in_one_line(tmp_path):
+  done = run_build(tmp_path, PATH='', CXX='')
   assert done.returncode == 0
   assert re.search('^kvjax runs without .*compiler.*\n$', done.stdout)

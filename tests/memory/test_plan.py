@@ -280,7 +280,7 @@ def test_parts_add_up():
   for part in ('params', 'cache', 'step'):
     total = sum(line.bytes for line in found.lines_of(part))
     assert total == getattr(found, f'{part}_bytes')
-  assert f'{found.total_bytes:,}' in str(found)
+  assert f'{found.total_bytes:,}' in found.line_table()
 
 
 def test_bad_sizes_are_named():

@@ -49,6 +49,13 @@ LIVENESS: tuple[Mutant, ...] = (
 
 MEMORY: tuple[Mutant, ...] = (
   Mutant(
+    'variants_from_outside_have_values_of_no_width',
+    'kvjax/memory/temporaries/attention_call.py',
+    'next(filter(None, stated), widest)',
+    'next(filter(None, stated), 1)',
+    'tests/test_extend.py::test_a_variant_of_the_page_is_planned_and_fitted',
+  ),
+  Mutant(
     'codes_counted_as_floats',
     'kvjax/memory/parts/cache_bytes.py',
     'return count * np.dtype(leaf.dtype).itemsize',
@@ -335,6 +342,27 @@ CHECKPOINTS: tuple[Mutant, ...] = (
 
 EXPERIMENTS: tuple[Mutant, ...] = (
   Mutant(
+    'a_bar_in_a_file',
+    'kvjax/progress_bar.py',
+    "if 'ipykernel' not in sys.modules:",
+    'if False:',
+    'tests/test_progress_bar.py',
+  ),
+  Mutant(
+    'cells_of_a_notebook_are_markup',
+    'kvjax/display.py',
+    '{html.escape(cell)}',
+    '{cell}',
+    'tests/test_display.py',
+  ),
+  Mutant(
+    'a_prompt_shows_every_layer',
+    'kvjax/display.py',
+    'return self.display().text(SHORT)',
+    'return self.display().text()',
+    'tests/test_display.py',
+  ),
+  Mutant(
     'a_terminal_obeys_names',
     'experiments/reporting/blocks.py',
     "re.sub(f'[{CONTROLS}{BIDIRECTIONAL}]', '', text)",
@@ -350,16 +378,16 @@ EXPERIMENTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'labels_are_markup',
-    'experiments/reporting/writer.py',
-    'escape(without_controls(label))',
+    'kvjax/progress_bar.py',
+    'escape(label)',
     'label',
     'tests/faults/test_experiments.py::test_name_in_a_progress_bar',
   ),
   Mutant(
     'a_terminal_obeys_a_model',
     'experiments/generate/streaming.py',
-    'self._file.write(without_controls(text))',
-    'self._file.write(text)',
+    'file.write(without_controls(text))',
+    'file.write(text)',
     'tests/faults/test_experiments.py::test_a_text_of_a_model_commands_no_terminal',
   ),
   Mutant(

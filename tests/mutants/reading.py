@@ -357,6 +357,34 @@ CALLS: tuple[Mutant, ...] = (
 
 LIBRARY: tuple[Mutant, ...] = (
   Mutant(
+    'the_harness_names_the_last_wrong_position',
+    'kvjax/testing/differences.py',
+    'key=lambda i: places[i][::-1]',
+    'key=lambda i: -places[i][1]',
+    'tests/testing/test_harness.py',
+  ),
+  Mutant(
+    'an_unpoisoned_cache_is_silent',
+    'kvjax/testing/harness.py',
+    'if can_poison(cache):',
+    'if True:',
+    'tests/testing/test_harness.py',
+  ),
+  Mutant(
+    'library_of_other_headers',
+    'kvjax/native/build.py',
+    'sorted(headers.glob(INTERFACE)) if headers else []',
+    '[]',
+    'tests/native/test_build.py',
+  ),
+  Mutant(
+    'slow_attention_is_silent',
+    'kvjax/kernels/registry.py',
+    "if target() == 'cpu':",
+    'if False:',
+    'tests/kernels/test_registry.py',
+  ),
+  Mutant(
     'library_of_any_user',
     'kvjax/native/build.py',
     'if facts.st_uid not in trusted:',

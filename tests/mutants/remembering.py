@@ -115,6 +115,20 @@ KINDS: tuple[Mutant, ...] = (
 
 BOUNDED: tuple[Mutant, ...] = (
   Mutant(
+    'new_tokens_are_forgotten_first',
+    'kvjax/caches/bounded.py',
+    'recent = self.budget // 2',
+    'recent = 0',
+    'tests/caches/test_kinds.py',
+  ),
+  Mutant(
+    'a_command_line_calls_anything',
+    'kvjax/decoding/parse.py',
+    'if not is_wanted:',
+    'if False:',
+    'tests/decoding/test_parse.py',
+  ),
+  Mutant(
     'budget_off_by_one',
     'kvjax/caches/bounded.py',
     'survivors = self.budget - 1',
@@ -145,8 +159,8 @@ BOUNDED: tuple[Mutant, ...] = (
   Mutant(
     'recent_off_by_one',
     'kvjax/caches/scores.py',
-    'age < self.recent',
-    'age <= self.recent',
+    'age < (self.recent or 0)',
+    'age <= (self.recent or 0)',
     'tests/caches/test_kinds.py',
   ),
 )

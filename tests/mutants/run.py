@@ -26,7 +26,7 @@ from tests.mutants.fault import Mutant
 from tests.mutants.table import MUTANTS
 
 ROOT = pathlib.Path(__file__).parents[2]
-PARTS = ('kvjax', 'experiments', 'configs', 'tests', 'pyproject.toml')
+PARTS = ('kvjax', 'experiments', 'configs', 'docs', 'tests', 'pyproject.toml')
 
 LIST = flags.DEFINE_bool(
   'list', False, 'Print docs/dev/mutants.md, run nothing.'

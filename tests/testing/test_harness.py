@@ -5,6 +5,8 @@ query, key and value. The cache is a ring of `SLOTS` slots.
 """
 
 import functools
+import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,12 @@ import pytest
 
 import kvjax
 from kvjax.testing import assert_cached_matches_uncached, poison
+from kvjax.testing.subject import ARGUMENTS
 
+# Most tests give a plain dict of arrays and no way to poison it.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::kvjax.testing.NotPoisonedWarning'
+)
 SLOTS, WINDOW, WIDTH, VOCAB = 11, 8, 5, 17
 TABLE = np.random.default_rng(0).normal(size=(VOCAB, WIDTH))
 
@@ -179,17 +186,142 @@ def test_a_broken_cache_is_caught_and_its_scenario_named(broken, scenario):
     assert 'chunks of' not in message and 'ragged' not in message
 
 
-def test_row_position_and_values_of_the_worst_difference_are_named():
-  def off(cache, tokens, lengths):
+def alters(change):
+  """Returns an `extend` whose logits of each token are changed.
+
+  Args:
+    change: of row, position and logits `[V]` -> logits `[V]`.
+  """
+
+  def altered(cache, tokens, lengths):
     logits, new = extend(cache, tokens, lengths)
     for row, before in enumerate(cache['length']):
-      if row == 2 and before <= 5 < new['length'][row]:
-        logits[row, 5 - before, 3] += 100.0
+      for t in range(lengths[row]):
+        logits[row, t] = change(row, before + t, logits[row, t])
     return logits, new
 
-  place = r'row 2, position 5, element \(3,\)'
-  with pytest.raises(AssertionError, match=place):
-    check(forward, init, off, ragged=False)
+  return altered
+
+
+def fed():
+  """Returns what the harness feeds, and its uncached logits."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, VOCAB, (3, 9), np.int32)
+  return tokens, forward(tokens)
+
+
+def message_of(broken, **options):
+  with pytest.raises(AssertionError) as caught:
+    check(forward, init, broken, ragged=False, **options)
+  return str(caught.value)
+
+
+def test_the_first_wrong_position_is_named_and_not_the_worst():
+  def off(row, position, logits):
+    size = {(2, 5): 0.5, (1, 6): 100.0, (2, 6): 3.0}.get((row, position), 0)
+    return logits + size * (np.arange(WIDTH) == 3)
+
+  message = message_of(alters(off))
+  want = fed()[1]
+  assert re.search(
+    r'"chunks of 1", calls of up to 1 tokens, first in row 2, position 5, '
+    rf'element \(3,\): cached {want[2, 5, 3] + 0.5:.9g}, uncached '
+    rf'{want[2, 5, 3]:.9g}\. The worst',
+    message,
+  )
+  assert f'{100 / np.abs(want).max():.1e} of the largest' in message
+
+
+@pytest.mark.parametrize(
+  ('near', 'words'),
+  [(-1, 'position 3 in this row'), (1, 'position 5 in this row')],
+)
+def test_a_position_off_by_one_is_recognised(near, words):
+  want = fed()[1]
+
+  def off(row, position, logits):
+    wrong = row == 1 and 4 <= position < 8
+    return want[row, position + near] if wrong else logits
+
+  message = message_of(alters(off))
+  assert 'row 1, position 4' in message and 'off by one' in message
+  assert words in message
+
+
+def test_another_row_is_recognised():
+  want = fed()[1]
+
+  def off(row, position, logits):
+    return want[2, position] if row == 0 and position > 2 else logits
+
+  message = message_of(alters(off))
+  assert 'row 0, position 3' in message
+  assert 'uncached logits of row 2 at this position: the wrong row' in message
+
+
+def test_what_looks_like_nothing_known_is_not_guessed():
+  message = message_of(alters(lambda row, position, logits: 1.1 * logits))
+  for words in ('off by one', 'wrong row', 'no finite', 'no token was read'):
+    assert words not in message
+
+
+def test_a_read_of_an_empty_slot_is_recognised():
+  message = message_of(reads_unwritten, poison=fill)
+  assert 'position 0' in message and 'cached nan' in message
+  assert 'or a slot that holds no token was read' in message
+  assert 'Without NaN in empty slots every scenario is right' in message
+  message = message_of(alters(lambda row, position, logits: logits * np.nan))
+  assert 'the cache was full' in message and 'Without NaN' not in message
+
+
+def test_a_cache_that_could_not_be_poisoned_is_named():
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    check(forward, init, extend)
+    check(forward, init, extend, poison=fill)
+  (warning,) = caught
+  assert warning.category is kvjax.testing.NotPoisonedWarning
+  assert 'type dict was not poisoned' in str(warning.message)
+  assert warning.filename == __file__
+
+
+LAST = 'logits of the last token alone'
+
+
+@pytest.mark.parametrize(
+  ('function', 'words'),
+  [
+    (lambda c, x, n: extend(c, x, n)[::-1], r'return \(logits, cache\), in'),
+    (lambda c, x, n: extend(c, x, n)[0], 'it returned a ndarray'),
+    (lambda c, x, n: (*extend(c, x, n), 1), 'it returned a tuple of 3'),
+    (lambda c, x, n: (None, extend(c, x, n)[1]), 'it returned a NoneType'),
+    (lambda c, x, n: (extend(c, x, n)[0][:, -1], c), LAST),
+    (lambda c, x, n: (extend(c, x, n)[0][:, -1:], c), LAST),
+    (
+      lambda c, x, n: (extend(c, x, n)[0][:2], c),
+      r'it returned \(2, 1, 5\)\.\n',
+    ),
+  ],
+  ids=['swapped', 'logits', 'three', 'none', 'last', 'last_kept', 'rows'],
+)
+def test_other_results_are_refused_in_words(function, words):
+  with pytest.raises(ValueError, match=words):
+    check(forward, init, function, ragged=False)
+
+
+def test_logits_of_the_last_token_are_refused_of_forward_too():
+  with pytest.raises(ValueError, match=f'forward must return .* {LAST}'):
+    check(lambda tokens: forward(tokens)[:, -1], init, extend)
+
+
+@pytest.mark.parametrize('name', ARGUMENTS)
+def test_a_function_of_other_arguments_is_refused_in_words(name):
+  functions = dict(forward=forward, init=init, extend=extend) | GOOD
+  del functions['wrap']
+  functions[name] = lambda *, more: more
+  words = rf'{name} is called as {name}\({", ".join(ARGUMENTS[name])}\), and'
+  with pytest.raises(TypeError, match=rf'{words} .* takes \(\*, more\)'):
+    check(**functions)
 
 
 def test_a_call_that_changes_its_cache_is_named_with_the_leaf():

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from kvjax.display import Display, Displayed, binary_size
 from kvjax.memory.compiled.measurement import measure
 
 # xla_data.proto, PrimitiveType.
@@ -75,8 +76,8 @@ class Module:
   instructions: dict[int, Instruction]
 
 
-@dataclasses.dataclass(frozen=True)
-class Buffer:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Buffer(Displayed):
   """One buffer: where it is and which operation fills it."""
 
   allocation: int  # number of the allocation that holds it
@@ -91,6 +92,16 @@ class Buffer:
   op_name: str  # jax.named_scope path; of a parameter: its argument's name
   instruction: int  # id in the module
   index: tuple[int, ...]  # which part, if the instruction returns a tuple
+
+  def display(self) -> Display:
+    values = dataclasses.asdict(self) | {'bytes': f'{self.bytes:,}'}
+    rows = [[name, str(value)] for name, value in values.items()]
+    return Display(repr(self), ('field', 'value'), rows, ('field', 'value'))
+
+  def __repr__(self) -> str:
+    shape = f'{self.dtype}[{",".join(map(str, self.shape))}]'
+    size = binary_size(self.bytes)
+    return f'Buffer({self.kind}, {shape}, {size}, {self.opcode} {self.name})'
 
 
 def buffers(compiled: jax.stages.Compiled) -> tuple[Buffer, ...]:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 import jax
 
+from kvjax.display import Display, Displayed, binary_size
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Measured(Displayed):
   """What one compiled program occupies on each of its devices, in bytes."""
 
   arguments: int  # every argument leaf the program uses
@@ -21,6 +23,16 @@ class Measured:
   temporaries: int  # the most that intermediate results occupy at one time
   peak: int  # arguments + outputs - alias + temporaries
   devices: Mapping[str, Mapping[str, int]]  # memory_stats; none on CPU
+
+  def display(self) -> Display:
+    names = 'arguments', 'outputs', 'alias', 'temporaries', 'peak'
+    sizes = {name: getattr(self, name) for name in names}
+    return Display(
+      'Memory of a compiled program',
+      ('part', 'size', 'bytes'),
+      [[name, binary_size(n), f'{n:,}'] for name, n in sizes.items()],
+      left=('part',),
+    )
 
 
 def measure(compiled: jax.stages.Compiled) -> Measured:

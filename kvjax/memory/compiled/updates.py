@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import jax
 
+from kvjax.display import SHORT, Display, Displayed, binary_size
 from kvjax.memory.compiled.assignment import (
   Buffer,
   EncodingError,
@@ -44,17 +45,21 @@ class Finding:
   name: str  # of the HLO instruction that fills the buffer
   op_name: str  # its jax.named_scope path; '' where XLA kept none
 
+  @property
+  def place(self) -> str:
+    """Dtype and shape of the buffer, as HLO writes them."""
+    return f'{self.dtype}[{",".join(map(str, self.shape))}]'
+
   def __str__(self) -> str:
-    shape = f'{self.dtype}[{",".join(map(str, self.shape))}]'
     where = f' in {self.op_name}' if self.op_name else ''
     return (
-      f'{self.kind} of {self.leaf}: {shape}, {self.bytes:,} bytes, by'
+      f'{self.kind} of {self.leaf}: {self.place}, {self.bytes:,} bytes, by'
       f' {self.opcode} {self.name}{where}'
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class InPlaceReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class InPlaceReport(Displayed):
   """What became of every leaf of one argument."""
 
   argument: str
@@ -73,16 +78,34 @@ class InPlaceReport:
     found = self.findings
     return {k: sum(f.bytes for f in found if f.kind == k) for k in KINDS}
 
+  def display(self) -> Display:
+    rows = [
+      [x.kind, x.leaf, x.place, binary_size(x.bytes), f'{x.opcode} {x.name}']
+      for x in self.findings
+    ]
+    columns = 'what', 'leaf', 'buffer', 'size', 'by'
+    left = 'what', 'leaf', 'by'
+    return Display(self._head(), columns, rows, left, self._advice())
+
   def __str__(self) -> str:
+    findings = [str(finding) for finding in self.findings]
+    return '\n  '.join([self._head(), *self._advice(), *findings])
+
+  def __repr__(self) -> str:
+    return self.display().text(SHORT) if self.findings else self._head()
+
+  def _head(self) -> str:
     count = f'{len(self.aliased)} of {len(self.leaves)} leaves aliased'
-    lines = [f'{self.argument!r}: {count}, {len(self.findings)} moved']
+    return f'{self.argument!r}: {count}, {len(self.findings)} moved'
+
+  def _advice(self) -> list[str]:
     kept = [leaf for leaf in self.leaves if leaf not in self.aliased]
-    if kept:
-      lines.append(
-        f'not aliased: {", ".join(kept)}; donate the argument (donate_argnames)'
-        ' and return each leaf with its own shape and dtype'
-      )
-    return '\n  '.join(lines + [str(f) for f in self.findings])
+    if not kept:
+      return []
+    return [
+      f'not aliased: {", ".join(kept)}; donate the argument (donate_argnames)'
+      ' and return each leaf with its own shape and dtype'
+    ]
 
 
 def assert_in_place(

@@ -97,15 +97,3 @@ def fullest_lines(
     if term.name not in names:
       names.add(term.name)
       yield term.line('another moment', shards)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-  """Returns rows as text, the third column to the right."""
-  widths = [max(len(r[i]) for r in rows) for i in range(4)]
-  return '\n'.join(_pad(row, widths) for row in rows)
-
-
-def _pad(row: Sequence[str], widths: list[int]) -> str:
-  cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-  cells += [row[2].rjust(widths[2]), row[3].ljust(widths[3]), row[4]]
-  return '  '.join(cells).rstrip()

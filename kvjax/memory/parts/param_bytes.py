@@ -203,7 +203,7 @@ def axes_of(path: list[Any], layer: Layer) -> list[tuple[str, int]]:
     if name in _BY_HEADS:
       return [('heads', variant.num_heads)]
     if name in _BY_KV_HEADS:
-      return [('kv_heads', variant.num_kv_heads)]
+      return [('kv_heads', getattr(variant, 'num_kv_heads', 1))]
     if name == 'output':
       return [_WHOLE, ('heads', variant.num_heads)]
   if half != 'mlp':

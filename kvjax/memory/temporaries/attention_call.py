@@ -1,7 +1,7 @@
 """What one layer's attention reads in one call, from static facts alone."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from kvjax.kernels.hopper.tiling import ROWS, choose_splits
 from kvjax.memory.parts.call_shape import FLOAT, CallShape
 from kvjax.memory.parts.lines import Dim, Term
 from kvjax.streams.codecs import Plain
+from kvjax.streams.stream import Stream
 
 QUERY = 'query (one layer, then dead)'
 
@@ -28,13 +29,13 @@ class AttentionCall:
   @property
   def absorbs(self) -> bool:
     """Whether queries read latents as they are stored."""
-    latent = 'latent' in self.variant.streams()
+    latent = 'latent' in self.streams
     return latent and (not self.variant.form(self.call.tokens).expands)
 
   @property
   def expands(self) -> bool:
     """Whether keys and values are made of latents."""
-    return 'latent' in self.variant.streams() and not self.absorbs
+    return 'latent' in self.streams and not self.absorbs
 
   @property
   def reads_before_write(self) -> bool:
@@ -73,7 +74,9 @@ class AttentionCall:
     """Heads of keys and values as a product reads them; a latent has one."""
     if self.expands:
       return self.heads
-    return Dim('K', getattr(self.variant, 'num_kv_heads', 1), 'kv_heads')
+    stated = getattr(self.variant, 'num_kv_heads', None)
+    most = max((stream.heads for stream in self.streams.values()), default=1)
+    return Dim('K', stated or most, 'kv_heads')
 
   @property
   def query(self) -> tuple[Dim, Dim]:
@@ -84,10 +87,18 @@ class AttentionCall:
 
   @property
   def value(self) -> tuple[Dim, Dim]:
-    width = self.variant.value_width or self.variant.key_width
     if self.absorbs:
-      width = self.variant.latent_width
-    return self.heads, Dim('E', width)
+      return self.heads, Dim('E', self.variant.latent_width)
+    # A variant from outside need not name the width of its values. No stream
+    # that is read as it is stored is wider than the widest.
+    names = 'value_width', 'key_width'
+    stated = (getattr(self.variant, name, None) for name in names)
+    widest = max((x.width for x in self.streams.values()), default=0)
+    return self.heads, Dim('E', next(filter(None, stated), widest))
+
+  @property
+  def streams(self) -> Mapping[str, Stream]:
+    return self.variant.streams()
 
   @property
   def query_rows(self) -> int:
@@ -113,7 +124,7 @@ class AttentionCall:
 
   def new_streams(self) -> Iterator[Term]:
     """Yields what the tokens leave behind."""
-    for name, stream in self.variant.streams().items():
+    for name, stream in self.streams.items():
       dims = Dim('K', stream.heads, 'kv_heads'), Dim('H', stream.width)
       yield Term(f'new {name}', (*self.call.lead, *dims), self.call.size)
 
