@@ -64,3 +64,9 @@ def test_a_shard_whose_name_no_file_can_have(tmp_path):
   (path / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(FileNotFoundError, match='no file of this directory'):
     load_checkpoint(path)
+
+
+def test_a_dtype_of_scales_alone():
+  """Every negative key would be stored as NaN."""
+  with pytest.raises(ValueError, match='float8_e8m0fnu has no negative'):
+    kvjax.init_cache(CONFIG, 1, 8, dtype='float8_e8m0fnu')
