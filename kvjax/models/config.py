@@ -205,7 +205,7 @@ def floating_dtype(dtype: Any) -> Any:
       'needs 8 or more. For smaller caches give a codec: '
       'codec=kvjax.Int8().'
     )
-  if jnp.finfo(dtype).min >= 0:
+  if float(jnp.finfo(dtype).min) >= 0:  # such a type may have no 0 itself
     raise ValueError(
       f'dtype={dtype} has no negative numbers: streams would be NaN. Give '
       'float32, bfloat16 or float16, say.'
