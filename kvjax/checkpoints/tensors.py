@@ -8,6 +8,7 @@ count as resident memory, so a whole mapped file would be a second copy.
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -144,7 +145,9 @@ def _open_shards(index: pathlib.Path) -> dict[str, StoredTensor]:
     )
   tensors: dict[str, StoredTensor] = {}
   for shard in sorted(set(where.values())):
-    if pathlib.PurePath(shard).name != shard or not (path / shard).is_file():
+    # os.path: is_file raises an OSError for a name that is too long.
+    is_file = os.path.isfile(path / shard)
+    if pathlib.PurePath(shard).name != shard or not is_file:
       raise FileNotFoundError(
         f'{index} names the shard {shard!r}: no file of this directory.'
       )

@@ -39,6 +39,8 @@ def program(
 
     @functools.wraps(function)
     def run(*args: Any, donate: bool = False) -> R:
+      if donate not in compiled:
+        raise ValueError(f'donate={donate!r} must be True or False.')
       if in_trace():
         return function(*args)
       try:

@@ -73,10 +73,15 @@ def sample(
 
 
 def _divide(logits: jax.Array, temperature: float) -> jax.Array:
-  """Returns logits over a temperature, however small: the best stay at 0."""
+  """Returns logits over any temperature: the best stay at 0, the masked -inf.
+
+  XLA multiplies by a reciprocal. That of a temperature near the largest float
+  may be flushed to 0, which would make a masked logit NaN.
+  """
   best = jnp.max(logits, axis=-1, keepdims=True)
   below = logits - jnp.where(jnp.isfinite(best), best, 0)
-  return jnp.where(below < 0, below / temperature, below)
+  is_divided = (below < 0) & jnp.isfinite(below)
+  return jnp.where(is_divided, below / temperature, below)
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -236,7 +236,7 @@ def dtype_of(config: ModelConfig, dtype: Any = None) -> Any:
 
 
 def floating_dtype(dtype: Any) -> Any:
-  """Returns a dtype; ValueError for integers, and floats under 8 bits."""
+  """Returns a dtype; ValueError for integers, unsigned and tiny floats."""
   dtype = named_dtype(dtype)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
@@ -248,6 +248,11 @@ def floating_dtype(dtype: Any) -> Any:
       f'dtype={dtype} has {jnp.finfo(dtype).bits} bits; a floating dtype '
       'needs 8 or more. For smaller caches give a codec: '
       'codec=kvjax.Int8().'
+    )
+  if float(jnp.finfo(dtype).min) >= 0:  # such a type may have no 0 itself
+    raise ValueError(
+      f'dtype={dtype} has no negative numbers: streams would be NaN. Give '
+      'float32, bfloat16 or float16, say.'
     )
   return dtype
 

@@ -102,6 +102,10 @@ def forward(
   """
   check_config(config)
   check_array('tokens', tokens, (None, None), jnp.integer)
+  if 0 in tokens.shape:
+    raise ValueError(
+      f'tokens have shape {tokens.shape}: give at least one row of one id.'
+    )
   check_encoded(config, encoded, len(tokens))
   attention_layers = check_layers(config, attention_layers)
   ids = narrow_ids(tokens, config.vocab_size)

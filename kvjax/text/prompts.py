@@ -1,12 +1,14 @@
 """Prompts for a model: text, perhaps written as a chat, to a ragged batch."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.arguments import is_whole
 from kvjax.checkpoints.files import read_text
 from kvjax.models.config import ModelConfig
 from kvjax.strict_json import parse_json
@@ -108,9 +110,17 @@ def make_batch(config: ModelConfig, rows: Sequence[Sequence[int]]) -> Batch:
   """Returns rows of ids as a batch.
 
   Raises:
-    ValueError: an id is outside the vocabulary.
+    ValueError: there is no id, or one is no integer of the vocabulary.
   """
   lengths = np.asarray([len(row) for row in rows], np.int32)
+  if not lengths.any():
+    raise ValueError('The rows hold no token. Give a row of ids a prompt.')
+  for token in itertools.chain.from_iterable(rows):
+    if not is_whole(token) or token < 0:
+      raise ValueError(
+        f'The prompt has the token {token!r}: ids are integers from 0 to '
+        f'{config.vocab_size - 1}.'
+      )
   tokens = np.zeros((len(rows), lengths.max()), np.int32)
   for index, row in enumerate(rows):
     tokens[index, : len(row)] = row

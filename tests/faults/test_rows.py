@@ -85,7 +85,7 @@ def test_a_row_without_a_distribution_gives_no_token(value, filters):
   assert tokens.tolist() == [[-1]]
 
 
-@pytest.mark.parametrize('temperature', [0.0, 1.0, 1e30])
+@pytest.mark.parametrize('temperature', [0.0, 1.0, 1e30, 3e38])
 def test_the_only_token_that_a_mask_leaves(temperature):
   logits = jnp.full((1, V), -jnp.inf).at[0, 7].set(0.0)
   tokens, _ = generate(1, logits, temperature=temperature, seed=3)

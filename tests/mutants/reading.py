@@ -288,6 +288,20 @@ SAMPLING: tuple[Mutant, ...] = (
     'tests/decoding/test_sampling.py::test_temperature_and_counts[0.5]',
   ),
   Mutant(
+    'masked_logits_are_divided',
+    'kvjax/decoding/sampling.py',
+    '(below < 0) & jnp.isfinite(below)',
+    'below < 0',
+    'tests/faults/test_review.py::test_no_temperature_draws_what_a_mask_excludes',
+  ),
+  Mutant(
+    'any_number_is_an_id_of_a_batch',
+    'kvjax/text/prompts.py',
+    'not is_whole(token) or token < 0',
+    'False',
+    'tests/faults/test_review.py::test_rows_that_make_no_batch',
+  ),
+  Mutant(
     'nan_row_gives_a_token',
     'kvjax/decoding/sampling.py',
     'jnp.where(lost, NO_TOKEN, tokens)',
