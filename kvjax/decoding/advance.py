@@ -200,10 +200,10 @@ def _run_layers(
   shared = {source for index, source in enumerate(sources) if source != index}
   # A program of a layer returns no views: they hold functions.
   in_place = shared.union(attention_layers)
-  call = _LayerCall(
+  programs = _LayerPrograms(
     config, cache.source, placement.state, params.get('relative')
   )
-  traced_once = functools.cache(call.program)
+  traced_once = functools.cache(programs.traced)
   books = list(cache.books)
   results: list[LayerResult] = []
   for index, (layer, source) in enumerate(
@@ -215,7 +215,7 @@ def _run_layers(
     with jax.named_scope(f'layer_{index}'):
       if index != source:
         kind = layout.store_of(source).kind
-        x, result = call.run_shared(
+        x, result = programs.run_shared(
           layer, layer_params, x, results[source], kind, cross
         )
       else:
@@ -227,7 +227,7 @@ def _run_layers(
           leaves=cache.stores[index],
         )
         if index in in_place:
-          x, result = call.run_own(layer, layer_params, x, entry, cross)
+          x, result = programs.run_own(layer, layer_params, x, entry, cross)
         else:
           x, result = traced_once(layer)(layer_params, x, entry, cross)
         books[book] = result.book
@@ -242,7 +242,7 @@ def _run_layers(
 
 
 @dataclasses.dataclass(frozen=True)
-class _LayerCall:
+class _LayerPrograms:
   """What all layers of one call run with. Lives inside one trace.
 
   Attributes:
@@ -257,7 +257,7 @@ class _LayerCall:
   state: CallState
   relative: jax.Array | None
 
-  def program(
+  def traced(
     self, layer: Layer
   ) -> Callable[..., tuple[jax.Array, LayerResult]]:
     """Returns `run_own` of a layer, traced once for all layers that equal it.
