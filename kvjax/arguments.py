@@ -66,19 +66,26 @@ NOUNS: dict[type, str] = {
 }
 
 
-def is_whole(value: Any) -> bool:
-  """Returns whether a value is an integer that an int32 holds, and no bool."""
+def is_whole(value: Any, low: int = -LARGEST, high: float = LARGEST) -> bool:
+  """Returns whether a value is an integer from low to high, and no bool."""
   whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  return whole and abs(int(value)) <= LARGEST
+  return whole and low <= int(value) <= high
+
+
+def is_number(
+  value: Any, low: float = -LARGEST_FLOAT, high: float = LARGEST_FLOAT
+) -> bool:
+  """Returns whether a value is a number from low to high, no NaN, no bool."""
+  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  number: Any = value  # compared as it is: a cast of a long int overflows
+  return real and low <= number <= high
 
 
 def _is(value: Any, kind: type) -> bool:
   if kind is int:
     return is_whole(value)
   if kind is float:
-    number: Any = value  # compared as it is: a cast of a long int overflows
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and abs(number) <= LARGEST_FLOAT  # False for NaN
+    return is_number(value)
   return kind is bool and isinstance(value, bool | np.bool_)
 
 

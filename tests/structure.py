@@ -62,6 +62,7 @@ DECODE_PATH = (
   'kvjax.decoding.steps.decode_step',
   'kvjax.decoding.steps._decode_step',
   'kvjax.decoding.advance.advance',
+  'kvjax.decoding.advance._advance_at_once',
   'kvjax.decoding.advance._run_layers',
   'kvjax.decoding.advance._LayerPrograms.run_own',
   'kvjax.decoding.layer.attend_through_cache',

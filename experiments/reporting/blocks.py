@@ -205,13 +205,19 @@ def are_numbers(cells: Iterable[str]) -> bool:
   return all(re.match(r'(x |[+-])?[\d.,]+|-$', text) for text in cells)
 
 
+CONTROLS = r'\x00-\x08\x0b-\x1f\x7f-\x9f'
+# Marks, embeddings, overrides and isolates (Unicode Standard Annex 9, 2.7).
+BIDIRECTIONAL = r'\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069'
+
+
 def without_controls(text: str) -> str:
   """Returns text that no terminal takes for a command.
 
   Names and texts are of other people: an escape sequence in one could set the
-  clipboard or hide a line. Ends of lines and tabs stay.
+  clipboard or hide a line, and a bidirectional control shows letters in another
+  order than they have. Ends of lines and tabs stay.
   """
-  return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '', text)
+  return re.sub(f'[{CONTROLS}{BIDIRECTIONAL}]', '', text)
 
 
 def _as_it_is(text: str, style: str = '') -> Any:

@@ -47,11 +47,12 @@ def folder(point: Mapping[str, str]) -> str:
   """Returns a file name for a point, of which no other point has the same.
 
   A name that is cut at 120 characters, or in which one is replaced, ends with
-  a digest.
+  a digest. So does a name with a capital, which some file systems do not tell
+  from the small letter.
   """
   name = ','.join(f'{k.lstrip("-")}={v}' for k, v in point.items()) or 'all'
   plain = re.sub(r'[^\w.,=()+-]', '_', name, flags=re.ASCII)[:120]
-  if plain == name:
+  if plain == name.lower():
     return name
   digest = hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()
   return f'{plain}-{digest[:8]}'

@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from kvjax.checkpoints.hf_config import check_values
+from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.tensors import StoredTensor
 
 # How the names of scales, of codes and of the plain tensor end, by method.
@@ -93,17 +93,16 @@ def check_method(values: Mapping[str, Any]) -> str | None:
   Raises:
     ValueError: the method is not in `ENDINGS`, or is fp8 without blocks.
   """
-  quantization = values.get('quantization_config')
-  if not quantization:
+  quantization = Settings(Settings(values).get('quantization_config', {}))
+  if not quantization.values:
     return None
-  check_values(quantization)
-  method = quantization.get('quant_method')
+  method = quantization.raw('quant_method')
   if method not in ENDINGS:
     raise ValueError(
       f'Quantization method {method!r} is not supported; supported: '
       f'{", ".join(ENDINGS)}, and plain weights.'
     )
-  block = quantization.get('weight_block_size')
+  block = quantization.raw('weight_block_size')
   if method == 'fp8' and len(block or ()) != 2:
     raise ValueError(
       f'fp8 with weight_block_size={block} is not supported; supported: two '

@@ -1,10 +1,10 @@
 """A published config.json: its keys and values, each of its key's kind.
 
-`check_values` refuses a value of another kind than its key's before any value
-is used: a text where a number belongs would otherwise end in arithmetic whose
+`Settings` refuses a value of another kind than its key's when the value is
+read: a text where a number belongs would otherwise end in arithmetic whose
 error names no key, NaN in an answer of NaN, and a layer count of a billion in a
 list of that length. null is always allowed, and its meaning depends on the
-family. Keys that no family reads are not looked at.
+family. Keys that the family does not read are not looked at.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kvjax.arguments import LARGEST, is_number, is_whole
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -39,10 +40,8 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 # from one of these numbers alone takes long to make.
 MAX_LAYERS = 1024  # the deepest published transformer has 1,000 (DeepNet)
 MAX_SIZE = 1 << 24  # the largest published size is a vocabulary of a million
-MAX_INT32 = (1 << 31) - 1  # positions are int32
-# Normal numbers of float32, in which models compute.
+# The smallest normal number of float32, in which models compute.
 SMALLEST = float(np.finfo(np.float32).tiny)
-LARGEST = float(np.finfo(np.float32).max)
 
 # Keys of all families by the kind of their values.
 LAYERS = """
@@ -65,7 +64,7 @@ WHOLE = """
   max_source_positions max_target_positions max_window_layers n_ctx
   n_positions n_shared_experts num_experts num_experts_per_tok
   num_ln_in_parallel_attn num_local_experts relative_attention_max_distance
-  shared_expert_size sliding_window
+  shared_expert_size
 """
 NUMBER = """
   beta_fast beta_slow layer_norm_eps layer_norm_epsilon mscale mscale_all_dim
@@ -93,64 +92,54 @@ OBJECT = 'quantization_config rope_parameters rope_scaling text_config'
 Rule = Callable[[Any], bool]
 
 
-def _between(low: float, high: float, *types: type) -> Rule:
-  # bool is a subclass of int in Python; NaN is in no range.
-  return lambda x: (
-    isinstance(x, types) and not isinstance(x, bool) and low <= x <= high
+def _whole(low: int, high: int) -> tuple[str, Rule]:
+  return (
+    f'a whole number from {low} to {high}',
+    lambda x: is_whole(x, low, high),
   )
 
 
-def _instance(*types: type) -> Rule:
-  return lambda x: isinstance(x, types)
+def _instance(words: str, kind: type) -> tuple[str, Rule]:
+  return words, lambda x: isinstance(x, kind)
 
 
-def _each(rule: Rule) -> Rule:
-  return lambda x: isinstance(x, list | tuple) and all(map(rule, x))
+def _each(words: str, rule: Rule) -> tuple[str, Rule]:
+  return (
+    f'a list, each {words}',
+    lambda x: isinstance(x, list | tuple) and all(map(rule, x)),
+  )
 
 
-_POSITIVE = _between(SMALLEST, LARGEST, int, float)
-_WHOLE = _between(0, MAX_INT32, int)
+_NUMBER = 'a number, 0 or above and finite', lambda x: is_number(x, 0)
+_POSITIVE = (
+  'a number above 0, finite in float32',
+  lambda x: is_number(x, SMALLEST),
+)
+_TEXT = _instance('a text', str)
 
 # Of each key, the words for its kind and the rule of that kind.
 KEY_KINDS: dict[str, tuple[str, Rule]] = {
-  key: (words, rule)
-  for keys, words, rule in (
-    (
-      LAYERS,
-      f'a whole number from 1 to {MAX_LAYERS}',
-      _between(1, MAX_LAYERS, int),
-    ),
-    (SIZE, f'a whole number from 1 to {MAX_SIZE}', _between(1, MAX_SIZE, int)),
-    (WHOLE, f'a whole number from 0 to {MAX_INT32}', _WHOLE),
-    (
-      NUMBER,
-      'a number, 0 or above and finite',
-      _between(0, LARGEST, int, float),
-    ),
-    (POSITIVE, 'a number above 0, finite in float32', _POSITIVE),
-    (SWITCH, 'true or false', _instance(bool)),
-    (TEXT, 'a text', _instance(str)),
-    (OBJECT, 'an object', _instance(Mapping)),
-    ('layer_types mlp_layer_types', 'a list of texts', _each(_instance(str))),
-    (
-      'long_factor short_factor',
-      'a list of numbers above 0, finite in float32',
-      _each(_POSITIVE),
-    ),
+  key: kind
+  for keys, kind in (
+    (LAYERS, _whole(1, MAX_LAYERS)),
+    (SIZE, _whole(1, MAX_SIZE)),
+    (WHOLE, _whole(0, LARGEST)),
+    ('sliding_window', _whole(1, LARGEST)),
+    (NUMBER, _NUMBER),
+    (POSITIVE, _POSITIVE),
+    (SWITCH, _instance('true or false', bool)),
+    (TEXT, _TEXT),
+    (OBJECT, _instance('an object', Mapping)),
+    ('layer_types mlp_layer_types', _each(*_TEXT)),
+    ('long_factor short_factor', _each(*_POSITIVE)),
     (
       'dense_layers mlp_only_layers no_rope_layers',
-      f'a list of whole numbers from 0 to {MAX_INT32}',
-      _each(_WHOLE),
+      _each(*_whole(0, LARGEST)),
     ),
-    (
-      'weight_block_size',
-      f'a list of whole numbers from 1 to {MAX_SIZE}',
-      _each(_between(1, MAX_SIZE, int)),
-    ),
+    ('weight_block_size', _each(*_whole(1, MAX_SIZE))),
     (
       'keys_and_values_of',
-      'a list of layers and nulls',
-      _each(lambda x: x is None or _WHOLE(x)),
+      _each('a layer or null', lambda x: x is None or is_whole(x, 0)),
     ),
   )
   for key in keys.split()
@@ -179,21 +168,25 @@ class Settings:
 
   values: Mapping[str, Any]
 
-  def __post_init__(self):
-    check_values(self.values)
-
   @property
   def family(self) -> str:
     return str(self.values.get('model_type'))
 
   def get(self, key: str, default: Any) -> Any:
     """Returns the value; the published default where it is absent or null."""
-    value = self.values.get(key)
+    value = self.raw(key)
     return default if value is None else value
 
   def raw(self, key: str, default: Any = None) -> Any:
-    """Returns the value, null included; the default only where it is absent."""
-    return self.values.get(key, default)
+    """Returns the value, null included; the default only where it is absent.
+
+    Raises:
+      ValueError: the value is not of its key's kind.
+    """
+    if key not in self.values:
+      return default
+    check_values({key: self.values[key]})
+    return self.values[key]
 
   def need(self, *keys: str) -> Any:
     """Returns the value of the first key that has one.
@@ -205,15 +198,15 @@ class Settings:
       ValueError: no key has a value.
     """
     for key in keys:
-      if self.values.get(key) is not None:
-        return self.values[key]
+      if (value := self.raw(key)) is not None:
+        return value
     raise ValueError(
       f'config.json of model_type={self.family!r} has no {keys[0]!r}.'
     )
 
   def only(self, key: str, *allowed: Any) -> None:
     """Raises ValueError unless the value is absent, null or allowed."""
-    value = self.values.get(key)
+    value = self.raw(key)
     if value is not None and value not in allowed:
       raise ValueError(
         f'{key}={value!r} of model_type={self.family!r} is not supported; '
@@ -223,15 +216,15 @@ class Settings:
   def refuse(self, *keys: str) -> None:
     """Raises ValueError for a key whose meaning here is not known."""
     for key in keys:
-      if self.values.get(key):
+      if value := self.raw(key):
         raise ValueError(
-          f'{key}={self.values[key]!r} is not supported for model_type='
+          f'{key}={value!r} is not supported for model_type='
           f'{self.family!r}; remove it if it changes nothing.'
         )
 
   def activation(self, *keys: str, default: str = 'silu') -> str:
     """Returns kvjax's name of the activation under one of these keys."""
-    present = [key for key in keys if self.values.get(key) is not None]
+    present = [key for key in keys if self.raw(key) is not None]
     key = present[0] if present else keys[0]
     name = self.get(key, default)
     if name not in ACTIVATIONS:
@@ -243,7 +236,7 @@ class Settings:
 
   def head_width(self) -> int:
     """Returns `head_dim`, or hidden size over heads."""
-    width = self.values.get('head_dim')
+    width = self.raw('head_dim')
     if width is not None:
       return width
     hidden = self.need('hidden_size')

@@ -1,5 +1,6 @@
 """Published checkpoints: a directory in, a config and params out."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from kvjax.checkpoints.catalogue import nearest_names, published_values
 from kvjax.checkpoints.dequantize import check_method, dequantize_tensors
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.files import is_present
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
@@ -83,10 +85,14 @@ def open_checkpoint(
   Args:
     path, dtype: as in `load_checkpoint`.
   """
-  family, settings = _choose_family(_read_config(path))
-  tensors = dequantize_tensors(settings.values, open_tensors(path))
+  file = _config_file(path)
+  values = read_values(file)
+  with _naming(file):
+    family, settings = _choose_family(values)
+    config = family.config(settings)
+  tensors = dequantize_tensors(values, open_tensors(path))
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
-  config = dataclasses.replace(family.config(settings), dtype=name)
+  config = dataclasses.replace(config, dtype=name)
   if family.head is not None:
     config = dataclasses.replace(config, tied=family.head not in tensors)
   return config, match_params(family, config, tensors)
@@ -120,7 +126,10 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
         f'Unknown model {str(name_or_path)!r}; the nearest known: '
         f'{nearest_names(path.name)}. Or give the path of a config.json.'
       )
-  return parse_config(_read_config(path))
+  file = _config_file(path)
+  values = read_values(file)
+  with _naming(file):
+    return parse_config(values)
 
 
 def parse_config(values: dict[str, Any]) -> ModelConfig:
@@ -140,24 +149,31 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
   return parse_object(file.read_bytes(), file)
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
+def _config_file(path: pathlib.Path) -> pathlib.Path:
   file = path / CONFIG if path.is_dir() else path
-  if not file.is_file():
+  if not is_present(file):
     raise FileNotFoundError(
       f'{path} is neither a directory with {CONFIG} nor such a file.'
     )
-  return read_values(file)
+  return file
+
+
+@contextlib.contextmanager
+def _naming(file: pathlib.Path) -> Iterator[None]:
+  """Makes the refusal of what a file says name the file."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}') from None
 
 
 def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
-  # The kinds of values are known for the keys of these families alone.
   name = values.get('model_type')
   if not isinstance(name, str) or name not in FAMILIES:
     known = ', '.join(sorted(FAMILIES))
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
-  settings = Settings(values)
   check_method(values)
-  return FAMILIES[name], settings
+  return FAMILIES[name], Settings(values)
 
 
 def _nest(flat: dict[str, Any]) -> Any:

@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from kvjax.arguments import is_whole
+from kvjax.checkpoints.files import is_present
 from kvjax.strict_json import parse_object
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 MAX_AXES = 64  # NumPy has no arrays of more
+MAX_WHOLE = (1 << 64) - 1  # the official reader has 64 bits
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 BLOCK = 1 << 22  # bytes of a large tensor that are mapped at a time
 
@@ -111,13 +114,13 @@ def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
 
   Raises:
     FileNotFoundError: neither is there, or a shard is missing.
-    ValueError: a file is truncated or malformed, or the index and its shards
-      disagree; the message names file and tensor.
+    ValueError: a file is no regular file, truncated or malformed, or the index
+      and its shards disagree; the message names file and tensor.
   """
   index = path / INDEX
-  if index.exists():
+  if is_present(index):
     return _open_shards(index)
-  files = [path / SINGLE] if (path / SINGLE).exists() else []
+  files = [path / SINGLE] if is_present(path / SINGLE) else []
   if not files:
     files = sorted(path.glob('*.safetensors'))
   if len(files) != 1:
@@ -131,7 +134,6 @@ def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 def _open_shards(index: pathlib.Path) -> dict[str, StoredTensor]:
   path = index.parent
-  _check_file(index)
   where = parse_object(index.read_bytes(), index).get('weight_map')
   if not isinstance(where, dict) or not all(
     isinstance(shard, str) for shard in where.values()
@@ -161,22 +163,15 @@ def _open_shards(index: pathlib.Path) -> dict[str, StoredTensor]:
   return tensors
 
 
-def _check_file(path: pathlib.Path) -> None:
-  """Raises FileNotFoundError for what is no file: a pipe would never end."""
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'{path} is no regular file, and no link to one. Put the file there.'
-    )
-
-
 def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
   """Returns the tensors of a file, by name; together they are all its bytes.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is truncated or malformed.
+    ValueError: it is no regular file, truncated or malformed.
   """
-  _check_file(path)
+  if not is_present(path):
+    raise FileNotFoundError(f'There is no file {path}.')
   total = path.stat().st_size
   with path.open('rb') as file:
     length = int.from_bytes(file.read(8), 'little')
@@ -219,7 +214,9 @@ def _read_entry(
       'shape': list(shape),
       'data_offsets': [begin, end],
     } if (
-      len(shape) <= MAX_AXES and _are_whole(*shape, begin, end) and begin <= end
+      len(shape) <= MAX_AXES
+      and all(is_whole(x, 0, MAX_WHOLE) for x in (*shape, begin, end))
+      and begin <= end
     ):
       size = end - begin
     case _:
@@ -248,11 +245,6 @@ def _is_texts(metadata: Any) -> bool:
   return isinstance(metadata, dict) and all(
     isinstance(value, str) for value in metadata.values()
   )
-
-
-def _are_whole(*values: Any) -> bool:
-  # bool is a subclass of int in Python. The official reader has 64 bits.
-  return all(type(value) is int and 0 <= value < 1 << 64 for value in values)
 
 
 def _check_tiling(

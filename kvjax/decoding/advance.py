@@ -12,7 +12,7 @@ from kvjax.attention.rotary import Rotary, rotary_table
 from kvjax.attention.variant import Table
 from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.checks import check_made_for, refuse_unknown
+from kvjax.decoding.checks import check_shapes, drop_rows_of_unknown_ids
 from kvjax.decoding.layer import (
   LayerEntry,
   LayerResult,
@@ -57,14 +57,23 @@ def advance(
     or have no source to read; the new cache; and the attention weights of
     `attention_layers`.
   """
-  check_made_for(config, params, cache)
-  cache, is_token = refuse_unknown(config, cache, tokens, is_token)
+  check_shapes(config, params, cache)
+  cache, is_token = drop_rows_of_unknown_ids(config, cache, tokens, is_token)
   chunk = cache.layout.chunk
   if chunk is not None and chunk < tokens.shape[1]:
     _refuse_weights_by_chunks(attention_layers, tokens.shape[1], chunk)
     return _advance_by_chunks(
       config, params, cache, tokens, is_token, options, chunk
     )
+  return _advance_at_once(
+    config, params, cache, tokens, is_token, options, attention_layers
+  )
+
+
+def _advance_at_once(
+  config, params, cache, tokens, is_token, options, attention_layers=()
+):
+  """Feeds a call, or a piece of one, whose tokens a cache takes at once."""
   rotaries = [layer.attention.rotary for layer in config.layers]
   cache, placement = place_tokens(cache, is_token, options, rotaries)
   x = embed(config, params, tokens, placement.state.positions)
@@ -98,7 +107,7 @@ def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
 
   def feed(cache, piece):
     piece_tokens, piece_is_token = piece
-    x, cache, _ = advance(
+    x, cache, _ = _advance_at_once(
       config, params, cache, piece_tokens, piece_is_token, options
     )
     return cache, x

@@ -145,7 +145,7 @@ def arrange(
     overflow=array_spec((batch_size,), jnp.bool_, ('batch',)),
     books=books,
     stores=stores,
-    cross=_cross_spec(config, batch_size, source_length, dtype),
+    cross=cross_spec(config, batch_size, source_length, dtype),
     source=_source_spec(config, batch_size, source_length),
     layout=layout,
   )
@@ -224,7 +224,7 @@ def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
 def check_sizes(**sizes: int) -> None:
   """Raises ValueError for a size that is no positive integer."""
   for name, size in sizes.items():
-    if not is_whole(size) or size < 1:
+    if not is_whole(size, 1):
       raise ValueError(
         f'{name}={size!r} must be a positive integer of at most {LARGEST}.'
       )
@@ -285,7 +285,10 @@ def store_spec(
   return spec
 
 
-def _cross_spec(config, batch, source_length, dtype):
+def cross_spec(
+  config: ModelConfig, batch: int, source_length: int | None, dtype: Any = None
+) -> tuple[dict[str, ArraySpec], ...] | None:
+  """Returns the `ArraySpec`s of the source's streams, a layer; or None."""
   if config.encoder is None or source_length is None:
     return None
   dtype = dtype_of(config, dtype)

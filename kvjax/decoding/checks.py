@@ -16,16 +16,25 @@ from kvjax.arguments import (
   narrow_ids,
   unknown_ids,
 )
-from kvjax.decoding.allocate import is_leaf, store_spec
+from kvjax.decoding.allocate import (
+  cross_spec,
+  cross_streams,
+  is_leaf,
+  store_spec,
+)
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.tracing import computing, is_traced
 from kvjax.models.config import ModelConfig, check_config
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
 from kvjax.models.uncached import check_encoded, token_mask
+from kvjax.streams.stream import Stream
+
+REALLOCATE = 'Allocate the cache with this config: init_cache(config, ...).'
+FREE_AXES = ('batch', 'pages', 'source')  # whose sizes are not the config's
 
 
-def accept(
+def check_chunk(
   config: ModelConfig,
   cache: Cache,
   tokens: jax.Array,
@@ -42,7 +51,7 @@ def accept(
       vocabulary, or do not fit, or a source is missing.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  check_model(config, cache)
+  check_config_and_cache(config, cache)
   check_array('tokens', tokens, (cache.batch_size, None), jnp.integer)
   if config.encoder is None or encoded is not None or cache.cross is None:
     check_encoded(config, encoded, cache.batch_size)
@@ -66,15 +75,15 @@ def accept(
   return ids, is_token
 
 
-def accept_step(
+def check_step_token(
   config: ModelConfig, cache: Cache, token: jax.Array, active: Any
 ) -> jax.Array:
   """Returns ids `[B]`; refuses what cannot be fed, and waits for nothing.
 
   Raises:
-    ValueError, DonatedCacheError: as `accept`, where the host knows.
+    ValueError, DonatedCacheError: as `check_chunk`, where the host knows.
   """
-  check_model(config, cache)
+  check_config_and_cache(config, cache)
   rows = (cache.batch_size,)
   check_array('token', token, rows, jnp.integer)
   if active is not None:
@@ -99,8 +108,8 @@ def _known_counts(
   return None if is_traced(lengths) else np.asarray(lengths)
 
 
-def check_model(config: ModelConfig, cache: Cache) -> None:
-  """Raises what is wrong with the first arguments of a call, if anything is.
+def check_config_and_cache(config: ModelConfig, cache: Cache) -> None:
+  """Checks the first arguments of a call, of which nothing is computed.
 
   Raises:
     ValueError: `config` is no config or `cache` no cache.
@@ -110,7 +119,7 @@ def check_model(config: ModelConfig, cache: Cache) -> None:
   check_alive(cache)
 
 
-def check_made_for(
+def check_shapes(
   config: ModelConfig, params: Mapping[str, Any], cache: Cache
 ) -> None:
   """Raises ValueError where params or cache were made for another config.
@@ -119,47 +128,68 @@ def check_made_for(
   nothing.
   """
   check_params(config, params)
-  fix = 'Allocate the cache with this config: init_cache(config, ...).'
   if len(cache.stores) != len(config.layers):
     raise ValueError(
       f'The cache was made for {len(cache.stores)} layers; the config has '
-      f'{len(config.layers)}. {fix}'
+      f'{len(config.layers)}. {REALLOCATE}'
     )
+  if config.encoder is None and cache.cross is not None:
+    raise ValueError(
+      f'The cache holds a source; the config reads none. {REALLOCATE}'
+    )
+  cross = cross_spec(config, cache.batch_size, 1)
   for index, (layer, store) in enumerate(
     zip(config.layers, cache.layout.stores, strict=True)
   ):
-    wanted = layer.attention.streams()
-    names = [] if store is None else [name for name, _ in store.codecs]
-    if names != list(wanted):
+    place = f'Layer {index} of the cache'
+    streams, leaves = layer.attention.streams(), cache.stores[index]
+    _check_names(place, streams, leaves)
+    if store is not None:
+      spec = store_spec(layer.attention, store, cache.batch_size)
+      _check_widths(place, streams, spec, leaves)
+    if cross is not None and cache.cross is not None:
+      place = f'Cross-attention {index} of the cache'
+      streams, leaves = cross_streams(layer.cross), cache.cross[index]
+      _check_names(place, streams, leaves)
+      _check_widths(place, streams, cross[index], leaves)
+
+
+def _check_names(
+  place: str, streams: Mapping[str, Stream], leaves: Mapping[str, Any]
+) -> None:
+  if leaves.keys() != streams.keys():
+    raise ValueError(
+      f'{place} stores {sorted(leaves) or "nothing"}; the config stores '
+      f'{sorted(streams) or "nothing"}. {REALLOCATE}'
+    )
+
+
+def _check_widths(
+  place: str,
+  streams: Mapping[str, Stream],
+  spec: Mapping[str, Any],
+  leaves: Mapping[str, Any],
+) -> None:
+  for name, stream in streams.items():
+    if not _fits(spec[name], leaves[name]):
       raise ValueError(
-        f'Layer {index} of the cache stores {names or "nothing"}; the config '
-        f'stores {list(wanted) or "nothing"}. {fix}'
+        f'{place} has another number of heads, or another width, than the '
+        f'config: {stream.heads} heads of width {stream.width} for {name!r}. '
+        f'{REALLOCATE}'
       )
-    if store is None:
-      continue
-    spec = store_spec(layer.attention, store, cache.batch_size)
-    for name, stream in wanted.items():
-      if not _fits(spec[name], cache.stores[index][name]):
-        raise ValueError(
-          f'Layer {index} of the cache has another number of heads, or '
-          f'another width, than the config: {stream.heads} heads of width '
-          f'{stream.width} for {name!r}. {fix}'
-        )
-  if (config.encoder is None) and cache.cross is not None:
-    raise ValueError(f'The cache holds a source; the config reads none. {fix}')
 
 
 def _fits(spec: Any, leaves: Any) -> bool:
   """Returns whether a stream's leaves have the sizes of their spec.
 
-  Rows, and the pages that rows share, are free.
+  Rows, the pages that rows share, and positions of the source are free.
   """
   wanted = jax.tree.leaves(spec, is_leaf=is_leaf)
   given = jax.tree.leaves(leaves)
   return len(wanted) == len(given) and all(
     len(want.axes) == leaf.ndim
     and all(
-      axis in ('batch', 'pages') or size == leaf.shape[i]
+      axis in FREE_AXES or size == leaf.shape[i]
       for i, (size, axis) in enumerate(zip(want.shape, want.axes, strict=True))
     )
     for want, leaf in zip(wanted, given, strict=True)
@@ -227,7 +257,7 @@ def _room(count: int, have: int, limit: int) -> str:
   )
 
 
-def refuse_unknown(
+def drop_rows_of_unknown_ids(
   config: ModelConfig, cache: Cache, tokens: jax.Array, is_token: jax.Array
 ) -> tuple[Cache, jax.Array]:
   """Returns the cache and `is_token [B, T]` without rows of unknown tokens.

@@ -16,7 +16,11 @@ from flax import struct
 from kvjax.arguments import check_array, is_whole
 from kvjax.decoding.allocate import check_sizes
 from kvjax.decoding.cache import Cache, is_spent
-from kvjax.decoding.checks import check_model, check_room, check_source
+from kvjax.decoding.checks import (
+  check_config_and_cache,
+  check_room,
+  check_source,
+)
 from kvjax.decoding.program import program
 from kvjax.decoding.rows import fork
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
@@ -166,7 +170,7 @@ def generate(
       cache are of another config.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  check_model(config, cache)
+  check_config_and_cache(config, cache)
   check_sizes(num_tokens=num_tokens, block=block)
   shape = cache.batch_size, config.vocab_size
   check_array('logits', logits, shape, jnp.floating)
@@ -284,7 +288,7 @@ def _check_stop_tokens(config: ModelConfig, tokens: Any) -> tuple[int, ...]:
   """Returns ids as a tuple; ValueError for what is no id of the vocabulary."""
   ids = tuple(tokens) if isinstance(tokens, Iterable) else None
   if ids is None or not all(
-    is_whole(token) and 0 <= token < config.vocab_size for token in ids
+    is_whole(token, 0, config.vocab_size - 1) for token in ids
   ):
     raise ValueError(
       f'stop_tokens={tokens!r} must be a sequence of ids from 0 to '

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.decoding.cache import Cache
+from kvjax.decoding.checks import check_shapes
 from kvjax.decoding.reading import CallState, attend_to_views
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.encoder import Encoded
-from kvjax.models.initialize import check_params
 from kvjax.streams.view import Streams, fresh_view
 
 
@@ -22,7 +22,7 @@ def write_source(
   encoded: Encoded,
 ) -> Cache:
   """Returns the cache with keys and values of the source in every layer."""
-  check_params(config, params)
+  check_shapes(config, params, cache)
   cross = []
   for index, layer in enumerate(config.layers):
     if layer.cross is None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from kvjax.decoding.advance import advance
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.checks import accept, accept_step
+from kvjax.decoding.checks import check_chunk, check_step_token
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.decoding.program import program
 from kvjax.decoding.source import write_source
@@ -68,7 +68,9 @@ def prefill(
       or cache are of another config.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  tokens, is_token = accept(config, cache, tokens, lengths, padding, encoded)
+  tokens, is_token = check_chunk(
+    config, cache, tokens, lengths, padding, encoded
+  )
   options = options.with_kernel(kernel)
   return _prefill(
     config, params, cache, tokens, is_token, encoded, options, donate=donate
@@ -137,7 +139,9 @@ def extend(
       or cache are of another config.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  tokens, is_token = accept(config, cache, tokens, lengths, padding, encoded)
+  tokens, is_token = check_chunk(
+    config, cache, tokens, lengths, padding, encoded
+  )
   attention_layers = check_layers(config, attention_layers)
   logits, cache, weights = _extend(
     config,
@@ -185,7 +189,7 @@ def decode_step(
       knows an id outside the vocabulary, or a source has no room.
     DonatedCacheError: the cache was given to an earlier call.
   """
-  token = accept_step(config, cache, token, active)
+  token = check_step_token(config, cache, token, active)
   options = options.with_kernel(kernel)
   return _decode_step(
     config, params, cache, token, active, options, donate=donate

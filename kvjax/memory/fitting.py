@@ -6,10 +6,10 @@ either that still fits is found by bisection over whole plans, exactly.
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from kvjax.arguments import is_whole
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.kind import Kind
 from kvjax.caches.sinks import Sinks
@@ -191,12 +191,12 @@ def _limit(memory: int | str | Device, reserve: int) -> tuple[int, str | None]:
   platform = None
   if isinstance(memory, Device):
     memory, platform = memory.memory, memory.platform
-  if not isinstance(memory, numbers.Integral) or memory < 1:
+  if not is_whole(memory, 1, math.inf):
     raise ValueError(
       f'memory_bytes={memory!r} must be a positive integer, or the name of a '
       'device.'
     )
-  if not isinstance(reserve, numbers.Integral) or not 0 <= reserve < memory:
+  if not is_whole(reserve, 0, memory - 1):
     raise ValueError(
       f'reserve_bytes={reserve!r} must be between 0 and memory_bytes={memory}.'
     )

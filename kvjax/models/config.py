@@ -169,7 +169,7 @@ def check_layers(config: ModelConfig, layers: Any) -> tuple[int, ...]:
   indices = tuple(layers) if isinstance(layers, Iterable) else None
   count = len(config.layers)
   if indices is None or not all(
-    is_whole(index) and 0 <= index < count for index in indices
+    is_whole(index, 0, count - 1) for index in indices
   ):
     raise ValueError(
       f'attention_layers={layers!r} must be indices in [0, {count}), the '

@@ -171,6 +171,8 @@ def check_encoded(
         f'encoded has {encoded.positions.shape[0]} rows for {rows} rows of '
         'tokens: encode one source a row.'
       )
+    shape = *encoded.positions.shape, config.width
+    check_array('encoded.hidden', encoded.hidden, shape, jnp.floating)
   if (config.encoder is None) != (encoded is None):
     if config.encoder is None:
       raise ValueError('The model has no encoder: drop encoded=.')

@@ -80,11 +80,11 @@ def find() -> pathlib.Path | None:
   return next((library for library, risk in _libraries() if not risk), None)
 
 
-def why_none() -> str:
-  """Returns why `find` returns None, and what to do about it."""
+def why_refused() -> str:
+  """Returns why `find` takes no library that is there; '' if none is there."""
   for library, risk in _libraries():
     return f'{library} is not loaded: {risk}'
-  return 'the kernel is not built: `make kernels` does, with a C++ compiler'
+  return ''
 
 
 def _libraries() -> Iterator[tuple[pathlib.Path, str]]:
@@ -101,12 +101,13 @@ def _libraries() -> Iterator[tuple[pathlib.Path, str]]:
 def _risk(library: pathlib.Path) -> str:
   """Returns how another user could have put a library there; '' if none could.
 
-  Looks at the library and its folder, and in the cache at the folder above.
-  Who may change this very file is trusted in the package: such a user needs no
-  library, and a checkout may belong to a group.
+  Looks at the library and every folder above it, since who may rename a folder
+  may put another in its place. Who may change this very file is trusted in the
+  package: such a user needs no library, and a checkout may belong to a group.
   """
   trusted, writers = {0, os.geteuid()}, stat.S_IWGRP | stat.S_IWOTH
-  places = [library, *library.parents[:2]]
+  # A link on the way is in a folder, and leads to another.
+  places = [library, *library.parents, *library.resolve().parents]
   if library.parent == PACKAGE:
     code = os.stat(__file__)
     trusted.add(code.st_uid)
@@ -120,10 +121,13 @@ def _risk(library: pathlib.Path) -> str:
         f'{os.geteuid()}. Remove it, or set XDG_CACHE_HOME to a folder of '
         'your own.'
       )
-    if facts.st_mode & writers:
+    # In a sticky folder, as /tmp is, nobody renames what another owns.
+    is_sticky = place.is_dir() and facts.st_mode & stat.S_ISVTX
+    if facts.st_mode & writers and not is_sticky:
       return (
         f'other users may write to {place}. Remove the library, '
-        f'`chmod go-w {place}`, and build it anew.'
+        f'`chmod go-w {place}` (or set XDG_CACHE_HOME to a folder that only '
+        'you can change), and build it anew.'
       )
   return ''
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import warnings
 
 import jax
 
@@ -16,7 +17,10 @@ def missing() -> str:
   """Loads the library, once; returns why there is none, '' if there is."""
   path = build.find()
   if path is None:
-    return build.why_none()
+    if refused := build.why_refused():
+      warnings.warn(refused, RuntimeWarning, stacklevel=2)
+      return refused
+    return 'the kernel is not built: `make kernels` does, with a C++ compiler'
   try:
     loaded = ctypes.cdll.LoadLibrary(str(path))
     for name in (DECODE, PROJECT, WRITE):

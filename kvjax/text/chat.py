@@ -17,9 +17,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvjax.checkpoints.files import is_present, read_text
 from kvjax.checkpoints.load import read_values
 from kvjax.text import rendering
-from kvjax.text.files import is_present, read_text
 
 FILE = 'chat_template.jinja'
 CONFIG = 'tokenizer_config.json'
@@ -107,7 +107,7 @@ def load_template(path: pathlib.Path) -> Template | None:
   source, origin = _default_source(config, values.get('chat_template')), config
   if is_present(file):
     source, origin = read_text(file), file
-  if not source:
+  if source is None:
     return None
   texts = {name: _special_token(config, values, name) for name in SPECIAL}
   names = tuple(

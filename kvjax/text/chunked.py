@@ -9,7 +9,7 @@ import numpy as np
 
 from kvjax.arguments import is_whole
 from kvjax.decoding.cache import Cache
-from kvjax.decoding.checks import accept
+from kvjax.decoding.checks import check_chunk
 from kvjax.decoding.sampling import NO_TOKEN
 from kvjax.decoding.steps import prefill
 from kvjax.decoding.tracing import in_trace
@@ -52,7 +52,7 @@ def prefill_in_chunks(
     DonatedCacheError: the cache was given to an earlier call.
   """
   _check_chunks(chunks)
-  ids, is_token = accept(config, cache, tokens, lengths, 'right', encoded)
+  ids, is_token = check_chunk(config, cache, tokens, lengths, 'right', encoded)
   if in_trace():  # one program in any case: the caller's
     return prefill(
       config, params, cache, ids, lengths, encoded=encoded, kernel=kernel
@@ -76,7 +76,7 @@ def prefill_in_chunks(
     encoded, donate = None, True
     goes_on = jax.device_put((piece >= 0).any(axis=1, keepdims=True))
     logits = new if logits is None else jnp.where(goes_on, new, logits)
-  assert logits is not None  # `accept` refuses prompts of no token
+  assert logits is not None  # `check_chunk` refuses prompts of no token
   return logits, cache
 
 
@@ -98,7 +98,7 @@ def _check_chunks(chunks: Any) -> None:
   if (
     not isinstance(chunks, tuple)
     or len(chunks) != 2
-    or not all(is_whole(size) and size > 0 for size in chunks)
+    or not all(is_whole(size, 1) for size in chunks)
     or chunks[0] < chunks[1]
   ):
     raise ValueError(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from kvjax.checkpoints.files import read_text
 from kvjax.models.config import ModelConfig
 from kvjax.strict_json import parse_json
-from kvjax.text.files import read_text
 from kvjax.text.tokenizer import Tokenizer
 
 

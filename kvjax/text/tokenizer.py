@@ -6,13 +6,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from kvjax.arguments import LARGEST, is_whole
+from kvjax.checkpoints.files import is_present
 from kvjax.checkpoints.load import CONFIG, read_values
 from kvjax.text.chat import Template, load_template
-from kvjax.text.files import is_present
 
 FILE = 'tokenizer.json'
 GENERATION = 'generation_config.json'
-MOST_IDS = 2**31  # int32 counts the tokens of any model
 
 Decode = Callable[[int], str]
 
@@ -147,11 +147,9 @@ def _check_id(file: pathlib.Path, key: str, token: Any) -> int:
   """Returns an id that a file names; ValueError unless the model knows it."""
   config = file.with_name(CONFIG)
   values = read_values(config) if is_present(config) else {}
-  size = values.get('vocab_size')
-  if type(size) is not int or not 0 < size < MOST_IDS:
-    size = MOST_IDS
-  # True is an int in Python, and no id.
-  if type(token) is not int or not 0 <= token < size:
+  known: Any = values.get('vocab_size')
+  size = known if is_whole(known, 1) else LARGEST + 1
+  if not is_whole(token, 0, size - 1):
     raise ValueError(
       f'{file}: {key} has {token!r}; an id is an integer from 0 to {size - 1}.'
     )

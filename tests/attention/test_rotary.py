@@ -189,3 +189,50 @@ def test_magnitude():
 def test_refusals(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+NAN, INF = math.nan, math.inf
+# Class, arguments, message.
+RECORDS = {
+  'width_text': (Rotary, ('8',), "width='8' must be a whole number"),
+  'width_float': (Rotary, (8.0,), 'width=8.0 must be a whole number'),
+  'width_of_2_31': (
+    Rotary,
+    (2**31,),
+    'width=2147483648 must be a whole number',
+  ),
+  'base_nan': (Rotary, (8, NAN), 'Rotary base=nan must be a finite'),
+  'base_text': (Rotary, (8, '9'), "Rotary base='9' must be a finite"),
+  'linear': (Linear, (NAN,), 'Linear factor=nan must be a finite'),
+  'linear_switch': (Linear, (True,), 'Linear factor=True must be'),
+  'dynamic': (Dynamic, (INF, 8), 'Dynamic factor=inf must be'),
+  'dynamic_original': (Dynamic, (2.0, 0), 'original=0 must exceed 0'),
+  'dynamic_fraction': (Dynamic, (2.0, 8.5), 'original=8.5.* whole number'),
+  'dynamic_width': (
+    Rotary,
+    (2, 1e4, False, Dynamic(2.0, 8)),
+    'Dynamic scaling needs a rotary width of 4',
+  ),
+  'llama3': (Llama3, (8.0, 1.0, INF, 8), 'Llama3 high=inf must be'),
+  'llama3_order': (Llama3, (8.0, 4.0, 4.0, 8), 'low=4.0 .*must be less than'),
+  'yarn': (Yarn, (4.0, -5), 'Yarn original=-5 must exceed 0'),
+  'yarn_beta': (Yarn, (4.0, 8, 0.0), 'beta_fast=0.0 must exceed 0'),
+  'yarn_magnitude': (Yarn, (4.0, 8, 32.0, 1.0, NAN), 'magnitude=nan must be'),
+  'longrope': (
+    LongRope,
+    ((1.0, 0.0), (1.0, 2.0), 8, 1.0),
+    r'LongRope short=\(1.0, 0.0\) must exceed 0',
+  ),
+  'longrope_divisors': (
+    Rotary,
+    (4, 1e4, False, LongRope((1.0, 1.0), (1.0,), 8, 1.0)),
+    'longrope has 1 divisors for rotary width=4',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', RECORDS)
+def test_rotary_record(name):
+  record, arguments, message = RECORDS[name]
+  with pytest.raises(ValueError, match=message):
+    record(*arguments)

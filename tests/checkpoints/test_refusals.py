@@ -231,3 +231,15 @@ def test_nothing_to_load(tmp_path):
 def test_fixtures_are_small():
   size = sum(file.stat().st_size for file in GOLDEN.rglob('*'))
   assert size <= 4 * 2**20
+
+
+@pytest.mark.parametrize('read', [load_config, load_checkpoint])
+def test_a_refused_config_names_its_file(tmp_path, read):
+  """Also where the rule that it breaks is one of kvjax's own choices."""
+  values = json.loads((GOLDEN / 'qwen2' / 'config.json').read_text())
+  values['num_key_value_heads'] = 4
+  file = tmp_path / 'config.json'
+  file.write_text(json.dumps(values))
+  with pytest.raises(ValueError) as refusal:
+    read(tmp_path)
+  assert str(refusal.value).startswith(f'{file}: num_heads=6 is not')

@@ -14,8 +14,9 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import jinja2.sandbox
 import numpy as np
-import safetensors
+import safetensors.numpy
 import tokenizers
 
 import kvjax
@@ -86,13 +87,53 @@ def same_model(name: str) -> Callable[[pathlib.Path], Any]:
   return lambda folder: wanted()
 
 
+# Of the golden config, where each number must appear unchanged.
+FIELDS: dict[str, Callable[[kvjax.ModelConfig], Any]] = {
+  'vocab_size': lambda config: config.vocab_size,
+  'hidden_size': lambda config: config.width,
+  'num_hidden_layers': lambda config: len(config.layers),
+  'num_attention_heads': lambda config: config.layers[0].attention.num_heads,
+  'num_key_value_heads': lambda config: config.layers[0].attention.num_kv_heads,
+  'intermediate_size': lambda config: config.layers[0].mlp.hidden,
+  'hidden_act': lambda config: config.layers[0].mlp.activation,
+  'rope_theta': lambda config: config.layers[0].attention.rotary.base,
+  'rms_norm_eps': lambda config: config.norm.eps,
+  'tie_word_embeddings': lambda config: config.tied,
+  'torch_dtype': lambda config: config.dtype,
+}
+
+
 def read_config(folder: pathlib.Path) -> Any:
-  return repr(kvjax.load_config(folder))
+  config = kvjax.load_config(folder)
+  values = _json_of(folder / 'config.json')
+  fields = {
+    k: f(config) for k, f in FIELDS.items() if values.get(k) is not None
+  }
+  attention = [layer.attention for layer in config.layers]
+  windows = [x.visibility.window for x in attention]
+  return repr(config), fields, windows, [x.key_width for x in attention]
 
 
 def config_of_json(folder: pathlib.Path) -> Any:
-  values = json.loads((folder / 'config.json').read_bytes().decode())
-  return repr(parse_config(values))
+  """Returns the same by kvjax's parser, and by formulas without it."""
+  values = _json_of(folder / 'config.json')
+  fields = {k: values[k] for k in FIELDS if values.get(k) is not None}
+  if 'rope_theta' in fields:
+    fields['rope_theta'] = float(fields['rope_theta'])
+  count = values['num_hidden_layers']
+  window = values.get('sliding_window', 4096)
+  first = values.get('max_window_layers')
+  first = 28 if first is None else first
+  has_window = values.get('use_sliding_window')
+  windows = [
+    window if has_window and i >= first else None for i in range(count)
+  ]
+  width = values['hidden_size'] // values['num_attention_heads']
+  return repr(parse_config(values)), fields, windows, [width] * count
+
+
+def _json_of(file: pathlib.Path) -> Any:
+  return json.loads(file.read_bytes().decode())
 
 
 def write_cache(folder: pathlib.Path) -> None:
@@ -155,6 +196,47 @@ def chat_of_json(folder: pathlib.Path) -> Any:
   return None if source is None else (source, names)
 
 
+MESSAGES = [{'role': 'user', 'content': 'Hi'}, {'role': 'x', 'content': ''}]
+
+
+def write_template(folder: pathlib.Path) -> None:
+  (folder / chat.FILE).write_text(
+    '{% for message in messages %}\n<{{ message.role }}>\n'
+    '{{ message.content or "é" }}\n{% endfor %}{% if add_generation_prompt %}'
+    '<assistant>{% endif %}'
+  )
+
+
+def render(folder: pathlib.Path) -> str | None:
+  """Returns what kvjax's own process renders; None where it refuses."""
+  template = chat.load_template(folder)
+  try:
+    return template(MESSAGES) if template else ''
+  except ValueError as refusal:
+    if chat.FILE not in str(refusal):
+      raise
+    return None
+
+
+def official_render(folder: pathlib.Path) -> str | None:
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=['jinja2.ext.loopcontrols'],
+  )
+  source = (folder / chat.FILE).read_bytes().decode()
+  try:
+    template = environment.from_string(source)
+    return template.render(messages=MESSAGES, add_generation_prompt=True)
+  except Exception:  # a template can raise anything
+    return None
+
+
+def write_large(folder: pathlib.Path) -> None:
+  arrays = {x: np.ones((256, 1024), np.float32) for x in 'abc'}
+  safetensors.numpy.save_file(arrays, folder / 'model.safetensors')
+
+
 def write_stops(folder: pathlib.Path) -> None:
   values = {'eos_token_id': [1, 2], 'temperature': 0.7}
   (folder / 'generation_config.json').write_text(json.dumps(values))
@@ -198,6 +280,10 @@ FORMATS = {
     read_tensors,
     official_tensors,
   ),
+  # Of 3 MB, so that four times the file is what bounds its memory.
+  'large safetensors': Format(
+    'model.safetensors', write_large, HEADER, read_tensors, official_tensors
+  ),
   'config': Format(
     'config.json', copy_model('qwen2'), JSON, read_config, config_of_json
   ),
@@ -221,6 +307,7 @@ FORMATS = {
     'tokenizer.json', write_tokenizer, JSON, read_tokenizer, official_tokenizer
   ),
   'chat': Format(chat.CONFIG, write_chat, JSON, read_chat, chat_of_json),
+  'template': Format(chat.FILE, write_template, BYTES, render, official_render),
   'stops': Format(
     'generation_config.json', write_stops, JSON, stop_tokens, stops_of_json
   ),

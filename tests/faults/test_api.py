@@ -5,7 +5,6 @@ rule and the fix.
 """
 
 import dataclasses
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,52 +13,35 @@ import pytest
 
 import kvjax
 from kvjax.models.encoder import Encoded
-
-V = 29
-DEFAULTS = {'num_kv_heads': 2, 'key_width': 8, 'layers': 1, 'vocab_size': V}
-
-
-def make_config(**changes: int) -> kvjax.ModelConfig:
-  sizes = DEFAULTS | changes
-  attention = kvjax.Grouped(4, sizes['num_kv_heads'], sizes['key_width'])
-  layer = kvjax.Layer(attention, kvjax.MLP(11))
-  return kvjax.ModelConfig(sizes['vocab_size'], 24, [layer] * sizes['layers'])
-
-
-CONFIG = make_config()
-SEES_ALL = kvjax.Grouped(4, 2, 8, visibility=kvjax.Visibility(causal=False))
-ENCODER = dataclasses.replace(
+from tests.faults.one_layer import (
   CONFIG,
-  layers=[dataclasses.replace(CONFIG.layers[0], cross=SEES_ALL)],
-  encoder=kvjax.Encoder((kvjax.Layer(SEES_ALL, kvjax.MLP(11)),)),
+  ID,
+  ONE,
+  PARAMS,
+  TWO,
+  V,
+  fed,
+  feed,
+  generate,
+  make_config,
+  new_cache,
+  step,
 )
-PARAMS = kvjax.init_params(CONFIG, jax.random.key(0))
-ONE = jnp.asarray([[1, 2, 3]], jnp.int32)
-TWO = jnp.asarray([[1, 2, 3], [4, 5, 6]], jnp.int32)
+
+SEES_ALL = kvjax.Grouped(4, 2, 8, visibility=kvjax.Visibility(causal=False))
 
 
-def new_cache(rows: int = 1, **options: object) -> kvjax.Cache:
-  return kvjax.init_cache(CONFIG, rows, 8, **options)
+def with_encoder(cross: kvjax.Grouped | None) -> kvjax.ModelConfig:
+  return dataclasses.replace(
+    CONFIG,
+    layers=[dataclasses.replace(CONFIG.layers[0], cross=cross)],
+    encoder=kvjax.Encoder((kvjax.Layer(SEES_ALL, kvjax.MLP(11)),)),
+  )
 
 
-def fed(rows: int = 1) -> tuple[jax.Array, kvjax.Cache]:
-  return kvjax.prefill(CONFIG, PARAMS, new_cache(rows), TWO[:rows])
-
-
-def feed(tokens, cache=None, config=CONFIG, params=PARAMS, **options):
-  cache = new_cache() if cache is None else cache
-  return kvjax.extend(config, params, cache, tokens, **options)
-
-
-def step(token, cache=None, config=CONFIG, params=PARAMS, **options):
-  cache = fed()[1] if cache is None else cache
-  return kvjax.decode_step(config, params, cache, token, **options)
-
-
-def generate(num_tokens=3, logits=None, **options):
-  first, cache = fed()
-  logits = first if logits is None else logits
-  return kvjax.generate(CONFIG, PARAMS, cache, logits, num_tokens, **options)
+ENCODER = with_encoder(SEES_ALL)
+WIDER_CROSS = with_encoder(dataclasses.replace(SEES_ALL, key_width=16))
+MORE_CROSS_HEADS = with_encoder(dataclasses.replace(SEES_ALL, num_kv_heads=4))
 
 
 def seeds(*numbers: object) -> np.ndarray:
@@ -69,7 +51,6 @@ def seeds(*numbers: object) -> np.ndarray:
 WIDER = make_config(key_width=16)
 MORE_HEADS = make_config(num_kv_heads=4)
 DEEPER = make_config(layers=2)
-ID = jnp.asarray([1], jnp.int32)
 
 ARRAYS = {
   'id_of_the_size': (
@@ -205,6 +186,31 @@ MODELS = {
   'cache_of_latents': (
     lambda: feed(ONE, kvjax.init_cache(latent_config(), 1, 8)),
     r"Layer 0 of the cache stores \['latent', 'rotary'\]; the config stores",
+  ),
+  'source_of_another_width': (
+    lambda: translate(cache_with_source(WIDER_CROSS)),
+    'Cross-attention 0 of the cache has another number of heads, or another '
+    "width, than the config: 2 heads of width 8 for 'key'. Allocate",
+  ),
+  'source_of_other_heads': (
+    lambda: translate(cache_with_source(MORE_CROSS_HEADS), encoded=source(1)),
+    "Cross-attention 0 of the cache .*: 2 heads of width 8 for 'key'",
+  ),
+  'source_that_no_layer_reads': (
+    lambda: translate(cache_with_source(with_encoder(None))),
+    r"Cross-attention 0 of the cache stores nothing; .* \['key', 'value'\]",
+  ),
+  'source_of_a_step': (
+    lambda: step(ID, cache_with_source(WIDER_CROSS), ENCODER, CROSS_PARAMS),
+    'Cross-attention 0 of the cache has another number of heads',
+  ),
+  'source_encoded_by_another_width': (
+    lambda: translate(encoded=source(1, width=12)),
+    r'encoded.hidden has shape \[1, 2, 12\]; .*floating numbers \[1, 2, 24\]',
+  ),
+  'params_of_another_source': (
+    lambda: translate(params=params_of(WIDER_CROSS), encoded=source(1)),
+    r'layers.0.cross.key \[32, 24\]; the config makes it \[16, 24\]',
   ),
   'params_of_four_heads': (
     lambda: feed(ONE, params=params_of(MORE_HEADS)),
@@ -385,8 +391,29 @@ def params_of(config: kvjax.ModelConfig) -> dict[str, object]:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def source(rows: int) -> Encoded:
-  return Encoded(jnp.zeros((rows, 2, 24)), jnp.zeros((rows, 2), jnp.int32))
+CROSS_PARAMS = params_of(ENCODER)
+
+
+def translate(cache=None, params=CROSS_PARAMS, **options):
+  cache = kvjax.init_cache(ENCODER, 1, 8) if cache is None else cache
+  return kvjax.extend(ENCODER, params, cache, ONE, **options)
+
+
+def cache_with_source(config: kvjax.ModelConfig) -> kvjax.Cache:
+  empty = kvjax.init_cache(config, 1, 8)
+  params = params_of(config)
+  return kvjax.prefill(config, params, empty, ONE, encoded=source(1))[1]
+
+
+def source(rows: int, width: int = 24) -> Encoded:
+  positions = jnp.zeros((rows, 2), jnp.int32)
+  return Encoded(jnp.zeros((rows, 2, width)), positions)
+
+
+def test_a_source_of_another_length_takes_its_place():
+  longer = kvjax.init_cache(ENCODER, 1, 8, source_length=3)
+  _, cache = translate(longer, encoded=source(1))
+  assert cache.source.tolist() == [[0, 0]]
 
 
 def config_of(**attention: object) -> kvjax.ModelConfig:
@@ -413,148 +440,6 @@ def test_refused(name):
   call, message = REFUSED[name]
   with pytest.raises(ValueError, match=message):
     call()
-
-
-def test_an_unknown_id_on_the_device_is_refused_as_overflow_is():
-  """The row's chunk is not written, and its neighbour is equal to the bit."""
-  bad = TWO.at[0, 1].set(V)
-
-  @jax.jit
-  def run(tokens):
-    logits, cache = feed(tokens, new_cache(2))
-    return logits, step(jnp.asarray([7, 8]), cache)
-
-  logits, (after, cache) = run(bad)
-  want, (want_after, _) = run(TWO)
-  assert np.isnan(logits[0]).all() and np.isnan(after[0]).all()
-  assert cache.overflow.tolist() == [True, False]
-  assert cache.length.tolist() == [1, 4]
-  np.testing.assert_array_equal(logits[1], want[1])
-  np.testing.assert_array_equal(after[1], want_after[1])
-  with pytest.raises(ValueError, match=r'Rows \[0\].*outside the vocabulary'):
-    kvjax.check(cache)
-
-
-@pytest.mark.parametrize('dtype', [jnp.int32, jnp.uint32])
-def test_a_step_takes_no_unknown_id_of_the_device(dtype):
-  logits, cache = step(jnp.asarray([V], dtype))
-  assert np.isnan(logits).all() and cache.length.tolist() == [3]
-  assert cache.overflow.tolist() == [True]
-  logits, cache = step(jnp.asarray([2**32 - 1], jnp.uint32))
-  assert np.isnan(logits).all() and cache.length.tolist() == [3]
-
-
-def test_forward_is_nan_from_an_unknown_id_on():
-  forward = jax.jit(lambda tokens: kvjax.forward(CONFIG, PARAMS, tokens))
-  logits = np.asarray(forward(TWO.at[1, 1].set(V)))
-  np.testing.assert_array_equal(np.isnan(logits).any(-1)[0], [False] * 3)
-  np.testing.assert_array_equal(
-    np.isnan(logits).all(-1)[1], [False, True, True]
-  )
-  np.testing.assert_array_equal(logits[1, 0], np.asarray(forward(TWO))[1, 0])
-
-
-def test_a_large_negative_id_is_no_token():
-  """An int64 below -2**31 would wrap to an id if it were only cast."""
-  _, cache = feed(np.asarray([[1, -(2**32) + 5, 2]]))
-  assert cache.length.tolist() == [2]
-  _, cache = step(np.asarray([-(2**32) + 5]), cache)
-  assert cache.length.tolist() == [2]
-
-
-@pytest.mark.parametrize(
-  'filters',
-  [{}, {'temperature': 1.0}, {'temperature': 1.0, 'top_p': 0.5}],
-  ids=['greedy', 'plain', 'top_p'],
-)
-@pytest.mark.parametrize('value', [np.inf, -np.inf, np.nan])
-def test_a_row_without_a_distribution_gives_no_token(value, filters):
-  logits = jnp.full((1, V), -jnp.inf).at[0, 3].set(value)
-  tokens, _ = generate(1, logits, **filters)
-  assert tokens.tolist() == [[-1]]
-
-
-@pytest.mark.parametrize('temperature', [0.0, 1.0, 1e30])
-def test_the_only_token_that_a_mask_leaves(temperature):
-  logits = jnp.full((1, V), -jnp.inf).at[0, 7].set(0.0)
-  tokens, _ = generate(1, logits, temperature=temperature, seed=3)
-  assert tokens.tolist() == [[7]]
-
-
-def test_take_of_rows_that_do_not_exist_in_a_trace():
-  """They come back empty and flagged, and the others as they were."""
-  take = jax.jit(lambda cache, rows: kvjax.take(cache, rows))
-  cache = take(fed(2)[1], jnp.asarray([5, -1, 1]))
-  assert cache.length.tolist() == [0, 0, 3]
-  assert cache.overflow.tolist() == [True, True, False]
-  logits, _ = step(jnp.asarray([7, 7, 7]), cache)
-  assert np.isnan(logits[:2]).all() and np.isfinite(logits[2]).all()
-
-
-def test_a_donated_cache_is_named_everywhere():
-  _, cache = fed()
-  step(ID, cache)
-  assert 'donated' in repr(cache)
-  for call in (kvjax.inspect, kvjax.earliest, kvjax.fork, kvjax.check):
-    with pytest.raises(kvjax.DonatedCacheError, match='was donated'):
-      call(cache)
-
-
-def test_threads_that_race_to_donate_a_cache():
-  """One thread wins; the others raise DonatedCacheError and nothing else."""
-  _, cache = fed()
-  step(ID, kvjax.fork(cache))  # compiles
-  results: list[object] = []
-  barrier = threading.Barrier(8)
-
-  def run():
-    barrier.wait()
-    try:
-      results.append(step(ID, cache))
-    except Exception as error:
-      results.append(error)
-
-  threads = [threading.Thread(target=run) for _ in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  errors = [type(x) for x in results if isinstance(x, Exception)]
-  assert len(results) == 8 and errors == [kvjax.DonatedCacheError] * 7
-
-
-def test_what_was_generated_survives_a_callback_that_raises():
-  """The caller's cache was donated, so the error carries the newest one."""
-  calls = []
-
-  def stream(tokens):
-    calls.append(tokens)
-    if len(calls) == 2:
-      raise RuntimeError('the reader is gone')
-
-  with pytest.raises(RuntimeError, match='the reader is gone') as caught:
-    generate(5, block=2, stream=stream)
-  tokens, cache = caught.value.partial
-  want, _ = generate(5, block=2)
-  np.testing.assert_array_equal(tokens[0, :3], want[0, :3])
-  assert tokens[0, 3:].tolist() == [-1, -1]
-  assert cache.length.tolist() == [5]
-  logits, _ = step(tokens[:, 2], cache)
-  assert int(logits.argmax()) == int(want[0, 3])
-
-
-def test_an_id_of_padding_is_no_token():
-  """Padding may hold any number, an id beyond the vocabulary too."""
-  padded = np.asarray([[1, 2, 99], [4, 5, 6]])
-  logits, cache = feed(padded, new_cache(2), lengths=[2, 3])
-  assert cache.length.tolist() == [2, 3] and not cache.overflow.any()
-  want, _ = feed(TWO, new_cache(2), lengths=[2, 3])
-  np.testing.assert_array_equal(logits[1], want[1])
-  uncached = kvjax.forward(CONFIG, PARAMS, padded, lengths=[2, 3])
-  assert np.isfinite(uncached[0, :2]).all() and np.isfinite(uncached[1]).all()
-  active = np.asarray([False, True])
-  _, cache = step(np.asarray([99, 3]), fed(2)[1], active=active)
-  assert cache.length.tolist() == [3, 4]
 
 
 def test_fields_of_other_types_are_left_alone():

@@ -245,3 +245,13 @@ def test_prompts_that_are_no_text(tmp_path):
   (tmp_path / 'x.jsonl').write_text('[' * 10**5)
   with pytest.raises(ValueError, match='x.jsonl:1 is no JSON string'):
     text.read_prompts(tmp_path / 'x.jsonl')
+
+
+@pytest.mark.parametrize('name', [chat.FILE, chat.CONFIG])
+def test_an_empty_template_is_a_template(tmp_path, name):
+  """A checkpoint that publishes one writes nothing for any chat."""
+  content = '' if name == chat.FILE else json.dumps({'chat_template': ''})
+  (tmp_path / name).write_text(content)
+  template = chat.load_template(tmp_path)
+  assert template is not None
+  assert template([{'role': 'user', 'content': 'a'}]) == ''

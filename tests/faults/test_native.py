@@ -6,6 +6,7 @@ anyone who can write to a folder that is searched could plant one.
 
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -51,6 +52,8 @@ PLACES = {
   'library': 'home/.cache/kvjax/' + NAME,
   'folder': 'home/.cache/kvjax',
   'cache': 'home/.cache',
+  'home': 'home',
+  'a_folder_far_above': '.',
   'library_in_the_package': 'package/' + NAME,
   'package': 'package',
 }
@@ -71,7 +74,32 @@ def test_what_another_user_could_have_put_there(
     (home / place).chmod(0o775 if fault == 'group' else 0o777)
     said = f'other users may write to {home / place}. Remove the library, `ch'
   assert build.find() is None
-  assert said in load.missing.__wrapped__()
+  with pytest.warns(RuntimeWarning, match=re.escape(said)):
+    assert said in load.missing.__wrapped__()
+
+
+def test_nothing_built_is_no_reason_to_warn(home):
+  assert 'make kernels' in load.missing.__wrapped__()
+
+
+def test_a_sticky_folder_is_sound(home):
+  """Others may write to it, as to /tmp, and rename nothing of ours."""
+  library = plant(home / 'home/.cache/kvjax')
+  (home / 'home').chmod(0o1777)
+  assert build.find() == library
+  library.chmod(0o1777)
+  assert build.find() is None
+
+
+def test_a_link_on_the_way_is_followed(home, monkeypatch):
+  """Who may rename the folder that a link leads to has the library."""
+  (home / 'shared').mkdir()
+  (home / 'home/.cache').rename(home / 'shared/cache')
+  (home / 'home/.cache').symlink_to(home / 'shared/cache')
+  library = plant(home / 'home/.cache/kvjax')
+  assert build.find() == library
+  (home / 'shared').chmod(0o777)
+  assert build.find() is None
 
 
 def test_a_relative_cache_is_none(home, monkeypatch):

@@ -304,7 +304,7 @@ def test_format_1_is_no_way_around_the_digest(load):
 
 def test_a_pipe_is_not_waited_for(model, tmp_path):
   os.mkfifo(tmp_path / 'pipe')
-  with pytest.raises(ValueError, match='pipe is no regular file'):
+  with pytest.raises(ValueError, match='pipe is there and no regular file'):
     kvjax.load_cache(tmp_path / 'pipe', *model)
 
 

@@ -142,6 +142,8 @@ def test_refusals_name_value_rule_and_fix():
     fit(GQA, 'H20', capacity=8)
   with pytest.raises(ValueError, match='memory_bytes=0'):
     fit(GQA, 0, capacity=8)
+  with pytest.raises(ValueError, match='memory_bytes=True must be a positive'):
+    fit(GQA, True, capacity=8)
   with pytest.raises(ValueError, match='reserve_bytes=7 .* memory_bytes=7'):
     fit(GQA, 7, capacity=8, reserve_bytes=7)
   with pytest.raises(ValueError, match="mesh axis 'model' is unknown"):

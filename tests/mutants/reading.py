@@ -364,9 +364,16 @@ LIBRARY: tuple[Mutant, ...] = (
     'tests/faults/test_native.py',
   ),
   Mutant(
+    'two_folders_above_a_library',
+    'kvjax/native/build.py',
+    '*library.parents, *library.resolve().parents]',
+    '*library.parents[:2], *library.resolve().parents[:2]]',
+    'tests/faults/test_native.py',
+  ),
+  Mutant(
     'library_that_all_may_write',
     'kvjax/native/build.py',
-    'if facts.st_mode & writers:',
+    'if facts.st_mode & writers and not is_sticky:',
     'if False:',
     'tests/faults/test_native.py',
   ),

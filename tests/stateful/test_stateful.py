@@ -1,4 +1,4 @@
-"""Twenty runs of random operations; `make fuzz-cache` does a thousand."""
+"""Some runs of random operations; `make fuzz-cache` does a thousand."""
 
 import pytest
 
@@ -9,6 +9,9 @@ from tests.stateful.tally import Tally
 SUBJECTS = (
   Subject('mla', 'paged', int8=True),
   Subject('window_and_full', 'default'),
+  Subject('gqa', 'dense'),
+  Subject('gqa', 'wide_ring'),
+  Subject('gqa', 'sinks'),
 )
 
 

@@ -25,8 +25,9 @@ def config(settings: Settings) -> ModelConfig:
 def windows(settings: Settings) -> list[int | None]:
   """Returns each layer's window by Qwen's rule."""
   count = settings.need('num_hidden_layers')
-  window = settings.raw('sliding_window', 4096)
-  if window is None or not settings.get('use_sliding_window', False):
+  has_windows = settings.get('use_sliding_window', False)
+  window = settings.raw('sliding_window', 4096) if has_windows else None
+  if window is None:
     settings.only('layer_types', [FULL] * count)
     return [None] * count
   first = settings.get('max_window_layers', 28)

@@ -35,8 +35,9 @@ def config(settings: Settings) -> ModelConfig:
 
 
 def _windows(settings: Settings, rotated: list[int]) -> list[int | None]:
-  window = settings.raw('sliding_window')
-  if window is None or not settings.get('use_sliding_window', False):
+  has_windows = settings.get('use_sliding_window', False)
+  window = settings.raw('sliding_window') if has_windows else None
+  if window is None:
     return [None] * len(rotated)
   default = [FULL if is_rotated else SLIDING for is_rotated in rotated]
   return settings.windows(default, window)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kvjax.arguments import is_whole
 from kvjax.caches.kind import Kind
 from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.digest import DIGEST, digest
@@ -72,7 +73,7 @@ def read_metadata(
     )
   written = parse_object(metadata[KEY], f'The metadata {KEY!r} of {path}')
   form = written.get('format')
-  if type(form) is not int or form not in KEYS:
+  if not is_whole(form) or form not in KEYS:
     raise ValueError(f'{path}: format {form!r} is not 1 or {FORMAT}.')
   if metadata.keys() != KEYS[form]:
     raise ValueError(

@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from kvjax.checkpoints.files import check_regular, is_present
 from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.books import check_books
@@ -68,8 +69,7 @@ def save_cache(
   path = pathlib.Path(os.path.realpath(path))
   if not path.parent.is_dir():
     raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
-  if os.path.lexists(path) and not path.is_file():
-    raise ValueError(f'{path} is there and no regular file: give another path.')
+  check_regular(path)
   metadata = {
     'format': FORMAT,
     'layout': write_layout(cache.layout),
@@ -108,9 +108,8 @@ def load_cache(
       another config or other params; the message says what differs.
   """
   path = pathlib.Path(path)
-  if path.exists() and not path.is_file():  # a pipe would be waited for
-    raise ValueError(f'{path} is no regular file, so no saved cache.')
-  path.open('rb').close()  # raises FileNotFoundError with the path
+  if not is_present(path):
+    raise FileNotFoundError(f'There is no file {path}.')
   try:
     with safetensors.safe_open(path, 'np') as file:
       metadata = read_metadata(path, file.metadata() or {}, types)

@@ -1,20 +1,24 @@
-"""Files of a checkpoint that may be absent, and what is in them."""
+"""Files of others: that they are files, and what is in them."""
 
 import os
 import pathlib
 
 
 def is_present(file: pathlib.Path) -> bool:
-  """Returns whether a file is there.
+  """Returns whether a file is there; raises as `check_regular`."""
+  check_regular(file)
+  return file.is_file()
 
-  Raises:
-    ValueError: a folder, a pipe or a link to nothing has its name.
+
+def check_regular(file: pathlib.Path) -> None:
+  """Raises ValueError for a folder, a pipe or a link to nothing.
+
+  Who reads a pipe waits for its writer.
   """
   if os.path.lexists(file) and not file.is_file():
     raise ValueError(
       f'{file} is there and no regular file: replace or remove it.'
     )
-  return file.is_file()
 
 
 def read_text(file: pathlib.Path) -> str:
