@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from absl import app, flags
 from jax import monitoring
 from ml_collections import config_dict, config_flags
 
 from experiments.reporting.blocks import without_controls
+from kvjax.native import build
 from kvjax.progress_bar import can_show
 
 # So that `--help` of an experiment shows `--config` next to its other flags.
@@ -73,6 +75,7 @@ def run(
 
   def guarded(argv: list[str]) -> None:
     monitoring.register_event_duration_secs_listener(_announce)
+    keep_programs()
     try:
       # What is read has been read: this is a file that cannot be written.
       with door((OSError,)):
@@ -81,6 +84,19 @@ def run(
       raise SystemExit(130) from None
 
   app.run(guarded, flags_parser=parse)
+
+
+def keep_programs() -> None:
+  """Lets JAX keep compiled programs in the user's cache, for later processes.
+
+  A user's own setting of JAX's compilation cache stays as it is.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  folder = build.programs_folder()
+  if folder is not None:
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ DECODE_PATH = (
   'kvjax.decoding.advance.advance',
   'kvjax.decoding.advance._advance_at_once',
   'kvjax.decoding.advance._run_layers',
-  'kvjax.decoding.advance._own_attention',
+  'kvjax.decoding.advance._LayerPrograms.run_own',
   'kvjax.decoding.layer.attend_through_cache',
   'kvjax.decoding.layer.store_tokens',
   'kvjax.caches.kind.Kind.write',

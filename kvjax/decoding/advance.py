@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kvjax.attention.rotary import Rotary, rotary_table
 from kvjax.attention.variant import Table
+from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_shapes, drop_rows_of_unknown_ids
 from kvjax.decoding.layer import (
@@ -73,7 +74,8 @@ def _advance_at_once(
   config, params, cache, tokens, is_token, options, attention_layers=()
 ):
   """Feeds a call, or a piece of one, whose tokens a cache takes at once."""
-  cache, placement = place_tokens(cache, is_token, options)
+  rotaries = [layer.attention.rotary for layer in config.layers]
+  cache, placement = place_tokens(cache, is_token, options, rotaries)
   x = embed(config, params, tokens, placement.state.positions)
   x, cache, weights = _run_layers(
     config, params, cache, placement, x, attention_layers
@@ -116,9 +118,19 @@ def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
 
 
 def place_tokens(
-  cache: Cache, is_token: jax.Array, options: DecodeOptions
+  cache: Cache,
+  is_token: jax.Array,
+  options: DecodeOptions,
+  rotaries: Sequence[Rotary | None],
 ) -> tuple[Cache, Placement]:
-  """Returns the cache with tokens `[B, T]` in its books, and where they go."""
+  """Returns the cache with tokens `[B, T]` in its books, and where they go.
+
+  Args:
+    cache: without the tokens.
+    is_token: bool `[B, T]`.
+    options: of the call.
+    rotaries: of all layers; equal ones share a table.
+  """
   before = cache.length
   with jax.named_scope('place'):
     cache, is_token = _admit(cache, is_token)
@@ -136,7 +148,7 @@ def place_tokens(
       positions=positions,
       before=before,
       after=after,
-      table=_rotary_tables(positions, cache.layout.rotary_length),
+      table=_rotary_tables(rotaries, positions, cache.layout.rotary_length),
       options=options,
     ),
   )
@@ -162,18 +174,23 @@ def _admit(cache: Cache, is_token: jax.Array) -> tuple[Cache, jax.Array]:
 
 
 def _rotary_tables(
-  positions: jax.Array, rotary_length: int
+  rotaries: Sequence[Rotary | None], positions: jax.Array, rotary_length: int
 ) -> Callable[[Rotary | None, int | None], Table]:
-  """Returns a function that makes each rotary table once a call."""
-  tables: dict[Any, Table] = {}
+  """Returns a function that gives the table of a rotary, made once a call."""
+  # Tables are made here, outside the programs of the layers that share them.
+  tables = {
+    rotary: rotary_table(rotary, positions, rotary_length)
+    for rotary in dict.fromkeys(rotaries)
+    if rotary is not None
+  }
 
   def table(rotary, limit):
     if rotary is None:
       return None
-    if (rotary, limit) not in tables:
-      limited = positions if limit is None else jnp.minimum(positions, limit)
-      tables[rotary, limit] = rotary_table(rotary, limited, rotary_length)
-    return tables[rotary, limit]
+    if limit is None:
+      return tables[rotary]
+    # A layer makes this one for itself. XLA makes one of all that are equal.
+    return rotary_table(rotary, jnp.minimum(positions, limit), rotary_length)
 
   return table
 
@@ -187,68 +204,141 @@ def _run_layers(
   attention_layers: Sequence[int],
 ) -> tuple[jax.Array, Cache, tuple[Any, ...]]:
   """Runs all layers; returns activations, cache and attention weights."""
-  state = placement.state
-  relative = params.get('relative')
+  layout = cache.layout
+  sources = [config.stream_layer(index) for index in range(len(config.layers))]
+  shared = {source for index, source in enumerate(sources) if source != index}
+  # A program of a layer returns no views: they hold functions.
+  in_place = shared.union(attention_layers)
+  programs = _LayerPrograms(
+    config, cache.source, placement.state, params.get('relative')
+  )
+  traced_once = functools.cache(programs.traced)
   books = list(cache.books)
   results: list[LayerResult] = []
-  for index, layer in enumerate(config.layers):
+  for index, (layer, source) in enumerate(
+    zip(config.layers, sources, strict=True)
+  ):
     layer_params = params['layers'][index]
-    source = config.stream_layer(index)
-    store = cache.layout.store_of(source)
-    book = cache.layout.books[source]
-    if index == source:
-      entry = LayerEntry(
-        store=store,
-        book_before=placement.books_before[book],
-        book=books[book],
-        slots=placement.slots[book],
-        leaves=cache.stores[index],
-      )
-      attend = _own_attention(layer, layer_params, entry, state, relative)
-    else:
-      attend = functools.partial(
-        attend_to_shared,
-        layer.attention,
-        layer_params['attention'],
-        source=results[source],
-        state=state,
-        kind=store.kind,
-        relative=relative,
-      )
+    cross = None if cache.cross is None else cache.cross[index]
+    book = layout.books[source]
     with jax.named_scope(f'layer_{index}'):
-      x, result = run_layer(
-        layer,
-        config.norm,
-        layer_params,
-        x,
-        attend,
-        cross_attention(cache, layer, layer_params, index),
-        config.residual_scale,
-      )
+      if index != source:
+        kind = layout.store_of(source).kind
+        x, result = programs.run_shared(
+          layer, layer_params, x, results[source], kind, cross
+        )
+      else:
+        entry = LayerEntry(
+          store=layout.store_of(index),
+          book_before=placement.books_before[book],
+          book=books[book],
+          slots=placement.slots[book],
+          leaves=cache.stores[index],
+        )
+        if index in in_place:
+          x, result = programs.run_own(layer, layer_params, x, entry, cross)
+        else:
+          x, result = traced_once(layer)(layer_params, x, entry, cross)
+        books[book] = result.book
     results.append(result)
-    if index == source:
-      books[book] = result.book
   cache = dataclasses.replace(
     cache,
     books=tuple(books),
     stores=tuple(result.leaves for result in results),
   )
-  weights = tuple(results[i].attention.weights() for i in attention_layers)
-  return x, cache, weights
+  attention = [results[index].attention for index in attention_layers]
+  return x, cache, tuple(result.weights() for result in attention if result)
 
 
-def _own_attention(
-  layer: Layer,
-  layer_params: Mapping[str, Any],
-  entry: LayerEntry,
-  state: CallState,
-  relative: jax.Array | None,
-) -> Callable[[jax.Array], tuple[jax.Array, LayerResult]]:
-  """Returns the attention of a layer that stores its own streams."""
+@dataclasses.dataclass(frozen=True)
+class _LayerPrograms:
+  """What all layers of one call run with. Lives inside one trace.
 
-  def attend(x):
-    return attend_through_cache(
-      layer.attention, layer_params['attention'], x, entry, state, relative
+  Attributes:
+    config: the model.
+    source: positions `[B, S]` of an encoder's tokens, or None.
+    state: of the call.
+    relative: the model's table of relative biases `[buckets, N]`, if any.
+  """
+
+  config: ModelConfig
+  source: jax.Array | None
+  state: CallState
+  relative: jax.Array | None
+
+  def traced(
+    self, layer: Layer
+  ) -> Callable[..., tuple[jax.Array, LayerResult]]:
+    """Returns `run_own` of a layer, traced once for all layers that equal it.
+
+    Only Python saves this time: XLA inlines the calls of the program. The
+    result has no views and no attention.
+    """
+
+    @jax.jit
+    def layer_program(layer_params, x, entry, cross):
+      x, result = self.run_own(layer, layer_params, x, entry, cross)
+      return x, result.leaves, result.book
+
+    def run(layer_params, x, entry, cross):
+      x, leaves, book = layer_program(layer_params, x, entry, cross)
+      return x, LayerResult(leaves, book)
+
+    return run
+
+  def run_own(
+    self,
+    layer: Layer,
+    layer_params: Mapping[str, Any],
+    x: jax.Array,
+    entry: LayerEntry,
+    cross: Any,
+  ) -> tuple[jax.Array, LayerResult]:
+    """Runs a layer that stores its own streams."""
+
+    def attend(x):
+      return attend_through_cache(
+        layer.attention,
+        layer_params['attention'],
+        x,
+        entry,
+        self.state,
+        self.relative,
+      )
+
+    return self._run(layer, layer_params, x, attend, cross)
+
+  def run_shared(
+    self,
+    layer: Layer,
+    layer_params: Mapping[str, Any],
+    x: jax.Array,
+    source: LayerResult,
+    kind: Kind,
+    cross: Any,
+  ) -> tuple[jax.Array, LayerResult]:
+    """Runs a layer that reads the streams of an earlier one."""
+
+    def attend(x):
+      return attend_to_shared(
+        layer.attention,
+        layer_params['attention'],
+        x,
+        source,
+        self.state,
+        kind=kind,
+        relative=self.relative,
+      )
+
+    return self._run(layer, layer_params, x, attend, cross)
+
+  def _run(self, layer, layer_params, x, attend, cross):
+    return run_layer(
+      layer,
+      self.config.norm,
+      layer_params,
+      x,
+      attend,
+      cross_attention(layer, layer_params, cross, self.source),
+      self.config.residual_scale,
     )
-
-  return attend

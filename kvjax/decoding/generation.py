@@ -1,4 +1,4 @@
-"""The token loop, on the device, in blocks with a known trip count."""
+"""The token loop, on the device, in blocks of one size a call."""
 
 import contextlib
 import dataclasses
@@ -150,8 +150,8 @@ def generate(
     stop_tokens: ids after which a row stops; it returns the id.
     stop_lengths: int `[B]`, tokens after which a row stops.
     log_probs: also return log-probabilities of what was sampled.
-    block: tokens of one device program; rows that stop are looked at, and
-      `progress` is called, between blocks.
+    block: most tokens of one device program; rows that stop are looked at,
+      and `progress` is called, between blocks of equal size.
     progress: called with tokens done and `num_tokens`.
     stream: called with new tokens int32 `[B, n]` as soon as they are there,
       the first at once, then a block each time. If it returns True nothing
@@ -203,15 +203,15 @@ def generate(
     )
     parts = [first]
     done = 1
+    size = _block_size(num_tokens - 1, block)
     try:
       while callbacks.continues(done, state, parts[-1]):
-        count = min(block, num_tokens - done)
         with _interrupts_wait():
           cache, state, part = _sample_block(
-            config, params, cache, state, options, count, donate=True
+            config, params, cache, state, options, size, donate=True
           )
           parts.append(part)
-        done += count
+        done += size
     except BaseException as error:  # of a callback, or the user's interrupt
       # A call that failed has taken the cache along.
       kept = None if is_spent(cache) else cache
@@ -220,6 +220,15 @@ def generate(
       raise
   tokens, scores = _join(parts, num_tokens)
   return (tokens, cache, scores) if log_probs else (tokens, cache)
+
+
+def _block_size(tokens: int, most: int) -> int:
+  """Returns tokens of each block, so that one program is compiled for all.
+
+  Fewer than one token a block is left over. No row is alive by then.
+  """
+  blocks = -(-tokens // most)
+  return -(-tokens // max(blocks, 1))
 
 
 @contextlib.contextmanager
@@ -264,8 +273,11 @@ class _Callbacks:
 
     Waits for the device only if someone reads tokens, or a row may stop.
     """
-    ends = self.stream is not None and self.stream(jax.device_get(part[0]).T)
-    ends = ends or done == self.num_tokens
+    ends = done >= self.num_tokens
+    if self.stream is not None:
+      new = jax.device_get(part[0]).T
+      left_over = max(done - self.num_tokens, 0)
+      ends |= bool(self.stream(new[:, : new.shape[1] - left_over]))
     ends = ends or (self.may_stop and not jax.device_get(state.alive).any())
     if self.progress is not None:
       self.progress(self.num_tokens if ends else done, self.num_tokens)
@@ -350,6 +362,7 @@ def _sample_block(config, params, cache, state, options, count):
 def _join(parts, num_tokens):
   tokens = jnp.concatenate([t for t, _ in parts]).T
   scores = jnp.concatenate([s for _, s in parts]).T
+  tokens, scores = tokens[:, :num_tokens], scores[:, :num_tokens]
   missing = ((0, 0), (0, num_tokens - tokens.shape[1]))
   tokens = jnp.pad(tokens, missing, constant_values=NO_TOKEN)
   return tokens, jnp.pad(scores, missing, constant_values=jnp.nan)

@@ -4,12 +4,12 @@
 earlier one reads that layer's views instead (`attend_to_shared`).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from kvjax.attention.variant import Variant
 from kvjax.caches.kind import Kind
@@ -18,7 +18,7 @@ from kvjax.decoding.reading import AttentionResult, CallState, attend_to_views
 from kvjax.streams.view import Streams, View
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class LayerEntry:
   """What one layer finds in the cache, and where its new tokens go.
 
@@ -30,7 +30,7 @@ class LayerEntry:
     leaves: this layer's streams as they are stored, by name.
   """
 
-  store: LayerStore
+  store: LayerStore = struct.field(pytree_node=False)
   book_before: Any
   book: Any
   slots: Any
@@ -44,13 +44,13 @@ class LayerResult(NamedTuple):
     leaves: the layer's streams after the call; empty if it shares others'.
     book: after the call and its eviction.
     views: what the layer's queries read, for layers that share its streams.
-    attention: of the layer.
+    attention: of the layer, for its weights; None where nobody reads them.
   """
 
   leaves: Streams
   book: Any
-  views: tuple[View, ...]
-  attention: AttentionResult
+  views: tuple[View, ...] = ()
+  attention: AttentionResult | None = None
 
 
 def attend_through_cache(

@@ -12,7 +12,7 @@ from kvjax.decoding.checks import check_shapes
 from kvjax.decoding.reading import CallState, attend_to_views
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.encoder import Encoded
-from kvjax.streams.view import fresh_view
+from kvjax.streams.view import Streams, fresh_view
 
 
 def write_source(
@@ -42,20 +42,31 @@ def write_source(
 
 
 def cross_attention(
-  cache: Cache, layer: Layer, layer_params: Mapping[str, Any], index: int
+  layer: Layer,
+  layer_params: Mapping[str, Any],
+  streams: Streams | None,
+  positions: jax.Array | None,
 ) -> Callable[[jax.Array], jax.Array] | None:
-  """Returns attention to the source's keys and values, written once."""
+  """Returns attention to the source's keys and values, written once.
+
+  Args:
+    layer: of the decoder.
+    layer_params: its parameters.
+    streams: of the source in this layer, or None.
+    positions: int32 `[B, S]` of the source's tokens, or None.
+  """
   variant = layer.cross
-  if variant is None or cache.cross is None or cache.source is None:
+  if variant is None or streams is None or positions is None:
     return None
-  view = fresh_view(cache.cross[index], cache.source)
+  view = fresh_view(streams, positions)
 
   def attend(x):
     # A source is seen whole, so the positions of its queries do not matter.
+    nothing = jnp.zeros(len(x), jnp.int32)
     state = CallState(
       positions=jnp.zeros(x.shape[:2], jnp.int32),
-      before=cache.length,
-      after=cache.length,
+      before=nothing,
+      after=nothing,
       table=lambda rotary, limit: None,
     )
     y, _ = attend_to_views(variant, layer_params['cross'], x, (view,), state)

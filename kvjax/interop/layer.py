@@ -90,7 +90,7 @@ def attend(
   is_token = jnp.ones(x.shape[:2], bool) if active is None else active
   options = options.with_kernel(kernel)
   with options.applied():
-    cache, placement = place_tokens(cache, is_token, options)
+    cache, placement = place_tokens(cache, is_token, options, [variant.rotary])
     entry = LayerEntry(
       store=store,
       book_before=placement.books_before[0],

@@ -94,10 +94,24 @@ def why_none() -> str:
   return f'the kernel is not built. With a C++ compiler, run: {command}'
 
 
+def programs_folder() -> pathlib.Path | None:
+  """Returns where compiled programs of this processor may be kept.
+
+  None where there is no home, or where another user could put a program:
+  programs that are read back run.
+  """
+  cache = user_cache()
+  if cache is None:
+    return None
+  digest = hashlib.sha256('\n'.join(_processor()).encode()).hexdigest()
+  folder = cache / f'programs-{digest[:16]}'
+  return None if _risk(folder) else folder
+
+
 def _libraries() -> Iterator[tuple[pathlib.Path, str]]:
   """Yields each library for this processor and jaxlib, and its `_risk`."""
   name = _name()
-  for place in (PACKAGE, _cache()):
+  for place in (PACKAGE, user_cache()):
     try:
       if place is not None and (place / name).exists():
         yield place / name, _risk(place / name)
@@ -139,8 +153,8 @@ def _risk(library: pathlib.Path) -> str:
   return ''
 
 
-def _cache() -> pathlib.Path | None:
-  """Returns the folder in the user's cache; None where there is no home.
+def user_cache() -> pathlib.Path | None:
+  """Returns kvjax's folder in the user's cache; None where there is no home.
 
   A relative folder would depend on where a program is started, so it counts as
   none (XDG Base Directory Specification).
@@ -158,7 +172,7 @@ def _destination() -> pathlib.Path:
   """Returns the folder to build into: the package's, where it is writable."""
   if os.access(PACKAGE, os.W_OK):
     return PACKAGE
-  cache = _cache()
+  cache = user_cache()
   if cache is None:
     raise BuildError(
       f'{PACKAGE} cannot be written and there is no home directory: '

@@ -6,6 +6,7 @@ batch = make_batch(config, rows)
 """
 
 from kvjax.text.chat import Message, Template, load_template
+from kvjax.text.chunked import prefill_in_chunks
 from kvjax.text.prompts import (
   Batch,
   check_reads_text,
@@ -36,6 +37,7 @@ __all__ = (
   'load_template',
   'load_tokenizer',
   'make_batch',
+  'prefill_in_chunks',
   'read_prompts',
   'start_token',
   'stop_tokens',

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,3 +252,28 @@ def test_a_row_of_nan_draws_nothing():
   np.testing.assert_array_equal(tokens[0], uncached()[0][0])
   assert (np.asarray(tokens)[1] == -1).all()
   assert after.length.tolist() == [5 + NUM - 1, 3]
+
+
+@pytest.mark.parametrize(
+  ('num', 'block', 'size'), [(7, 32, 6), (7, 4, 3), (8, 4, 4), (34, 32, 17)]
+)
+def test_one_program_makes_all_blocks(num, block, size):
+  """What a last block has too much is not returned, not fed and not shown."""
+  cache = kvjax.init_cache(CONFIG, 2, 48)
+  logits, cache = kvjax.prefill(
+    CONFIG, tiny.params(CONFIG), cache, tiny.tokens(2, 5)
+  )
+  shown, done = [], []
+  tokens, cache = run(
+    num,
+    cache,
+    block=block,
+    stream=lambda new: shown.append(new),
+    progress=lambda n, _: done.append(n),
+  )
+  chex.assert_shape(tokens, (2, num))
+  assert cache.length.tolist() == [5 + num - 1] * 2
+  np.testing.assert_array_equal(np.concatenate(shown, axis=1), tokens)
+  sizes = [new.shape[1] for new in shown[1:]]
+  assert set(sizes[:-1]) <= {size} and sizes[-1] <= size
+  assert done[-1] == num

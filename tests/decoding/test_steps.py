@@ -1,5 +1,7 @@
 """prefill, extend, decode_step: rows, padding, refusals, no waiting."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvjax
+from kvjax.decoding import advance
 from tests.facts import tiny
 
 CONFIG = tiny.decoder()
@@ -208,3 +211,26 @@ def test_no_exact_cache():
   kind = kvjax.Sinks(sinks=1, window=3, renumber=True)
   with pytest.raises(ValueError, match='needs rotary.*renumber=False'):
     kvjax.init_cache(config, 1, 5, kinds=kind)
+
+
+def test_python_traces_equal_layers_once(monkeypatch):
+  """And what differs, and what others read, for itself."""
+  traced = []
+  own = advance._LayerPrograms.run_own
+
+  def count(self, layer, *args):
+    traced.append(layer.mlp.hidden)
+    return own(self, layer, *args)
+
+  monkeypatch.setattr(advance._LayerPrograms, 'run_own', count)
+  layer = CONFIG.layers[0]
+  wide = dataclasses.replace(layer, mlp=kvjax.MLP(12))
+  shares = dataclasses.replace(layer.attention, shared_from=3)
+  reader = kvjax.Layer(shares, kvjax.MLP(14))
+  layers = (layer, layer, wide, layer, reader, layer)
+  config = dataclasses.replace(CONFIG, layers=layers)
+  params, ids = tiny.params(config), tiny.tokens(2, 5)
+  cache = kvjax.init_cache(config, 2, 8)
+  got, _ = jax.jit(lambda c: kvjax.extend(config, params, c, ids))(cache)
+  assert traced == [11, 12, 11]
+  tiny.close(got, kvjax.forward(config, params, ids))

@@ -196,8 +196,8 @@ STEPS: tuple[Mutant, ...] = (
   Mutant(
     'rotary_at_the_retained_count',
     'kvjax/decoding/advance.py',
-    'limited = positions if limit is None',
-    'limited = jnp.minimum(positions, 5) if limit is None',
+    'rotary: rotary_table(rotary, positions, rotary_length)',
+    'rotary: rotary_table(rotary, jnp.minimum(positions, 5), rotary_length)',
     'tests/facts/test_position_facts.py::test_evicted_cache_equals_attention_to_survivors',
   ),
   Mutant(
