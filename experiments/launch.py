@@ -121,11 +121,11 @@ def command() -> list[str]:
   return ['python', '-m', f'experiments.{_program()}', *sys.argv[1:]]
 
 
-def _announce(event: str, seconds: float, **more: Any) -> None:
+def _announce(event: str, duration_secs: float, **more: Any) -> None:
   """Prints a line for a compilation that somebody may have waited for."""
-  if event == COMPILED and seconds > 1 and can_show():
+  if event == COMPILED and duration_secs > 1 and can_show():
     name = more.get('fun_name', 'a program')
-    print(f'compiled {name} in {seconds:.1f} s', file=sys.stderr)
+    print(f'compiled {name} in {duration_secs:.1f} s', file=sys.stderr)
 
 
 def _program() -> str:

@@ -52,6 +52,9 @@ def test_work_of_unknown_length_is_shown(monkeypatch):
 
 def test_a_file_shows_nothing(monkeypatch):
   monkeypatch.setattr(sys, 'stderr', io.StringIO())
+  monkeypatch.delitem(sys.modules, 'ipykernel', raising=False)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: True)
+  assert not can_show()
   with show_progress('read', 8) as advance:
     advance(2)
   assert sys.stderr.getvalue() == ''

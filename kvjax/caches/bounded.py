@@ -53,10 +53,11 @@ class Bounded(Kind):
   def __post_init__(self):
     # A budget counts a query and at least one token to remember.
     check_fields(self, at_least={'budget': 2, 'slack': 0, 'slots': 1})
-    recent: Any = getattr(self.score, 'recent', 0)
+    score: Any = self.score
+    recent = getattr(score, 'recent', 0)
     if recent is None:
       recent = self.budget // 2
-      score: Any = dataclasses.replace(self.score, recent=recent)
+      score = dataclasses.replace(score, recent=recent)
       object.__setattr__(self, 'score', score)
     if recent >= self.budget:
       raise ValueError(
