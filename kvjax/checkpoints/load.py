@@ -5,16 +5,22 @@ import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kvjax.checkpoints.catalogue import nearest_names, published_values
-from kvjax.checkpoints.dequantize import check_method, dequantize_tensors
+from kvjax.checkpoints.dequantize import (
+  PublishedTensor,
+  check_method,
+  dequantize_tensors,
+)
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.gguf.architectures import open_gguf
+from kvjax.checkpoints.gguf.header import errors_name, is_gguf
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
@@ -45,7 +51,8 @@ def load_checkpoint(
   donates such a param copies it.)
 
   Args:
-    path: a directory with `config.json` and `*.safetensors`, single or sharded.
+    path: a directory with `config.json` and `*.safetensors`, single or sharded,
+      or a `.gguf` file.
     dtype: of the params; None for that of the file.
     sharding: a param's path (`layers.0.attention.query`) and shape -> its
       sharding; None for the default device.
@@ -83,22 +90,45 @@ def open_checkpoint(
   Args:
     path, dtype: as in `load_checkpoint`.
   """
+  if is_gguf(path):
+    with errors_name(path):
+      return _match(*open_gguf(path), dtype)
   family, settings = _choose_family(_read_config(path))
   tensors = dequantize_tensors(settings.values, open_tensors(path))
+  return _match(family, settings, tensors, dtype)
+
+
+def _match(
+  family: Family,
+  settings: Settings,
+  tensors: Mapping[str, PublishedTensor],
+  dtype: Any,
+) -> tuple[ModelConfig, list[ParamSource]]:
+  config = _typed_config(family, settings, tensors, dtype)
+  return config, match_params(family, config, tensors)
+
+
+def _typed_config(
+  family: Family,
+  settings: Settings,
+  tensors: Mapping[str, PublishedTensor],
+  dtype: Any = None,
+) -> ModelConfig:
+  """Returns the config, with what only the tensors say: dtype and head."""
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(family.config(settings), dtype=name)
   if family.head is not None:
     config = dataclasses.replace(config, tied=family.head not in tensors)
-  return config, match_params(family, config, tensors)
+  return config
 
 
 def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
   """Returns the config of a published model, reading no weights.
 
   Args:
-    name_or_path: a config.json, a directory that has one, or the name of a
-      published model whose config ships with kvjax ('llama-3-8b', or
-      'meta-llama/Meta-Llama-3-8B'). A file wins over a name.
+    name_or_path: a config.json, a directory that has one, a `.gguf` file, or
+      the name of a published model whose config ships with kvjax
+      ('llama-3-8b', or 'meta-llama/Meta-Llama-3-8B'). A file wins over a name.
 
   Raises:
     FileNotFoundError: a path has no such file.
@@ -111,6 +141,9 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
       "load_config('llama-3-8b')."
     )
   path = pathlib.Path(name_or_path)
+  if is_gguf(path):
+    with errors_name(path):
+      return _typed_config(*open_gguf(path))
   if not path.exists():
     values = published_values(str(name_or_path))
     if values is not None:
