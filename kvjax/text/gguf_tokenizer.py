@@ -188,7 +188,7 @@ def _special_id(metadata: Metadata, name: str) -> int | None:
   count = len(tokens) if isinstance(tokens, list) else 0
   if index is not None and (type(index) is not int or not 0 <= index < count):
     raise ValueError(
-      f'tokenizer.ggml.{name}_token_id={index} is no id: there are {count} '
+      f'tokenizer.ggml.{name}_token_id={index!r} is no id: there are {count} '
       'tokens.'
     )
   return index
