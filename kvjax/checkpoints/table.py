@@ -168,6 +168,11 @@ def _halves(x: np.ndarray, sizes: Sizes) -> np.ndarray:
   return pairs.swapaxes(1, 2).reshape(x.shape)
 
 
+def _minus_one(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+  with np.errstate(invalid='ignore'):  # NaN stays NaN
+    return x.astype(np.float32) - 1
+
+
 SHAPERS: dict[str, Shaper] = {
   # `[in, out]` becomes `[out, in]`, the order of nearly all checkpoints and of
   # kvjax.
@@ -182,7 +187,7 @@ SHAPERS: dict[str, Shaper] = {
   'up_value': lambda x, sizes: _up(x, sizes)[:, sizes['H'] :],
   'halves': _halves,
   # GGUF files have the norms of Gemma with 1 added.
-  'minus_one': lambda x, _: x.astype(np.float32) - 1,
+  'minus_one': _minus_one,
   # A convolution `[out, in, width]` becomes `[width, in, out]`.
   'kernel': lambda x, _: x.transpose(2, 1, 0),
 }

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kvjax.checkpoints.gguf.header import errors_name, read_header
 
 Metadata = Mapping[str, Any]
@@ -169,13 +171,13 @@ def _read_vocabulary(metadata: Metadata) -> Vocabulary:
     raise ValueError('a token of tokenizer.ggml.tokens is there twice.')
   columns = []
   for key, default in (('token_type', NORMAL), ('scores', 0.0)):
-    column = metadata.get(KEY + key, [default] * len(tokens))
-    if getattr(column, 'shape', (len(tokens),)) != (len(tokens),):
+    column = metadata.get(KEY + key, np.full(len(tokens), default))
+    if not isinstance(column, np.ndarray) or len(column) != len(tokens):
       raise ValueError(
-        f'tokenizer.ggml.{key} has {len(column)} items for {len(tokens)} '
-        'tokens.'
+        f'tokenizer.ggml.{key} must be {len(tokens)} numbers, one for each '
+        'token.'
       )
-    columns.append(list(column))
+    columns.append(column.tolist())
   return Vocabulary(ids, *columns)
 
 

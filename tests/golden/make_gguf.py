@@ -1,4 +1,4 @@
-"""Makes the GGUF files that tests/checkpoints/test_gguf.py reads.
+"""Makes the GGUF files that tests/checkpoints/test_gguf_architectures.py reads.
 
     python -m tests.golden.make_gguf
 
@@ -75,27 +75,31 @@ CASES = {
 
 def main() -> None:
   for name, case in CASES.items():
-    write(HERE / f'{name}.gguf', case)
+    tensors = read(GOLDEN / case.fixture / 'model.safetensors')
+    write(HERE / f'{name}.gguf', case.arch, case.config(), tensors, case.half)
 
 
-def write(path: pathlib.Path, case: Case) -> None:
+def write(
+  path: pathlib.Path,
+  arch: str,
+  config: Mapping[str, Any],
+  tensors: Mapping[str, np.ndarray],
+  half: bool = False,
+) -> None:
+  """Writes a published model as a file of llama.cpp."""
   gguf: Any = importlib.import_module('gguf')
-  config = case.config()
-  writer = gguf.GGUFWriter(path, case.arch)
-  add_settings(writer, case.arch, config)
+  writer = gguf.GGUFWriter(path, arch)
+  add_settings(writer, arch, config)
   add_vocabulary(writer, config)
-  tensors = read(GOLDEN / case.fixture / 'model.safetensors')
   kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-  names = gguf.get_tensor_name_map(
-    kinds[case.arch], config['num_hidden_layers']
-  )
+  layers = config['num_hidden_layers']
+  names = gguf.get_tensor_name_map(kinds[arch], layers)
   for name, array in tensors.items():
-    for key, weights in convert(case.arch, config, name, array):
+    for key, weights in convert(arch, config, name, array):
       found = names.get_name(key, ('.weight', '.bias'))
       assert found is not None, key
-      half = case.half and weights.ndim > 1
-      weights = weights.astype(np.float16 if half else np.float32)
-      writer.add_tensor(found, np.ascontiguousarray(weights))
+      dtype = np.float16 if half and weights.ndim > 1 else np.float32
+      writer.add_tensor(found, np.ascontiguousarray(weights, dtype))
   for name, array in rope_tensors(config).items():
     writer.add_tensor(name, np.asarray(array, np.float32))
   writer.write_header_to_file()

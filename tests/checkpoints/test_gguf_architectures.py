@@ -145,3 +145,51 @@ def test_settings_of_metadata(name, metadata, read, want):
     'scale': attention.scale,
     'kv_heads': attention.num_kv_heads,
   }[read] == want
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'message'),
+  [
+    ('llama', {'general.architecture': 'mamba'}, "'mamba'.*llama, qwen2, qwen"),
+    ('llama', {'general.architecture': None}, 'architecture None is not supp'),
+    ('llama', {'general.type': 'adapter'}, "general.type='adapter' is no mod"),
+    ('llama', {'split.count': 2}, 'split.count=2.*llama-gguf-split --merge'),
+    ('llama', {'general.alignment': 24}, 'alignment=24 must be a power of t'),
+    ('llama', {'llama.expert_count': 8}, 'expert_count=8.*gpt-oss is'),
+    ('llama', {'llama.attention.causal': False}, 'attention is not causal'),
+    ('llama', {'llama.attention.value_length': 8}, 'value_length=8 differs'),
+    ('llama', {'llama.rope.dimension_count': 4}, 'partial_rotary_factor=0.66'),
+    ('llama', {'llama.rope.dimension_count': 9}, 'count=9 must be 1 to 6'),
+    ('llama', {'llama.block_count': 3}, r'Tensor blk\.2\..* is missing'),
+    ('llama', {'llama.block_count': 1}, 'Unexpected tensor blk.1.'),
+    ('llama', {'llama.block_count': 10**9}, 'num_hidden_layers=1000000000'),
+    ('llama', {'llama.embedding_length': None}, "has no 'hidden_size'"),
+    ('llama', {'llama.embedding_length': '24'}, "hidden_size='24'.*must be"),
+    ('qwen3', {'qwen3.rope.scaling.type': 'su'}, "Unknown rope type 'su'"),
+    ('phi3', {'phi3.rope.dimension_count': 4}, 'long.weight must have 2 num'),
+  ],
+)
+def test_what_is_not_supported_is_refused(tmp_path, name, changes, message):
+  path = gguf_writing.altered(
+    tmp_path / 'model.gguf', HERE / f'{name}.gguf', metadata=changes
+  )
+  with pytest.raises(ValueError, match=f'model.gguf, whose.*{message}'):
+    load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda x: {'a': x, 'b': x._replace(data=x.data[:64])}, 'is truncated'),
+    (lambda x: {'a': x._replace(shape=(2, 0))}, r"'a' \[2, 0\] is empty"),
+    (lambda x: {'a': x._replace(shape=(1,) * 5)}, 'has 5 axes: 1 to 4'),
+    (lambda x: {'a': x._replace(data=x.data * 2), 'b': x}, 'tensor before it'),
+  ],
+)
+def test_tensors_that_are_not_where_they_should_be(tmp_path, change, message):
+  tensors = change(gguf_writing.raw(np.ones((8, 4), np.float32)))
+  metadata = {'general.architecture': 'llama', 'llama.embedding_length': 8}
+  metadata |= {'llama.attention.head_count': 2}
+  path = gguf_writing.write(tmp_path / 'x.gguf', metadata, tensors)
+  with pytest.raises(ValueError, match=message):
+    load_checkpoint(path)
