@@ -116,6 +116,8 @@ def add_vocabulary(writer: Any, config: Mapping[str, Any]) -> None:
   writer.add_token_list([f'[PAD{i}]' for i in range(count)])
   writer.add_token_types([UNUSED] * count)
   writer.add_token_merges(['[ P'])
+  if config.get('pad_token_id') is not None:
+    writer.add_pad_token_id(config['pad_token_id'])
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
