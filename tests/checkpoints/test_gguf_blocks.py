@@ -1,5 +1,6 @@
 """Blocks of a few bits: random bytes against the library that decodes them."""
 
+import subprocess
 import sys
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from kvjax.checkpoints.gguf.blocks import open_tensors
 from kvjax.checkpoints.gguf.header import read_header
 from tests.checkpoints import writing
 from tests.checkpoints.gguf_writing import Raw, altered, raw, write
+from tests.checkpoints.test_load import PEAK, ROOT
 from tests.golden.make_gguf import HERE
 
 KINDS = """
@@ -166,3 +168,53 @@ def test_a_model_of_blocks_is_float32(tmp_path):
   order = [2 * i + part for part in (0, 1) for i in range(16)]
   key = kept['blk.1.attn_k.weight'][order]
   np.testing.assert_array_equal(attention['key'], key)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_host_memory_stays_within_a_fifth_of_the_model(tmp_path):
+  """Blocks are decoded a few rows at a time."""
+  pytest.importorskip('gguf')
+  shape = 40000, 512
+
+  def wide(found):
+    rows = Raw(shape, 2, bytes(shape[0] * shape[1] // 32 * 18))
+    ends = {'token_embd.weight': rows, 'output_norm.weight': ones(512)}
+    block = {
+      'attn_norm': (512,),
+      'ffn_norm': (512,),
+      'attn_q': (512, 512),
+      'attn_k': (256, 512),
+      'attn_v': (256, 512),
+      'attn_output': (512, 512),
+      'ffn_gate': (512, 512),
+      'ffn_up': (512, 512),
+      'ffn_down': (512, 512),
+    }
+    return ends | {
+      f'blk.0.{name}.weight': ones(*axes) for name, axes in block.items()
+    }
+
+  ones = lambda *axes: raw(np.ones(axes, np.float32))
+  metadata = {
+    'llama.block_count': 1,
+    'llama.vocab_size': shape[0],
+    'llama.embedding_length': 512,
+    'llama.feed_forward_length': 512,
+    'llama.attention.head_count': 16,
+    'llama.attention.head_count_kv': 8,
+    'llama.attention.key_length': 32,
+    'llama.attention.value_length': 32,
+    'llama.rope.dimension_count': 32,
+  }
+  source = HERE / 'llama.gguf'
+  path = altered(tmp_path / 'x.gguf', source, metadata, wide)
+  run = subprocess.run(
+    [sys.executable, '-c', f'import gguf{PEAK}', str(source), str(path)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  for line in run.stdout.splitlines():
+    model, share = map(float, line.split())
+    assert model > 40e6 and 0.7 < share <= 1.2, run.stdout
