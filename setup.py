@@ -72,6 +72,7 @@ setup(
   ],
   extras_require={
     'test': [
+      'gguf>=0.19',
       'hypothesis>=6.100',
       'jinja2>=3.1.6',
       'pyright[nodejs]==1.1.414',
@@ -82,6 +83,7 @@ setup(
     ],
     'report': ['matplotlib>=3.9', 'rich>=13'],
     'hf': ['jinja2>=3.1.6', 'tokenizers>=0.21'],
+    'gguf': ['gguf>=0.19', 'jinja2>=3.1.6', 'tokenizers>=0.21'],
     'cuda': ['jax[cuda13]'],
   },
   classifiers=[

@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from kvjax.checkpoints.gguf.blocks import BlockTensor
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.tensors import StoredTensor
 
@@ -84,7 +85,7 @@ class DequantizedTensor:
 
 
 # What a param is read from.
-PublishedTensor = StoredTensor | DequantizedTensor
+PublishedTensor = StoredTensor | DequantizedTensor | BlockTensor
 
 
 def check_method(values: Mapping[str, Any]) -> str | None:

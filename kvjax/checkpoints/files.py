@@ -1,7 +1,9 @@
 """Files of others: that they are files, and what is in them."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 
 def is_present(file: pathlib.Path) -> bool:
@@ -27,3 +29,12 @@ def read_text(file: pathlib.Path) -> str:
     return file.read_text(encoding='utf-8')
   except UnicodeDecodeError as error:
     raise ValueError(f'{file} is no UTF-8: {error}.') from None
+
+
+@contextlib.contextmanager
+def errors_name(file: pathlib.Path) -> Iterator[None]:
+  """Puts the name of a file before the message of every ValueError."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}') from None

@@ -1,21 +1,26 @@
 """Published checkpoints: a directory in, a config and params out."""
 
-import contextlib
 import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kvjax.checkpoints.catalogue import nearest_names, published_values
-from kvjax.checkpoints.dequantize import check_method, dequantize_tensors
+from kvjax.checkpoints.dequantize import (
+  PublishedTensor,
+  check_method,
+  dequantize_tensors,
+)
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.files import is_present
+from kvjax.checkpoints.files import errors_name, is_present
+from kvjax.checkpoints.gguf.architectures import open_gguf
+from kvjax.checkpoints.gguf.header import is_gguf
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
@@ -47,7 +52,8 @@ def load_checkpoint(
   donates such a param copies it.)
 
   Args:
-    path: a directory with `config.json` and `*.safetensors`, single or sharded.
+    path: a directory with `config.json` and `*.safetensors`, single or sharded,
+      or a `.gguf` file.
     dtype: of the params; None for that of the file.
     sharding: a param's path (`layers.0.attention.query`) and shape -> its
       sharding; None for the default device.
@@ -85,26 +91,43 @@ def open_checkpoint(
   Args:
     path, dtype: as in `load_checkpoint`.
   """
+  if is_gguf(path):
+    with errors_name(path):
+      family, settings, tensors = open_gguf(path)
+      config = _typed_config(family, settings, tensors, dtype)
+      return config, match_params(family, config, tensors)
   file = _config_file(path)
   values = read_values(file)
-  with _naming(file):
+  with errors_name(file):
     family, settings = _choose_family(values)
-    config = family.config(settings)
+    family.config(settings)  # what it refuses is said before tensors are read
   tensors = dequantize_tensors(values, open_tensors(path))
+  config = _typed_config(family, settings, tensors, dtype)
+  return config, match_params(family, config, tensors)
+
+
+def _typed_config(
+  family: Family,
+  settings: Settings,
+  tensors: Mapping[str, PublishedTensor],
+  dtype: Any = None,
+) -> ModelConfig:
+  """Returns the config, with what only the tensors say: dtype and head."""
+  config = family.config(settings)
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(config, dtype=name)
   if family.head is not None:
     config = dataclasses.replace(config, tied=family.head not in tensors)
-  return config, match_params(family, config, tensors)
+  return config
 
 
 def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
   """Returns the config of a published model, reading no weights.
 
   Args:
-    name_or_path: a config.json, a directory that has one, or the name of a
-      published model whose config ships with kvjax ('llama-3-8b', or
-      'meta-llama/Meta-Llama-3-8B'). A file wins over a name.
+    name_or_path: a config.json, a directory that has one, a `.gguf` file, or
+      the name of a published model whose config ships with kvjax
+      ('llama-3-8b', or 'meta-llama/Meta-Llama-3-8B'). A file wins over a name.
 
   Raises:
     FileNotFoundError: a path has no such file.
@@ -117,6 +140,9 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
       "load_config('llama-3-8b')."
     )
   path = pathlib.Path(name_or_path)
+  if is_gguf(path):
+    with errors_name(path):
+      return _typed_config(*open_gguf(path))
   if not path.exists():
     values = published_values(str(name_or_path))
     if values is not None:
@@ -128,7 +154,7 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
       )
   file = _config_file(path)
   values = read_values(file)
-  with _naming(file):
+  with errors_name(file):
     return parse_config(values)
 
 
@@ -156,15 +182,6 @@ def _config_file(path: pathlib.Path) -> pathlib.Path:
       f'{path} is neither a directory with {CONFIG} nor such a file.'
     )
   return file
-
-
-@contextlib.contextmanager
-def _naming(file: pathlib.Path) -> Iterator[None]:
-  """Makes the refusal of what a file says name the file."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f'{file}: {error}') from None
 
 
 def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:

@@ -159,6 +159,20 @@ def _up(x: np.ndarray, sizes: Sizes) -> np.ndarray:
   return x.reshape(sizes['N'], -1, x.shape[-1])
 
 
+def _halves(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+  """Returns rows `[heads * H, ...]` that llama.cpp rotates, in our order.
+
+  llama.cpp rotates the neighbours (2i, 2i + 1), kvjax (i, i + H / 2).
+  """
+  pairs = x.reshape((-1, sizes['H'] // 2, 2) + x.shape[1:])
+  return pairs.swapaxes(1, 2).reshape(x.shape)
+
+
+def _minus_one(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+  with np.errstate(invalid='ignore'):  # NaN stays NaN
+    return x.astype(np.float32) - 1
+
+
 SHAPERS: dict[str, Shaper] = {
   # `[in, out]` becomes `[out, in]`, the order of nearly all checkpoints and of
   # kvjax.
@@ -171,6 +185,9 @@ SHAPERS: dict[str, Shaper] = {
   'values': _kv_part(-1),
   'up_key': lambda x, sizes: _up(x, sizes)[:, : sizes['H']],
   'up_value': lambda x, sizes: _up(x, sizes)[:, sizes['H'] :],
+  'halves': _halves,
+  # GGUF files have the norms of Gemma with 1 added.
+  'minus_one': _minus_one,
   # A convolution `[out, in, width]` becomes `[width, in, out]`.
   'kernel': lambda x, _: x.transpose(2, 1, 0),
 }

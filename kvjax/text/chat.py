@@ -17,13 +17,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvjax.checkpoints.files import is_present, read_text
+from kvjax.checkpoints.files import errors_name, is_present, read_text
+from kvjax.checkpoints.gguf.header import is_gguf, read_header
 from kvjax.checkpoints.load import read_values
 from kvjax.text import rendering
+from kvjax.text.gguf_tokenizer import special_token
 
 FILE = 'chat_template.jinja'
 CONFIG = 'tokenizer_config.json'
 SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
+GGUF_SPECIAL = ('bos', 'eos', 'unknown', 'padding')
 SECONDS = 5.0  # of computing, for one chat
 BYTES = 1 << 30  # of memory
 CHARACTERS = 1 << 24  # of one text
@@ -96,12 +99,18 @@ class Template:
 
 
 def load_template(path: pathlib.Path) -> Template | None:
-  """Returns the default template of a checkpoint directory, if it has one.
+  """Returns the default template of a checkpoint, if it has one.
+
+  Args:
+    path: a directory, or a `.gguf` file.
 
   Raises:
     ValueError: a file is no regular file, or `tokenizer_config.json` is no
       JSON object or has a template or a special token of another type.
   """
+  if is_gguf(path):
+    with errors_name(path):
+      return _gguf_template(path)
   config, file = path / CONFIG, path / FILE
   values = read_values(config) if is_present(config) else {}
   source, origin = _default_source(config, values.get('chat_template')), config
@@ -114,6 +123,21 @@ def load_template(path: pathlib.Path) -> Template | None:
     (name, text) for name, text in texts.items() if text is not None
   )
   return Template(source, names, str(origin))
+
+
+def _gguf_template(path: pathlib.Path) -> Template | None:
+  metadata = read_header(path).metadata
+  source = metadata.get('tokenizer.chat_template')
+  if not source:
+    return None
+  if not isinstance(source, str):
+    raise ValueError('tokenizer.chat_template must be a text.')
+  texts = {
+    name: special_token(metadata, spelled)
+    for name, spelled in zip(SPECIAL, GGUF_SPECIAL, strict=True)
+  }
+  names = tuple((k, text) for k, text in texts.items() if text is not None)
+  return Template(source, names, str(path))
 
 
 def _run(request: bytes, seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text to ids and back: `tokenizer.json` of a checkpoint, or plain bytes."""
+"""Text to ids and back: the tokenizer of a checkpoint, or plain bytes."""
 
 import codecs
 import importlib
@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvjax.arguments import LARGEST, is_whole
-from kvjax.checkpoints.files import is_present
+from kvjax.checkpoints.files import errors_name, is_present
+from kvjax.checkpoints.gguf.header import is_gguf, read_header
 from kvjax.checkpoints.load import CONFIG, read_values
 from kvjax.text.chat import Template, load_template
+from kvjax.text.gguf_tokenizer import read_tokenizer, stop_ids
 
 FILE = 'tokenizer.json'
 GENERATION = 'generation_config.json'
@@ -68,19 +70,20 @@ class PublishedTokenizer:
   """The tokenizer of a checkpoint, through the library `tokenizers`."""
 
   def __init__(self, path: pathlib.Path):
+    """Reads `tokenizer.json` of a directory, or the metadata of a GGUF file."""
+    self._file = path if is_gguf(path) else path / FILE
     try:
       library: Any = importlib.import_module('tokenizers')
     except ImportError:
       raise ValueError(
-        f'{path / FILE} is read by the library tokenizers, which is not '
+        f'{self._file} is read by the library tokenizers, which is not '
         "installed. Install kvjax with its extra: pip install 'kvjax[hf]'."
       ) from None
-    try:
-      self._tokenizer = library.Tokenizer.from_file(str(path / FILE))
-    except Exception as error:  # the library raises no narrower class
-      raise ValueError(f'{path / FILE} is no tokenizer: {error}.') from None
+    if is_gguf(path):
+      self._tokenizer = read_tokenizer(path)
+    else:
+      self._tokenizer = _read_json(library, self._file)
     self.template = load_template(path)
-    self._file = path / FILE
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
     try:
@@ -96,15 +99,25 @@ class PublishedTokenizer:
     return lambda token: stream.step(self._tokenizer, token) or ''
 
 
+def _read_json(library: Any, file: pathlib.Path) -> Any:
+  try:
+    return library.Tokenizer.from_file(str(file))
+  except Exception as error:  # the library raises no narrower class
+    raise ValueError(f'{file} is no tokenizer: {error}.') from None
+
+
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-  """Returns the tokenizer of a checkpoint directory; bytes if it has none.
+  """Returns the tokenizer of a checkpoint; bytes for a directory without one.
+
+  Args:
+    path: a directory, or a `.gguf` file.
 
   Raises:
-    ValueError: `tokenizer.json` or a chat template cannot be read, or the
-      library that reads it is missing.
+    ValueError: `tokenizer.json`, the file's metadata or a chat template cannot
+      be read, or the library that reads it is missing.
   """
   path = pathlib.Path(path)
-  if is_present(path / FILE):
+  if is_gguf(path) or is_present(path / FILE):
     return PublishedTokenizer(path)
   return ByteTokenizer()
 
@@ -113,14 +126,17 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
   """Returns the ids after which a checkpoint says that text ends.
 
   They are read from `generation_config.json`, or else from config.json; none
-  where neither names one.
+  where neither names one. A `.gguf` file has them in its metadata.
 
   Raises:
     ValueError: one of the files is no JSON object, or `eos_token_id` names no
       token of the model.
   """
+  if is_gguf(path := pathlib.Path(path)):
+    with errors_name(path):
+      return stop_ids(read_header(path).metadata)
   for name in (GENERATION, CONFIG):
-    file = pathlib.Path(path) / name
+    file = path / name
     if not is_present(file):
       continue
     ids = read_values(file).get('eos_token_id')

@@ -108,6 +108,29 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/checkpoints/test_dequantize.py',
   ),
   Mutant(
+    'rotary_rows_stay_in_pairs',
+    'kvjax/checkpoints/table.py',
+    'return pairs.swapaxes(1, 2).reshape(x.shape)',
+    'return x',
+    'tests/checkpoints/test_gguf_architectures.py'
+    '::test_params_are_those_of_the_directory[llama]',
+  ),
+  Mutant(
+    'gguf_tensors_are_anywhere',
+    'kvjax/checkpoints/gguf/blocks.py',
+    'if entry.offset != end:',
+    'if False:',
+    'tests/checkpoints/test_gguf_architectures.py'
+    '::test_tensors_that_are_not_where_they_should_be',
+  ),
+  Mutant(
+    'whole_words_are_merged',
+    'kvjax/text/gguf_tokenizer.py',
+    'ignore_merges=words.whole',
+    'ignore_merges=False',
+    'tests/text/test_gguf_tokenizer.py::test_merges_and_whole_words',
+  ),
+  Mutant(
     'older_rope_style_loses',
     'kvjax/checkpoints/rope.py',
     "settings.raw('rope_scaling') or settings.get('rope_parameters', {})",
@@ -123,7 +146,7 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'refused_config_names_no_file',
-    'kvjax/checkpoints/load.py',
+    'kvjax/checkpoints/files.py',
     "raise ValueError(f'{file}: {error}') from None",
     'raise',
     'tests/checkpoints/test_refusals.py',
