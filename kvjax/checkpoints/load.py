@@ -17,6 +17,7 @@ from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
+from kvjax.checkpoints.own_layout import OWN, match_own, parse_own
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
@@ -83,7 +84,13 @@ def open_checkpoint(
   Args:
     path, dtype: as in `load_checkpoint`.
   """
-  family, settings = _choose_family(_read_config(path))
+  values = read_config(path)
+  if values.get('model_type') == OWN:
+    tensors = open_tensors(path)
+    name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
+    config = dataclasses.replace(parse_own(values), dtype=name)
+    return config, match_own(config, tensors)
+  family, settings = _choose_family(values)
   tensors = dequantize_tensors(settings.values, open_tensors(path))
   name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
   config = dataclasses.replace(family.config(settings), dtype=name)
@@ -120,13 +127,15 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
         f'Unknown model {str(name_or_path)!r}; the nearest known: '
         f'{nearest_names(path.name)}. Or give the path of a config.json.'
       )
-  return parse_config(_read_config(path))
+  return parse_config(read_config(path))
 
 
 def parse_config(values: dict[str, Any]) -> ModelConfig:
   """Returns the config that the values of a config.json describe."""
   if values.get('model_type') == DESCRIBED:
     return parse_described(Settings(values))
+  if values.get('model_type') == OWN:
+    return parse_own(values)
   family, settings = _choose_family(values)
   return family.config(settings)
 
@@ -140,7 +149,8 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
   return parse_object(file.read_bytes(), file)
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the keys and values of a config.json, or of a directory's."""
   file = path / CONFIG if path.is_dir() else path
   if not file.is_file():
     raise FileNotFoundError(

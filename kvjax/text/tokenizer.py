@@ -42,6 +42,10 @@ class Tokenizer(Protocol):
     """
     ...
 
+  def save(self, path: pathlib.Path) -> None:
+    """Writes files into a directory, from which `load_tokenizer` reads it."""
+    ...
+
 
 class ByteTokenizer:
   """UTF-8: an id is a byte; larger ids read as the replacement mark."""
@@ -62,6 +66,9 @@ class ByteTokenizer:
       return decoder.decode(b'', final=True) + '\N{REPLACEMENT CHARACTER}'
 
     return decode
+
+  def save(self, path: pathlib.Path) -> None:
+    del path  # a directory without tokenizer.json reads as bytes
 
 
 class PublishedTokenizer:
@@ -94,6 +101,11 @@ class PublishedTokenizer:
     decoders: Any = importlib.import_module('tokenizers.decoders')
     stream = decoders.DecodeStream(skip_special_tokens=True)
     return lambda token: stream.step(self._tokenizer, token) or ''
+
+  def save(self, path: pathlib.Path) -> None:
+    self._tokenizer.save(str(path / FILE))
+    if self.template is not None:
+      self.template.save(path)
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
