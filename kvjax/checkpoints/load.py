@@ -1,5 +1,6 @@
 """Published checkpoints: a directory in, a config and params out."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -17,6 +18,12 @@ from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
+from kvjax.checkpoints.names import (
+  BUILT,
+  CONFIG_FILES,
+  find_model,
+  possible_names,
+)
 from kvjax.checkpoints.own_layout import OWN, match_own, parse_own
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
@@ -46,7 +53,8 @@ def load_checkpoint(
   donates such a param copies it.)
 
   Args:
-    path: a directory with `config.json` and `*.safetensors`, single or sharded.
+    path: a directory with `config.json` and `*.safetensors`, single or sharded,
+      'smollm2-135m', or a Hub id ('owner/name', 'owner/name@revision').
     dtype: of the params; None for that of the file.
     sharding: a param's path (`layers.0.attention.query`) and shape -> its
       sharding; None for the default device.
@@ -57,14 +65,15 @@ def load_checkpoint(
     The config, and params as `init_params` (or `quantize`) has them.
 
   Raises:
-    FileNotFoundError: no directory, no config.json or no safetensors.
+    FileNotFoundError: no directory, no config.json or no safetensors, or a
+      name that stands for none.
     ValueError: something is not supported, missing, unexpected, truncated or
       of the wrong shape, or (found only when that tensor is read) a finite
       weight is too large for `dtype`; the message names it.
   """
   if weights not in (None, 'int8'):
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
-  config, sources = open_checkpoint(pathlib.Path(path), dtype)
+  config, sources = open_checkpoint(find_model(path), dtype)
   params = {}
   for source in _with_progress(sources):
     target = None if sharding is None else sharding(source.place, source.shape)
@@ -105,29 +114,29 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
   Args:
     name_or_path: a config.json, a directory that has one, or the name of a
       published model whose config ships with kvjax ('llama-3-8b', or
-      'meta-llama/Meta-Llama-3-8B'). A file wins over a name.
+      'meta-llama/Meta-Llama-3-8B'), 'smollm2-135m', or a Hub id. A path that
+      exists wins over a name.
 
   Raises:
     FileNotFoundError: a path has no such file.
     ValueError: neither name nor path, an unknown name (the nearest are
       listed), or something that is not supported.
   """
-  if not isinstance(name_or_path, str | os.PathLike):
-    raise ValueError(
-      f'{name_or_path!r} is no name and no path. Give one: '
-      "load_config('llama-3-8b')."
-    )
-  path = pathlib.Path(name_or_path)
-  if not path.exists():
-    values = published_values(str(name_or_path))
+  name = name_or_path if isinstance(name_or_path, str) else None
+  if name is not None and not os.path.lexists(name):
+    values = published_values(name)
+    if name in BUILT:
+      # Without its package the shipped config is all that is known of it.
+      with contextlib.suppress(FileNotFoundError):
+        values = read_config(find_model(name))
     if values is not None:
       return parse_config(values)
-    if path.name == str(name_or_path) and path.suffix != '.json':
+    if '/' not in name and not name.endswith('.json'):
       raise ValueError(
-        f'Unknown model {str(name_or_path)!r}; the nearest known: '
-        f'{nearest_names(path.name)}. Or give the path of a config.json.'
+        f'Unknown model {name!r}; the nearest known: {nearest_names(name)}. '
+        f'Or give the path of a config.json. {possible_names()}'
       )
-  return parse_config(read_config(path))
+  return parse_config(read_config(find_model(name_or_path, CONFIG_FILES)))
 
 
 def parse_config(values: dict[str, Any]) -> ModelConfig:

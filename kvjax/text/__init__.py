@@ -5,6 +5,7 @@ rows = encode_prompts(tokenizer, ['Once upon a time', 'Hello'])
 batch = make_batch(config, rows)
 """
 
+from kvjax.text import smollm2
 from kvjax.text.chat import Message, Template, load_template
 from kvjax.text.prompts import (
   Batch,
@@ -37,6 +38,7 @@ __all__ = (
   'load_tokenizer',
   'make_batch',
   'read_prompts',
+  'smollm2',
   'start_token',
   'stop_tokens',
 )

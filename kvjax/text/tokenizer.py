@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvjax.checkpoints.load import CONFIG, read_values
+from kvjax.checkpoints.names import TEXT_FILES, find_model
 from kvjax.text.chat import Template, load_template
 from kvjax.text.files import is_present
 
@@ -109,13 +110,17 @@ class PublishedTokenizer:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-  """Returns the tokenizer of a checkpoint directory; bytes if it has none.
+  """Returns the tokenizer of a checkpoint; bytes if it has none.
+
+  Args:
+    path: of a directory, or a name as in `kvjax.load_checkpoint`.
 
   Raises:
+    FileNotFoundError: a name stands for no model.
     ValueError: `tokenizer.json` or a chat template cannot be read, or the
       library that reads it is missing.
   """
-  path = pathlib.Path(path)
+  path = find_model(path, TEXT_FILES)
   if is_present(path / FILE):
     return PublishedTokenizer(path)
   return ByteTokenizer()
@@ -131,8 +136,9 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
     ValueError: one of the files is no JSON object, or `eos_token_id` names no
       token of the model.
   """
+  directory = find_model(path, TEXT_FILES)
   for name in (GENERATION, CONFIG):
-    file = pathlib.Path(path) / name
+    file = directory / name
     if not is_present(file):
       continue
     ids = read_values(file).get('eos_token_id')
@@ -148,7 +154,7 @@ def start_token(path: str | pathlib.Path) -> int:
   Raises:
     ValueError: config.json does not say, or names no token of the model.
   """
-  file = pathlib.Path(path) / CONFIG
+  file = find_model(path, TEXT_FILES) / CONFIG
   token = read_values(file).get('decoder_start_token_id')
   if token is None:
     raise ValueError(f'{file} has no decoder_start_token_id to begin with.')

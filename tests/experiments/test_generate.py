@@ -176,7 +176,10 @@ def test_text_ends_where_the_checkpoint_says(tmp_path):
   'given, message',
   [
     ({'checkpoint': ''}, 'No model is named: give --checkpoint=DIR'),
-    ({'checkpoint': '/nowhere'}, ': /nowhere is neither a directory'),
+    (
+      {'checkpoint': '/nowhere'},
+      ": There is no model '/nowhere'. A name is an existing path",
+    ),
     ({'prompt': ''}, 'Give one of --prompt=TEXT and --prompts=FILE'),
     ({'prompts': 'x'}, 'Give one of --prompt=TEXT and --prompts=FILE'),
     ({'prompt': '', 'prompts': 'x'}, 'x cannot be read: No such file'),

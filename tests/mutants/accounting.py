@@ -94,6 +94,20 @@ MEMORY: tuple[Mutant, ...] = (
 
 CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
+    'a_path_is_fetched',
+    'kvjax/checkpoints/names.py',
+    'if not isinstance(name, str) or os.path.lexists(path):',
+    'if not isinstance(name, str):',
+    'tests/checkpoints/test_names.py::test_a_path_is_never_fetched',
+  ),
+  Mutant(
+    'every_file_is_fetched',
+    'kvjax/checkpoints/names.py',
+    'allow_patterns=list(files),',
+    'allow_patterns=None,',
+    'tests/checkpoints/test_names.py::test_a_hub_id_is_fetched',
+  ),
+  Mutant(
     'a_config_that_is_not_read_back',
     'kvjax/checkpoints/saving/config_of_family.py',
     'if found == config or error is None:',
