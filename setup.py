@@ -84,6 +84,7 @@ setup(
     'report': ['matplotlib>=3.9', 'rich>=13'],
     'hf': ['jinja2>=3.1.6', 'tokenizers>=0.21'],
     'gguf': ['gguf>=0.19', 'jinja2>=3.1.6', 'tokenizers>=0.21'],
+    'hub': ['huggingface_hub>=0.30'],
     'cuda': ['jax[cuda13]'],
   },
   classifiers=[

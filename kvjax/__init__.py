@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # loaded when they are first used
   from kvjax import checkpoints, interop, liveness, memory, testing, text
   from kvjax.checkpoints.load import load_checkpoint, load_config
   from kvjax.checkpoints.prompt_cache.save import load_cache, save_cache
+  from kvjax.checkpoints.saving.save import save_checkpoint
 else:
   _MODULES = (
     'checkpoints',
@@ -62,6 +63,7 @@ else:
     'load_config': 'kvjax.checkpoints.load',
     'load_cache': 'kvjax.checkpoints.prompt_cache.save',
     'save_cache': 'kvjax.checkpoints.prompt_cache.save',
+    'save_checkpoint': 'kvjax.checkpoints.saving.save',
   }
 
   def __getattr__(name: str) -> Any:
@@ -152,6 +154,7 @@ __all__ = (
   'rewind',
   'sample',
   'save_cache',
+  'save_checkpoint',
   'split_heads',
   'take',
   'testing',

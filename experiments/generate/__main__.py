@@ -30,7 +30,7 @@ _text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _real = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
 _bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_CHECKPOINT = _text('checkpoint', '', 'Directory of a model.')
+_CHECKPOINT = _text('checkpoint', '', 'Directory, smollm2-135m, or Hub id.')
 _PROMPT = _text('prompt', '', 'What to continue.')
 _PROMPTS = _text('prompts', '', 'File: a prompt a line.')
 _CHAT = _bool('chat', None, 'Through the chat template; default: if any.')
@@ -67,7 +67,7 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     raise ValueError('No model is named: give --checkpoint=DIR.')
   if bool(_PROMPT.value) == bool(_PROMPTS.value):
     raise ValueError('Give one of --prompt=TEXT and --prompts=FILE.')
-  path = pathlib.Path(_CHECKPOINT.value)
+  path = _CHECKPOINT.value
   config = kvjax.load_config(path)
   words = tokenizer.load_tokenizer(path)
   file = _PROMPTS.value

@@ -1,5 +1,6 @@
 """Published checkpoints: a directory in, a config and params out."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -23,6 +24,13 @@ from kvjax.checkpoints.gguf.architectures import open_gguf
 from kvjax.checkpoints.gguf.header import is_gguf
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
+from kvjax.checkpoints.names import (
+  BUILT,
+  CONFIG_FILES,
+  find_model,
+  possible_names,
+)
+from kvjax.checkpoints.own_layout import OWN, match_own, parse_own
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
@@ -53,7 +61,8 @@ def load_checkpoint(
 
   Args:
     path: a directory with `config.json` and `*.safetensors`, single or sharded,
-      or a `.gguf` file.
+      or a `.gguf` file; 'smollm2-135m'; or a Hub id ('owner/name',
+      'owner/name@revision').
     dtype: of the params; None for that of the file.
     sharding: a param's path (`layers.0.attention.query`) and shape -> its
       sharding; None for the default device.
@@ -64,14 +73,15 @@ def load_checkpoint(
     The config, and params as `init_params` (or `quantize`) has them.
 
   Raises:
-    FileNotFoundError: no directory, no config.json or no safetensors.
+    FileNotFoundError: no directory, no config.json or no safetensors, or a
+      name that stands for none.
     ValueError: something is not supported, missing, unexpected, truncated or
       of the wrong shape, or (found only when that tensor is read) a finite
       weight is too large for `dtype`; the message names it.
   """
   if weights not in (None, 'int8'):
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
-  config, sources = open_checkpoint(pathlib.Path(path), dtype)
+  config, sources = open_checkpoint(find_model(path), dtype)
   params = {}
   for source in _with_progress(sources):
     target = None if sharding is None else sharding(source.place, source.shape)
@@ -98,6 +108,12 @@ def open_checkpoint(
       return config, match_params(family, config, tensors)
   file = _config_file(path)
   values = read_values(file)
+  if values.get('model_type') == OWN:
+    tensors = open_tensors(path)
+    name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
+    with errors_name(file):
+      config = dataclasses.replace(parse_own(values), dtype=name)
+    return config, match_own(config, tensors)
   with errors_name(file):
     family, settings = _choose_family(values)
     family.config(settings)  # what it refuses is said before tensors are read
@@ -125,33 +141,34 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
   """Returns the config of a published model, reading no weights.
 
   Args:
-    name_or_path: a config.json, a directory that has one, a `.gguf` file, or
-      the name of a published model whose config ships with kvjax
-      ('llama-3-8b', or 'meta-llama/Meta-Llama-3-8B'). A file wins over a name.
+    name_or_path: a config.json, a directory that has one, a `.gguf` file, the
+      name of a published model whose config ships with kvjax ('llama-3-8b', or
+      'meta-llama/Meta-Llama-3-8B'), 'smollm2-135m', or a Hub id. A path that
+      exists wins over a name.
 
   Raises:
     FileNotFoundError: a path has no such file.
     ValueError: neither name nor path, an unknown name (the nearest are
       listed), or something that is not supported.
   """
-  if not isinstance(name_or_path, str | os.PathLike):
-    raise ValueError(
-      f'{name_or_path!r} is no name and no path. Give one: '
-      "load_config('llama-3-8b')."
-    )
-  path = pathlib.Path(name_or_path)
+  name = name_or_path if isinstance(name_or_path, str) else None
+  if name is not None and not os.path.lexists(name):
+    values = published_values(name)
+    if name in BUILT:
+      # Without its package the shipped config is all that is known of it.
+      with contextlib.suppress(FileNotFoundError):
+        values = read_config(find_model(name))
+    if values is not None:
+      return parse_config(values)
+    if '/' not in name and not name.endswith('.json'):
+      raise ValueError(
+        f'Unknown model {name!r}; the nearest known: {nearest_names(name)}. '
+        f'Or give the path of a config.json. {possible_names()}'
+      )
+  path = find_model(name_or_path, CONFIG_FILES)
   if is_gguf(path):
     with errors_name(path):
       return _typed_config(*open_gguf(path))
-  if not path.exists():
-    values = published_values(str(name_or_path))
-    if values is not None:
-      return parse_config(values)
-    if path.name == str(name_or_path) and path.suffix != '.json':
-      raise ValueError(
-        f'Unknown model {str(name_or_path)!r}; the nearest known: '
-        f'{nearest_names(path.name)}. Or give the path of a config.json.'
-      )
   file = _config_file(path)
   values = read_values(file)
   with errors_name(file):
@@ -162,6 +179,8 @@ def parse_config(values: dict[str, Any]) -> ModelConfig:
   """Returns the config that the values of a config.json describe."""
   if values.get('model_type') == DESCRIBED:
     return parse_described(Settings(values))
+  if values.get('model_type') == OWN:
+    return parse_own(values)
   family, settings = _choose_family(values)
   return family.config(settings)
 
@@ -173,6 +192,11 @@ def read_values(file: pathlib.Path) -> dict[str, Any]:
     ValueError: the file has no JSON object.
   """
   return parse_object(file.read_bytes(), file)
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the keys and values of a config.json, or of a directory's."""
+  return read_values(_config_file(path))
 
 
 def _config_file(path: pathlib.Path) -> pathlib.Path:

@@ -170,23 +170,12 @@ def _match_param(
     place: path of the param.
     param: its shape and dtype.
   """
-  config = checkpoint.config
-  layers = config.layers
-  if place.startswith('encoder.') and config.encoder is not None:
-    layers = config.encoder.layers
-  # A param of no layer is matched with the sizes of the first.
-  numbers = re.findall(r'\.(\d+)\.', place) or ['0']
-  sizes = layer_sizes(config, layers[int(numbers[0])])
-  pattern = re.sub(r'\.\d+\.', '.{i}.', place)
-  if sizes['experts']:
-    pattern = pattern.replace('.mlp.', '.experts.')
-  if pattern not in rows:
-    raise ValueError(f'The table of the family has no row for {place}.')
-  row = _choose_spelling(checkpoint, rows[pattern], numbers[0])
+  spellings, layer, sizes = find_rows(checkpoint.config, rows, place)
+  row = _choose_spelling(checkpoint, spellings, layer)
   # Names are made one by one: the first that is missing ends it, however many
   # experts config.json makes up.
   count = sizes['experts'] if row.stacked else int(row.name != NOTHING)
-  names = (row.tensor_name(numbers[0], expert) for expert in range(count))
+  names = (row.tensor_name(layer, expert) for expert in range(count))
   return ParamSource(
     place=place,
     shape=param.shape,
@@ -198,6 +187,33 @@ def _match_param(
       for name in names
     ),
   )
+
+
+def find_rows(
+  config: ModelConfig, rows: Mapping[str, list[TableRow]], place: str
+) -> tuple[list[TableRow], str, Sizes]:
+  """Returns the rows of a param, its layer and the sizes of that layer.
+
+  Args:
+    config: of the model.
+    rows: of the family's table, by place.
+    place: path of the param.
+
+  Raises:
+    ValueError: the table has no row for it.
+  """
+  layers = config.layers
+  if place.startswith('encoder.') and config.encoder is not None:
+    layers = config.encoder.layers
+  # A param of no layer is matched with the sizes of the first.
+  numbers = re.findall(r'\.(\d+)\.', place) or ['0']
+  sizes = layer_sizes(config, layers[int(numbers[0])])
+  pattern = re.sub(r'\.\d+\.', '.{i}.', place)
+  if sizes['experts']:
+    pattern = pattern.replace('.mlp.', '.experts.')
+  if pattern not in rows:
+    raise ValueError(f'The table of the family has no row for {place}.')
+  return rows[pattern], numbers[0], sizes
 
 
 def _choose_spelling(

@@ -32,7 +32,7 @@ class CodedWeight:
     """Bytes of codes and scales."""
     return self.codes.nbytes + self.scale.nbytes
 
-  def __getitem__(self, channels: jax.Array) -> jax.Array:
+  def __getitem__(self, channels: jax.Array | slice) -> jax.Array:
     """Returns output channels `[..., in]` of a matrix, as wide as `dtype`."""
     wide = self.codes[channels].astype(self.scale.dtype)
     return (wide * self.scale[channels][..., None]).astype(self.dtype)

@@ -5,6 +5,7 @@ rows = encode_prompts(tokenizer, ['Once upon a time', 'Hello'])
 batch = make_batch(config, rows)
 """
 
+from kvjax.text import smollm2
 from kvjax.text.chat import Message, Template, load_template
 from kvjax.text.chunked import prefill_in_chunks
 from kvjax.text.prompts import (
@@ -39,6 +40,7 @@ __all__ = (
   'make_batch',
   'prefill_in_chunks',
   'read_prompts',
+  'smollm2',
   'start_token',
   'stop_tokens',
 )

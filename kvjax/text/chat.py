@@ -97,6 +97,11 @@ class Template:
       )
     return reply['texts']
 
+  def save(self, path: pathlib.Path) -> None:
+    """Writes files into a directory, from which `load_template` reads it."""
+    (path / FILE).write_text(self.source, encoding='utf-8')
+    (path / CONFIG).write_text(json.dumps(dict(self.names)), encoding='utf-8')
+
 
 def load_template(path: pathlib.Path) -> Template | None:
   """Returns the default template of a checkpoint, if it has one.

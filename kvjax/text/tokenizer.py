@@ -10,6 +10,7 @@ from kvjax.arguments import LARGEST, is_whole
 from kvjax.checkpoints.files import errors_name, is_present
 from kvjax.checkpoints.gguf.header import is_gguf, read_header
 from kvjax.checkpoints.load import CONFIG, read_values
+from kvjax.checkpoints.names import TEXT_FILES, find_model
 from kvjax.text.chat import Template, load_template
 from kvjax.text.gguf_tokenizer import read_tokenizer, stop_ids
 
@@ -44,6 +45,10 @@ class Tokenizer(Protocol):
     """
     ...
 
+  def save(self, path: pathlib.Path) -> None:
+    """Writes files into a directory, from which `load_tokenizer` reads it."""
+    ...
+
 
 class ByteTokenizer:
   """UTF-8: an id is a byte; larger ids read as the replacement mark."""
@@ -64,6 +69,9 @@ class ByteTokenizer:
       return decoder.decode(b'', final=True) + '\N{REPLACEMENT CHARACTER}'
 
     return decode
+
+  def save(self, path: pathlib.Path) -> None:
+    del path  # a directory without tokenizer.json reads as bytes
 
 
 class PublishedTokenizer:
@@ -98,6 +106,11 @@ class PublishedTokenizer:
     stream = decoders.DecodeStream(skip_special_tokens=True)
     return lambda token: stream.step(self._tokenizer, token) or ''
 
+  def save(self, path: pathlib.Path) -> None:
+    self._tokenizer.save(str(path / FILE))
+    if self.template is not None:
+      self.template.save(path)
+
 
 def _read_json(library: Any, file: pathlib.Path) -> Any:
   try:
@@ -107,16 +120,17 @@ def _read_json(library: Any, file: pathlib.Path) -> Any:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-  """Returns the tokenizer of a checkpoint; bytes for a directory without one.
+  """Returns the tokenizer of a checkpoint; bytes if it has none.
 
   Args:
-    path: a directory, or a `.gguf` file.
+    path: a directory, a `.gguf` file, or a name as in `kvjax.load_checkpoint`.
 
   Raises:
+    FileNotFoundError: a name stands for no model.
     ValueError: `tokenizer.json`, the file's metadata or a chat template cannot
       be read, or the library that reads it is missing.
   """
-  path = pathlib.Path(path)
+  path = find_model(path, TEXT_FILES)
   if is_gguf(path) or is_present(path / FILE):
     return PublishedTokenizer(path)
   return ByteTokenizer()
@@ -132,7 +146,8 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
     ValueError: one of the files is no JSON object, or `eos_token_id` names no
       token of the model.
   """
-  if is_gguf(path := pathlib.Path(path)):
+  path = find_model(path, TEXT_FILES)
+  if is_gguf(path):
     with errors_name(path):
       return stop_ids(read_header(path).metadata)
   for name in (GENERATION, CONFIG):
@@ -152,7 +167,7 @@ def start_token(path: str | pathlib.Path) -> int:
   Raises:
     ValueError: config.json does not say, or names no token of the model.
   """
-  file = pathlib.Path(path) / CONFIG
+  file = find_model(path, TEXT_FILES) / CONFIG
   token = read_values(file).get('decoder_start_token_id')
   if token is None:
     raise ValueError(f'{file} has no decoder_start_token_id to begin with.')

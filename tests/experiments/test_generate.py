@@ -176,7 +176,10 @@ def test_text_ends_where_the_checkpoint_says(tmp_path):
   'given, message',
   [
     ({'checkpoint': ''}, 'No model is named: give --checkpoint=DIR'),
-    ({'checkpoint': '/nowhere'}, ': /nowhere is neither a directory'),
+    (
+      {'checkpoint': '/nowhere'},
+      ": There is no model '/nowhere'. A name is an existing path",
+    ),
     ({'prompt': ''}, 'Give one of --prompt=TEXT and --prompts=FILE'),
     ({'prompts': 'x'}, 'Give one of --prompt=TEXT and --prompts=FILE'),
     ({'prompt': '', 'prompts': 'x'}, 'x cannot be read: No such file'),
@@ -190,7 +193,7 @@ def test_text_ends_where_the_checkpoint_says(tmp_path):
     ({'capacity': 9}, 'capacity=9 is less than the 10 tokens'),
     ({'chat': True}, 'has no chat template'),
     ({'prompt_cache': 'x', 'cache': 'int8'}, 'its own kind and capacity'),
-    ({'prompt_cache': '/absent'}, 'absent cannot be read: No such file'),
+    ({'prompt_cache': '/absent'}, 'There is no file /absent'),
     ({'checkpoint': str(GOLDEN / 'whisper')}, 'reads frames of 5 features'),
     ({'dtype': 'flaot32'}, 'flaot32'),
   ],

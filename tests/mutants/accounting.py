@@ -101,6 +101,41 @@ MEMORY: tuple[Mutant, ...] = (
 
 CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
+    'a_path_is_fetched',
+    'kvjax/checkpoints/names.py',
+    'if not isinstance(name, str) or os.path.lexists(path):',
+    'if not isinstance(name, str):',
+    'tests/checkpoints/test_names.py::test_a_path_is_never_fetched',
+  ),
+  Mutant(
+    'every_file_is_fetched',
+    'kvjax/checkpoints/names.py',
+    'allow_patterns=list(files),',
+    'allow_patterns=None,',
+    'tests/checkpoints/test_names.py::test_a_hub_id_is_fetched',
+  ),
+  Mutant(
+    'a_config_that_is_not_read_back',
+    'kvjax/checkpoints/saving/config_of_family.py',
+    'if found == config or error is None:',
+    'if True:',
+    'tests/checkpoints/test_save.py::test_layouts_that_cannot_be_written',
+  ),
+  Mutant(
+    'any_directory_is_replaced',
+    'kvjax/checkpoints/saving/save.py',
+    'if strange or (',
+    'if False and (',
+    'tests/checkpoints/test_save.py::test_only_a_checkpoint_is_replaced',
+  ),
+  Mutant(
+    'a_param_without_a_tensor_is_dropped',
+    'kvjax/checkpoints/saving/tensors_of_family.py',
+    'if np.any(np.asarray(param)):',
+    'if False:',
+    'tests/checkpoints/test_save.py::test_layouts_that_cannot_be_written',
+  ),
+  Mutant(
     'four_bits_without_a_sign',
     'kvjax/checkpoints/dequantize.py',
     'np.concatenate([FP4, -FP4])',

@@ -1,0 +1,96 @@
+"""What a model's name stands for: a path, in the end.
+
+An existing path comes first, then the names of `BUILT`, then an id of the
+Hugging Face Hub, `owner/name` or `owner/name@revision`. Before the Hub,
+`load_config` also tries the configs that ship with kvjax. A `pathlib.Path` is a
+path and no name.
+"""
+
+import importlib
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# Names of models that a module makes into a directory, at their first use. The
+# module may stand on a higher floor, since it writes a tokenizer too.
+BUILT = {'smollm2-135m': 'kvjax.text.smollm2'}
+CONFIG_FILES = ('config.json',)
+TEXT_FILES = (
+  *('config.json', 'generation_config.json', 'tokenizer*'),
+  *('special_tokens_map.json', 'chat_template.*', 'vocab.*', 'merges.txt'),
+)
+MODEL_FILES = ('config.json', '*.safetensors', '*.safetensors.index.json')
+# Parts of other models, and a second copy of the weights (Mistral).
+OTHER_FILES = ('*/*', 'consolidated*')
+HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*(@\S+)?', re.ASCII)
+
+
+def find_model(
+  name: str | pathlib.Path, files: Sequence[str] = MODEL_FILES
+) -> pathlib.Path:
+  """Returns the path that a name stands for, fetched where need be.
+
+  Args:
+    name: an existing path, a name of `BUILT`, or an id of the Hub.
+    files: patterns of the files that are fetched from the Hub.
+
+  Raises:
+    FileNotFoundError: it is none of these, or cannot be fetched; the message
+      says what a name can be.
+    ValueError: it is no text and no path.
+  """
+  if not isinstance(name, str | os.PathLike):
+    raise ValueError(
+      f"{name!r} is no name and no path. Give one: load_config('llama-3-8b')."
+    )
+  path = pathlib.Path(name)
+  if not isinstance(name, str) or os.path.lexists(path):
+    return path
+  if name in BUILT:
+    return importlib.import_module(BUILT[name]).directory()
+  if HUB_ID.fullmatch(name):
+    return _fetch(name, files)
+  raise FileNotFoundError(f'There is no model {name!r}. {possible_names()}')
+
+
+def possible_names() -> str:
+  """Returns what a name can be, as a sentence for an error message."""
+  return (
+    'A name is an existing path, '
+    f'{", ".join(map(repr, BUILT))}, a config that ships with kvjax '
+    "(load_config and plans: 'llama-3-8b'), or a Hub id 'owner/name'."
+  )
+
+
+def _fetch(name: str, files: Sequence[str]) -> pathlib.Path:
+  """Returns the directory of a model of the Hub, in that library's cache."""
+  try:
+    hub: Any = importlib.import_module('huggingface_hub')
+  except ImportError:
+    raise FileNotFoundError(
+      f'There is no path {name!r}, and as a Hub id it needs the library '
+      "huggingface_hub: pip install 'kvjax[hub]'. " + possible_names()
+    ) from None
+  repository, _, revision = name.partition('@')
+  try:
+    path = hub.snapshot_download(
+      repository,
+      revision=revision or None,
+      allow_patterns=list(files),
+      ignore_patterns=list(OTHER_FILES),
+    )
+  except (OSError, ValueError) as error:
+    # Its errors are of these two classes, and say more on later lines.
+    reason = ' '.join(str(error).split())[:300]
+    raise FileNotFoundError(
+      f'There is no path {name!r}, and as a Hub id it cannot be fetched '
+      f'({type(error).__name__}): {reason} {possible_names()}'
+    ) from None
+  missing = [x for x in files[:1] if not (pathlib.Path(path) / x).is_file()]
+  if missing:
+    raise FileNotFoundError(
+      f'The Hub has {name!r}, but no {missing[0]} in it. {possible_names()}'
+    )
+  return pathlib.Path(path)

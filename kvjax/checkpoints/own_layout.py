@@ -1,0 +1,106 @@
+"""kvjax's own layout of a checkpoint: any config, and params by their paths.
+
+`config.json` has `model_type: kvjax` and the `ModelConfig`, class by class,
+under `config`. A tensor's name is the path of its param, and its shape that of
+the param, so every model that `ModelConfig` can say has such a checkpoint.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvjax.attention.bias import Alibi, RelativeBias
+from kvjax.attention.grouped import Grouped
+from kvjax.attention.latent import Latent
+from kvjax.attention.rotary import (
+  Dynamic,
+  Linear,
+  Llama3,
+  LongRope,
+  Rotary,
+  Yarn,
+)
+from kvjax.checkpoints.dequantize import PublishedTensor
+from kvjax.checkpoints.match import ParamSource, param_spec
+from kvjax.checkpoints.prompt_cache import encoding
+from kvjax.checkpoints.table import TableRow
+from kvjax.layers.norm import Norm
+from kvjax.models.config import Encoder, Layer, ModelConfig
+from kvjax.models.experts import Experts
+from kvjax.models.mlp import MLP
+from kvjax.streams.visibility import Visibility
+
+OWN = 'kvjax'  # model_type
+KEY = 'config'
+TYPES = (
+  (ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility)
+  + (Grouped, Latent, Alibi, RelativeBias)
+  + (Rotary, Linear, Dynamic, Llama3, Yarn, LongRope)
+)
+
+
+def own_values(config: ModelConfig) -> dict[str, Any]:
+  """Returns the config.json of a model in kvjax's own layout.
+
+  Raises:
+    ValueError: a part of the config is of a class from outside kvjax, or is no
+      plain value.
+  """
+  values = {'model_type': OWN, KEY: encoding.encode(config)}
+  parse_own(values)
+  return values
+
+
+def parse_own(values: Mapping[str, Any]) -> ModelConfig:
+  """Returns the config that `own_values` wrote.
+
+  Raises:
+    ValueError: it describes no model of kvjax's own classes.
+  """
+  try:
+    config = encoding.decode(
+      values.get(KEY), {cls.__name__: cls for cls in TYPES}
+    )
+  except (TypeError, ValueError, RecursionError) as error:
+    raise ValueError(
+      f'The config of model_type={OWN!r} cannot be read: {error} Only '
+      'classes of kvjax can be.'
+    ) from None
+  if not isinstance(config, ModelConfig):
+    raise ValueError(
+      f'{KEY!r} of config.json must hold a ModelConfig, as save_checkpoint '
+      f'writes it, and holds a {type(config).__name__}.'
+    )
+  return config
+
+
+def match_own(
+  config: ModelConfig, tensors: Mapping[str, PublishedTensor]
+) -> list[ParamSource]:
+  """Returns the source of every param of the model, all of them checked.
+
+  Raises:
+    ValueError: a tensor is missing, unexpected, of another shape than the
+      config gives it, or no plain weight; the message names it.
+  """
+  spec = param_spec(config)
+  for place in sorted(spec.keys() ^ tensors.keys()):
+    state = 'is missing' if place in spec else 'has no place in config.json'
+    raise ValueError(f'Tensor {place} of the checkpoint {state}.')
+  for place, param in spec.items():
+    tensors[place].check_dtype()
+    if tensors[place].shape != param.shape:
+      raise ValueError(
+        f'Tensor {place} has shape {list(tensors[place].shape)}; config.json '
+        f'makes it {list(param.shape)}.'
+      )
+  return [
+    ParamSource(
+      place=place,
+      shape=param.shape,
+      dtype=param.dtype,
+      row=TableRow(place, (), place),
+      sizes={},
+      tensors=(tensors[place],),
+    )
+    for place, param in spec.items()
+  ]

@@ -1,0 +1,1 @@
+"""Checkpoints written: kvjax's own layout, or that of a published family."""

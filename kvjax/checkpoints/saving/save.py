@@ -1,0 +1,265 @@
+"""A model as a checkpoint directory: whole or not at all."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from kvjax.checkpoints.families import FAMILIES
+from kvjax.checkpoints.load import CONFIG, read_config
+from kvjax.checkpoints.match import param_spec
+from kvjax.checkpoints.own_layout import own_values
+from kvjax.checkpoints.paths import leaves_by_path
+from kvjax.checkpoints.saving.config_of_family import family_values
+from kvjax.checkpoints.saving.tensors_of_family import plan_tensors
+from kvjax.checkpoints.tensors import INDEX, SINGLE, open_tensors
+from kvjax.decoding.tracing import is_traced
+from kvjax.layers.int8_weight import CodedWeight
+from kvjax.models.config import ModelConfig, check_config
+from kvjax.models.initialize import check_params
+
+SHARD = 5 * 10**9  # bytes of the tensors of a file
+DTYPES = ('bfloat16', 'float16', 'float32')
+# Of a directory with a tokenizer, what is copied.
+TEXT_FILES = (
+  *('tokenizer*', 'special_tokens_map.json', 'chat_template.*'),
+  *('vocab.*', 'merges.txt', 'added_tokens.json', 'generation_config.json'),
+)
+# Of a checkpoint that may be replaced: it holds nothing else.
+FILES = (*TEXT_FILES, CONFIG, '*.safetensors', INDEX)
+TOKEN_IDS = ('bos', 'eos', 'pad', 'decoder_start')
+
+Tensor = tuple[str, int, Callable[[], np.ndarray]]  # name, bytes, values
+
+
+def save_checkpoint(
+  path: str | pathlib.Path,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokenizer: Any = None,
+  like: str | pathlib.Path | None = None,
+  *,
+  dequantize: bool = False,
+) -> None:
+  """Writes a checkpoint directory that `load_checkpoint` takes.
+
+  The directory is written under another name and renamed at the end: after an
+  error, what was at `path` is there as before.
+
+  Args:
+    path: of the directory. A checkpoint there is replaced.
+    config: the model, of any of kvjax's own variants.
+    params: its parameters, in one dtype.
+    tokenizer: of `kvjax.text.load_tokenizer`, or a directory whose tokenizer
+      files are copied; None for none, which reads as bytes.
+    like: whose layout: a checkpoint directory or config.json whose model has
+      the same config, or the name of a family ('llama'). Other libraries read
+      that layout. None for kvjax's own, which takes every model.
+    dequantize: write int8 weights as the floats that they stand for; without
+      it they are refused.
+
+  Raises:
+    ValueError: config and params do not fit each other or the layout, `path`
+      is there and no checkpoint, or the call is inside a trace.
+    FileNotFoundError: the parent of `path`, or `like`, is not there.
+    OSError: the files cannot be written, for a full disk say.
+  """
+  check_config(config)
+  check_params(config, params)
+  if is_traced(params):
+    raise ValueError('save_checkpoint writes arrays: call it outside jit.')
+  path = pathlib.Path(os.path.realpath(path))
+  _check_target(path)
+  leaves = _floats(params, dequantize)
+  config = dataclasses.replace(config, dtype=_dtype(config, leaves))
+  values, tensors = _arrange(config, leaves, like)
+  scratch = pathlib.Path(tempfile.mkdtemp('.part', '.kvjax-', path.parent))
+  part = scratch / 'new'  # with the permissions of a directory made by hand
+  try:
+    part.mkdir()
+    _write_tokenizer(part, values, tokenizer)
+    _write_json(part / CONFIG, values)
+    _write_tensors(part, tensors)
+    _swap(part, path)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{path} cannot be written: {error}.') from None
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_target(path: pathlib.Path) -> None:
+  """Raises ValueError for what must not be replaced."""
+  if not path.parent.is_dir():
+    raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
+  if not os.path.lexists(path):
+    return
+  if not path.is_dir():
+    raise ValueError(f'{path} is there and no directory: give another path.')
+  strange = [
+    file.name
+    for file in path.iterdir()
+    if not file.is_file() or not any(file.match(x) for x in FILES)
+  ]
+  if strange or (any(path.iterdir()) and not (path / CONFIG).is_file()):
+    raise ValueError(
+      f'{path} is no checkpoint that could be replaced: it holds '
+      f'{sorted(strange)[0] if strange else "no " + CONFIG}. Give another path.'
+    )
+
+
+def _floats(params: Mapping[str, Any], dequantize: bool) -> dict[str, Any]:
+  """Returns params by path, none of them in eight bits."""
+  leaves = leaves_by_path(params, lambda x: isinstance(x, CodedWeight))
+  for place, leaf in leaves.items():
+    if isinstance(leaf, CodedWeight):
+      if not dequantize:
+        raise ValueError(
+          f'{place} is in eight bits, and checkpoints hold floats: give '
+          'dequantize=True, or the params before quantize.'
+        )
+      leaves[place] = leaf[slice(None)]
+  return leaves
+
+
+def _dtype(config: ModelConfig, leaves: Mapping[str, Any]) -> str:
+  """Returns the dtype of the params; ValueError unless it is one."""
+  name = np.dtype(leaves['embedding'].dtype).name
+  if name not in DTYPES:
+    raise ValueError(
+      f'embedding is {name}; a checkpoint holds {", ".join(DTYPES)}.'
+    )
+  spec = param_spec(dataclasses.replace(config, dtype=name))
+  for place, leaf in leaves.items():
+    if leaf.dtype != spec[place].dtype:
+      raise ValueError(
+        f'{place} is {leaf.dtype}, and next to an embedding in {name} it is '
+        f'read as {spec[place].dtype}. Cast it first, so that nothing is lost '
+        'unseen.'
+      )
+  return name
+
+
+def _arrange(
+  config: ModelConfig,
+  leaves: Mapping[str, Any],
+  like: str | pathlib.Path | None,
+) -> tuple[dict[str, Any], list[Tensor]]:
+  """Returns the values of config.json, and the tensors still to be made."""
+  if like is None:
+    own = [
+      (place, leaf.nbytes, lambda leaf=leaf: np.asarray(leaf, order='C'))
+      for place, leaf in leaves.items()
+    ]
+    return own_values(config), own
+  values, names = None, ()
+  if os.path.exists(like) or like not in FAMILIES:
+    values = read_config(pathlib.Path(like))
+    directory = pathlib.Path(like)
+    if directory.is_dir() and any(directory.glob('*.safetensors')):
+      names = open_tensors(directory).keys()
+  name = like if values is None else values.get('model_type')
+  if name not in FAMILIES:
+    raise ValueError(
+      f'like={str(like)!r} is of the family {name!r}; known: '
+      f'{", ".join(sorted(FAMILIES))}.'
+    )
+  values = family_values(config, str(name), values)
+  plans = plan_tensors(FAMILIES[str(name)], config, leaves, names)
+  return values, [
+    (
+      plan.name,
+      math.prod(plan.shape) * leaves[plan.parts[0].place].dtype.itemsize,
+      lambda plan=plan: plan.fill(leaves),
+    )
+    for plan in plans
+  ]
+
+
+def _write_tokenizer(
+  part: pathlib.Path, values: dict[str, Any], tokenizer: Any
+) -> None:
+  """Writes the files of a tokenizer; adds a directory's ids to the config."""
+  if tokenizer is None:
+    return
+  if not isinstance(tokenizer, str | os.PathLike):
+    if not callable(getattr(tokenizer, 'save', None)):
+      raise ValueError(
+        f'tokenizer is of type {type(tokenizer).__name__}, which cannot write '
+        'itself: give that of kvjax.text.load_tokenizer, or a directory.'
+      )
+    tokenizer.save(part)
+    return
+  source = pathlib.Path(tokenizer)
+  files = [file for x in TEXT_FILES for file in source.glob(x)]
+  if not files:
+    raise FileNotFoundError(f'tokenizer={str(source)!r} has no tokenizer file.')
+  for file in files:
+    shutil.copyfile(file, part / file.name)
+  if (source / CONFIG).is_file():
+    known = read_config(source)
+    keys = [f'{name}_token_id' for name in TOKEN_IDS]
+    values |= {x: known[x] for x in keys if known.get(x) is not None}
+
+
+def _write_tensors(part: pathlib.Path, tensors: list[Tensor]) -> None:
+  """Writes one file, or shards and their index."""
+  shards = list(_shards(tensors))
+  where = {}
+  for index, shard in enumerate(shards, 1):
+    name = f'model-{index:05}-of-{len(shards):05}.safetensors'
+    name = name if len(shards) > 1 else SINGLE
+    arrays = {tensor: make() for tensor, _, make in shard}
+    save_file(arrays, part / name, {'format': 'pt'})
+    _sync(part / name)
+    where |= dict.fromkeys(arrays, name)
+  if len(shards) > 1:
+    total = sum(size for _, size, _ in tensors)
+    index = {'metadata': {'total_size': total}, 'weight_map': where}
+    _write_json(part / INDEX, index)
+
+
+def _shards(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+  """Yields tensors that together have at most SHARD bytes, or one tensor."""
+  shard, size = [], 0
+  for tensor in tensors:
+    if shard and size + tensor[1] > SHARD:
+      yield shard
+      shard, size = [], 0
+    shard.append(tensor)
+    size += tensor[1]
+  yield shard
+
+
+def _write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+  file.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
+  _sync(file)
+
+
+def _sync(file: pathlib.Path) -> None:
+  # Without fsync, a crash after the rename could leave an empty file.
+  with file.open('rb') as opened:
+    os.fsync(opened.fileno())
+
+
+def _swap(part: pathlib.Path, path: pathlib.Path) -> None:
+  """Renames a directory to `path`, and one that is there away."""
+  if not path.exists():
+    os.rename(part, path)
+    return
+  old = tempfile.mkdtemp('.old', '.kvjax-', path.parent)
+  os.rename(path, old)  # an empty directory may be replaced
+  try:
+    os.rename(part, path)
+  except OSError:
+    os.rename(old, path)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
