@@ -26,6 +26,11 @@ from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
 from kvjax.decoding.generation import generate
+from kvjax.decoding.logit_adjustments import (
+  AllowedTokens,
+  LogitBias,
+  RepetitionPenalty,
+)
 from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.rows import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.sampling import Sampling, sample
@@ -81,6 +86,7 @@ __version__ = '0.1.0'
 
 __all__ = (
   'Alibi',
+  'AllowedTokens',
   'BookChange',
   'Bounded',
   'Cache',
@@ -99,6 +105,7 @@ __all__ = (
   'LastQuery',
   'Latent',
   'Layer',
+  'LogitBias',
   'MLP',
   'ModelConfig',
   'Norm',
@@ -106,6 +113,7 @@ __all__ = (
   'Plain',
   'Recency',
   'RelativeBias',
+  'RepetitionPenalty',
   'Ring',
   'Rotary',
   'Sampling',
