@@ -25,6 +25,7 @@ from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
+from kvjax.decoding.exported import register_pytrees
 from kvjax.decoding.generation import generate
 from kvjax.decoding.logit_adjustments import (
   AllowedTokens,
@@ -48,6 +49,8 @@ from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
+
+register_pytrees()
 
 if TYPE_CHECKING:  # loaded when they are first used
   from kvjax import checkpoints, interop, liveness, memory, testing, text

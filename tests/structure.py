@@ -36,7 +36,7 @@ FLOORS = (
   ('kernels',),
   ('streams',),
   ('native',),
-  ('liveness', 'renamed', 'context', 'strict_json', 'arguments'),
+  ('liveness', 'renamed', 'context', 'strict_json', 'frozen_json', 'arguments'),
 )
 # Attention reads views, and never learns where a cache put the tokens.
 FREE_OF_CACHES = ('attention', 'kernels', 'layers', 'models', 'streams')

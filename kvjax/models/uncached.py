@@ -102,7 +102,7 @@ def forward(
   """
   check_config(config)
   check_array('tokens', tokens, (None, None), jnp.integer)
-  check_encoded(config, encoded, len(tokens))
+  check_encoded(config, encoded, tokens.shape[0])
   attention_layers = check_layers(config, attention_layers)
   ids = narrow_ids(tokens, config.vocab_size)
   lengths = check_lengths(ids, lengths)
