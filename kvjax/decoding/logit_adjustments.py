@@ -5,6 +5,7 @@ far `[B, num_tokens]`. `generate` traces it into the programs of its blocks.
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -67,16 +68,20 @@ class LogitBias:
   biases: Mapping[int, float] | tuple[tuple[int, float], ...]
 
   def __post_init__(self):
-    given: Any = self.biases
-    pairs = tuple(given.items() if isinstance(given, Mapping) else given)
-    for token, bias in pairs:
+    try:
+      given = dict(self.biases)
+    except (TypeError, ValueError):
+      raise ValueError(
+        f'LogitBias biases={self.biases!r} must be {{id: bias}}.'
+      ) from None
+    for token, bias in given.items():
       if not is_whole(token, 0) or not (is_number(bias) or bias == -np.inf):
         raise ValueError(
           f'LogitBias has the pair {token!r}: {bias!r}; it must be an id from '
           '0 on and a finite number, or -inf for a token that is excluded.'
         )
-    pairs = tuple(sorted((int(token), float(bias)) for token, bias in pairs))
-    object.__setattr__(self, 'biases', pairs)
+    pairs = sorted((int(token), float(bias)) for token, bias in given.items())
+    object.__setattr__(self, 'biases', tuple(pairs))
 
   def __call__(self, logits: jax.Array, tokens: jax.Array) -> jax.Array:
     del tokens
@@ -100,18 +105,15 @@ class AllowedTokens:
 
   def __post_init__(self):
     ids = np.asarray(self.ids)
-    is_mask = ids.dtype == bool
-    if ids.ndim != 1 or not (is_mask or np.issubdtype(ids.dtype, np.integer)):
+    if ids.ndim == 1 and ids.dtype == bool:
+      ids = np.flatnonzero(ids)
+    whole = ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
+    if not (whole and ids.size and ids.min() >= 0):
       raise ValueError(
-        f'AllowedTokens ids={self.ids!r} must be ids of the vocabulary, at '
-        'least one, or booleans [V].'
+        f'AllowedTokens ids={reprlib.repr(self.ids)} must be ids from 0 on, or '
+        'booleans [V]; at least one token must be allowed.'
       )
-    allowed = np.flatnonzero(ids) if is_mask else np.unique(ids)
-    if not allowed.size or allowed[0] < 0:
-      raise ValueError(
-        f'AllowedTokens ids={self.ids!r} must allow at least one token, and '
-        'only ids from 0 on.'
-      )
+    allowed = np.unique(ids)
     object.__setattr__(self, 'ids', tuple(allowed.tolist()))
 
   def __call__(self, logits: jax.Array, tokens: jax.Array) -> jax.Array:

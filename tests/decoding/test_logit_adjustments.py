@@ -94,7 +94,7 @@ def test_the_penalty_is_that_of_transformers():
   got = kvjax.RepetitionPenalty(1.3, jnp.asarray(ids[:, :9]))(
     jnp.asarray(logits), jnp.asarray(ids[:, 9:])
   )
-  np.testing.assert_array_equal(got, want.numpy())
+  np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
 
 
 def test_another_prompt_compiles_nothing():
@@ -315,17 +315,22 @@ def test_refusals(adjust, message):
       lambda: kvjax.LogitBias({-1: 2.0}), 'pair -1: 2.0; it must', id='minus'
     ),
     pytest.param(
+      lambda: kvjax.LogitBias([1, 2]), r'biases=\[1, 2\] must be', id='list'
+    ),
+    pytest.param(
       lambda: kvjax.LogitBias({1: np.inf}), 'pair 1: inf; it must', id='inf'
     ),
-    pytest.param(lambda: kvjax.AllowedTokens([]), 'at least one', id='none'),
+    pytest.param(
+      lambda: kvjax.AllowedTokens([]), 'at least one token', id='none'
+    ),
     pytest.param(
       lambda: kvjax.AllowedTokens(np.zeros(5, bool)), 'at least one', id='mask'
     ),
     pytest.param(
-      lambda: kvjax.AllowedTokens([-1, 2]), 'only ids from 0', id='negative'
+      lambda: kvjax.AllowedTokens([-1, 2]), 'must be ids from 0', id='negative'
     ),
     pytest.param(
-      lambda: kvjax.AllowedTokens([0.5]), 'must be ids', id='fraction'
+      lambda: kvjax.AllowedTokens([0.5]), 'must be ids from 0', id='fraction'
     ),
   ],
 )
