@@ -71,8 +71,11 @@ setup(
     'safetensors>=0.8',
   ],
   extras_require={
+    'export': ['flatbuffers>=24.3.25'],
     'test': [
+      'flatbuffers>=24.3.25',
       'gguf>=0.19',
+      'huggingface_hub>=0.30',
       'hypothesis>=6.100',
       'jinja2>=3.1.6',
       'pyright[nodejs]==1.1.414',

@@ -25,7 +25,13 @@ from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
+from kvjax.decoding.exported import register_pytrees
 from kvjax.decoding.generation import generate
+from kvjax.decoding.logit_adjustments import (
+  AllowedTokens,
+  LogitBias,
+  RepetitionPenalty,
+)
 from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.rows import concat, earliest, fork, repeat, rewind, take
 from kvjax.decoding.sampling import Sampling, sample
@@ -43,6 +49,8 @@ from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
+
+register_pytrees()
 
 if TYPE_CHECKING:  # loaded when they are first used
   from kvjax import checkpoints, interop, liveness, memory, testing, text
@@ -83,6 +91,7 @@ __version__ = '0.1.0'
 
 __all__ = (
   'Alibi',
+  'AllowedTokens',
   'BookChange',
   'Bounded',
   'Cache',
@@ -101,6 +110,7 @@ __all__ = (
   'LastQuery',
   'Latent',
   'Layer',
+  'LogitBias',
   'MLP',
   'ModelConfig',
   'Norm',
@@ -108,6 +118,7 @@ __all__ = (
   'Plain',
   'Recency',
   'RelativeBias',
+  'RepetitionPenalty',
   'Ring',
   'Rotary',
   'Sampling',

@@ -28,6 +28,10 @@ def use(config: kvjax.ModelConfig, params: dict[str, Any], ids: jax.Array):
     kvjax.generate(config, params, cache, logits, 3, log_probs=True),
     tuple[jax.Array, kvjax.Cache, jax.Array],
   )
+  adjust = (kvjax.RepetitionPenalty(1.3, ids), kvjax.LogitBias({1: 2.0}))
+  assert_type(
+    kvjax.generate(config, params, cache, logits, 3, adjust=adjust), Step
+  )
   assert_type(kvjax.load_config('gpt-2'), kvjax.ModelConfig)
   plan = kvjax.memory.plan(
     config, batch_size=1, capacity=8, kinds=kvjax.Dense()

@@ -10,6 +10,7 @@ import functools
 import pathlib
 import sys
 
+import numpy as np
 from absl import flags
 
 import kvjax
@@ -55,6 +56,7 @@ _SAMPLING = {
   'top_p': _real('top_p', None, 'Nucleus, up to 1.'),
   'min_p': _real('min_p', None, 'Of the likeliest, up to 1.'),
 }
+_PENALTY = _real('repetition_penalty', None, 'Of tokens seen, above 1.')
 
 
 def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
@@ -82,6 +84,11 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     source = batch
     start = [[tokenizer.start_token(path)]] * len(rows)
     batch = prompts.make_batch(config, start)
+  sampling = {name: flag.value for name, flag in _SAMPLING.items()}
+  if _PENALTY.value is not None:
+    is_token = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    seen = np.where(is_token, batch.tokens, -1)
+    sampling['adjust'] = kvjax.RepetitionPenalty(_PENALTY.value, seen)
   kind, codec = parse_cache(_CACHE.value)
   capacity = _CAPACITY.value
   if capacity is None:
@@ -95,7 +102,7 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     block=_BLOCK.value,
     seed=_SEED.value,
     kernel=_KERNEL.value,
-    sampling={name: flag.value for name, flag in _SAMPLING.items()},
+    sampling=sampling,
   )
   if not _LOAD.value:
     request.check_fits(cache_spec(config, len(rows), **request.cache))

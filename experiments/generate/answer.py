@@ -32,7 +32,7 @@ class Request:
     block: tokens of one device program; text appears once a block.
     seed: of sampling.
     kernel: that must attend; None for the fastest.
-    sampling: fields of `Sampling`.
+    sampling: fields of `Sampling`, and `adjust` of `generate`.
   """
 
   prompts: Batch
@@ -47,7 +47,9 @@ class Request:
 
   def __post_init__(self):
     check_sizes(tokens=self.tokens, block=self.block)
-    kvjax.Sampling(**self.sampling)  # raises
+    fields = dict(self.sampling)
+    fields.pop('adjust', None)
+    kvjax.Sampling(**fields)  # raises
     if self.kernel not in (None, *KERNELS):
       raise ValueError(
         f'kernel={self.kernel!r} must be one of {", ".join(KERNELS)}.'

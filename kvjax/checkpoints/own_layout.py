@@ -8,6 +8,7 @@ the param, so every model that `ModelConfig` can say has such a checkpoint.
 from collections.abc import Mapping
 from typing import Any
 
+from kvjax import frozen_json
 from kvjax.attention.bias import Alibi, RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.latent import Latent
@@ -21,7 +22,6 @@ from kvjax.attention.rotary import (
 )
 from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.match import ParamSource, param_spec
-from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.table import TableRow
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
@@ -45,7 +45,7 @@ def own_values(config: ModelConfig) -> dict[str, Any]:
     ValueError: a part of the config is of a class from outside kvjax, or is no
       plain value.
   """
-  values = {'model_type': OWN, KEY: encoding.encode(config)}
+  values = {'model_type': OWN, KEY: frozen_json.encode(config)}
   parse_own(values)
   return values
 
@@ -57,7 +57,7 @@ def parse_own(values: Mapping[str, Any]) -> ModelConfig:
     ValueError: it describes no model of kvjax's own classes.
   """
   try:
-    config = encoding.decode(
+    config = frozen_json.decode(
       values.get(KEY), {cls.__name__: cls for cls in TYPES}
     )
   except (TypeError, ValueError, RecursionError) as error:

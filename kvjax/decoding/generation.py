@@ -21,6 +21,11 @@ from kvjax.decoding.checks import (
   check_room,
   check_source,
 )
+from kvjax.decoding.logit_adjustments import (
+  Adjust,
+  adjust_logits,
+  as_pytrees,
+)
 from kvjax.decoding.program import program
 from kvjax.decoding.rows import fork
 from kvjax.decoding.sampling import NO_TOKEN, Sampling, row_keys, sample
@@ -43,6 +48,8 @@ class SamplingState:
     alive: bool `[B]`, rows that go on.
     keys: a random key a row.
     limit: int32 `[B]`, most tokens a row may sample.
+    tokens: int32 `[B, num_tokens]`, sampled so far, then -1; None where no
+      adjustment reads them.
   """
 
   token: jax.Array
@@ -50,6 +57,7 @@ class SamplingState:
   alive: jax.Array
   keys: jax.Array
   limit: jax.Array
+  tokens: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +87,7 @@ def generate(
   top_k: int | None = None,
   top_p: float | None = None,
   min_p: float | None = None,
+  adjust: Adjust | Sequence[Adjust] | None = None,
   seed: Any = 0,
   stop_tokens: Sequence[int] = (),
   stop_lengths: Any = None,
@@ -101,6 +110,7 @@ def generate(
   top_k: int | None = None,
   top_p: float | None = None,
   min_p: float | None = None,
+  adjust: Adjust | Sequence[Adjust] | None = None,
   seed: Any = 0,
   stop_tokens: Sequence[int] = (),
   stop_lengths: Any = None,
@@ -122,6 +132,7 @@ def generate(
   top_k: int | None = None,
   top_p: float | None = None,
   min_p: float | None = None,
+  adjust: Adjust | Sequence[Adjust] | None = None,
   seed: Any = 0,
   stop_tokens: Sequence[int] = (),
   stop_lengths: Any = None,
@@ -135,8 +146,8 @@ def generate(
   """Samples tokens, each from the logits after the one before.
 
   The cache has then seen every returned token but each row's last, so that
-  `decode_step` on that one continues. A row that stopped, or whose logits are
-  NaN, returns -1 from then on.
+  `decode_step` on that one continues. A row that stopped, whose logits are NaN,
+  or of whose tokens `adjust` leaves none, returns -1 from then on.
 
   Args:
     config: the model.
@@ -145,11 +156,20 @@ def generate(
     logits: float32 `[B, V]` of each row's last token.
     num_tokens: tokens to sample.
     temperature, top_k, top_p, min_p: see `Sampling`; greedy by default.
+    adjust: a pure function `f(logits, tokens)` that returns float32 logits `[B,
+      V]` to sample from, or a tuple of such, applied in order. `tokens` int32
+      `[B, num_tokens]` are what was sampled so far, then -1; the prompt is not
+      among them. The function is traced into the device program. An equal one
+      compiles nothing anew (a frozen dataclass, or the same function; a lambda
+      is equal to itself only), and arrays in a pytree are traced, such as those
+      of `jax.tree_util.Partial(f, array)`. See `RepetitionPenalty`,
+      `LogitBias` and `AllowedTokens`.
     seed: an int, or int `[B]`: a row's draws depend on its own seed and on
       how many tokens it has sampled, on nothing else.
     stop_tokens: ids after which a row stops; it returns the id.
     stop_lengths: int `[B]`, tokens after which a row stops.
-    log_probs: also return log-probabilities of what was sampled.
+    log_probs: also return log-probabilities of what was sampled: at
+      temperature 1 and without filters, after `adjust`.
     block: most tokens of one device program; rows that stop are looked at,
       and `progress` is called, between blocks of equal size.
     progress: called with tokens done and `num_tokens`.
@@ -179,22 +199,26 @@ def generate(
     stop_tokens=_check_stop_tokens(config, stop_tokens),
     kernel=kernel,
   )
+  adjusts = as_pytrees(adjust)
+  width = num_tokens if adjusts else 0
   limit = _limit(cache.batch_size, num_tokens, stop_lengths)
   keys = row_keys(seed, cache.batch_size)
   check_source(config, cache)
   if in_trace():
     if stream is not None:
       raise ValueError('stream= reads tokens: call generate outside jit.')
-    state, first = _sample_first(logits, limit, keys, options)
+    state, first = _sample_first(logits, limit, keys, options, adjusts, width)
     cache, _, rest = _sample_block(
-      config, params, cache, state, options, num_tokens - 1
+      config, params, cache, state, options, num_tokens - 1, adjusts
     )
     parts = [first, rest]
   else:
     check_room(cache, np.maximum(limit - 1, 0))
     # Every block donates its cache. The first block must not take the caller's.
     cache = cache if donate else fork(cache)
-    state, first = _sample_first(logits, jax.device_put(limit), keys, options)
+    state, first = _sample_first(
+      logits, jax.device_put(limit), keys, options, adjusts, width
+    )
     callbacks = _Callbacks(
       num_tokens=num_tokens,
       may_stop=bool(options.stop_tokens) or stop_lengths is not None,
@@ -208,7 +232,14 @@ def generate(
       while callbacks.continues(done, state, parts[-1]):
         with _interrupts_wait():
           cache, state, part = _sample_block(
-            config, params, cache, state, options, size, donate=True
+            config,
+            params,
+            cache,
+            state,
+            options,
+            size,
+            adjusts,
+            donate=True,
           )
           parts.append(part)
         done += size
@@ -313,12 +344,19 @@ def _limit(batch: int, num_tokens: int, stop_lengths: Any) -> Any:
   return np.minimum(limit, num_tokens).astype(np.int32)
 
 
-def _draw(logits, state, options):
+def _draw(logits, state, options, adjusts):
   """Samples a token for every row that is alive."""
+  if adjusts:
+    logits = adjust_logits(adjusts, logits, state.tokens)
   keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
   token, score = sample(logits, keys, options.sampling)
   token = jnp.where(state.alive, token, NO_TOKEN)
   score = jnp.where(token >= 0, score, jnp.nan)
+  if adjusts:
+    put = lambda row, place, token: row.at[place].set(token, mode='drop')
+    # The token of a row that stopped is -1, as are the places after its last.
+    tokens = jax.vmap(put)(state.tokens, state.count, token)
+    state = state.replace(tokens=tokens)
   count = state.count + (token >= 0).astype(jnp.int32)
   alive = state.alive & (token >= 0) & (count < state.limit)
   for stop in options.stop_tokens:
@@ -327,22 +365,26 @@ def _draw(logits, state, options):
   return state, (token, score)
 
 
-@program(static=('options',), donated=())
-def _sample_first(logits, limit, keys, options):
+@program(static=('options', 'width'), donated=())
+def _sample_first(logits, limit, keys, options, adjusts=(), width=0):
   """Samples from the caller's logits; returns tokens and scores `[1, B]`."""
+  tokens = None
+  if adjusts:
+    tokens = jnp.full((logits.shape[0], width), NO_TOKEN, jnp.int32)
   state = SamplingState(
     token=jnp.full(limit.shape, NO_TOKEN, jnp.int32),
     count=jnp.zeros(limit.shape, jnp.int32),
     alive=jnp.asarray(limit > 0),
     keys=keys,
     limit=jnp.asarray(limit),
+    tokens=tokens,
   )
-  state, (token, score) = _draw(logits, state, options)
+  state, (token, score) = _draw(logits, state, options, adjusts)
   return state, (token[None], score[None])
 
 
 @program(static=('config', 'options', 'count'))
-def _sample_block(config, params, cache, state, options, count):
+def _sample_block(config, params, cache, state, options, count, adjusts=()):
   """Feeds and samples `count` tokens; returns them `[count, B]`."""
 
   def step(carry, _):
@@ -351,7 +393,7 @@ def _sample_block(config, params, cache, state, options, count):
     logits, cache = decode_step(
       config, params, cache, fed, kernel=options.kernel
     )
-    state, drawn = _draw(logits, state, options)
+    state, drawn = _draw(logits, state, options, adjusts)
     return (cache, state), drawn
 
   (cache, state), drawn = jax.lax.scan(step, (cache, state), length=count)

@@ -106,7 +106,7 @@ def forward(
     raise ValueError(
       f'tokens have shape {tokens.shape}: give at least one row of one id.'
     )
-  check_encoded(config, encoded, len(tokens))
+  check_encoded(config, encoded, tokens.shape[0])
   attention_layers = check_layers(config, attention_layers)
   ids = narrow_ids(tokens, config.vocab_size)
   lengths = check_lengths(ids, lengths)

@@ -10,6 +10,7 @@ from kvjax.context import PLAIN_JAX, target
 from kvjax.native import build
 
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
+CUSTOM_CALLS = (DECODE, PROJECT, WRITE)
 
 
 class KernelNotBuiltWarning(UserWarning):
@@ -24,7 +25,7 @@ def missing() -> str:
     return build.why_none()
   try:
     loaded = ctypes.cdll.LoadLibrary(str(path))
-    for name in (DECODE, PROJECT, WRITE):
+    for name in CUSTOM_CALLS:
       capsule = jax.ffi.pycapsule(getattr(loaded, name))
       jax.ffi.register_ffi_target(name, capsule, platform='cpu')
   except Exception as error:  # whatever it is, the fallback gives the answer

@@ -65,6 +65,28 @@ def test_a_prompt_and_one_that_goes_on_from_it(tmp_path, capsys):
   assert found['text'][0]['tokens'] == uncached('llama', 'A KV CACHE', 7)[:4]
 
 
+def test_a_repetition_penalty_counts_prompt_and_answer(tmp_path):
+  """Padding, which is token 0, does not count."""
+  texts = ['ONE', 'TWO AND MORE']
+  (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
+  found = run(
+    tmp_path,
+    'llama',
+    prompts=str(tmp_path / 'prompts.txt'),
+    tokens=6,
+    repetition_penalty=0.2,
+  )
+  config, params = kvjax.load_checkpoint(GOLDEN / 'llama')
+  for text, record in zip(texts, found['text'], strict=True):
+    ids = list(text.encode())
+    for _ in range(6):
+      logits = kvjax.forward(config, params, jnp.asarray([ids]))
+      x = np.array(logits[0, -1])
+      x[ids] = np.where(x[ids] < 0, 0.2 * x[ids], x[ids] / 0.2)
+      ids.append(int(x.argmax()))
+    assert record['tokens'] == ids[-6:]
+
+
 def test_a_ragged_file_of_prompts_through_int8(tmp_path):
   """The bytes at the end are those of the plan; MLA keeps latents alone."""
   texts = ['ONE', 'TWO AND MORE']
@@ -187,6 +209,7 @@ def test_text_ends_where_the_checkpoint_says(tmp_path):
     ({'tokens': 0}, 'tokens=0 must be a positive integer'),
     ({'block': 0}, 'block=0 must be a positive integer'),
     ({'top_p': 2.0}, 'top_p=2.0 must be in (0, 1]'),
+    ({'repetition_penalty': 0.0}, 'penalty=0.0 must exceed 0'),
     ({'kernel': 'best'}, "kernel='best' must be one of ffi, mosaic_gpu"),
     ({'cache': 'rnig'}, "'rnig' is no name of one kind and one codec"),
     ({'capacity': 0}, 'capacity=0 must be a positive integer'),

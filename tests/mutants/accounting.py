@@ -398,6 +398,24 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
 )
 
+EXPORT: tuple[Mutant, ...] = (
+  Mutant(
+    'exported_cache_of_an_unknown_kind_is_written',
+    'kvjax/decoding/exported.py',
+    '    read_static(data)',
+    '    pass',
+    'tests/decoding/test_exported.py::'
+    'test_a_kind_of_your_own_is_refused_by_name',
+  ),
+  Mutant(
+    'symbolic_rows_are_compared',
+    'kvjax/kernels/matmul/xla.py',
+    'isinstance(rows, int) and rows >= ROWS_FIRST',
+    'rows >= ROWS_FIRST',
+    'tests/decoding/test_exported.py::test_a_symbolic_batch',
+  ),
+)
+
 EXPERIMENTS: tuple[Mutant, ...] = (
   Mutant(
     'a_bar_in_a_file',

@@ -343,6 +343,36 @@ SAMPLING: tuple[Mutant, ...] = (
     'state.keys',
     'tests/decoding/test_generation.py::test_every_token_is_drawn_anew',
   ),
+  Mutant(
+    'penalty_divides_negative_logits',
+    'kvjax/decoding/logit_adjustments.py',
+    'jnp.where(logits < 0, logits * penalty, logits / penalty)',
+    'logits / penalty',
+    'tests/decoding/test_logit_adjustments.py::test_the_penalty_by_hand',
+  ),
+  Mutant(
+    'no_token_is_the_last_of_the_vocabulary',
+    'kvjax/decoding/logit_adjustments.py',
+    'jnp.where(tokens < 0, vocab_size, tokens)',
+    'tokens',
+    'tests/decoding/test_logit_adjustments.py::test_the_penalty_by_hand',
+  ),
+  Mutant(
+    'adjustment_revives_a_row_of_nan',
+    'kvjax/decoding/logit_adjustments.py',
+    'jnp.where(is_nan, jnp.nan, adjusted)',
+    'adjusted',
+    'tests/decoding/test_logit_adjustments.py::'
+    'test_a_row_of_nan_is_not_revived',
+  ),
+  Mutant(
+    'sampled_tokens_are_one_place_off',
+    'kvjax/decoding/generation.py',
+    'jax.vmap(put)(state.tokens, state.count, token)',
+    'jax.vmap(put)(state.tokens, state.count + 1, token)',
+    'tests/decoding/test_logit_adjustments.py::'
+    'test_without_an_adjustment_a_state_keeps_no_tokens',
+  ),
 )
 
 CALLS: tuple[Mutant, ...] = (

@@ -19,5 +19,6 @@ MUTANTS: tuple[Mutant, ...] = (
   + accounting.LIVENESS
   + accounting.MEMORY
   + accounting.CHECKPOINTS
+  + accounting.EXPORT
   + accounting.EXPERIMENTS
 )

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from kvjax import frozen_json
 from kvjax.arguments import is_whole
-from kvjax.caches.kind import Kind
-from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.digest import DIGEST, digest
 from kvjax.decoding.allocate import (
   StoreOptions,
@@ -21,8 +20,8 @@ from kvjax.decoding.allocate import (
   make_layout,
 )
 from kvjax.decoding.cache import Cache
+from kvjax.decoding.exported import TYPES
 from kvjax.decoding.layout import LayerStore, Layout
-from kvjax.decoding.parse import CODECS, KINDS, SCORES
 from kvjax.models.config import ModelConfig, dtype_of
 from kvjax.streams.codecs import Plain
 from kvjax.strict_json import parse_object
@@ -37,21 +36,13 @@ STORES = 'stores'
 STORES_IN_FILE = 'memories'
 LAYER_STORE_IN_FILE = 'Memory'
 WRITTEN = ('layout', 'batch_size', 'source', 'config', 'params')
-TYPES = (
-  Layout,
-  LayerStore,
-  Kind,
-  *KINDS.values(),
-  *CODECS.values(),
-  *SCORES.values(),
-)
 
 
 def write_layout(layout: Layout) -> dict[str, Any]:
   """Returns a layout as files have it."""
-  written = encoding.encode(layout)
+  written = frozen_json.encode(layout)
   written[STORES_IN_FILE] = [
-    store and store | {encoding.TYPE: LAYER_STORE_IN_FILE}
+    store and store | {frozen_json.TYPE: LAYER_STORE_IN_FILE}
     for store in written.pop(STORES)
   ]
   return written
@@ -107,7 +98,7 @@ def _read_layout(written: Any, known: Mapping[str, type]) -> Layout:
       for name, value in written.items()
     }
   known = {**known, LAYER_STORE_IN_FILE: LayerStore}
-  layout = encoding.decode(written, known)
+  layout = frozen_json.decode(written, known)
   if not isinstance(layout, Layout):
     raise ValueError(f'its layout is a {type(layout).__name__}, no Layout.')
   return layout
@@ -126,8 +117,8 @@ def make_spec(
     check_sizes(capacity=layout.capacity)
     length, dtype = _read_source(config, metadata['source'])
     possible = _layout_of_choices(config, layout)
-    if difference := encoding.difference(
-      encoding.encode(layout), encoding.encode(possible), 'layout'
+    if difference := frozen_json.difference(
+      frozen_json.encode(layout), frozen_json.encode(possible), 'layout'
     ):
       raise ValueError(f'{difference}, which its kinds make of the model.')
     return arrange(config, layout, metadata['batch_size'], length, dtype)

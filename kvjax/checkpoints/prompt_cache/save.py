@@ -20,9 +20,9 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from kvjax import frozen_json
 from kvjax.checkpoints.files import check_regular, is_present
 from kvjax.checkpoints.paths import leaves_by_path
-from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.checkpoints.prompt_cache.books import check_books
 from kvjax.checkpoints.prompt_cache.digest import DIGEST, UNSIGNED, sign
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
@@ -75,7 +75,7 @@ def save_cache(
     'layout': write_layout(cache.layout),
     'batch_size': cache.batch_size,
     'source': _source_spec(cache),
-    'config': encoding.encode(config),
+    'config': frozen_json.encode(config),
     'params': fingerprint(params),
   }
   arrays = {
@@ -113,7 +113,9 @@ def load_cache(
   try:
     with safetensors.safe_open(path, 'np') as file:
       metadata = read_metadata(path, file.metadata() or {}, types)
-      _check_same(path, 'config', metadata['config'], encoding.encode(config))
+      _check_same(
+        path, 'config', metadata['config'], frozen_json.encode(config)
+      )
       _check_same(path, 'params', metadata['params'], fingerprint(params))
       spec = make_spec(path, config, metadata)
       arrays = _read_arrays(path, file, spec)
@@ -169,7 +171,7 @@ def _write_whole(
 
 
 def _check_same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
-  if difference := encoding.difference(old, new):
+  if difference := frozen_json.difference(old, new):
     raise ValueError(
       f'{path} was saved with other {what}: {difference}. Load it with the '
       'model that filled it, or prefill anew.'

@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from kvjax import frozen_json
 from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
-from kvjax.checkpoints.prompt_cache import encoding
 from kvjax.models.config import ModelConfig
 from kvjax.models.mlp import MLP
 
@@ -77,8 +77,8 @@ def family_values(
       continue
     if FAMILIES[family].head is not None:  # the tensors say it
       found = dataclasses.replace(found, tied=config.tied)
-    old, new = encoding.encode(config), encoding.encode(found)
-    error = encoding.difference(old, new)
+    old, new = frozen_json.encode(config), frozen_json.encode(found)
+    error = frozen_json.difference(old, new)
     if found == config or error is None:
       return values
     errors.append(error)

@@ -33,6 +33,8 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
   count = rows.shape[0]
   if not count:
     return 'no rows'
+  if not isinstance(count, int):
+    return f'it takes a known number of rows, not {count}'
   if count > (most := _most_rows(rows.dtype, is_int8)):
     return f'{count} rows; it takes at most {most}'
   if weight.dtype.name not in DTYPES:

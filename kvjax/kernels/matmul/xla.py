@@ -61,7 +61,9 @@ def transpose(sums: jax.Array, *, scaled: bool) -> jax.Array:
     scaled: whether scales multiplied them.
   """
   rows = sums.shape[1]
-  hundreds = rows >= ROWS_FIRST and not scaled and target() == 'cpu'
+  # Nothing is known of a symbolic number of rows, which is no int.
+  known_many = isinstance(rows, int) and rows >= ROWS_FIRST
+  hundreds = known_many and not scaled and target() == 'cpu'
   if rows == 1 or hundreds:
     # The transpose of a single column moves nothing. That of hundreds XLA folds
     # into the product, which then runs rows first, as fast, and whose result
