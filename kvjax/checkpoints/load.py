@@ -18,7 +18,7 @@ from kvjax.checkpoints.dequantize import (
 )
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.files import errors_name, is_present
+from kvjax.checkpoints.files import errors_name, is_present, local_path
 from kvjax.checkpoints.gguf.architectures import open_gguf
 from kvjax.checkpoints.gguf.header import is_gguf
 from kvjax.checkpoints.hf_config import Settings
@@ -71,7 +71,7 @@ def load_checkpoint(
   """
   if weights not in (None, 'int8'):
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
-  config, sources = open_checkpoint(pathlib.Path(path), dtype)
+  config, sources = open_checkpoint(local_path(path), dtype)
   params = {}
   for source in _with_progress(sources):
     target = None if sharding is None else sharding(source.place, source.shape)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvjax.arguments import LARGEST, is_whole
-from kvjax.checkpoints.files import errors_name, is_present
+from kvjax.checkpoints.files import errors_name, is_present, local_path
 from kvjax.checkpoints.gguf.header import is_gguf, read_header
 from kvjax.checkpoints.load import CONFIG, read_values
 from kvjax.text.chat import Template, load_template
@@ -113,12 +113,17 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     path: a directory, or a `.gguf` file.
 
   Raises:
+    FileNotFoundError: there is no such directory.
     ValueError: `tokenizer.json`, the file's metadata or a chat template cannot
       be read, or the library that reads it is missing.
   """
-  path = pathlib.Path(path)
+  path = local_path(path)
   if is_gguf(path) or is_present(path / FILE):
     return PublishedTokenizer(path)
+  if not path.is_dir():
+    raise FileNotFoundError(
+      f'{path} is no directory: give that of a checkpoint, or a .gguf file.'
+    )
   return ByteTokenizer()
 
 
@@ -132,7 +137,7 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
     ValueError: one of the files is no JSON object, or `eos_token_id` names no
       token of the model.
   """
-  if is_gguf(path := pathlib.Path(path)):
+  if is_gguf(path := local_path(path)):
     with errors_name(path):
       return stop_ids(read_header(path).metadata)
   for name in (GENERATION, CONFIG):
@@ -152,7 +157,7 @@ def start_token(path: str | pathlib.Path) -> int:
   Raises:
     ValueError: config.json does not say, or names no token of the model.
   """
-  file = pathlib.Path(path) / CONFIG
+  file = local_path(path) / CONFIG
   token = read_values(file).get('decoder_start_token_id')
   if token is None:
     raise ValueError(f'{file} has no decoder_start_token_id to begin with.')
