@@ -7,7 +7,9 @@ The public functions check arrays with the same message for every argument.
 
 import dataclasses
 import functools
+import inspect
 import numbers
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -28,12 +30,13 @@ def check_fields(
   at_least: Mapping[str, float] | None = None,
   above: Mapping[str, float] | None = None,
 ) -> None:
-  """Raises ValueError where a field declared as a number or flag holds another.
+  """Raises ValueError where a field holds another type than it declares.
 
   An int field holds a whole number up to 2**31 - 1 and no bool, a float field a
   number that float32 has, a bool field True or False; None only where it is
-  declared. Every element of a field that is a tuple of such is checked.
-  Fields of other types are not looked at.
+  declared. A field of a dataclass or an abstract class holds an instance. Every
+  element of a field that is a tuple of such is checked. Fields of other types
+  are not looked at.
 
   Args:
     choice: an instance of a dataclass.
@@ -43,14 +46,18 @@ def check_fields(
   at_least, above = at_least or {}, above or {}
   for name, accepted in _declared(type(choice)).items():
     value = getattr(choice, name)
-    place = f'{type(choice).__name__} {name}={value!r}'
+    place = f'{type(choice).__name__} {name}={reprlib.repr(value)}'
     optional = ', or None' if types.NoneType in accepted else ''
     if value is None and optional:
       continue
     elements: Any = value if isinstance(value, tuple) else (value,)
     for number in elements:
       if not any(_is(number, kind) for kind in accepted):
-        words = [NOUNS[kind] for kind in accepted if kind in NOUNS]
+        words = [
+          NOUNS.get(kind, kind.__name__)
+          for kind in accepted
+          if kind is not types.NoneType
+        ]
         raise ValueError(f'{place} must be {" or ".join(words)}{optional}.')
       if name in at_least and number < at_least[name]:
         low = at_least[name]
@@ -86,12 +93,12 @@ def _is(value: Any, kind: type) -> bool:
     return is_whole(value)
   if kind is float:
     return is_number(value)
-  return kind is bool and isinstance(value, bool | np.bool_)
+  return isinstance(value, bool | np.bool_ if kind is bool else kind)
 
 
 @functools.cache
 def _declared(cls: type) -> dict[str, tuple[type, ...]]:
-  """Returns the types of the fields that are declared as numbers or flags."""
+  """Returns the types of fields declared as numbers, flags or choices."""
   try:
     hints = typing.get_type_hints(cls)
   except NameError:  # a class in a function may name types that only it sees
@@ -103,12 +110,35 @@ def _declared(cls: type) -> dict[str, tuple[type, ...]]:
     is_several |= typing.get_origin(hint) is tuple
     accepted = typing.get_args(hint) if is_several else (hint,)
     accepted = tuple(kind for kind in accepted if kind is not ...)
-    known = [*NOUNS, types.NoneType]
-    if accepted != (types.NoneType,) and all(
-      kind in known for kind in accepted
-    ):
+    if accepted != (types.NoneType,) and all(map(_is_checked, accepted)):
       declared[field.name] = accepted
   return declared
+
+
+def _is_checked(kind: Any) -> bool:
+  """Returns whether `check_fields` knows what may stand for a type."""
+  is_choice = dataclasses.is_dataclass(kind) or inspect.isabstract(kind)
+  return is_choice or kind in (*NOUNS, types.NoneType)
+
+
+def check_type(name: str, value: Any, kind: type, fix: str) -> None:
+  """Raises ValueError for an argument of another class; `fix` is the cure."""
+  if not isinstance(value, kind):
+    raise ValueError(f'{name} is of type {type(value).__name__}: {fix}')
+
+
+def check_flags(**flags: Any) -> None:
+  """Raises ValueError for an argument that is neither True nor False."""
+  for name, value in flags.items():
+    if not _is(value, bool):
+      raise ValueError(f'{name}={value!r} must be True or False.')
+
+
+def check_callbacks(**callbacks: Any) -> None:
+  """Raises ValueError for an argument that is neither a function nor None."""
+  for name, value in callbacks.items():
+    if value is not None and not callable(value):
+      raise ValueError(f'{name}={value!r} must be a function, or None.')
 
 
 ELEMENTS = {
@@ -144,6 +174,14 @@ def check_array(
   )
   if not fits:
     raise ValueError(f'{name} has shape {list(array.shape)}; {wanted}.')
+
+
+def random_keys(name: str, keys: Any, shape: tuple[int | None, ...]) -> Any:
+  """Returns keys of a shape, the raw ones of `jax.random.PRNGKey` wrapped."""
+  if getattr(keys, 'dtype', None) == jnp.uint32:
+    keys = jax.random.wrap_key_data(keys)
+  check_array(name, keys, shape, jax.dtypes.prng_key)
+  return keys
 
 
 def is_known(array: Any) -> bool:

@@ -47,7 +47,7 @@ def _compare(files: list[str]) -> None:
     shown = tables.compare(*(records.read([pathlib.Path(x)]) for x in files))
   run = {'command': launch.command()}
   writer = start(_WORKDIR.value, 'comparison', 'Two runs', run).show(shown)
-  print(f'Report: {writer.save()}')
+  writer.save()
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     _WORKDIR.value, 'benchmark', 'Decoding speed', run, append=_APPEND.value
   )
   writer, wrong = measure(config, writer, deadline)
-  print(f'Report: {writer.save()}')
+  writer.save()
   if wrong:
     raise SystemExit(f'Wrong: {"; ".join(wrong)}.')
 

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     columns = {field: field for field in fields} | TIMES
     cases = [row for row in records if row['record'] == kind]
     writer = writer.show(Table.of(kind.capitalize(), columns, cases))
-  print(f'Report: {writer.show(summary).save()}')
+  writer.show(summary).save()
 
 
 if __name__ == '__main__':

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     plan = memory.plan(model, capacity=context, **setup.request)
     buffers = memory.reconcile(plan, step)
     writer = writer.show(*tables.against_xla(plan, measured, buffers))
-  print(f'Report: {writer.save()}')
+  writer.save()
 
 
 if __name__ == '__main__':

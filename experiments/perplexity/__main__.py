@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
     {name.replace('_', ' '): name for name in _COLUMNS},
     records,
   )
-  print(f'Report: {writer.show(table).save()}')
+  writer.show(table).save()
   uncached, *cached = records[-len(caches) - 1 :]
   expected = uncached['bits_per_byte']
   for record in cached:

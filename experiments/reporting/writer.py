@@ -72,15 +72,16 @@ class Writer:
     Raises:
       SystemExit: a claim does not hold.
     """
-    print(f'Report: {self.show(claims).save()}')
+    self.show(claims).save()
     if not all(holds for _, holds in claims.rows):
       raise SystemExit('A claim does not hold: see the last table.')
 
   def save(self) -> pathlib.Path:
-    """Writes the HTML report and returns its path."""
+    """Writes the HTML report, prints its path and returns it."""
     path = self.workdir / f'{self.name}.html'
     with records.writing_to(path):
       path.write_text(page(self.title, self.blocks), encoding='utf-8')
+    print(without_controls(f'Report: {path}'))
     return path
 
 

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     rows = map(writer.record, growth.rows(_AXES.value, _REPEATS.value))
     records = list(follow('curves', rows, growth.count(_AXES.value)))
     writer = writer.show(*tables.curves(records))
-  print(f'Report: {writer.save()}')
+  writer.save()
 
 
 if __name__ == '__main__':

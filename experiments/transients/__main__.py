@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     ),
     Text(f'{count} of {len(records)} plans bound the peak as they should.'),
   )
-  print(f'Report: {writer.save()}')
+  writer.save()
 
 
 if __name__ == '__main__':

@@ -6,6 +6,16 @@ import pathlib
 from collections.abc import Iterator
 
 
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns a path; ValueError for what names no file."""
+  text = os.fspath(path) if isinstance(path, os.PathLike) else path
+  if not isinstance(text, str) or '\0' in text:
+    raise ValueError(
+      f'path={path!r} must be a text or a pathlib.Path, without a NUL.'
+    )
+  return pathlib.Path(text)
+
+
 def is_present(file: pathlib.Path) -> bool:
   """Returns whether a file is there; raises as `check_regular`."""
   check_regular(file)

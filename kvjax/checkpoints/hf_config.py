@@ -330,6 +330,7 @@ class Settings:
       norm: of the whole model.
       **special: further fields of `ModelConfig`.
     """
+    self.refuse('attn_temperature_tuning')  # of Llama 4, in no family here
     return ModelConfig(
       vocab_size=self.need('vocab_size'),
       width=self.need('hidden_size', 'n_embd', 'd_model', 'n_embed'),

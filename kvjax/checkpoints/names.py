@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from kvjax.checkpoints.files import local_path
+
 # Names of models that a module makes into a directory, at their first use. The
 # module may stand on a higher floor, since it writes a tokenizer too.
 BUILT = {'smollm2-135m': 'kvjax.text.smollm2'}
@@ -41,11 +43,7 @@ def find_model(
       says what a name can be.
     ValueError: it is no text and no path.
   """
-  if not isinstance(name, str | os.PathLike):
-    raise ValueError(
-      f"{name!r} is no name and no path. Give one: load_config('llama-3-8b')."
-    )
-  path = pathlib.Path(name)
+  path = local_path(name)
   if not isinstance(name, str) or os.path.lexists(path):
     return path
   if name in BUILT:

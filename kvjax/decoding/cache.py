@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax import struct
 
+from kvjax.arguments import check_type
 from kvjax.decoding.layout import Layout
 from kvjax.decoding.summary import Inspection, summarize
 from kvjax.decoding.tracing import is_traced
@@ -61,12 +62,13 @@ def check_alive(cache: Cache) -> None:
 
   A cache is spent after a call that was given its buffers.
   """
-  if not isinstance(cache, Cache):
-    raise ValueError(
-      f'cache is of type {type(cache).__name__}: give the Cache that '
-      'init_cache or an earlier call returned. Arguments come in the order '
-      'config, params, cache, tokens.'
-    )
+  check_type(
+    'cache',
+    cache,
+    Cache,
+    'give the Cache that init_cache or an earlier call returned. Arguments '
+    'come in the order config, params, cache, tokens.',
+  )
   if is_spent(cache):
     raise DonatedCacheError(
       'This cache was donated to an earlier prefill, decode_step or '

@@ -62,7 +62,10 @@ def check_chunk(
       'a row has none).'
     )
   ids = narrow_ids(tokens, config.vocab_size)
-  is_token = token_mask(ids, check_lengths(ids, lengths), padding)
+  lengths = check_lengths(ids, lengths)
+  is_token = token_mask(ids, lengths, padding)
+  if is_traced(lengths):
+    ids, is_token = _spoil_rows(config, ids, is_token, lengths)
   check_ids('tokens', tokens, is_token, config.vocab_size)
   count = _known_counts(tokens, is_token, lengths)
   if count is None:
@@ -73,6 +76,18 @@ def check_chunk(
   if not is_traced(cache.length):
     check_room(cache, count)
   return ids, is_token
+
+
+def _spoil_rows(
+  config: ModelConfig, ids: jax.Array, is_token: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Gives rows of impossible lengths ids that the vocabulary does not have.
+
+  Inside a trace nothing can be refused: such a row is flagged, and not written.
+  """
+  wrong = ((lengths < 0) | (lengths > ids.shape[1]))[:, None]
+  ids = jnp.where(wrong, config.vocab_size, ids.astype(jnp.int32))
+  return ids, is_token | wrong
 
 
 def check_step_token(

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from kvjax.arguments import check_array, is_whole
+from kvjax.arguments import (
+  check_array,
+  check_callbacks,
+  check_flags,
+  is_whole,
+)
 from kvjax.decoding.allocate import check_sizes
 from kvjax.decoding.cache import Cache, is_spent
 from kvjax.decoding.checks import (
@@ -192,6 +197,8 @@ def generate(
   """
   check_config_and_cache(config, cache)
   check_sizes(num_tokens=num_tokens, block=block)
+  check_flags(log_probs=log_probs, donate=donate)
+  check_callbacks(progress=progress, stream=stream)
   shape = cache.batch_size, config.vocab_size
   check_array('logits', logits, shape, jnp.floating)
   options = GenerateOptions(

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 
-from kvjax.arguments import check_fields
+from kvjax.arguments import check_fields, check_type
 from kvjax.context import using_kernel
 from kvjax.kernels.kernel import Kernel
 
@@ -26,10 +26,6 @@ class DecodeOptions:
   def __post_init__(self):
     check_fields(self, at_least={'block': 1})
 
-  def with_kernel(self, kernel: str | Kernel | None) -> 'DecodeOptions':
-    """Returns these options with a kernel; None keeps the one they have."""
-    return self if kernel is None else dataclasses.replace(self, kernel=kernel)
-
   def applied(self) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which products and writes suit the kernel too.
 
@@ -39,3 +35,14 @@ class DecodeOptions:
 
 
 DEFAULT = DecodeOptions()
+
+
+def with_kernel(
+  options: DecodeOptions, kernel: str | Kernel | None
+) -> DecodeOptions:
+  """Returns options with a kernel, for None with the one that they have."""
+  fix = 'give kvjax.DecodeOptions(...).'
+  check_type('options', options, DecodeOptions, fix)
+  if kernel is None:
+    return options
+  return dataclasses.replace(options, kernel=kernel)

@@ -6,13 +6,15 @@ becomes part of the caller's program, which decides about donation.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 
+from kvjax.arguments import check_flags
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.tracing import in_trace
+from kvjax.models.initialize import check_params
 
 R = TypeVar('R')
 
@@ -39,15 +41,17 @@ def program(
 
     @functools.wraps(function)
     def run(*args: Any, donate: bool = False) -> R:
-      if donate not in compiled:
-        raise ValueError(f'donate={donate!r} must be True or False.')
+      check_flags(donate=donate)
       if in_trace():
         return function(*args)
       try:
         return compiled[donate](*args)
-      except (RuntimeError, ValueError):  # another thread may have donated it
-        for cache in (x for x in args if isinstance(x, Cache)):
-          check_alive(cache)
+      except (RuntimeError, TypeError, ValueError):
+        for x in args:
+          if isinstance(x, Cache):  # another thread may have donated it
+            check_alive(x)
+          elif isinstance(x, Mapping):  # may hold what is no array
+            check_params(args[0], x)
         raise
 
     return run

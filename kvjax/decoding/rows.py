@@ -7,14 +7,14 @@ with their input.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.arguments import check_array
+from kvjax.arguments import check_array, check_flags, check_type
 from kvjax.caches.kind import BookChange, Kind
 from kvjax.decoding.allocate import check_sizes, is_leaf
 from kvjax.decoding.cache import Cache, check_alive
@@ -103,6 +103,7 @@ def take(cache: Cache, rows: Any, *, donate: bool = False) -> Cache:
     ValueError: an index is out of range, or a pool of pages is exhausted.
   """
   check_alive(cache)
+  check_flags(donate=donate)
   rows = _to_array(rows)
   if not rows.size:
     raise ValueError('rows is empty: take at least one row.')
@@ -141,9 +142,10 @@ def concat(caches: Sequence[Cache]) -> Cache:
   Raises:
     ValueError: there is no cache, or kinds, codecs, capacity or source differ.
   """
+  check_type('caches', caches, Iterable, 'give a list of caches.')
   caches = tuple(caches)
   if not caches:
-    raise ValueError('concat needs at least one cache.')
+    raise ValueError('caches is empty: give at least one cache.')
   for cache in caches:
     check_alive(cache)
     if jax.tree.structure(cache) != jax.tree.structure(caches[0]):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.arguments import check_array, check_fields
+from kvjax.arguments import check_array, check_fields, check_type, random_keys
 
 NO_TOKEN = -1
 
@@ -56,9 +56,12 @@ def sample(
     model (temperature 1, no filter).
   """
   check_array('logits', logits, (None, None), jnp.floating)
-  if getattr(keys, 'dtype', None) == jnp.uint32:
-    keys = jax.random.wrap_key_data(keys)  # of jax.random.PRNGKey
-  check_array('keys', keys, (logits.shape[0],), jax.dtypes.prng_key)
+  if not logits.shape[1]:
+    raise ValueError(
+      f'logits has shape {list(logits.shape)}: give one of each token, V.'
+    )
+  keys = random_keys('keys', keys, (logits.shape[0],))
+  check_type('sampling', sampling, Sampling, 'give kvjax.Sampling(...).')
   if sampling.temperature == 0:
     tokens = jnp.argmax(logits, axis=-1)
   else:

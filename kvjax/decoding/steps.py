@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from kvjax.decoding.advance import advance
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_chunk, check_step_token
-from kvjax.decoding.options import DEFAULT, DecodeOptions
+from kvjax.decoding.options import DEFAULT, DecodeOptions, with_kernel
 from kvjax.decoding.program import program
 from kvjax.decoding.source import write_source
 from kvjax.kernels.kernel import Kernel
@@ -71,7 +71,7 @@ def prefill(
   tokens, is_token = check_chunk(
     config, cache, tokens, lengths, padding, encoded
   )
-  options = options.with_kernel(kernel)
+  options = with_kernel(options, kernel)
   return _prefill(
     config, params, cache, tokens, is_token, encoded, options, donate=donate
   )
@@ -150,7 +150,7 @@ def extend(
     tokens,
     is_token,
     encoded,
-    options.with_kernel(kernel),
+    with_kernel(options, kernel),
     attention_layers,
     donate=donate,
   )
@@ -190,7 +190,7 @@ def decode_step(
     DonatedCacheError: the cache was given to an earlier call.
   """
   token = check_step_token(config, cache, token, active)
-  options = options.with_kernel(kernel)
+  options = with_kernel(options, kernel)
   return _decode_step(
     config, params, cache, token, active, options, donate=donate
   )

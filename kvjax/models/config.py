@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.arguments import check_fields, is_whole
+from kvjax.arguments import check_fields, check_type, is_whole
 from kvjax.attention.bias import RelativeBias
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Variant
@@ -38,6 +38,7 @@ class Layer:
   parallel: str | None = None
 
   def __post_init__(self):
+    check_fields(self)
     if self.norms not in ('pre', 'post', 'both'):
       raise ValueError(
         f"norms={self.norms!r} must be one of 'pre', 'post', 'both'."
@@ -128,10 +129,11 @@ class ModelConfig(Displayed):
 
   def __post_init__(self):
     sizes = {'vocab_size': 1, 'width': 1, 'positions': 0}
+    if isinstance(self.layers, Iterable):
+      object.__setattr__(self, 'layers', tuple(self.layers))
     check_fields(self, at_least=sizes, above={'logit_softcap': 0})
     if not self.layers:
       raise ValueError('layers=() is empty: a model has at least one layer.')
-    object.__setattr__(self, 'layers', tuple(self.layers))
     object.__setattr__(self, 'dtype', floating_dtype(self.dtype).name)
     for index in range(len(self.layers)):
       self._check_sharing(index)
@@ -201,11 +203,13 @@ class ModelConfig(Displayed):
 
 def check_config(config: Any) -> None:
   """Raises ValueError for what is no config."""
-  if not isinstance(config, ModelConfig):
-    raise ValueError(
-      f'config is of type {type(config).__name__}: give a ModelConfig. '
-      'Arguments come in the order config, params, cache, tokens.'
-    )
+  check_type(
+    'config',
+    config,
+    ModelConfig,
+    'give a ModelConfig. Arguments come in the order config, params, cache, '
+    'tokens.',
+  )
 
 
 def check_layers(config: ModelConfig, layers: Any) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.arguments import check_array, check_type, random_keys
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.layers.norm import Norm
 from kvjax.models.config import (
@@ -29,6 +30,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     for them `head [V, D]`, `positions`, `relative`, `encoder`.
   """
   check_config(config)
+  key = random_keys('key', key, ())
   dtype = jnp.dtype(config.dtype)
   keys = jax.random.split(key, 6)
   width, vocab = config.width, config.vocab_size
@@ -112,14 +114,15 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
   """Raises ValueError unless params have the shapes that the config asks for.
 
   A shape is known while a program is traced, so a compiled program checks
-  nothing. Dtypes are free.
+  nothing. Any floating dtype will do; weights of eight bits have their own.
   """
-  if not isinstance(params, Mapping):
-    raise ValueError(
-      f'params is of type {type(params).__name__}: give the dict that '
-      'init_params or load_checkpoint returned. Arguments come in the order '
-      'config, params.'
-    )
+  check_type(
+    'params',
+    params,
+    Mapping,
+    'give the dict that init_params or load_checkpoint returned. Arguments '
+    'come in the order config, params.',
+  )
   wanted, given = _wanted_shapes(config), _shapes(params)
   for place in sorted(wanted.keys() | given.keys()):
     if wanted.get(place) == given.get(place):
@@ -134,6 +137,9 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
         f'{list(wanted[place])}'
       )
     raise ValueError(f'params {problem}. Give the params of this config.')
+  for place, leaf in _leaves(params).items():
+    if not isinstance(leaf, CodedWeight):
+      check_array(f'params {place}', leaf, wanted[place], jnp.floating)
 
 
 @functools.lru_cache
@@ -142,12 +148,15 @@ def _wanted_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+  leaves = _leaves(params)
+  return {p: tuple(getattr(leaf, 'shape', ())) for p, leaf in leaves.items()}
+
+
+def _leaves(params: Any) -> dict[str, Any]:
   leaves = jax.tree.leaves_with_path(
     params, is_leaf=lambda leaf: isinstance(leaf, CodedWeight)
   )
   return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): tuple(
-      getattr(leaf, 'shape', ())
-    )
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
     for path, leaf in leaves
   }

@@ -12,6 +12,7 @@ from kvjax.arguments import (
   check_array,
   check_ids,
   check_lengths,
+  check_type,
   narrow_ids,
   unknown_ids,
 )
@@ -114,6 +115,7 @@ def forward(
   check_ids('tokens', tokens, is_token, config.vocab_size)
   positions = row_positions(ids, lengths, padding)
   check_positions(config, tokens.shape[1])
+  check_params(config, params)
   logits, weights = _forward(
     config,
     params,
@@ -165,11 +167,7 @@ def check_encoded(
   It must have `rows` rows.
   """
   if encoded is not None and config.encoder is not None:
-    if not isinstance(encoded, Encoded):
-      raise ValueError(
-        f'encoded is of type {type(encoded).__name__}: give what encode '
-        'returned.'
-      )
+    check_type('encoded', encoded, Encoded, 'give what encode returned.')
     if encoded.positions.shape[0] != rows:
       raise ValueError(
         f'encoded has {encoded.positions.shape[0]} rows for {rows} rows of '
@@ -212,7 +210,6 @@ def _forward(
   form,
   attention_layers,
 ):
-  check_params(config, params)
   call = _Call(
     positions=positions,
     relative=params.get('relative'),

@@ -3,14 +3,14 @@
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.arguments import is_whole
-from kvjax.checkpoints.files import read_text
-from kvjax.models.config import ModelConfig
+from kvjax.arguments import check_type, is_whole
+from kvjax.checkpoints.files import local_path, read_text
+from kvjax.models.config import ModelConfig, check_config
 from kvjax.strict_json import parse_json
 from kvjax.text.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
     ValueError: a line is no JSON string, there is no prompt, or the file is
       no UTF-8.
   """
-  path = pathlib.Path(path)
+  path = local_path(path)
   prompts = []
   # str.splitlines would cut a prompt at U+0085, U+2028 and U+2029 as well.
   for number, line in enumerate(read_text(path).split('\n'), 1):
@@ -112,6 +112,9 @@ def make_batch(config: ModelConfig, rows: Sequence[Sequence[int]]) -> Batch:
   Raises:
     ValueError: there is no id, or one is no integer of the vocabulary.
   """
+  check_config(config)
+  for part in (rows, *(rows if isinstance(rows, Collection) else ())):
+    check_type('rows or a row', part, Collection, 'give lists of ids.')
   lengths = np.asarray([len(row) for row in rows], np.int32)
   if not lengths.any():
     raise ValueError('The rows hold no token. Give a row of ids a prompt.')

@@ -133,6 +133,10 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   path = find_model(path, TEXT_FILES)
   if is_gguf(path) or is_present(path / FILE):
     return PublishedTokenizer(path)
+  if not path.is_dir():
+    raise FileNotFoundError(
+      f'{path} is no directory: give that of a checkpoint, or a .gguf file.'
+    )
   return ByteTokenizer()
 
 

@@ -43,7 +43,7 @@ def test_an_unknown_name_lists_the_nearest():
     kvjax.load_config('llama-3-9b')
   with pytest.raises(ValueError, match='nearest known: .*gpt-2'):
     kvjax.load_config('?')
-  with pytest.raises(ValueError, match='None is no name and no path'):
+  with pytest.raises(ValueError, match='path=None must be a text'):
     kvjax.load_config(None)
   with pytest.raises(FileNotFoundError, match='nobody/nothing'):
     kvjax.load_config('./nobody/nothing')
@@ -108,7 +108,7 @@ FOUR = "existing path, 'smollm2-135m', a config that ships.*Hub id"
 def test_an_unknown_name_says_what_a_name_is(load):
   with pytest.raises(FileNotFoundError, match=f"'nothing'.*{FOUR}"):
     load('nothing')
-  with pytest.raises(ValueError, match='7 is no name and no path'):
+  with pytest.raises(ValueError, match='path=7 must be a text'):
     load(7)
 
 

@@ -228,6 +228,11 @@ CONFIGS = {
     "Unknown model_type 'exaone4'",
   ),
   'family_list': ('llama', {'model_type': ['llama']}, 'Unknown model_type'),
+  'key_of_another_family': (
+    'llama',
+    {'attn_temperature_tuning': True},
+    "attn_temperature_tuning=True is not supported for model_type='llama'",
+  ),
 }
 
 
@@ -240,9 +245,8 @@ def test_config(name):
 
 # Strange values that change nothing, and why they may stay.
 HARMLESS = {
-  # No published Llama has this key, and the published class of `model_type`
-  # does not read it. Keys of no meaning are in nearly every config.json.
-  'key_of_another_family': ('llama', {'attn_temperature_tuning': True}),
+  # No family here scales attention by the temperature of Llama 4.
+  'temperature_not_tuned': ('llama', {'attn_temperature_tuning': False}),
   # Groups are not used by the greedy method.
   'groups_of_no_use': (
     'deepseek_v2',

@@ -175,6 +175,12 @@ class Terminal(io.StringIO):
     return True
 
 
+def test_the_path_of_a_report_commands_no_terminal(tmp_path, capsys):
+  writer.start(tmp_path / '\x1b[31m', 'x', 'A title', {}).save()
+  out = capsys.readouterr().out
+  assert f'Report: {tmp_path}/[31m/x.html\n' in out
+
+
 def test_a_paragraph_makes_no_link(tmp_path, monkeypatch):
   """Markdown is read in a paragraph, but what a link hides is shown."""
   terminal = Terminal()

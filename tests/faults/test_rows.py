@@ -5,6 +5,7 @@ or an error says so, and the other rows are as they would have been.
 """
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -115,23 +116,16 @@ def test_threads_that_race_to_donate_a_cache():
   """One thread wins; the others raise DonatedCacheError and nothing else."""
   _, cache = fed()
   step(ID, kvjax.fork(cache))  # compiles
-  results: list[object] = []
   barrier = threading.Barrier(8)
 
   def run():
     barrier.wait()
-    try:
-      results.append(step(ID, cache))
-    except Exception as error:
-      results.append(error)
+    return step(ID, cache)
 
-  threads = [threading.Thread(target=run) for _ in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  errors = [type(x) for x in results if isinstance(x, Exception)]
-  assert len(results) == 8 and errors == [kvjax.DonatedCacheError] * 7
+  with ThreadPoolExecutor(8) as pool:
+    calls = [pool.submit(run) for _ in range(8)]
+  errors = [type(call.exception()) for call in calls if call.exception()]
+  assert errors == [kvjax.DonatedCacheError] * 7
 
 
 def test_what_was_generated_survives_a_callback_that_raises():

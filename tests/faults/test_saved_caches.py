@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -364,21 +364,13 @@ def test_a_link_stays_and_its_target_is_replaced(model, cache, tmp_path):
 
 
 def test_threads_save_one_path(model, cache, tmp_path):
-  failures = []
-
   def save_some():
-    try:
-      for _ in range(5):
-        kvjax.save_cache(tmp_path / 'one', cache, *model)
-    except Exception as error:
-      failures.append(error)
+    for _ in range(5):
+      kvjax.save_cache(tmp_path / 'one', cache, *model)
 
-  threads = [threading.Thread(target=save_some) for _ in range(4)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not failures
+  with ThreadPoolExecutor(4) as pool:
+    calls = [pool.submit(save_some) for _ in range(4)]
+  assert not any(call.exception() for call in calls)
   assert [x.name for x in tmp_path.iterdir()] == ['one']
   kvjax.load_cache(tmp_path / 'one', *model)
 

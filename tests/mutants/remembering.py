@@ -292,6 +292,13 @@ ALGEBRA: tuple[Mutant, ...] = (
     'tests/faults/test_rows.py',
   ),
   Mutant(
+    'a_negative_length_of_a_trace_is_0',
+    'kvjax/decoding/checks.py',
+    'wrong = ((lengths < 0) |',
+    'wrong = ((lengths < -9) |',
+    'tests/faults/test_review.py',
+  ),
+  Mutant(
     'unknown_token_is_written',
     'kvjax/decoding/checks.py',
     'return cache, is_token & ~lost[:, None]',

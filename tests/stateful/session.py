@@ -69,19 +69,21 @@ class Session:
     self.count('init')
     self.put(place, *self.subject.init(batch))
 
-  def extend(self, place, masks, seed, padding):
-    item = self.take_up('extend', place)
+  def draw(self, name, place, masks, seed, padding):
+    """Returns a cache, new tokens of its rows, their call, and rows after."""
+    item = self.take_up(name, place)
     new, feed = chunk(masks[: item.batch], seed, padding)
-    rows = item.rows.extend(new)
+    return item, new, feed, item.rows.extend(new)
+
+  def extend(self, place, masks, seed, padding):
+    item, new, feed, rows = self.draw('extend', place, masks, seed, padding)
     with self.refused(rows, item, NO_ROOM):
       logits, cache = self.call(kvjax.extend, item, **feed)
       self.compare(rows, new, logits_by_row(logits, feed))
       self.replace(item, cache, rows)
 
   def prefill(self, place, masks, seed, padding):
-    item = self.take_up('prefill', place)
-    new, feed = chunk(masks[: item.batch], seed, padding)
-    rows = item.rows.extend(new)
+    item, new, feed, rows = self.draw('prefill', place, masks, seed, padding)
     with self.refused(rows, item, NO_ROOM):
       logits, cache = self.call(kvjax.prefill, item, **feed)
       last = [x[-1:] for x in new]

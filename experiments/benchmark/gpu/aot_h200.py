@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
   said = (
     f'Wrong: {"; ".join(failed)}.' if failed else 'All as expected. No GPU ran.'
   )
-  print(f'Report: {writer.show(Text(said)).save()}')
+  writer.show(Text(said)).save()
   if failed:
     raise SystemExit(said)
 

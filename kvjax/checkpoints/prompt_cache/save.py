@@ -21,7 +21,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from kvjax import frozen_json
-from kvjax.checkpoints.files import check_regular, is_present
+from kvjax.checkpoints.files import check_regular, is_present, local_path
 from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.prompt_cache.books import check_books
 from kvjax.checkpoints.prompt_cache.digest import DIGEST, UNSIGNED, sign
@@ -34,9 +34,11 @@ from kvjax.checkpoints.prompt_cache.metadata import (
   write_layout,
 )
 from kvjax.decoding.allocate import is_leaf
-from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.checks import check_config_and_cache
 from kvjax.decoding.tracing import is_traced
-from kvjax.models.config import ModelConfig
+from kvjax.models.config import ModelConfig, check_config
+from kvjax.models.initialize import check_params
 
 
 def save_cache(
@@ -63,10 +65,11 @@ def save_cache(
     OSError: the file cannot be written, for a full disk say.
     DonatedCacheError: the cache was donated to an earlier call.
   """
-  check_alive(cache)
+  check_config_and_cache(config, cache)
+  check_params(config, params)
   if is_traced(cache, params):
     raise ValueError('save_cache writes arrays: call it outside jit.')
-  path = pathlib.Path(os.path.realpath(path))
+  path = pathlib.Path(os.path.realpath(local_path(path)))
   if not path.parent.is_dir():
     raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
   check_regular(path)
@@ -107,7 +110,8 @@ def load_cache(
     ValueError: the file is damaged or no saved cache, or was saved with
       another config or other params; the message says what differs.
   """
-  path = pathlib.Path(path)
+  check_config(config)
+  path = local_path(path)
   if not is_present(path):
     raise FileNotFoundError(f'There is no file {path}.')
   try:
