@@ -19,10 +19,11 @@ from kvjax.checkpoints.files import local_path
 # module may stand on a higher floor, since it writes a tokenizer too.
 BUILT = {'smollm2-135m': 'kvjax.text.smollm2'}
 CONFIG_FILES = ('config.json',)
-TEXT_FILES = (
-  *('config.json', 'generation_config.json', 'tokenizer*'),
-  *('special_tokens_map.json', 'chat_template.*', 'vocab.*', 'merges.txt'),
+TOKENIZER_FILES = (
+  *('tokenizer*', 'special_tokens_map.json', 'chat_template.*'),
+  *('vocab.*', 'merges.txt', 'added_tokens.json', 'generation_config.json'),
 )
+TEXT_FILES = (*CONFIG_FILES, *TOKENIZER_FILES)
 MODEL_FILES = ('config.json', '*.safetensors', '*.safetensors.index.json')
 # Parts of other models, and a second copy of the weights (Mistral).
 OTHER_FILES = ('*/*', 'consolidated*')

@@ -86,21 +86,17 @@ def match_own(
   for place in sorted(spec.keys() ^ tensors.keys()):
     state = 'is missing' if place in spec else 'has no place in config.json'
     raise ValueError(f'Tensor {place} of the checkpoint {state}.')
+  sources = []
   for place, param in spec.items():
-    tensors[place].check_dtype()
-    if tensors[place].shape != param.shape:
+    tensor = tensors[place]
+    tensor.check_dtype()
+    if tensor.shape != param.shape:
       raise ValueError(
-        f'Tensor {place} has shape {list(tensors[place].shape)}; config.json '
+        f'Tensor {place} has shape {list(tensor.shape)}; config.json '
         f'makes it {list(param.shape)}.'
       )
-  return [
-    ParamSource(
-      place=place,
-      shape=param.shape,
-      dtype=param.dtype,
-      row=TableRow(place, (), place),
-      sizes={},
-      tensors=(tensors[place],),
+    row = TableRow(place, (), place)
+    sources.append(
+      ParamSource(place, param.shape, param.dtype, row, {}, (tensor,))
     )
-    for place, param in spec.items()
-  ]
+  return sources

@@ -9,36 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvjax import frozen_json
-from kvjax.attention.rotary import Rotary
+from kvjax.attention.rotary import Linear, Llama3, Rotary, Yarn
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
 from kvjax.models.config import ModelConfig
 from kvjax.models.mlp import MLP
 
 NAMES = {'gelu_tanh': 'gelu_pytorch_tanh'}  # the other activations keep theirs
-# Of each scaling the key of every field; longrope's divisors are named apart.
-SCALINGS = {
-  'Linear': ('linear', {'factor': 'factor'}),
-  'Llama3': (
-    'llama3',
-    {
-      'factor': 'factor',
-      'low': 'low_freq_factor',
-      'high': 'high_freq_factor',
-      'original': 'original_max_position_embeddings',
-    },
-  ),
-  'Yarn': (
-    'yarn',
-    {
-      'factor': 'factor',
-      'original': 'original_max_position_embeddings',
-      'beta_fast': 'beta_fast',
-      'beta_slow': 'beta_slow',
-      'magnitude': 'attention_factor',
-      'truncate': 'truncate',
-    },
-  ),
+# Of a scaling's fields the keys; the other fields are named as their keys.
+SCALING_KEYS = {
+  'low': 'low_freq_factor',
+  'high': 'high_freq_factor',
+  'original': 'original_max_position_embeddings',
+  'magnitude': 'attention_factor',
 }
 
 
@@ -155,11 +138,13 @@ def _rotary(rotary: Rotary, width: int) -> dict[str, Any]:
   values: dict[str, Any] = {'rope_theta': rotary.base}
   if rotary.width != width:
     values['partial_rotary_factor'] = rotary.width / width
-  kind, keys = SCALINGS.get(type(rotary.scaling).__name__, ('', {}))
-  if kind:
-    rope = {key: getattr(rotary.scaling, x) for x, key in keys.items()}
-    rope = {key: value for key, value in rope.items() if value is not None}
-    values['rope_scaling'] = {'rope_type': kind} | rope
+  if isinstance(rotary.scaling, Linear | Llama3 | Yarn):
+    rope: dict[str, Any] = {'rope_type': type(rotary.scaling).__name__.lower()}
+    for field in dataclasses.fields(rotary.scaling):
+      value = getattr(rotary.scaling, field.name)
+      if field.init and value is not None:
+        rope[SCALING_KEYS.get(field.name, field.name)] = value
+    values['rope_scaling'] = rope
   return values
 
 

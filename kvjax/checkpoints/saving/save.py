@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.load import CONFIG, read_config
 from kvjax.checkpoints.match import param_spec
+from kvjax.checkpoints.names import TOKENIZER_FILES
 from kvjax.checkpoints.own_layout import own_values
 from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.saving.config_of_family import family_values
@@ -29,13 +30,8 @@ from kvjax.models.initialize import check_params
 
 SHARD = 5 * 10**9  # bytes of the tensors of a file
 DTYPES = ('bfloat16', 'float16', 'float32')
-# Of a directory with a tokenizer, what is copied.
-TEXT_FILES = (
-  *('tokenizer*', 'special_tokens_map.json', 'chat_template.*'),
-  *('vocab.*', 'merges.txt', 'added_tokens.json', 'generation_config.json'),
-)
 # Of a checkpoint that may be replaced: it holds nothing else.
-FILES = (*TEXT_FILES, CONFIG, '*.safetensors', INDEX)
+FILES = (*TOKENIZER_FILES, CONFIG, '*.safetensors', INDEX)
 TOKEN_IDS = ('bos', 'eos', 'pad', 'decoder_start')
 
 Tensor = tuple[str, int, Callable[[], np.ndarray]]  # name, bytes, values
@@ -199,7 +195,7 @@ def _write_tokenizer(
     tokenizer.save(part)
     return
   source = pathlib.Path(tokenizer)
-  files = [file for x in TEXT_FILES for file in source.glob(x)]
+  files = [file for x in TOKENIZER_FILES for file in source.glob(x)]
   if not files:
     raise FileNotFoundError(f'tokenizer={str(source)!r} has no tokenizer file.')
   for file in files:
