@@ -8,6 +8,7 @@ both return what the file means as plain values, and no array reaches a device.
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
 import pathlib
 import shutil
@@ -21,10 +22,13 @@ import tokenizers
 
 import kvjax
 from experiments.reporting import records
+from kvjax.checkpoints.files import errors_name
+from kvjax.checkpoints.gguf import blocks, header
 from kvjax.checkpoints.load import open_checkpoint, parse_config
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.display import compact
 from kvjax.text import chat, load_tokenizer, prompts, stop_tokens
+from tests.checkpoints import gguf_writing
 from tests.checkpoints.writing import GOLDEN
 from tests.faults import mutations
 
@@ -269,7 +273,76 @@ def write_records(folder: pathlib.Path) -> None:
     records.append(folder / 'records.jsonl', record)
 
 
+GGUF_FILE = 'model.gguf'
+GGUF_TOKENS = ['<unk>', '<s>', '</s>', '\u2581', 'a', 'b', '\u2581a', 'ab']
+GGUF_TOKENIZER = {
+  'general.architecture': 'llama',
+  'tokenizer.ggml.model': 'llama',
+  'tokenizer.ggml.tokens': GGUF_TOKENS,
+  'tokenizer.ggml.token_type': np.asarray([2, 3, 3, 1, 1, 1, 1, 1], np.int32),
+  'tokenizer.ggml.scores': -np.arange(8, dtype=np.float32),
+  'tokenizer.ggml.bos_token_id': 1,
+  'tokenizer.chat_template': '{{ bos_token }}{{ messages[0].content }}',
+}
+
+
+def write_gguf(folder: pathlib.Path) -> None:
+  shutil.copy(GOLDEN.parent / 'gguf' / 'llama.gguf', folder / GGUF_FILE)
+
+
+def read_gguf(folder: pathlib.Path) -> Any:
+  """Returns metadata and tensors of a file, whatever model they describe."""
+  path = folder / GGUF_FILE
+  with errors_name(path):
+    parsed = header.read_header(path)
+    tensors = blocks.open_tensors(parsed)
+  return (
+    {key: _plain(value) for key, value in parsed.metadata.items()},
+    _meaning({name: x.read() for name, x in tensors.items()}),
+  )
+
+
+def official_gguf(folder: pathlib.Path) -> Any:
+  library = importlib.import_module('gguf')
+  reader = library.GGUFReader(folder / GGUF_FILE)
+  return (
+    {
+      key: _plain(field.contents())
+      for key, field in reader.fields.items()
+      if not key.startswith('GGUF.')
+    },
+    _meaning({x.name: x.data for x in reader.tensors}),
+  )
+
+
+def _plain(value: Any) -> Any:
+  """Returns a value of metadata as text; numbers as float32 has them."""
+  if isinstance(value, float):
+    return repr(np.float32(value))
+  return repr(value.tolist() if isinstance(value, np.ndarray) else value)
+
+
+def read_gguf_model(folder: pathlib.Path) -> None:
+  _, sources = open_checkpoint(folder / GGUF_FILE)
+  for source in sources:
+    source.read()
+
+
+def write_gguf_tokenizer(folder: pathlib.Path) -> None:
+  gguf_writing.write(folder / GGUF_FILE, GGUF_TOKENIZER)
+
+
+def read_gguf_tokenizer(folder: pathlib.Path) -> None:
+  load_tokenizer(folder / GGUF_FILE).encode('ab c')
+  stop_tokens(folder / GGUF_FILE)
+
+
 BYTES = (mutations.change_bytes,)
+GGUF = (
+  mutations.change_bytes,
+  mutations.change_gguf_bytes,
+  mutations.change_gguf_number,
+)
 JSON = (mutations.change_bytes, mutations.change_json)
 HEADER = (mutations.change_bytes, mutations.change_header)
 INDEX = 'model.safetensors.index.json'
@@ -325,5 +398,17 @@ FORMATS = {
     BYTES,
     lambda folder: records.read([folder / 'records.jsonl']),
     lines_of_json('records.jsonl'),
+  ),
+  'gguf': Format(GGUF_FILE, write_gguf, GGUF, read_gguf, official_gguf),
+  # Which params and ids a changed file means, no other parser here says.
+  'gguf model': Format(
+    GGUF_FILE, write_gguf, GGUF, read_gguf_model, lambda folder: None
+  ),
+  'gguf tokenizer': Format(
+    GGUF_FILE,
+    write_gguf_tokenizer,
+    GGUF,
+    read_gguf_tokenizer,
+    lambda folder: None,
   ),
 }

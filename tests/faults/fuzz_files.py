@@ -3,12 +3,12 @@
     make fuzz-files ARGS='--tries=20000 --seed=1'
 
 Changes one file of each format (checkpoint, index, config, saved cache,
-tokenizer, chat, template, prompts, records) again and again, and lets another
-process parse it. Refuted by: a process that ends, a parser that takes over 5 s,
-an error other than ValueError and OSError, one of these that does not name the
-file, memory beyond four times the file and a constant, a change of a saved
-cache that is read, or a file that means another thing to kvjax than to the
-reference parser. A changed byte of a weight is a change of both.
+tokenizer, chat, template, prompts, records, GGUF) again and again, and lets
+another process parse it. Refuted by: a process that ends, a parser that takes
+over 5 s, an error other than ValueError and OSError, one of these that does not
+name the file, memory beyond four times the file and a constant, a change of a
+saved cache that is read, or a file that means another thing to kvjax than to
+the reference parser. A changed byte of a weight is a change of both.
 
 Memory is the larger of what Python and NumPy allocate (tracemalloc) and, on
 Linux, what the resident memory of the process grew by, which counts libraries

@@ -1,4 +1,4 @@
-"""Seeded changes of a file: of its bytes, or of the JSON that it holds."""
+"""Seeded changes of a file: of its bytes, its JSON, or its binary header."""
 
 import json
 from typing import Any
@@ -89,3 +89,20 @@ def change_header(data: bytes, draw: np.random.Generator) -> bytes:
   length = int.from_bytes(data[:8], 'little')
   header = change_json(data[8 : 8 + length], draw)
   return len(header).to_bytes(8, 'little') + header + data[8 + length :]
+
+
+HUGE = (2**31 - 1, 2**32, 2**40, 2**63 - 1, 2**64 - 1)
+GGUF_HEADER = 4096  # bytes in which a change is likely to matter
+
+
+def change_gguf_bytes(data: bytes, draw: np.random.Generator) -> bytes:
+  """Returns a GGUF file with edits near its beginning."""
+  head = change_bytes(data[:GGUF_HEADER], draw)
+  return head + data[GGUF_HEADER:]
+
+
+def change_gguf_number(data: bytes, draw: np.random.Generator) -> bytes:
+  """Returns a GGUF file with eight bytes of its header changed to a count."""
+  start = int(draw.integers(4, min(GGUF_HEADER, len(data) - 8)))
+  number = HUGE[int(draw.integers(len(HUGE)))]
+  return data[:start] + number.to_bytes(8, 'little') + data[start + 8 :]

@@ -19,7 +19,7 @@ def test_changed_files():
   assert not faults
   counts = collections.Counter((x.format, x.result) for x in outcomes)
   names = {x.format for x in outcomes}
-  assert len(names) == 12
+  assert len(names) == 15
   assert all(counts[name, 'refused'] for name in names)
   assert all(counts[name, 'read'] for name in names - {'saved cache'})
 

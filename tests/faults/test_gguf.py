@@ -11,24 +11,13 @@ from kvjax import text
 from kvjax.checkpoints.load import open_checkpoint
 from tests.checkpoints.gguf_writing import write
 from tests.faults.fuzz_files import CONSTANT, SECONDS, TIMES
-from tests.faults.mutations import change_bytes
+from tests.faults.mutations import (
+  change_bytes,
+  change_gguf_bytes,
+  change_gguf_number,
+)
 from tests.golden.make_gguf import HERE
 from tests.text.test_gguf_tokenizer import BYTES, SENTENCES
-
-HUGE = [2**31 - 1, 2**32, 2**40, 2**63 - 1, 2**64 - 1]
-HEADER = 4096  # bytes in which a change is likely to matter
-
-
-def change_number(data: bytes, draw: np.random.Generator) -> bytes:
-  """Returns bytes with a number of a header changed to a huge one."""
-  start = int(draw.integers(4, min(HEADER, len(data) - 8)))
-  number = HUGE[int(draw.integers(len(HUGE)))]
-  return data[:start] + number.to_bytes(8, 'little') + data[start + 8 :]
-
-
-def change_header(data: bytes, draw: np.random.Generator) -> bytes:
-  head = change_bytes(data[:HEADER], draw)
-  return head + data[HEADER:]
 
 
 def read_model(path: pathlib.Path) -> None:
@@ -74,7 +63,7 @@ def test_changed_models(tmp_path, name):
   path = tmp_path / 'model.gguf'
   assert not check(path, read_model, data)
   draw = np.random.default_rng(0)
-  changes = change_bytes, change_header, change_number
+  changes = change_bytes, change_gguf_bytes, change_gguf_number
   refused = [
     check(path, read_model, change(data, draw))
     for change in changes
@@ -93,7 +82,7 @@ def test_changed_tokenizers(tmp_path, values):
   draw = np.random.default_rng(0)
   refused = [
     check(path, read_text, change(data, draw))
-    for change in (change_bytes, change_number)
+    for change in (change_bytes, change_gguf_number)
     for _ in range(50)
   ]
   assert any(refused) and not all(refused)

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from kvjax.checkpoints.gguf.header import Entry, Header, end_of
-from kvjax.checkpoints.tensors import BLOCK, StoredTensor
+from kvjax.checkpoints.tensors import BITS, BLOCK, StoredTensor
 
 PLAIN = {0: 'F32', 1: 'F16', 28: 'F64', 30: 'BF16'}
 WIDE = 2048  # weights of a row that is decoded
-BITS = {'F32': 32, 'F16': 16, 'F64': 64, 'BF16': 16}
 
 
 @dataclasses.dataclass(frozen=True)
