@@ -34,9 +34,9 @@ def check_fields(
 
   An int field holds a whole number up to 2**31 - 1 and no bool, a float field a
   number that float32 has, a bool field True or False; None only where it is
-  declared. A field of a dataclass or an abstract class holds an instance. Every
-  element of a field that is a tuple of such is checked. Fields of other types
-  are not looked at.
+  declared. A field of a dataclass or an abstract class holds an instance, or
+  what has its method `init`. Every element of a field that is a tuple of such is
+  checked. Fields of other types are not looked at.
 
   Args:
     choice: an instance of a dataclass.
@@ -93,7 +93,10 @@ def _is(value: Any, kind: type) -> bool:
     return is_whole(value)
   if kind is float:
     return is_number(value)
-  return isinstance(value, bool | np.bool_ if kind is bool else kind)
+  # Of what has params, others may write their own without inheriting.
+  can_init = hasattr(kind, 'init') and hasattr(type(value), 'init')
+  accepted = bool | np.bool_ if kind is bool else kind
+  return can_init or isinstance(value, accepted)
 
 
 @functools.cache
