@@ -35,8 +35,8 @@ def check_fields(
   An int field holds a whole number up to 2**31 - 1 and no bool, a float field a
   number that float32 has, a bool field True or False; None only where it is
   declared. A field of a dataclass or an abstract class holds an instance, or
-  what has its method `init`. Every element of a field that is a tuple of such is
-  checked. Fields of other types are not looked at.
+  what has its method `init`. Every element of a field that is a tuple of such
+  is checked. Fields of other types are not looked at.
 
   Args:
     choice: an instance of a dataclass.
