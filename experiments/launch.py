@@ -91,7 +91,7 @@ def keep_programs() -> None:
 
   A user's own setting of JAX's compilation cache stays as it is.
   """
-  if jax.config.jax_compilation_cache_dir is not None:
+  if jax.config.values['jax_compilation_cache_dir'] is not None:
     return
   folder = build.programs_folder()
   if folder is not None:

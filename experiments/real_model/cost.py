@@ -64,7 +64,8 @@ def read(
   }
   _, cache = prefill_in_chunks(config, params, cache, task.contexts)
   cache = kvjax.take(cache, task.row)
-  logits, _ = kvjax.extend(config, params, cache, task.following, donate=True)
+  following = jnp.asarray(task.following)
+  logits, _ = kvjax.extend(config, params, cache, following, donate=True)
   return jax.nn.log_softmax(logits), sizes
 
 

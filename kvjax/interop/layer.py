@@ -14,7 +14,7 @@ from kvjax.decoding import allocate
 from kvjax.decoding.advance import place_tokens
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layer import LayerEntry, attend_through_cache
-from kvjax.decoding.options import DEFAULT, DecodeOptions
+from kvjax.decoding.options import DEFAULT, DecodeOptions, with_kernel
 from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
@@ -88,7 +88,7 @@ def attend(
   if store is None:
     raise ValueError('The layer shares its keys and values: it has no cache.')
   is_token = jnp.ones(x.shape[:2], bool) if active is None else active
-  options = options.with_kernel(kernel)
+  options = with_kernel(options, kernel)
   with options.applied():
     cache, placement = place_tokens(cache, is_token, options, [variant.rotary])
     entry = LayerEntry(

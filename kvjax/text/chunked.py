@@ -57,7 +57,8 @@ def prefill_in_chunks(
     return prefill(
       config, params, cache, ids, lengths, encoded=encoded, kernel=kernel
     )
-  fed = np.where(*jax.device_get((is_token, ids)), NO_TOKEN)
+  is_token, ids = jax.device_get((is_token, ids))
+  fed = np.where(is_token, ids, NO_TOKEN)
   logits = None
   for start, size in _split(fed.shape[1], chunks):
     piece = fed[:, start : start + size]
