@@ -43,6 +43,11 @@ SETTINGS = {
       'paged:page=8',
       'bounded:budget=8,score=heavy_hitters+int8',
     ),
+    'cold.model': 'tests/golden/checkpoints/llama',
+    'cold.gguf': 'tests/golden/gguf/llama.gguf',
+    'cold.prompt': 'A KV ',
+    'cold.tokens': 4,
+    'cold.lengths': (5, 20),
     'steps': ((2, 24),),
     'prompts': (16,),
     'generate': ((1, 8, 4),),
@@ -78,6 +83,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'layer',
         'overhead',
         'attention',
+        'cold',
       ),
       'models': ('model',),
       'room': 256,  # slots beyond the context, for the tokens that are timed
@@ -126,6 +132,14 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'steps': ((1, 128), (1, 2048), (8, 2048)),  # batch, context
       'prompts': (1024,),
       'generate': ((1, 128, 32),),  # batch, context, tokens
+      'cold': {
+        'model': 'smollm2-135m',  # a name, as for load_checkpoint
+        'gguf': '',  # the same model; '' for that of smollm2-135m
+        'prompt': 'What is the capital of France?',
+        'tokens': 64,
+        # Tokens of prompts that are read in chunks.
+        'lengths': (20, 40, 70, 100, 150, 200, 300, 500, 700, 1000, 1500),
+      },
     }
   )
   if setting not in SETTINGS:

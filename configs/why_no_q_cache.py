@@ -2,6 +2,7 @@
 
   make why                                                  seconds, 2 cores
   python -m experiments.why_no_q_cache --variant=mla
+  make why ARGS=--model=smollm2-135m
   python -m experiments.why_no_q_cache --program=my_module:my_attention \
       --config.shape=8,64
 
@@ -33,6 +34,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
     {
       'variant': 'gqa',
       'program': '',  # module:function, in place of a variant
+      'model': '',  # whose attention is analysed, in place of both
       'seed': 0,
       'shape': (8, 24),  # of the input of a program
       'axis': 0,  # of it, that counts positions

@@ -21,6 +21,7 @@ SIZES = {
   'products': 3,
   'prompts': 1,
   'overhead': 1,
+  'cold.lengths': 1,
   'caches.sizes': 2,
   'variants.sizes': 2,
   'attention.shapes': 3,

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark import overhead, races, tables
+from experiments.benchmark import cold_start, overhead, races, tables
 from experiments.benchmark.gpu import (
   aot_compile,
   correctness,
@@ -112,6 +112,12 @@ def time_hosts(run: Run) -> Iterator[Record]:
       yield about | row
 
 
+def time_cold_starts(run: Run) -> Iterator[Record]:
+  """Yields seconds of new processes, and of prompts in chunks."""
+  yield from cold_start.time_starts(run.config.cold)
+  yield from cold_start.time_chunks(run.config.cold, run.config.repeats)
+
+
 def _races(cases: Callable[[Run], Iterator[Race]]) -> Any:
   return functools.partial(races.race_all, cases)
 
@@ -136,6 +142,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Iterator[Record]]]] = {
   'prefill': ('Prompts', _models('prefill')),
   'step': ('Steps', _models('step')),
   'generate': ('Generation', _models('generate')),
+  'cold': ('From the start of a process', time_cold_starts),
   'overhead': ('Before a byte is read', time_hosts),
 }
 

@@ -160,6 +160,29 @@ TABLES: tuple[tuple[Callable[[Row], Any], Columns, str], ...] = (
     'Starting: until the call returns, with a model that computes next to '
     'nothing.',
   ),
+  (
+    lambda row: row['record'] == 'cold' and 'seconds' in row,
+    {
+      'process': 'name',
+      'loaded s': _rounded('load', 1, 2),
+      'first token s': _rounded('first', 1, 2),
+      **_fields('written'),
+      'all tokens s': _rounded('seconds', 1, 2),
+      'equal': 'equal',
+    },
+    'Seconds since the start of a process. Equal: tokens that agree with the '
+    'first row.',
+  ),
+  (
+    lambda row: row['record'] == 'chunks' and 'ratio' in row,
+    {
+      'prompt': 'context',
+      'chunks ms': _rounded('seconds', 1e3, 1),
+      'exact ms': _rounded('exact_seconds', 1e3, 1),
+      'ratio': _rounded('ratio', 1, 2),
+    },
+    'Compiled before; the least of the turns.',
+  ),
 )
 
 

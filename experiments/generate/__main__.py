@@ -2,26 +2,28 @@
 
   python -m experiments.generate --checkpoint=DIR --prompt='Once upon a time'
   python -m experiments.generate --checkpoint=DIR --prompts=FILE --cache=int8
+  python -m experiments.generate --checkpoint=smollm2-135m --chat
 Text goes to stdout, figures to stderr; Ctrl-C ends the text and keeps it. After
 --save_prompt_cache=FILE --capacity=N, --prompt_cache=FILE goes on from there.
+--chat without a prompt is a conversation: a line a turn, until an empty one.
 """
 
 import functools
 import pathlib
 import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
 from absl import flags
 
 import kvjax
 from experiments import launch
-from experiments.generate import answer
+from experiments.generate import answer, conversation
 from experiments.generate.speed import describe
 from experiments.generate.streaming import Streaming
 from experiments.measuring.clock import reading
 from experiments.measuring.model import array_bytes, step_bytes
 from experiments.reporting import records
-from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.parse import DEFAULT, parse_cache
 from kvjax.text import prompts, tokenizer
 
@@ -31,10 +33,10 @@ _text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _real = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
 _bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-_CHECKPOINT = _text('checkpoint', '', 'Directory, smollm2-135m, or Hub id.')
+_CHECKPOINT = _text('checkpoint', '', 'Path, smollm2-135m, or Hub id x/y.')
 _PROMPT = _text('prompt', '', 'What to continue.')
 _PROMPTS = _text('prompts', '', 'File: a prompt a line.')
-_CHAT = _bool('chat', None, 'Through the chat template; default: if any.')
+_CHAT = _bool('chat', None, 'Through the template; alone: a conversation.')
 _SYSTEM = _text('system', '', 'Instruction of a chat.')
 _TOKENS = _int('tokens', 128, 'Most to generate.')
 _STOP = _bool('stop', True, "At the checkpoint's end of text.")
@@ -67,32 +69,30 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
   """
   if not _CHECKPOINT.value:
     raise ValueError('No model is named: give --checkpoint=DIR.')
-  if bool(_PROMPT.value) == bool(_PROMPTS.value):
-    raise ValueError('Give one of --prompt=TEXT and --prompts=FILE.')
-  path = _CHECKPOINT.value
-  config = kvjax.load_config(path)
+  if bool(_PROMPT.value) == bool(_PROMPTS.value) and not _is_conversation():
+    raise ValueError(
+      'Give one of --prompt=TEXT and --prompts=FILE, or --chat alone for a '
+      'conversation.'
+    )
+  config = kvjax.load_config(path := _CHECKPOINT.value)
+  if _is_conversation():
+    conversation.check(config, save=_SAVE.value)
   words = tokenizer.load_tokenizer(path)
   file = _PROMPTS.value
   texts = prompts.read_prompts(file) if file else [_PROMPT.value]
   rows = prompts.encode_prompts(
     words, texts, chat=_CHAT.value, system=_SYSTEM.value
   )
-  batch = prompts.make_batch(config, rows)
-  source = None
-  if config.encoder is not None:
-    prompts.check_reads_text(config)
-    source = batch
-    start = [[tokenizer.start_token(path)]] * len(rows)
-    batch = prompts.make_batch(config, start)
+  batch, source = answer.batches(config, path, rows)
   sampling = {name: flag.value for name, flag in _SAMPLING.items()}
   if _PENALTY.value is not None:
-    is_token = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
-    seen = np.where(is_token, batch.tokens, -1)
-    sampling['adjust'] = kvjax.RepetitionPenalty(_PENALTY.value, seen)
+    sampling['adjust'] = answer.penalty(_PENALTY.value, batch)
   kind, codec = parse_cache(_CACHE.value)
   capacity = _CAPACITY.value
   if capacity is None:
     capacity = int(batch.lengths.max()) + _TOKENS.value - 1
+    if _is_conversation():
+      capacity = max(capacity, conversation.default_capacity(config))
   request = answer.Request(
     prompts=batch,
     source=source,
@@ -104,24 +104,23 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     kernel=_KERNEL.value,
     sampling=sampling,
   )
-  if not _LOAD.value:
-    request.check_fits(cache_spec(config, len(rows), **request.cache))
-  elif _CACHE.value != DEFAULT or _CAPACITY.value is not None:
-    raise ValueError(
-      f'prompt_cache={_LOAD.value} has its own kind and capacity: leave out '
-      '--cache and --capacity.'
-    )
+  is_described = _CACHE.value != DEFAULT or _CAPACITY.value is not None
+  answer.check_cache(request, config, _LOAD.value, is_described)
   return texts, words, request
 
 
 def main(argv: list[str]) -> None:
   del argv
+  name, dtype = _CHECKPOINT.value, _DTYPE.value
   with launch.door():
     texts, words, request = check()
-    model = kvjax.load_checkpoint(
-      _CHECKPOINT.value, _DTYPE.value, weights=_WEIGHTS.value
-    )
+    model = kvjax.load_checkpoint(name, dtype, weights=_WEIGHTS.value)
     cache = answer.open_cache(request, model, _LOAD.value)
+  run = {'command': launch.command(), 'environment': records.environment()}
+  _write([{'record': 'run', **run}])
+  if _is_conversation():
+    _write(conversation.hold(request, model, words, cache, _SYSTEM.value))
+    return
   text = Streaming([words.stream() for _ in texts], request.stop_tokens)
   cache, watch = answer.write(request, model, cache, text, _SAVE.value)
   speed = watch.record(
@@ -130,12 +129,20 @@ def main(argv: list[str]) -> None:
     cache_bytes=array_bytes(cache),
   )
   print(describe(speed), file=sys.stderr)
-  if _OUT.value:
-    run = {'command': launch.command(), 'environment': records.environment()}
-    for record in ({'record': 'run', **run}, *text.records(texts), speed):
-      records.append(pathlib.Path(_OUT.value), record)
+  _write([*text.records(texts), speed])
   if text.interrupted:
     raise SystemExit(130)
+
+
+def _is_conversation() -> bool:
+  return bool(_CHAT.value) and not (_PROMPT.value or _PROMPTS.value)
+
+
+def _write(found: Iterable[Mapping[str, Any]]) -> None:
+  """Adds records to the file of --out, where one is named, as they come."""
+  for record in found:
+    if _OUT.value:
+      records.append(pathlib.Path(_OUT.value), record)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,9 @@ import kvjax
 from experiments.generate.speed import Stopwatch
 from experiments.generate.streaming import Streaming, interrupts
 from experiments.reporting.writer import progress
-from kvjax.decoding.allocate import check_sizes
+from kvjax.decoding.allocate import cache_spec, check_sizes
 from kvjax.kernels import KERNELS
-from kvjax.text.prompts import Batch
+from kvjax.text import Batch, prefill_in_chunks, prompts, tokenizer
 
 Model = tuple[kvjax.ModelConfig, Mapping[str, Any]]  # and its parameters
 
@@ -70,6 +70,46 @@ class Request:
       )
 
 
+def batches(
+  config: kvjax.ModelConfig, path: str, rows: Sequence[Sequence[int]]
+) -> tuple[Batch, Batch | None]:
+  """Returns prompts, and what an encoder-decoder reads, of rows of ids."""
+  batch = prompts.make_batch(config, rows)
+  if config.encoder is None:
+    return batch, None
+  prompts.check_reads_text(config)
+  start = [[tokenizer.start_token(path)]] * len(rows)
+  return prompts.make_batch(config, start), batch
+
+
+def check_cache(
+  request: Request, config: kvjax.ModelConfig, saved: str, is_described: bool
+) -> None:
+  """Raises ValueError if an empty cache has no room, or two are named.
+
+  Args:
+    request: what to answer.
+    config: of the model.
+    saved: a file that `save_cache` wrote; '' for an empty cache.
+    is_described: whether a kind or a capacity was named.
+  """
+  if not saved:
+    rows = len(request.prompts.lengths)
+    request.check_fits(cache_spec(config, rows, **request.cache))
+  elif is_described:
+    raise ValueError(
+      f'prompt_cache={saved} has its own kind and capacity: leave out '
+      '--cache and --capacity.'
+    )
+
+
+def penalty(value: float, prompts: Batch) -> kvjax.RepetitionPenalty:
+  """Returns the penalty of what the prompts and the answers have said."""
+  is_token = np.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
+  seen = np.where(is_token, prompts.tokens, -1)
+  return kvjax.RepetitionPenalty(value, seen)
+
+
 def open_cache(request: Request, model: Model, saved: str) -> kvjax.Cache:
   """Returns an empty cache, or a saved one with a row a prompt.
 
@@ -115,16 +155,16 @@ def write(
   Returns:
     The cache, and a watch that saw the tokens.
   """
-  prompts, source, kernel = request.prompts, request.source, request.kernel
+  batch, source, kernel = request.prompts, request.source, request.kernel
   with Stopwatch() as watch, interrupts() as pressed:
     encoded = None
     if source is not None:
       encoded = kvjax.encode(*model, source.ids, source.lengths)
-    logits, cache = kvjax.prefill(
+    logits, cache = prefill_in_chunks(
       *model,
       cache,
-      prompts.ids,
-      prompts.lengths,
+      batch.ids,
+      batch.lengths,
       encoded=encoded,
       kernel=kernel,
     )
@@ -132,7 +172,7 @@ def write(
       kvjax.save_cache(save, cache, *model)
 
     # One row is seen token by token; of several, nothing until one ends.
-    several = len(prompts.lengths) > 1
+    several = len(batch.lengths) > 1
     bar = progress('generate', request.tokens) if several else None
     with bar or contextlib.nullcontext(lambda done: None) as advance:
 

@@ -19,8 +19,10 @@ _TITLE = 'What inference occupies'
 _CONFIG = launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', 'out/memory', 'Where files go.')
 _FLAGS = {
-  'model': flags.DEFINE_string('model', None, 'Published name, or a path.'),
-  'checkpoint': flags.DEFINE_string('checkpoint', None, 'A directory.'),
+  'model': flags.DEFINE_string(
+    'model', None, 'Path, smollm2-135m, llama-3-8b, ..., or Hub id x/y.'
+  ),
+  'checkpoint': flags.DEFINE_string('checkpoint', None, 'The same as --model.'),
   'batch': flags.DEFINE_integer('batch', None, 'Rows.'),
   'context': flags.DEFINE_integer('context', None, 'Tokens a row.'),
   'source': flags.DEFINE_integer('source', None, 'Positions of a source.'),

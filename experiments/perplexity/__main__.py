@@ -28,7 +28,7 @@ from kvjax.text.tokenizer import load_tokenizer
 FLAGS = flags.FlagValues()  # Not the global ones: generate defines some too.
 _text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _int = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-_CHECKPOINT = _text('checkpoint', '', 'Directory, smollm2-135m, or Hub id.')
+_CHECKPOINT = _text('checkpoint', '', 'Path, smollm2-135m, or Hub id x/y.')
 _TEXT = _text('text', '', 'File of text that the model has not learned.')
 _CACHES = flags.DEFINE_multi_string(
   'cache',

@@ -1,8 +1,9 @@
 """What must an attention program remember, and why is a query never in it?
 
-Derives the answer from an uncached program, yours (`--program=module:function`)
-or one of the variants, and draws it. Then puts a query leaf into a real decode
-cache and reads what XLA makes of it. See configs/why_no_q_cache.py.
+Derives the answer from an uncached program and draws it: yours
+(`--program=module:function`), one of the variants, or the attention of a model
+(`--model=smollm2-135m`). Then puts a query leaf into a real decode cache and
+reads what XLA makes of it. See configs/why_no_q_cache.py.
 """
 
 from typing import Any, NamedTuple
@@ -30,6 +31,9 @@ _FLAGS = {
     'variant', None, f'Of {", ".join(examples.VARIANTS)}.'
   ),
   'program': flags.DEFINE_string('program', None, 'Your module:function.'),
+  'model': flags.DEFINE_string(
+    'model', None, 'Path, smollm2-135m, llama-3-8b, ..., or Hub id x/y.'
+  ),
   'seed': flags.DEFINE_integer('seed', None, 'Of the input.'),
   'device': flags.DEFINE_string('device', None, 'To name the fastest for.'),
 }
@@ -39,9 +43,9 @@ class WhySetup(NamedTuple):
   """What is analysed; the config, checked.
 
   Attributes:
-    name: of the variant, or of the user's function.
+    name: of the variant, of the user's function, or of a model.
     program: without a cache.
-    encoder: the variant without its mask; None for a user's function.
+    encoder: the variant without its mask; None for anything else.
     x: an input.
   """
 
@@ -63,6 +67,9 @@ def check(config: Any) -> WhySetup:
     x = draw.integers(0, config.vocab_size, shape).astype(np.int32)
   else:
     x = draw.normal(size=shape).astype(np.float32)
+  if config.model:
+    x = draw.integers(0, examples.VOCABULARY, shape[0]).astype(np.int32)
+    return WhySetup(config.model, examples.of_model(config.model), None, x)
   name = config.program or config.variant
   if config.program:
     return WhySetup(name, examples.load_program(name, x), None, x)

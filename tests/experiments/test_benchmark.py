@@ -191,6 +191,7 @@ def test_tiny_runs_end_to_end(tmp_path, commands):
   lines = (tmp_path / 'benchmark.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   wanted = 'run bandwidth attention latent layer step generate overhead caches'
+  wanted += ' cold chunks'
   assert set(wanted.split()) <= {row['record'] for row in rows}
   assert ('torch' in rows[0]['peers']) == (not peers.missing('torch'))
   # The kernel is read off the program: it differs between the works.
@@ -201,6 +202,17 @@ def test_tiny_runs_end_to_end(tmp_path, commands):
   assert by['caches', 'kvjax paged:page=8']['kernel'] == native
   bounded = by['caches', 'kvjax bounded:budget=8,score=heavy_hitters+int8']
   assert bounded['kernel'] == native and bounded['error'] < 1e-5
+  # Every process writes the same tokens, and only one of them compiles nothing.
+  begun = {row['name']: row for row in rows if row['record'] == 'cold'}
+  for name in [name for name in begun if name.startswith('kvjax')]:
+    assert begun[name]['passed'] and begun[name]['equal'] == 4
+    assert (
+      0 < begun[name]['load'] < begun[name]['first'] < begun[name]['seconds']
+    )
+  assert len(begun) == 6
+  chunked = [row for row in rows if row['record'] == 'chunks']
+  assert [row['context'] for row in chunked] == [5, 20]
+  assert all(row['error'] < 1e-5 and row['ratio'] > 0 for row in chunked)
   dense = by['caches', 'kvjax dense']
   longer = dense['seconds'] / bounded['seconds']
   assert bounded['ratios']['dense'] == longer

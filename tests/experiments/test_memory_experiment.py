@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
+import kvjax
 from configs.memory import get_config
 from experiments import launch
 from experiments.memory import __main__ as memory
 from experiments.reporting import records
+from kvjax.text import smollm2
+from tests.checkpoints.writing import GOLDEN
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -77,7 +80,7 @@ def test_the_plan_is_what_xla_was_given(run):
     ('devices', 0, 'mesh axis heads=0 must be a positive integer'),
     ('cache', 'int9', "'int9' is no name"),
     ('compare', ('mxa',), "variant='mxa' is unknown; known: mha"),
-    ('checkpoint', 'no/such', 'no/such is neither a directory'),
+    ('checkpoint', '/no/such', "'/no/such'"),
   ),
 )
 def test_nonsense_ends_in_one_line_and_status_2(field, value, words, capsys):
@@ -87,3 +90,14 @@ def test_nonsense_ends_in_one_line_and_status_2(field, value, words, capsys):
   assert stop.value.code == 2
   error = capsys.readouterr().err
   assert words in error and error.count('\n') == 1
+
+
+def test_a_built_model_by_its_name(monkeypatch):
+  monkeypatch.setattr(smollm2, 'directory', lambda: GOLDEN / 'llama')
+  config = launch.override(
+    get_config(), {'model': 'smollm2-135m', 'device': 'RTX 4090'}
+  )
+  config.context, config.contexts, config.batch = 16, (16,), 2
+  setup = memory.check(config)
+  want = kvjax.load_config(GOLDEN / 'llama')
+  assert setup.models['smollm2-135m'] == want

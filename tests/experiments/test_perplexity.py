@@ -12,7 +12,7 @@ import pytest
 import kvjax
 from experiments.perplexity import __main__ as perplexity
 from experiments.perplexity import held_out
-from kvjax.text import tokenizer
+from kvjax.text import smollm2, tokenizer
 from tests.checkpoints.writing import GOLDEN
 from tests.experiments.flags import given_flags
 
@@ -65,6 +65,19 @@ def test_every_cache_beside_the_uncached_figure(tmp_path, text, capsys):
   assert exact['bytes_per_token'] == 2 * (10 + 4) * 4
   assert ring['cache_bytes'] < exact['cache_bytes']
   assert int8['cache_bytes'] == int8['planned_bytes']
+
+
+def test_a_built_model_by_its_name(tmp_path, text, monkeypatch):
+  monkeypatch.setattr(smollm2, 'directory', lambda: GOLDEN / 'llama')
+  given = {'text': text, 'rows': 2, 'length': 9, 'cache': ['default']}
+  found = []
+  for name in ('smollm2-135m', str(GOLDEN / 'llama')):
+    given |= {'checkpoint': name, 'workdir': str(tmp_path / name[-4:])}
+    with given_flags(perplexity.FLAGS, **given):
+      perplexity.main([])
+    file = tmp_path / name[-4:] / 'perplexity.jsonl'
+    found.append([json.loads(x) for x in file.read_text().splitlines()[1:]])
+  assert found[0] == found[1] and found[0][0]['bits_per_byte'] > 0
 
 
 def test_windows_begin_as_the_tokenizer_does():

@@ -5,9 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments.reporting import records
+from experiments.why_no_q_cache import examples
+from kvjax import liveness
+from tests.checkpoints.writing import GOLDEN
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINE = """
@@ -63,10 +67,23 @@ def test_a_program_that_a_user_wrote(tmp_path):
   assert page.count('<img') == 4 and 'http' not in page
 
 
+def test_a_model_by_its_name(tmp_path):
+  done = run(f'--model={GOLDEN / "llama"}', folder=tmp_path)
+  assert done.returncode == 0, done.stderr
+  found = records.read([tmp_path / 'out' / 'why_no_q_cache.jsonl'])
+  kept = {r['name'] for r in found if r['record'] == 'tensor' and r['kept']}
+  assert kept == {'key', 'value'}
+  latent = examples.of_model(str(GOLDEN / 'deepseek_v3'))
+  report = liveness.analyze(latent, np.arange(5, dtype=np.int32), 0)
+  assert report.keep == ('latent', 'rotary')
+
+
 @pytest.mark.parametrize(
   ('flags', 'words'),
   [
     (['--variant=mxa'], "variant='mxa' is unknown"),
+    (['--model=llama-3-9b'], "'llama-3-9b'; the nearest known: llama-3-8b"),
+    ([f'--model={GOLDEN / "t5"}'], 'reads a source: name a decoder'),
     (['--program=mine'], "program='mine' must be module:function"),
     (
       ['--program=mine:attention', '--config.shape=8,7'],

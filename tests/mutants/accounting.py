@@ -578,4 +578,32 @@ EXPERIMENTS: tuple[Mutant, ...] = (
     'pass',
     'tests/faults/test_experiments.py::test_help_lists_the_flags',
   ),
+  Mutant(
+    'a_conversation_never_goes_back',
+    'experiments/generate/conversation.py',
+    'if kept == len(talk.seen) or talk.past + kept >= earliest:',
+    'if kept == len(talk.seen):',
+    'tests/experiments/test_conversation.py',
+  ),
+  Mutant(
+    'a_conversation_goes_back_too_far',
+    'experiments/generate/conversation.py',
+    'if kept == len(talk.seen) or talk.past + kept >= earliest:',
+    'if True:',
+    'tests/experiments/test_conversation.py',
+  ),
+  Mutant(
+    'the_last_token_of_an_answer_is_lost',
+    'experiments/generate/conversation.py',
+    '[*talk.pending, *ids]',
+    'ids',
+    'tests/experiments/test_conversation.py',
+  ),
+  Mutant(
+    'a_common_prefix_of_one_token_more',
+    'experiments/generate/conversation.py',
+    'next(unequal, min',
+    'next(unequal, 1 + min',
+    'tests/experiments/test_conversation.py',
+  ),
 )
