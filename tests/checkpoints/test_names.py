@@ -286,7 +286,7 @@ def test_smollm2_is_converted_once(tmp_path, monkeypatch, capsys):
   """A golden model takes the place of the file in the package."""
   source = GOLDEN / 'llama'
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  monkeypatch.setattr(smollm2, '_source', lambda: source)
+  monkeypatch.setattr(smollm2, 'source', lambda: source)
   monkeypatch.setattr(tokenizer, 'stop_tokens', lambda path: (2, 3))
   with monkeypatch.context() as patch:
     patch.setattr(smollm2, 'save_checkpoint', lambda *_, **__: 1 / 0)
