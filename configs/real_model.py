@@ -54,7 +54,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'window': 48,  # tokens that sinks and bounded may remember
       },
       'expected': {
-        'digits': 0.7,  # of those that the full cache finds, at least
+        'digits': 0.7,  # share that the full cache finds, at least
         'int8_kl': 0.01,  # nats, at most
         'ring_over_sinks': 3.0,  # ratio of their divergences, at least
       },

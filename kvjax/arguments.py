@@ -182,7 +182,13 @@ def check_array(
 def random_keys(name: str, keys: Any, shape: tuple[int | None, ...]) -> Any:
   """Returns keys of a shape, the raw ones of `jax.random.PRNGKey` wrapped."""
   if getattr(keys, 'dtype', None) == jnp.uint32:
-    keys = jax.random.wrap_key_data(keys)
+    try:
+      keys = jax.random.wrap_key_data(keys)
+    except TypeError:
+      raise ValueError(
+        f'{name} of shape {list(np.shape(keys))} is no random key: give '
+        'jax.random.key(seed).'
+      ) from None
   check_array(name, keys, shape, jax.dtypes.prng_key)
   return keys
 

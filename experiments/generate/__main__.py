@@ -76,7 +76,7 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     )
   config = kvjax.load_config(path := _CHECKPOINT.value)
   if _is_conversation():
-    conversation.check(config, save=_SAVE.value)
+    conversation.check(config, _SAVE.value, _PENALTY.value)
   words = tokenizer.load_tokenizer(path)
   file = _PROMPTS.value
   texts = prompts.read_prompts(file) if file else [_PROMPT.value]

@@ -135,13 +135,18 @@ def kept_in(cache: kvjax.Cache) -> tuple[int, int]:
   return max(counts), sum(sizes)
 
 
-def check(config: kvjax.ModelConfig, *, save: str) -> None:
+def check(config: kvjax.ModelConfig, save: str, penalty: float | None) -> None:
   """Raises ValueError for a model or a flag that has no conversation."""
   if config.encoder is not None:
     raise ValueError('The model reads a source: give it as --prompt=TEXT.')
   if save:
     raise ValueError(
       f'save_prompt_cache={save} needs a prompt: give --prompt=TEXT as well.'
+    )
+  if penalty is not None:
+    raise ValueError(
+      f'repetition_penalty={penalty} needs a prompt, which it counts: give '
+      '--prompt=TEXT as well.'
     )
 
 

@@ -58,6 +58,7 @@ def read(
   held = plan(config, batch_size=1, capacity=context, **options)
   whole = plan(config, batch_size=rows, capacity=capacity, **options)
   sizes = {
+    'keeps_all': cache.layout.limit is not None,
     'bytes_per_token': held.cache_bytes / context,
     'planned_bytes': whole.cache_bytes,
     'cache_bytes': array_bytes(cache),

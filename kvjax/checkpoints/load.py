@@ -155,8 +155,8 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
   if name is not None and not os.path.lexists(name):
     values = published_values(name)
     if name in BUILT:
-      # Without its package the shipped config is all that is known of it.
-      with contextlib.suppress(FileNotFoundError):
+      # Where it cannot be made, the shipped config is all that is known of it.
+      with contextlib.suppress(OSError, ValueError):
         values = read_config(find_model(name))
     if values is not None:
       return parse_config(values)

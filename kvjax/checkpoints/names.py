@@ -27,6 +27,7 @@ TEXT_FILES = (*CONFIG_FILES, *TOKENIZER_FILES)
 MODEL_FILES = ('config.json', '*.safetensors', '*.safetensors.index.json')
 # Parts of other models, and a second copy of the weights (Mistral).
 OTHER_FILES = ('*/*', 'consolidated*')
+FILE_ENDINGS = ('.gguf', '.json', '.safetensors')  # of no model of the Hub
 HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*(@\S+)?', re.ASCII)
 
 
@@ -49,7 +50,7 @@ def find_model(
     return path
   if name in BUILT:
     return importlib.import_module(BUILT[name]).directory()
-  if HUB_ID.fullmatch(name):
+  if HUB_ID.fullmatch(name) and path.suffix not in FILE_ENDINGS:
     return _fetch(name, files)
   raise FileNotFoundError(f'There is no model {name!r}. {possible_names()}')
 

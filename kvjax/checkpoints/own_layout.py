@@ -82,6 +82,11 @@ def match_own(
     ValueError: a tensor is missing, unexpected, of another shape than the
       config gives it, or no plain weight; the message names it.
   """
+  if len(config.layers) > len(tensors):
+    raise ValueError(
+      f'config.json has {len(config.layers)} layers, and the checkpoint '
+      f'{len(tensors)} tensors.'
+    )
   spec = param_spec(config)
   for place in sorted(spec.keys() ^ tensors.keys()):
     state = 'is missing' if place in spec else 'has no place in config.json'

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import DynamicJaxprTracer
 
 from kvjax.attention.rotary import Rotary, rotary_table
 from kvjax.attention.variant import Table
@@ -209,6 +210,8 @@ def _run_layers(
   shared = {source for index, source in enumerate(sources) if source != index}
   # A program of a layer returns no views: they hold functions.
   in_place = shared.union(attention_layers)
+  if not isinstance(x, DynamicJaxprTracer):  # of a transform that is not jitted
+    in_place = in_place.union(range(len(sources)))
   programs = _LayerPrograms(
     config, cache.source, placement.state, params.get('relative')
   )

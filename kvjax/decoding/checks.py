@@ -86,6 +86,8 @@ def _spoil_rows(
   Inside a trace nothing can be refused: such a row is flagged, and not written.
   """
   wrong = ((lengths < 0) | (lengths > ids.shape[1]))[:, None]
+  # Before the cast, which would wrap an id to one that the vocabulary has.
+  wrong |= unknown_ids(ids, config.vocab_size)
   ids = jnp.where(wrong, config.vocab_size, ids.astype(jnp.int32))
   return ids, is_token | wrong
 

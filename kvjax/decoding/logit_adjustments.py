@@ -5,6 +5,7 @@ far `[B, num_tokens]`. `generate` traces it into the programs of its blocks.
 """
 
 import dataclasses
+import numbers
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -75,7 +76,8 @@ class LogitBias:
         f'LogitBias biases={self.biases!r} must be {{id: bias}}.'
       ) from None
     for token, bias in given.items():
-      if not is_whole(token, 0) or not (is_number(bias) or bias == -np.inf):
+      excludes = isinstance(bias, numbers.Real) and bias == -np.inf
+      if not is_whole(token, 0) or not (is_number(bias) or excludes):
         raise ValueError(
           f'LogitBias has the pair {token!r}: {bias!r}; it must be an id from '
           '0 on and a finite number, or -inf for a token that is excluded.'
@@ -104,7 +106,10 @@ class AllowedTokens:
   ids: Sequence[int] | np.ndarray
 
   def __post_init__(self):
-    ids = np.asarray(self.ids)
+    try:
+      ids = np.asarray(self.ids)
+    except ValueError:  # rows of different lengths
+      ids = np.zeros(())
     if ids.ndim == 1 and ids.dtype == bool:
       ids = np.flatnonzero(ids)
     whole = ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
@@ -154,18 +159,16 @@ def _as_pytree(function: Any) -> Any:
       '[B, num_tokens], or a tuple of such functions.'
     )
   is_pytree = not jax.tree_util.all_leaves([function])
-  if is_pytree:
-    return function
   try:
     # JAX would compare it by == alone, and miss what changes in place.
-    hash(function)
+    hash(jax.tree.structure(function) if is_pytree else function)
   except TypeError as error:
     raise ValueError(
       f'adjust={function!r} cannot be hashed ({error}): make it a frozen '
       'dataclass of plain values, or jax.tree_util.Partial(function, array) '
       'for what reads arrays.'
     ) from None
-  return Partial(function)
+  return function if is_pytree else Partial(function)
 
 
 def adjust_logits(

@@ -165,7 +165,7 @@ def _make_outside(place: str, text: str, wanted: tuple[str, ...]) -> Any:
   module, name, arguments = match.groups()
   try:
     found = getattr(importlib.import_module(module), name)
-  except (ImportError, AttributeError) as error:
+  except (ImportError, AttributeError, TypeError) as error:
     raise ValueError(f'{place}: {text} cannot be had: {error}.') from error
   is_wanted = isinstance(found, type) and any(_HAS[w](found) for w in wanted)
   if not is_wanted:

@@ -105,7 +105,20 @@ def programs_folder() -> pathlib.Path | None:
     return None
   digest = hashlib.sha256('\n'.join(_processor()).encode()).hexdigest()
   folder = cache / f'programs-{digest[:16]}'
+  try:
+    make_folder(folder)
+  except OSError:
+    return None
   return None if _risk(folder) else folder
+
+
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes a folder of `user_cache`; others may not write to it.
+
+  Whatever the umask is: `_risk` refuses what they may write to.
+  """
+  for place in (folder.parents[1], folder.parent, folder):
+    place.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def _libraries() -> Iterator[tuple[pathlib.Path, str]]:
@@ -139,8 +152,8 @@ def _risk(library: pathlib.Path) -> str:
     if facts.st_uid not in trusted:
       return (
         f'{place} belongs to user {facts.st_uid}, and this process to user '
-        f'{os.geteuid()}. Remove it, or set XDG_CACHE_HOME to a folder of '
-        'your own.'
+        f'{os.geteuid()}. Remove the library, or set XDG_CACHE_HOME to a '
+        'folder of your own.'
       )
     # In a sticky folder, as /tmp is, nobody renames what another owns.
     is_sticky = place.is_dir() and facts.st_mode & stat.S_ISVTX

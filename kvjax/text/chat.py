@@ -133,7 +133,7 @@ def load_template(path: pathlib.Path) -> Template | None:
 def _gguf_template(path: pathlib.Path) -> Template | None:
   metadata = read_header(path).metadata
   source = metadata.get('tokenizer.chat_template')
-  if not source:
+  if source is None:
     return None
   if not isinstance(source, str):
     raise ValueError('tokenizer.chat_template must be a text.')

@@ -10,6 +10,7 @@ import numpy as np
 from kvjax.arguments import is_whole
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_chunk
+from kvjax.decoding.rows import fork
 from kvjax.decoding.sampling import NO_TOKEN
 from kvjax.decoding.steps import prefill
 from kvjax.decoding.tracing import in_trace
@@ -33,6 +34,8 @@ def prefill_in_chunks(
   kernel: str | Kernel | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Feeds prompts as `kvjax.prefill` does, and compiles two programs at most.
+
+  (One more for a source, which the first chunk brings.)
 
   `prefill` compiles a program for every length that it meets. A kind that
   evicts does so between chunks, so which tokens it keeps may differ from one
@@ -59,6 +62,10 @@ def prefill_in_chunks(
     )
   is_token, ids = jax.device_get((is_token, ids))
   fed = np.where(is_token, ids, NO_TOKEN)
+  fed = fed[
+    :, : max(1, np.flatnonzero(is_token.any(axis=0)).max(initial=0) + 1)
+  ]
+  cache = cache if donate else fork(cache)
   logits = None
   for start, size in _split(fed.shape[1], chunks):
     piece = fed[:, start : start + size]
@@ -70,11 +77,9 @@ def prefill_in_chunks(
       cache,
       jax.device_put(piece),
       encoded=encoded,
-      donate=donate,
       kernel=kernel,
     )
-    # The later chunks find the source in the cache, which is theirs to take.
-    encoded, donate = None, True
+    encoded = None  # later chunks find it in the cache
     goes_on = jax.device_put((piece >= 0).any(axis=1, keepdims=True))
     logits = new if logits is None else jnp.where(goes_on, new, logits)
   assert logits is not None  # `check_chunk` refuses prompts of no token

@@ -70,7 +70,7 @@ class Words:
 
 _THREE, _ONE = r'\p{N}{1,3}', r'\p{N}'
 WORDS = (
-  Words(('gpt-2', 'default', 'phi-2')),
+  Words(('gpt-2', 'phi-2')),
   Words(('smollm', 'starcoder', 'refact', 'command-r'), digits=True),
   Words(
     ('llama-bpe', 'llama3', 'llama-v3', 'falcon3', 'pixtral'),
@@ -201,7 +201,7 @@ def _byte_level(
   library: Any, metadata: Metadata, vocabulary: Vocabulary
 ) -> tuple[Any, bool]:
   """Returns BPE over bytes, and whether a text begins with the start token."""
-  words = _choose_words(metadata.get(f'{KEY}pre', 'default'))
+  words = _choose_words(metadata.get(f'{KEY}pre'))
   merges = metadata.get(f'{KEY}merges')
   if not isinstance(merges, list):
     raise ValueError('tokenizer.ggml.merges must be a list of texts.')

@@ -5,7 +5,6 @@ that file is used, so the package is installed without what it depends on.
 """
 
 import importlib.metadata
-import json
 import pathlib
 import sys
 import tempfile
@@ -46,15 +45,11 @@ def directory() -> pathlib.Path:
 
 def _convert(gguf: pathlib.Path, path: pathlib.Path) -> None:
   """Writes a checkpoint directory with all that the GGUF file says."""
-  path.parent.mkdir(parents=True, exist_ok=True)
+  build.make_folder(path.parent)
   config, params = load_checkpoint(gguf, 'float32')
-  stops = tokenizer.stop_tokens(gguf)
   with tempfile.TemporaryDirectory() as scratch:
     files = pathlib.Path(scratch)
     tokenizer.load_tokenizer(gguf).save(files)
-    (files / tokenizer.GENERATION).write_text(
-      json.dumps({'eos_token_id': list(stops)})
-    )
     save_checkpoint(path, config, params, files, like='llama')
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import importlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -92,6 +93,7 @@ class PublishedTokenizer:
     else:
       self._tokenizer = _read_json(library, self._file)
     self.template = load_template(path)
+    self._stops = stop_tokens(path)
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
     try:
@@ -108,6 +110,9 @@ class PublishedTokenizer:
 
   def save(self, path: pathlib.Path) -> None:
     self._tokenizer.save(str(path / FILE))
+    if self._stops:
+      values = {'eos_token_id': list(self._stops)}
+      (path / GENERATION).write_text(json.dumps(values), encoding='utf-8')
     if self.template is not None:
       self.template.save(path)
 
@@ -171,7 +176,10 @@ def start_token(path: str | pathlib.Path) -> int:
   Raises:
     ValueError: config.json does not say, or names no token of the model.
   """
-  file = find_model(path, TEXT_FILES) / CONFIG
+  path = find_model(path, TEXT_FILES)
+  if is_gguf(path):
+    raise ValueError(f'{path} names no token that an answer begins with.')
+  file = path / CONFIG
   token = read_values(file).get('decoder_start_token_id')
   if token is None:
     raise ValueError(f'{file} has no decoder_start_token_id to begin with.')

@@ -1,4 +1,7 @@
-"""liveness is an independent witness: it imports nothing else of kvjax."""
+"""liveness is an independent witness: it imports nothing else of kvjax.
+
+How a result shows itself (`kvjax.display`) computes nothing.
+"""
 
 import ast
 import pathlib
@@ -21,4 +24,5 @@ def test_imports_no_other_part_of_kvjax() -> None:
         continue
       for module in modules:
         if module.split('.')[0] == 'kvjax':
-          assert f'{module}.'.startswith('kvjax.liveness.'), path
+          own = f'{module}.'.startswith('kvjax.liveness.')
+          assert own or module == 'kvjax.display', path

@@ -283,7 +283,9 @@ def _gemma(largest: int) -> Callable[[Header, Values], Values]:
   def adapt(header: Header, values: Values) -> Values:
     scalar = values['head_dim']
     if values.get('num_hidden_layers') == largest:
-      scalar = values['hidden_size'] // values['num_attention_heads']
+      settings = Settings(values)
+      heads = settings.need('num_attention_heads')
+      scalar = settings.need('hidden_size') // heads
     found = {'query_pre_attn_scalar': scalar}
     if not values.get('sliding_window'):  # Gemma 3; Gemma 2 has a default
       found['sliding_window_pattern'] = 1
