@@ -7,7 +7,6 @@ that file is used, so the package is installed without what it depends on.
 import importlib.metadata
 import pathlib
 import sys
-import tempfile
 
 from kvjax.checkpoints.load import load_checkpoint
 from kvjax.checkpoints.saving.save import save_checkpoint
@@ -47,10 +46,8 @@ def _convert(gguf: pathlib.Path, path: pathlib.Path) -> None:
   """Writes a checkpoint directory with all that the GGUF file says."""
   build.make_folder(path.parent)
   config, params = load_checkpoint(gguf, 'float32')
-  with tempfile.TemporaryDirectory() as scratch:
-    files = pathlib.Path(scratch)
-    tokenizer.load_tokenizer(gguf).save(files)
-    save_checkpoint(path, config, params, files, like='llama')
+  words = tokenizer.load_tokenizer(gguf)
+  save_checkpoint(path, config, params, words, like='llama')
 
 
 def source() -> pathlib.Path:

@@ -251,11 +251,14 @@ def test_a_tokenizer_of_kvjax_is_written(tmp_path):
   (tmp_path / 'source/tokenizer_config.json').write_text(
     '{"chat_template": "{{ bos_token }} \u00e9", "bos_token": "<s>"}'
   )
+  stops = tmp_path / 'source/generation_config.json'
+  stops.write_text('{"eos_token_id": [2, 1]}')
   tokenizer = kvjax.text.load_tokenizer(tmp_path / 'source')
   config, params = small()
   kvjax.save_checkpoint(tmp_path / 'x', config, params, tokenizer)
   again = kvjax.text.load_tokenizer(tmp_path / 'x')
   assert again.encode('b') == [2]
+  assert kvjax.text.stop_tokens(tmp_path / 'x') == (2, 1)
   assert again.template.source == tokenizer.template.source
   assert again.template.names == tokenizer.template.names
   # A byte tokenizer has no files, and those of the old one are gone.

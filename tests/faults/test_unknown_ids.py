@@ -160,3 +160,14 @@ def test_an_id_of_padding_is_no_token():
   active = np.asarray([False, True])
   _, cache = step(np.asarray([99, 3]), fed(2)[1], active=active)
   assert cache.length.tolist() == [3, 4]
+
+
+def test_an_impossible_length_hides_no_unknown_id():
+  """An id beyond int32 would wrap to one of the vocabulary in a cast."""
+  tokens = jnp.asarray([[2**31 + 5, 1, 2], [3, 4, 5]], jnp.uint32)
+  run = jax.jit(
+    lambda lengths: kvjax.extend(CONFIG, PARAMS, new_cache(2), tokens, lengths)
+  )
+  logits, cache = run(jnp.asarray([3, 3]))
+  assert cache.overflow.tolist() == [True, False]
+  assert np.isnan(logits[0]).all() and np.isfinite(logits[1]).all()

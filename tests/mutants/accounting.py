@@ -187,6 +187,13 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/checkpoints/test_refusals.py',
   ),
   Mutant(
+    'a_saved_tokenizer_never_stops',
+    'kvjax/text/tokenizer.py',
+    'if self._stops:',
+    'if False:',
+    'tests/checkpoints/test_save.py::test_a_tokenizer_of_kvjax_is_written',
+  ),
+  Mutant(
     'empty_template_is_none',
     'kvjax/text/chat.py',
     '  if source is None:',
