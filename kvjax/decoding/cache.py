@@ -79,8 +79,10 @@ def check_alive(cache: Cache) -> None:
 
 def is_spent(cache: Cache) -> bool:
   """Returns whether the buffers of a cache were given to another program."""
-  # JAX may leave a donated buffer alone that no result could use.
-  return is_deleted(cache.length) or is_deleted(cache.overflow)
+  # JAX may leave a donated buffer alone that no result could use, or that is
+  # itself a result. Every program makes new books or new lengths.
+  books = jax.tree.leaves(cache.books)
+  return any(map(is_deleted, (cache.length, cache.overflow, *books)))
 
 
 def is_deleted(array: Any) -> bool:
