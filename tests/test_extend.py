@@ -87,18 +87,18 @@ def test_a_variant_of_the_page_is_planned_and_fitted(kind, capacity):
   config = kvjax.ModelConfig(vocab_size=17, width=12, layers=layers)
   params = kvjax.init_params(config, jax.random.key(0))
   assert attention.num_params(12) == (2 * 5 * 7 + 7) * 12
-  asked = {'batch_size': 3, 'capacity': capacity, 'kinds': kind}
-  plan = kvjax.memory.plan(config, **asked)
+  options = {'batch_size': 3, 'capacity': capacity, 'kinds': kind}
+  plan = kvjax.memory.plan(config, **options)
   assert plan.params_bytes == tree_bytes(params)
   cache = kvjax.init_cache(config, 3, capacity, kinds=kind)
   assert plan.cache_bytes == tree_bytes(cache)
-  step = kvjax.memory.compile_call(config, **asked)
+  step = kvjax.memory.compile_call(config, **options)
   measured = kvjax.memory.measure(step)
   assert measured.temporaries <= plan.temporaries_bytes
-  del asked['batch_size']
-  fit = kvjax.memory.fit(config, plan.peak_bytes, **asked)
+  del options['batch_size']
+  fit = kvjax.memory.fit(config, plan.peak_bytes, **options)
   assert fit.batch_size == 3
-  cut = kvjax.memory.plan(config, batch_size=3, mesh={'heads': 5}, **asked)
+  cut = kvjax.memory.plan(config, batch_size=3, mesh={'heads': 5}, **options)
   assert cut.devices == 5 and cut.params_bytes < plan.params_bytes
 
 

@@ -1,4 +1,4 @@
-"""What an installation from the sources is told."""
+"""What the sources say to an installation."""
 
 import pathlib
 import re

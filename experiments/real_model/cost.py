@@ -55,11 +55,11 @@ def read(
   rows, context = task.contexts.shape
   capacity = context + task.following.shape[1]
   cache = kvjax.init_cache(config, rows, capacity, **options)
-  held = plan(config, batch_size=1, capacity=context, **options)
+  of_context = plan(config, batch_size=1, capacity=context, **options)
   whole = plan(config, batch_size=rows, capacity=capacity, **options)
   sizes = {
     'keeps_all': cache.layout.limit is not None,
-    'bytes_per_token': held.cache_bytes / context,
+    'bytes_per_token': of_context.cache_bytes / context,
     'planned_bytes': whole.cache_bytes,
     'cache_bytes': array_bytes(cache),
   }

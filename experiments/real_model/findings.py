@@ -84,7 +84,7 @@ def _picture(figures: Records) -> bytes:
       scale, **({'linthresh': 1e-4} if scale != 'linear' else {})
     )
     panel.set_ylim(0, 2 if scale == 'symlog' else 1)
-    panel.set_xlabel('bytes held a token of context')
+    panel.set_xlabel('bytes a token of context')
     panel.set_title(title, loc='left', fontsize=10)
   handles, names = axes[0].get_legend_handles_labels()
   canvas.legend(

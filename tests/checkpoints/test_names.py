@@ -123,7 +123,7 @@ SHA = '0123456789abcdef0123456789abcdef01234567'
 class Hub(http.server.BaseHTTPRequestHandler):
   """Answers as huggingface.co does, for one repository of golden files."""
 
-  asked: list[str] = []
+  requested: list[str] = []
   files: dict[str, bytes] = {}
   heads: list[str] = []
 
@@ -152,13 +152,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
       '/api/models/some/model',
     ):
       files = [{'rfilename': x} for x in self.files]
-      self.asked.append(path.rpartition('/')[2])
+      self.requested.append(path.rpartition('/')[2])
       body = {'id': 'some/model', 'sha': SHA, 'siblings': files}
       self._send(200, json.dumps(body).encode(), {}, whole)
     elif path.startswith(f'/some/model/resolve/{SHA}/'):
       name = path.removeprefix(f'/some/model/resolve/{SHA}/')
       if whole:
-        self.asked.append(name)
+        self.requested.append(name)
       head = {'X-Repo-Commit': SHA, 'ETag': f'"{name}"'}
       self._send(200, self.files[name], head, whole)
     else:
@@ -189,7 +189,7 @@ def hub(tmp_path, monkeypatch):
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
   thread = threading.Thread(target=server.serve_forever, daemon=True)
   thread.start()
-  monkeypatch.setattr(Hub, 'asked', [])
+  monkeypatch.setattr(Hub, 'requested', [])
   monkeypatch.setattr(Hub, 'files', files)
   endpoint = f'http://127.0.0.1:{server.server_port}'
   fetch = functools.partial(
@@ -211,19 +211,19 @@ def test_a_hub_id_is_fetched(hub):
   want_config, want = kvjax.load_checkpoint(GOLDEN / 'qwen2')
   assert config == want_config
   jax.tree.map(np.testing.assert_array_equal, params, want)
-  assert {'config.json', 'model.safetensors'} < set(hub.asked)
-  assert not [x for x in hub.asked if x.startswith(('pytorch', 'original'))]
+  assert {'config.json', 'model.safetensors'} < set(hub.requested)
+  assert not [x for x in hub.requested if x.startswith(('pytorch', 'original'))]
   assert not {'consolidated.safetensors', 'tokenizer_config.json'} & {
-    *hub.asked
+    *hub.requested
   }
   assert kvjax.text.stop_tokens('some/model') == (5,)
-  assert hub.asked.count('config.json') == 1  # the library's cache has it
+  assert hub.requested.count('config.json') == 1  # the library's cache has it
 
 
 def test_a_config_and_a_revision_of_the_hub(hub):
   config = kvjax.load_config('some/model@v2')
   assert config == kvjax.load_config(GOLDEN / 'qwen2')
-  assert 'v2' in hub.asked and 'model.safetensors' not in hub.asked
+  assert 'v2' in hub.requested and 'model.safetensors' not in hub.requested
 
 
 def test_what_the_hub_does_not_give_is_one_error(hub, monkeypatch):
