@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from experiments.measuring import clock
-from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.shared_rows import LLAMA
 from kvjax.models.config import ModelConfig
+from kvjax.tree_paths import leaves_by_path
 
 MODULES = ('torch', 'transformers', 'triton', 'llama_cpp', 'jaxlib')
 PIP = {'llama_cpp': 'llama-cpp-python'}  # packages named unlike their module

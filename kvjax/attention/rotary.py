@@ -122,7 +122,9 @@ def rotate(
     turned = jnp.stack(parts, axis=-1).reshape(turned.shape)
   else:
     turned = jnp.concatenate(parts, axis=-1)
-  return jnp.concatenate([turned, rest], axis=-1).astype(x.dtype)
+  if rest.shape[-1]:
+    turned = jnp.concatenate([turned, rest], axis=-1)
+  return turned.astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,21 @@ def _scatter(leaf, new, slots):
 
   if target() == 'gpu':  # XLA makes two kernels of a scatter of one index
     slots = jnp.broadcast_to(slots, new.shape[:3])
+  elif slots.size == 1:
+    return _replace(leaf, new, slots[0, 0, 0])
   heads = 0 if slots.shape[1] == leaf.shape[1] else None
   slots = slots if heads == 0 else slots[:, 0]
   return jax.vmap(jax.vmap(write_head, (0, 0, heads)))(leaf, new, slots)
+
+
+def _replace(leaf, new, slot):
+  """Writes one token of one row: XLA would make a loop of a scatter."""
+  is_inside = (slot >= 0) & (slot < leaf.shape[2])
+  starts = [jnp.int32(0)] * leaf.ndim
+  starts[2] = jnp.where(is_inside, slot, 0)
+  old = jax.lax.dynamic_slice(
+    leaf, starts, new.shape, allow_negative_indices=False
+  )
+  return jax.lax.dynamic_update_slice(
+    leaf, jnp.where(is_inside, new, old), starts, allow_negative_indices=False
+  )

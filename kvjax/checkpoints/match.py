@@ -16,7 +16,6 @@ import numpy as np
 
 from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.family import Family, layer_sizes
-from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.table import (
   NOTHING,
   Sizes,
@@ -26,7 +25,8 @@ from kvjax.checkpoints.table import (
 )
 from kvjax.checkpoints.tensors import DTYPES
 from kvjax.models.config import ModelConfig
-from kvjax.models.initialize import init_params
+from kvjax.models.initialize import param_shapes
+from kvjax.tree_paths import leaves_by_path
 
 ALIGNMENT = 64  # bytes; a CPU device copies what begins elsewhere
 
@@ -103,12 +103,6 @@ def _allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def param_spec(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shape and dtype of every param by path, allocating none."""
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  return leaves_by_path(shapes)
-
-
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
   """What is known of a checkpoint before any of its tensors is read.
@@ -150,7 +144,7 @@ def match_params(
   rows = group_by_place(family.rows)
   sources = [
     _match_param(checkpoint, rows, place, param)
-    for place, param in param_spec(config).items()
+    for place, param in leaves_by_path(param_shapes(config)).items()
   ]
   _check_used(checkpoint, sources)
   return sources

@@ -21,13 +21,15 @@ from kvjax.attention.rotary import (
   Yarn,
 )
 from kvjax.checkpoints.dequantize import PublishedTensor
-from kvjax.checkpoints.match import ParamSource, param_spec
+from kvjax.checkpoints.match import ParamSource
 from kvjax.checkpoints.table import TableRow
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.experts import Experts
+from kvjax.models.initialize import param_shapes
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
+from kvjax.tree_paths import leaves_by_path
 
 OWN = 'kvjax'  # model_type
 KEY = 'config'
@@ -87,7 +89,7 @@ def match_own(
       f'config.json has {len(config.layers)} layers, and the checkpoint '
       f'{len(tensors)} tensors.'
     )
-  spec = param_spec(config)
+  spec = leaves_by_path(param_shapes(config))
   for place in sorted(spec.keys() ^ tensors.keys()):
     state = 'is missing' if place in spec else 'has no place in config.json'
     raise ValueError(f'Tensor {place} of the checkpoint {state}.')

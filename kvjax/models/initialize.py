@@ -16,6 +16,7 @@ from kvjax.models.config import (
   check_config,
   relative_bias,
 )
+from kvjax.tree_paths import leaves_by_path
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
@@ -123,7 +124,8 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
     'give the dict that init_params or load_checkpoint returned. Arguments '
     'come in the order config, params.',
   )
-  wanted, given = _wanted_shapes(config), _shapes(params)
+  leaves = _leaves(params)
+  wanted, given = _shapes(_leaves(param_shapes(config))), _shapes(leaves)
   for place in sorted(wanted.keys() | given.keys()):
     if wanted.get(place) == given.get(place):
       continue
@@ -137,26 +139,24 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
         f'{list(wanted[place])}'
       )
     raise ValueError(f'params {problem}. Give the params of this config.')
-  for place, leaf in _leaves(params).items():
+  for place, leaf in leaves.items():
     if not isinstance(leaf, CodedWeight):
       check_array(f'params {place}', leaf, wanted[place], jnp.floating)
 
 
 @functools.lru_cache
-def _wanted_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-  return _shapes(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+def param_shapes(config: ModelConfig) -> dict[str, Any]:
+  """Returns shape and dtype of each of `init_params(config)`; allocates none.
 
-
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-  leaves = _leaves(params)
-  return {p: tuple(getattr(leaf, 'shape', ())) for p, leaf in leaves.items()}
+  Tracing a hundred layers takes half a second, so the result is kept; treat it
+  as immutable.
+  """
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def _leaves(params: Any) -> dict[str, Any]:
-  leaves = jax.tree.leaves_with_path(
-    params, is_leaf=lambda leaf: isinstance(leaf, CodedWeight)
-  )
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in leaves
-  }
+  return leaves_by_path(params, lambda leaf: isinstance(leaf, CodedWeight))
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  return {p: tuple(getattr(leaf, 'shape', ())) for p, leaf in leaves.items()}

@@ -86,6 +86,17 @@ def test_write_rows(maybe_jit):
   )
 
 
+@pytest.mark.parametrize('slot', [0, 4, 5, 9])
+def test_write_rows_of_one_token(slot, maybe_jit):
+  """It is written, or dropped outside the store; the rest is untouched."""
+  leaf = jnp.full((1, 3, 5, 2), -1.0)
+  new = jnp.arange(6.0).reshape(1, 3, 1, 2)
+  got = maybe_jit(write_rows)(leaf, new, jnp.full((1, 1, 1), slot, jnp.int32))
+  want = np.full((1, 3, 5, 2), -1.0)
+  want[:, :, slot : slot + 1] = new[:, :, : max(0, min(1, 5 - slot))]
+  np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize(
   ('kind', 'count', 'want'),
   [

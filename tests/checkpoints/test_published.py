@@ -5,10 +5,11 @@ Parameter counts are those that the hub shows for the safetensors.
 
 import math
 
+import jax
 import pytest
 
 from kvjax.checkpoints import parse_config
-from kvjax.checkpoints.match import param_spec
+from kvjax.models.initialize import param_shapes
 
 COMMON = {'torch_dtype': 'bfloat16', 'hidden_act': 'silu'}
 YARN = {
@@ -132,6 +133,7 @@ def test_parameters_and_elements_a_token(name):
   count, elements, values = PUBLISHED[name]
   config = parse_config(COMMON | values)
   assert config.dtype == 'bfloat16'
-  assert sum(math.prod(x.shape) for x in param_spec(config).values()) == count
+  shapes = jax.tree.leaves(param_shapes(config))
+  assert sum(math.prod(x.shape) for x in shapes) == count
   streams = [s for l in config.layers for s in l.attention.streams().values()]
   assert sum(s.heads * s.width for s in streams) == elements

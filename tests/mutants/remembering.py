@@ -42,6 +42,13 @@ KINDS: tuple[Mutant, ...] = (
     'tests/caches/test_kinds.py',
   ),
   Mutant(
+    'one_token_beyond_the_store',
+    'kvjax/caches/slots.py',
+    'jnp.where(is_inside, new, old)',
+    'new',
+    'tests/caches/test_kinds.py',
+  ),
+  Mutant(
     'one_token_too_many',
     'kvjax/decoding/advance.py',
     '(cache.length + count <= cache.layout.limit)',

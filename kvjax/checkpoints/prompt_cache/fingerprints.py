@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kvjax.checkpoints.paths import leaves_by_path
+from kvjax.tree_paths import leaves_by_path
 
 _SEEDS = (0x9E3779B1, 0x7F4A7C15)
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}

@@ -22,7 +22,6 @@ from safetensors.numpy import save_file
 
 from kvjax import frozen_json
 from kvjax.checkpoints.files import check_regular, is_present, local_path
-from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.prompt_cache.books import check_books
 from kvjax.checkpoints.prompt_cache.digest import DIGEST, UNSIGNED, sign
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
@@ -39,6 +38,7 @@ from kvjax.decoding.checks import check_config_and_cache
 from kvjax.decoding.tracing import is_traced
 from kvjax.models.config import ModelConfig, check_config
 from kvjax.models.initialize import check_params
+from kvjax.tree_paths import leaves_by_path
 
 
 def save_cache(

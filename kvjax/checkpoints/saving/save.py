@@ -16,17 +16,16 @@ from safetensors.numpy import save_file
 
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.load import CONFIG, read_config
-from kvjax.checkpoints.match import param_spec
 from kvjax.checkpoints.names import TOKENIZER_FILES
 from kvjax.checkpoints.own_layout import own_values
-from kvjax.checkpoints.paths import leaves_by_path
 from kvjax.checkpoints.saving.config_of_family import family_values
 from kvjax.checkpoints.saving.tensors_of_family import plan_tensors
 from kvjax.checkpoints.tensors import INDEX, SINGLE, open_tensors
 from kvjax.decoding.tracing import is_traced
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.models.config import ModelConfig, check_config
-from kvjax.models.initialize import check_params
+from kvjax.models.initialize import check_params, param_shapes
+from kvjax.tree_paths import leaves_by_path
 
 SHARD = 5 * 10**9  # bytes of the tensors of a file
 DTYPES = ('bfloat16', 'float16', 'float32')
@@ -133,7 +132,7 @@ def _dtype(config: ModelConfig, leaves: Mapping[str, Any]) -> str:
     raise ValueError(
       f'embedding is {name}; a checkpoint holds {", ".join(DTYPES)}.'
     )
-  spec = param_spec(dataclasses.replace(config, dtype=name))
+  spec = leaves_by_path(param_shapes(dataclasses.replace(config, dtype=name)))
   for place, leaf in leaves.items():
     if leaf.dtype != spec[place].dtype:
       raise ValueError(

@@ -12,7 +12,7 @@ from kvjax.decoding.steps import decode_step, prefill
 from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import encode
-from kvjax.models.initialize import init_params
+from kvjax.models.initialize import param_shapes
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
 
@@ -52,7 +52,7 @@ def compile_call(
   empty = jax.eval_shape(
     lambda: init_cache(config, batch_size, capacity, **choices)
   )
-  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  params = param_shapes(config)
   shape = (batch_size,) if one else (batch_size, new_tokens_per_step)
   given: Any = params, empty, jax.ShapeDtypeStruct(shape, jnp.int32)
   if sharding is not None:
@@ -67,7 +67,7 @@ def compile_encode(
   config: ModelConfig, batch_size: int, source_length: int
 ) -> jax.stages.Compiled:
   """Compiles `encode` of whole sources; raises as it does."""
-  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  params = param_shapes(config)
   features = None if config.encoder is None else config.encoder.features
   source = jax.ShapeDtypeStruct((batch_size, source_length), jnp.int32)
   if features is not None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kvjax.memory.parts.lines import Line
 from kvjax.memory.parts.sharding import WHOLE, Shards, shards
 from kvjax.models.config import Layer, ModelConfig, relative_bias
-from kvjax.models.initialize import init_layers, init_params
+from kvjax.models.initialize import init_layers, param_shapes
 from kvjax.models.quantize import quantize
 
 TABLES = 'embedding, head, positions'
@@ -158,7 +158,7 @@ def param_specs(config: ModelConfig, mesh: Any, param_dtype: Any = None) -> Any:
     ValueError: an axis is split in fewer parts than the mesh has devices.
   """
   cut = shards(mesh)
-  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  params = param_shapes(config)
   if param_dtype == 'int8':
     params = jax.eval_shape(quantize, params)
 
