@@ -36,7 +36,15 @@ FLOORS = (
   ('kernels',),
   ('streams',),
   ('native',),
-  ('liveness', 'renamed', 'context', 'strict_json', 'frozen_json', 'arguments'),
+  (
+    'liveness',
+    'renamed',
+    'context',
+    'strict_json',
+    'frozen_json',
+    'tree_paths',
+    'arguments',
+  ),
   ('display', 'progress_bar'),
 )
 # Attention reads views, and never learns where a cache put the tokens.
