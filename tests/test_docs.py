@@ -3,6 +3,7 @@
 tests/test_extend.py runs the pages `write_a_*`.
 """
 
+import ast
 import os
 import pathlib
 import re
@@ -23,6 +24,9 @@ HOW_TOS = [
   for page in sorted((ROOT / 'docs' / 'howto').glob('*.md'))
   if '\nimport kvjax\n' in page.read_text() and page.stem[:8] != 'write_a_'
 ]
+# Errors whose messages are kvjax's, and one that JAX raises by the same class.
+OURS = {'ValueError', 'DonatedCacheError', 'FileNotFoundError'}
+JAX_SAYS = 'Received incompatible devices'
 
 
 def anchors(page: pathlib.Path) -> set[str]:
@@ -75,6 +79,26 @@ def run_on_devices(page: pathlib.Path, devices: str) -> None:
     check=False,
   )
   assert not run.returncode, run.stderr[-2_000:]
+
+
+def test_messages_that_a_how_to_quotes_are_those_of_the_source():
+  """Each has the words of some string of the package."""
+  words = set()
+  for path in (ROOT / 'kvjax').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        words.add(' '.join(node.value.split()))
+  words = {x for x in words if len(x) >= 12 and ' ' in x}
+  quoted = []
+  for page in (ROOT / 'docs' / 'howto').glob('*.md'):
+    found = re.findall(r'`(\w+Error): ([^`]+)`', page.read_text())
+    quoted += [
+      (page.name, ' '.join(x.split())) for kind, x in found if kind in OURS
+    ]
+  assert len(quoted) > 20
+  for page, message in quoted:
+    if not message.startswith(JAX_SAYS):
+      assert any(x in message for x in words), (page, message)
 
 
 def test_the_page_of_a_family_shows_its_file():
