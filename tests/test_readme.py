@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import re
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,13 @@ def test_it_starts_fast():
   assert len(first.splitlines()) <= 12
 
 
-def run_blocks(page: str) -> None:
-  """Runs a page's Python blocks in order; compares what they print."""
+def run_blocks(page: str) -> dict[str, Any]:
+  """Runs a page's Python blocks in order; compares what they print.
+
+  Returns the names that the blocks define.
+  """
   blocks = re.findall(r'```(\w+)\n(.*?)```', page, re.DOTALL)
-  scope: dict[str, object] = {}
+  scope: dict[str, Any] = {}
   for index, (language, code) in enumerate(blocks):
     if language != 'python':
       continue
@@ -36,6 +40,7 @@ def run_blocks(page: str) -> None:
     printed = [line.rstrip() for line in out.getvalue().splitlines()]
     expected = text.splitlines() if shown == 'text' else []
     assert printed == [line.rstrip() for line in expected], code
+  return scope
 
 
 def test_every_python_block_prints_what_follows_it():
