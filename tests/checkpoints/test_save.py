@@ -322,7 +322,7 @@ def test_a_damaged_own_checkpoint_is_refused(tmp_path):
   for old, new, message in (
     ('"vocab_size": 19', '"vocab_size": 20', r'embedding.*\[19, 8\].*\[20, 8'),
     ('"width": 8', '"width": "8"', "width='8' is a str"),
-    ('"tied": false', '"tied": true', 'Tensor head .* no place'),
+    ('"tied": false', '"tied": true', 'tensor head .* no place'),
     ('"Grouped"', '"Popen"', "'Popen' is a type unknown"),
     ('"ModelConfig"', '"Norm"', 'Norm.bias is missing'),
   ):
