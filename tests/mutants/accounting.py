@@ -115,6 +115,20 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/checkpoints/test_names.py::test_a_hub_id_is_fetched',
   ),
   Mutant(
+    'another_converter_is_read',
+    'kvjax/text/smollm2.py',
+    'code.update(file.read_bytes())',
+    'code.update(bytes(1))',
+    'tests/checkpoints/test_names.py',
+  ),
+  Mutant(
+    'the_loser_of_a_race_fails',
+    'kvjax/text/smollm2.py',
+    'except OSError:',
+    'except KeyError:',
+    'tests/checkpoints/test_names.py',
+  ),
+  Mutant(
     'a_config_that_is_not_read_back',
     'kvjax/checkpoints/saving/config_of_family.py',
     'if error is None:',

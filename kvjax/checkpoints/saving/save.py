@@ -80,8 +80,10 @@ def save_checkpoint(
     _write_tokenizer(part, values, tokenizer)
     _write_json(part / CONFIG, values)
     _write_tensors(part, plans, leaves)
-    # Without fsync, a crash after the rename could leave an empty file.
     for file in part.iterdir():
+      # The library safetensors lets only this user read what it writes.
+      shutil.copymode(part / CONFIG, file)
+      # Without fsync, a crash after the rename could leave an empty file.
       with file.open('rb') as opened:
         os.fsync(opened.fileno())
     _swap(part, path)
