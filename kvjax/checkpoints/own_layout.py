@@ -9,17 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvjax import frozen_json
-from kvjax.attention.bias import Alibi, RelativeBias
-from kvjax.attention.grouped import Grouped
-from kvjax.attention.latent import Latent
-from kvjax.attention.rotary import (
-  Dynamic,
-  Linear,
-  Llama3,
-  LongRope,
-  Rotary,
-  Yarn,
-)
+from kvjax.attention import bias, grouped, latent, rotary
 from kvjax.checkpoints.family import Family
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
@@ -30,9 +20,10 @@ from kvjax.streams.visibility import Visibility
 OWN = 'kvjax'  # model_type
 KEY = 'config'
 TYPES = (
-  (ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility)
-  + (Grouped, Latent, Alibi, RelativeBias)
-  + (Rotary, Linear, Dynamic, Llama3, Yarn, LongRope)
+  *(ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility),
+  *(grouped.Grouped, latent.Latent, bias.Alibi, bias.RelativeBias),
+  *(rotary.Rotary, rotary.Linear, rotary.Dynamic, rotary.Llama3),
+  *(rotary.Yarn, rotary.LongRope),
 )
 
 

@@ -391,9 +391,9 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'a_part_file_for_all_threads',
-    'kvjax/checkpoints/prompt_cache/save.py',
-    'part = pathlib.Path(name)',
-    "part = path.with_name('.part'); os.unlink(name)",
+    'kvjax/checkpoints/files.py',
+    "pathlib.Path(tempfile.mkdtemp('.part', '.kvjax-', path.parent))",
+    "path.with_name('.part'); scratch.mkdir(exist_ok=True)",
     'tests/faults/test_saved_caches.py::test_threads_save_one_path',
   ),
   Mutant(

@@ -21,7 +21,6 @@ KEYS = """
   model       tied            tie_word_embeddings
   model       logit_scale     logit_scale
   model       logit_softcap   final_logit_softcapping
-  model       positions       n_positions
   norm        eps             rms_norm_eps layer_norm_eps layer_norm_epsilon
   attention   num_heads       num_attention_heads n_head
   attention   num_kv_heads    num_key_value_heads
@@ -37,7 +36,8 @@ KEYS = """
   experts     renormalize     norm_topk_prob
   experts     clamp           swiglu_limit
 """
-SPELLING = {'gelu_tanh': 'gelu_pytorch_tanh'}  # other values keep theirs
+# Values that families spell in another way.
+SPELLING: dict[Any, str] = {'gelu_tanh': 'gelu_pytorch_tanh'}
 # Of a scaling; its other fields are named as their keys.
 SCALING_KEYS = {
   'low': 'low_freq_factor',
@@ -107,6 +107,8 @@ def _candidates(config: ModelConfig) -> list[dict[str, Any]]:
     'multi_query': getattr(first, 'num_kv_heads', None) == 1,
     'use_qk_norm': getattr(first, 'qk_norm', None) is not None,
   }
+  if config.positions:
+    values['n_positions'] = config.positions
   if first.scale is not None:
     size = first.scale**-2
     values['query_pre_attn_scalar'] = round(size) if size >= 1 else size
@@ -115,7 +117,8 @@ def _candidates(config: ModelConfig) -> list[dict[str, Any]]:
   rotated.sort(key=lambda x: x.visibility.window is not None)
   if rotated:
     values |= _rotary(rotated[0].rotary, first.key_width)
-    values['rope_local_base_freq'] = rotated[-1].rotary.base
+    if rotated[-1].visibility.window is not None:
+      values['rope_local_base_freq'] = rotated[-1].rotary.base
   kinds = [FULL if window is None else SLIDING for window in windows]
   # A family refuses layer_types, or reads them otherwise.
   return [values | {'layer_types': kinds}, values]

@@ -5,16 +5,16 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from kvjax.checkpoints import own_layout
 from kvjax.checkpoints.families import FAMILIES
+from kvjax.checkpoints.files import new_version, target_path
+from kvjax.checkpoints.hf_config import DTYPES
 from kvjax.checkpoints.load import read_config
 from kvjax.checkpoints.names import CONFIG, TOKENIZER_FILES
 from kvjax.checkpoints.saving.config_of_family import family_values
@@ -27,7 +27,6 @@ from kvjax.models.initialize import check_params, param_shapes
 from kvjax.tree_paths import leaves_by_path
 
 SHARD = 5 * 10**9  # bytes of the tensors of a file
-DTYPES = ('bfloat16', 'float16', 'float32')
 # Of a checkpoint that may be replaced: it holds nothing else.
 FILES = (*TOKENIZER_FILES, CONFIG, '*.safetensors', INDEX)
 
@@ -68,35 +67,20 @@ def save_checkpoint(
   check_params(config, params)
   if is_traced(params):
     raise ValueError('save_checkpoint writes arrays: call it outside jit.')
-  path = pathlib.Path(os.path.realpath(path))
-  _check_target(path)
+  target = target_path(path)
+  _check_target(target)
   leaves = _floats(params, dequantize)
   config = dataclasses.replace(config, dtype=_dtype(config, leaves))
   values, plans = _arrange(config, leaves, like)
-  scratch = pathlib.Path(tempfile.mkdtemp('.part', '.kvjax-', path.parent))
-  part = scratch / 'new'  # with the permissions of a directory made by hand
-  try:
+  with new_version(target) as part:
     part.mkdir()
     _write_tokenizer(part, values, tokenizer)
     _write_json(part / CONFIG, values)
     _write_tensors(part, plans, leaves)
-    for file in part.iterdir():
-      # The library safetensors lets only this user read what it writes.
-      shutil.copymode(part / CONFIG, file)
-      # Without fsync, a crash after the rename could leave an empty file.
-      with file.open('rb') as opened:
-        os.fsync(opened.fileno())
-    _swap(part, path)
-  except safetensors.SafetensorError as error:
-    raise OSError(f'{path} cannot be written: {error}.') from None
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_target(path: pathlib.Path) -> None:
   """Raises ValueError for what must not be replaced."""
-  if not path.parent.is_dir():
-    raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
   if not os.path.lexists(path):
     return
   if not path.is_dir():
@@ -158,7 +142,7 @@ def _arrange(
   directory = pathlib.Path(like)
   if directory.exists() or like not in FAMILIES:
     values = read_config(directory)
-    family = values.get('model_type')
+    family = str(values.get('model_type'))
     if any(directory.glob('*.safetensors')):
       names = open_tensors(directory).keys()
   if family not in FAMILIES:
@@ -207,6 +191,8 @@ def _write_tensors(
     name = name if len(shards) > 1 else SINGLE
     arrays = {plan.name: plan.fill(params) for plan in shard}
     save_file(arrays, part / name, {'format': 'pt'})
+    # The library lets only this user read what it writes.
+    shutil.copymode(part / CONFIG, part / name)
     where |= dict.fromkeys(arrays, name)
   if len(shards) > 1:
     total = sum(plan.size for plan in plans)
@@ -228,18 +214,3 @@ def _shards(plans: list[TensorPlan]) -> list[list[TensorPlan]]:
 
 def _write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
   file.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
-
-
-def _swap(part: pathlib.Path, path: pathlib.Path) -> None:
-  """Renames a directory to `path`, and one that is there away."""
-  if not path.exists():
-    os.rename(part, path)
-    return
-  old = tempfile.mkdtemp('.old', '.kvjax-', path.parent)
-  os.rename(path, old)  # an empty directory may be replaced
-  try:
-    os.rename(part, path)
-  except OSError:
-    os.rename(old, path)
-    raise
-  shutil.rmtree(old, ignore_errors=True)
