@@ -9,8 +9,7 @@ from kvjax import text
 from kvjax.native import build
 from kvjax.text import smollm2
 
-CACHE = build.user_cache()
-if CACHE is None or not (CACHE / smollm2.NAME).exists():
+if build.user_cache() is None or not smollm2.location().exists():
   pytest.skip('no SmolLM2: `make model` brings it', allow_module_level=True)
 
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from kvjax.arguments import LARGEST, is_whole
 from kvjax.checkpoints.files import errors_name, is_present
 from kvjax.checkpoints.gguf.header import is_gguf, read_header
-from kvjax.checkpoints.load import CONFIG, read_values
-from kvjax.checkpoints.names import TEXT_FILES, find_model
+from kvjax.checkpoints.load import read_values
+from kvjax.checkpoints.names import CONFIG, TOKENIZER_FILES, find_model
 from kvjax.text.chat import Template, load_template
 from kvjax.text.gguf_tokenizer import read_tokenizer, stop_ids
 
@@ -139,7 +139,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     ValueError: `tokenizer.json`, the file's metadata or a chat template cannot
       be read, or the library that reads it is missing.
   """
-  path = find_model(path, TEXT_FILES)
+  path = find_model(path, TOKENIZER_FILES)
   if is_gguf(path) or is_present(path / FILE):
     return PublishedTokenizer(path)
   if not path.is_dir():
@@ -159,7 +159,7 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
     ValueError: one of the files is no JSON object, or `eos_token_id` names no
       token of the model.
   """
-  path = find_model(path, TEXT_FILES)
+  path = find_model(path, TOKENIZER_FILES)
   if is_gguf(path):
     with errors_name(path):
       return stop_ids(read_header(path).metadata)
@@ -180,7 +180,7 @@ def start_token(path: str | pathlib.Path) -> int:
   Raises:
     ValueError: config.json does not say, or names no token of the model.
   """
-  path = find_model(path, TEXT_FILES)
+  path = find_model(path, TOKENIZER_FILES)
   if is_gguf(path):
     raise ValueError(f'{path} names no token that an answer begins with.')
   file = path / CONFIG

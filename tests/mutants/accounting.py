@@ -110,14 +110,28 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'every_file_is_fetched',
     'kvjax/checkpoints/names.py',
-    'allow_patterns=list(files),',
+    'allow_patterns=[CONFIG, *files],',
     'allow_patterns=None,',
     'tests/checkpoints/test_names.py::test_a_hub_id_is_fetched',
   ),
   Mutant(
+    'another_converter_is_read',
+    'kvjax/text/smollm2.py',
+    'code.update(file.read_bytes())',
+    'code.update(bytes(1))',
+    'tests/checkpoints/test_names.py',
+  ),
+  Mutant(
+    'the_loser_of_a_race_fails',
+    'kvjax/text/smollm2.py',
+    'except OSError:',
+    'except KeyError:',
+    'tests/checkpoints/test_names.py',
+  ),
+  Mutant(
     'a_config_that_is_not_read_back',
     'kvjax/checkpoints/saving/config_of_family.py',
-    'if found == config or error is None:',
+    'if error is None:',
     'if True:',
     'tests/checkpoints/test_save.py::test_layouts_that_cannot_be_written',
   ),
@@ -377,9 +391,9 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'a_part_file_for_all_threads',
-    'kvjax/checkpoints/prompt_cache/save.py',
-    'part = pathlib.Path(name)',
-    "part = path.with_name('.part'); os.unlink(name)",
+    'kvjax/checkpoints/files.py',
+    "pathlib.Path(tempfile.mkdtemp('.part', '.kvjax-', path.parent))",
+    "path.with_name('.part'); scratch.mkdir(exist_ok=True)",
     'tests/faults/test_saved_caches.py::test_threads_save_one_path',
   ),
   Mutant(
