@@ -134,7 +134,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'generate': ((1, 128, 32),),  # batch, context, tokens
       'cold': {
         'model': 'smollm2-135m',  # a name, as for load_checkpoint
-        'gguf': '',  # the same model; '' for that of smollm2-135m
+        'gguf': '',  # the same model; smollm2-135m has one
         'prompt': 'What is the capital of France?',
         'tokens': 64,
         # Tokens of prompts that are read in chunks.

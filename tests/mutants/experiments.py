@@ -192,4 +192,19 @@ EXPERIMENTS: tuple[Mutant, ...] = (
     'next(unequal, 1 + min',
     'tests/experiments/test_conversation.py',
   ),
+  Mutant(
+    'the_gguf_of_another_model_is_timed',
+    'experiments/benchmark/cold_start.py',
+    'if chosen.model != smollm2.NAME:',
+    'if not chosen.model:',
+    'tests/experiments/test_cold_start.py::test_the_model_may_have_no_gguf_file',
+  ),
+  Mutant(
+    'children_keep_no_bytecode',
+    'experiments/benchmark/cold_start.py',
+    "environment.pop('PYTHONDONTWRITEBYTECODE', None)",
+    'pass',
+    'tests/experiments/test_cold_start.py::'
+    'test_a_start_before_all_others_leaves_bytecode',
+  ),
 )
