@@ -3,9 +3,9 @@
 from tests.mutants import (
   analyses,
   checkpoints,
-  experiments,
   reading,
   remembering,
+  studies,
 )
 from tests.mutants.fault import Mutant
 
@@ -26,5 +26,5 @@ MUTANTS: tuple[Mutant, ...] = (
   + analyses.MEMORY
   + checkpoints.CHECKPOINTS
   + checkpoints.EXPORT
-  + experiments.EXPERIMENTS
+  + studies.EXPERIMENTS
 )

@@ -207,4 +207,12 @@ EXPERIMENTS: tuple[Mutant, ...] = (
     'tests/experiments/test_cold_start.py::'
     'test_a_start_before_all_others_leaves_bytecode',
   ),
+  Mutant(
+    'only_contexts_need_room',
+    'experiments/real_model/task.py',
+    'return self.contexts.shape[1] + self.following.shape[1]',
+    'return self.contexts.shape[1]',
+    'tests/experiments/test_real_model.py::'
+    'test_all_that_is_read_fits_before_any_work',
+  ),
 )
