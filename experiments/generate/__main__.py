@@ -76,7 +76,7 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     )
   config = kvjax.load_config(path := _CHECKPOINT.value)
   if _is_conversation():
-    conversation.check(config, _SAVE.value, _PENALTY.value)
+    conversation.check(config, _SAVE.value)
   words = tokenizer.load_tokenizer(path)
   file = _PROMPTS.value
   texts = prompts.read_prompts(file) if file else [_PROMPT.value]
@@ -98,6 +98,8 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     source=source,
     cache={'capacity': capacity, 'kinds': kind, 'codec': codec},
     tokens=_TOKENS.value,
+    # A conversation writes each answer as far as there is room.
+    least=1 if _is_conversation() else _TOKENS.value,
     stop_tokens=tokenizer.stop_tokens(path) if _STOP.value else (),
     block=_BLOCK.value,
     seed=_SEED.value,

@@ -215,4 +215,20 @@ EXPERIMENTS: tuple[Mutant, ...] = (
     'tests/experiments/test_real_model.py::'
     'test_all_that_is_read_fits_before_any_work',
   ),
+  Mutant(
+    'a_conversation_is_refused_for_a_long_answer',
+    'experiments/generate/__main__.py',
+    'least=1 if _is_conversation() else _TOKENS.value',
+    'least=_TOKENS.value',
+    'tests/experiments/test_conversation.py::'
+    'test_an_answer_takes_no_more_than_there_is_room',
+  ),
+  Mutant(
+    'a_penalty_of_the_last_turn_alone',
+    'experiments/generate/conversation.py',
+    '[*talk.seen[:kept], *part]',
+    'part',
+    'tests/experiments/test_conversation.py::'
+    'test_a_repetition_penalty_counts_the_whole_conversation',
+  ),
 )
