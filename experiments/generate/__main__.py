@@ -40,9 +40,7 @@ _CHAT = _bool('chat', None, 'Through the template; alone: a conversation.')
 _SYSTEM = _text('system', '', 'Instruction of a chat.')
 _TOKENS = _int('tokens', 128, 'Most to generate.')
 _STOP = _bool('stop', True, "At the checkpoint's end of text.")
-_CACHE = _text(
-  'cache', DEFAULT, 'kind:field=value,...+codec, or module:Name(...).'
-)
+_CACHE = _text('cache', DEFAULT, 'kind:field=x,...+codec, or module:Name(...).')
 _CAPACITY = _int('capacity', None, 'Of the cache, in tokens; default: enough.')
 _LOAD = _text('prompt_cache', '', 'File to go on from.')
 _SAVE = _text('save_prompt_cache', '', 'File to write after the prompts.')
