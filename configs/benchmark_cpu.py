@@ -15,6 +15,8 @@ Would be refuted by: a ratio below these in a run on an idle machine.
 
 from ml_collections import ConfigDict
 
+from configs import settings
+
 SETTINGS = {
   'default': {},
   'tiny': {
@@ -142,9 +144,4 @@ def get_config(setting: str = 'default') -> ConfigDict:
       },
     }
   )
-  if setting not in SETTINGS:
-    raise ValueError(
-      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
-    )
-  config.update_from_flattened_dict(SETTINGS[setting])
-  return config
+  return settings.apply(config, SETTINGS, setting)

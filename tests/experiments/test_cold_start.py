@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import benchmark_cpu
 from experiments.benchmark import cold_start, tables
 from experiments.measuring import llama_cpp, model
 from kvjax.text import smollm2
@@ -71,10 +72,9 @@ def test_a_start_before_all_others_leaves_bytecode(started, monkeypatch):
 
 def test_the_type_of_most_weights(tmp_path):
   gguf = pytest.importorskip('gguf')
-  shape = {'layers': 1, 'width': 32, 'num_heads': 2, 'num_kv_heads': 1}
-  shape |= {'key_width': 16, 'hidden': 48, 'vocab_size': 64}
   path = str(tmp_path / 'model.gguf')
-  llama_cpp.write_gguf(path, *model.build(shape | {'dtype': 'float32'}))
+  shape = benchmark_cpu.get_config('tiny').model.to_dict()
+  llama_cpp.write_gguf(path, *model.build(shape))
   assert llama_cpp.stored_type(path) == 'F32'
   writer = gguf.GGUFWriter(path, 'llama')
   weights = np.ones((64, 32), 'float32')
