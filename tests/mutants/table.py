@@ -1,6 +1,12 @@
 """Faults that the suite must notice, in the order in which they are tried."""
 
-from tests.mutants import accounting, reading, remembering
+from tests.mutants import (
+  analyses,
+  checkpoints,
+  reading,
+  remembering,
+  studies,
+)
 from tests.mutants.fault import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -16,9 +22,9 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.SAMPLING
   + reading.CALLS
   + reading.LIBRARY
-  + accounting.LIVENESS
-  + accounting.MEMORY
-  + accounting.CHECKPOINTS
-  + accounting.EXPORT
-  + accounting.EXPERIMENTS
+  + analyses.LIVENESS
+  + analyses.MEMORY
+  + checkpoints.CHECKPOINTS
+  + checkpoints.EXPORT
+  + studies.EXPERIMENTS
 )
