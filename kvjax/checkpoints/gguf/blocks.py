@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kvjax.checkpoints.gguf.header import Entry, Header, end_of
-from kvjax.checkpoints.tensors import BITS, BLOCK, StoredTensor
+from kvjax.checkpoints.gguf.header import Entry, Header
+from kvjax.checkpoints.tensors import BITS, BLOCK, StoredTensor, check_tiling
 
 PLAIN = {0: 'F32', 1: 'F16', 28: 'F64', 30: 'BF16'}
 WIDE = 2048  # weights of a row that is decoded
@@ -39,6 +39,10 @@ class BlockTensor:
   dtype: str = 'F32'
 
   @property
+  def offset(self) -> int:
+    return self.codes.offset
+
+  @property
   def size(self) -> int:
     return self.codes.size
 
@@ -55,29 +59,16 @@ class BlockTensor:
 
   def read(self) -> np.ndarray:
     """Returns the weights."""
-    weights = np.empty(self.shape, np.float32)
-    start = 0
-    for block in self.blocks():
-      weights[start : start + len(block)] = block
-      start += len(block)
-    return weights
+    return np.concatenate(list(self.blocks()))
 
   def blocks(self) -> Iterator[np.ndarray]:
     """Yields consecutive rows (first axis), at most BLOCK bytes of weights.
 
     A row that is larger than BLOCK is a block by itself.
     """
-    rows, row_bytes = self.codes.shape
-    step = max(1, BLOCK * rows // (4 * math.prod(self.shape)))
-    for start in range(0, rows, step):
-      count = min(step, rows - start)
-      codes = dataclasses.replace(
-        self.codes,
-        shape=(count, row_bytes),
-        offset=self.codes.offset + start * row_bytes,
-        size=count * row_bytes,
-      )
-      yield self._decode(codes.read()).reshape((-1, *self.shape[1:]))
+    weights_bytes = 4 * math.prod(self.shape)
+    for part in self.codes.parts(BLOCK * self.size // weights_bytes):
+      yield self._decode(part.read()).reshape((-1, *self.shape[1:]))
 
   def _decode(self, codes: np.ndarray) -> np.ndarray:
     block, block_bytes = _library().GGML_QUANT_SIZES[self.kind]
@@ -94,57 +85,47 @@ def open_tensors(header: Header) -> dict[str, StoredTensor | BlockTensor]:
     ValueError: a type is unknown, tensors do not follow each other, or the
       file ends before they do.
   """
-  tensors: dict[str, StoredTensor | BlockTensor] = {}
-  end = 0
-  for name, entry in header.entries.items():
-    tensor = tensors[name] = open_tensor(header, name)
-    if entry.offset != end:
-      raise ValueError(
-        f'tensor {name} begins at byte {entry.offset} of the tensors; the '
-        f'tensor before it ends at byte {end}. Tensors follow each other.'
-      )
-    end = end_of(header, entry, tensor.size)
+  tensors = {
+    name: _open_tensor(header, name, entry)
+    for name, entry in header.entries.items()
+  }
+  spans = ((x.offset, x.size, x.name) for x in tensors.values())
+  check_tiling(spans, header.start, header.size, header.alignment)
   return tensors
 
 
-def open_tensor(header: Header, name: str) -> StoredTensor | BlockTensor:
-  """Returns one tensor of a file, which is checked to be within the file."""
-  entry = header.entries[name]
-  block, block_bytes = _block(name, entry)
-  if entry.shape[-1] % block:
+def _open_tensor(
+  header: Header, name: str, entry: Entry
+) -> StoredTensor | BlockTensor:
+  offset, shape = header.start + entry.offset, entry.shape
+  dtype = PLAIN.get(entry.kind)
+  if dtype is not None:
+    size = math.prod(shape) * BITS[dtype] // 8
+    return StoredTensor(name, shape, dtype, header.path, offset, size)
+  block, block_bytes = _block_sizes(name, entry.kind)
+  if shape[-1] % block:
     raise ValueError(
-      f'tensor {name} {list(entry.shape)} has rows of {entry.shape[-1]} '
-      f'weights; its type has blocks of {block}.'
+      f'tensor {name} {list(shape)} has rows of {shape[-1]} weights; its type '
+      f'has blocks of {block}.'
     )
-  size = math.prod(entry.shape) // block * block_bytes
-  offset = header.start + entry.offset
-  if offset + size > header.size:
-    raise ValueError(
-      f'it is truncated: tensor {name} ends at byte {offset + size} of '
-      f'{header.size}.'
-    )
-  plain = PLAIN.get(entry.kind)
-  if plain is not None:
-    return StoredTensor(name, entry.shape, plain, header.path, offset, size)
-  rows = entry.shape[0] if len(entry.shape) > 1 else 1
+  size = math.prod(shape) // block * block_bytes
+  rows = shape[0] if len(shape) > 1 else 1
   codes = StoredTensor(
     name, (rows, size // rows), 'U8', header.path, offset, size
   )
   kind = _library().GGMLQuantizationType(entry.kind)
-  return BlockTensor(name, entry.shape, kind, codes)
+  return BlockTensor(name, shape, kind, codes)
 
 
-def _block(name: str, entry: Entry) -> tuple[int, int]:
+def _block_sizes(name: str, kind: int) -> tuple[int, int]:
   """Returns the weights and the bytes of a block."""
-  if entry.kind in PLAIN:
-    return 1, BITS[PLAIN[entry.kind]] // 8
   library = _library()
   try:
-    return library.GGML_QUANT_SIZES[library.GGMLQuantizationType(entry.kind)]
+    return library.GGML_QUANT_SIZES[library.GGMLQuantizationType(kind)]
   except (KeyError, ValueError):
     raise ValueError(
-      f'tensor {name} has the type {entry.kind}, which the library gguf does '
-      'not know. Update it: pip install --upgrade gguf.'
+      f'tensor {name} has the type {kind}, which the library gguf does not '
+      'know. Update it: pip install --upgrade gguf.'
     ) from None
 
 
