@@ -152,8 +152,8 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'gguf_tensors_are_anywhere',
-    'kvjax/checkpoints/gguf/blocks.py',
-    'if entry.offset != end:',
+    'kvjax/checkpoints/tensors.py',
+    'if offset != round_up(end, alignment):',
     'if False:',
     'tests/checkpoints/test_gguf_architectures.py'
     '::test_tensors_that_are_not_where_they_should_be',
@@ -161,7 +161,7 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'whole_words_are_merged',
     'kvjax/text/gguf_tokenizer.py',
-    'ignore_merges=words.whole',
+    'ignore_merges=name in WHOLE',
     'ignore_merges=False',
     'tests/text/test_gguf_tokenizer.py::test_merges_and_whole_words',
   ),
@@ -182,7 +182,7 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'refused_config_names_no_file',
     'kvjax/checkpoints/files.py',
-    "raise ValueError(f'{file}: {error}') from None",
+    "raise ValueError(f'{source}: {error}') from None",
     'raise',
     'tests/checkpoints/test_refusals.py',
   ),
