@@ -132,8 +132,7 @@ def load_template(path: pathlib.Path) -> Template | None:
 
 def _gguf_template(path: pathlib.Path) -> Template | None:
   vocabulary = read_vocabulary(path)
-  source = vocabulary.metadata.get('tokenizer.chat_template')
-  if source is None:
+  if (source := vocabulary.metadata.get('tokenizer.chat_template')) is None:
     return None
   if not isinstance(source, str):
     raise ValueError('tokenizer.chat_template must be a text.')
