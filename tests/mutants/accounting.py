@@ -152,9 +152,9 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'gguf_tensors_are_anywhere',
-    'kvjax/checkpoints/tensors.py',
-    'if offset != round_up(end, alignment):',
-    'if False:',
+    'kvjax/checkpoints/gguf/blocks.py',
+    'check_tiling(spans, header.start, header.size, header.alignment)',
+    'del spans',
     'tests/checkpoints/test_gguf_architectures.py'
     '::test_tensors_that_are_not_where_they_should_be',
   ),
@@ -203,8 +203,8 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'tensors_may_share_bytes',
     'kvjax/checkpoints/tensors.py',
-    'if tensor.offset != end:',
-    'if tensor.offset > end:',
+    'if offset != round_up(end, alignment):',
+    'if offset > end:',
     'tests/faults/test_checkpoints.py::test_header[shared_bytes]',
   ),
   Mutant(
