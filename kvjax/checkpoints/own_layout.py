@@ -21,7 +21,7 @@ from kvjax.attention.rotary import (
   Yarn,
 )
 from kvjax.checkpoints.dequantize import PublishedTensor
-from kvjax.checkpoints.match import ParamSource
+from kvjax.checkpoints.match import ParamSource, check_plain
 from kvjax.checkpoints.table import TableRow
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
@@ -96,7 +96,7 @@ def match_own(
   sources = []
   for place, param in spec.items():
     tensor = tensors[place]
-    tensor.check_dtype()
+    check_plain(tensor)
     if tensor.shape != param.shape:
       raise ValueError(
         f'Tensor {place} has shape {list(tensor.shape)}; config.json '

@@ -68,14 +68,6 @@ class StoredTensor:
   offset: int
   size: int
 
-  def check_dtype(self) -> None:
-    """Raises ValueError for a type that is no plain weight."""
-    if self.dtype not in DTYPES:
-      raise ValueError(
-        f'Tensor {self.name} is stored as {self.dtype}, which is no plain '
-        f'weight; supported: {", ".join(sorted(DTYPES))}.'
-      )
-
   def read(self) -> np.ndarray:
     """Returns a read-only view of the tensor, mapped from its file."""
     dtype = np.dtype(READABLE[self.dtype])
@@ -94,24 +86,20 @@ class StoredTensor:
     if self.size <= BLOCK:
       yield self.read()
       return
-    for part in self.parts(BLOCK):
+    for part in self.parts(BLOCK * self.shape[0] // self.size):
       yield part.read()
 
-  def parts(self, size: int) -> Iterator['StoredTensor']:
-    """Yields consecutive rows (first axis) as tensors of at most `size` bytes.
-
-    A row that is larger is a part by itself.
-    """
+  def parts(self, count: int) -> Iterator['StoredTensor']:
+    """Yields tensors of `count` consecutive rows (first axis), or of 1."""
     rows = self.shape[0]
     row_bytes = self.size // rows
-    step = max(1, size // row_bytes)
-    for start in range(0, rows, step):
-      count = min(step, rows - start)
+    for start in range(0, rows, max(1, count)):
+      part = min(max(1, count), rows - start)
       yield dataclasses.replace(
         self,
-        shape=(count, *self.shape[1:]),
+        shape=(part, *self.shape[1:]),
         offset=self.offset + start * row_bytes,
-        size=count * row_bytes,
+        size=part * row_bytes,
       )
 
 
@@ -188,7 +176,7 @@ def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
     length = int.from_bytes(file.read(8), 'little')
     if total < 8 or not 2 <= length <= min(total - 8, MAX_HEADER):
       raise ValueError(
-        f'{path} is truncated or no safetensors file: {total} bytes, a '
+        f'{path}: it is truncated or no safetensors file: {total} bytes, a '
         f'header of {length}.'
       )
     text = file.read(length)

@@ -151,8 +151,8 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
       byte_fallback=True,
     )
   )
-  before = [normalizers.Replace(' ', SPACE)]
-  after = [
+  before: list[normalizers.Normalizer] = [normalizers.Replace(' ', SPACE)]
+  after: list[decoders.Decoder] = [
     decoders.Replace(SPACE, ' '),
     decoders.ByteFallback(),
     decoders.Fuse(),
