@@ -159,6 +159,14 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     '::test_tensors_that_are_not_where_they_should_be',
   ),
   Mutant(
+    'split_projections_are_unknown',
+    'kvjax/checkpoints/gguf/architectures.py',
+    'published.rows + GROUPED',
+    'published.rows',
+    'tests/checkpoints/test_gguf_architectures.py'
+    '::test_split_projections_of_phi3',
+  ),
+  Mutant(
     'whole_words_are_merged',
     'kvjax/text/gguf_tokenizer.py',
     'ignore_merges=name in WHOLE',
