@@ -1,6 +1,6 @@
 """The record of the kernel of `launch`, and where it runs.
 
-`launch` and all that it needs load when the kernel is first asked about a view:
+`launch` and all that it needs load when the kernel first sees a view:
 a process without such a GPU never waits for them.
 """
 
