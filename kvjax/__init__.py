@@ -43,7 +43,6 @@ from kvjax.models.encoder import Encoded, encode
 from kvjax.models.experts import Experts
 from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
-from kvjax.models.quantize import quantize
 from kvjax.models.uncached import forward
 from kvjax.streams.codecs import Codec, Int8, Plain
 from kvjax.streams.stream import Stream
@@ -57,6 +56,7 @@ if TYPE_CHECKING:  # loaded when they are first used
   from kvjax.checkpoints.load import load_checkpoint, load_config
   from kvjax.checkpoints.prompt_cache.save import load_cache, save_cache
   from kvjax.checkpoints.saving.save import save_checkpoint
+  from kvjax.models.quantize import quantize
 else:
   _MODULES = (
     'checkpoints',
@@ -70,6 +70,7 @@ else:
     'load_checkpoint': 'kvjax.checkpoints.load',
     'load_config': 'kvjax.checkpoints.load',
     'load_cache': 'kvjax.checkpoints.prompt_cache.save',
+    'quantize': 'kvjax.models.quantize',
     'save_cache': 'kvjax.checkpoints.prompt_cache.save',
     'save_checkpoint': 'kvjax.checkpoints.saving.save',
   }

@@ -12,15 +12,15 @@ The params are plain arrays in the requested dtype, bfloat16 by default.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from kvjax.checkpoints.gguf.blocks import BlockTensor
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.tensors import StoredTensor
+from kvjax.checkpoints.tensors import BLOCK, StoredTensor
 
 # How the names of scales, of codes and of the plain tensor end, by method.
 ENDINGS = {
@@ -37,55 +37,56 @@ FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 FP4 = np.concatenate([FP4, -FP4])
 BIAS = 127  # of an exponent of mxfp4
 
-Decode = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
-class DequantizedTensor:
-  """A tensor that two stored tensors describe.
+class DecodedTensor:
+  """A tensor that is computed from what is stored.
 
   Attributes:
     name: of the plain tensor.
     shape: of the plain tensor.
-    codes, scales: as stored.
-    decode: codes and scales to float32.
-    parts: dtypes that codes and scales may have.
-    dtype: in which both methods' models were trained.
+    dtype: that stands for its precision, as the format spells it.
+    parts: as stored.
+    decode: the parts, or the same rows of all, to float32.
   """
 
   name: str
   shape: tuple[int, ...]
-  codes: StoredTensor
-  scales: StoredTensor
-  decode: Decode
-  parts: tuple[tuple[str, ...], tuple[str, ...]]
-  dtype: str = 'BF16'
+  dtype: str
+  parts: tuple[StoredTensor, ...]
+  decode: Callable[..., np.ndarray]
 
   @property
   def size(self) -> int:
-    return self.codes.size + self.scales.size
-
-  def check_dtype(self) -> None:
-    """Raises ValueError unless codes and scales have their types."""
-    stored = self.codes, self.scales
-    for part, dtypes in zip(stored, self.parts, strict=True):
-      if part.dtype not in dtypes:
-        raise ValueError(
-          f'Tensor {part.name} is stored as {part.dtype}; as a part of '
-          f'{self.name} it must be {" or ".join(dtypes)}.'
-        )
+    return sum(part.size for part in self.parts)
 
   def read(self) -> np.ndarray:
     """Returns the plain tensor in float32."""
-    return self.decode(self.codes.read(), self.scales.read())
+    plain = np.empty(self.shape, np.float32)
+    start = 0
+    for block in self.blocks():
+      plain[start : start + len(block)] = block
+      start += len(block)
+    return plain
 
   def blocks(self) -> Iterator[np.ndarray]:
-    """Yields the whole tensor: blocks of codes need not end with a row."""
-    yield self.read()
+    """Yields consecutive rows (first axis), at most BLOCK bytes of float32.
+
+    A row that is larger than BLOCK is a block by itself, and so is a tensor
+    whose parts have other rows than each other (fp8).
+    """
+    rows = {part.shape[0] for part in self.parts}
+    if len(rows) > 1:
+      yield self.decode(*(part.read() for part in self.parts))
+      return
+    count = BLOCK * rows.pop() // (4 * math.prod(self.shape))
+    for parts in zip(*(x.parts(count) for x in self.parts), strict=True):
+      block = self.decode(*(part.read() for part in parts))
+      yield block.reshape((-1, *self.shape[1:]))
 
 
 # What a param is read from.
-PublishedTensor = StoredTensor | DequantizedTensor | BlockTensor
+PublishedTensor = StoredTensor | DecodedTensor
 
 
 def check_method(values: Mapping[str, Any]) -> str | None:
@@ -136,9 +137,11 @@ def dequantize_tensors(
     if not name.endswith(scales_ending):
       continue
     stem = name.removesuffix(scales_ending)
+    plain = stem + plain_ending
     codes = tensors.get(stem + codes_ending)
     if codes is None:
       raise ValueError(f'Tensor {name} scales nothing: no codes with it.')
+    decode: Callable[..., np.ndarray]
     if method == 'fp8':
       decode = functools.partial(_fp8, block)
       shape = codes.shape
@@ -158,10 +161,14 @@ def dequantize_tensors(
       )
     del result[name]
     del result[codes.name]
-    plain = stem + plain_ending
-    result[plain] = DequantizedTensor(
-      plain, shape, codes, scales, decode, PARTS[method]
-    )
+    for part, dtypes in zip((codes, scales), PARTS[method], strict=True):
+      if part.dtype not in dtypes:
+        raise ValueError(
+          f'Tensor {part.name} is stored as {part.dtype}; as a part of '
+          f'{plain} it must be {" or ".join(dtypes)}.'
+        )
+    # Models of both methods were trained in bfloat16.
+    result[plain] = DecodedTensor(plain, shape, 'BF16', (codes, scales), decode)
   return result
 
 

@@ -46,12 +46,12 @@ def read_text(file: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def errors_name(file: pathlib.Path) -> Iterator[None]:
-  """Puts the name of a file before the message of every ValueError."""
+def errors_name(source: pathlib.Path | str) -> Iterator[None]:
+  """Puts a file, or a part of one, before the message of every ValueError."""
   try:
     yield
   except ValueError as error:
-    raise ValueError(f'{file}: {error}') from None
+    raise ValueError(f'{source}: {error}') from None
 
 
 def target_path(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -240,8 +240,17 @@ def _check_tensor(
       f'Tensor {name} has shape {list(tensor.shape)}; config.json makes it '
       f'{list(want)} ({", ".join(row.shape)}).'
     )
-  tensor.check_dtype()
+  check_plain(tensor)
   return tensor
+
+
+def check_plain(tensor: PublishedTensor) -> None:
+  """Raises ValueError for a tensor of a type that is no plain weight."""
+  if tensor.dtype not in DTYPES:
+    raise ValueError(
+      f'Tensor {tensor.name} is stored as {tensor.dtype}, which is no plain '
+      f'weight; supported: {", ".join(sorted(DTYPES))}.'
+    )
 
 
 def _check_used(checkpoint: Checkpoint, sources: list[ParamSource]) -> None:

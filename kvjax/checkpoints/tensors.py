@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from kvjax.arguments import is_whole
-from kvjax.checkpoints.files import is_present
+from kvjax.checkpoints.files import errors_name, is_present
 from kvjax.strict_json import parse_object
 
 INDEX = 'model.safetensors.index.json'
@@ -68,14 +68,6 @@ class StoredTensor:
   offset: int
   size: int
 
-  def check_dtype(self) -> None:
-    """Raises ValueError for a type that is no plain weight."""
-    if self.dtype not in DTYPES:
-      raise ValueError(
-        f'Tensor {self.name} is stored as {self.dtype}, which is no plain '
-        f'weight; supported: {", ".join(sorted(DTYPES))}.'
-      )
-
   def read(self) -> np.ndarray:
     """Returns a read-only view of the tensor, mapped from its file."""
     dtype = np.dtype(READABLE[self.dtype])
@@ -94,17 +86,21 @@ class StoredTensor:
     if self.size <= BLOCK:
       yield self.read()
       return
+    for part in self.parts(BLOCK * self.shape[0] // self.size):
+      yield part.read()
+
+  def parts(self, count: int) -> Iterator['StoredTensor']:
+    """Yields tensors of `count` consecutive rows (first axis), or of 1."""
     rows = self.shape[0]
     row_bytes = self.size // rows
-    step = max(1, BLOCK // row_bytes)
-    for start in range(0, rows, step):
-      count = min(step, rows - start)
+    for start in range(0, rows, max(1, count)):
+      part = min(max(1, count), rows - start)
       yield dataclasses.replace(
         self,
-        shape=(count, *self.shape[1:]),
+        shape=(part, *self.shape[1:]),
         offset=self.offset + start * row_bytes,
-        size=count * row_bytes,
-      ).read()
+        size=part * row_bytes,
+      )
 
 
 def open_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
@@ -180,7 +176,7 @@ def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
     length = int.from_bytes(file.read(8), 'little')
     if total < 8 or not 2 <= length <= min(total - 8, MAX_HEADER):
       raise ValueError(
-        f'{path} is truncated or no safetensors file: {total} bytes, a '
+        f'{path}: it is truncated or no safetensors file: {total} bytes, a '
         f'header of {length}.'
       )
     text = file.read(length)
@@ -196,7 +192,14 @@ def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
     for name, entry in header.items()
     if name != '__metadata__'
   }
-  _check_tiling(path, list(tensors.values()), start, total)
+  with errors_name(path):
+    spans = sorted((x.offset, x.size, x.name) for x in tensors.values())
+    end = check_tiling(spans, start, total)
+    if end < total:
+      raise ValueError(
+        f'it has {total - end} bytes after its last tensor, which belong to '
+        'no tensor: write the file again.'
+      )
   return tensors
 
 
@@ -250,35 +253,42 @@ def _is_texts(metadata: Any) -> bool:
   )
 
 
-def _check_tiling(
-  path: pathlib.Path, tensors: list[StoredTensor], start: int, total: int
-) -> None:
-  """Raises ValueError unless tensors follow each other up to the file's end.
+def check_tiling(
+  spans: Iterable[tuple[int, int, str]],
+  start: int,
+  total: int,
+  alignment: int = 1,
+) -> int:
+  """Returns where tensors end that follow each other within a file.
 
   Two tensors of the same bytes, or bytes of no tensor, are read by no other
   reader of the format.
 
   Args:
-    path: of the file.
-    tensors: all of the file.
+    spans: offset, size and name of each tensor of the file, in order.
     start: byte of the file at which tensors begin.
     total: bytes of the file.
+    alignment: of every tensor, in bytes.
+
+  Raises:
+    ValueError: a tensor is elsewhere, or the file ends before its tensors do.
   """
   end = start
-  for tensor in sorted(tensors, key=lambda x: (x.offset, x.size)):
-    if tensor.offset != end:
+  for offset, size, name in spans:
+    if offset != round_up(end, alignment):
       raise ValueError(
-        f'{path}: tensor {tensor.name} begins at byte {tensor.offset} of the '
-        f'file; the tensor before it ends at byte {end}. Tensors must follow '
-        'each other without holes or shared bytes: write the file again.'
+        f'tensor {name} begins at byte {offset} of the file; the tensor before '
+        f'it ends at byte {end}. Tensors must follow each other without holes '
+        'or shared bytes: write the file again.'
       )
-    end += tensor.size
+    end = offset + size
   if end > total:
     raise ValueError(
-      f'{path} is truncated: its tensors end at byte {end} of {total}.'
+      f'it is truncated: its tensors end at byte {end} of {total}.'
     )
-  if end < total:
-    raise ValueError(
-      f'{path} has {total - end} bytes after its last tensor, which belong to '
-      'no tensor: write the file again.'
-    )
+  return end
+
+
+def round_up(position: int, alignment: int) -> int:
+  """Returns the first multiple of `alignment` from a position on."""
+  return -(-position // alignment) * alignment

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from kvjax import frozen_json
 from kvjax.caches.bounded import BoundedBook
 from kvjax.caches.kind import Book, Kind
 from kvjax.caches.paged import PagedBook
@@ -20,7 +19,6 @@ from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import CODECS, KINDS, SCORES
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.models.encoder import Encoded
-from kvjax.strict_json import parse_json
 
 # What the static part of a cache is made of.
 TYPES = (
@@ -53,6 +51,9 @@ def write_static(fields: tuple[Any, ...]) -> bytes:
     ValueError: a kind, codec or score is not one of kvjax, so that
       `read_static` would not know it.
   """
+  # Loaded here, and below, for those who export.
+  from kvjax import frozen_json
+
   data = json.dumps(frozen_json.encode(fields)).encode()
   try:
     read_static(data)
@@ -66,5 +67,7 @@ def write_static(fields: tuple[Any, ...]) -> bytes:
 
 def read_static(data: bytes | bytearray) -> tuple[Any, ...]:
   """Returns the fields that `write_static` wrote."""
-  written = parse_json(bytes(data), 'An exported program')
+  from kvjax import frozen_json, strict_json
+
+  written = strict_json.parse_json(bytes(data), 'An exported program')
   return frozen_json.decode(written, {cls.__name__: cls for cls in TYPES})

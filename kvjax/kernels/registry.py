@@ -6,7 +6,7 @@ import jax
 
 from kvjax.context import target
 from kvjax.kernels import blockwise, cpu_library
-from kvjax.kernels.hopper import launch
+from kvjax.kernels.hopper import mosaic_gpu
 from kvjax.kernels.kernel import Kernel
 from kvjax.native import load
 from kvjax.streams.scoring import Scoring
@@ -15,7 +15,7 @@ from kvjax.streams.view import Streams, View
 # In order of preference. The block loop is last, for it serves every view.
 REGISTRY: tuple[Kernel, ...] = (
   cpu_library.KERNEL,
-  launch.KERNEL,
+  mosaic_gpu.KERNEL,
   blockwise.KERNEL,
 )
 KERNELS: tuple[str, ...] = tuple(kernel.name for kernel in REGISTRY)

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvjax.checkpoints.files import errors_name, is_present, read_text
-from kvjax.checkpoints.gguf.header import is_gguf, read_header
+from kvjax.checkpoints.gguf.header import is_gguf
 from kvjax.checkpoints.load import read_values
 from kvjax.text import rendering
-from kvjax.text.gguf_tokenizer import special_token
+from kvjax.text.gguf_vocabulary import read_vocabulary
 
 FILE = 'chat_template.jinja'
 CONFIG = 'tokenizer_config.json'
@@ -131,13 +131,13 @@ def load_template(path: pathlib.Path) -> Template | None:
 
 
 def _gguf_template(path: pathlib.Path) -> Template | None:
-  metadata = read_header(path).metadata
-  if (source := metadata.get('tokenizer.chat_template')) is None:
+  vocabulary = read_vocabulary(path)
+  if (source := vocabulary.metadata.get('tokenizer.chat_template')) is None:
     return None
   if not isinstance(source, str):
     raise ValueError('tokenizer.chat_template must be a text.')
   texts = {
-    name: special_token(metadata, spelled)
+    name: vocabulary.special_token(spelled)
     for name, spelled in zip(SPECIAL, GGUF_SPECIAL, strict=True)
   }
   names = tuple((k, text) for k, text in texts.items() if text is not None)

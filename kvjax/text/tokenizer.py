@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from kvjax.arguments import LARGEST, is_whole
 from kvjax.checkpoints.files import errors_name, is_present
-from kvjax.checkpoints.gguf.header import is_gguf, read_header
+from kvjax.checkpoints.gguf.header import is_gguf
 from kvjax.checkpoints.load import read_values
 from kvjax.checkpoints.names import CONFIG, TOKENIZER_FILES, find_model
 from kvjax.text.chat import Template, load_template
-from kvjax.text.gguf_tokenizer import read_tokenizer, stop_ids
+from kvjax.text.gguf_vocabulary import read_vocabulary
 
 FILE = 'tokenizer.json'
 GENERATION = 'generation_config.json'
@@ -93,7 +93,8 @@ class PublishedTokenizer(Tokenizer):
         "installed. Install kvjax with its extra: pip install 'kvjax[hf]'."
       ) from None
     if is_gguf(path):
-      self._tokenizer = read_tokenizer(path)
+      reader: Any = importlib.import_module('kvjax.text.gguf_tokenizer')
+      self._tokenizer = reader.read_tokenizer(path)
     else:
       self._tokenizer = _read_json(library, self._file)
     self.template = load_template(path)
@@ -162,7 +163,7 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
   path = find_model(path, TOKENIZER_FILES)
   if is_gguf(path):
     with errors_name(path):
-      return stop_ids(read_header(path).metadata)
+      return read_vocabulary(path).stop_ids()
   for name in (GENERATION, CONFIG):
     file = path / name
     if not is_present(file):

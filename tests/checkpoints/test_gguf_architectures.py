@@ -13,7 +13,7 @@ import pytest
 
 import kvjax
 from kvjax.checkpoints import load_checkpoint, load_config
-from kvjax.checkpoints.gguf import architectures, header
+from kvjax.checkpoints.gguf import architectures, blocks, header
 from tests.checkpoints import gguf_writing
 from tests.checkpoints.writing import GOLDEN, altered
 from tests.golden.make_gguf import CASES, HERE
@@ -131,12 +131,9 @@ def test_settings_of_metadata(name, metadata, read, want):
   found = header.read_header(HERE / f'{name}.gguf')
   values = dict(found.metadata) | metadata
   values = {key: x for key, x in values.items() if x is not None}
-  arch = CASES[name].arch
-  settings = architectures.read_settings(
-    dataclasses.replace(found, metadata=values), arch
-  )
-  model_type = architectures.ARCHITECTURES[arch].model_type
-  config = architectures.FAMILIES[model_type].config(settings)
+  settings = architectures.read_settings(values, blocks.open_tensors(found))
+  family = architectures.ARCHITECTURES[CASES[name].arch].family()
+  config = family.config(settings)
   attention = config.layers[0].attention
   assert {
     'window': attention.visibility.window,
@@ -181,7 +178,7 @@ def test_what_is_not_supported_is_refused(tmp_path, name, changes, message):
   ('change', 'message'),
   [
     (lambda x: {'a': x, 'b': x._replace(data=x.data[:64])}, 'is truncated'),
-    (lambda x: {'a': x._replace(shape=(2, 0))}, r"'a' \[2, 0\] is empty"),
+    (lambda x: {'a': x._replace(shape=(2, 0))}, r"'a': .* \[2, 0\] is empty"),
     (lambda x: {'a': x._replace(shape=(1,) * 5)}, 'has 5 axes: 1 to 4'),
     (lambda x: {'a': x._replace(data=x.data * 2), 'b': x}, 'tensor before it'),
   ],

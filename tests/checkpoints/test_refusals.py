@@ -188,7 +188,7 @@ def test_truncated_file(tmp_path, keep):
   data = file.read_bytes()
   size = int(keep * len(data)) if isinstance(keep, float) else keep
   file.write_bytes(data[:size])
-  refuses(path, 'model.safetensors is truncated')
+  refuses(path, 'model.safetensors: it is truncated')
 
 
 def test_broken_header(tmp_path):

@@ -168,7 +168,7 @@ KEY = 'model.layers.1.self_attn.k_proj.weight'
     ({'num_hidden_layers': 3}, {}, 'is missing from the checkpoint'),
     ({}, {KEY: np.zeros((24, 18), np.float32)}, f'{KEY} has shape [24, 18]'),
     ({}, {'extra': np.zeros(3, np.float32)}, 'Unexpected tensor extra [3]'),
-    ({}, None, 'model.safetensors is truncated'),
+    ({}, None, 'model.safetensors: it is truncated'),
   ],
 )
 def test_a_broken_checkpoint_is_one_line(

@@ -13,7 +13,14 @@ import pytest
 
 import kvjax
 from kvjax import kernels
-from kvjax.kernels.hopper import interpreter, launch, spans, tiling, tuning
+from kvjax.kernels.hopper import (
+  interpreter,
+  launch,
+  mosaic_gpu,
+  spans,
+  tiling,
+  tuning,
+)
 from tests.attention import oracle
 from tests.kernels.drawn import draw_ragged, lowered_step, view_of, wide
 
@@ -230,10 +237,10 @@ def test_its_home_is_compute_capability_9(device, home):
     mock.patch.object(jax, 'default_backend', return_value='gpu'),
     mock.patch.object(jax, 'devices', return_value=[device]),
   ):
-    assert launch.is_at_home() == home
+    assert mosaic_gpu.is_at_home() == home
     with kernels.targeting('tpu'):
-      assert not launch.is_at_home()
-  assert not launch.is_at_home()
+      assert not mosaic_gpu.is_at_home()
+  assert not mosaic_gpu.is_at_home()
 
 
 def test_elsewhere_it_is_chosen_by_name_alone_and_only_where_it_runs():

@@ -70,15 +70,23 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'gguf_tensors_are_anywhere',
     'kvjax/checkpoints/gguf/blocks.py',
-    'if entry.offset != end:',
-    'if False:',
+    'check_tiling(spans, header.start, header.size, header.alignment)',
+    'del spans',
     'tests/checkpoints/test_gguf_architectures.py'
     '::test_tensors_that_are_not_where_they_should_be',
   ),
   Mutant(
+    'split_projections_are_unknown',
+    'kvjax/checkpoints/gguf/architectures.py',
+    'published.rows + GROUPED',
+    'published.rows',
+    'tests/checkpoints/test_gguf_architectures.py'
+    '::test_split_projections_of_phi3',
+  ),
+  Mutant(
     'whole_words_are_merged',
     'kvjax/text/gguf_tokenizer.py',
-    'ignore_merges=words.whole',
+    'ignore_merges=name in WHOLE',
     'ignore_merges=False',
     'tests/text/test_gguf_tokenizer.py::test_merges_and_whole_words',
   ),
@@ -99,7 +107,7 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'refused_config_names_no_file',
     'kvjax/checkpoints/files.py',
-    "raise ValueError(f'{file}: {error}') from None",
+    "raise ValueError(f'{source}: {error}') from None",
     'raise',
     'tests/checkpoints/test_refusals.py',
   ),
@@ -120,8 +128,8 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
     'tensors_may_share_bytes',
     'kvjax/checkpoints/tensors.py',
-    'if tensor.offset != end:',
-    'if tensor.offset > end:',
+    'if offset != round_up(end, alignment):',
+    'if offset > end:',
     'tests/faults/test_checkpoints.py::test_header[shared_bytes]',
   ),
   Mutant(

@@ -78,7 +78,7 @@ def spelled(ids):
 
 
 def test_every_kind_of_words_is_cut_by_hand():
-  assert {words.names[0] for words in WORDS} == set(CUT)
+  assert all(set(names.split()) & set(CUT) for names in WORDS)
 
 
 @pytest.mark.parametrize('name', CUT)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.context import target
-from kvjax.kernels.hopper import interpreter, launch
+from kvjax.kernels.hopper import interpreter, mosaic_gpu
 from kvjax.kernels.hopper.launch import DTYPES
 from kvjax.kernels.kernel import Kernel, refuses_block, refuses_stored
 from kvjax.kernels.log_sum_exp import merge
@@ -75,7 +75,7 @@ def _refuses_streams(view: View, scoring: Scoring) -> str:
   if len(kinds) > 1 or not kinds <= set(DTYPES):
     return f'keys and values are not both stored as {" or ".join(DTYPES)}'
   key, value = (x.codes.shape[3] for x in found if x is not None)
-  most = 256 if launch.is_at_home() else 128
+  most = 256 if mosaic_gpu.is_at_home() else 128
   if key != value or key % 8 or key > most:
     return f'widths {key}, {value} are not one multiple of 8 up to {most}'
   return ''

@@ -10,7 +10,12 @@ import importlib
 import jax
 import jax.numpy as jnp
 
-from kvjax.kernels.hopper import interpreter, launch, tuning
+from kvjax.kernels.hopper import (
+  interpreter,
+  launch,
+  mosaic_gpu,
+  tuning,
+)
 from kvjax.kernels.hopper.spans import spans
 from kvjax.kernels.hopper.tiling import choose_stages
 from kvjax.kernels.hopper.tuning import Problem, Tiles
@@ -111,7 +116,7 @@ def has_clusters() -> bool:
 KERNEL = Kernel(
   name='mosaic_gpu inside',
   platform='cuda',
-  missing=launch.missing,
+  missing=mosaic_gpu.missing,
   is_at_home=lambda: False,  # it runs wherever it is named, and only there
   refuses=launch.refuses,
   attend=attend,

@@ -2,7 +2,8 @@
 
 Names, and what is done to the weights, are those of llama.cpp's converter
 (github.com/ggml-org/llama.cpp, convert_hf_to_gguf.py). It keeps most tensors as
-published. The exceptions: rows of Llama's queries and keys are in the order in
+published, so the tables here are those of the published families with other
+names. The exceptions: rows of Llama's queries and keys are in the order in
 which llama.cpp rotates, norms of Gemma have 1 added, and gate and up of
 gpt-oss, which were published in one tensor, are two.
 
@@ -13,80 +14,46 @@ the published models here too.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.family import Family
-from kvjax.checkpoints.gguf.blocks import open_tensor, open_tensors
-from kvjax.checkpoints.gguf.header import Header, read_header, shortest
+from kvjax.checkpoints.gguf.blocks import open_tensors
+from kvjax.checkpoints.gguf.header import read_header, shortest
 from kvjax.checkpoints.hf_config import Settings
+from kvjax.checkpoints.rope import ORIGINAL
+from kvjax.checkpoints.shared_rows import GROUPED
 from kvjax.checkpoints.table import TableRow, parse_table
 
-ENDS = parse_table("""
-  token_embd.weight    V D   embedding
-  output_norm.weight   D     norm.weight
-  output.weight        V D   head
-""")
-NORMS = parse_table("""
-  blk.{i}.*   layers.{i}.*
-    attn_norm.weight   D   attention_norm.weight
-    ffn_norm.weight    D   mlp_norm.weight
-""")
-POST_NORMS = parse_table("""
-  blk.{i}.*   layers.{i}.*
-    post_attention_norm.weight   D   attention_post_norm.weight
-    post_ffw_norm.weight         D   mlp_post_norm.weight
-""")
-HEAD_NORMS = parse_table("""
-  blk.{i}.*   layers.{i}.attention.*
-    attn_q_norm.weight   H   query_norm.weight
-    attn_k_norm.weight   H   key_norm.weight
-""")
-GROUPED = parse_table("""
-  blk.{i}.*   layers.{i}.attention.*
-    attn_q.weight        N*H D   query
-    attn_k.weight        K*H D   key
-    attn_v.weight        K*H D   value
-    attn_output.weight   D N*H   output
-    attn_q.bias          N*H     query_bias
-    attn_k.bias          K*H     key_bias
-    attn_v.bias          K*H     value_bias
-    attn_output.bias     D       output_bias
-""")
-GATED = parse_table("""
-  blk.{i}.*   layers.{i}.mlp.*
-    ffn_gate.weight   F D   gate
-    ffn_up.weight     F D   up
-    ffn_down.weight   D F   down
-    ffn_gate.bias     F     gate_bias
-    ffn_up.bias       F     up_bias
-    ffn_down.bias     D     down_bias
-""")
-FUSED = parse_table("""
-  blk.{i}.*   layers.{i}.*
-    attn_qkv.weight      (N+K+K)*H D   attention.query    [:N*H]
-    attn_qkv.weight      (N+K+K)*H D   attention.key      [N*H:(N+K)*H]
-    attn_qkv.weight      (N+K+K)*H D   attention.value    [(N+K)*H:]
-    attn_output.weight   D N*H         attention.output
-    ffn_up.weight        2*F D         mlp.gate           [:F]
-    ffn_up.weight        2*F D         mlp.up             [F:]
-    ffn_down.weight      D F           mlp.down
-""")
-SPARSE = parse_table("""
-  blk.{i}.*   layers.{i}.*
-    attn_norm.weight             D             attention_norm.weight
-    post_attention_norm.weight   D             mlp_norm.weight
-    attn_sinks.weight            N             attention.sinks
-    ffn_gate_inp.weight          experts D     experts.router
-    ffn_gate_inp.bias            experts       experts.router_bias
-    ffn_gate_exps.weight         experts F D   experts.gate
-    ffn_up_exps.weight           experts F D   experts.up
-    ffn_down_exps.weight         experts D F   experts.down
-    ffn_gate_exps.bias           experts F     experts.gate_bias
-    ffn_up_exps.bias             experts F     experts.up_bias
-    ffn_down_exps.bias           experts D     experts.down_bias
+# Parts of published names, replaced one after another.
+NAMES = {
+  'model.embed_tokens': 'token_embd',
+  'model.norm': 'output_norm',
+  'lm_head': 'output',
+  'model.layers': 'blk',
+  'input_layernorm': 'attn_norm',
+  'pre_feedforward_layernorm': 'ffn_norm',
+  'post_feedforward_layernorm': 'post_ffw_norm',
+  'post_attention_layernorm': 'ffn_norm',
+  'self_attn.o_proj': 'attn_output',
+  'self_attn.sinks': 'attn_sinks.weight',
+  'self_attn.': 'attn_',
+  'mlp.gate_up_proj': 'ffn_up',
+  'mlp.router': 'ffn_gate_inp',
+  'mlp.': 'ffn_',
+  '_proj': '',
+}
+EXPERTS = parse_table("""
+  blk.{i}.*   layers.{i}.experts.*
+    ffn_gate_exps.weight   experts F D   gate
+    ffn_up_exps.weight     experts F D   up
+    ffn_down_exps.weight   experts D F   down
+    ffn_gate_exps.bias     experts F     gate_bias
+    ffn_up_exps.bias       experts F     up_bias
+    ffn_down_exps.bias     experts D     down_bias
 """)
 # Of a config.json, by the key of the metadata without the architecture.
 KEYS = {
@@ -108,17 +75,25 @@ KEYS = {
   'rope.freq_base_swa': 'rope_local_base_freq',
   'vocab_size': 'vocab_size',
 }
+# Of its rope_scaling, and those of YaRN alone.
+SCALING_KEYS = {
+  'rope.scale_linear': 'factor',
+  'rope.scaling.factor': 'factor',
+  'rope.scaling.type': 'rope_type',
+}
 YARN_KEYS = {
-  'yarn_attn_factor': 'attention_factor',
-  'yarn_beta_fast': 'beta_fast',
-  'yarn_beta_slow': 'beta_slow',
+  'rope.scaling.original_context_length': ORIGINAL,
+  'rope.scaling.yarn_attn_factor': 'attention_factor',
+  'rope.scaling.yarn_beta_fast': 'beta_fast',
+  'rope.scaling.yarn_beta_slow': 'beta_slow',
 }
 IGNORED = (
   r'rope_(freqs|factors_long|factors_short)\.weight',
   r'blk\.\d+\.attn_rot_embd(\.weight)?',
 )
 
-Values = dict[str, Any]
+Values = Mapping[str, Any]
+Tensors = Mapping[str, PublishedTensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,18 +102,55 @@ class Architecture:
 
   Attributes:
     model_type: of the published family.
-    rows: of the table, with the names of the file.
-    adapt: adds the settings that have no key, in this architecture.
+    post_norm: name of the norm behind attention, or of that before the MLP
+      where there is no other.
+    places: pattern of the params whose tensors are transformed.
+    how: they are transformed.
+    largest: layers of the one model whose scores are scaled by the width of the
+      model over the heads, instead of the width of a head.
   """
 
   model_type: str
-  rows: tuple[TableRow, ...]
-  adapt: Callable[[Header, Values], Values] = lambda header, values: {}
+  post_norm: str = 'ffn_norm'
+  places: str = ''
+  how: str = ''
+  largest: int = 0
+
+  def family(self) -> Family:
+    """Returns the published family with the names of the file."""
+    published = FAMILIES[self.model_type]
+    # llama.cpp reads projections that were published as one in three as well.
+    rows = EXPERTS + tuple(map(self._rename, published.rows + GROUPED))
+    return dataclasses.replace(
+      published, rows=rows, prefix='', ignored=IGNORED, copies={}
+    )
+
+  def _rename(self, row: TableRow) -> TableRow:
+    name = row.name.replace('post_attention_layernorm', self.post_norm)
+    for old, new in NAMES.items():
+      name = name.replace(old, new)
+    how = self.how if re.fullmatch(self.places, row.place) else row.how
+    return dataclasses.replace(row, name=name, how=how)
 
 
-def open_gguf(
-  path: pathlib.Path,
-) -> tuple[Family, Settings, dict[str, PublishedTensor]]:
+POST_NORM = 'post_attention_norm'
+NORMS = r'.*norm\.weight'
+ARCHITECTURES = {
+  'llama': Architecture(
+    'llama', places=r'.*\.(query|key)(_bias)?', how='halves'
+  ),
+  'qwen2': Architecture('qwen2'),
+  'qwen3': Architecture('qwen3'),
+  'gemma2': Architecture('gemma2', POST_NORM, NORMS, 'minus_one', largest=46),
+  'gemma3': Architecture(
+    'gemma3_text', POST_NORM, NORMS, 'minus_one', largest=62
+  ),
+  'phi3': Architecture('phi3'),
+  'gpt-oss': Architecture('gpt_oss', POST_NORM),
+}
+
+
+def open_gguf(path: pathlib.Path) -> tuple[Family, Settings, Tensors]:
   """Returns how a file is read, its settings, and its tensors.
 
   Raises:
@@ -152,45 +164,54 @@ def open_gguf(
       f'the architecture {name!r} is not supported; supported: '
       f'{", ".join(ARCHITECTURES)}.'
     )
-  architecture = ARCHITECTURES[name]
-  family = dataclasses.replace(
-    FAMILIES[architecture.model_type],
-    rows=architecture.rows,
-    prefix='',
-    ignored=IGNORED,
-    copies={},
-  )
-  return family, read_settings(header, name), dict(open_tensors(header))
+  tensors = open_tensors(header)
+  settings = read_settings(header.metadata, tensors)
+  return ARCHITECTURES[name].family(), settings, tensors
 
 
-def read_settings(header: Header, name: str) -> Settings:
-  """Returns the config.json that the metadata of an architecture describes."""
+def read_settings(metadata: Values, tensors: Tensors) -> Settings:
+  """Returns the config.json that metadata and names of tensors describe."""
+  name = metadata['general.architecture']
   architecture = ARCHITECTURES[name]
-  metadata = {
+  special = {
     key.removeprefix(name + '.'): value
-    for key, value in header.metadata.items()
+    for key, value in metadata.items()
     if key.startswith(name + '.')
   }
-  values: Values = {'model_type': architecture.model_type}
-  values |= {KEYS[key]: x for key, x in metadata.items() if key in KEYS}
-  tokens = header.metadata.get('tokenizer.ggml.tokens')
-  if isinstance(tokens, list):
-    values.setdefault('vocab_size', len(tokens))
+  tokens = metadata.get('tokenizer.ggml.tokens')
+  values = {
+    'model_type': architecture.model_type,
+    'tie_word_embeddings': 'output.weight' not in tensors,
+    'attention_bias': 'blk.0.attn_q.bias' in tensors,
+    'mlp_bias': 'blk.0.ffn_up.bias' in tensors,
+    'vocab_size': len(tokens) if isinstance(tokens, list) else None,
+  } | _pick(KEYS, special)
   values.setdefault('num_key_value_heads', values.get('num_attention_heads'))
   values.setdefault('head_dim', Settings(values).head_width())
-  values['tie_word_embeddings'] = 'output.weight' not in header.entries
-  _refuse(header, metadata, values)
-  values |= _rope(header, metadata, values)
-  return Settings(values | architecture.adapt(header, values))
+  _refuse(metadata.get('general.type', 'model'), special, values)
+  values['query_pre_attn_scalar'] = values['head_dim']
+  if values.get('num_hidden_layers') == architecture.largest:
+    settings = Settings(values)
+    heads = settings.need('num_attention_heads')
+    values['query_pre_attn_scalar'] = settings.need('hidden_size') // heads
+  if not values.get('sliding_window', 1):
+    values['sliding_window'] = None
+  if values.get('sliding_window') is None:
+    values['sliding_window_pattern'] = 1
+  return Settings(values | _rope(special, values, tensors))
 
 
-def _refuse(header: Header, metadata: Values, values: Values) -> None:
+def _pick(keys: Mapping[str, str], metadata: Values) -> dict[str, Any]:
+  """Returns the values of some keys, by their names in a config.json."""
+  return {keys[key]: x for key, x in metadata.items() if key in keys}
+
+
+def _refuse(kind: Any, special: Values, values: Values) -> None:
   """Raises ValueError for settings that no table here covers."""
-  kind = header.metadata.get('general.type', 'model')
   if kind != 'model':
     raise ValueError(f'general.type={kind!r} is no model.')
-  width = metadata.get('attention.value_length', values['head_dim'])
-  if width != values['head_dim'] or not metadata.get('attention.causal', True):
+  width = special.get('attention.value_length', values['head_dim'])
+  if width != values['head_dim'] or not special.get('attention.causal', True):
     raise ValueError(
       f'attention.value_length={width} differs from key_length='
       f'{values["head_dim"]}, or attention is not causal: not supported.'
@@ -202,135 +223,58 @@ def _refuse(header: Header, metadata: Values, values: Values) -> None:
     )
 
 
-def _rope(header: Header, metadata: Values, values: Values) -> Values:
-  """Returns the rotation's part of a config.json."""
+def _rope(special: Values, values: Values, tensors: Tensors) -> dict[str, Any]:
+  """Returns the rotation's part of a config.json.
+
+  Args:
+    special: metadata of the architecture.
+    values: of the config.json so far.
+    tensors: of the file.
+  """
   width = values['head_dim']
-  rotated = metadata.get('rope.dimension_count', width)
+  rotated = special.get('rope.dimension_count', width)
   if type(rotated) is not int or not 1 <= rotated <= width:
     raise ValueError(f'rope.dimension_count={rotated} must be 1 to {width}.')
-  found: Values = {}
+  scaling = _divisors(special, tensors, rotated // 2)
+  if not scaling:
+    scaling = {'rope_type': 'linear'} | _pick(SCALING_KEYS, special)
+    if scaling['rope_type'] == 'none' or not scaling.get('factor'):
+      scaling = {}
+    elif scaling['rope_type'] == 'yarn':
+      scaling |= _pick(YARN_KEYS, special)
+      # llama.cpp rounds, and the published gpt-oss does not.
+      scaling['truncate'] = values['model_type'] != 'gpt_oss'
+  rope: dict[str, Any] = {'rope_scaling': scaling}
   if rotated != width:
-    found['partial_rotary_factor'] = rotated / width
-  scaling = _rope_scaling(header, metadata, rotated // 2)
-  return found | ({'rope_scaling': scaling} if scaling else {})
+    rope['partial_rotary_factor'] = rotated / width
+  return rope
 
 
-def _rope_scaling(header: Header, metadata: Values, pairs: int) -> Values:
-  """Returns `rope_scaling` of a config.json; empty where there is none.
+def _divisors(special: Values, tensors: Tensors, pairs: int) -> dict[str, Any]:
+  """Returns `rope_scaling` where tensors are what frequencies are divided by.
 
   Args:
-    header: of the file.
-    metadata: of the architecture.
+    special: metadata of the architecture.
+    tensors: of the file.
     pairs: features of a head that rotate together.
   """
-  given = {
-    key.removeprefix('rope.scaling.'): value
-    for key, value in metadata.items()
-    if key.startswith('rope.scaling.')
-  }
-  original = given.get('original_context_length')
-  if 'rope_factors_long.weight' in header.entries:
-    return {
-      'rope_type': 'longrope',
-      'long_factor': _divisors(header, 'rope_factors_long.weight', pairs),
-      'short_factor': _divisors(header, 'rope_factors_short.weight', pairs),
-      'original_max_position_embeddings': original,
-      'attention_factor': given.get('attn_factor'),
-    }
-  if 'rope_freqs.weight' in header.entries:
+  names = {'long_factor': 'rope_factors_long.weight'}
+  names['short_factor'] = 'rope_factors_short.weight'
+  magnitude = special.get('rope.scaling.attn_factor')
+  if 'rope_freqs.weight' in tensors:
     # The result of Llama 3.1's rule, which needs no length any more.
-    divisors = _divisors(header, 'rope_freqs.weight', pairs)
-    return {
-      'rope_type': 'longrope',
-      'long_factor': divisors,
-      'short_factor': divisors,
-      'attention_factor': 1.0,
-    }
-  factor = given.get('factor', metadata.get('rope.scale_linear'))
-  kind = given.get('type', 'linear')
-  if kind == 'none' or not factor:
+    names = dict.fromkeys(names, 'rope_freqs.weight')
+    magnitude = 1.0
+  if names['long_factor'] not in tensors:
     return {}
-  found = {'rope_type': kind, 'factor': factor}
-  if kind == 'yarn':
-    found['original_max_position_embeddings'] = original
-    found |= {YARN_KEYS[key]: x for key, x in given.items() if key in YARN_KEYS}
-  return found
-
-
-def _divisors(header: Header, name: str, pairs: int) -> list[float]:
-  """Returns a small tensor: what each frequency is divided by."""
-  entry = header.entries.get(name)
-  if entry is None or entry.kind or entry.shape != (pairs,):
-    raise ValueError(f'tensor {name} must have {pairs} numbers of float32.')
-  return [shortest(x) for x in open_tensor(header, name).read()]
-
-
-def _llama(header: Header, values: Values) -> Values:
-  return {
-    'attention_bias': 'blk.0.attn_q.bias' in header.entries,
-    'mlp_bias': 'blk.0.ffn_up.bias' in header.entries,
+  scaling = {
+    'rope_type': 'longrope',
+    ORIGINAL: special.get('rope.scaling.original_context_length'),
+    'attention_factor': magnitude,
   }
-
-
-def _gemma(largest: int) -> Callable[[Header, Values], Values]:
-  """Returns what Gemma's metadata leaves out.
-
-  Args:
-    largest: layers of the model whose scores are scaled by the width of the
-      model over the heads, instead of the width of a head.
-  """
-
-  def adapt(header: Header, values: Values) -> Values:
-    scalar = values['head_dim']
-    if values.get('num_hidden_layers') == largest:
-      settings = Settings(values)
-      heads = settings.need('num_attention_heads')
-      scalar = settings.need('hidden_size') // heads
-    found = {'query_pre_attn_scalar': scalar}
-    if not values.get('sliding_window'):  # Gemma 3; Gemma 2 has a default
-      found['sliding_window_pattern'] = 1
-    return found
-
-  return adapt
-
-
-def _phi3(header: Header, values: Values) -> Values:
-  return {'sliding_window': values.get('sliding_window') or None}
-
-
-def _gpt_oss(header: Header, values: Values) -> Values:
-  scaling = values.get('rope_scaling')
-  if scaling and scaling['rope_type'] == 'yarn':
-    # llama.cpp rounds, and the published model does not.
-    return {'rope_scaling': scaling | {'truncate': False}}
-  return {}
-
-
-def _shaped(
-  rows: tuple[TableRow, ...], how: str, *endings: str
-) -> tuple[TableRow, ...]:
-  """Returns rows, those of the places with these endings transformed."""
-  return tuple(
-    dataclasses.replace(row, how=how) if row.place.endswith(endings) else row
-    for row in rows
-  )
-
-
-GEMMA2 = _shaped(ENDS + NORMS + POST_NORMS, 'minus_one', 'norm.weight')
-GEMMA3 = GEMMA2 + _shaped(HEAD_NORMS, 'minus_one', 'norm.weight')
-ARCHITECTURES = {
-  'llama': Architecture(
-    'llama',
-    ENDS
-    + NORMS
-    + _shaped(GROUPED, 'halves', '.query', '.key', '.query_bias', '.key_bias')
-    + GATED,
-    _llama,
-  ),
-  'qwen2': Architecture('qwen2', ENDS + NORMS + GROUPED + GATED),
-  'qwen3': Architecture('qwen3', ENDS + NORMS + HEAD_NORMS + GROUPED + GATED),
-  'gemma2': Architecture('gemma2', GEMMA2 + GROUPED + GATED, _gemma(46)),
-  'gemma3': Architecture('gemma3_text', GEMMA3 + GROUPED + GATED, _gemma(62)),
-  'phi3': Architecture('phi3', ENDS + NORMS + FUSED + GROUPED, _phi3),
-  'gpt-oss': Architecture('gpt_oss', ENDS + SPARSE + GROUPED, _gpt_oss),
-}
+  for key, name in names.items():
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != (pairs,):
+      raise ValueError(f'tensor {name} must have {pairs} numbers.')
+    scaling[key] = [shortest(x) for x in tensor.read()]
+  return scaling

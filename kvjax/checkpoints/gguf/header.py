@@ -4,17 +4,21 @@ The format is in github.com/ggml-org/ggml, docs/gguf.md: counts, metadata of
 keys and typed values, a description of each tensor, and the bytes of the
 tensors. A file comes from others, so no number in it is trusted: every item
 that is counted takes bytes of the file, and what does not fit is refused
-before anything of that size is made.
+before anything of that size is made. (The reader of the library `gguf` counts
+to whatever number a header names.)
 """
 
 import dataclasses
 import math
 import mmap
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from kvjax.checkpoints.files import errors_name
+from kvjax.checkpoints.tensors import round_up
 
 SUFFIX = '.gguf'
 MAGIC = b'GGUF'
@@ -22,18 +26,9 @@ VERSIONS = (2, 3)  # the first version had counts of 32 bits
 ALIGNMENT = 32  # bytes, where no key says otherwise
 MAX_AXES = 4
 TEXT, ARRAY = 8, 9
-SCALARS = {
-  0: '<u1',
-  1: '<i1',
-  2: '<u2',
-  3: '<i2',
-  4: '<u4',
-  5: '<i4',
-  6: '<f4',
-  7: '?',
-  10: '<u8',
-  11: '<i8',
-  12: '<f8',
+NUMBERS = {
+  **dict(enumerate('<u1 <i1 <u2 <i2 <u4 <i4 <f4 ?'.split())),
+  **dict(enumerate('<u8 <i8 <f8'.split(), start=10)),
 }
 
 
@@ -100,8 +95,8 @@ def read_header(path: pathlib.Path) -> Header:
     cursor = _Cursor(data)
     _check_version(cursor.take(4), cursor.whole(4))
     tensors, keys = cursor.whole(8), cursor.whole(8)
-    metadata = _read_metadata(cursor, keys)
-    entries = _read_entries(cursor, tensors)
+    metadata = _read_named(cursor, keys, _read_value)
+    entries = _read_named(cursor, tensors, _read_entry)
   alignment = metadata.get('general.alignment', ALIGNMENT)
   if type(alignment) is not int or alignment < 1 or alignment.bit_count() != 1:
     raise ValueError(f'general.alignment={alignment} must be a power of two.')
@@ -110,17 +105,8 @@ def read_header(path: pathlib.Path) -> Header:
       f'split.count={parts} says that the model is in several files, which '
       'is not supported. Make one of them: llama-gguf-split --merge.'
     )
-  start = _round_up(cursor.at, alignment)
+  start = round_up(cursor.at, alignment)
   return Header(path, metadata, entries, start, alignment, size)
-
-
-def end_of(header: Header, entry: Entry, size: int) -> int:
-  """Returns where the next tensor begins, behind one of `size` bytes."""
-  return _round_up(entry.offset + size, header.alignment)
-
-
-def _round_up(position: int, alignment: int) -> int:
-  return -(-position // alignment) * alignment
 
 
 def _check_version(magic: bytes, version: int) -> None:
@@ -155,49 +141,45 @@ class _Cursor:
   def text(self) -> str:
     return self.take(self.whole(8)).decode()
 
-  def scalar(self, kind: int) -> Any:
-    dtype = np.dtype(SCALARS[kind])
-    value = np.frombuffer(self.take(dtype.itemsize), dtype)[0]
-    return shortest(value) if dtype == np.float32 else value.item()
-
-  def array(self) -> list[str] | np.ndarray:
-    kind, count = self.whole(4), self.whole(8)
-    if kind == TEXT:
-      return [self.text() for _ in range(count)]
-    if kind not in SCALARS:
-      raise ValueError(f'type {kind} of an array is unknown or an array.')
-    dtype = np.dtype(SCALARS[kind])
+  def numbers(self, kind: int, count: int) -> np.ndarray:
+    if kind not in NUMBERS:
+      raise ValueError(f'type {kind} of a value is unknown, or nests arrays.')
+    dtype = np.dtype(NUMBERS[kind])
     return np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
-  metadata: dict[str, Any] = {}
+def _read_named(
+  cursor: _Cursor, count: int, read: Callable[[_Cursor], Any]
+) -> dict[str, Any]:
+  """Returns what follows each of `count` names."""
+  found: dict[str, Any] = {}
   for _ in range(count):
-    key, kind = cursor.text(), cursor.whole(4)
-    if key in metadata:
-      raise ValueError(f'the key {key!r} is there twice.')
+    name = cursor.text()
+    if name in found:
+      raise ValueError(f'the key or tensor {name!r} is there twice.')
+    with errors_name(repr(name)):
+      found[name] = read(cursor)
+  return found
+
+
+def _read_value(cursor: _Cursor) -> Any:
+  kind = cursor.whole(4)
+  if kind == TEXT:
+    return cursor.text()
+  if kind == ARRAY:
+    kind, count = cursor.whole(4), cursor.whole(8)
     if kind == TEXT:
-      metadata[key] = cursor.text()
-    elif kind == ARRAY:
-      metadata[key] = cursor.array()
-    elif kind in SCALARS:
-      metadata[key] = cursor.scalar(kind)
-    else:
-      raise ValueError(f'the key {key!r} has the unknown type {kind}.')
-  return metadata
+      return [cursor.text() for _ in range(count)]
+    return cursor.numbers(kind, count)
+  value = cursor.numbers(kind, 1)[0]
+  return shortest(value) if value.dtype == np.float32 else value.item()
 
 
-def _read_entries(cursor: _Cursor, count: int) -> dict[str, Entry]:
-  entries: dict[str, Entry] = {}
-  for _ in range(count):
-    name, axes = cursor.text(), cursor.whole(4)
-    if name in entries or not 1 <= axes <= MAX_AXES:
-      raise ValueError(
-        f'tensor {name!r} is there twice, or has {axes} axes: 1 to {MAX_AXES} '
-        'are possible.'
-      )
-    shape = tuple(cursor.whole(8) for _ in range(axes))[::-1]
-    if not math.prod(shape):
-      raise ValueError(f'tensor {name!r} {list(shape)} is empty.')
-    entries[name] = Entry(shape, cursor.whole(4), cursor.whole(8))
-  return entries
+def _read_entry(cursor: _Cursor) -> Entry:
+  axes = cursor.whole(4)
+  if not 1 <= axes <= MAX_AXES:
+    raise ValueError(f'it has {axes} axes: 1 to {MAX_AXES} are possible.')
+  shape = tuple(cursor.whole(8) for _ in range(axes))[::-1]
+  if not math.prod(shape):
+    raise ValueError(f'its shape {list(shape)} is empty.')
+  return Entry(shape, cursor.whole(4), cursor.whole(8))

@@ -11,7 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from kvjax.context import target
 from kvjax.kernels import blockwise
 from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.hopper import interpreter, tuning
@@ -24,29 +23,12 @@ from kvjax.kernels.hopper.tiling import (
   choose_stages,
 )
 from kvjax.kernels.hopper.tuning import Problem, Tiles
-from kvjax.kernels.kernel import Kernel, refuses_stored
+from kvjax.kernels.kernel import refuses_stored
 from kvjax.kernels.log_sum_exp import merge_stacked
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 
 DTYPES = ('bfloat16', 'float16')
-
-
-def missing() -> str:
-  """Returns why this process cannot use the kernel; '' if it can."""
-  if target() == 'gpu' or interpreter.settings() is not None:
-    return ''
-  return (
-    f'it runs on a Hopper GPU, not on {target()}; '
-    'kvjax.kernels.interpreted() runs it on a CPU, slowly'
-  )
-
-
-def is_at_home() -> bool:
-  """Returns whether this process has a GPU on which it was measured."""
-  if target() != 'gpu' or jax.default_backend() != 'gpu':
-    return False
-  return getattr(jax.devices()[0], 'compute_capability', '') == '9.0'
 
 
 def refuses(
@@ -181,13 +163,3 @@ def _attend_jvp(rule, launch, primals, tangents):
   del launch
   plain = functools.partial(blockwise.attend_stored, rule)
   return jax.jvp(plain, primals, tangents)
-
-
-KERNEL = Kernel(
-  name='mosaic_gpu',
-  platform='cuda',
-  missing=missing,
-  is_at_home=is_at_home,
-  refuses=refuses,
-  attend=attend,
-)
