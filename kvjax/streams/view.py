@@ -11,6 +11,7 @@ from flax import struct
 from kvjax.native import write_narrow
 
 Streams = dict[str, Any]
+"""Arrays `[B, K, S, H]`, or stored leaves of them, by the name of a stream."""
 
 LAST = 2**31 - 1  # no position beyond it
 

@@ -19,6 +19,7 @@ FILE = 'tokenizer.json'
 GENERATION = 'generation_config.json'
 
 Decode = Callable[[int], str]
+"""Takes the next id and returns the characters that it completes."""
 
 
 class Tokenizer(Protocol):
