@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= $(if $(filter bench-gpu,$(MAKECMDGOALS)),cuda)
+EXTRAS ?= $(if $(filter bench-gpu,$(MAKECMDGOALS)),cuda)$(if $(filter docs,$(MAKECMDGOALS)),docs)
 COMMA := ,
 
 ifdef PY
@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
-.PHONY: run run-full test lint structure memory mutants sanitize fuzz-parity \
+.PHONY: run run-full test lint docs structure memory mutants sanitize fuzz-parity \
 	fuzz-cache fuzz-files why model picture kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
@@ -35,6 +35,10 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
+
+# The site, in build/site. A warning fails it. ARGS=serve shows it while you write.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs $(or $(ARGS),build) --strict
 
 # What tests/test_structure.py limits; ARGS=--names says what was counted.
 structure: $(READY)
