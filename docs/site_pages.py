@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -69,8 +70,10 @@ def _read(path: pathlib.Path, place: str) -> Iterator[tuple[str, str | bytes]]:
   if path.suffix == '.md':
     yield place, path.read_text('utf-8')
     return
-  markdown, resources = MarkdownExporter().from_filename(
-    str(path), {'unique_key': path.stem, 'output_files_dir': 'images'}
+  notebook = nbformat.read(path, as_version=4)
+  notebook.metadata.setdefault('language_info', {'name': 'python'})  # colours
+  markdown, resources = MarkdownExporter().from_notebook_node(
+    notebook, {'unique_key': path.stem, 'output_files_dir': 'images'}
   )
   yield place, markdown
   for name, content in resources['outputs'].items():
