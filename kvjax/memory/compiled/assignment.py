@@ -126,6 +126,9 @@ def buffers(compiled: jax.stages.Compiled) -> tuple[Buffer, ...]:
   the sizes of temporaries add up to more than `measure(compiled)` reports.
   An `aliased` buffer is part of a donated argument that is also an output.
 
+  Args:
+    compiled: `jax.jit(f).lower(...).compile()`.
+
   Raises:
     EncodingError: this version of JAX encodes executables differently;
       `measure` reads stable fields and still works.

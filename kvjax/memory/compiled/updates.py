@@ -131,10 +131,17 @@ def assert_in_place(
 ) -> None:
   """Raises unless `compiled` updates `argument` in place; see `in_place`.
 
+  Args:
+    compiled: a compiled step.
+    argument: name of the argument, or a path in it.
+    min_bytes: smaller leaves and buffers are never findings.
+
   Raises:
     InPlaceError: (an AssertionError) names each leaf that is not aliased and
       each buffer that holds a moved leaf: operation, shape, bytes, scope.
-    TypeError, ValueError: as `in_place`.
+    TypeError: `compiled` is not a compiled program.
+    ValueError: no argument has that name, or all its leaves are smaller than
+      `min_bytes`.
   """
   report = in_place(compiled, argument, min_bytes=min_bytes)
   if not report.ok:

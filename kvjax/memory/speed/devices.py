@@ -115,6 +115,9 @@ DEVICES: tuple[Device, ...] = (
 def device(name: str) -> Device:
   """Returns the record of a named accelerator; case and spacing are free.
 
+  Args:
+    name: as in `DEVICES`, such as 'H100-80'.
+
   Raises:
     ValueError: no such device; the message has the nearest names.
   """
