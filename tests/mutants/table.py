@@ -2,6 +2,7 @@
 
 from tests.mutants import accounting, reading, remembering
 from tests.mutants.fault import Mutant
+from tests.mutants.pages import REFERENCE
 
 MUTANTS: tuple[Mutant, ...] = (
   remembering.MASKS
@@ -21,4 +22,5 @@ MUTANTS: tuple[Mutant, ...] = (
   + accounting.CHECKPOINTS
   + accounting.EXPORT
   + accounting.EXPERIMENTS
+  + REFERENCE
 )
