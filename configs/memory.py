@@ -13,6 +13,8 @@ compares the lines of the plan with what XLA assigned.
 
 from ml_collections import ConfigDict
 
+from configs import settings
+
 SETTINGS = {
   'default': {},
   'tiny': {'contexts': (16, 64), 'batch': 2, 'context': 64, 'measure': True},
@@ -36,9 +38,4 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'measure': False,
     }
   )
-  if setting not in SETTINGS:
-    raise ValueError(
-      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
-    )
-  config.update_from_flattened_dict(SETTINGS[setting])
-  return config
+  return settings.apply(config, SETTINGS, setting)

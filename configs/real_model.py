@@ -15,6 +15,8 @@ Would be refuted by: any of these failing; the last table of the report says.
 
 from ml_collections import ConfigDict
 
+from configs import settings
+
 SETTINGS = {
   'default': {},
   'tiny': {
@@ -60,9 +62,4 @@ def get_config(setting: str = 'default') -> ConfigDict:
       },
     }
   )
-  if setting not in SETTINGS:
-    raise ValueError(
-      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
-    )
-  config.update_from_flattened_dict(SETTINGS[setting])
-  return config
+  return settings.apply(config, SETTINGS, setting)

@@ -16,6 +16,8 @@ row (the analysis stops with an error), or the last table of the report.
 
 from ml_collections import ConfigDict
 
+from configs import settings
+
 SETTINGS = {
   'default': {},
   'tiny': {
@@ -52,9 +54,4 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'decode': {'layers': 2, 'batch_size': 2, 'capacity': 256},
     }
   )
-  if setting not in SETTINGS:
-    raise ValueError(
-      f'setting={setting!r} is unknown; known: {", ".join(SETTINGS)}.'
-    )
-  config.update_from_flattened_dict(SETTINGS[setting])
-  return config
+  return settings.apply(config, SETTINGS, setting)

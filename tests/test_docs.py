@@ -1,11 +1,19 @@
-"""Pages of the documentation: links, commands, sizes, and their examples."""
+"""Pages of the documentation: links, commands, sizes, and their examples.
 
+tests/test_extend.py runs the pages `write_a_*`.
+"""
+
+import ast
 import fnmatch
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
+import jax
 import pytest
 import yaml
 
@@ -22,6 +30,10 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LONGEST_PAGE = 250
 TEMPLATES = (ROOT / 'experiments' / 'results_pages' / 'pages').glob('*.md')
 GENERATED = {'dev/mutants.md', *(f'results/{x.name}' for x in TEMPLATES)}
+
+# Errors whose messages are kvjax's, and one that JAX raises by the same class.
+OURS = {'ValueError', 'DonatedCacheError', 'FileNotFoundError'}
+JAX_SAYS = 'Received incompatible devices'
 
 
 def text_of(page: pathlib.Path) -> str:
@@ -58,26 +70,75 @@ def test_local_links_lead_to_a_file_and_a_heading(name):
       assert anchor in anchors(target), (name, link)
 
 
-def shows_what_it_prints(page: pathlib.Path) -> bool:
-  return bool(re.search(r'```python\n[^`]*```\n+```text\n', page.read_text()))
-
-
+# A page that imports kvjax is a whole program; others show single lines.
 EXECUTED = [
-  str(x.relative_to(DOCS))
-  for x in sorted(DOCS.rglob('*.md'))
-  if shows_what_it_prints(x)
+  name
+  for name in NAMES
+  if name.startswith('docs/')
+  and '\nimport kvjax\n' in text_of(ROOT / name)
+  and '/write_a_' not in name
 ]
 
 
 @pytest.mark.parametrize('name', EXECUTED)
-def test_a_page_prints_what_it_shows(as_users_do, name):
-  if name == 'howto/export_a_step.md':
+def test_a_page_prints_what_it_shows(name, as_users_do, monkeypatch, tmp_path):
+  if name.endswith('export_a_step.md'):
     pytest.importorskip('flatbuffers', reason='jax.export serializes by it')
-  run_blocks((DOCS / name).read_text())
+  page = ROOT / name
+  devices = re.search(r'JAX_NUM_CPU_DEVICES=(\d+)', page.read_text())
+  if devices is not None:
+    return run_on_devices(page, devices[1])
+  (tmp_path / 'tests').symlink_to(ROOT / 'tests')
+  monkeypatch.chdir(tmp_path)  # for the files that a page writes
+  with jax.numpy_dtype_promotion('standard'):  # optax counts in Python ints
+    run_blocks(page.read_text())
 
 
 def test_pages_with_examples_are_found():
-  assert {'index.md', 'memory.md', 'howto/check_in_place.md'} <= set(EXECUTED)
+  assert {'docs/index.md', 'docs/memory.md', 'docs/howto/shard.md'} <= set(
+    EXECUTED
+  )
+
+
+def run_on_devices(page: pathlib.Path, devices: str) -> None:
+  """Runs a page in a process with several CPU devices."""
+  program = 'import sys; from tests.test_readme import run_blocks; '
+  program += 'run_blocks(open(sys.argv[1]).read())'
+  run = subprocess.run(
+    [sys.executable, '-c', program, str(page)],
+    cwd=ROOT,
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': devices, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert not run.returncode, run.stderr[-2_000:]
+
+
+def test_messages_that_a_how_to_quotes_are_those_of_the_source():
+  """Each has the words of some string of the package."""
+  words = set()
+  for path in (ROOT / 'kvjax').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        words.add(' '.join(node.value.split()))
+  words = {x for x in words if len(x) >= 12 and ' ' in x}
+  quoted = []
+  for page in (ROOT / 'docs' / 'howto').glob('*.md'):
+    found = re.findall(r'`(\w+Error): ([^`]+)`', page.read_text())
+    quoted += [
+      (page.name, ' '.join(x.split())) for kind, x in found if kind in OURS
+    ]
+  assert len(quoted) > 20
+  for page, message in quoted:
+    if not message.startswith(JAX_SAYS):
+      assert any(x in message for x in words), (page, message)
+
+
+def test_the_page_of_a_family_shows_its_file():
+  page = (ROOT / 'docs' / 'howto' / 'add_a_family.md').read_text()
+  family = ROOT / 'kvjax' / 'checkpoints' / 'families' / 'olmo2.py'
+  assert f'```python\n{family.read_text()}```' in page
 
 
 @pytest.mark.parametrize('name', NAMES)

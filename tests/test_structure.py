@@ -5,7 +5,7 @@
 
 import pytest
 
-from tests import structure
+from tests import imports, sources, structure
 
 ROOT = structure.ROOT
 LONG_SIGNATURES = 4  # of jitted functions whose arguments are named one by one
@@ -13,14 +13,14 @@ LONGEST_FILE = 500
 
 
 @pytest.fixture(scope='module')
-def modules() -> dict[str, structure.Module]:
-  return structure.read_modules(ROOT, structure.PACKAGE)
+def modules() -> dict[str, sources.Module]:
+  return sources.read_modules(ROOT, sources.PACKAGE)
 
 
 def test_no_file_is_long():
   files = [
     file
-    for room in (structure.PACKAGE, 'experiments')
+    for room in (sources.PACKAGE, 'experiments', 'tests')
     for file in (ROOT / room).rglob('*.py')
   ]
   lengths = {file: file.read_text().count('\n') for file in files}
@@ -28,25 +28,25 @@ def test_no_file_is_long():
 
 
 def test_imports_run_down_the_floors(modules):
-  assert not structure.upward_imports(modules)
+  assert not imports.upward_imports(modules)
 
 
 def test_every_room_stands_on_one_floor(modules):
-  rooms = [room for floor in structure.FLOORS for room in floor]
+  rooms = [room for floor in imports.FLOORS for room in floor]
   assert len(rooms) == len(set(rooms))
   assert {module.room for module in modules.values()} == set(rooms)
 
 
 def test_attention_knows_no_cache(modules):
-  assert not structure.cache_imports(modules)
+  assert not imports.cache_imports(modules)
 
 
 def test_no_module_imports_itself_in_the_end(modules):
-  assert not structure.circles(modules)
+  assert not imports.circles(modules)
 
 
 def test_the_face_of_the_package_leads_to_every_module(modules):
-  assert not structure.unreachable_lines(modules)
+  assert not imports.unreachable_lines(modules)
 
 
 def test_a_class_name_is_used_once(modules):
@@ -66,10 +66,10 @@ def test_calls_lead_from_decode_step_to_the_write(modules):
 
 
 def test_questions_share_rooms_and_mains_are_short():
-  modules = structure.read_modules(ROOT, 'experiments')
+  modules = sources.read_modules(ROOT, 'experiments')
   shared = {'__init__', 'launch', 'measuring', 'reporting', 'training'}
   for module in modules.values():
-    imported = structure.imported_modules(module, modules)
+    imported = imports.imported_modules(module, modules)
     rooms = {modules[name].room for name in imported}
     assert rooms <= shared | {module.room}, module.path
     if module.path.name == '__main__.py':
@@ -78,7 +78,7 @@ def test_questions_share_rooms_and_mains_are_short():
 
 def test_nothing_imports_experiments_and_no_module_is_a_drawer(modules):
   for module in modules.values():
-    assert not structure.imports_package(module, 'experiments'), module.path
+    assert not imports.imports_package(module, 'experiments'), module.path
     assert module.path.stem not in ('utils', 'helpers', 'misc', 'common'), (
       module.path
     )

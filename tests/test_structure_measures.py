@@ -1,23 +1,23 @@
-"""The measures of tests/structure.py, on packages of a few lines."""
+"""The measures of tests/structure.py, imports.py and sources.py."""
 
 import pathlib
 import textwrap
 
 import pytest
 
-from tests import structure
+from tests import imports, sources, structure
 
 
 @pytest.fixture
 def read(tmp_path):
   """Returns a function that writes files of a package and parses it."""
 
-  def write_and_read(files: dict[str, str]) -> dict[str, structure.Module]:
+  def write_and_read(files: dict[str, str]) -> dict[str, sources.Module]:
     for path, text in files.items():
       file = tmp_path / 'kvjax' / path
       file.parent.mkdir(parents=True, exist_ok=True)
       file.write_text(textwrap.dedent(text))
-    return structure.read_modules(tmp_path, 'kvjax')
+    return sources.read_modules(tmp_path, 'kvjax')
 
   return write_and_read
 
@@ -37,8 +37,8 @@ def test_code_and_comment_lines(read):
       )
     '''
   module = read({'file.py': text})['kvjax.file']
-  assert structure.code_lines(module) == 6
-  assert structure.comment_lines(module) == 2
+  assert sources.code_lines(module) == 6
+  assert sources.comment_lines(module) == 2
 
 
 def test_names_of_modules_and_rooms(read):
@@ -69,13 +69,13 @@ def test_names_of_modules_and_rooms(read):
 def test_a_module_is_imported(read, statement):
   files = {'__init__.py': '', 'room/__init__.py': '', 'room/b.py': ''}
   modules = read(files | {'room/a.py': statement})
-  imported = structure.imported_modules(modules['kvjax.room.a'], modules)
+  imported = imports.imported_modules(modules['kvjax.room.a'], modules)
   assert list(imported) == ['kvjax.room.b']
 
 
 def test_a_string_imports_nothing_by_itself(read):
   modules = read({'a.py': "x = 'kvjax.b'", 'b.py': ''})
-  assert not structure.imported_modules(modules['kvjax.a'], modules)
+  assert not imports.imported_modules(modules['kvjax.a'], modules)
 
 
 def test_unreachable_lines(read):
@@ -97,7 +97,7 @@ def test_unreachable_lines(read):
       'alone.py': 'x = 1\n\ny = 2\n',
     }
   )
-  assert structure.unreachable_lines(modules) == {'kvjax.alone': 2}
+  assert imports.unreachable_lines(modules) == {'kvjax.alone': 2}
 
 
 def test_upward_imports(read):
@@ -109,12 +109,12 @@ def test_upward_imports(read):
       'attic/a.py': 'import kvjax.streams.a',
     }
   )
-  assert structure.upward_imports(modules) == [
+  assert imports.upward_imports(modules) == [
     'kvjax/attention/a.py:2: attention -> kvjax.caches.a',
     'kvjax/attic/a.py:1: attic -> kvjax.streams.a',
     'kvjax/streams/a.py:1: streams -> kvjax.caches.a',
   ]
-  assert structure.cache_imports(modules) == [
+  assert imports.cache_imports(modules) == [
     'kvjax/attention/a.py:2: kvjax.caches.a',
     'kvjax/streams/a.py:1: kvjax.caches.a',
   ]
@@ -129,15 +129,15 @@ def test_circles(read):
       'd.py': 'import kvjax.a',
     }
   )
-  assert structure.circles(modules) == ['kvjax.a, kvjax.b, kvjax.c']
+  assert imports.circles(modules) == ['kvjax.a, kvjax.b, kvjax.c']
 
 
 def test_imports_package(read):
   modules = read(
     {'a.py': 'from experiments.b import c', 'b.py': 'import experiments_b'}
   )
-  assert structure.imports_package(modules['kvjax.a'], 'experiments')
-  assert not structure.imports_package(modules['kvjax.b'], 'experiments')
+  assert imports.imports_package(modules['kvjax.a'], 'experiments')
+  assert not imports.imports_package(modules['kvjax.b'], 'experiments')
 
 
 @pytest.mark.parametrize(

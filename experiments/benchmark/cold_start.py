@@ -34,10 +34,10 @@ def time_starts(chosen: Any) -> Iterator[Row]:
   """
   try:
     path = str(find_model(chosen.model))
-    gguf = chosen.gguf or str(smollm2.source())
   except FileNotFoundError as error:
     yield {'record': 'cold', 'name': chosen.model, 'skipped': str(error)}
     return
+  gguf, absence = _find_gguf(chosen)
   tokenizer = kvjax.text.load_tokenizer(path)
   (ids,) = prompts.encode_prompts(tokenizer, [chosen.prompt])
   with tempfile.TemporaryDirectory() as folder:
@@ -59,8 +59,11 @@ def time_starts(chosen: Any) -> Iterator[Row]:
       'llama.cpp': llama_cpp.absence(),
     }
     expected = None
+    _python('-c', 'import kvjax, kvjax.text')  # compiles sources to bytecode
     for name, (writer, source, variables) in starts.items():
       about = {'record': 'cold', 'name': name, 'prompt': len(ids)}
+      if not source:
+        continue
       if why := absent.get(writer):
         yield about | {'skipped': why}
         continue
@@ -70,7 +73,11 @@ def time_starts(chosen: Any) -> Iterator[Row]:
       row['equal'] = _equal(tokens, expected)
       if writer == 'kvjax':
         row['passed'] = tokens == expected
+      if writer == 'llama.cpp':
+        row['weights'] = llama_cpp.stored_type(source)
       yield about | {'written': len(tokens)} | row
+  if absence:
+    yield {'record': 'cold', 'name': 'rows of a .gguf', 'skipped': absence}
 
 
 def time_chunks(chosen: Any, repeats: int) -> Iterator[Row]:
@@ -105,6 +112,21 @@ def time_chunks(chosen: Any, repeats: int) -> Iterator[Row]:
     }
 
 
+def _find_gguf(chosen: Any) -> tuple[str, str]:
+  """Returns the GGUF file of the same model, or '' and why there is none."""
+  if chosen.gguf:
+    return chosen.gguf, ''
+  if chosen.model != smollm2.NAME:
+    return '', (
+      f"cold.gguf='' is the file of {smollm2.NAME} and not of {chosen.model}; "
+      'give --config.cold.gguf=FILE'
+    )
+  try:
+    return str(smollm2.source()), ''
+  except FileNotFoundError as error:
+    return '', str(error)
+
+
 def _start(
   writer: str,
   path: str,
@@ -113,18 +135,30 @@ def _start(
   variables: Mapping[str, str],
 ) -> Row:
   """Returns tokens and seconds of one new process."""
-  command = [sys.executable, '-m', fresh_start.__name__, writer, path]
-  done = subprocess.run(
-    [*command, str(tokens), json.dumps(ids), repr(time.time())],
-    env=os.environ | variables,
-    cwd=pathlib.Path(__file__).parents[2],
-    capture_output=True,
-    text=True,
-  )
+  arguments = [writer, path, str(tokens), json.dumps(ids), repr(time.time())]
+  done = _python('-m', fresh_start.__name__, *arguments, **variables)
   if done.returncode:
     lines = done.stderr.strip().splitlines()
     return {'tokens': [], 'skipped': lines[-1] if lines else 'it was ended'}
   return json.loads(done.stdout.splitlines()[-1])
+
+
+def _python(
+  *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+  """Returns a new interpreter that has ended.
+
+  It keeps bytecode, as an installed package has it, whatever this process does.
+  """
+  environment = os.environ | variables
+  environment.pop('PYTHONDONTWRITEBYTECODE', None)
+  return subprocess.run(
+    [sys.executable, *arguments],
+    env=environment,
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+  )
 
 
 def _equal(tokens: list[int], expected: list[int]) -> int:

@@ -163,7 +163,9 @@ TABLES: tuple[tuple[Callable[[Row], Any], Columns, str], ...] = (
   (
     lambda row: row['record'] == 'cold' and 'seconds' in row,
     {
-      'process': 'name',
+      'process': lambda r: (
+        f'{r["name"]} ({r["weights"]})' if 'weights' in r else r['name']
+      ),
       'loaded s': _rounded('load', 1, 2),
       'first token s': _rounded('first', 1, 2),
       **_fields('written'),
@@ -171,7 +173,8 @@ TABLES: tuple[tuple[Callable[[Row], Any], Columns, str], ...] = (
       'equal': 'equal',
     },
     'Seconds since the start of a process. Equal: tokens that agree with the '
-    'first row.',
+    'first row. llama.cpp multiplies by the weights of the .gguf as they are '
+    'stored, in the type in brackets; kvjax decodes them first.',
   ),
   (
     lambda row: row['record'] == 'chunks' and 'ratio' in row,

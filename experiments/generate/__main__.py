@@ -40,9 +40,7 @@ _CHAT = _bool('chat', None, 'Through the template; alone: a conversation.')
 _SYSTEM = _text('system', '', 'Instruction of a chat.')
 _TOKENS = _int('tokens', 128, 'Most to generate.')
 _STOP = _bool('stop', True, "At the checkpoint's end of text.")
-_CACHE = _text(
-  'cache', DEFAULT, 'kind:field=value,...+codec, or module:Name(...).'
-)
+_CACHE = _text('cache', DEFAULT, 'kind:field=x,...+codec, or module:Name(...).')
 _CAPACITY = _int('capacity', None, 'Of the cache, in tokens; default: enough.')
 _LOAD = _text('prompt_cache', '', 'File to go on from.')
 _SAVE = _text('save_prompt_cache', '', 'File to write after the prompts.')
@@ -76,7 +74,7 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     )
   config = kvjax.load_config(path := _CHECKPOINT.value)
   if _is_conversation():
-    conversation.check(config, _SAVE.value, _PENALTY.value)
+    conversation.check(config, _SAVE.value)
   words = tokenizer.load_tokenizer(path)
   file = _PROMPTS.value
   texts = prompts.read_prompts(file) if file else [_PROMPT.value]
@@ -98,6 +96,8 @@ def check() -> tuple[list[str], tokenizer.Tokenizer, answer.Request]:
     source=source,
     cache={'capacity': capacity, 'kinds': kind, 'codec': codec},
     tokens=_TOKENS.value,
+    # A conversation writes each answer as far as there is room.
+    least=1 if _is_conversation() else _TOKENS.value,
     stop_tokens=tokenizer.stop_tokens(path) if _STOP.value else (),
     block=_BLOCK.value,
     seed=_SEED.value,

@@ -28,6 +28,7 @@ class Request:
     source: what an encoder-decoder reads.
     cache: options of `init_cache` for an empty cache.
     tokens: most to generate.
+    least: of these that the cache must have room for.
     stop_tokens: ids after which a row ends.
     block: tokens of one device program; text appears once a block.
     seed: of sampling.
@@ -39,6 +40,7 @@ class Request:
   source: Batch | None
   cache: Mapping[str, Any]
   tokens: int
+  least: int
   stop_tokens: tuple[int, ...]
   block: int
   seed: int
@@ -62,11 +64,12 @@ class Request:
     """
     limit = cache.layout.limit
     # The last token is returned and not fed.
-    need = int(np.max(past + self.prompts.lengths)) + self.tokens - 1
+    need = int(np.max(past + self.prompts.lengths)) + self.least - 1
     if limit is not None and need > limit:
       raise ValueError(
         f'capacity={limit} is less than the {need} tokens of prompt and '
-        f'answer (tokens={self.tokens}). Use capacity={need}, or fewer tokens.'
+        f'answer (tokens={self.least}). Use capacity={need} or more, or a '
+        'shorter prompt or answer.'
       )
 
 

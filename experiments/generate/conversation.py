@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 import kvjax
 from experiments import launch
 from experiments.generate import answer
@@ -71,7 +73,7 @@ def hold(
     earliest, limit = int(kvjax.earliest(cache)[0]), cache.layout.limit
     with launch.door((ValueError,)):
       kept, part = next_part(words, talk, earliest)
-      turn = _turn(request, model[0], limit, talk.past + kept, part)
+      turn = _turn(request, model[0], limit, talk, kept, part)
     if kept < len(talk.seen):
       cache = kvjax.rewind(cache, talk.past + kept, donate=True)
     text = Streaming([words.stream()], request.stop_tokens)
@@ -135,18 +137,13 @@ def kept_in(cache: kvjax.Cache) -> tuple[int, int]:
   return max(counts), sum(sizes)
 
 
-def check(config: kvjax.ModelConfig, save: str, penalty: float | None) -> None:
+def check(config: kvjax.ModelConfig, save: str) -> None:
   """Raises ValueError for a model or a flag that has no conversation."""
   if config.encoder is not None:
     raise ValueError('The model reads a source: give it as --prompt=TEXT.')
   if save:
     raise ValueError(
       f'save_prompt_cache={save} needs a prompt: give --prompt=TEXT as well.'
-    )
-  if penalty is not None:
-    raise ValueError(
-      f'repetition_penalty={penalty} needs a prompt, which it counts: give '
-      '--prompt=TEXT as well.'
     )
 
 
@@ -159,10 +156,12 @@ def _turn(
   request: answer.Request,
   config: kvjax.ModelConfig,
   limit: int | None,
-  length: int,
+  talk: Talk,
+  kept: int,
   part: list[int],
 ) -> answer.Request:
-  """Returns the request of a turn after `length` tokens."""
+  """Returns the request of a turn after the `kept` first tokens of a talk."""
+  length = talk.past + kept
   room = request.tokens
   if limit is not None:  # the last token is returned and not fed
     room = min(room, limit - length - len(part) + 1)
@@ -172,7 +171,16 @@ def _turn(
       f'{length}. Begin anew, with a larger --capacity or a ring.'
     )
   prompts = make_batch(config, [part])
-  return dataclasses.replace(request, prompts=prompts, tokens=room)
+  sampling = dict(request.sampling)
+  if 'adjust' in sampling:
+    # Padding to a power of two compiles few programs.
+    ids = [*talk.seen[:kept], *part]
+    prompt = np.full((1, 1 << len(ids).bit_length()), -1, np.int32)
+    prompt[0, : len(ids)] = ids
+    sampling['adjust'] = sampling['adjust'].replace(prompt=prompt)
+  return dataclasses.replace(
+    request, prompts=prompts, tokens=room, sampling=sampling
+  )
 
 
 def _lines() -> Iterator[str]:

@@ -5,6 +5,7 @@ model would. llama.cpp does not take the K and V of another program, so a prompt
 of the same length fills its cache, which is float32 too.
 """
 
+import collections
 import dataclasses
 import functools
 import importlib
@@ -172,6 +173,15 @@ class Context:
     for row in range(len(token)):
       lib.llama_memory_seq_rm(self.memory, row, self.filled, -1)
     return logits
+
+
+def stored_type(path: str) -> str:
+  """Returns the type of most weights of a GGUF file: 'F32', 'Q4_1'."""
+  gguf: Any = importlib.import_module('gguf')
+  sizes: collections.Counter[str] = collections.Counter()
+  for tensor in gguf.GGUFReader(path).tensors:
+    sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+  return sizes.most_common(1)[0][0]
 
 
 def write_gguf(

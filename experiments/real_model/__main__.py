@@ -6,6 +6,7 @@ cache, and numbers that were hidden in the context.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -62,14 +63,42 @@ def check(config: Any) -> RealSetup:
   for spelled in config.caches:
     kind, codec = parse_cache(spelled)
     caches[spelled] = {'kinds': kind, 'codec': codec}
-    cache_spec(model, 1, task.contexts.shape[1], **caches[spelled])  # raises
+  question = answers.Question(**config.answer)
+  _check_room(
+    model,
+    f'task.context={config.task.context} with what follows',
+    task.capacity,
+    caches,
+  )
+  _check_room(
+    model,
+    f'answer.prompt with answer.tokens={question.tokens}',
+    question.encode(model, tokenizer)[1],
+    question.caches(),
+  )
   return RealSetup(
     tokenizer=tokenizer,
     stops=stop_tokens(name),
     task=task,
     caches=caches,
-    question=answers.Question(**config.answer),
+    question=question,
   )
+
+
+def _check_room(
+  model: kvjax.ModelConfig,
+  name: str,
+  capacity: int,
+  caches: Mapping[str, Mapping[str, Any]],
+) -> None:
+  """Raises ValueError if the model has too few positions, or no such cache."""
+  if model.positions and capacity > model.positions:
+    raise ValueError(
+      f'{name} takes {capacity} tokens, more than the {model.positions} '
+      'positions of the model. Make it shorter, or take another model.'
+    )
+  for options in caches.values():
+    cache_spec(model, 1, capacity, **options)  # raises
 
 
 def main(argv: list[str]) -> None:

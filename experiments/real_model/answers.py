@@ -11,7 +11,7 @@ import kvjax
 from experiments.reporting.blocks import without_controls
 from experiments.training.variants import array_bytes
 from kvjax.decoding.allocate import check_sizes
-from kvjax.text import encode_prompts, make_batch, prefill_in_chunks
+from kvjax.text import Batch, encode_prompts, make_batch, prefill_in_chunks
 from kvjax.text.tokenizer import Tokenizer
 
 Record = dict[str, Any]
@@ -37,6 +37,14 @@ class Question:
     if self.window < 8:
       raise ValueError(f'answer.window={self.window} must be at least 8.')
 
+  def encode(
+    self, config: kvjax.ModelConfig, tokenizer: Tokenizer
+  ) -> tuple[Batch, int]:
+    """Returns the prompt, and the capacity that it and the answer need."""
+    ids = encode_prompts(tokenizer, [self.prompt])
+    batch = make_batch(config, ids)
+    return batch, batch.tokens.shape[1] + self.tokens - 1
+
   def caches(self) -> dict[str, Mapping[str, Any]]:
     """Returns options of each cache by name; the first forgets nothing."""
     return {
@@ -55,9 +63,7 @@ def answer(
   stops: tuple[int, ...],
 ) -> Iterator[Record]:
   """Streams an answer through each cache to stdout; yields a record each."""
-  ids = encode_prompts(tokenizer, [question.prompt])
-  batch = make_batch(config, ids)
-  capacity = batch.tokens.shape[1] + question.tokens - 1
+  batch, capacity = question.encode(config, tokenizer)
   for name, options in question.caches().items():
     cache = kvjax.init_cache(config, 1, capacity, **options)
     size = array_bytes(cache)

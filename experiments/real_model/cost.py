@@ -53,10 +53,9 @@ def read(
   the cache that the contexts were compressed into.
   """
   rows, context = task.contexts.shape
-  capacity = context + task.following.shape[1]
-  cache = kvjax.init_cache(config, rows, capacity, **options)
+  cache = kvjax.init_cache(config, rows, task.capacity, **options)
   of_context = plan(config, batch_size=1, capacity=context, **options)
-  whole = plan(config, batch_size=rows, capacity=capacity, **options)
+  whole = plan(config, batch_size=rows, capacity=task.capacity, **options)
   sizes = {
     'keeps_all': cache.layout.limit is not None,
     'bytes_per_token': of_context.cache_bytes / context,

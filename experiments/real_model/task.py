@@ -68,6 +68,11 @@ class Task:
   tokens_per_byte: float
 
   @property
+  def capacity(self) -> int:
+    """Tokens of the longest row, its continuation included."""
+    return self.contexts.shape[1] + self.following.shape[1]
+
+  @property
   def is_prose(self) -> np.ndarray:
     """Which of `following` are prose, bool `[N, L]`."""
     prose = self.row < len(self.contexts) - 1

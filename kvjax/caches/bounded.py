@@ -53,13 +53,8 @@ class Bounded(Kind):
   def __post_init__(self):
     # A budget counts a query and at least one token to remember.
     check_fields(self, at_least={'budget': 2, 'slack': 0, 'slots': 1})
-    score: Any = self.score
-    recent = getattr(score, 'recent', 0)
-    if recent is None:
-      recent = self.budget // 2
-      score = dataclasses.replace(score, recent=recent)
-      object.__setattr__(self, 'score', score)
-    if recent >= self.budget:
+    recent = getattr(self.score, 'recent', 0)
+    if recent is not None and recent >= self.budget:
       raise ValueError(
         f'Bounded budget={self.budget} must exceed the recent={recent} '
         'tokens that its score never forgets.'
@@ -75,7 +70,12 @@ class Bounded(Kind):
 
   def bind(self, capacity):
     del capacity
-    return dataclasses.replace(self, slots=self.budget + self.slack)
+    score: Any = self.score
+    # Not before: `dataclasses.replace` may still give another budget.
+    if getattr(score, 'recent', 0) is None:
+      score = dataclasses.replace(score, recent=self.budget // 2)
+    slots = self.budget + self.slack
+    return dataclasses.replace(self, slots=slots, score=score)
 
   @property
   def limit(self):

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.table import TableRow
+from kvjax.checkpoints.table import TableRow, group_by_place
 from kvjax.models.config import Layer, ModelConfig
+from kvjax.models.initialize import param_shapes
+from kvjax.tree_paths import leaves_by_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Family:
   Attributes:
     config: from its config.json.
     rows: its tensors against params; the union over all its configurations.
+      Empty where a param's path is the name of its tensor.
     prefix: of the decoder's tensors, absent from some checkpoints (GPT-2).
     ignored: patterns (regular expressions) of tensors that hold no parameter:
       rotary tables and masks saved as buffers, parts that are not the decoder.
@@ -36,6 +39,16 @@ class Family:
   copies: Mapping[str, str] = dataclasses.field(
     default_factory=lambda: {'lm_head.weight': 'model.embed_tokens.weight'}
   )
+
+  def rows_by_place(self, config: ModelConfig) -> dict[str, list[TableRow]]:
+    """Returns the rows of each place, one for each published spelling."""
+    return group_by_place(
+      self.rows
+      or [
+        TableRow(place, tuple(map(str, param.shape)), place)
+        for place, param in leaves_by_path(param_shapes(config)).items()
+      ]
+    )
 
 
 def rename_rows(

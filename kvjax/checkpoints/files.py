@@ -1,9 +1,13 @@
-"""Files of others: that they are files, and what is in them."""
+"""Files: those of others are checked, and new ones written whole or not."""
 
 import contextlib
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Iterator
+
+import safetensors
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -48,3 +52,55 @@ def errors_name(file: pathlib.Path) -> Iterator[None]:
     yield
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None
+
+
+def target_path(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns where to write, links followed.
+
+  Raises:
+    FileNotFoundError: the directory to write in is not there.
+  """
+  target = pathlib.Path(os.path.realpath(local_path(path)))
+  if not target.parent.is_dir():
+    raise FileNotFoundError(f'{target.parent} is no directory: make it first.')
+  return target
+
+
+@contextlib.contextmanager
+def new_version(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields where to write a file or directory that becomes `path` at the end.
+
+  After an error, what was at `path` is there as before.
+
+  Raises:
+    OSError: it cannot be written, for a full disk say.
+  """
+  # A name for each call: several threads may write one path.
+  scratch = pathlib.Path(tempfile.mkdtemp('.part', '.kvjax-', path.parent))
+  part = scratch / 'new'  # with the permissions of what is made by hand
+  try:
+    yield part
+    for file in (part, *part.rglob('*')):
+      if file.is_file():  # else a crash could leave an empty file
+        with file.open('rb') as opened:
+          os.fsync(opened.fileno())
+    if path.is_dir():
+      _swap(part, path)
+    else:
+      os.replace(part, path)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{path} cannot be written: {error}.') from None
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(part: pathlib.Path, path: pathlib.Path) -> None:
+  """Renames a directory to `path`, and the one that is there away."""
+  old = tempfile.mkdtemp('.old', '.kvjax-', path.parent)
+  os.rename(path, old)  # an empty directory may be replaced
+  try:
+    os.rename(part, path)
+  except OSError:
+    os.rename(old, path)
+    raise
+  shutil.rmtree(old, ignore_errors=True)

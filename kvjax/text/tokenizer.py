@@ -4,14 +4,14 @@ import codecs
 import importlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from kvjax.arguments import LARGEST, is_whole
 from kvjax.checkpoints.files import errors_name, is_present
 from kvjax.checkpoints.gguf.header import is_gguf, read_header
-from kvjax.checkpoints.load import CONFIG, read_values
-from kvjax.checkpoints.names import TEXT_FILES, find_model
+from kvjax.checkpoints.load import read_values
+from kvjax.checkpoints.names import CONFIG, TOKENIZER_FILES, find_model
 from kvjax.text.chat import Template, load_template
 from kvjax.text.gguf_tokenizer import read_tokenizer, stop_ids
 
@@ -25,10 +25,7 @@ Decode = Callable[[int], str]
 class Tokenizer(Protocol):
   """Turns text into ids and ids into text."""
 
-  @property
-  def template(self) -> Template | None:
-    """The chat template; None where the checkpoint has none."""
-    ...
+  template: Template | None  # of chats; None where the checkpoint has none
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
     """Returns ids.
@@ -47,15 +44,22 @@ class Tokenizer(Protocol):
     """
     ...
 
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of ids, such as `tokens[0].tolist()` of `generate`.
+
+    Negative ids, which a row has after its end, are left out.
+    """
+    return ''.join(map(self.stream(), (i for i in ids if i >= 0)))
+
   def save(self, path: pathlib.Path) -> None:
     """Writes files into a directory, from which `load_tokenizer` reads it."""
     ...
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
   """UTF-8: an id is a byte; larger ids read as the replacement mark."""
 
-  template = None
+  template: Template | None = None
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
     del special  # there are none
@@ -76,7 +80,7 @@ class ByteTokenizer:
     del path  # a directory without tokenizer.json reads as bytes
 
 
-class PublishedTokenizer:
+class PublishedTokenizer(Tokenizer):
   """The tokenizer of a checkpoint, through the library `tokenizers`."""
 
   def __init__(self, path: pathlib.Path):
@@ -136,7 +140,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     ValueError: `tokenizer.json`, the file's metadata or a chat template cannot
       be read, or the library that reads it is missing.
   """
-  path = find_model(path, TEXT_FILES)
+  path = find_model(path, TOKENIZER_FILES)
   if is_gguf(path) or is_present(path / FILE):
     return PublishedTokenizer(path)
   if not path.is_dir():
@@ -159,7 +163,7 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
     ValueError: one of the files is no JSON object, or `eos_token_id` names no
       token of the model.
   """
-  path = find_model(path, TEXT_FILES)
+  path = find_model(path, TOKENIZER_FILES)
   if is_gguf(path):
     with errors_name(path):
       return stop_ids(read_header(path).metadata)
@@ -183,7 +187,7 @@ def start_token(path: str | pathlib.Path) -> int:
   Raises:
     ValueError: config.json does not say, or names no token of the model.
   """
-  path = find_model(path, TEXT_FILES)
+  path = find_model(path, TOKENIZER_FILES)
   if is_gguf(path):
     raise ValueError(f'{path} names no token that an answer begins with.')
   file = path / CONFIG

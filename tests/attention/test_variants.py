@@ -10,15 +10,10 @@ import pytest
 import kvjax
 from kvjax.attention.rotary import rotary_table
 from kvjax.streams.view import fresh_view
+from tests.facts import tiny
 
 WIDTH, TOKENS = 13, 5
-LATENT = kvjax.Latent(
-  num_heads=3,
-  latent_width=11,
-  key_width=7,
-  value_width=5,
-  rotary=kvjax.Rotary(4),
-)
+LATENT = tiny.MLA
 LATENTS = {
   'plain': LATENT,
   'query_rank': dataclasses.replace(LATENT, query_rank=6),

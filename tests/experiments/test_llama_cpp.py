@@ -6,18 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from configs import benchmark_cpu
 from experiments.measuring import llama_cpp, model, peers
 
-SHAPE = {
-  'layers': 2,
-  'width': 32,
-  'num_heads': 4,
-  'num_kv_heads': 2,
-  'key_width': 8,
-  'hidden': 48,
-  'vocab_size': 64,
-  'dtype': 'float32',
-}
+SHAPE = benchmark_cpu.get_config('tiny').model.to_dict()
 
 
 def test_absence_is_named_and_nothing_is_raced(monkeypatch):

@@ -7,6 +7,7 @@ import sys
 import jax
 import pytest
 
+from configs import benchmark_cpu
 from experiments.measuring import (
   attention,
   attention_peers,
@@ -21,16 +22,7 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.filterwarnings('ignore'),
 ]
-SHAPE = {
-  'layers': 2,
-  'width': 32,
-  'num_heads': 4,
-  'num_kv_heads': 2,
-  'key_width': 8,
-  'hidden': 48,
-  'vocab_size': 64,
-  'dtype': 'float32',
-}
+SHAPE = benchmark_cpu.get_config('tiny').model.to_dict()
 TRITON = """
 import torch
 from experiments.measuring import triton_decode

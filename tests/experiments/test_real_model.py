@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kvjax
+from configs.real_model import get_config
 from experiments.real_model import cost, task
 from kvjax.text.tokenizer import ByteTokenizer
 from tests.facts import tiny
@@ -117,3 +118,33 @@ def test_a_name_that_is_no_model(commands):
   ended = commands('real_model', '--checkpoint=nowhere')
   assert ended.code == 2 and ended.err.count('\n') == 1
   assert "'nowhere'" in ended.err
+
+
+@pytest.mark.parametrize(
+  ('missing', 'flag', 'said'),
+  [
+    (1, '--config.answer.tokens=4', 'task.context=512 with what follows takes'),
+    (0, '--config.answer.tokens=900', 'answer.tokens=900 takes'),
+  ],
+)
+def test_all_that_is_read_fits_before_any_work(
+  missing, flag, said, tmp_path, commands
+):
+  """A table of positions has room for the contexts, but for nothing behind."""
+  config = tiny.decoder(kvjax.Grouped(4, 2, 8))
+  size = task.Size(**get_config('tiny').task)
+  read = made(size)
+  room = read.contexts.shape[1] + read.following.shape[1] - missing
+  config = kvjax.ModelConfig(256, config.width, config.layers, positions=room)
+  params = kvjax.init_params(config, jax.random.key(0))
+  kvjax.save_checkpoint(tmp_path / 'model', config, params)
+  ended = commands(
+    'real_model',
+    '--config=configs/real_model.py:tiny',
+    f'--checkpoint={tmp_path / "model"}',
+    f'--workdir={tmp_path / "out"}',
+    flag,
+  )
+  assert ended.code == 2 and ended.err.count('\n') == 1
+  assert said in ended.err
+  assert not (tmp_path / 'out').exists()

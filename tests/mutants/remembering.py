@@ -152,8 +152,8 @@ BOUNDED: tuple[Mutant, ...] = (
   Mutant(
     'new_tokens_are_forgotten_first',
     'kvjax/caches/bounded.py',
-    'recent = self.budget // 2',
-    'recent = 0',
+    'recent=self.budget // 2',
+    'recent=0',
     'tests/caches/test_kinds.py',
   ),
   Mutant(

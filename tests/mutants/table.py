@@ -1,6 +1,12 @@
 """Faults that the suite must notice, in the order in which they are tried."""
 
-from tests.mutants import accounting, reading, remembering
+from tests.mutants import (
+  analyses,
+  checkpoints,
+  reading,
+  remembering,
+  studies,
+)
 from tests.mutants.fault import Mutant
 from tests.mutants.pages import REFERENCE
 
@@ -17,10 +23,10 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.SAMPLING
   + reading.CALLS
   + reading.LIBRARY
-  + accounting.LIVENESS
-  + accounting.MEMORY
-  + accounting.CHECKPOINTS
-  + accounting.EXPORT
-  + accounting.EXPERIMENTS
+  + analyses.LIVENESS
+  + analyses.MEMORY
+  + checkpoints.CHECKPOINTS
+  + checkpoints.EXPORT
+  + studies.EXPERIMENTS
   + REFERENCE
 )

@@ -8,9 +8,7 @@ finds any damage; files of format 1 have none.
 """
 
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,13 @@ import safetensors
 from safetensors.numpy import save_file
 
 from kvjax import frozen_json
-from kvjax.checkpoints.files import check_regular, is_present, local_path
+from kvjax.checkpoints.files import (
+  check_regular,
+  is_present,
+  local_path,
+  new_version,
+  target_path,
+)
 from kvjax.checkpoints.prompt_cache.books import check_books
 from kvjax.checkpoints.prompt_cache.digest import DIGEST, UNSIGNED, sign
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
@@ -69,10 +73,8 @@ def save_cache(
   check_params(config, params)
   if is_traced(cache, params):
     raise ValueError('save_cache writes arrays: call it outside jit.')
-  path = pathlib.Path(os.path.realpath(local_path(path)))
-  if not path.parent.is_dir():
-    raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
-  check_regular(path)
+  target = target_path(path)
+  check_regular(target)
   metadata = {
     'format': FORMAT,
     'layout': write_layout(cache.layout),
@@ -85,7 +87,10 @@ def save_cache(
     name: np.asarray(array, order='C')
     for name, array in leaves_by_path(cache, is_leaf).items()
   }
-  _write_whole(path, arrays, json.dumps(metadata))
+  texts = {KEY: json.dumps(metadata), DIGEST: UNSIGNED}
+  with new_version(target) as part:
+    save_file(arrays, part, texts)
+    sign(part)
 
 
 def load_cache(
@@ -148,30 +153,6 @@ def _source_spec(cache: Cache) -> list[Any] | None:
     return None
   stream = jax.tree.leaves(cache.cross)[0]
   return [cache.source.shape[1], stream.dtype.name]
-
-
-def _write_whole(
-  path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: str
-) -> None:
-  """Writes a file in the same directory, and renames it to `path` at the end.
-
-  After an error, `path` is as before.
-  """
-  # A name for each call: several threads may save one path.
-  handle, name = tempfile.mkstemp('.part', '.kvjax-', path.parent)
-  os.close(handle)
-  part = pathlib.Path(name)
-  try:
-    save_file(arrays, part, {KEY: metadata, DIGEST: UNSIGNED})
-    sign(part)
-    # Without fsync, a crash after the rename could leave an empty file.
-    with part.open('rb') as file:
-      os.fsync(file.fileno())
-    os.replace(part, path)
-  except safetensors.SafetensorError as error:
-    raise OSError(f'{path} cannot be written: {error}.') from None
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def _check_same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:

@@ -1,22 +1,44 @@
 """The config.json with which a family reads back a given config.
 
 Nothing is trusted: candidates are read by the family itself, and the one that
-gives the config is written.
+gives the config is written. Candidates have the keys of every family.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from kvjax import frozen_json
-from kvjax.attention.rotary import Linear, Llama3, Rotary, Yarn
+from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
 from kvjax.models.config import ModelConfig
 from kvjax.models.mlp import MLP
 
-NAMES = {'gelu_tanh': 'gelu_pytorch_tanh'}  # the other activations keep theirs
-# Of a scaling's fields the keys; the other fields are named as their keys.
+# A part of a model, its field, and the keys that families have for the field.
+KEYS = """
+  model       vocab_size      vocab_size
+  model       width           hidden_size n_embd
+  model       tied            tie_word_embeddings
+  model       logit_scale     logit_scale
+  model       logit_softcap   final_logit_softcapping
+  norm        eps             rms_norm_eps layer_norm_eps layer_norm_epsilon
+  attention   num_heads       num_attention_heads n_head
+  attention   num_kv_heads    num_key_value_heads
+  attention   key_width       head_dim
+  attention   output_bias     attention_bias
+  attention   softcap         attn_logit_softcapping
+  mlp         hidden          intermediate_size n_inner
+  mlp         activation      hidden_act hidden_activation activation_function
+  mlp         bias            mlp_bias
+  experts     num_experts     num_experts num_local_experts
+  experts     top             num_experts_per_tok
+  experts     hidden          moe_intermediate_size
+  experts     renormalize     norm_topk_prob
+  experts     clamp           swiglu_limit
+"""
+# Values that families spell in another way.
+SPELLING: dict[Any, str] = {'gelu_tanh': 'gelu_pytorch_tanh'}
+# Of a scaling; its other fields are named as their keys.
 SCALING_KEYS = {
   'low': 'low_freq_factor',
   'high': 'high_freq_factor',
@@ -46,13 +68,10 @@ def family_values(
       "of it cannot be written. Give like='gemma3_text', or leave it out."
     )
   errors = []
-  for values in [like] if like is not None else _candidates(config, family):
-    values = {
-      key: value
-      for key, value in values.items()
-      if key not in ('quantization_config', 'dtype')
-    }
-    values |= {'model_type': family, 'torch_dtype': config.dtype}
+  for candidate in _candidates(config) if like is None else [like]:
+    values = candidate | {'model_type': family, 'torch_dtype': config.dtype}
+    for key in ('quantization_config', 'dtype'):
+      values.pop(key, None)
     try:
       found = FAMILIES[family].config(Settings(values))
     except ValueError as error:
@@ -60,9 +79,10 @@ def family_values(
       continue
     if FAMILIES[family].head is not None:  # the tensors say it
       found = dataclasses.replace(found, tied=config.tied)
-    old, new = frozen_json.encode(config), frozen_json.encode(found)
-    error = frozen_json.difference(old, new)
-    if found == config or error is None:
+    error = frozen_json.difference(
+      frozen_json.encode(config), frozen_json.encode(found)
+    )
+    if error is None:
       return values
     errors.append(error)
   raise ValueError(
@@ -73,64 +93,57 @@ def family_values(
   )
 
 
-def _candidates(config: ModelConfig, family: str) -> Iterator[dict[str, Any]]:
-  values = _decoder(config) | _layers(config) | _mlps(config)
-  windows = [x.attention.visibility.window for x in config.layers]
-  kinds = [FULL if window is None else SLIDING for window in windows]
-  yield values | {'layer_types': kinds}
-  yield values  # a family refuses the key, or reads it otherwise
-
-
-def _decoder(config: ModelConfig) -> dict[str, Any]:
-  """Returns what config.json says of the whole model, in every spelling."""
-  count = len(config.layers)
-  values = {
-    'vocab_size': config.vocab_size,
-    'hidden_size': config.width,
-    'n_embd': config.width,
-    'num_hidden_layers': count,
-    'n_layer': count,
-    'tie_word_embeddings': config.tied,
-    'rms_norm_eps': config.norm.eps,
-    'layer_norm_eps': config.norm.eps,
-    'layer_norm_epsilon': config.norm.eps,
-    'logit_scale': config.logit_scale,
-    'final_logit_softcapping': config.logit_softcap,
-  }
-  return values | (
-    {'n_positions': config.positions} if config.positions else {}
-  )
-
-
-def _layers(config: ModelConfig) -> dict[str, Any]:
-  """Returns what config.json says of attention; layers differ in window."""
+def _candidates(config: ModelConfig) -> list[dict[str, Any]]:
+  """Returns values to try; layers differ in window, rotation and experts."""
   attentions: list[Any] = [layer.attention for layer in config.layers]
   first = attentions[0]
   windows = [x.visibility.window for x in attentions]
-  window = next((x for x in windows if x is not None), None)
-  wide = [x for x, w in zip(attentions, windows, strict=True) if w is None]
-  local = [x for x in attentions if x not in wide]
-  values = {
-    'num_attention_heads': first.num_heads,
-    'n_head': first.num_heads,
-    'num_key_value_heads': getattr(first, 'num_kv_heads', first.num_heads),
-    'multi_query': getattr(first, 'num_kv_heads', first.num_heads) == 1,
-    'head_dim': first.key_width,
-    'attention_bias': first.output_bias,
-    'use_qk_norm': getattr(first, 'qk_norm', None) is not None,
-    'sliding_window': window,
-    'use_sliding_window': window is not None,
+  values = _spell_parts(config) | {
+    'num_hidden_layers': len(windows),
+    'n_layer': len(windows),
+    'sliding_window': next(filter(None, windows), None),
+    'use_sliding_window': any(windows),
     'no_rope_layers': [int(x.rotary is not None) for x in attentions],
+    'multi_query': getattr(first, 'num_kv_heads', None) == 1,
+    'use_qk_norm': getattr(first, 'qk_norm', None) is not None,
   }
+  if config.positions:
+    values['n_positions'] = config.positions
   if first.scale is not None:
     size = first.scale**-2
     values['query_pre_attn_scalar'] = round(size) if size >= 1 else size
-  values['attn_logit_softcapping'] = getattr(first, 'softcap', None)
-  rotated = [x.rotary for x in wide + local if x.rotary is not None]
+  # Layers with a window may rotate by another base, and come last here.
+  rotated = [x for x in attentions if x.rotary is not None]
+  rotated.sort(key=lambda x: x.visibility.window is not None)
   if rotated:
-    values |= _rotary(rotated[0], first.key_width)
-  if local and local[0].rotary is not None:
-    values['rope_local_base_freq'] = local[0].rotary.base
+    values |= _rotary(rotated[0].rotary, first.key_width)
+    if rotated[-1].visibility.window is not None:
+      values['rope_local_base_freq'] = rotated[-1].rotary.base
+  kinds = [FULL if window is None else SLIDING for window in windows]
+  # A family refuses layer_types, or reads them otherwise.
+  return [values | {'layer_types': kinds}, values]
+
+
+def _spell_parts(config: ModelConfig) -> dict[str, Any]:
+  """Returns the values that `KEYS` gives to the first part of each name."""
+  mlps = [layer.mlp for layer in config.layers]
+  dense = [i for i, mlp in enumerate(mlps) if isinstance(mlp, MLP)]
+  sparse = [mlp for mlp in mlps if not isinstance(mlp, MLP)]
+  parts = {
+    'model': config,
+    'norm': config.norm,
+    'attention': config.layers[0].attention,
+    'mlp': mlps[dense[0]] if dense else sparse[0],
+  }
+  values: dict[str, Any] = {}
+  if sparse:
+    parts['experts'] = sparse[0]
+    values['mlp_only_layers'] = dense
+  for line in KEYS.strip().splitlines():
+    part, field, *keys = line.split()
+    if part in parts:
+      value = getattr(parts[part], field, None)
+      values |= dict.fromkeys(keys, SPELLING.get(value, value))
   return values
 
 
@@ -138,39 +151,12 @@ def _rotary(rotary: Rotary, width: int) -> dict[str, Any]:
   values: dict[str, Any] = {'rope_theta': rotary.base}
   if rotary.width != width:
     values['partial_rotary_factor'] = rotary.width / width
-  if isinstance(rotary.scaling, Linear | Llama3 | Yarn):
-    rope: dict[str, Any] = {'rope_type': type(rotary.scaling).__name__.lower()}
-    for field in dataclasses.fields(rotary.scaling):
-      value = getattr(rotary.scaling, field.name)
-      if field.init and value is not None:
-        rope[SCALING_KEYS.get(field.name, field.name)] = value
-    values['rope_scaling'] = rope
-  return values
-
-
-def _mlps(config: ModelConfig) -> dict[str, Any]:
-  """Returns what config.json says of MLPs and experts."""
-  mlps: list[Any] = [layer.mlp for layer in config.layers]
-  dense = [i for i, mlp in enumerate(mlps) if isinstance(mlp, MLP)]
-  sparse = [mlp for mlp in mlps if not isinstance(mlp, MLP)]
-  mlp = mlps[dense[0]] if dense else sparse[0]
-  name = NAMES.get(mlp.activation, mlp.activation)
-  values = {
-    'intermediate_size': mlp.hidden,
-    'n_inner': mlp.hidden,
-    'hidden_act': name,
-    'hidden_activation': name,
-    'activation_function': name,
-    'mlp_bias': mlp.bias,
-  }
-  if sparse:
-    values |= {
-      'num_experts': sparse[0].num_experts,
-      'num_local_experts': sparse[0].num_experts,
-      'num_experts_per_tok': sparse[0].top,
-      'moe_intermediate_size': sparse[0].hidden,
-      'norm_topk_prob': sparse[0].renormalize,
-      'mlp_only_layers': dense,
-      'swiglu_limit': sparse[0].clamp,
+  if rotary.scaling is not None:
+    fields = frozen_json.encode(rotary.scaling)
+    kind = fields.pop(frozen_json.TYPE).lower()
+    values['rope_scaling'] = {'rope_type': kind} | {
+      SCALING_KEYS.get(field, field): value
+      for field, value in fields.items()
+      if value is not None
     }
   return values

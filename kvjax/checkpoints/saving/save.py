@@ -2,24 +2,23 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
+from kvjax.checkpoints import own_layout
 from kvjax.checkpoints.families import FAMILIES
-from kvjax.checkpoints.load import CONFIG, read_config
-from kvjax.checkpoints.names import TOKENIZER_FILES
-from kvjax.checkpoints.own_layout import own_values
+from kvjax.checkpoints.files import new_version, target_path
+from kvjax.checkpoints.hf_config import DTYPES
+from kvjax.checkpoints.load import read_config
+from kvjax.checkpoints.names import CONFIG, TOKENIZER_FILES
 from kvjax.checkpoints.saving.config_of_family import family_values
-from kvjax.checkpoints.saving.tensors_of_family import plan_tensors
+from kvjax.checkpoints.saving.tensors_of_family import TensorPlan, plan_tensors
 from kvjax.checkpoints.tensors import INDEX, SINGLE, open_tensors
 from kvjax.decoding.tracing import is_traced
 from kvjax.layers.int8_weight import CodedWeight
@@ -28,12 +27,8 @@ from kvjax.models.initialize import check_params, param_shapes
 from kvjax.tree_paths import leaves_by_path
 
 SHARD = 5 * 10**9  # bytes of the tensors of a file
-DTYPES = ('bfloat16', 'float16', 'float32')
 # Of a checkpoint that may be replaced: it holds nothing else.
 FILES = (*TOKENIZER_FILES, CONFIG, '*.safetensors', INDEX)
-TOKEN_IDS = ('bos', 'eos', 'pad', 'decoder_start')
-
-Tensor = tuple[str, int, Callable[[], np.ndarray]]  # name, bytes, values
 
 
 def save_checkpoint(
@@ -72,29 +67,20 @@ def save_checkpoint(
   check_params(config, params)
   if is_traced(params):
     raise ValueError('save_checkpoint writes arrays: call it outside jit.')
-  path = pathlib.Path(os.path.realpath(path))
-  _check_target(path)
+  target = target_path(path)
+  _check_target(target)
   leaves = _floats(params, dequantize)
   config = dataclasses.replace(config, dtype=_dtype(config, leaves))
-  values, tensors = _arrange(config, leaves, like)
-  scratch = pathlib.Path(tempfile.mkdtemp('.part', '.kvjax-', path.parent))
-  part = scratch / 'new'  # with the permissions of a directory made by hand
-  try:
+  values, plans = _arrange(config, leaves, like)
+  with new_version(target) as part:
     part.mkdir()
     _write_tokenizer(part, values, tokenizer)
     _write_json(part / CONFIG, values)
-    _write_tensors(part, tensors)
-    _swap(part, path)
-  except safetensors.SafetensorError as error:
-    raise OSError(f'{path} cannot be written: {error}.') from None
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+    _write_tensors(part, plans, leaves)
 
 
 def _check_target(path: pathlib.Path) -> None:
   """Raises ValueError for what must not be replaced."""
-  if not path.parent.is_dir():
-    raise FileNotFoundError(f'{path.parent} is no directory: make it first.')
   if not os.path.lexists(path):
     return
   if not path.is_dir():
@@ -147,36 +133,25 @@ def _arrange(
   config: ModelConfig,
   leaves: Mapping[str, Any],
   like: str | pathlib.Path | None,
-) -> tuple[dict[str, Any], list[Tensor]]:
+) -> tuple[dict[str, Any], list[TensorPlan]]:
   """Returns the values of config.json, and the tensors still to be made."""
   if like is None:
-    own = [
-      (place, leaf.nbytes, lambda leaf=leaf: np.asarray(leaf, order='C'))
-      for place, leaf in leaves.items()
-    ]
-    return own_values(config), own
-  values, names = None, ()
-  if os.path.exists(like) or like not in FAMILIES:
-    values = read_config(pathlib.Path(like))
-    directory = pathlib.Path(like)
-    if directory.is_dir() and any(directory.glob('*.safetensors')):
+    values = own_layout.own_values(config)
+    return values, plan_tensors(own_layout.FAMILY, config, leaves)
+  values, names, family = None, (), str(like)
+  directory = pathlib.Path(like)
+  if directory.exists() or like not in FAMILIES:
+    values = read_config(directory)
+    family = str(values.get('model_type'))
+    if any(directory.glob('*.safetensors')):
       names = open_tensors(directory).keys()
-  name = like if values is None else values.get('model_type')
-  if name not in FAMILIES:
+  if family not in FAMILIES:
     raise ValueError(
-      f'like={str(like)!r} is of the family {name!r}; known: '
+      f'like={str(like)!r} is of the family {family!r}; known: '
       f'{", ".join(sorted(FAMILIES))}.'
     )
-  values = family_values(config, str(name), values)
-  plans = plan_tensors(FAMILIES[str(name)], config, leaves, names)
-  return values, [
-    (
-      plan.name,
-      math.prod(plan.shape) * leaves[plan.parts[0].place].dtype.itemsize,
-      lambda plan=plan: plan.fill(leaves),
-    )
-    for plan in plans
-  ]
+  values = family_values(config, family, values)
+  return values, plan_tensors(FAMILIES[family], config, leaves, names)
 
 
 def _write_tokenizer(
@@ -200,61 +175,42 @@ def _write_tokenizer(
   for file in files:
     shutil.copyfile(file, part / file.name)
   if (source / CONFIG).is_file():
-    known = read_config(source)
-    keys = [f'{name}_token_id' for name in TOKEN_IDS]
-    values |= {x: known[x] for x in keys if known.get(x) is not None}
+    for key, token in read_config(source).items():
+      if key.endswith('_token_id') and token is not None:
+        values[key] = token
 
 
-def _write_tensors(part: pathlib.Path, tensors: list[Tensor]) -> None:
+def _write_tensors(
+  part: pathlib.Path, plans: list[TensorPlan], params: Mapping[str, Any]
+) -> None:
   """Writes one file, or shards and their index."""
-  shards = list(_shards(tensors))
+  shards = _shards(plans)
   where = {}
   for index, shard in enumerate(shards, 1):
     name = f'model-{index:05}-of-{len(shards):05}.safetensors'
     name = name if len(shards) > 1 else SINGLE
-    arrays = {tensor: make() for tensor, _, make in shard}
+    arrays = {plan.name: plan.fill(params) for plan in shard}
     save_file(arrays, part / name, {'format': 'pt'})
-    _sync(part / name)
+    # The library lets only this user read what it writes.
+    shutil.copymode(part / CONFIG, part / name)
     where |= dict.fromkeys(arrays, name)
   if len(shards) > 1:
-    total = sum(size for _, size, _ in tensors)
+    total = sum(plan.size for plan in plans)
     index = {'metadata': {'total_size': total}, 'weight_map': where}
     _write_json(part / INDEX, index)
 
 
-def _shards(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-  """Yields tensors that together have at most SHARD bytes, or one tensor."""
-  shard, size = [], 0
-  for tensor in tensors:
-    if shard and size + tensor[1] > SHARD:
-      yield shard
-      shard, size = [], 0
-    shard.append(tensor)
-    size += tensor[1]
-  yield shard
+def _shards(plans: list[TensorPlan]) -> list[list[TensorPlan]]:
+  """Returns tensors that together have at most SHARD bytes, or one tensor."""
+  shards, size = [[]], 0
+  for plan in plans:
+    if shards[-1] and size + plan.size > SHARD:
+      shards.append([])
+      size = 0
+    shards[-1].append(plan)
+    size += plan.size
+  return shards
 
 
 def _write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
   file.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
-  _sync(file)
-
-
-def _sync(file: pathlib.Path) -> None:
-  # Without fsync, a crash after the rename could leave an empty file.
-  with file.open('rb') as opened:
-    os.fsync(opened.fileno())
-
-
-def _swap(part: pathlib.Path, path: pathlib.Path) -> None:
-  """Renames a directory to `path`, and one that is there away."""
-  if not path.exists():
-    os.rename(part, path)
-    return
-  old = tempfile.mkdtemp('.old', '.kvjax-', path.parent)
-  os.rename(path, old)  # an empty directory may be replaced
-  try:
-    os.rename(part, path)
-  except OSError:
-    os.rename(old, path)
-    raise
-  shutil.rmtree(old, ignore_errors=True)

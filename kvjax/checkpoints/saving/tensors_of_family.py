@@ -14,13 +14,7 @@ import numpy as np
 
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.match import find_rows
-from kvjax.checkpoints.table import (
-  NOTHING,
-  Sizes,
-  TableRow,
-  evaluate,
-  group_by_place,
-)
+from kvjax.checkpoints.table import NOTHING, Sizes, TableRow, evaluate
 from kvjax.models.config import ModelConfig
 
 
@@ -53,12 +47,19 @@ class TensorPlan:
   Attributes:
     name: as published.
     shape: as published.
+    dtype: of its params.
     parts: that fill it.
   """
 
   name: str
   shape: tuple[int, ...]
-  parts: tuple[ParamPart, ...]
+  dtype: np.dtype
+  parts: list[ParamPart]
+
+  @property
+  def size(self) -> int:
+    """Bytes."""
+    return math.prod(self.shape) * self.dtype.itemsize
 
   def fill(self, params: Mapping[str, Any]) -> np.ndarray:
     """Returns the tensor.
@@ -66,28 +67,26 @@ class TensorPlan:
     Raises:
       ValueError: the rows of its parts do not fill it, each element once.
     """
-    first = self.parts[0]
-    if not first.row.how:
-      return np.ascontiguousarray(first.of(params))
-    tensor = np.empty(math.prod(self.shape), first.of(params).dtype)
+    if not self.parts[0].row.how:
+      return np.ascontiguousarray(self.parts[0].of(params))
+    tensor = np.empty(math.prod(self.shape), self.dtype)
     is_filled = np.zeros(tensor.shape, bool)
     indices = np.arange(tensor.size).reshape(self.shape)
     for part in self.parts:
       where = part.row.read(indices, part.sizes)
       # A row that computes, and does not only move, has no places to give.
       if where.dtype != indices.dtype or is_filled[where].any():
-        raise ValueError(self._not_invertible(part))
+        break
       tensor[where] = part.of(params)
       is_filled[where] = True
-    if not is_filled.all():
-      raise ValueError(self._not_invertible(first))
-    return tensor.reshape(self.shape)
-
-  def _not_invertible(self, part: ParamPart) -> str:
-    return (
-      f'Tensor {self.name} cannot be made of {part.place}: its rows of the '
-      f"family's table ({part.row.how}) do not give each element once. Save "
-      "without `like`, in kvjax's own layout."
+    else:
+      if is_filled.all():
+        return tensor.reshape(self.shape)
+    raise ValueError(
+      f'Tensor {self.name} cannot be made of '
+      f'{", ".join(part.place for part in self.parts)}: the rows of the '
+      "family's table do not give each element once. Save without `like`, in "
+      "kvjax's own layout."
     )
 
 
@@ -109,12 +108,20 @@ def plan_tensors(
   Raises:
     ValueError: the layout has no tensor for a param, or two spellings.
   """
-  rows = group_by_place(family.rows)
-  shapes: dict[str, tuple[int, ...]] = {}
-  parts: dict[str, list[ParamPart]] = {}
+  rows = family.rows_by_place(config)
+  plans: dict[str, TensorPlan] = {}
   for place, param in params.items():
     spellings, layer, sizes = find_rows(config, rows, place)
-    row = _choose_spelling(spellings, layer, sizes, place, param.shape, names)
+    fitting = [row for row in spellings if _fits(row, sizes, param.shape)]
+    known = [row for row in fitting if row.tensor_name(layer, 0) in names]
+    if len(known or fitting) != 1:
+      options = ', '.join(row.tensor_name(layer, 0) for row in spellings)
+      raise ValueError(
+        f'{place} {list(param.shape)} has {len(fitting)} names in the layout '
+        f'({options}). Give like= a checkpoint directory whose model has the '
+        "same config, or leave it out: kvjax's own layout takes every model."
+      )
+    (row,) = known or fitting
     if row.name == NOTHING:
       if np.any(np.asarray(param)):
         raise ValueError(
@@ -122,53 +129,19 @@ def plan_tensors(
           "without `like`, in kvjax's own layout."
         )
       continue
-    experts = range(sizes['experts']) if row.stacked else (None,)
-    for expert in experts:
+    for expert in range(sizes['experts']) if row.stacked else (None,):
       name = row.tensor_name(layer, expert or 0)
-      shapes[name] = _shape(row, sizes)
-      parts.setdefault(name, []).append(ParamPart(place, expert, row, sizes))
-  return [
-    TensorPlan(name, shapes[name], tuple(found))
-    for name, found in parts.items()
-  ]
+      plan = TensorPlan(name, _shape(row, sizes), param.dtype, [])
+      part = ParamPart(place, expert, row, sizes)
+      plans.setdefault(name, plan).parts.append(part)
+  return list(plans.values())
 
 
-def _choose_spelling(
-  spellings: list[TableRow],
-  layer: str,
-  sizes: Sizes,
-  place: str,
-  shape: tuple[int, ...],
-  names: Collection[str],
-) -> TableRow:
-  """Returns the one row by which a param can be written.
-
-  Args:
-    spellings: rows of the param.
-    layer: of the param.
-    sizes: of that layer.
-    place: path of the param.
-    shape: of the param.
-    names: as in `plan_tensors`.
-  """
-  fitting = [
-    row
-    for row in spellings
-    if row.name == NOTHING
-    or row.how
-    or (shape[1:] if row.stacked else shape) == _shape(row, sizes)
-  ]
-  if len(fitting) > 1:
-    known = [row for row in fitting if row.tensor_name(layer, 0) in names]
-    fitting = known or fitting
-  if len(fitting) != 1:
-    options = ', '.join(row.tensor_name(layer, 0) for row in spellings)
-    raise ValueError(
-      f'{place} {list(shape)} has {len(fitting)} names in the layout '
-      f'({options}). Give like= a checkpoint directory whose model has the '
-      "same config, or leave it out: kvjax's own layout takes every model."
-    )
-  return fitting[0]
+def _fits(row: TableRow, sizes: Sizes, shape: tuple[int, ...]) -> bool:
+  """Returns whether a param of this shape may be written by this row."""
+  if row.how:
+    return True  # the row changes the shape; what it fills is checked later
+  return _shape(row, sizes) == (shape[1:] if row.stacked else shape)
 
 
 def _shape(row: TableRow, sizes: Sizes) -> tuple[int, ...]:

@@ -1,0 +1,100 @@
+"""Faults in what a program is found to remember, and what memory is planned."""
+
+from tests.mutants.fault import Mutant
+
+LIVENESS: tuple[Mutant, ...] = (
+  Mutant(
+    'the_future_reads_nothing',
+    'kvjax/liveness/cut/min_cut.py',
+    "(('out', a), 'future', maxflow.INFINITE)",
+    "(('out', a), 'future', 0)",
+    'tests/liveness/test_analysis.py',
+  ),
+  Mutant(
+    'recomputation_is_free',
+    'kvjax/liveness/cut/min_cut.py',
+    'redo = flops * per_flop * _TIE',
+    'redo = 0',
+    'tests/liveness/test_analysis.py',
+  ),
+  Mutant(
+    'what_is_redone_needs_nothing',
+    'kvjax/liveness/cut/min_cut.py',
+    "(('out', a), ('in', b), maxflow.INFINITE)",
+    "(('out', a), ('in', b), 0)",
+    'tests/liveness/test_frontier.py',
+  ),
+  Mutant(
+    'scores_of_the_future_are_kept',
+    'kvjax/liveness/cut/nodes.py',
+    'if maker in ahead:',
+    'if False:',
+    'tests/liveness/test_zoo.py::test_verdict[queries_by_position_plain]',
+  ),
+  Mutant(
+    'two_short_lengths_suffice',
+    'kvjax/liveness/analysis.py',
+    'if longest <= analysis.trace.length:',
+    'if longest:',
+    'tests/liveness/test_analysis.py::test_a_window_that_no_comparison_states_is_found',
+  ),
+  Mutant(
+    'a_higher_maximum_rescales_nothing',
+    'kvjax/liveness/recurrence/loops.py',
+    'jnp.exp(before - safe)',
+    'jnp.ones_like(safe)',
+    'tests/liveness/test_derive.py::test_equals_the_uncached_program[fixed_queries_named]',
+  ),
+)
+
+MEMORY: tuple[Mutant, ...] = (
+  Mutant(
+    'variants_from_outside_have_values_of_no_width',
+    'kvjax/memory/temporaries/attention_call.py',
+    'next(filter(None, stated), widest)',
+    'next(filter(None, stated), 1)',
+    'tests/test_extend.py::test_a_variant_of_the_page_is_planned_and_fitted',
+  ),
+  Mutant(
+    'codes_counted_as_floats',
+    'kvjax/memory/parts/cache_bytes.py',
+    'return count * np.dtype(leaf.dtype).itemsize',
+    'return count * 4',
+    'tests/memory/test_plan.py',
+  ),
+  Mutant(
+    'windows_grow_for_ever',
+    'kvjax/memory/parts/cache_bytes.py',
+    'if memory.kind.limit is None:',
+    'if False:',
+    'tests/memory/test_plan.py',
+  ),
+  Mutant(
+    'later_loops_start_from_nothing',
+    'kvjax/memory/temporaries/upper_bound.py',
+    '[*ahead[index + 1 :], *late[: index + 1]]',
+    'late[: index + 1]',
+    'tests/memory/test_plan.py',
+  ),
+  Mutant(
+    'a_copied_output_passes',
+    'kvjax/memory/compiled/updates.py',
+    "if row.kind not in ('temporary', 'output')",
+    "if row.kind not in ('temporary',)",
+    'tests/memory/test_in_place.py',
+  ),
+  Mutant(
+    'a_sliced_layer_passes',
+    'kvjax/memory/compiled/updates.py',
+    "return 'slice' if layer or 2 * elements > size else None",
+    "return 'slice' if 2 * elements > size else None",
+    'tests/memory/test_in_place.py',
+  ),
+  Mutant(
+    'exponent_of_the_first_doubling',
+    'experiments/scaling/growth.py',
+    'dict(sorted(points.items())[-2:])',
+    'dict(sorted(points.items())[:2])',
+    'tests/memory/test_roofline.py',
+  ),
+)
