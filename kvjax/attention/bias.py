@@ -36,10 +36,11 @@ class PositionBias:
 class Alibi:
   """`slope_n (key - query)` (Press et al. 2021, arXiv 2108.12409).
 
-  `scale` multiplies the slopes (Falcon scales scores and bias together).
-  `rounded` is Falcon's published arithmetic: slopes, key positions and their
-  products in bfloat16; it counts from position 0, which a softmax cannot tell
-  from counting back from the query.
+  Attributes:
+    scale: multiplies the slopes (Falcon scales scores and bias together).
+    rounded: Falcon's published arithmetic: slopes, key positions and their
+      products in bfloat16. It counts from position 0, which a softmax cannot
+      tell from counting back from the query.
   """
 
   scale: float = 1.0

@@ -21,6 +21,7 @@ from kvjax.streams.view import Streams
 from kvjax.streams.visibility import Visibility
 
 Table = tuple[jax.Array, jax.Array] | None
+"""Cosines and sines of the positions, or None without rotation."""
 
 
 class Form(abc.ABC):

@@ -31,5 +31,12 @@ class ArraySpec:
 def array_spec(
   shape: tuple[int, ...], dtype: Any, axes: tuple[str, ...], fill: int = 0
 ) -> Any:
-  """Returns a `ArraySpec`, to stand where a record has an array."""
+  """Returns an `ArraySpec`, to stand where a record has an array.
+
+  Args:
+    shape: of the array.
+    dtype: of its elements.
+    axes: a name for each axis, such as 'batch' or 'slots'.
+    fill: the value of every element at first.
+  """
   return ArraySpec(shape, dtype, axes, fill)

@@ -171,7 +171,11 @@ def load_config(name_or_path: str | pathlib.Path) -> ModelConfig:
 
 
 def parse_config(values: dict[str, Any]) -> ModelConfig:
-  """Returns the config that the values of a config.json describe."""
+  """Returns the config that the values of a config.json describe.
+
+  Args:
+    values: of a config.json, by key.
+  """
   if values.get('model_type') == DESCRIBED:
     return parse_described(Settings(values))
   family, settings = _choose_family(values)

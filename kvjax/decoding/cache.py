@@ -96,6 +96,9 @@ def inspect(cache: Cache) -> Inspection:
 
   Reads lengths and books (it waits for them), never a stream. Inside a trace,
   what is not known reads `?`.
+
+  Args:
+    cache: the cache to look at.
   """
   check_alive(cache)
   return summarize(cache.layout, cache)
@@ -106,6 +109,9 @@ def check(cache: Cache) -> None:
 
   A row refuses tokens that do not fit, or that the vocabulary does not have.
   Waits for the device. `rewind` clears the flag.
+
+  Args:
+    cache: the cache to check.
   """
   check_alive(cache)
   if cache.source is not None:

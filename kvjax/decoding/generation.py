@@ -160,7 +160,10 @@ def generate(
     cache: the rows so far.
     logits: float32 `[B, V]` of each row's last token.
     num_tokens: tokens to sample.
-    temperature, top_k, top_p, min_p: see `Sampling`; greedy by default.
+    temperature: divides the logits; 0, the default, is greedy.
+    top_k: sample among the k likeliest tokens; None for all.
+    top_p: sample among the likeliest tokens of this much probability.
+    min_p: sample among tokens of this share of the likeliest's probability.
     adjust: a pure function `f(logits, tokens)` that returns float32 logits `[B,
       V]` to sample from, or a tuple of such, applied in order. `tokens` int32
       `[B, num_tokens]` are what was sampled so far, then -1; the prompt is not

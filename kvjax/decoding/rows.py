@@ -66,6 +66,9 @@ def earliest(cache: Cache) -> jax.Array:
   0 for dense and paged caches; a ring goes back by its slack and one; a
   bounded cache does not go back at all.
 
+  Args:
+    cache: the cache to be rewound.
+
   Raises:
     DonatedCacheError: the cache was given to an earlier call.
   """
@@ -82,7 +85,12 @@ def _earliest(kinds, books, length):
 
 
 def fork(cache: Cache, *, donate: bool = False) -> Cache:
-  """Returns an independent copy: both may go on, either may be donated."""
+  """Returns an independent copy: both may go on, either may be donated.
+
+  Args:
+    cache: the cache to copy.
+    donate: reuse the buffers of `cache`, which cannot be used again.
+  """
   check_alive(cache)
   return _copy(cache, donate=donate)
 
@@ -129,6 +137,11 @@ def repeat(cache: Cache, count: int, *, donate: bool = False) -> Cache:
   """Returns each row `count` times in a row, as `jnp.repeat` would.
 
   Paged rows share their full pages and copy the partial one.
+
+  Args:
+    cache: the cache whose rows are repeated.
+    count: copies of each row.
+    donate: reuse the buffers of `cache`, which cannot be used again.
   """
   check_sizes(count=count)
   check_alive(cache)
@@ -138,6 +151,9 @@ def repeat(cache: Cache, count: int, *, donate: bool = False) -> Cache:
 
 def concat(caches: Sequence[Cache]) -> Cache:
   """Returns the rows of all caches, which must be arranged alike.
+
+  Args:
+    caches: one cache after the other.
 
   Raises:
     ValueError: there is no cache, or kinds, codecs, capacity or source differ.

@@ -125,9 +125,16 @@ def extend(
   """Feeds any number of tokens to a warm cache and returns all their logits.
 
   Args:
-    config, params, cache, tokens, lengths, padding, encoded: as in `prefill`.
+    config: the model.
+    params: its parameters.
+    cache: empty or warm.
+    tokens: int `[B, T]`; a negative id is padding.
+    lengths: int `[B]`, tokens of each row; None for T.
+    padding: 'right' or 'left', where a shorter row has its padding.
+    encoded: the source of an encoder-decoder, as in `prefill`.
     donate: reuse the buffers of `cache`.
-    kernel, options: as in `prefill`.
+    kernel: that must attend, as in `prefill`.
+    options: further choices that change speed, not results.
     attention_layers: layers whose weights are returned as well.
 
   Returns:
@@ -176,10 +183,14 @@ def decode_step(
   too where a model with an encoder has read no source (`check` raises on both).
 
   Args:
-    config, params, donate, kernel, options: as in `prefill`.
+    config: the model.
+    params: its parameters.
     cache: warm.
     token: int `[B]`; a negative id is no token.
     active: bool `[B]`, rows that take part; None for all.
+    donate: reuse the buffers of `cache`, which cannot be used again.
+    kernel: that must attend, as in `prefill`.
+    options: further choices that change speed, not results.
 
   Returns:
     Float32 logits `[B, V]` and the new cache.

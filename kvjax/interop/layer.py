@@ -33,7 +33,17 @@ def init_cache(
   codec: Codec | None = None,
   rotary_length: int | None = None,
 ) -> Cache:
-  """Returns an empty cache of one layer; arguments as in `kvjax.init_cache`."""
+  """Returns an empty cache of one layer.
+
+  Args:
+    variant: the layer's attention.
+    batch_size: B rows.
+    capacity: tokens a row can hold.
+    dtype: of the streams.
+    kinds: where tokens go; None for the default of the variant.
+    codec: how tokens are stored; None for plain.
+    rotary_length: length that chooses a rotary table; None for the capacity.
+  """
   config = ModelConfig(1, 1, (Layer(variant, MLP(1)),))
   return allocate.init_cache(
     config,
@@ -67,7 +77,8 @@ def attend(
     cache: of `init_cache`.
     x: `[B, T, D]` of the new tokens.
     active: bool `[B, T]`, which of them are tokens; None for all.
-    kernel, options: as in `kvjax.prefill`.
+    kernel: that must attend, as in `kvjax.prefill`.
+    options: further choices that change speed, not results.
 
   Returns:
     `[B, T, D]`, NaN in rows whose tokens did not fit, and the new cache.

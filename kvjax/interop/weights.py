@@ -75,6 +75,10 @@ def to_linen(
 ) -> dict[str, dict[str, jax.Array]]:
   """Returns linen's `params` collection of one attention.
 
+  Args:
+    attention: the variant.
+    params: its parameters.
+
   Raises:
     ValueError: the attention has a feature that Flax has not, or its weights
       are quantized.
@@ -110,7 +114,11 @@ def to_linen(
 def from_nnx(
   module: 'nnx.MultiHeadAttention',
 ) -> tuple[Grouped, dict[str, Any]]:
-  """Returns the attention and its params of an nnx module; see `from_linen`."""
+  """Returns the attention and its params of an nnx module; see `from_linen`.
+
+  Args:
+    module: an attention with its weights.
+  """
   # Importing nnx is slow, and a caller with a module has imported it.
   from flax import nnx
 
@@ -124,6 +132,11 @@ def to_nnx(
   module: 'nnx.MultiHeadAttention',
 ) -> 'nnx.MultiHeadAttention':
   """Sets the weights of an nnx module in place, and returns the module.
+
+  Args:
+    attention: the variant.
+    params: its parameters.
+    module: the module to change.
 
   Raises:
     ValueError: the attention has a feature that Flax has not, or the module

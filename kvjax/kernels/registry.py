@@ -19,6 +19,7 @@ REGISTRY: tuple[Kernel, ...] = (
   blockwise.KERNEL,
 )
 KERNELS: tuple[str, ...] = tuple(kernel.name for kernel in REGISTRY)
+"""Names of the library's kernels, in order of preference."""
 
 
 def available(candidates: Sequence[Kernel] = ()) -> dict[str, str]:
@@ -41,7 +42,10 @@ def choose(
   """Returns the name of the kernel that attends to a view.
 
   Args:
-    queries, view, scoring, block: as `attend_view`.
+    queries: for each key stream its queries `[B, K, G, T, H]`.
+    view: the slots.
+    scoring: scale, mask and bias.
+    block: slots read at once; None for the kernel's choice.
     kernel: the one that must; None for the fastest.
 
   Raises:

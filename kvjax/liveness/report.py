@@ -10,34 +10,58 @@ Spans = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One way to remember: what is kept and what redoing the rest costs."""
+  """One way to remember: what is kept and what redoing the rest costs.
+
+  Attributes:
+    names: tensors that are kept.
+    bytes_per_token: what one more token adds; a fraction with blocks.
+    flops_per_token: a past token and step, at the length analysed.
+    state_bytes: of states, which do not grow with the sequence.
+    rewrites: algebra that was used: absorption.
+  """
 
   names: tuple[str, ...]
-  bytes_per_token: float  # what one more token adds; a fraction with blocks
-  flops_per_token: float  # a past token and step, at the length analysed
-  state_bytes: int = 0  # of states, which do not grow with the sequence
-  rewrites: tuple[str, ...] = ()  # algebra used: absorption
+  bytes_per_token: float
+  flops_per_token: float
+  state_bytes: int = 0
+  rewrites: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One tensor, for people."""
+  """One tensor of a report.
+
+  Attributes:
+    name: its name in the program.
+    shape: of what one token adds.
+    available: when the tensor can be computed.
+    live_for: later tokens that read it.
+    bytes_per_token: what one more token adds.
+    kept: whether it is one of the report's `keep`.
+    why: it is kept or not.
+    spans: for each row, the positions that make it and that read it last.
+  """
 
   name: str
-  shape: tuple[int, ...]  # of what one token adds
+  shape: tuple[int, ...]
   available: str
   live_for: float
   bytes_per_token: float
   kept: bool
   why: str
-  spans: Spans = ()  # for each row: the positions that make it and read it last
+  spans: Spans = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataflow:
-  """The past as a graph; `side` is kept, redone, past or future."""
+  """The past of a program as a graph.
 
-  nodes: tuple[tuple[str, str], ...]  # label, side
+  Attributes:
+    nodes: a label and a side each: kept, redone, past or future.
+    edges: pairs of indices of nodes, from an operand to its reader.
+  """
+
+  nodes: tuple[tuple[str, str], ...]
   edges: tuple[tuple[int, int], ...]
 
 
@@ -45,16 +69,25 @@ class Dataflow:
 class LivenessReport(Displayed):
   """What an uncached program must remember.
 
-  `live_for` counts tokens: a tensor of 0 is read with its token only, one of n
-  by the next n tokens, one of `math.inf` by every later token.
+  Attributes:
+    causal: no past row of the output changes when later tokens come.
+    live_for: tokens by name: a tensor of 0 is read with its token only, one of
+      n by the next n tokens, one of `math.inf` by every later token.
+    keep: names that the future reads, if nothing is computed again.
+    frontier: ways to remember, from fewest bytes to least recomputation.
+    delay: tokens that a row waits for after its own; inf if it is never final.
+    static: named tensors that read no token.
+    tensors: a row for each named tensor.
+    graph: of the tensors, for a picture.
+    notes: what else the analysis found.
   """
 
   causal: bool
   live_for: dict[str, float]
   keep: tuple[str, ...]
   frontier: tuple[Point, ...]
-  delay: float = 0  # tokens a row waits for after its token; inf: never final
-  static: tuple[str, ...] = ()  # named tensors that read no token
+  delay: float = 0
+  static: tuple[str, ...] = ()
   tensors: tuple[Row, ...] = ()
   graph: Dataflow = Dataflow((), ())
   notes: tuple[str, ...] = ()

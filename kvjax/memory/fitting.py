@@ -27,7 +27,12 @@ MOST = 1 << 30  # rows or tokens from which a size counts as unlimited
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-  """A change under which the request fits, and what it occupies then."""
+  """A change under which the request fits.
+
+  Attributes:
+    change: to make, in words.
+    total_bytes: what the request occupies then.
+  """
 
   change: str
   total_bytes: int
@@ -142,8 +147,13 @@ def fit(
     batch_size: B rows; None to ask for the most.
     capacity: tokens a row; None to ask for the most.
     reserve_bytes: kept free, for the driver and other programs.
-    new_tokens_per_step, kinds, codec, param_dtype, cache_dtype, source_length,
-      mesh: as in `plan`.
+    new_tokens_per_step: T, as in `plan`.
+    kinds: of the layers, as in `plan`.
+    codec: of the streams, as in `plan`.
+    param_dtype: as in `plan`.
+    cache_dtype: as in `plan`.
+    source_length: of an encoder's source, as in `plan`.
+    mesh: sizes of named axes, as in `plan`.
     backend: as in `plan`; None for that of a named device.
     frontier: contexts whose largest batches are wanted.
 

@@ -31,7 +31,8 @@ class Experts:
       over the logits of the picked ones.
     renormalize: picked weights sum to one.
     scale: multiplies the weights.
-    correction: a bias a expert joins the picking, not the weights.
+    correction: each expert has a bias that counts when experts are picked, and
+      not in their weights.
     groups: number of groups of experts; 1 for none.
     top_groups: groups that a token may pick from.
     group_score: a group counts for its best expert ('max') or its best two

@@ -11,6 +11,7 @@ from kvjax.native import build
 
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
 CUSTOM_CALLS = (DECODE, PROJECT, WRITE)
+"""Names by which programs call the compiled CPU library, for `jax.export`."""
 
 
 class KernelNotBuiltWarning(UserWarning):

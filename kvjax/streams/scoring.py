@@ -7,8 +7,9 @@ import jax
 
 from kvjax.streams.visibility import Visibility
 
-# (query positions, key positions, kv heads) -> [B, K, G, T, S], to be added.
 Bias = Callable[[jax.Array, jax.Array, int], jax.Array]
+"""From query positions, key positions and kv heads to what scores
+`[B, K, G, T, S]` have added."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,10 @@ import dataclasses
 class Stream:
   """What one token leaves behind under one name: `[heads, width]` elements.
 
-  `quantize` is False where precision decides (MLA's rotated key).
+  Attributes:
+    heads: K kv heads.
+    width: elements of a head.
+    quantize: False where precision decides (MLA's rotated key).
   """
 
   heads: int

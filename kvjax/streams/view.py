@@ -11,6 +11,7 @@ from flax import struct
 from kvjax.native import write_narrow
 
 Streams = dict[str, Any]
+"""Arrays `[B, K, S, H]`, or stored leaves of them, by the name of a stream."""
 
 LAST = 2**31 - 1  # no position beyond it
 
@@ -49,7 +50,8 @@ class View:
       own position is empty, so that a query at p needs no slot beyond p.
     query_limit: keys of this view are scored by the query rotated to at most
       this position (renumbered sinks); None for the query's own position.
-    first, last: it shows these positions and no others.
+    first: the smallest position that the view shows.
+    last: the largest position that the view shows.
     leaves: what `fetch` slices, whole and encoded, where it only does that.
     positions: of all slots, shown or not, `[B, 1 | K, S]`, with `leaves`.
     table: `[B, S / page]`, where leaves `[K, pages, page, ...]` and positions
@@ -113,7 +115,12 @@ class View:
 
 
 def fresh_view(streams: Streams, positions: jax.Array) -> View:
-  """Views tokens that are in no cache: streams `[B, K, T, H]`, `[B, T]`."""
+  """Views tokens that are in no cache: streams `[B, K, T, H]`, `[B, T]`.
+
+  Args:
+    streams: by name, as a variant projects them.
+    positions: int32, -1 where there is no token.
+  """
   return contiguous_view(streams, positions[:, None, :], positions.shape[1])
 
 
@@ -124,7 +131,14 @@ def contiguous_view(
   *,
   ordered: bool = False,
 ) -> View:
-  """Views leaves `[B, K, S, ...]` with positions `[B, 1 | K, S]`."""
+  """Views leaves `[B, K, S, ...]` with positions `[B, 1 | K, S]`.
+
+  Args:
+    store: leaves by the name of a stream.
+    positions: int32, the token of each slot; -1 for none.
+    filled: slots, from the first, beyond which none holds a token.
+    ordered: slot and position are the same number, as in a dense cache.
+  """
   slices = jax.tree.map(_slicer, store)
 
   def fetch(start, size):

@@ -24,6 +24,9 @@ def poison(cache: Any) -> Any:
   lengths and positions keep their values. Knows kvjax caches; for a cache of
   your own class, `kvjax.testing.poison.register(YourCache, function)`.
 
+  Args:
+    cache: a cache of kvjax, or of a registered class.
+
   Raises:
     TypeError: nothing is registered for this class.
   """

@@ -75,7 +75,9 @@ def assert_cached_matches_uncached(
       `kvjax.testing.poison` if it knows the cache, or else for no NaN and a
       `NotPoisonedWarning`.
     tokens: `[B, T, ...]` to feed; None for random ids.
-    batch_size, length, seed: of random ids.
+    batch_size: rows of random ids.
+    length: random ids of a row.
+    seed: of random ids.
     vocab_size: of random ids; None for the size of the logits' last axis.
     chunkings: most tokens of a call; None for the whole text in one call.
     ragged: rows may advance by different numbers of tokens.

@@ -36,6 +36,7 @@ WAIT = 60.0  # seconds that a process may take beyond its limit, on a busy host
 VARIABLES = ('SYSTEMROOT', 'LD_LIBRARY_PATH', 'TZ')
 
 Message = Mapping[str, str]
+"""One turn of a conversation: `role` and `content`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,15 @@ def prefill_in_chunks(
   from one `prefill` of the whole prompt.
 
   Args:
-    config, params, cache, tokens, lengths, encoded, donate, kernel: as in
-      `prefill`; padding is on the right.
+    config: the model.
+    params: its parameters.
+    cache: empty or warm.
+    tokens: int `[B, T]`; a negative id is padding.
+    lengths: int `[B]`, tokens of each row; None for T. Padding is on the right.
     chunks: tokens of a large and of a small chunk. The last chunk is padded.
+    encoded: the source of an encoder-decoder, as in `prefill`.
+    donate: reuse the buffers of `cache`, which cannot be used again.
+    kernel: that must attend, as in `prefill`.
 
   Returns:
     Float32 logits `[B, V]` of each row's last token, and the new cache.

@@ -109,6 +109,10 @@ def encode_prompts(
 def make_batch(config: ModelConfig, rows: Sequence[Sequence[int]]) -> Batch:
   """Returns rows of ids as a batch.
 
+  Args:
+    config: the model that reads the batch.
+    rows: ids of each row; rows may differ in length.
+
   Raises:
     ValueError: there is no id, or one is no integer of the vocabulary.
   """
@@ -137,7 +141,11 @@ def make_batch(config: ModelConfig, rows: Sequence[Sequence[int]]) -> Batch:
 
 
 def check_reads_text(config: ModelConfig) -> None:
-  """Raises ValueError for an encoder that reads frames of sound."""
+  """Raises ValueError for an encoder that reads frames of sound.
+
+  Args:
+    config: the model.
+  """
   encoder = config.encoder
   if encoder is not None and encoder.features is not None:
     raise ValueError(

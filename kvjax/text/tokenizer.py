@@ -19,6 +19,7 @@ FILE = 'tokenizer.json'
 GENERATION = 'generation_config.json'
 
 Decode = Callable[[int], str]
+"""Takes the next id and returns the characters that it completes."""
 
 
 class Tokenizer(Protocol):
@@ -156,6 +157,9 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
   They are read from `generation_config.json`, or else from config.json; none
   where neither names one. A `.gguf` file has them in its metadata.
 
+  Args:
+    path: a directory, a `.gguf` file, or a name as in `kvjax.load_checkpoint`.
+
   Raises:
     ValueError: one of the files is no JSON object, or `eos_token_id` names no
       token of the model.
@@ -177,6 +181,9 @@ def stop_tokens(path: str | pathlib.Path) -> tuple[int, ...]:
 
 def start_token(path: str | pathlib.Path) -> int:
   """Returns the id with which the decoder of an encoder-decoder begins.
+
+  Args:
+    path: a directory, a `.gguf` file, or a name as in `kvjax.load_checkpoint`.
 
   Raises:
     ValueError: config.json does not say, or names no token of the model.

@@ -1,7 +1,7 @@
 """Programs of recent papers that the analyser was not written for.
 
-Written down from the papers' formulas, then analysed once; docs/liveness.md
-says what came of each. Second spellings came later.
+Written down from the papers' formulas, then analysed once;
+docs/dev/unseen_programs.md says what came of each. Second spellings came later.
 """
 
 import jax

@@ -8,6 +8,7 @@ from tests.mutants import (
   studies,
 )
 from tests.mutants.fault import Mutant
+from tests.mutants.pages import REFERENCE
 
 MUTANTS: tuple[Mutant, ...] = (
   remembering.MASKS
@@ -27,4 +28,5 @@ MUTANTS: tuple[Mutant, ...] = (
   + checkpoints.CHECKPOINTS
   + checkpoints.EXPORT
   + studies.EXPERIMENTS
+  + REFERENCE
 )

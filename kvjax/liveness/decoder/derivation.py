@@ -36,10 +36,16 @@ LENGTHS = (13, 17)  # The equations must be the same at both.
 
 @struct.dataclass
 class DerivedCache:
-  """What a derived decoder remembers."""
+  """What a derived decoder remembers.
 
-  streams: dict[str, jax.Array]  # [slots, width] a kept tensor, or a state
-  length: jax.Array  # int32 [], tokens seen
+  Attributes:
+    streams: by name, a kept tensor `[slots, width]` or a state.
+    length: int32 `[]`, tokens seen.
+    capacity: most tokens.
+  """
+
+  streams: dict[str, jax.Array]
+  length: jax.Array
   capacity: int = struct.field(pytree_node=False)
 
 

@@ -78,20 +78,35 @@ class Module:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Buffer(Displayed):
-  """One buffer: where it is and which operation fills it."""
+  """One buffer: where it is and which operation fills it.
 
-  allocation: int  # number of the allocation that holds it
-  kind: str  # parameter, aliased, output, temporary, constant, thread
+  Attributes:
+    allocation: number of the allocation that holds it.
+    kind: parameter, aliased, output, temporary, constant or thread.
+    bytes: its size.
+    offset: bytes from the start of the allocation.
+    opcode: of the HLO instruction that fills it.
+    dtype: of its elements.
+    shape: of the array.
+    layout: shape in memory order, unit axes left out.
+    name: of the HLO instruction.
+    op_name: its `jax.named_scope` path; of a parameter, its argument's name.
+    instruction: id in the module.
+    index: which part, if the instruction returns a tuple.
+  """
+
+  allocation: int
+  kind: str
   bytes: int
-  offset: int  # bytes from the start of the allocation
+  offset: int
   opcode: str
   dtype: str
   shape: tuple[int, ...]
-  layout: tuple[int, ...]  # shape in memory order, unit axes left out
-  name: str  # of the HLO instruction
-  op_name: str  # jax.named_scope path; of a parameter: its argument's name
-  instruction: int  # id in the module
-  index: tuple[int, ...]  # which part, if the instruction returns a tuple
+  layout: tuple[int, ...]
+  name: str
+  op_name: str
+  instruction: int
+  index: tuple[int, ...]
 
   def display(self) -> Display:
     values = dataclasses.asdict(self) | {'bytes': f'{self.bytes:,}'}
@@ -110,6 +125,9 @@ def buffers(compiled: jax.stages.Compiled) -> tuple[Buffer, ...]:
   Buffers whose lifetimes do not overlap share bytes of an allocation, so
   the sizes of temporaries add up to more than `measure(compiled)` reports.
   An `aliased` buffer is part of a donated argument that is also an output.
+
+  Args:
+    compiled: `jax.jit(f).lower(...).compile()`.
 
   Raises:
     EncodingError: this version of JAX encodes executables differently;

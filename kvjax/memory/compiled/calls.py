@@ -32,10 +32,16 @@ def compile_call(
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.
 
-  Sizes, `kinds`, `codec` and `source_length` as in `plan`. `measure` of the
-  result is the exact figure of what `plan` bounds.
+  `measure` of the result is the exact figure of what `plan` bounds.
 
   Args:
+    config: the model.
+    batch_size: B rows.
+    capacity: tokens a row can hold.
+    new_tokens_per_step: T tokens a row of the call.
+    kinds: of cache, as in `plan`.
+    codec: how streams are stored.
+    source_length: tokens or frames of each source; None without an encoder.
     kernel: that attends.
     sharding: of every argument; None for the default device. That of a device
       which is only described compiles for it ahead of time, inside
@@ -66,7 +72,13 @@ def compile_call(
 def compile_encode(
   config: ModelConfig, batch_size: int, source_length: int
 ) -> jax.stages.Compiled:
-  """Compiles `encode` of whole sources; raises as it does."""
+  """Compiles `encode` of whole sources; raises as it does.
+
+  Args:
+    config: the model.
+    batch_size: B rows.
+    source_length: S tokens or frames of each source.
+  """
   params = param_shapes(config)
   features = None if config.encoder is None else config.encoder.features
   source = jax.ShapeDtypeStruct((batch_size, source_length), jnp.int32)

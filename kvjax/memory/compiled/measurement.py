@@ -15,14 +15,23 @@ from kvjax.display import Display, Displayed, binary_size
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Measured(Displayed):
-  """What one compiled program occupies on each of its devices, in bytes."""
+  """What one compiled program occupies on each of its devices, in bytes.
 
-  arguments: int  # every argument leaf the program uses
-  outputs: int  # every output leaf, and 8 a leaf for the tuple's pointers
-  alias: int  # of the outputs, those in memory of donated arguments
-  temporaries: int  # the most that intermediate results occupy at one time
-  peak: int  # arguments + outputs - alias + temporaries
-  devices: Mapping[str, Mapping[str, int]]  # memory_stats; none on CPU
+  Attributes:
+    arguments: every argument leaf that the program uses.
+    outputs: every output leaf, and 8 a leaf for the tuple's pointers.
+    alias: of the outputs, those in memory of donated arguments.
+    temporaries: the most that intermediate results occupy at one time.
+    peak: `arguments + outputs - alias + temporaries`.
+    devices: `memory_stats` of each device; none on a CPU.
+  """
+
+  arguments: int
+  outputs: int
+  alias: int
+  temporaries: int
+  peak: int
+  devices: Mapping[str, Mapping[str, int]]
 
   def display(self) -> Display:
     names = 'arguments', 'outputs', 'alias', 'temporaries', 'peak'

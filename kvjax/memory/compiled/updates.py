@@ -34,16 +34,27 @@ class InPlaceError(AssertionError):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One buffer that holds a moved leaf."""
+  """One buffer that holds a moved leaf.
 
-  kind: str  # one of KINDS
-  leaf: str  # argument path of the leaf, as in "cache[0]['key']"
+  Attributes:
+    kind: 'copy', 'relayout', 'upcast' or 'slice'.
+    leaf: path of the leaf in the argument, as in `cache[0]['key']`.
+    bytes: of the buffer.
+    opcode: of the HLO instruction that fills the buffer.
+    dtype: of the buffer.
+    shape: of the buffer.
+    name: of that instruction.
+    op_name: its `jax.named_scope` path; '' where XLA kept none.
+  """
+
+  kind: str
+  leaf: str
   bytes: int
   opcode: str
   dtype: str
   shape: tuple[int, ...]
-  name: str  # of the HLO instruction that fills the buffer
-  op_name: str  # its jax.named_scope path; '' where XLA kept none
+  name: str
+  op_name: str
 
   @property
   def place(self) -> str:
@@ -60,12 +71,19 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class InPlaceReport(Displayed):
-  """What became of every leaf of one argument."""
+  """What became of every leaf of one argument.
+
+  Attributes:
+    argument: its name.
+    leaves: paths of its leaves.
+    aliased: the leaves whose memory holds an output.
+    findings: buffers that hold a moved leaf, largest first.
+  """
 
   argument: str
   leaves: tuple[str, ...]
-  aliased: tuple[str, ...]  # the leaves whose memory holds an output
-  findings: tuple[Finding, ...]  # largest first
+  aliased: tuple[str, ...]
+  findings: tuple[Finding, ...]
 
   @property
   def ok(self) -> bool:
@@ -113,10 +131,17 @@ def assert_in_place(
 ) -> None:
   """Raises unless `compiled` updates `argument` in place; see `in_place`.
 
+  Args:
+    compiled: a compiled step.
+    argument: name of the argument, or a path in it.
+    min_bytes: smaller leaves and buffers are never findings.
+
   Raises:
     InPlaceError: (an AssertionError) names each leaf that is not aliased and
       each buffer that holds a moved leaf: operation, shape, bytes, scope.
-    TypeError, ValueError: as `in_place`.
+    TypeError: `compiled` is not a compiled program.
+    ValueError: no argument has that name, or all its leaves are smaller than
+      `min_bytes`.
   """
   report = in_place(compiled, argument, min_bytes=min_bytes)
   if not report.ok:

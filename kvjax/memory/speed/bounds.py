@@ -33,7 +33,12 @@ def attention_core(attention: Any) -> tuple[int, int]:
 
 
 def intensity(attention: Any, element_bytes: float = 2.0) -> float:
-  """Returns operations a byte of cache, for one token a row."""
+  """Returns operations a byte of cache, for one token a row.
+
+  Args:
+    attention: a `Grouped` or a `Latent`.
+    element_bytes: bytes of an element of the cache.
+  """
   elements, operations = attention_core(attention)
   return operations / (elements * element_bytes)
 

@@ -1,4 +1,4 @@
-"""LayerStore, bandwidth and bfloat16 rate of named accelerators.
+"""Memory, bandwidth and bfloat16 rate of named accelerators.
 
 Figures are the vendor's, for one device, dense (no sparsity). Capacities are
 decimal as sold; a GPU reports a little more to its programs (an H200 reports
@@ -13,12 +13,20 @@ import difflib
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """One accelerator, as sold."""
+  """One accelerator, as sold.
+
+  Attributes:
+    name: as in `kvjax.memory.DEVICES`.
+    memory: bytes.
+    bandwidth: bytes of device memory a second.
+    flops: bfloat16 operations a second, dense, with float32 accumulation.
+    source: where the figures are published.
+  """
 
   name: str
-  memory: int  # bytes
-  bandwidth: int  # bytes of device memory a second
-  flops: int  # bfloat16 operations a second, dense, float32 accumulation
+  memory: int
+  bandwidth: int
+  flops: int
   source: str
 
   @property
@@ -101,10 +109,14 @@ DEVICES: tuple[Device, ...] = (
     'cloud.google.com/tpu/docs/v6e (1640 GBps; 1600 in later revisions)',
   ),
 )
+"""Accelerators that `device` and `fit` know by name."""
 
 
 def device(name: str) -> Device:
   """Returns the record of a named accelerator; case and spacing are free.
+
+  Args:
+    name: as in `DEVICES`, such as 'H100-80'.
 
   Raises:
     ValueError: no such device; the message has the nearest names.
