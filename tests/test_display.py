@@ -137,11 +137,27 @@ def test_equal_layers_are_one_row():
 
 
 def test_a_deep_cache_is_short_and_prints_whole():
-  cache = jax.eval_shape(lambda: kvjax.init_cache(config(20), 2, 13))
+  kinds = [None, kvjax.Ring(3)] * 10
+  made = lambda: kvjax.init_cache(config(20), 2, 13, kinds=kinds)
+  cache = jax.eval_shape(made)
   assert len(repr(cache).splitlines()) == 2 + SHORT + 1
   assert repr(cache).endswith('... and 12 more rows, which print() shows')
   assert len(str(cache).splitlines()) == 2 + 20
   assert len(Cells(cache._repr_html_()).rows) == 1 + 20
+
+
+def test_neighbouring_layers_that_are_equal_share_a_row():
+  kinds = [None, *[kvjax.Ring(3)] * 3, None, None]
+  cache = kvjax.init_cache(config(6), 2, 13, kinds=kinds)
+  rows = [line.split() for line in str(cache).splitlines()[2:]]
+  assert [row[:2] for row in rows] == [
+    ['0', 'dense'],
+    ['1..3', 'ring'],
+    ['4..5', 'dense'],
+  ]
+  shown = [int(row[-1].replace(',', '')) for row in rows]
+  each = [row.bytes for row in kvjax.inspect(cache).rows]
+  assert shown == [each[0], sum(each[1:4]), sum(each[4:])]
 
 
 def test_a_spent_cache_shows_no_table():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -38,21 +39,25 @@ class Inspection(Displayed):
 
   def display(self) -> Display:
     names = [f.name for f in dataclasses.fields(LayerFacts)]
-    rows = [
-      [
-        f'{getattr(row, name):,}'
-        if name == 'bytes'
-        else f'{getattr(row, name)}'
-        for name in names
-      ]
-      for row in self.rows
-    ]
+    alike = lambda row: dataclasses.replace(row, layer=0)
+    runs = [list(run) for _, run in itertools.groupby(self.rows, alike)]
     return Display(
       f'Cache of {self.batch_size} rows, capacity {self.capacity}, tokens '
       f'{self.lengths}, {self.total_bytes:,} bytes',
       names,
-      rows,
+      [_cells(run) for run in runs],
     )
+
+
+def _cells(run: list[LayerFacts]) -> list[str]:
+  """Returns the row of neighbouring layers that differ in nothing."""
+  first, last = run[0], run[-1]
+  layers = str(first.layer)
+  if first is not last:
+    layers += f'..{last.layer}'
+  facts = [first.kind, first.codec, str(first.slots), first.filled]
+  size = sum(row.bytes for row in run)
+  return [layers, *facts, first.positions, f'{size:,}']
 
 
 def summarize(layout: Layout, cache: Any) -> Inspection:

@@ -37,9 +37,14 @@ def prefill_in_chunks(
 
   (One more for a source, which the first chunk brings.)
 
-  `prefill` compiles a program for every length that it meets. A kind that
-  evicts does so between chunks, so which tokens it keeps may differ from one
-  `prefill` of the whole prompt.
+  `prefill` compiles a program for every length that it meets. Once compiled, a
+  prompt in chunks takes longer than an exact `prefill`: each chunk reads all
+  weights, which on a CPU takes as long as the arithmetic of ten tokens. Of a
+  prompt of 150 tokens or more it took 1.0 to 1.3 times as long, of a shorter
+  one up to 1.7 times (`experiments.benchmark --sections=cold`).
+
+  A kind that evicts does so between chunks, so which tokens it keeps may differ
+  from one `prefill` of the whole prompt.
 
   Args:
     config, params, cache, tokens, lengths, encoded, donate, kernel: as in

@@ -4,7 +4,7 @@ import codecs
 import importlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from kvjax.arguments import LARGEST, is_whole
@@ -24,10 +24,7 @@ Decode = Callable[[int], str]
 class Tokenizer(Protocol):
   """Turns text into ids and ids into text."""
 
-  @property
-  def template(self) -> Template | None:
-    """The chat template; None where the checkpoint has none."""
-    ...
+  template: Template | None  # of chats; None where the checkpoint has none
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
     """Returns ids.
@@ -46,15 +43,22 @@ class Tokenizer(Protocol):
     """
     ...
 
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of ids, such as `tokens[0].tolist()` of `generate`.
+
+    Negative ids, which a row has after its end, are left out.
+    """
+    return ''.join(map(self.stream(), (i for i in ids if i >= 0)))
+
   def save(self, path: pathlib.Path) -> None:
     """Writes files into a directory, from which `load_tokenizer` reads it."""
     ...
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
   """UTF-8: an id is a byte; larger ids read as the replacement mark."""
 
-  template = None
+  template: Template | None = None
 
   def encode(self, text: str, *, special: bool = True) -> list[int]:
     del special  # there are none
@@ -75,7 +79,7 @@ class ByteTokenizer:
     del path  # a directory without tokenizer.json reads as bytes
 
 
-class PublishedTokenizer:
+class PublishedTokenizer(Tokenizer):
   """The tokenizer of a checkpoint, through the library `tokenizers`."""
 
   def __init__(self, path: pathlib.Path):

@@ -181,5 +181,5 @@ def test_smollm2_answers(smollm2):
     num_tokens=12,
     stop_tokens=text.stop_tokens(smollm2),
   )
-  answer = ''.join(map(tokenizer.stream(), np.asarray(tokens)[0].tolist()[:7]))
+  answer = tokenizer.decode(np.asarray(tokens)[0].tolist()[:7])
   assert answer == 'The capital of France is Paris.'
