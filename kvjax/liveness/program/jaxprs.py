@@ -4,6 +4,7 @@ Shapes and branches by data, and side effects, are refused here: the first have
 no equations, the second mean more than their equations say.
 """
 
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -161,8 +162,19 @@ def source(eqn: Any) -> str:
 def _first_of_user(places: Iterable[tuple[str, int | None]]) -> str:
   for file, line in places:
     if '/site-packages/' not in file:
-      return f'{file}:{line}'
+      cell = _cell_of(file)
+      return f'{cell}, line {line}' if cell else f'{file}:{line}'
   return 'an unknown line'
+
+
+def _cell_of(file: str) -> str:
+  """Returns what IPython calls a cell of a notebook; '' for a true file.
+
+  A cell is compiled under the name of a temporary file that no reader knows.
+  """
+  ipython: Any = sys.modules.get('IPython')
+  shell = ipython.get_ipython() if ipython else None
+  return ' '.join(shell.compile.format_code_name(file) or ()) if shell else ''
 
 
 def _effectful(jaxpr: Any) -> str:

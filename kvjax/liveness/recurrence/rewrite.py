@@ -176,9 +176,9 @@ class _Rewriter:
     if result is None:
       return None
     total, letters = result
-    frame = source_info_util.summarize(eqn.source_info)
     what = 'maximum' if name == 'reduce_max' else 'sum'
-    self.notes.append(f'{frame}: a masked product as a {what} over the past.')
+    note = f'a masked product as a {what} over the past.'
+    self.notes.append(f'{jaxprs.source(eqn)}: {note}')
     aval = eqn.outvars[0].aval
     thin = loops.with_axes(total, letters).astype(aval.dtype)
     return TrackedArray(jnp.broadcast_to(thin, aval.shape), None, thin)
