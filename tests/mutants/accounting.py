@@ -45,6 +45,13 @@ LIVENESS: tuple[Mutant, ...] = (
     'jnp.ones_like(safe)',
     'tests/liveness/test_derive.py::test_equals_the_uncached_program[fixed_queries_named]',
   ),
+  Mutant(
+    'places_are_of_one_machine',
+    'kvjax/liveness/program/jaxprs.py',
+    'str(path.relative_to(above)) if above else file',
+    'file',
+    'tests/experiments/test_liveness_examples.py::test_places_are_those_below_the_folder_that_python_imports_from',
+  ),
 )
 
 MEMORY: tuple[Mutant, ...] = (
@@ -569,7 +576,56 @@ EXPERIMENTS: tuple[Mutant, ...] = (
     'experiments/aggregate/summary.py',
     "'^': r'\\textasciicircum{}',",
     '',
-    'tests/faults/test_experiments.py::test_every_sign_of_latex_is_escaped',
+    'tests/experiments/test_aggregate.py::test_every_sign_of_latex_is_escaped',
+  ),
+  Mutant(
+    'a_row_begins_with_options',
+    'experiments/aggregate/summary.py',
+    "'[': '{[}',",
+    '',
+    'tests/experiments/test_aggregate.py::test_every_sign_of_latex_is_escaped',
+  ),
+  Mutant(
+    'a_spread_has_three_digits',
+    'experiments/aggregate/summary.py',
+    'decimals = max(0, 1 - first)',
+    'decimals = max(0, 2 - first)',
+    'tests/experiments/test_aggregate.py::test_a_spread_has_two_digits_and_its_median_the_same_decimals',
+  ),
+  Mutant(
+    'missing_groups_shift_a_row',
+    'experiments/aggregate/summary.py',
+    'cells.get((*row, head), none)',
+    'cells.get((*row, head), ())',
+    'tests/experiments/test_aggregate.py::test_columns_of_two_fields_and_of_groups_that_are_not_there',
+  ),
+  Mutant(
+    'a_bar_ends_with_a_part',
+    'experiments/reporting/plots.py',
+    '= {size + more:,.0f}',
+    '= {size:,.0f}',
+    'tests/experiments/test_reporting.py::test_the_end_of_a_bar_says_its_sum',
+  ),
+  Mutant(
+    'dashed_lines_look_like_solid_ones',
+    'experiments/reporting/plots.py',
+    '(list(dashed), len(COLOURS) // 2)',
+    '(list(dashed), 0)',
+    'tests/experiments/test_reporting.py::test_cached_and_uncached_look_different_at_one_context',
+  ),
+  Mutant(
+    'rows_of_another_moment_are_summed',
+    'experiments/memory/tables.py',
+    'if x.part in SUMMED else',
+    "if x.part != 'never' else",
+    'tests/experiments/test_memory_experiment.py::test_rows_add_up_to_the_total_or_are_set_apart',
+  ),
+  Mutant(
+    'a_sweep_is_silent',
+    'experiments/sweep/grid.py',
+    'watch(seconds, _last_line(log))',
+    'pass',
+    'tests/experiments/test_command_line.py::test_a_running_point_is_watched',
   ),
   Mutant(
     'a_nan_is_sorted',

@@ -4,6 +4,9 @@ Shapes and branches by data, and side effects, are refused here: the first have
 no equations, the second mean more than their equations say.
 """
 
+import functools
+import pathlib
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -161,8 +164,21 @@ def source(eqn: Any) -> str:
 def _first_of_user(places: Iterable[tuple[str, int | None]]) -> str:
   for file, line in places:
     if '/site-packages/' not in file:
-      return f'{file}:{line}'
+      return f'{_importable(file, tuple(sys.path))}:{line}'
   return 'an unknown line'
+
+
+@functools.cache  # Each equation of a program asks.
+def _importable(file: str, folders: tuple[str, ...]) -> str:
+  """Returns a path as below the folder that Python imports it from.
+
+  Such a path is the same on every machine. A file of no such folder keeps its
+  path.
+  """
+  path = pathlib.Path(file)
+  known = {pathlib.Path(folder).absolute() for folder in folders}
+  above = next((folder for folder in path.parents if folder in known), None)
+  return str(path.relative_to(above)) if above else file
 
 
 def _effectful(jaxpr: Any) -> str:
