@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import io
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.reporting.blocks import are_numbers, cell
-from experiments.reporting.groups import grouped, median_and_spread
+from experiments.reporting.groups import (
+  grouped,
+  median_and_spread,
+  with_spread,
+)
 
 Record = Mapping[str, Any]
 _LATEX = str.maketrans(
@@ -45,14 +48,7 @@ class Repeats:
   count: int
 
   def __str__(self) -> str:
-    """Returns both numbers rounded to the second digit of the spread."""
-    if not self.spread:
-      return cell(self.median)
-    if not math.isfinite(self.median + self.spread):
-      return f'{cell(self.median)} ± {cell(self.spread)}'
-    first = int(f'{self.spread:.1e}'.partition('e')[2])  # place of its digit
-    decimals = max(0, 1 - first)
-    return f'{self.median:,.{decimals}f} ± {self.spread:,.{decimals}f}'
+    return with_spread(self.median, self.spread)
 
 
 @dataclasses.dataclass(frozen=True)

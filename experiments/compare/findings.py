@@ -19,7 +19,12 @@ from experiments.reporting.blocks import (
   Text,
   cell,
 )
-from experiments.reporting.groups import grouped, median_and_spread, of_kind
+from experiments.reporting.groups import (
+  grouped,
+  median_and_spread,
+  of_kind,
+  with_spread,
+)
 
 Records = Sequence[Mapping[str, Any]]
 _VARIANT = itemgetter('variant')
@@ -166,7 +171,7 @@ def quality(records: Records) -> tuple[Block, ...]:
     size = group[0]['held_per_token']
     bits, spread = median_and_spread([r['bits'] for r in group])
     worse = statistics.median(r['bits'] - r['uncached_bits'] for r in group)
-    shown = f'{bits:.4f}' + (f' ± {spread:.4f}' if seeds > 1 else '')
+    shown = with_spread(bits, spread) if spread else f'{bits:.4f}'
     rows.append([variant, cache, f'{size:,.0f}', shown, f'{worse:+.4f}'])
     points.setdefault(variant, {})[cache] = (size, bits, spread)
   return (

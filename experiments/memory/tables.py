@@ -122,6 +122,7 @@ def breakdown(plans: Mapping[str, MemoryPlan], device: Device) -> Picture:
     ends += sizes
   totals = [binary_size(sum(row.values())) for row in parts]
   axes.bar_label(axes.containers[-1], totals, padding=4, color=plots.INK)
+  axes.grid(visible=False, axis='y')  # It would strike the labels through.
   end = device.memory / UNITS['GiB']
   axes.axvline(end, color=plots.INK, linestyle='--', label=device.name)
   axes.invert_yaxis()

@@ -160,25 +160,30 @@ def scatter(
   return png(canvas)
 
 
-def side_by_side(points: Sequence[tuple[float, ...]]) -> list[float]:
-  """Returns where to draw points `(x, y, ...)` on a logarithmic x axis.
+def side_by_side(points: Sequence[tuple[float, float, float]]) -> list[float]:
+  """Returns where to draw points `(x, y, spread)` on a logarithmic x axis.
 
-  Those of one x whose y is close go left and right of it, by a fiftieth of the
-  axis each; all others stay.
+  Those of one x whose spreads or markers meet go left and right of it, by a
+  part of the axis each; all others stay.
   """
-  places = [point[0] for point in points]
-  close = 0.04 * np.ptp([point[1] for point in points])
-  step = max(max(places) / min(places), 2.0) ** (1 / 50)
-  clusters: list[list[int]] = []
-  for index in sorted(range(len(points)), key=lambda i: points[i][:2]):
-    (x, y), last = points[index][:2], clusters[-1][-1] if clusters else index
-    if clusters and points[last][0] == x and y - points[last][1] <= close:
+  places = [x for x, _, _ in points]
+  # Half the height of a marker, in units of y.
+  marker = 0.02 * np.ptp([y for _, y, _ in points])
+  reach = [max(spread, marker) for _, _, spread in points]
+  step = max(max(places) / min(places), 2.0) ** (1 / 80)
+  order = sorted(range(len(points)), key=lambda i: points[i][1] - reach[i])
+  for place in set(places):
+    clusters: list[list[int]] = []
+    top = -np.inf
+    for index in [i for i in order if points[i][0] == place]:
+      y = points[index][1]
+      if y - reach[index] > top:
+        clusters.append([])
       clusters[-1].append(index)
-    else:
-      clusters.append([index])
-  for cluster in clusters:
-    for turn, index in enumerate(cluster):
-      places[index] *= step ** (turn - (len(cluster) - 1) / 2)
+      top = max(top, y + reach[index])
+    for cluster in clusters:
+      for turn, index in enumerate(cluster):
+        places[index] = place * step ** (turn - (len(cluster) - 1) / 2)
   return places
 
 

@@ -224,13 +224,20 @@ def test_logarithmic_ticks_are_plain_numbers(values, wanted):
 
 
 def test_points_that_would_cover_each_other_stand_side_by_side():
-  # The axis goes from 32 to 1024: 5 octaves, of which a step is a fiftieth.
-  points = [(32, 8.3), (32, 8.31), (64, 8.0), (32, 9.0), (1024, 8.3)]
-  step = 2 ** (5 / 50 / 2)
-  want = [32 / step, 32 * step, 64, 32, 1024]
+  # The axis goes from 32 to 1024: 5 octaves, of which a step is an 80th.
+  points = [
+    (32, 8.30, 0.0),
+    (32, 8.31, 0.0),
+    (64, 8.0, 0.0),
+    (32, 9.0, 0.0),
+    (1024, 8.3, 0.2),  # the spreads of these two meet
+    (1024, 8.6, 0.2),
+  ]
+  step = 2 ** (5 / 80 / 2)
+  want = [32 / step, 32 * step, 64, 32, 1024 / step, 1024 * step]
   np.testing.assert_allclose(plots.side_by_side(points), want, rtol=1e-12)
   assert plots.side_by_side([(8.0, 1.0, 0.1)]) == [8.0]
-  first, second = plots.side_by_side([(8.0, 1.0), (8.0, 1.0)])
+  first, second = plots.side_by_side([(8.0, 1.0, 0.0)] * 2)
   assert first < 8 < second
 
 

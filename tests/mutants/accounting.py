@@ -587,7 +587,7 @@ EXPERIMENTS: tuple[Mutant, ...] = (
   ),
   Mutant(
     'a_spread_has_three_digits',
-    'experiments/aggregate/summary.py',
+    'experiments/reporting/groups.py',
     'decimals = max(0, 1 - first)',
     'decimals = max(0, 2 - first)',
     'tests/experiments/test_aggregate.py::test_a_spread_has_two_digits_and_its_median_the_same_decimals',
