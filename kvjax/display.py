@@ -14,7 +14,11 @@ def binary_size(count: float) -> str:
   """Returns bytes for people: '131 MiB'."""
   for name, unit in UNITS.items():
     if abs(count) >= unit:
-      return f'{count / unit:.3g} {name}'
+      size = count / unit
+      # `.3g` would show 1,002 KiB, which are less than a MiB, as 1e+03.
+      return (
+        f'{size:.0f} {name}' if abs(size) >= 999.5 else f'{size:.3g} {name}'
+      )
   return f'{count:.0f} bytes'
 
 

@@ -102,6 +102,8 @@ def test_a_plan_gives_four_sums_in_binary_units_unless_asked(shown):
     (0, '0 bytes'),
     (1023, '1023 bytes'),
     (1024, '1 KiB'),
+    (999 * 2**10, '999 KiB'),
+    (1002 * 2**10, '1002 KiB'),
     (131 * 2**20, '131 MiB'),
     (141e9, '131 GiB'),
     (3 * 2**40, '3 TiB'),

@@ -2,11 +2,16 @@
 
   python -m experiments.aggregate --where=record=quality --by=variant,cache \
       --value=bits,held_per_token --format=latex out/sweep/*/compare.jsonl
+  python -m experiments.aggregate --where=record=quality --by=variant \
+      --columns=cache --value=bits out/sweep/*/compare.jsonl
 
-A row is a group: the median over its records and half their range (±). Formats:
-markdown, csv (all digits, spreads in columns of theirs) and latex (booktabs).
+A row is a group: the median over its records and half their range (±), rounded
+to the second digit of the latter. The second command makes a column a cache.
+Formats: markdown, csv (all digits, spreads in columns of theirs) and latex
+(booktabs).
 """
 
+import functools
 import pathlib
 
 from absl import flags
@@ -17,9 +22,14 @@ from experiments.reporting import records
 from experiments.reporting.blocks import without_controls
 
 _BY = flags.DEFINE_list('by', ['variant', 'cache'], 'Fields of a group.')
+_COLUMNS = flags.DEFINE_string(
+  'columns', '', 'Field each of whose values gets columns.'
+)
 _VALUE = flags.DEFINE_list('value', ['bits'], 'Numeric fields.')
 _WHERE = flags.DEFINE_multi_string('where', [], 'field=value to select by.')
 _FORMAT = flags.DEFINE_list('format', ['markdown'], 'markdown, csv, latex.')
+_CAPTION = flags.DEFINE_string('caption', '', 'LaTeX before what ± means.')
+_LABEL = flags.DEFINE_string('label', '', r'Of the LaTeX table, for \ref.')
 _OUT = flags.DEFINE_string('out', None, 'Path without ending; default stdout.')
 _ENDINGS = {'markdown': '.md', 'csv': '.csv', 'latex': '.tex'}
 
@@ -44,13 +54,20 @@ def tables(paths: list[str]) -> dict[str, str]:
       raise ValueError(
         f'format={name!r} is unknown; known: {", ".join(summary.FORMATS)}.'
       )
-  columns, rows = summary.summarize(
+  if (_CAPTION.value or _LABEL.value) and 'latex' not in _FORMAT.value:
+    raise ValueError('caption and label are of LaTeX: add --format=latex.')
+  table = summary.summarize(
     records.read(map(pathlib.Path, paths)),
     _BY.value,
     _VALUE.value,
     conditions(_WHERE.value),
+    _COLUMNS.value,
   )
-  return {name: summary.FORMATS[name](columns, rows) for name in _FORMAT.value}
+  latex = functools.partial(
+    summary.latex, caption=_CAPTION.value, label=_LABEL.value
+  )
+  formats = summary.FORMATS | {'latex': latex}
+  return {name: formats[name](table) for name in _FORMAT.value}
 
 
 def main(argv: list[str]) -> None:

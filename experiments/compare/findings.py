@@ -17,8 +17,14 @@ from experiments.reporting.blocks import (
   Picture,
   Table,
   Text,
+  cell,
 )
-from experiments.reporting.groups import grouped, median_and_spread, of_kind
+from experiments.reporting.groups import (
+  grouped,
+  median_and_spread,
+  of_kind,
+  with_spread,
+)
 
 Records = Sequence[Mapping[str, Any]]
 _VARIANT = itemgetter('variant')
@@ -41,17 +47,19 @@ def source(text: Mapping[str, Any], seeds: Sequence[int]) -> Text:
 
 def models(records: Records) -> tuple[Block, ...]:
   """Returns what was trained, and what was changed to make it equal."""
+  trained = of_kind(records, 'model')
+  count = len(trained)
   return (
-    Heading('Four models of equal size'),
+    Heading(f'{count} models of equal size' if count > 1 else 'One model'),
     Table.of(
       'Parameters',
       {
         'variant': 'variant',
         'parameters': 'parameters',
-        'against MHA': lambda r: f'{r["apart"]:+.2%}',
+        f'against {trained[0]["variant"]}': lambda r: f'{r["apart"]:+.2%}',
         'MLP hidden': 'hidden',
       },
-      of_kind(records, 'model'),
+      trained,
       note='Smaller key and value projections buy a wider MLP: only its '
       'hidden width was changed to equalise them.',
     ),
@@ -163,7 +171,7 @@ def quality(records: Records) -> tuple[Block, ...]:
     size = group[0]['held_per_token']
     bits, spread = median_and_spread([r['bits'] for r in group])
     worse = statistics.median(r['bits'] - r['uncached_bits'] for r in group)
-    shown = f'{bits:.4f}' + (f' ± {spread:.4f}' if seeds > 1 else '')
+    shown = with_spread(bits, spread) if spread else f'{bits:.4f}'
     rows.append([variant, cache, f'{size:,.0f}', shown, f'{worse:+.4f}'])
     points.setdefault(variant, {})[cache] = (size, bits, spread)
   return (
@@ -182,7 +190,8 @@ def quality(records: Records) -> tuple[Block, ...]:
         f'bytes held per token of context ({context} tokens)',
         'held-out bits per byte',
       ),
-      f'{label}Lower and further left is better.',
+      f'{label}Lower and further left is better. Points that would cover '
+      'each other stand side by side.',
     ),
   )
 
@@ -204,7 +213,7 @@ def pace(records: Records) -> tuple[Block, ...]:
         'context': 'context',
         'cached': lambda r: 1 / r['cached'],
         'uncached': lambda r: 1 / r['uncached'],
-        'faster': lambda r: f'{r["uncached"] / r["cached"]:.0f} x',
+        'faster': lambda r: f'{cell(r["uncached"] / r["cached"])} x',
       },
       times,
       note='Cached: steps of one fixed token after random streams, without '
@@ -219,7 +228,8 @@ def pace(records: Records) -> tuple[Block, ...]:
         'milliseconds a token',
         dashed=[name for name in series if name.endswith(' uncached')],
       ),
-      'Without a cache the whole context is computed again for every token.',
+      'Filled markers: cached. Hollow markers, dashed: without a cache, where '
+      'the whole context is computed again for every token.',
     ),
   )
 

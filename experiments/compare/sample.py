@@ -74,12 +74,12 @@ def attention(
 
   Args:
     config, params: the model.
-    prompt: its first 40 characters are read.
+    prompt: its first 24 bytes are read.
 
   Returns:
     Weights `[T, T]` by layer and head, and a character a byte.
   """
-  text = prompt[:40]
+  text = prompt.encode()[:24].decode(errors='ignore')
   layers = tuple(range(len(config.layers)))
   _, weights = kvjax.forward(
     config, params, _bytes(text), attention_layers=layers

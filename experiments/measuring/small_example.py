@@ -10,7 +10,12 @@ from experiments.reporting.blocks import Block, Heading, Table, Text
 from experiments.training.variants import bytes_per_token, query_bytes_per_token
 from kvjax.attention.reference import masked_softmax
 
-PHRASES = ('不爱吃|香菜的|萌新', '喜欢|骑|摩托车', '爱好|是|研究')
+# The phrases of the note that docs/why_no_q.zh.md quotes, in English.
+PHRASES = (
+  'does not eat|coriander|newcomer',
+  'likes|riding|motorcycles',
+  'hobby|is|research',
+)
 X = np.asarray([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)
 # A tenth of a permutation each, so that anyone can check a product by hand.
 WEIGHTS = {

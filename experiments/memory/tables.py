@@ -17,24 +17,56 @@ from kvjax.memory.speed.least_time import StepTime
 from kvjax.memory.temporaries.attention_call import QUERY
 
 TOKENS = 5  # of the lifetime chart
+SUMMED = ('params', 'cache', 'step')
+FORMULAS = (
+  'A number before the letters counts equal arrays; `bytes`: the size of one '
+  'number. B: rows; T: new tokens of a row; S: slots; N: heads; K: heads of '
+  'keys and values; G: N / K; H: width of a key; E: of a value; D: of the '
+  'model; R: of a latent; P: of rotary features; F: hidden; V: vocabulary. '
+  '`elements`: numbers in all weights of the line; `block`: slots that are '
+  'read at once; `moment`: the fullest moment of a step.'
+)
+PARTS = {
+  'in cache': '`in cache`: a share of lines of the cache.',
+  'in logits': '`in logits`: alive when a step is fullest, in memory that the '
+  'logits will need.',
+  'encode': '`encode`: alive when a source is read, before the steps.',
+  'another moment': '`another moment`: alive when a step, or the reading of a '
+  'source, is less full.',
+  'sampling': '`sampling`: what `generate` carries from step to step.',
+  'never': '`never`: a cache of past queries, which no step would read.',
+}
 WEIGHTS = {'attention', 'mlp', 'experts', 'layers', 'encoder'}
 
 
 def plan_table(name: str, plan: MemoryPlan) -> tuple[Block, ...]:
-  """Returns every line of a plan with its formula."""
-  rows = [[x.part, x.name, x.bytes, x.symbols, x.numbers] for x in plan.lines]
-  rows.append(['total', 'params + cache + step', plan.total_bytes, '', ''])
+  """Returns every line of a plan with its formula.
+
+  The lines that add up to the total come first, and all others after it.
+  """
+  columns = ('part', 'what', 'bytes', 'size', 'formula', 'in numbers')
+  summed, others = [], []
+  for x in plan.lines:
+    row = [x.part, x.name, x.bytes, binary_size(x.bytes), x.symbols, x.numbers]
+    (summed if x.part in SUMMED else others).append(row)
+  sums = [plan.total_bytes, binary_size(plan.total_bytes)]
   device = 'of one device' if plan.devices > 1 else 'in all'
+  parts = {row[0] for row in others}
+  notes = [text for part, text in PARTS.items() if part in parts]
   return (
     Heading(f'The plan of {name}'),
     Table(
-      f'Bytes {device}',
-      ('part', 'what', 'bytes', 'formula', 'in numbers'),
-      rows,
-      note='`step` is alive when a step is fullest, `in logits` then too, '
-      'in memory the logits will need; `encode` when a source is read, '
-      'before; `in cache` is a share of the lines '
-      'above it; `never` is what nobody would read.',
+      f'Bytes {device}, which add up to the total',
+      columns,
+      summed,
+      note=FORMULAS,
+      total=['total', 'params + cache + step', *sums, '', ''],
+    ),
+    Table(
+      'Bytes that are not in the total',
+      columns,
+      others,
+      note=' '.join(notes),
     ),
   )
 
@@ -90,6 +122,7 @@ def breakdown(plans: Mapping[str, MemoryPlan], device: Device) -> Picture:
     ends += sizes
   totals = [binary_size(sum(row.values())) for row in parts]
   axes.bar_label(axes.containers[-1], totals, padding=4, color=plots.INK)
+  axes.grid(visible=False, axis='y')  # It would strike the labels through.
   end = device.memory / UNITS['GiB']
   axes.axvline(end, color=plots.INK, linestyle='--', label=device.name)
   axes.invert_yaxis()

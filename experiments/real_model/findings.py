@@ -19,7 +19,7 @@ Records = Sequence[Mapping[str, Any]]
 
 def answers(records: Records) -> tuple[Block, ...]:
   """Returns what the model answered through each cache."""
-  blocks: list[Block] = [Heading('One question, four caches')]
+  blocks: list[Block] = [Heading('One question through every cache')]
   for record in of_kind(records, 'answer'):
     blocks += [
       Text(f'{record["cache"]}, {record["cache_bytes"]:,} bytes:'),

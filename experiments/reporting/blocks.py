@@ -88,12 +88,14 @@ class Table:
     columns: names.
     rows: cells; numbers are formatted by `cell`.
     note: below the table.
+    total: a last row, set off from those that it sums; empty for none.
   """
 
   title: str
   columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
   note: str = ''
+  total: Sequence[Any] = ()
 
   @classmethod
   def of(
@@ -131,6 +133,9 @@ class Table:
       table.add_column(_as_it_is(name), justify=justify)
     for row in self.rows:
       table.add_row(*(_as_it_is(cell(value)) for value in row))
+    if self.total:
+      table.add_section()
+      table.add_row(*(_as_it_is(cell(x), 'bold') for x in self.total))
     return table
 
   def html(self):
@@ -142,11 +147,14 @@ class Table:
       return f'<tr>{marked}</tr>'
 
     body = ''.join(line('td', row) for row in self.rows)
+    foot = f'<tfoot>{line("td", self.total)}</tfoot>' if self.total else ''
     note = f'<p class="note">{inline(self.note)}</p>' if self.note else ''
+    # A table that is wider than the page scrolls in a box, also by keys.
     return (
       f'<figure><figcaption>{inline(self.title)}</figcaption>'
-      f'<table><thead>{line("th", self.columns)}</thead><tbody>{body}</tbody>'
-      f'</table>{note}</figure>'
+      f'<div class="scroll" tabindex="0"><table>'
+      f'<thead>{line("th", self.columns)}</thead><tbody>{body}</tbody>{foot}'
+      f'</table></div>{note}</figure>'
     )
 
   def _number(self, index: int) -> bool:
@@ -201,8 +209,12 @@ def cell(value: Any) -> str:
 
 
 def are_numbers(cells: Iterable[str]) -> bool:
-  """Returns whether all cells of a column begin with a number or are empty."""
-  return all(re.match(r'(x |[+-])?[\d.,]+|-$', text) for text in cells)
+  """Returns whether all cells of a column begin with a number or are empty.
+
+  A product, '2 x 3', is a text.
+  """
+  number = r'(?!.*\d x \d)(x |[+-])?[\d.,]+|-?$'
+  return all(re.match(number, text) for text in cells)
 
 
 CONTROLS = r'\x00-\x08\x0b-\x1f\x7f-\x9f'
@@ -239,6 +251,7 @@ def page(title: str, blocks: Iterable[Block]) -> str:
   """Returns a whole HTML document, self-contained."""
   frame = pathlib.Path(__file__).with_name('page.html').read_text('utf-8')
   body = '\n'.join(block.html() for block in blocks)
-  return string.Template(frame).substitute(
+  text = string.Template(frame).substitute(
     title=html.escape(title), heading=inline(title), body=body
   )
+  return without_controls(text)  # A browser shows a control as a box.

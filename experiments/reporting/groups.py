@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.reporting.blocks import cell
+
 Record = Mapping[str, Any]
 
 
@@ -32,3 +34,17 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
   if not values or any(map(math.isnan, values)):
     return math.nan, 0.0
   return statistics.median(values), (max(values) - min(values)) / 2
+
+
+def with_spread(median: float, spread: float) -> str:
+  """Returns both numbers, rounded to the second digit of the spread.
+
+  Without a spread, or where one of them is not finite, they are as in a table.
+  """
+  if not spread:
+    return cell(median)
+  if not math.isfinite(median + spread):
+    return f'{cell(median)} ± {cell(spread)}'
+  first = int(f'{spread:.1e}'.partition('e')[2])  # place of its first digit
+  decimals = max(0, 1 - first)
+  return f'{median:,.{decimals}f} ± {spread:,.{decimals}f}'

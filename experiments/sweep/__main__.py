@@ -4,11 +4,13 @@
       --workdir=out/sweep -- --config=configs/compare.py:tiny
 
 A point is a folder of the workdir with the experiment's files, its output in
-`log.txt` and, last, `point.json`. A second run of the sweep skips points
-whose `point.json` says that they are done. A failed point is recorded, does not
-stop the others, and is tried again. Ctrl-C ends the running point; the same
-command goes on from there. A grid name is a field of the config, or with
-leading dashes a flag. Exit status 1 if any point failed.
+`log.txt` and, last, `point.json`. While a point runs, its time and the last
+line of its log are shown: all the time on a terminal, every minute elsewhere.
+A second run of the sweep skips points whose `point.json` says that they are
+done. A failed point is recorded, does not stop the others, and is tried again.
+Ctrl-C ends the running point; the same command goes on from there. A grid name
+is a field of the config, or with leading dashes a flag. Exit status 1 if any
+point failed.
 """
 
 import pathlib
@@ -21,6 +23,7 @@ from experiments import launch
 from experiments.reporting import records
 from experiments.reporting.blocks import without_controls
 from experiments.sweep import grid
+from experiments.sweep.status_line import show_status
 
 _GRID = flags.DEFINE_multi_string('grid', [], 'name=value,value,...')
 _EXPERIMENT = flags.DEFINE_string('experiment', 'compare', 'Which to run.')
@@ -58,7 +61,8 @@ def main(argv: list[str]) -> None:
     place = workdir / grid.folder(point)
     run = [*program, *grid.overrides(point), f'--workdir={place}']
     print(f'{number}/{len(points)} {place.name}', flush=True)
-    record = grid.run_point(run, point, place, timeout=_TIMEOUT.value)
+    with show_status() as watch:
+      record = grid.run_point(run, point, place, _TIMEOUT.value, watch)
     records.append(lines, record)
     failed += record['status'] == 'failed'
     state = 'skipped, done' if record.get('skipped') else record['status']

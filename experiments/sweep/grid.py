@@ -10,11 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 from experiments.launch import ROOT
 from kvjax.strict_json import parse_object
+
+# Gets the seconds that a running point has taken, and the end of its log.
+Watch = Callable[[float, str], None]
+TAIL = 4096  # bytes of a log in which its last line is looked for
 
 
 def points(grid: Sequence[str]) -> list[dict[str, str]]:
@@ -71,6 +75,7 @@ def run_point(
   point: Mapping[str, str],
   place: pathlib.Path,
   timeout: float | None = None,
+  watch: Watch | None = None,
 ) -> dict[str, Any]:
   """Runs a point unless it is done; returns its record.
 
@@ -80,6 +85,7 @@ def run_point(
     place: folder of `log.txt` and `point.json`; created if missing.
     timeout: seconds after which the point, and every process that it has
       started, is ended and counts as failed.
+    watch: called every second while the point runs.
   """
   status = place / 'point.json'
   old = _read_status(status)
@@ -101,7 +107,7 @@ def run_point(
   try:
     place.mkdir(parents=True, exist_ok=True)
     status.unlink(missing_ok=True)  # the other files are about to change
-    record = describe(*_run_to_its_end(run, place / 'log.txt', timeout))
+    record = describe(*_run_to_its_end(run, place / 'log.txt', timeout, watch))
     # A crash leaves the whole file or none.
     part = place / '.point.json.part'
     part.write_text(json.dumps(record, indent=2))
@@ -126,16 +132,27 @@ def _read_status(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _run_to_its_end(
-  run: Sequence[str], log: pathlib.Path, timeout: float | None
+  run: Sequence[str],
+  log: pathlib.Path,
+  timeout: float | None,
+  watch: Watch | None,
 ) -> tuple[int | str, str]:
   """Returns the exit status of a command line, and why it failed or ''."""
-  with log.open('w') as file:
+  # A second reader: one that shared the place in the file would move it.
+  with log.open('wb') as file, log.open('rb') as written:
     # A session is a group of processes, which can be ended together.
     process = subprocess.Popen(
-      run, stdout=file, stderr=file, cwd=ROOT, start_new_session=True
+      run,
+      stdout=file,
+      stderr=file,
+      cwd=ROOT,
+      start_new_session=True,
+      env=os.environ | {'PYTHONUNBUFFERED': '1'},  # the log grows as it runs
     )
     try:
-      code = process.wait(timeout)
+      code = _wait(
+        process, written, timeout, watch or (lambda seconds, line: None)
+      )
     except subprocess.TimeoutExpired:
       reason = f'timed out after {timeout} s'
       return reason, reason
@@ -143,5 +160,35 @@ def _run_to_its_end(
       if process.returncode is None:  # after an interrupt as well
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-  lines = log.read_text(errors='replace').strip().splitlines()
-  return code, lines[-1] if code and lines else ''
+    return code, _last_line(written) if code else ''
+
+
+def _wait(
+  process: subprocess.Popen[bytes],
+  log: BinaryIO,
+  timeout: float | None,
+  watch: Watch,
+) -> int:
+  """Returns the exit status of a process that is watched every second.
+
+  Raises:
+    subprocess.TimeoutExpired: it takes longer than `timeout` seconds.
+  """
+  start = time.perf_counter()
+  while True:
+    seconds = time.perf_counter() - start
+    rest = 1.0 if timeout is None else min(1.0, timeout - seconds)
+    try:
+      return process.wait(max(rest, 0.0))
+    except subprocess.TimeoutExpired:
+      seconds = time.perf_counter() - start
+      if timeout is not None and seconds >= timeout:
+        raise
+      watch(seconds, _last_line(log))
+
+
+def _last_line(log: BinaryIO) -> str:
+  size = log.seek(0, os.SEEK_END)
+  log.seek(max(0, size - TAIL))
+  lines = log.read().decode(errors='replace').strip().splitlines()
+  return lines[-1] if lines else ''

@@ -12,6 +12,7 @@ import experiments
 from experiments import launch
 from experiments.aggregate import __main__ as aggregate
 from experiments.sweep import grid
+from experiments.sweep.status_line import show_status
 from tests.experiments.commands import ROOT, run
 
 BAD = {
@@ -152,6 +153,28 @@ def test_a_point_that_takes_too_long_has_failed(tmp_path):
     [sys.executable, '-c', code], {}, tmp_path, timeout=0.2
   )
   assert found['status'] == 'failed' and '0.2 s' in found['code']
+
+
+def test_a_running_point_is_watched(tmp_path):
+  code = 'import time; print("half"); time.sleep(2.5); print("all")'
+  seen = []
+  found = grid.run_point(
+    [sys.executable, '-S', '-c', code],
+    {},
+    tmp_path,
+    watch=lambda *state: seen.append(state),
+  )
+  assert found['status'] == 'done'
+  assert seen and {line for _, line in seen} <= {'', 'half'}
+  assert seen[-1][1] == 'half' and seen[-1][0] >= 1
+  assert (tmp_path / 'log.txt').read_text() == 'half\nall\n'
+
+
+def test_a_sweep_says_every_minute_how_far_it_is(capsys):
+  with show_status() as watch:
+    for seconds in (1.0, 59.0, 60.5, 61.5, 119.0, 121.0):
+      watch(seconds, f'step {seconds:.0f}\x1b[2J')
+  assert capsys.readouterr().err == '  60 s  step 60[2J\n  121 s  step 121[2J\n'
 
 
 def test_a_point_is_flags_and_a_folder():

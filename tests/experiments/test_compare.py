@@ -68,6 +68,22 @@ def test_records_say_how_they_came_about(run):
   assert caches == {'dense', 'int8', 'ring', 'sinks', 'bounded'}
 
 
+def test_titles_count_what_is_there():
+  model = {'record': 'model', 'parameters': 8, 'apart': 0.0, 'hidden': 3}
+  found = [model | {'variant': name} for name in ('gqa', 'mla', 'mqa')]
+  heading, table = findings.models(found)
+  assert heading.text == '3 models of equal size'
+  assert 'against gqa' in table.columns
+  heading, _ = findings.models(found[:1])
+  assert heading.text == 'One model'
+
+
+def test_a_slower_cache_is_not_0_times_faster():
+  record = {'record': 'pace', 'variant': 'mla', 'context': 64}
+  _, table, _ = findings.pace([record | {'cached': 4.0, 'uncached': 1.0}])
+  assert table.rows[0][-1] == '0.25 x'
+
+
 def test_plots_and_page_are_there(run):
   workdir, _ = run
   assert {p.stem for p in workdir.glob('*.png')} == {

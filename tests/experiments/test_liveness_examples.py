@@ -1,6 +1,7 @@
 """The uncached examples, and the picture of what crosses a boundary."""
 
 import math
+import re
 import sys
 
 import numpy as np
@@ -102,3 +103,14 @@ def test_a_name_of_no_program_is_refused(path, words, tmp_path, monkeypatch):
 def test_an_unknown_variant_is_refused():
   with pytest.raises(ValueError, match="variant='mxa' is unknown; known: mha"):
     examples.example('mxa', SIZES)
+
+
+def test_places_are_those_below_the_folder_that_python_imports_from():
+  """An absolute path would differ from machine to machine."""
+  report = liveness.analyze(examples.example('gqa', SIZES), X)
+  places = re.findall(r'\S+\.py:\d+', ' '.join(report.notes))
+  assert places
+  for place in places:
+    assert re.match(r'\(?experiments/why_no_q_cache/examples\.py:', place), (
+      place
+    )

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import kvjax
 from configs.memory import get_config
 from experiments import launch
 from experiments.memory import __main__ as memory
+from experiments.memory import tables
 from experiments.reporting import records
 from kvjax.text import smollm2
 from tests.checkpoints.writing import GOLDEN
@@ -68,6 +70,37 @@ def test_the_plan_is_what_xla_was_given(run):
   # An upper bound: the model is so small that its allowance of 16 KiB counts.
   over = own['total_bytes'] - measured['peak']
   assert 0 <= over <= 0.05 * measured['peak'] + (16 << 10)
+
+
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [
+    ('llama', {}),
+    ('t5', {'source_length': 7}),
+    ('llama', {'mesh': {'heads': 2}}),
+  ],
+)
+def test_rows_add_up_to_the_total_or_are_set_apart(name, options):
+  config = kvjax.load_config(GOLDEN / name)
+  plan = kvjax.memory.plan(config, batch_size=2, capacity=16, **options)
+  _, summed, others = tables.plan_table(name, plan)
+  place = summed.columns.index('bytes')
+  assert sum(row[place] for row in summed.rows) == plan.total_bytes
+  assert summed.total[place] == plan.total_bytes
+  assert not others.total
+  assert len(summed.rows) + len(others.rows) == len(plan.lines)
+  sizes = [row[place + 1] for row in (*summed.rows, *others.rows)]
+  assert all(text.endswith(('bytes', 'KiB', 'MiB')) for text in sizes)
+  # A word in the first column, and a letter of a formula, is explained.
+  assert {row[0] for row in others.rows} == set(
+    re.findall('`([a-z ]+)`:', others.note)
+  )
+  letters = {
+    letter
+    for row in (*summed.rows, *others.rows)
+    for letter in re.findall(r'\b[A-Z]\b', row[-2])
+  }
+  assert letters <= set(re.findall(r'\b([A-Z])[:]', summed.note))
 
 
 @pytest.mark.parametrize(

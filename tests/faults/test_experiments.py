@@ -20,7 +20,6 @@ import pytest
 
 import kvjax
 from experiments import launch
-from experiments.aggregate import summary
 from experiments.generate.streaming import Streaming
 from experiments.memory import tables
 from experiments.reporting import records, writer
@@ -224,24 +223,6 @@ def test_a_model_whose_path_has_markup(tmp_path, capsys):
 
 
 # Summaries.
-
-
-def test_every_sign_of_latex_is_escaped():
-  text = summary.latex(['k', 'n'], [[r'a_b^2\c~{d}&%#$', 1]])
-  assert (
-    r'a\_b\textasciicircum{}2\textbackslash{}c\textasciitilde{}'
-    r'\{d\}\&\%\#\$ & 1 \\'
-  ) in text
-
-
-def test_numbers_are_aligned_and_have_the_digits_of_their_spread():
-  columns = ['kind', 'seed', 'bits', 'bits ±', 'n']
-  rows = [['a', 3, 8.041, 0.06566, 2], ['b', 4, 12345.6, 7.0, 1]]
-  text = summary.latex(columns, rows)
-  assert r'\begin{tabular}{lrrr}' in text
-  assert r'8.041 $\pm$ 0.066' in text and r'12,346 $\pm$ 7' in text
-  small = summary.markdown(columns, [['a', 3, 0.0, 0.0125, 2]])
-  assert '0.00000 ± 0.01250' in small
 
 
 def test_repeats_with_a_nan_have_no_median():

@@ -6,8 +6,8 @@ LIVENESS: tuple[Mutant, ...] = (
   Mutant(
     'a_cell_of_a_notebook_is_a_file',
     'kvjax/liveness/program/jaxprs.py',
-    "f'{cell}, line {line}' if cell else f'{file}:{line}'",
-    "f'{file}:{line}'",
+    '      if cell:',
+    '      if False:',
     'tests/liveness/test_analysis.py',
   ),
   Mutant(
@@ -51,6 +51,13 @@ LIVENESS: tuple[Mutant, ...] = (
     'jnp.exp(before - safe)',
     'jnp.ones_like(safe)',
     'tests/liveness/test_derive.py::test_equals_the_uncached_program[fixed_queries_named]',
+  ),
+  Mutant(
+    'places_are_of_one_machine',
+    'kvjax/liveness/program/jaxprs.py',
+    'str(path.relative_to(above)) if above else file',
+    'file',
+    'tests/experiments/test_liveness_examples.py::test_places_are_those_below_the_folder_that_python_imports_from',
   ),
 )
 

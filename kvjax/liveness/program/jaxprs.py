@@ -4,6 +4,8 @@ Shapes and branches by data, and side effects, are refused here: the first have
 no equations, the second mean more than their equations say.
 """
 
+import functools
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -163,7 +165,9 @@ def _first_of_user(places: Iterable[tuple[str, int | None]]) -> str:
   for file, line in places:
     if '/site-packages/' not in file:
       cell = _cell_of(file)
-      return f'{cell}, line {line}' if cell else f'{file}:{line}'
+      if cell:
+        return f'{cell}, line {line}'
+      return f'{_importable(file, tuple(sys.path))}:{line}'
   return 'an unknown line'
 
 
@@ -175,6 +179,19 @@ def _cell_of(file: str) -> str:
   ipython: Any = sys.modules.get('IPython')
   shell = ipython.get_ipython() if ipython else None
   return ' '.join(shell.compile.format_code_name(file) or ()) if shell else ''
+
+
+@functools.cache  # Each equation of a program asks.
+def _importable(file: str, folders: tuple[str, ...]) -> str:
+  """Returns a path as below the folder that Python imports it from.
+
+  Such a path is the same on every machine. A file of no such folder keeps its
+  path.
+  """
+  path = pathlib.Path(file)
+  known = {pathlib.Path(folder).absolute() for folder in folders}
+  above = next((folder for folder in path.parents if folder in known), None)
+  return str(path.relative_to(above)) if above else file
 
 
 def _effectful(jaxpr: Any) -> str:
