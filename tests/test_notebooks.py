@@ -60,7 +60,7 @@ def test_the_real_model_may_be_absent() -> None:
     if kind == 'stdout'
   )
   assert text.count('is absent') == 1
-  assert re.search(r'^bounded +144 ', text, re.MULTILINE)
+  assert re.search(r'^bounded +288 ', text, re.MULTILINE)
 
 
 @every_notebook
