@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_the_real_model_may_be_absent() -> None:
     if kind == 'stdout'
   )
   assert text.count('is absent') == 1
-  assert re.search(r'^bounded +144 ', text, re.MULTILINE)
+  assert re.search(r'^bounded +288 ', text, re.MULTILINE)
 
 
 @every_notebook
@@ -151,6 +152,21 @@ def test_a_difference_is_found(outputs: list[Any], difference: str) -> None:
   committed = page(new_output('stream', text='one\n'))
   found = notebooks.find_difference(committed, page(*outputs))
   assert re.match(difference, found), found
+
+
+def test_the_kernel_is_this_python_and_this_checkout() -> None:
+  code = 'import sys, kvjax; print(sys.executable, kvjax.__file__)'
+  cells = [nbformat.v4.new_code_cell(code)]
+  executed = notebooks.execute(nbformat.v4.new_notebook(cells=cells))
+  (_, text), *others = notebooks.shown(executed.cells[0])
+  package = notebooks.ROOT / 'kvjax' / '__init__.py'
+  assert text.split() == [sys.executable, str(package)] and not others
+
+
+def test_a_cell_that_raises_is_an_error() -> None:
+  page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1 / 0')])
+  with pytest.raises(Exception, match='division by zero'):
+    notebooks.execute(page)
 
 
 def test_a_written_page_differs_in_outputs_only(
