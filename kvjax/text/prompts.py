@@ -29,6 +29,7 @@ class Batch:
 
   @property
   def ids(self) -> jnp.ndarray:
+    """The tokens as an array of JAX, for `prefill`."""
     return jnp.asarray(self.tokens)
 
 
