@@ -1,4 +1,4 @@
-"""Turns JSON lines of any experiments into tables for a paper.
+r"""Turns JSON lines of any experiments into tables for a paper.
 
   python -m experiments.aggregate --where=record=quality --by=variant,cache \
       --value=bits,held_per_token --format=latex out/sweep/*/compare.jsonl

@@ -1,4 +1,4 @@
-"""Runs an experiment over a grid, one process a point.
+r"""Runs an experiment over a grid, one process a point.
 
   python -m experiments.sweep --grid seed=0,1,2 --grid model.num_kv_heads=1,2 \
       --workdir=out/sweep -- --config=configs/compare.py:tiny

@@ -85,7 +85,8 @@ def check_choices(kinds: Any, codec: Any) -> None:
       try:
         fix = _spell(*parse_cache(text))
       except ValueError as error:  # 'ring' alone names no window
-        fix = f'a kvjax.Kind, such as kvjax.Ring(window=64). By name: {error}'
+        fix = 'a kvjax.Kind, such as kvjax.Ring(window=64). '
+        fix += f'On a command line the name is refused as well: {error}'
       raise ValueError(
         f'{text!r} is a name, and no cache kind or codec. Give {fix}'
       )
