@@ -73,9 +73,8 @@ def prefill_in_chunks(
     )
   is_token, ids = jax.device_get((is_token, ids))
   fed = np.where(is_token, ids, NO_TOKEN)
-  fed = fed[
-    :, : max(1, np.flatnonzero(is_token.any(axis=0)).max(initial=0) + 1)
-  ]
+  last = np.flatnonzero(is_token.any(axis=0)).max(initial=0)
+  fed = fed[:, : last + 1]  # a longer padding would be a chunk of no token
   cache = cache if donate else fork(cache)
   logits = None
   for start, size in _split(fed.shape[1], chunks):
