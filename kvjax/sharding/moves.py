@@ -74,16 +74,16 @@ def assert_moves(
   """
   check_type('compiled', compiled, jax.stages.Compiled, _CURE)
   _check_options(no_gather_of, most)
-  smallest = {group: _smallest(compiled, group) for group in no_gather_of}
+  smallest = [_smallest(compiled, group) for group in no_gather_of]
   moves = collectives(compiled)
   wrong: set[Collective] = set()
   notes = []
-  for name, size in filter(None, smallest.values()):
+  for name, size in filter(None, smallest):
     if large := {x for x in moves if 2 * x.bytes >= size}:
       wrong |= large
       notes.append(
-        f'{max(x.bytes for x in large):,} bytes are at least half of {name}, '
-        f'of which one device stores {size:,} bytes.'
+        f'A result of {max(x.bytes for x in large):,} bytes is at least half '
+        f'of {name}, of which one device stores {size:,} bytes.'
       )
   for kind, limit in _limits(most).items():
     of_kind = [x for x in moves if kind in ('', x.kind)]

@@ -17,6 +17,7 @@ DEVICES = 8
 B, D, V, S = 4, 64, 32, 256
 LAYER = kvjax.Layer(kvjax.Grouped(8, 2, 16), kvjax.MLP(128))
 CONFIG = kvjax.ModelConfig(V, D, (LAYER, LAYER))
+SHORT = kvjax.ModelConfig(V, D, (LAYER,))
 SPARSE = kvjax.Layer(kvjax.Grouped(8, 2, 16), kvjax.Experts(8, 2, 32))
 # By output channel, or by what the product sums over.
 ROWS = ('query', 'key', 'value', 'gate', 'up', 'embedding')
@@ -136,17 +137,29 @@ def small_programs():
 
 def decode_programs():
   """Yields decode steps, each split along one axis by plain jit."""
-  for name, size, codec in (
-    ('heads', 2, None),
-    ('slots', 8, None),
-    ('coded_slots', 8, kvjax.Int8()),
+  for name, config, size, codec in (
+    ('heads', CONFIG, 2, None),
+    ('slots', CONFIG, 8, None),
+    ('coded_slots', SHORT, 8, kvjax.Int8()),
   ):
     mesh = mesh_of(size)
-    params = split_params(CONFIG, mesh, 'heads' if size == 2 else '')
-    yield name, decode(CONFIG, params, split_cache(mesh, name, codec))
+    params = split_params(config, mesh, 'heads' if size == 2 else '')
+    cache = split_cache(config, mesh, name, codec)
+    yield name, decode(config, params, cache)
+  mesh = mesh_of(2)
+  generate = lambda *given: kvjax.generate(SHORT, *given, num_tokens=3)
+  yield (
+    'generated',
+    compile_step(
+      generate,
+      split_params(SHORT, mesh, 'heads'),
+      split_cache(SHORT, mesh, 'heads'),
+      array(B, V, mesh=mesh),
+    ),
+  )
   mesh = mesh_of(DEVICES)
   config = kvjax.ModelConfig(V, D, (SPARSE,))
-  cache = split_cache(mesh, '', None, config)
+  cache = split_cache(config, mesh, '')
   params = split_params(config, mesh, 'experts')
   yield 'experts', decode(config, params, cache)
   params = split_params(config, mesh, 'experts', kvjax.quantize)
@@ -179,7 +192,7 @@ def split_params(config, mesh, axis, convert=lambda params: params):
   return jax.tree.map_with_path(place, jax.eval_shape(init))
 
 
-def split_cache(mesh, axis, codec, config=CONFIG):
+def split_cache(config, mesh, axis, codec=None):
   init = lambda: kvjax.init_cache(config, B, S, codec=codec or kvjax.Plain())
   cache = jax.eval_shape(init)
   split = P(None, 'x') if axis == 'heads' else P(None, None, 'x')
