@@ -26,6 +26,7 @@ FLOORS = (
   ('kernels',),
   ('streams',),
   ('native',),
+  ('mesh',),
   (
     'liveness',
     'renamed',

@@ -110,12 +110,12 @@ class Paged(Kind):
     return room & jnp.zeros_like(room).at[order].set(fits)
 
   def place(self, book, length, positions):
-    held = book.positions
+    pool = book.positions
     # A pool of which devices hold parts stays outside.
     book = dataclasses.replace(book, positions=None)
     book, slots = on_every_device(self._allocate)(book, length, positions)
-    slots = jnp.where(positions >= 0, slots, held.size)
-    written = _write(held, positions[:, None], slots)
+    slots = jnp.where(positions >= 0, slots, pool.size)
+    written = _write(pool, positions[:, None], slots)
     return dataclasses.replace(book, positions=written), slots
 
   def _allocate(self, book, length, positions):

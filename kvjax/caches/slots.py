@@ -40,9 +40,9 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     return write_narrow.put(leaf, new, slots, _scatter)
 
   heads_of_slots = heads if slots.shape[1] > 1 else ()
-  held = spec_of(rows, heads, parts)
-  specs = held, spec_of(rows, heads), spec_of(rows, heads_of_slots)
-  return run_on_shards(write, partition, specs, held)(leaf, new, slots)
+  split = spec_of(rows, heads, parts)
+  specs = split, spec_of(rows, heads), spec_of(rows, heads_of_slots)
+  return run_on_shards(write, partition, specs, split)(leaf, new, slots)
 
 
 def _scatter(leaf, new, slots):

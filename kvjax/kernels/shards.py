@@ -137,10 +137,11 @@ def attend(
   rows, slots = split.rows, split.slots
   heads_of_slots = split.kv_heads if _position_heads(view) > 1 else ()
   if view.table is None:
-    leaf = rows, split.kv_heads, slots
-    position = rows, heads_of_slots, slots
+    leaf = spec_of(rows, split.kv_heads, slots)
+    position = spec_of(rows, heads_of_slots, slots)
   else:
-    leaf, position = (split.kv_heads, (), slots), (heads_of_slots, (), slots)
+    leaf = spec_of(split.kv_heads, (), slots)
+    position = spec_of(heads_of_slots, (), slots)
   result = spec_of(rows, merged if exchanges else split.kv_heads + split.groups)
   run = run_on_shards(
     attend_part,
@@ -148,8 +149,8 @@ def attend(
     (
       spec_of(rows, split.kv_heads, split.groups),
       spec_of(rows),
-      spec_of(*leaf),
-      spec_of(*position),
+      leaf,
+      position,
       spec_of(rows),
       spec_of(),
     ),

@@ -1,4 +1,4 @@
-"""Code that runs shard by shard, and arrays held where the rules say."""
+"""Code that runs shard by shard, and arrays placed where the rules say."""
 
 import contextlib
 from collections.abc import Callable
@@ -122,7 +122,7 @@ def first_index(mesh_axes: tuple[str, ...], size: int) -> Any:
 
 
 def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-  """Returns x, split as told over the mesh of what is traced now."""
+  """Returns x, split by a spec over the mesh of what is traced now."""
   partition = PARTITION.value
   if partition is None:
     return x

@@ -223,10 +223,10 @@ def _forward(
   def by_rows(results):
     return jax.tree.map(lambda x: rows_spec(PARTITION.value, x), results)
 
-  args = params, tokens, positions, encoded
   mesh = mesh_of(params['embedding'])
   if mesh is None or rules is None:
-    return compute(*args)
+    return compute(params, tokens, positions, encoded)
+  args = params, tokens, positions, encoded
   return run_on_mesh(compute, partition_of(mesh, rules), args, by_rows)
 
 
