@@ -282,7 +282,7 @@ def _summed(
   lines: tuple[Line, ...],
 ) -> MemoryPlan:
   past = query_line(config, batch, capacity, spec, cut)
-  rows = Dim('B', batch, 'batch')
+  rows = Dim('B', batch)  # every device samples
   sampling = Term('token, count, limit, key, alive', (rows,), SAMPLING)
   sampling = sampling.line('sampling', cut)
   step = [x for x in lines if x.part == 'step']

@@ -135,8 +135,7 @@ def rows_spec(partition: Partition, x: jax.Array) -> PartitionSpec:
 
   A mesh axis that splits weights would need these moved to split rows by it.
   """
-  taken = partition.rules.weight_axes
-  return spec_of(*partition.axes(('batch',), x.shape[:1], taken))
+  return partition.spec(('rows',), x.shape[:1])
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
@@ -158,11 +157,10 @@ def constrain_heads(x: jax.Array) -> jax.Array:
   if partition is None:
     return x
   heads = x.shape[1] * x.shape[2]
-  (rows,) = partition.axes(('batch',), x.shape[:1], partition.rules.weight_axes)
-  (mesh_axes,) = partition.axes(('heads',), (heads,))
   # Devices may share a kv head: only of all heads in a row is the split even.
   flat = x.reshape(x.shape[:1] + (heads,) + x.shape[3:])
-  return constrain(flat, spec_of(rows, mesh_axes)).reshape(x.shape)
+  spec = partition.spec(('rows', 'heads'), flat.shape[:2])
+  return constrain(flat, spec).reshape(x.shape)
 
 
 def constrain_whole(x: jax.Array) -> jax.Array:

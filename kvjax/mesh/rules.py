@@ -86,7 +86,19 @@ class Rules:
         )
 
   def __getitem__(self, axis: str) -> tuple[str, ...]:
-    """Returns the mesh axes of a named axis; none for an unknown name."""
+    """Returns the mesh axes of a named axis; none for an unknown name.
+
+    Three names follow from the fields: `rows` of activations, which no mesh
+    axis of a weight splits, `query_heads` at the slots that they read, and
+    `expert_hidden` of experts that are split over devices.
+    """
+    if axis == 'rows':  # of activations
+      return tuple(x for x in self['batch'] if x not in self.weight_axes)
+    if axis == 'query_heads':  # as they read slots
+      taken = (*self['batch'], *self['slots'])
+      return tuple(x for x in self['heads'] if x not in taken)
+    if axis == 'expert_hidden':
+      return tuple(x for x in self['hidden'] if x not in self['experts'])
     mesh_axes = getattr(self, axis) if axis in FIELDS else ()
     if mesh_axes is not None:
       return mesh_axes

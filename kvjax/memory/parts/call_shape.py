@@ -39,6 +39,12 @@ class CallShape:
 
   @property
   def rows(self) -> Dim:
+    """Rows of activations."""
+    return Dim('B', self.batch, 'rows')
+
+  @property
+  def read_rows(self) -> Dim:
+    """Rows of the cache, as its slots are read."""
     return Dim('B', self.batch, 'batch')
 
   @property
@@ -53,9 +59,9 @@ class CallShape:
   @property
   def pass_lead(self) -> tuple[Dim, Dim]:
     """Rows, and tokens of one pass."""
-    return self.rows, Dim('T', min(self.tokens, QUERY_BLOCK))
+    return self.read_rows, Dim('T', min(self.tokens, QUERY_BLOCK))
 
   @property
   def padded_lead(self) -> tuple[Dim, Dim]:
     """Rows, and tokens filled up to whole passes."""
-    return self.rows, Dim('T', self.passes * QUERY_BLOCK)
+    return self.read_rows, Dim('T', self.passes * QUERY_BLOCK)

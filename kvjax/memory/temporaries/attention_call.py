@@ -73,7 +73,7 @@ class AttentionCall:
   def read_heads(self) -> Dim:
     """Heads of keys and values as a product reads them; a latent has one."""
     if self.expands:
-      return self.heads
+      return self._at_slots(self.heads)
     stated = getattr(self.variant, 'num_kv_heads', None)
     most = max((stream.heads for stream in self.streams.values()), default=1)
     return Dim('K', stated or most, 'kv_heads')
@@ -86,15 +86,26 @@ class AttentionCall:
     return self.heads, Dim('H', width)
 
   @property
+  def read_query(self) -> tuple[Dim, Dim]:
+    """The query where it meets the slots, which devices may share."""
+    heads, width = self.query
+    return self._at_slots(heads), width
+
+  @property
   def value(self) -> tuple[Dim, Dim]:
+    heads = self._at_slots(self.heads)
     if self.absorbs:
-      return self.heads, Dim('E', self.variant.latent_width)
+      return heads, Dim('E', self.variant.latent_width)
     # A variant from outside need not name the width of its values. No stream
     # that is read as it is stored is wider than the widest.
     names = 'value_width', 'key_width'
     stated = (getattr(self.variant, name, None) for name in names)
     widest = max((x.width for x in self.streams.values()), default=0)
-    return self.heads, Dim('E', next(filter(None, stated), widest))
+    return heads, Dim('E', next(filter(None, stated), widest))
+
+  @staticmethod
+  def _at_slots(heads: Dim) -> Dim:
+    return dataclasses.replace(heads, axis='query_heads')
 
   @property
   def streams(self) -> Mapping[str, Stream]:
@@ -152,7 +163,7 @@ class AttentionCall:
 
   def _block_term(self, name: str, slots: int, width: int) -> Term:
     block = Dim('block', self.block(slots))
-    dims = self.call.rows, block, self.read_heads, Dim('H', width)
+    dims = self.call.read_rows, block, self.read_heads, Dim('H', width)
     return Term(f'{name} of one block', dims, self.read_size)
 
   @property
@@ -167,7 +178,7 @@ class AttentionCall:
     work = self.call.batch * self.read_heads.size
     splits = choose_splits(work, self.store.kind.row_slots // TILE)
     rows = Dim('rows', -(-self.query_rows // 8) * 8)
-    lead = self.call.rows, self.read_heads
+    lead = self.call.read_rows, self.read_heads
     tiles = *lead, Dim('tile', ROWS), self.query[1]
     outs = Dim('splits', splits), *lead, rows, self.value[1]
     yield Term(f'{QUERY}, in tiles', tiles, self.call.size)

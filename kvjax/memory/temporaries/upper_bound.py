@@ -112,6 +112,12 @@ class _LayerCall:
     return AttentionCall(self.layer.attention, store, self.call)
 
   @property
+  def shares_slots(self) -> bool:
+    """Whether devices share the slots of a row, and merge what they read."""
+    rules = self.spec.layout.rules
+    return rules is not None and bool(rules['slots'])
+
+  @property
   def cross(self) -> AttentionCall | None:
     """How the layer reads its source, if there is one."""
     if self.layer.cross is None or self.spec.cross is None:
@@ -152,6 +158,8 @@ class _LayerCall:
       for old, slots in enumerate(attention.segments):
         for name, terms in _attend(attention, slots, stored=not old):
           yield name, [*reserved, *self.kept, *terms]
+      if self.shares_slots:
+        yield 'exchange', [*reserved, *self.kept, *_exchange(attention)]
     if self.cross is not None:
       for name, terms in _attend(self.cross, self.cross.segments[0], True):
         yield f'cross {name}', [*self.hidden, *_carried(self.cross), *terms]
@@ -231,7 +239,7 @@ class _LayerCall:
   def experts(self, mlp: Any) -> Iterator[Term]:
     """Yields the arrays of one iteration of the loop over experts."""
     call, width = self.call, Dim('D', self.config.width)
-    units = Dim('F', mlp.hidden, 'hidden')
+    units = Dim('F', mlp.hidden, 'expert_hidden')
     yield Term("an expert's weights", (units, width), call.size, 3)
     yield Term('mlp, as products', (*call.lead, units), call.product_size, 2)
     yield Term('output of one expert', (*call.lead, width), FLOAT)
@@ -242,14 +250,14 @@ def _attend(
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one pass over one block of slots."""
   call, block = attention.call, Dim('block', attention.block(slots))
-  dims = *call.pass_lead, attention.heads, block
+  dims = *call.pass_lead, attention.read_query[0], block
   scores = Term('scores of one block', dims, FLOAT)
   size = FLOAT if call.on_cpu else attention.read_size
   weights = Term('weights of one block', dims, size)
   out = Term('output of one block', (*call.pass_lead, *attention.value), FLOAT)
-  both = [Term(QUERY, (*call.pass_lead, *attention.query), call.size)]
+  both = [Term(QUERY, (*call.pass_lead, *attention.read_query), call.size)]
   if call.passes > 1:
-    dims = *call.padded_lead, *attention.query
+    dims = *call.padded_lead, *attention.read_query
     both.append(Term('queries, by passes', dims, FLOAT))
     if attention.loops(slots):
       both.append(dataclasses.replace(out, name='output so far'))
@@ -271,18 +279,29 @@ def _attend(
   yield 'weigh', [*both, *values, weights, out]
 
 
+def _exchange(attention: AttentionCall) -> Iterator[Term]:
+  """Yields the arrays by which devices merge what they read of a row."""
+  call, (heads, width) = attention.call, attention.value
+  # Outputs and their log-sum-exps in one array, as it goes and as it comes.
+  packed = *call.padded_lead, heads, Dim('E + 1', width.size + 1)
+  if call.passes == 1:
+    packed = *call.pass_lead, heads, Dim('E + 1', width.size + 1)
+  yield Term('outputs to exchange', packed, FLOAT, 3)
+
+
 def _carried(attention: AttentionCall) -> Iterator[Term]:
   """Yields what the loops of attention carry from block to block."""
   call, segments = attention.call, attention.segments
   looped = [x for x in segments if call.passes > 1 or attention.loops(x)]
   if looped:
-    lead = call.padded_lead if call.passes > 1 else call.lead
+    lead = call.padded_lead if call.passes > 1 else call.pass_lead
     dims = *lead, *attention.value
     yield Term('outputs so far', dims, FLOAT, len(looped))
   if attention.store.kind.observes:
-    dims = call.rows, attention.read_heads, Dim('S', segments[0], 'slots')
+    dims = call.read_rows, attention.read_heads, Dim('S', segments[0], 'slots')
     yield Term('weights received', dims, FLOAT)
 
 
 def _logits(config: ModelConfig, call: CallShape, name: str) -> Term:
-  return Term(name, (call.rows, Dim('V', config.vocab_size, 'vocab')), FLOAT)
+  # A mesh that splits the vocabulary gathers logits: every device samples.
+  return Term(name, (call.rows, Dim('V', config.vocab_size)), FLOAT)
