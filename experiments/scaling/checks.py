@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from scipy import optimize
+
 import kvjax
 from experiments.reporting.blocks import Table
 from experiments.scaling.communication import (
@@ -108,13 +110,13 @@ def crossing(
     other: faster for many.
     machine: of both.
   """
-  low, high = 2.0**-10, 2.0**20
-  while high / low > 1 + 1e-6:
-    batch = (low * high) ** 0.5
+
+  def longer(batch: float) -> float:
     here = dataclasses.replace(work, batch=batch)
-    times = [step(here, x, machine).seconds for x in (one, other)]
-    low, high = (batch, high) if times[0] < times[1] else (low, batch)
-  return high
+    costs = [step(here, layout, machine) for layout in (one, other)]
+    return costs[1].seconds - costs[0].seconds
+
+  return optimize.root_scalar(longer, bracket=(2**-10, 2**20)).root
 
 
 def _row(

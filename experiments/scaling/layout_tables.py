@@ -64,10 +64,11 @@ def table(title: str, records: Sequence[Row]) -> Table:
 
 def verdict(records: Sequence[Row]) -> Text:
   """Returns the best layout in one line."""
-  best, *others = [row for row in records if row['fits']] or [None]
-  if best is None:
+  fitting = [row for row in records if row['fits']]
+  if not fitting:
     least = min(row['params'] + row['cache'] for row in records)
     return Text(f'No layout fits: the smallest takes {least / 1e9:.0f} GB.')
+  best, *others = fitting
   line = f'Best: {_costs(best)}, of which {best["calls"]} calls take '
   line += f'{1e3 * best["communication"]:.1f}.'
   known = next((row for row in others if not row['exchanges']), None)

@@ -10,7 +10,6 @@ What more it makes depends on the layout (`docs/scaling.md`).
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from experiments.scaling.communication import Call, Machine
@@ -145,7 +144,7 @@ def step(work: Workload, layout: Layout, machine: Machine) -> Step:
   experts = _expert_elements(config, work.batch if layout.experts else rows)
   read = (own + experts / layout.sharing_experts) * work.weight_bytes
   size, operations = _attention_work(work, layout)
-  made = list(calls(work, layout))
+  made = calls(work, layout)
   return Step(
     local=StepTime(
       weights=read / device.bandwidth,
@@ -182,58 +181,68 @@ def _attention_work(work: Workload, layout: Layout) -> tuple[float, float]:
   return size, operations
 
 
-def calls(work: Workload, layout: Layout) -> Iterator[Call]:
-  """Yields the collectives of a step, in order."""
-  config, rows, group = work.config, work.batch / layout.data, layout.group
-  hidden = rows * config.width
-  if group > 1:
-    yield Call('embedding', 'all-reduce', hidden * ACTIVATION, group)
+def calls(work: Workload, layout: Layout) -> list[Call]:
+  """Returns the collectives of a step, in order."""
+  config, group = work.config, layout.group
+  rows = work.batch / layout.data
+  summed = rows * config.width * SUM
+  found = [
+    Call('embedding', 'all-reduce', rows * config.width * ACTIVATION, group)
+  ]
   for layer in config.layers:
-    yield from _attention_calls(layer, layout, rows)
-    if group > 1:
-      yield Call('attention', 'all-reduce', hidden * SUM, group)
-    if layout.experts and _experts_of(layer, config.width):
-      yield from _expert_calls(layer, layout, work)
-    elif group > 1:
-      yield Call('mlp', 'all-reduce', hidden * SUM, group)
-  if group > 1:
-    yield Call('logits', 'all-gather', rows * config.vocab_size * SUM, group)
+    found += _attention_calls(layer, layout, rows)
+    found.append(Call('attention', 'all-reduce', summed, group))
+    experts = layout.experts if _experts_of(layer, config.width) else ''
+    if experts:
+      found += _expert_calls(layer, layout, work)
+    if experts != 'sum':
+      found.append(Call('mlp', 'all-reduce', summed, group))
+  found.append(
+    Call('logits', 'all-gather', rows * config.vocab_size * SUM, group)
+  )
+  return [call for call in found if call.devices > 1]
 
 
-def _attention_calls(layer: Any, layout: Layout, rows: float) -> Iterator[Call]:
-  """Yields what brings queries to the cache, and outputs back."""
-  if layout.context == 1 or layout.split == 'heads':
-    return
+def _attention_calls(
+  layer: Any, layout: Layout, rows: float
+) -> tuple[Call, ...]:
+  """Returns what brings queries to the cache, and outputs back."""
+  if layout.split == 'heads':
+    return ()
   attention, devices = layer.attention, layout.context
   heads = attention.num_heads / math.gcd(layout.model, _kv_heads(layer))
   value = getattr(attention, 'latent_width', 0)
   query = value + attention.rotary.width if value else attention.key_width
   value = value or attention.value_width or attention.key_width
-  if layout.split == 'slots':
-    size = rows * heads * query * ACTIVATION
-    yield Call('queries', 'all-gather', size, devices)
-    # Each output with the logarithm of its sum, by which parts are weighed.
-    yield Call('parts', 'all-to-all', rows * heads * (value + 1) * SUM, devices)
-  else:
+  if layout.split == 'rows':
     size = rows * heads / devices * ACTIVATION
-    yield Call('queries', 'all-to-all', size * query, devices)
-    yield Call('outputs', 'all-to-all', size * value, devices)
+    return (
+      Call('queries', 'all-to-all', size * query, devices),
+      Call('outputs', 'all-to-all', size * value, devices),
+    )
+  return (
+    Call('queries', 'all-gather', rows * heads * query * ACTIVATION, devices),
+    # Each output with the logarithm of its sum, by which parts are weighed.
+    Call('parts', 'all-to-all', rows * heads * (value + 1) * SUM, devices),
+  )
 
 
-def _expert_calls(layer: Any, layout: Layout, work: Workload) -> Iterator[Call]:
-  """Yields what brings rows of all replicas to their experts, and back."""
-  width, devices = work.config.width, layout.sharing_experts
+def _expert_calls(
+  layer: Any, layout: Layout, work: Workload
+) -> tuple[Call, ...]:
+  """Returns what brings rows of all replicas to their experts, and back."""
+  devices, size = layout.sharing_experts, work.batch * work.config.width
   if layout.experts == 'sum':
-    rows = work.batch * width
-    yield Call('rows', 'all-gather', rows * ACTIVATION, devices)
-    yield Call('experts', 'all-reduce', rows * SUM, devices)
-    return
-  sent = math.ceil(work.batch / devices) * layer.mlp.top * width
-  yield Call('dispatch', 'all-to-all', sent * DISPATCHED, devices)
-  yield Call('combine', 'all-to-all', sent * ACTIVATION, devices)
-  if layout.group > 1:
-    rows = work.batch / layout.data * width
-    yield Call('mlp', 'all-reduce', rows * SUM, layout.group)
+    return (
+      Call('rows', 'all-gather', size * ACTIVATION, devices),
+      Call('experts', 'all-reduce', size * SUM, devices),
+    )
+  rows = math.ceil(work.batch / devices)
+  size = rows * layer.mlp.top * work.config.width
+  return (
+    Call('dispatch', 'all-to-all', size * DISPATCHED, devices),
+    Call('combine', 'all-to-all', size * ACTIVATION, devices),
+  )
 
 
 def _heads(config: ModelConfig) -> int:
@@ -255,7 +264,8 @@ def _expert_elements(config: ModelConfig, rows: float = math.inf) -> float:
   """Returns elements of the experts that some rows visit (`read_elements`)."""
   total = 0.0
   for layer in config.layers:
+    mlp: Any = layer.mlp
     if one := _experts_of(layer, config.width):
-      count, top = layer.mlp.num_experts, layer.mlp.top
-      total += one * count * (1 - (1 - top / count) ** rows)
+      visited = 1 - (1 - mlp.top / mlp.num_experts) ** rows
+      total += one * mlp.num_experts * visited
   return total
