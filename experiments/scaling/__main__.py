@@ -69,13 +69,14 @@ def main(argv: list[str]) -> None:
     card = device(_DEVICE.value)
     growth.check(_AXES.value)
     work = _workload()
-  run = {'command': launch.command(), 'device': card.name}
+  name = card.name if work is None else _WORK['machine'].value
+  run = {'command': launch.command(), 'device': name}
   writer = start(_WORKDIR.value, 'scaling', 'How a step grows', run)
   if work is not None:
-    _show_layouts(writer, work).save()
-    return
-  parts = tables.intensities(card), tables.predictions(card), tables.published()
-  writer = _show(writer, parts)
+    writer = _show_layouts(writer, work)
+  else:
+    found = tables.intensities(card), tables.predictions(card)
+    writer = _show(writer, (*found, tables.published()))
   if _MEASURE.value:
     rows = map(writer.record, growth.rows(_AXES.value, _REPEATS.value))
     records = list(follow('curves', rows, growth.count(_AXES.value)))

@@ -55,7 +55,7 @@ def checks() -> tuple[list[Row], Table]:
     rows.append((what, model, seconds, where))
   rows += [
     ('rows to their experts and back', _exchanged(), 120.96, DEEPSEEK),
-    ('queries gathered, 32 rows', _gathered(), 32.0, SIMULATED),
+    ('queries of 128 heads gathered, 32 rows', _gathered(), 32.0, SIMULATED),
   ]
   found = [_row(what, 'us', x * 1e6, *rest) for what, x, *rest in rows]
   for parts, measured in ((2, 1.98), (4, 3.96), (8, 7.85)):
