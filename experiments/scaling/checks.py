@@ -48,23 +48,20 @@ COPIES, SLOTS = Layout(context=8), Layout(context=8, split='slots')
 def checks() -> tuple[list[Row], Table]:
   """Returns single figures: published, and of this model."""
   rows = []
-  for size, devices, seconds, where in REDUCED:
-    what = f'all-reduce of {size:,} B over {devices}'
+  for size, devices, published, where in REDUCED:
+    name = f'all-reduce of {size:,} B over {devices}'
     call = Call('', 'all-reduce', size, devices)
-    model = call.seconds(machine(f'{devices}xh100'))
-    rows.append((what, model, seconds, where))
-  rows += [
-    ('rows to their experts and back', _exchanged(), 120.96, DEEPSEEK),
-    ('queries of 128 heads gathered, 32 rows', _gathered(), 32.0, SIMULATED),
-  ]
-  found = [_row(what, 'us', x * 1e6, *rest) for what, x, *rest in rows]
-  for parts, measured in ((2, 1.98), (4, 3.96), (8, 7.85)):
-    what = f'capacity, slots over {parts} of 8'
-    found.append(_row(what, 'x', _capacity(parts), measured, SIMULATED))
-  whole = Workload(kvjax.load_config('llama-3-70b'), 32, 8192, 1, 1)
-  alone = step(whole, Layout(1, 8, 2, 'slots'), machine('v5e-16')).local
-  what = 'llama-3-70b int8, 32 x 8,192, v5e-16, nothing communicated'
-  found.append(_row(what, 'ms', 1e3 * alone.seconds, 8.5, BOOK))
+    model = 1e6 * call.seconds(machine(f'{devices}xh100'))
+    rows.append(_row(name, 'us', model, published, where))
+  name = 'rows to their experts and back'
+  rows.append(_row(name, 'us', _exchanged(), 120.96, DEEPSEEK))
+  name = 'queries of 128 heads gathered, 32 rows'
+  rows.append(_row(name, 'us', _gathered(), 32.0, SIMULATED))
+  for parts, published in ((2, 1.98), (4, 3.96), (8, 7.85)):
+    name = f'capacity, slots over {parts} of 8'
+    rows.append(_row(name, 'x', _capacity(parts), published, SIMULATED))
+  name = 'llama-3-70b int8, 32 x 8,192, v5e-16, nothing communicated'
+  rows.append(_row(name, 'ms', _alone(), 8.5, BOOK))
   columns = {
     '': 'name',
     'unit': 'unit',
@@ -73,7 +70,7 @@ def checks() -> tuple[list[Row], Table]:
     'share': lambda row: round(row['model'] / row['published'], 2),
     'source': 'where',
   }
-  return found, Table.of('Communication, as published', columns, found)
+  return rows, Table.of('Communication, as published', columns, rows)
 
 
 def crossings() -> tuple[list[Row], Table]:
@@ -127,7 +124,7 @@ def _row(
 
 
 def _exchanged() -> float:
-  """Returns the time of both ways: 32 rows a device, a device an expert."""
+  """Returns microseconds of both ways: 32 rows a device, an expert each."""
   config = kvjax.load_config(MLA)
   layer = config.layers[-1]
   # Eight experts of each row and the shared one.
@@ -138,14 +135,14 @@ def _exchanged() -> float:
   alone = Machine(device('H200'), 256, 1, NVLINK_4, link)
   work = Workload(one, 32 * 256, 1)
   spread = Layout(data=256, experts='exchange')
-  return sum(x.seconds(alone) for x in calls(work, spread))
+  return 1e6 * sum(call.seconds(alone) for call in calls(work, spread))
 
 
 def _gathered() -> float:
-  """Returns the time of the queries of one layer."""
+  """Returns microseconds of the queries of one layer."""
   work = Workload(kvjax.load_config(MLA), 32, 1)
   found = (x for x in calls(work, SLOTS) if x.name == 'queries')
-  return next(found).seconds(machine('8xb200'))
+  return 1e6 * next(found).seconds(machine('8xb200'))
 
 
 def _capacity(parts: int) -> float:
@@ -153,3 +150,10 @@ def _capacity(parts: int) -> float:
   work = Workload(kvjax.load_config(MLA), 1, 8192)
   split = Layout(model=8 // parts, context=parts, split='slots')
   return held(work, COPIES)[1] / held(work, split)[1]
+
+
+def _alone() -> float:
+  """Returns milliseconds of a step with everything split in 16."""
+  work = Workload(kvjax.load_config('llama-3-70b'), 32, 8192, 1, 1)
+  split = Layout(model=8, context=2, split='slots')
+  return 1e3 * step(work, split, machine('v5e-16')).local.seconds
