@@ -78,6 +78,7 @@ setup(
       'nbconvert==7.17.2',
       'ruff==0.17.6',
     ],
+    'cluster': ['submitit>=1.5'],
     'export': ['flatbuffers>=24.3.25'],
     'test': [
       'flatbuffers>=24.3.25',
@@ -92,6 +93,7 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.6',
       'ruff==0.17.6',
+      'submitit>=1.5',
       'tokenizers>=0.21',
     ],
     'report': ['matplotlib>=3.9', 'rich>=13'],

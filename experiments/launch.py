@@ -17,6 +17,7 @@ from absl import app, flags
 from jax import monitoring
 from ml_collections import config_dict, config_flags
 
+from experiments import processes
 from experiments.reporting.blocks import without_controls
 from kvjax.native import build
 from kvjax.progress_bar import can_show
@@ -46,6 +47,7 @@ def run(
   values: flags.FlagValues | None = None,
   *,
   arguments: bool = False,
+  computes: bool = True,
 ) -> None:
   """Runs an experiment's main; a full disk ends it in one line.
 
@@ -55,7 +57,10 @@ def run(
       for an experiment that has no config.
     values: flags of the experiment that are not among the global ones.
     arguments: whether words may follow the flags.
+    computes: whether main itself computes, and so joins the processes of a step
+      as `--distributed` says.
   """
+  distributed = _define_distributed() if computes else None
   if values is not None:
     flags.FLAGS.append_flag_values(values)
     for name in values:  # so that `--help` lists them
@@ -63,8 +68,10 @@ def run(
     values.mark_as_parsed()
 
   def parse(argv: list[str]) -> list[str]:
-    # JAX warns of every backend that the machine lacks; nothing can be done.
-    logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
+    # JAX tells of every backend that the machine lacks and of every process
+    # that joins; nothing can be done.
+    for module in ('xla_bridge', 'distributed'):
+      logging.getLogger(f'jax._src.{module}').setLevel(logging.WARNING)
     if default and _flag_text('config') is None:
       argv = [argv[0], f'--config={ROOT / "configs" / default}', *argv[1:]]
     with door():
@@ -76,14 +83,27 @@ def run(
   def guarded(argv: list[str]) -> None:
     monitoring.register_event_duration_secs_listener(_announce)
     keep_programs()
+    if distributed is not None:
+      with door():
+        processes.join(distributed.value)
     try:
-      # What is read has been read: this is a file that cannot be written.
-      with door((OSError,)):
-        main(argv)
+      with processes.one_writer(flags.FLAGS):
+        # What is read has been read: this is a file that cannot be written.
+        with door((OSError,)):
+          main(argv)
     except KeyboardInterrupt:
       raise SystemExit(130) from None
 
   app.run(guarded, flags_parser=parse)
+
+
+def _define_distributed() -> flags.FlagHolder[Any]:
+  return flags.DEFINE_enum(
+    'distributed',
+    'auto',
+    ['auto', 'yes', 'no'],
+    'Join the processes of a step; auto: where it has several tasks.',
+  )
 
 
 def keep_programs() -> None:

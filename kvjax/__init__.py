@@ -52,7 +52,15 @@ from kvjax.streams.visibility import Visibility
 register_pytrees()
 
 if TYPE_CHECKING:  # loaded when they are first used
-  from kvjax import checkpoints, interop, liveness, memory, testing, text
+  from kvjax import (
+    checkpoints,
+    interop,
+    liveness,
+    memory,
+    sharding,
+    testing,
+    text,
+  )
   from kvjax.checkpoints.load import load_checkpoint, load_config
   from kvjax.checkpoints.prompt_cache.save import load_cache, save_cache
   from kvjax.checkpoints.saving.save import save_checkpoint
@@ -63,6 +71,7 @@ else:
     'interop',
     'liveness',
     'memory',
+    'sharding',
     'testing',
     'text',
   )
@@ -167,6 +176,7 @@ __all__ = (
   'sample',
   'save_cache',
   'save_checkpoint',
+  'sharding',
   'split_heads',
   'take',
   'testing',

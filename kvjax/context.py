@@ -1,6 +1,6 @@
 """All that is not an argument and yet decides what a program becomes.
 
-Four values, and no other state: no environment variable and no variable of a
+Five values, and no other state: no environment variable and no variable of a
 module does. Each is a context of JAX itself (`jax.make_user_context`), so that
 `jax.jit` counts it as a part of a program's key: a function that was traced
 under one value is traced again under another.
@@ -20,6 +20,10 @@ PLATFORM = jax.make_user_context(None)
 PLAIN_JAX = jax.make_user_context(False)
 # What `plgpu.kernel(interpret=)` takes; None to compile GPU kernels.
 INTERPRETER = jax.make_user_context(None)
+# How the arrays of a program are split over a mesh (`kvjax.mesh.Partition`).
+# Never set from outside: it is read off a cache and its rules. None on one
+# device, and in code that each device runs on its own part.
+PARTITION = jax.make_user_context(None)
 # Swept tiles of the Hopper kernel; None for the table of this device.
 TILE_TABLE = jax.make_user_context(None)
 

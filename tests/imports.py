@@ -17,7 +17,7 @@ from tests.sources import (
 # share a floor do not import each other.
 FLOORS = (
   ('__init__',),
-  ('interop', 'memory', 'testing', 'text'),
+  ('interop', 'memory', 'sharding', 'testing', 'text'),
   ('checkpoints',),
   ('decoding',),
   ('models',),
@@ -26,6 +26,7 @@ FLOORS = (
   ('kernels',),
   ('streams',),
   ('native',),
+  ('mesh',),
   (
     'liveness',
     'renamed',

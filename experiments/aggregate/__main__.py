@@ -85,4 +85,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  launch.run(main, arguments=True)
+  launch.run(main, arguments=True, computes=False)

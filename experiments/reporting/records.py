@@ -77,7 +77,7 @@ def environment() -> dict[str, Any]:
 
   import kvjax
 
-  device = jax.devices()[0]
+  device, count = jax.devices()[0], jax.process_count()
   return {
     'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
     'commit': commit(),
@@ -87,6 +87,7 @@ def environment() -> dict[str, Any]:
     'platform': device.platform,
     'device': device.device_kind,
     'devices': jax.device_count(),
+    **({'process_count': count} if count > 1 else {}),
     'processor': processor(),
     'cores': os.cpu_count(),
   }

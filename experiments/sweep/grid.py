@@ -7,18 +7,31 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from experiments.launch import ROOT
+from experiments.sweep import claim
 from kvjax.strict_json import parse_object
 
 # Gets the seconds that a running point has taken, and the end of its log.
 Watch = Callable[[float, str], None]
+Record = dict[str, Any]
 TAIL = 4096  # bytes of a log in which its last line is looked for
+
+
+class Call(NamedTuple):
+  """What `run_point` is given of a point, wherever it runs."""
+
+  run: list[str]
+  point: dict[str, str]
+  place: pathlib.Path
+  timeout: float | None = None
 
 
 def points(grid: Sequence[str]) -> list[dict[str, str]]:
@@ -76,8 +89,11 @@ def run_point(
   place: pathlib.Path,
   timeout: float | None = None,
   watch: Watch | None = None,
-) -> dict[str, Any]:
-  """Runs a point unless it is done; returns its record.
+  *,
+  owner: str = '',
+  task: int = 0,
+) -> Record:
+  """Runs a point unless it is done or another process runs it.
 
   Args:
     run: the command line.
@@ -86,56 +102,107 @@ def run_point(
     timeout: seconds after which the point, and every process that it has
       started, is ended and counts as failed.
     watch: called every second while the point runs.
+    owner: who claims the point; '' for this process.
+    task: number of this process among those that run the point together. The
+      first one claims it and writes `point.json`.
+
+  Returns:
+    The record of the point.
   """
-  status = place / 'point.json'
-  old = _read_status(status)
-  if old and old['status'] == 'done' and old['command'] == list(run):
-    return old | {'skipped': True}
+  if done := find_done(run, place):
+    return done
   start = time.perf_counter()
-
-  def describe(code: int | str, error: str) -> dict[str, Any]:
-    return {
-      'record': 'point',
-      'point': dict(point),
-      'status': 'done' if code == 0 else 'failed',
-      'code': code,
-      'seconds': round(time.perf_counter() - start, 2),
-      'command': list(run),
-      'error': error,
-    }
-
+  # Two containers may agree in the first two.
+  process = f'process {os.getpid()} of {socket.gethostname()}, {uuid.uuid4()}'
+  owner = owner or process
+  watches = [watch] if watch else []
   try:
     place.mkdir(parents=True, exist_ok=True)
-    status.unlink(missing_ok=True)  # the other files are about to change
-    record = describe(*_run_to_its_end(run, place / 'log.txt', timeout, watch))
-    # A crash leaves the whole file or none.
-    part = place / '.point.json.part'
-    part.write_text(json.dumps(record, indent=2))
-    part.replace(status)
+    if task:
+      claim.check(place, owner)
+      log = place / f'log-{task}.txt'
+      end = _run_to_its_end(run, log, timeout, watches)
+      return describe(run, point, *end, start=start)
+    with claim.claimed(place, owner) as keep:
+      # Another process may have run it since.
+      if done := find_done(run, place, quiet=True):
+        return done
+      status = place / 'point.json'
+      status.unlink(missing_ok=True)  # the other files are about to change
+      watches.append(lambda seconds, line: keep())
+      end = _run_to_its_end(run, place / 'log.txt', timeout, watches)
+      record = describe(run, point, *end, start=start)
+      keep()
+      # A crash leaves the whole file or none.
+      part = place / '.point.json.part'
+      part.write_text(json.dumps(record, indent=2))
+      part.replace(status)
+  except claim.ClaimedError as other:
+    record = describe(run, point, 'claimed', str(other), start=start)
+    record['status'] = 'claimed'
   except OSError as failure:  # no such program, no room on the disk
-    record = describe(str(failure), str(failure))
+    record = describe(run, point, str(failure), str(failure), start=start)
   return record
 
 
-def _read_status(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what an earlier run recorded of a point; {} for no whole record."""
+def describe(
+  run: Sequence[str],
+  point: Mapping[str, str],
+  code: int | str,
+  error: str,
+  *,
+  start: float,
+) -> Record:
+  """Returns the record of a point that ended with a status or an error.
+
+  Args:
+    run: the command line.
+    point: its settings.
+    code: exit status, or why there is none.
+    error: why the point failed, or ''.
+    start: `time.perf_counter()` at its start.
+  """
+  return {
+    'record': 'point',
+    'point': dict(point),
+    'status': 'done' if code == 0 else 'failed',
+    'code': code,
+    'seconds': round(time.perf_counter() - start, 2),
+    'command': list(run),
+    'error': error,
+  }
+
+
+def find_done(
+  run: Sequence[str], place: pathlib.Path, *, quiet: bool = False
+) -> Record:
+  """Returns the record of a point that is done; {} for one that is not.
+
+  Args:
+    run: the command line, which must be that of the record.
+    place: folder of the point.
+    quiet: whether nothing is printed about a record that is broken.
+  """
+  path = place / 'point.json'
   try:
     old = parse_object(path.read_bytes(), path)
     if not {'status', 'command', 'seconds', 'error'} <= old.keys():
       raise ValueError(f'{path} is no record of a point.')
-    return old
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:
-    print(f'{error} The point is run again.', file=sys.stderr)
+    if not quiet:
+      print(f'{error} The point is run again.', file=sys.stderr)
     return {}
+  is_done = old['status'] == 'done' and old['command'] == list(run)
+  return old | {'skipped': True} if is_done else {}
 
 
 def _run_to_its_end(
   run: Sequence[str],
   log: pathlib.Path,
   timeout: float | None,
-  watch: Watch | None,
+  watches: Sequence[Watch],
 ) -> tuple[int | str, str]:
   """Returns the exit status of a command line, and why it failed or ''."""
   # A second reader: one that shared the place in the file would move it.
@@ -150,9 +217,7 @@ def _run_to_its_end(
       env=os.environ | {'PYTHONUNBUFFERED': '1'},  # the log grows as it runs
     )
     try:
-      code = _wait(
-        process, written, timeout, watch or (lambda seconds, line: None)
-      )
+      code = _wait(process, written, timeout, watches)
     except subprocess.TimeoutExpired:
       reason = f'timed out after {timeout} s'
       return reason, reason
@@ -167,7 +232,7 @@ def _wait(
   process: subprocess.Popen[bytes],
   log: BinaryIO,
   timeout: float | None,
-  watch: Watch,
+  watches: Sequence[Watch],
 ) -> int:
   """Returns the exit status of a process that is watched every second.
 
@@ -184,7 +249,9 @@ def _wait(
       seconds = time.perf_counter() - start
       if timeout is not None and seconds >= timeout:
         raise
-      watch(seconds, _last_line(log))
+      line = _last_line(log)
+      for watch in watches:
+        watch(seconds, line)
 
 
 def _last_line(log: BinaryIO) -> str:

@@ -40,3 +40,8 @@ def array_spec(
     fill: the value of every element at first.
   """
   return ArraySpec(shape, dtype, axes, fill)
+
+
+def is_leaf(x: Any) -> bool:
+  """Returns whether x is an `ArraySpec`, an array not allocated yet."""
+  return isinstance(x, ArraySpec)

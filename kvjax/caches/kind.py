@@ -108,18 +108,37 @@ class Kind:
     """Returns this kind with slots for `capacity` tokens a row."""
     return dataclasses.replace(self, slots=self.slots or capacity)
 
+  def split(self, parts: int) -> Self:
+    """Returns this kind for slots that several devices share.
+
+    A kind that forgets by scores compares all slots of a row in every step.
+
+    Args:
+      parts: devices that share the slots of a row.
+
+    Raises:
+      ValueError: the kind cannot be split.
+    """
+    if parts > 1 and self.book_per_layer:
+      raise ValueError(
+        f'{type(self).__name__} compares the scores of all slots of a row, so '
+        'no mesh can split its slots. Use rules without slots=: split rows and '
+        'heads.'
+      )
+    return self
+
   def visible_through(self, visibility: Visibility) -> Visibility:
     """Returns what a query sees through this kind."""
     return visibility
 
   def leaf_axes(self, batch: int, heads: int) -> tuple[tuple[int, str], ...]:
     """Returns `(size, axis name)` of a leaf's axes before its features."""
-    return (batch, 'batch'), (heads, 'kv_heads'), (self.size, 'slots')
+    return (batch, 'batch'), (heads, 'kv_heads'), (self.row_slots, 'slots')
 
   def book(self, batch: int, heads: int) -> Any:
     """Returns the specification of an empty book."""
     del heads
-    shape = (batch, 1, self.size)
+    shape = (batch, 1, self.row_slots)
     axes = ('batch', 'kv_heads', 'slots')
     return Book(array_spec(shape, jnp.int32, axes, EMPTY))
 
@@ -160,7 +179,7 @@ class Kind:
   def outside(self, positions: jax.Array) -> jax.Array:
     """Returns distinct slots beyond the store: scatters promise uniqueness."""
     steps = jnp.arange(positions.shape[-1], dtype=jnp.int32)
-    return jnp.broadcast_to(self.size + steps, positions.shape)
+    return jnp.broadcast_to(self.row_slots + steps, positions.shape)
 
   def write(self, store: Streams, new: Streams, slots: Any) -> Streams:
     """Returns the store with tokens `[B, K, T, ...]` in their slots."""

@@ -17,8 +17,11 @@ from kvjax.arguments import check_fields
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import BookChange, Kind
 from kvjax.caches.slots import EMPTY
+from kvjax.context import PARTITION
+from kvjax.mesh.region import first_index, on_every_device, run_on_shards
+from kvjax.mesh.rules import spec_of
 from kvjax.native import write_narrow
-from kvjax.streams.view import View, by_row, positions_by_row
+from kvjax.streams.view import paged_view
 
 
 class PageMoves(NamedTuple):
@@ -107,31 +110,28 @@ class Paged(Kind):
     return room & jnp.zeros_like(room).at[order].set(fits)
 
   def place(self, book, length, positions):
+    pool = book.positions
+    # A pool of which devices hold parts stays outside.
+    book = dataclasses.replace(book, positions=None)
+    book, slots = on_every_device(self._allocate)(book, length, positions)
+    slots = jnp.where(positions >= 0, slots, pool.size)
+    written = _write(pool, positions[:, None], slots)
+    return dataclasses.replace(book, positions=written), slots
+
+  def _allocate(self, book, length, positions):
+    """Gives rows their pages; returns the slots `[B, T]` of positions."""
     count = jnp.sum(positions >= 0, axis=-1, dtype=jnp.int32)
     book = allocate(book, self._pages(length), self._pages(length + count))
     column = jnp.clip(positions // self.page, 0, self.columns - 1)
     pages = jnp.take_along_axis(book.table, column, axis=1)
-    slots = pages * self.page + positions % self.page
-    slots = jnp.where(positions >= 0, slots, book.positions.size)
-    written = _write(book.positions, positions[:, None], slots)
-    return dataclasses.replace(book, positions=written), slots
+    return book, pages * self.page + positions % self.page
 
   def write(self, store, new, slots):
     return jax.tree.map(lambda leaf, x: _write(leaf, x, slots), store, new)
 
   def views(self, book, store, length):
-    def fetch(start, size):
-      pages = jax.lax.dynamic_slice_in_dim(
-        book.table, start // self.page, size // self.page, axis=1
-      )
-      streams = jax.tree.map(lambda x: by_row(x, pages), store)
-      return streams, positions_by_row(book.positions, pages)
-
-    view = View(fetch, self.row_slots, jnp.max(length), self.page, ordered=True)
-    view = dataclasses.replace(
-      view, leaves=store, positions=book.positions, table=book.table
-    )
-    return (view,)
+    filled = jnp.max(length)
+    return (paged_view(store, book.positions, book.table, filled),)
 
   def rewind(self, book, before, after):
     book = release(book, self._pages(after), self._pages(before))
@@ -263,8 +263,28 @@ def _write(pool: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
 
   At `[B, T]`, counted from the pool's first slot: it is one row's store.
   """
-  new = jax.lax.collapse(jnp.moveaxis(new, 0, 1), 1, 3)[None]
-  return write_narrow.put(pool, new, slots.reshape(1, 1, -1), _scatter)
+  new = jax.lax.collapse(jnp.moveaxis(new, 0, 1), 1, 3)
+  partition, slots = PARTITION.value, slots.reshape(-1)
+  if partition is None:
+    return _write_pool(pool, new, slots)
+  axes = partition.axes(('kv_heads', '', 'slots'), pool.shape[:3])
+  page = pool.shape[2]
+
+  def write(pool, new, slots):
+    pages, offsets = jnp.divmod(slots, page)
+    size = pool.shape[2]
+    offsets -= first_index(axes[2], size)
+    is_here = (offsets >= 0) & (offsets < size)
+    nowhere = pool.shape[1] * size
+    slots = jnp.where(is_here, pages * size + offsets, nowhere)
+    return _write_pool(pool, new, slots)
+
+  specs = spec_of(*axes), spec_of(axes[0]), spec_of()
+  return run_on_shards(write, partition, specs, specs[0])(pool, new, slots)
+
+
+def _write_pool(pool, new, slots):
+  return write_narrow.put(pool, new[None], slots[None, None], _scatter)
 
 
 def _scatter(pool, new, slots):

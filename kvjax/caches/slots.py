@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from kvjax.context import target
+from kvjax.context import PARTITION, target
+from kvjax.mesh.region import first_index, run_on_shards
+from kvjax.mesh.rules import spec_of
 from kvjax.native import write_narrow
 
 EMPTY = -1  # position of a slot that holds no token
@@ -19,9 +21,28 @@ def first_position(slot_positions: jax.Array) -> jax.Array:
 def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   """Writes `new [B, K, T, ...]` into `leaf [B, K, S, ...]` at `[B, 1|K, T]`.
 
-  In place, if the leaf is donated.
+  In place, if the leaf is donated. Every device of a mesh writes the slots that
+  it holds.
   """
-  return write_narrow.put(leaf, new, slots, _scatter)
+  partition = PARTITION.value
+  if partition is None:
+    return write_narrow.put(leaf, new, slots, _scatter)
+  names = 'batch', 'kv_heads', 'slots'
+  rows, heads, parts = partition.axes(names, leaf.shape[:3])
+
+  def write(leaf, new, slots):
+    size = leaf.shape[2]
+    here = slots - first_index(parts, size)
+    # Distinct slots, because scatters promise that. None is negative, because
+    # JAX counts those from the end.
+    outside = size + jnp.arange(slots.shape[2], dtype=jnp.int32)
+    slots = jnp.where((here >= 0) & (here < size), here, outside)
+    return write_narrow.put(leaf, new, slots, _scatter)
+
+  heads_of_slots = heads if slots.shape[1] > 1 else ()
+  split = spec_of(rows, heads, parts)
+  specs = split, spec_of(rows, heads), spec_of(rows, heads_of_slots)
+  return run_on_shards(write, partition, specs, split)(leaf, new, slots)
 
 
 def _scatter(leaf, new, slots):

@@ -23,6 +23,7 @@ from kvjax.decoding.layer import (
 from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.reading import CallState
 from kvjax.decoding.source import cross_attention
+from kvjax.mesh.region import constrain_rows, constrain_whole, on_every_device
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.decoder import embed, run_layer
 
@@ -138,6 +139,8 @@ def place_tokens(
     order = jnp.cumsum(is_token.astype(jnp.int32), axis=1) - 1
     positions = jnp.where(is_token, before[:, None] + order, -1)
     after = before + jnp.sum(is_token, axis=1, dtype=jnp.int32)
+    # A few integers: cheaper to compute on every device than to move.
+    positions, after = constrain_whole(positions), constrain_whole(after)
     placed = [
       kind.place(book, before, positions)
       for kind, book in zip(cache.layout.kinds(), cache.books, strict=True)
@@ -163,15 +166,21 @@ def _admit(cache: Cache, is_token: jax.Array) -> tuple[Cache, jax.Array]:
   A row fits if every kind has room for all of its tokens. The rows that do not
   fit are flagged.
   """
-  count = jnp.sum(is_token, axis=1, dtype=jnp.int32)
-  fits = jnp.ones_like(cache.overflow)
-  if cache.layout.limit is not None:
-    fits = (cache.length + count <= cache.layout.limit) | (count == 0)
-  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
-    # A row that is refused already must not take pages from the others.
-    fits &= kind.has_room(book, cache.length, jnp.where(fits, count, 0))
-  cache = dataclasses.replace(cache, overflow=cache.overflow | ~fits)
-  return cache, is_token & fits[:, None]
+
+  def admit(length, overflow, is_token):
+    count = jnp.sum(is_token, axis=1, dtype=jnp.int32)
+    fits = jnp.ones_like(overflow)
+    if cache.layout.limit is not None:
+      fits = (length + count <= cache.layout.limit) | (count == 0)
+    for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
+      # A row that is refused already must not take pages from the others.
+      fits &= kind.has_room(book, length, jnp.where(fits, count, 0))
+    return overflow | ~fits, is_token & fits[:, None]
+
+  overflow, is_token = on_every_device(admit)(
+    cache.length, cache.overflow, is_token
+  )
+  return dataclasses.replace(cache, overflow=overflow), is_token
 
 
 def _rotary_tables(
@@ -180,7 +189,9 @@ def _rotary_tables(
   """Returns a function that gives the table of a rotary, made once a call."""
   # Tables are made here, outside the programs of the layers that share them.
   tables = {
-    rotary: rotary_table(rotary, positions, rotary_length)
+    rotary: jax.tree.map(
+      constrain_rows, rotary_table(rotary, positions, rotary_length)
+    )
     for rotary in dict.fromkeys(rotaries)
     if rotary is not None
   }

@@ -10,18 +10,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from kvjax.arguments import LARGEST, check_fields, is_whole
 from kvjax.attention.grouped import Grouped
 from kvjax.attention.variant import Variant
-from kvjax.caches.array_spec import ArraySpec, array_spec
+from kvjax.caches.array_spec import ArraySpec, array_spec, is_leaf
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
 from kvjax.caches.ring import Ring
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
+from kvjax.decoding.leaf_axes import cache_specs
 from kvjax.decoding.parse import check_choices
+from kvjax.mesh.rules import WHOLE, Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, check_config, dtype_of
 from kvjax.streams.codecs import Codec, Plain
 
@@ -33,6 +36,7 @@ class StoreOptions:
   Attributes:
     dtype: of streams that are stored as they are.
     kinds, codec, slack, rotary_length: see `init_cache`.
+    partition: of the mesh that is to hold the cache.
   """
 
   dtype: Any
@@ -40,6 +44,7 @@ class StoreOptions:
   codec: Codec | None = None
   slack: int = 0
   rotary_length: int | None = None
+  partition: Partition = WHOLE
 
   def __post_init__(self):
     check_fields(self, at_least={'slack': 0, 'rotary_length': 0})
@@ -56,6 +61,8 @@ def init_cache(
   slack: int = 0,
   rotary_length: int | None = None,
   source_length: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules | None = None,
 ) -> Cache:
   """Returns an empty cache, its buffers allocated once and for all.
 
@@ -74,10 +81,16 @@ def init_cache(
       for the capacity.
     source_length: positions of the source of an encoder-decoder; None lets
       the first `prefill` allocate them.
+    mesh: of the devices that share the cache, of one process or many. Every
+      device allocates its own part, and calls read the mesh off the cache.
+    rules: what the axes of the mesh split; None for axes named as what they
+      split: batch, heads, experts, slots (and copies).
 
   Raises:
-    ValueError: a size is not positive, or a kind cannot serve a layer.
+    ValueError: a size is not positive, a kind cannot serve a layer, or the
+      mesh cannot hold what the rules say.
   """
+  partition = partition_of(mesh, rules)
   spec = cache_spec(
     config,
     batch_size,
@@ -88,8 +101,18 @@ def init_cache(
     slack=slack,
     rotary_length=rotary_length,
     source_length=source_length,
+    partition=partition,
   )
-  return jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+
+  def allocate():
+    return jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+
+  if mesh is None:
+    return allocate()
+  shardings = jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec), cache_specs(spec, partition)
+  )
+  return jax.jit(allocate, out_shardings=shardings)()
 
 
 def cache_spec(
@@ -103,6 +126,7 @@ def cache_spec(
   slack: int = 0,
   rotary_length: int | None = None,
   source_length: int | None = None,
+  partition: Partition = WHOLE,
 ) -> Cache:
   """Returns the cache that `init_cache` allocates, of `ArraySpec`s."""
   check_config(config)
@@ -115,6 +139,7 @@ def cache_spec(
     codec=codec,
     slack=slack,
     rotary_length=rotary_length,
+    partition=partition,
   )
   layout = make_layout(config, capacity, options)
   return arrange(config, layout, batch_size, source_length, dtype)
@@ -149,11 +174,6 @@ def arrange(
     source=_source_spec(config, batch_size, source_length),
     layout=layout,
   )
-
-
-def is_leaf(x: Any) -> bool:
-  """Returns whether x is an `ArraySpec`, an array not allocated yet."""
-  return isinstance(x, ArraySpec)
 
 
 def make_layout(
@@ -193,7 +213,15 @@ def make_layout(
     for layer in config.layers
   )
   length = (options.rotary_length or capacity) if depends else 0
-  return Layout(tuple(stores), tuple(books), capacity, length, config.positions)
+  partition = options.partition
+  return Layout(
+    tuple(stores),
+    tuple(books),
+    capacity,
+    length,
+    config.positions,
+    None if partition is WHOLE else partition.rules,
+  )
 
 
 def _kinds_by_layer(config, kinds) -> Sequence[Kind | None]:
@@ -243,6 +271,8 @@ def _layer_store(
       'change with every new token. Use forward.'
     )
   kind = (kind or default_kind(readers, options.slack)).bind(capacity)
+  partition = options.partition
+  kind = kind.split(partition.size(partition.rules['slots']))
   if kind.rotates_queries and any(
     variant.rotary is None or variant.bias is not None for variant in readers
   ):

@@ -1,7 +1,6 @@
 """What a call refuses: on the host before it is traced, or a row at a time."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,14 +15,16 @@ from kvjax.arguments import (
   narrow_ids,
   unknown_ids,
 )
+from kvjax.caches.array_spec import is_leaf
+from kvjax.caches.kind import Kind
 from kvjax.decoding.allocate import (
   cross_spec,
   cross_streams,
-  is_leaf,
   store_spec,
 )
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.tracing import computing, is_traced
+from kvjax.mesh.region import on_every_device
 from kvjax.models.config import ModelConfig, check_config
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
@@ -242,12 +243,11 @@ def check_room(cache: Cache, count: np.ndarray) -> None:
     for row in np.flatnonzero((have + count > limit) & (count > 0)):
       room = _room(int(count[row]), int(have[row]), limit)
       raise ValueError(f'Row {row}: {room}')
+  layout = cache.layout
+  if all(type(kind).has_room is Kind.has_room for kind in layout.kinds()):
+    return  # nothing but the limit can be short
   with computing():
-    fits = jax.device_get(
-      _have_room(
-        cache.layout.kinds(), cache.books, cache.length, jax.device_put(count)
-      )
-    )
+    fits = jax.device_get(_have_room(cache, jax.device_put(count)))
   for row in np.flatnonzero(~fits):
     raise ValueError(
       f'Row {row}: out of pages for {count[row]} more tokens after '
@@ -258,11 +258,11 @@ def check_room(cache: Cache, count: np.ndarray) -> None:
 
 # Compiled, as all arithmetic on a device is: outside a program each number that
 # it needs would be an implicit transfer, which `jax.transfer_guard` forbids.
-@functools.partial(jax.jit, static_argnums=0)
-def _have_room(kinds, books, length, count):
-  fits = jnp.ones(length.shape, bool)
-  for kind, book in zip(kinds, books, strict=True):
-    fits &= kind.has_room(book, length, count)
+@jax.jit
+def _have_room(cache, count):
+  fits = jnp.ones(count.shape, bool)
+  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
+    fits &= kind.has_room(book, cache.length, count)
   return fits
 
 
@@ -281,7 +281,11 @@ def drop_rows_of_unknown_ids(
 
   A row with an id outside the vocabulary is flagged, as one that does not fit.
   """
-  unknown = is_token & unknown_ids(tokens, config.vocab_size)
-  lost = jnp.any(unknown, axis=1)
-  cache = dataclasses.replace(cache, overflow=cache.overflow | lost)
-  return cache, is_token & ~lost[:, None]
+
+  def drop(overflow, tokens, is_token):
+    unknown = is_token & unknown_ids(tokens, config.vocab_size)
+    lost = jnp.any(unknown, axis=1)
+    return overflow | lost, is_token & ~lost[:, None]
+
+  overflow, is_token = on_every_device(drop)(cache.overflow, tokens, is_token)
+  return dataclasses.replace(cache, overflow=overflow), is_token

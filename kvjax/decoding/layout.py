@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from kvjax.caches.kind import Kind
+from kvjax.mesh.rules import Rules
 from kvjax.streams.codecs import Codec
 from kvjax.streams.view import Stored, Streams
 
@@ -43,6 +44,7 @@ class Layout:
     rotary_length: length for which rotary tables that depend on it are
       chosen, once, so that keys already cached keep their rotation.
     positions: rows of the model's learned position table; 0 for none.
+    rules: what the axes of a mesh split; None for a cache of no mesh.
   """
 
   stores: tuple[LayerStore | None, ...]
@@ -50,6 +52,7 @@ class Layout:
   capacity: int
   rotary_length: int
   positions: int = 0
+  rules: Rules | None = None
 
   def __post_init__(self):
     fields = tuple(getattr(self, f.name) for f in dataclasses.fields(self))

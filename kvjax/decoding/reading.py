@@ -17,7 +17,9 @@ from kvjax.attention.attend import (
 from kvjax.attention.rotary import Rotary
 from kvjax.attention.variant import Form, Table, Variant
 from kvjax.caches.kind import Kind
+from kvjax.context import PARTITION
 from kvjax.decoding.options import DEFAULT, DecodeOptions
+from kvjax.mesh.region import constrain_heads
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
 
@@ -117,7 +119,7 @@ def attend_to_views(
     kind: whose mask narrows the variant's own; None for no kind.
     relative: the model's table of relative biases, if any.
   """
-  form = variant.form(state.tokens, state.options.form)
+  form = _form(variant, state)
   scoring = form.scoring(params, relative)
   if kind is not None:
     visibility = kind.visible_through(scoring.visibility)
@@ -127,6 +129,7 @@ def attend_to_views(
     with jax.named_scope('query'):
       table = state.table(variant.rotary, limit)
       queries = form.project_queries(params, x, table)
+      queries = {name: constrain_heads(q) for name, q in queries.items()}
     same_rotation = [
       _expand_view(form, params, view)
       for view in views
@@ -135,8 +138,19 @@ def attend_to_views(
     parts.append((queries, tuple(same_rotation)))
   with jax.named_scope('attend'):
     out, lse = _attend_parts(parts, scoring, state)
-  y = form.project_output(params, out.astype(x.dtype))
+  y = form.project_output(params, constrain_heads(out.astype(x.dtype)))
   return y, AttentionResult(lse, scoring, tuple(parts), state.positions)
+
+
+def _form(variant: Variant, state: CallState) -> Form:
+  """Returns the form that costs least where the slots are."""
+  form = variant.form(state.tokens, state.options.form)
+  partition = PARTITION.value
+  if form.expands and partition is not None and partition.rules['slots']:
+    # Weights that expand streams are split by heads, and slots are not: every
+    # device would need all of them. The form for one token reads no expansion.
+    return variant.form(1, state.options.form)
+  return form
 
 
 def _expand_view(form: Form, params: Mapping[str, Any], view: View) -> View:

@@ -6,7 +6,6 @@ with their input.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,12 +15,11 @@ import numpy as np
 
 from kvjax.arguments import check_array, check_flags, check_type
 from kvjax.caches.kind import BookChange, Kind
-from kvjax.decoding.allocate import check_sizes, is_leaf
+from kvjax.decoding.allocate import check_sizes
 from kvjax.decoding.cache import Cache, check_alive
+from kvjax.decoding.leaf_axes import map_leaves
 from kvjax.decoding.program import program
 from kvjax.decoding.tracing import computing, in_trace, is_traced
-
-OnLeaf = Callable[..., jax.Array]
 
 ALIKE = (
   'They must have the same kinds, codecs, capacity, heads, widths, rotary '
@@ -73,15 +71,16 @@ def earliest(cache: Cache) -> jax.Array:
     DonatedCacheError: the cache was given to an earlier call.
   """
   check_alive(cache)
-  return _earliest(cache.layout.kinds(), cache.books, cache.length)
+  return _earliest(cache)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _earliest(kinds, books, length):
-  shortest = jnp.zeros_like(length)
-  for kind, book in zip(kinds, books, strict=True):
-    shortest = jnp.maximum(shortest, kind.shortest_rewind(book, length))
-  return jnp.minimum(shortest, length)
+@program(donated=())
+def _earliest(cache):
+  shortest = jnp.zeros_like(cache.length)
+  for kind, book in zip(cache.layout.kinds(), cache.books, strict=True):
+    lowest = kind.shortest_rewind(book, cache.length)
+    shortest = jnp.maximum(shortest, lowest)
+  return jnp.minimum(shortest, cache.length)
 
 
 def fork(cache: Cache, *, donate: bool = False) -> Cache:
@@ -174,49 +173,6 @@ def _copy(cache: Cache) -> Cache:
   return cache  # a compiled program returns buffers of its results alone
 
 
-def map_rows(f: OnLeaf, *caches: Cache) -> Cache:
-  """Returns a cache of `f(*leaves, axes=names)` over caches arranged alike.
-
-  `axes` names the axes of a leaf; trailing ones may be left out.
-  """
-
-  def map_book(index, kind):
-    spec = kind.book(1, 1)
-    names = jax.tree.map(lambda leaf: leaf.axes, spec, is_leaf=is_leaf)
-    return jax.tree.map(
-      lambda axes, *leaves: f(*leaves, axes=axes),
-      names,
-      *(cache.books[index] for cache in caches),
-      is_leaf=lambda x: isinstance(x, tuple),
-    )
-
-  def map_store(index, store):
-    if store is None:
-      return {}
-    axes = tuple(name for _, name in store.kind.leaf_axes(1, 1))
-    return jax.tree.map(
-      lambda *leaves: f(*leaves, axes=axes),
-      *(cache.stores[index] for cache in caches),
-    )
-
-  def map_batch(field):
-    return jax.tree.map(
-      lambda *leaves: f(*leaves, axes=('batch',)),
-      *(getattr(cache, field) for cache in caches),
-    )
-
-  layout = caches[0].layout
-  return dataclasses.replace(
-    caches[0],
-    length=map_batch('length'),
-    overflow=map_batch('overflow'),
-    books=tuple(map_book(i, kind) for i, kind in enumerate(layout.kinds())),
-    stores=tuple(map_store(i, store) for i, store in enumerate(layout.stores)),
-    cross=map_batch('cross'),
-    source=map_batch('source'),
-  )
-
-
 @program()
 def _rewind(cache, lengths):
   lengths = jnp.broadcast_to(lengths.astype(jnp.int32), cache.length.shape)
@@ -268,7 +224,7 @@ def _take(cache, rows):
       return x
     return jnp.take(x, rows, axis=axes.index('batch'), mode='clip')
 
-  cache = map_rows(gather, cache)
+  cache = map_leaves(gather, cache)
 
   def change(lengths):
     return _change_books(
@@ -341,7 +297,7 @@ def _concat(caches):
       )
     return jnp.concatenate(leaves, axis=axis)
 
-  return map_rows(join, *shifted)
+  return map_leaves(join, *shifted)
 
 
 def _to_array(numbers: Any) -> Any:

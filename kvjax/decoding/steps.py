@@ -207,7 +207,7 @@ def decode_step(
   )
 
 
-@program(static=('config', 'options'))
+@program(static=('config', 'options'), by_rows=(0,))
 def _prefill(config, params, cache, tokens, is_token, encoded, options):
   with options.applied():
     if encoded is not None:
@@ -220,7 +220,7 @@ def _prefill(config, params, cache, tokens, is_token, encoded, options):
     return jnp.where((last >= 0)[:, None], logits, jnp.nan), cache
 
 
-@program(static=('config', 'options', 'attention_layers'))
+@program(static=('config', 'options', 'attention_layers'), by_rows=(0, 2))
 def _extend(
   config,
   params,
@@ -240,7 +240,7 @@ def _extend(
     return unembed(config, params, x), cache, weights
 
 
-@program(static=('config', 'options'))
+@program(static=('config', 'options'), by_rows=(0,))
 def _decode_step(config, params, cache, token, active, options):
   is_token = token >= 0
   if active is not None:

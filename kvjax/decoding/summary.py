@@ -12,6 +12,7 @@ from kvjax.caches.kind import Kind
 from kvjax.decoding.layout import Layout
 from kvjax.decoding.tracing import is_traced
 from kvjax.display import Display, Displayed
+from kvjax.mesh.host import can_read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ def _layer_facts(layout: Layout, cache: Any, index: int) -> LayerFacts:
 
 
 def _filled(kind: Kind, book: Any, length: jax.Array) -> tuple[str, str]:
-  if _known(length) is None:
+  # To read what other processes hold, all of them would have to ask at once.
+  if _known(length) is None or not all(map(can_read, jax.tree.leaves(book))):
     return '?', '?'
   rows = jax.device_get(_slot_positions(kind, book, length))
   slot_positions = np.concatenate(rows, axis=-1)

@@ -56,6 +56,8 @@ class Kernel:
       named, and is written into programs for its `platform` only.
     refuses: why it cannot serve a view.
     attend: what it computes.
+    ran_in_shards: it has run on several devices of a mesh. A kernel that has
+      not is chosen there by its name alone.
   """
 
   name: str
@@ -64,6 +66,7 @@ class Kernel:
   is_at_home: Callable[[], bool]
   refuses: Refuses
   attend: Attend
+  ran_in_shards: bool = True
 
 
 def refuses_stored(

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import jax
 
-from kvjax.context import target
-from kvjax.kernels import blockwise, cpu_library
+from kvjax.context import PARTITION, target
+from kvjax.kernels import blockwise, cpu_library, shards
 from kvjax.kernels.hopper import mosaic_gpu
 from kvjax.kernels.kernel import Kernel
+from kvjax.mesh.region import is_in_shard, mesh_of
 from kvjax.native import load
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.view import Streams, View
@@ -72,15 +73,14 @@ def select(
         "kernel='blockwise', or None for the fastest that can."
       )
     return requested
-  # Without a name, the size of a block is a choice of the block loop. On
-  # several devices XLA splits the block loop, but would gather the whole cache
-  # for a call that it cannot split.
-  if block is not None or jax.device_count() > 1:
+  # Without a name, the size of a block is a choice of the block loop.
+  if block is not None or _mesh_of(queries, view) is not None:
     return blockwise.KERNEL
+  in_shard = is_in_shard(next(iter(queries.values())))
   if target() == 'cpu':
     load.warn_if_missing()
   for candidate in REGISTRY:
-    if not candidate.is_at_home():
+    if not candidate.is_at_home() or in_shard and not candidate.ran_in_shards:
       continue
     if not _refusal(candidate, queries, view, scoring, block):
       return candidate
@@ -101,7 +101,18 @@ def _refusal(
   scoring: Scoring,
   block: int | None,
 ) -> str:
-  return kernel.missing() or kernel.refuses(queries, view, scoring, block)
+  refusal = kernel.missing() or kernel.refuses(queries, view, scoring, block)
+  if not refusal and kernel.platform and _mesh_of(queries, view) is not None:
+    # XLA splits the block loop, but would gather the whole cache for a call
+    # that it cannot split.
+    return 'arrays are split over devices by no rules of the cache'
+  return refusal
+
+
+def _mesh_of(queries: Streams, view: View) -> jax.sharding.AbstractMesh | None:
+  """Returns the mesh that queries or slots are split over; None for none."""
+  leaves = jax.tree.leaves((queries, view.leaves, view.positions))
+  return mesh_of(*leaves)
 
 
 def attend_view(
@@ -114,6 +125,9 @@ def attend_view(
   kernel: str | Kernel | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to one view by the chosen kernel.
+
+  Where a mesh splits the slots, or kernels can read them as they are stored,
+  every device attends to its own part; else XLA splits the block loop.
 
   Args:
     queries: for each key stream its queries `[B, K, G, T, H]`.
@@ -128,6 +142,20 @@ def attend_view(
   Returns:
     Output `[B, K, G, T, E]` and log-sum-exp `[B, K, G, T]`, float32.
   """
+  partition = PARTITION.value
+
+  def attend_here(queries, positions, view, scoring):
+    return _attend_here(queries, positions, view, scoring, block, kernel)
+
+  if partition is None or not shards.serves(partition, queries, view, scoring):
+    return attend_here(queries, positions, view, scoring)
+  return shards.attend(
+    partition, queries, positions, view, scoring, attend_here
+  )
+
+
+def _attend_here(queries, positions, view, scoring, block, kernel):
+  """Attends to slots that this device holds, or all of them."""
   chosen = select(queries, view, scoring, block, kernel)
 
   def attend_by_kernel(queries, positions):

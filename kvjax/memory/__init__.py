@@ -13,8 +13,6 @@ from kvjax.memory.compiled.updates import (
 )
 from kvjax.memory.fitting import Fit, Remedy, fit
 from kvjax.memory.parts.lines import Line
-from kvjax.memory.parts.param_bytes import param_specs
-from kvjax.memory.parts.sharding import Shards, shards
 from kvjax.memory.planning import MemoryPlan, plan
 from kvjax.memory.speed.bounds import intensity, roofline
 from kvjax.memory.speed.devices import DEVICES, Device, device
@@ -34,7 +32,6 @@ __all__ = [
   'MemoryPlan',
   'PlannedBuffer',
   'Remedy',
-  'Shards',
   'StepTime',
   'assert_in_place',
   'buffers',
@@ -45,15 +42,17 @@ __all__ = [
   'in_place',
   'intensity',
   'measure',
-  'param_specs',
   'plan',
   'reconcile',
   'roofline',
-  'shards',
   'step_time',
 ]
 
 _RENAMED = {'Row': 'PlannedBuffer', 'Verdict': 'InPlaceReport'}
+_MOVED = {
+  'shards': 'kvjax.sharding.Rules',
+  'param_specs': 'kvjax.sharding.of_params',
+}
 
 
 def __getattr__(name: str) -> object:
@@ -62,4 +61,6 @@ def __getattr__(name: str) -> object:
     raise AttributeError(
       f'kvjax.memory.{name} is kvjax.memory.{_RENAMED[name]} now.'
     )
+  if name in _MOVED:
+    raise AttributeError(f'kvjax.memory.{name} is {_MOVED[name]} now.')
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -15,9 +15,9 @@ from kvjax.caches.kind import Kind
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import check_sizes
 from kvjax.display import Display, Displayed, binary_size
-from kvjax.memory.parts.sharding import shards
 from kvjax.memory.planning import MemoryPlan, plan
 from kvjax.memory.speed.devices import Device, device
+from kvjax.mesh.rules import Rules, over_heads, partition_of
 from kvjax.models.config import ModelConfig
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec, Int8
@@ -112,7 +112,8 @@ class _Question:
 
   def step(self, axis: str) -> int:
     # A mesh splits what comes out even: only its multiples grow steadily.
-    return dict(shards(self.options['mesh']).sizes).get(axis, 1)
+    cut = partition_of(self.options['mesh'], self.options['rules'])
+    return cut.size(cut.rules[axis])
 
   def but(self, **options: Any) -> '_Question':
     return dataclasses.replace(self, options={**self.options, **options})
@@ -133,6 +134,7 @@ def fit(
   cache_dtype: Any = None,
   source_length: int | None = None,
   mesh: Any = None,
+  rules: Rules | None = None,
   backend: str | None = None,
   frontier: Sequence[int] = (),
 ) -> Fit:
@@ -154,6 +156,7 @@ def fit(
     cache_dtype: as in `plan`.
     source_length: of an encoder's source, as in `plan`.
     mesh: sizes of named axes, as in `plan`.
+    rules: what they split, as in `plan`.
     backend: as in `plan`; None for that of a named device.
     frontier: contexts whose largest batches are wanted.
 
@@ -174,6 +177,7 @@ def fit(
     cache_dtype=cache_dtype,
     source_length=source_length,
     mesh=mesh,
+    rules=rules,
     backend=backend or platform,
   )
   question = _Question(config, limit, options)
@@ -258,10 +262,11 @@ def _remedies(question: _Question, rows: int, tokens: int) -> Iterator[Remedy]:
   if shorter:
     total = question.plan(rows, shorter).peak_bytes
     yield Remedy(f'capacity={shorter} tokens', total)
-  if shards(question.options['mesh']).sizes:
+  if question.options['mesh'] is not None:
     return
   for count in (2, 4, 8, 16, 32, 64):
-    other = question.but(mesh={'heads': count})
+    mesh, rules = over_heads(count)
+    other = question.but(mesh=mesh, rules=rules)
     total = other.plan(rows, tokens).peak_bytes
     if total <= question.limit:
       yield Remedy(f'{count} devices that share the heads', total)

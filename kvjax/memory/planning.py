@@ -28,8 +28,8 @@ from kvjax.memory.parts.encoder_bytes import encode_lines
 from kvjax.memory.parts.int8_bytes import active_bytes, coded_lines, coded_parts
 from kvjax.memory.parts.lines import Dim, Line, Term
 from kvjax.memory.parts.param_bytes import param_lines
-from kvjax.memory.parts.sharding import Shards, shards
 from kvjax.memory.temporaries.upper_bound import LOGITS, step_lines
+from kvjax.mesh.rules import Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, named_dtype
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
@@ -137,6 +137,7 @@ def plan(
   cache_dtype: Any = None,
   source_length: int | None = None,
   mesh: Any = None,
+  rules: Rules | None = None,
   backend: str | None = None,
   kernel: str | None = None,
   donate: bool = True,
@@ -157,7 +158,9 @@ def plan(
     source_length: positions of the source of an encoder-decoder; None leaves
       the source, its keys and values and its encoder's transient out.
     mesh: a JAX mesh, or sizes by axis name, of devices that share the work;
-      the plan is then that of one device (`kvjax.memory.shards`).
+      the plan is then that of one device.
+    rules: what the axes of the mesh split; None for axes named as what they
+      split: batch, heads, experts, slots (and copies).
     backend: 'cpu', 'gpu' or 'tpu', for which attention differs in what it
       reads at once; None for the default one.
     kernel: 'mosaic_gpu' for what that one needs; None, 'ffi' or 'blockwise'
@@ -182,6 +185,7 @@ def plan(
   capacity = int(capacity)
   new_tokens_per_step = int(new_tokens_per_step)
   _check_prompt(prompt_length, capacity)
+  cut = partition_of(mesh, rules)
   spec = cache_spec(
     config,
     batch_size,
@@ -190,10 +194,10 @@ def plan(
     kinds=kinds,
     codec=codec,
     source_length=source_length,
+    partition=cut,
   )
   _check_room(spec, new_tokens_per_step)
   dtype = _param_dtype(config, param_dtype)
-  cut = shards(mesh)
   coded = coded_parts(config, cut) if dtype == jnp.int8 else {}
   dtype = np.dtype(config.dtype) if coded else dtype
   lines = [*param_lines(config, dtype.itemsize, cut, coded)]
@@ -274,7 +278,7 @@ def _summed(
   batch: int,
   capacity: int,
   read: int,
-  cut: Shards,
+  cut: Partition,
   lines: tuple[Line, ...],
 ) -> MemoryPlan:
   past = query_line(config, batch, capacity, spec, cut)

@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from kvjax.layers.linear import matmul
 from kvjax.layers.norm import Norm
+from kvjax.mesh.region import constrain_rows
 from kvjax.models.config import Layer, ModelConfig
 
 Half = Callable[[jax.Array], jax.Array]
@@ -30,7 +31,7 @@ def embed(
       x = x * jnp.asarray(config.embedding_scale, x.dtype)
     if config.positions:
       x = x + params['positions'][jnp.maximum(positions, 0)]
-    return checkpoint_name(x, 'x')
+    return checkpoint_name(constrain_rows(x), 'x')
 
 
 def unembed(
@@ -66,13 +67,14 @@ def run_layer(
   """
 
   def add(x, y):
+    y = constrain_rows(y)
     return x + (y if residual_scale == 1.0 else y * residual_scale)
 
   def mlp(h):
     return layer.mlp(params['mlp'], h)
 
   if layer.parallel:
-    h = norm(params['attention_norm'], x)
+    h = constrain_rows(norm(params['attention_norm'], x))
     y, extra = attention(h)
     if layer.parallel == 'separate':
       h = norm(params['mlp_norm'], x)
@@ -88,7 +90,7 @@ def run_layer(
 
 def _half(layer, norm, params, name, x, half):
   if layer.norms != 'post':
-    x = norm(params[f'{name}_norm'], x)
+    x = constrain_rows(norm(params[f'{name}_norm'], x))
   y, extra = half(x)
   if layer.norms != 'pre':
     y = norm(params[f'{name}_post_norm'], y)

@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.arguments import check_fields
+from kvjax.context import PARTITION
 from kvjax.layers.linear import init_linear, matmul
+from kvjax.mesh.region import first_index, rows_spec, run_on_shards
+from kvjax.mesh.rules import spec_of
 from kvjax.models.mlp import ACTIVATIONS, MLP
 
 
@@ -138,11 +141,12 @@ class Experts:
     """Returns `[B, T, D]` from `[B, T, D]`."""
     with jax.named_scope('experts'):
       rows = x.reshape(-1, x.shape[-1])
-      weights, picked = self.route(params, rows)
-      # A visit reads the weights of one expert; a sweep reads all of them once.
-      visits = rows.shape[0] * self.top
-      run = self._visit if visits <= self.num_experts else self._sweep
-      y = run(params, rows, weights, picked).astype(x.dtype).reshape(x.shape)
+      partition = PARTITION.value
+      if partition is None:
+        y = self._run(params, rows)
+      else:
+        y = self._run_on_mesh(partition, params, rows)
+      y = y.astype(x.dtype).reshape(x.shape)
       if self.shared is not None:
         y = y + self.shared(params['shared'], x)
       return y
@@ -206,6 +210,50 @@ class Experts:
       hidden = gate * jax.nn.sigmoid(self.sharpness * gate) * (up + 1)
     return project('down', hidden.astype(rows.dtype))
 
+  def _run(self, params, rows):
+    """Returns the weighted sum `[M, D]` of the picked experts, float32."""
+    weights, picked = self.route(params, rows)
+    # A visit reads the weights of one expert; a sweep reads all of them once.
+    visits = picked.size <= self.num_experts
+    run = self._visit if visits else self._sweep
+    return run(params, rows, weights, picked)
+
+  def _run_on_mesh(self, partition, params, rows):
+    """Returns the same sum: every device runs its own experts or rows.
+
+    One sum over devices follows where they share the experts of a row.
+    """
+    sizes = self.num_experts, self.hidden
+    experts, hidden = partition.axes(('experts', 'hidden'), sizes)
+
+    def run_own(params, rows):
+      weights, picked = self.route(params, rows)
+      count = jax.tree.leaves(params['gate'])[0].shape[0]
+      own = picked - first_index(experts, count)
+      # A negative index would count from the end.
+      own = jnp.where((own >= 0) & (own < count), own, count)
+      if self.bias and hidden:  # the first device that shares an expert adds it
+        bias, is_first = params['down_bias'], jax.lax.axis_index(hidden) == 0
+        params = {**params, 'down_bias': jnp.where(is_first, bias, 0)}
+      visits = picked.size <= self.num_experts
+      run = self._visit_own if visits else self._sweep
+      y = run(params, rows, weights, own)
+      return jax.lax.psum(y, (*experts, *hidden))
+
+    inner = 'gate', 'up', 'gate_bias', 'up_bias'
+    axes_of: dict[str, Any] = dict.fromkeys(inner, (experts, hidden))
+    axes_of |= {'down': (experts, (), hidden), 'down_bias': (experts,)}
+    params = {name: x for name, x in params.items() if name != 'shared'}
+
+    def spec(name, x):
+      axes = axes_of.get(name, ())
+      return jax.tree.map(lambda leaf: spec_of(*axes[: leaf.ndim]), x)
+
+    specs = {name: spec(name, x) for name, x in params.items()}
+    by_rows = rows_spec(partition, rows)
+    run = run_on_shards(run_own, partition, (specs, by_rows), by_rows)
+    return run(params, rows)
+
   def _visit(self, params, rows, weights, picked):
     """Runs the pairs of token and expert one by one; reads no other expert."""
     owner = jnp.repeat(jnp.arange(rows.shape[0], dtype=jnp.int32), self.top)
@@ -220,16 +268,34 @@ class Experts:
     zeros = jnp.zeros(rows.shape, jnp.float32)
     return jax.lax.scan(visit, zeros, pairs)[0]
 
+  def _visit_own(self, params, rows, weights, picked):
+    """Runs the pairs whose expert is here: indices below the number of them."""
+    count = jax.tree.leaves(params['gate'])[0].shape[0]
+    picked, weights = picked.reshape(-1), weights.reshape(-1)
+    is_here = picked < count
+    order = jnp.argsort(~is_here, stable=True)
+
+    def visit(index, y):
+      pair = order[index]
+      token = pair // self.top
+      row = jax.lax.dynamic_slice_in_dim(rows, token, 1)
+      out = self._expert(params, picked[pair], row) * weights[pair]
+      return y.at[token].add(out[0])
+
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    return jax.lax.fori_loop(0, jnp.sum(is_here), visit, zeros)
+
   def _sweep(self, params, rows, weights, picked):
     """Runs every expert over all tokens; tokens of others have weight 0."""
+    count = jax.tree.leaves(params['gate'])[0].shape[0]
     tokens = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
-    gates = jnp.zeros((rows.shape[0], self.num_experts), jnp.float32)
-    gates = gates.at[tokens, picked].add(weights)
+    gates = jnp.zeros((rows.shape[0], count), jnp.float32)
+    gates = gates.at[tokens, picked].add(weights, mode='drop')
 
     def sweep(y, expert):
       gate = jax.lax.dynamic_index_in_dim(gates, expert, axis=1)
       return y + self._expert(params, expert, rows) * gate, None
 
-    order = jnp.arange(self.num_experts, dtype=jnp.int32)
+    order = jnp.arange(count, dtype=jnp.int32)
     zeros = jnp.zeros(rows.shape, jnp.float32)
     return jax.lax.scan(sweep, zeros, order)[0]

@@ -19,6 +19,9 @@ from kvjax.arguments import (
 from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
 from kvjax.attention.variant import Variant
+from kvjax.context import PARTITION
+from kvjax.mesh.region import mesh_of, rows_spec, run_on_mesh
+from kvjax.mesh.rules import Rules, partition_of
 from kvjax.models.config import (
   Layer,
   ModelConfig,
@@ -47,6 +50,7 @@ def forward(
   codec: Codec | None = None,
   form: str = 'expanded',
   attention_layers: tuple[()] = (),
+  rules: Rules | None = None,
 ) -> jax.Array: ...
 @overload
 def forward(
@@ -61,6 +65,7 @@ def forward(
   codec: Codec | None = None,
   form: str = 'expanded',
   attention_layers: Sequence[int],
+  rules: Rules | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]: ...
 @renamed_arguments(absorb="form='absorbed' or 'expanded'")
 def forward(
@@ -75,6 +80,7 @@ def forward(
   codec: Codec | None = None,
   form: str = 'expanded',
   attention_layers: Sequence[int] = (),
+  rules: Rules | None = None,
 ) -> Any:
   """Returns logits of a whole sequence, with a plain masked softmax.
 
@@ -90,6 +96,9 @@ def forward(
     codec: streams pass through it once, as a cache would store them.
     form: of latent attention, 'expanded' or 'absorbed'.
     attention_layers: layers whose weights are returned as well.
+    rules: by which a mesh splits the params (`kvjax.sharding.of_params`), so
+      that experts are read where they are; None for params of one device, or
+      to let XLA decide.
 
   Returns:
     Float32 logits `[B, T, V]`; with `attention_layers`, also a tuple of their
@@ -126,6 +135,7 @@ def forward(
     codec=codec,
     form=form,
     attention_layers=attention_layers,
+    rules=rules,
   )
   return (logits, weights) if attention_layers else logits
 
@@ -196,9 +206,31 @@ def check_positions(config: ModelConfig, tokens: int) -> None:
 @functools.partial(
   jax.jit,
   static_argnums=0,
-  static_argnames=('rotary_length', 'codec', 'form', 'attention_layers'),
+  static_argnames=(
+    'rotary_length',
+    'codec',
+    'form',
+    'attention_layers',
+    'rules',
+  ),
 )
 def _forward(
+  config, params, tokens, positions, encoded, *, rules=None, **options
+):
+  def compute(params, tokens, positions, encoded):
+    return _run_layers(config, params, tokens, positions, encoded, **options)
+
+  def by_rows(results):
+    return jax.tree.map(lambda x: rows_spec(PARTITION.value, x), results)
+
+  mesh = mesh_of(params['embedding'])
+  if mesh is None or rules is None:
+    return compute(params, tokens, positions, encoded)
+  args = params, tokens, positions, encoded
+  return run_on_mesh(compute, partition_of(mesh, rules), args, by_rows)
+
+
+def _run_layers(
   config,
   params,
   tokens,

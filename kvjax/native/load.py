@@ -7,6 +7,7 @@ import warnings
 import jax
 
 from kvjax.context import PLAIN_JAX, target
+from kvjax.mesh.region import mesh_of
 from kvjax.native import build
 
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
@@ -34,13 +35,17 @@ def missing() -> str:
   return ''
 
 
-def unwanted() -> str:
-  """Returns why what is traced now must not call the library; '' if it may."""
+def unwanted(*arrays: jax.Array) -> str:
+  """Returns why a program must not call the library; '' if it may.
+
+  Args:
+    arrays: that the call would read.
+  """
   if PLAIN_JAX.value:
     return 'plain JAX is requested'
   if target() != 'cpu':
     return f'it runs on cpu, not on {target()}'
-  if jax.device_count() > 1:
+  if mesh_of(*arrays) is not None:
     return 'on several devices a jit would gather what it cannot split'
   return missing()
 

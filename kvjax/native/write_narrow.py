@@ -28,7 +28,7 @@ def refuses(leaf: jax.Array) -> str:
     return 'XLA scatters in place'
   if leaf.dtype not in NARROW:
     return f'XLA scatters {leaf.dtype} in place'
-  return load.unwanted()
+  return load.unwanted(leaf)
 
 
 def put(

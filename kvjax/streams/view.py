@@ -53,10 +53,14 @@ class View:
     first: the smallest position that the view shows.
     last: the largest position that the view shows.
     leaves: what `fetch` slices, whole and encoded, where it only does that.
+    maps: what was done to the slices since: pairs as `map` takes them.
     positions: of all slots, shown or not, `[B, 1 | K, S]`, with `leaves`.
     table: `[B, S / page]`, where leaves `[K, pages, page, ...]` and positions
       `[1, pages, page]` are pools: the page of each stretch of slots, or -1.
     stored: the streams as they are stored, if `map` was given that.
+    stripe_filled: of slots in stripes, one a device: no slot of a stripe from
+      this index on holds a token. None for slots in order.
+    is_fresh: its tokens are in no cache, and every device has all of them.
   """
 
   fetch: Callable[[Any, int], tuple[Streams, jax.Array]]
@@ -71,6 +75,9 @@ class View:
   positions: jax.Array | None = None
   table: jax.Array | None = None
   stored: dict[str, Stored | None] | None = None
+  maps: tuple[tuple[Any, Any], ...] = ()
+  stripe_filled: Any = None
+  is_fresh: bool = False
 
   def map(
     self,
@@ -88,9 +95,10 @@ class View:
       return f(streams), positions
 
     in_place = None
-    if stored is not None and self.leaves is not None:
+    if stored is not None and self.leaves is not None and not self.maps:
       in_place = stored(self.leaves)
-    return dataclasses.replace(self, fetch=fetch, leaves=None, stored=in_place)
+    maps = (*self.maps, (f, stored))
+    return dataclasses.replace(self, fetch=fetch, maps=maps, stored=in_place)
 
   def only(
     self, first: int = 0, last: int = LAST, query_limit: int | None = None
@@ -105,6 +113,36 @@ class View:
     # each part would be one more array of slots a part.
     part = dataclasses.replace(self, fetch=fetch, first=first, last=last)
     return dataclasses.replace(part, query_limit=query_limit)
+
+  def striped(self, filled: Any) -> 'View':
+    """Returns this view of slots in stripes, each filled up to `filled`."""
+    return dataclasses.replace(
+      self, filled=self.slots, stripe_filled=filled, ordered=False
+    )
+
+  def over(
+    self,
+    leaves: Streams,
+    positions: jax.Array,
+    table: jax.Array | None,
+    filled: Any,
+  ) -> 'View':
+    """Returns the same view of other arrays: of the part that a device holds.
+
+    Args:
+      leaves: in place of this view's own.
+      positions: of their slots.
+      table: of pages, if the view has one.
+      filled: of these slots.
+    """
+    if table is None:
+      view = contiguous_view(leaves, positions, filled, ordered=self.ordered)
+    else:
+      view = paged_view(leaves, positions, table, filled)
+    view = view.only(self.first, self.last, self.query_limit)
+    for f, stored in self.maps:
+      view = view.map(f, stored)
+    return view
 
   def shown(self, positions: jax.Array) -> jax.Array:
     """Returns positions, -1 for those that this view does not show."""
@@ -121,7 +159,8 @@ def fresh_view(streams: Streams, positions: jax.Array) -> View:
     streams: by name, as a variant projects them.
     positions: int32, -1 where there is no token.
   """
-  return contiguous_view(streams, positions[:, None, :], positions.shape[1])
+  view = contiguous_view(streams, positions[:, None, :], positions.shape[1])
+  return dataclasses.replace(view, is_fresh=True)
 
 
 def contiguous_view(
@@ -152,6 +191,38 @@ def contiguous_view(
     leaves=store,
     positions=positions,
     ordered=ordered,
+  )
+
+
+def paged_view(
+  store: Streams, positions: jax.Array, table: jax.Array, filled: Any
+) -> View:
+  """Views rows of pools `[K, pages, page, ...]` through a table.
+
+  Args:
+    store: pools by the name of a stream.
+    positions: int32 `[1, pages, page]`; -1 for none.
+    table: int32 `[B, n]`, page of each stretch of a row's slots; -1 for none.
+    filled: slots of a row, from the first, beyond which none holds a token.
+  """
+  page = positions.shape[2]
+
+  def fetch(start, size):
+    pages = jax.lax.dynamic_slice_in_dim(
+      table, start // page, size // page, axis=1
+    )
+    streams = jax.tree.map(lambda x: by_row(x, pages), store)
+    return streams, positions_by_row(positions, pages)
+
+  return View(
+    fetch,
+    table.shape[1] * page,
+    filled,
+    page,
+    ordered=True,
+    leaves=store,
+    positions=positions,
+    table=table,
   )
 
 

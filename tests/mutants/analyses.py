@@ -126,3 +126,48 @@ MEMORY: tuple[Mutant, ...] = (
     'tests/experiments/test_scaling.py',
   ),
 )
+
+SHARDING: tuple[Mutant, ...] = (
+  Mutant(
+    'a_start_counts_its_operands',
+    'kvjax/sharding/hlo_text.py',
+    'return parts[1] if is_start and len(parts) > 1 else line.type',
+    'return line.type',
+    'tests/sharding/test_moves.py',
+  ),
+  Mutant(
+    'a_loop_is_left_by_a_call',
+    'kvjax/sharding/hlo_text.py',
+    'yield from _walk(called, inside, computations)',
+    "yield from _walk(called, int(line.opcode == 'while'), computations)",
+    'tests/sharding/test_moves.py',
+  ),
+  Mutant(
+    'an_end_counts_as_a_start',
+    'kvjax/sharding/hlo_text.py',
+    "line.opcode.endswith(('-update', '-done'))",
+    "line.opcode.endswith('-none')",
+    'tests/sharding/test_moves.py',
+  ),
+  Mutant(
+    'scales_stand_for_a_stream',
+    'kvjax/sharding/moves.py',
+    'max(map(_bytes, jax.tree.leaves(array)))',
+    'min(map(_bytes, jax.tree.leaves(array)))',
+    'tests/sharding/test_moves.py',
+  ),
+  Mutant(
+    'what_is_whole_could_be_gathered',
+    'kvjax/sharding/moves.py',
+    'is_split = local != info.shape',
+    'is_split = True',
+    'tests/sharding/test_moves.py',
+  ),
+  Mutant(
+    'biases_stand_for_weights',
+    'kvjax/sharding/moves.py',
+    "if is_matrix and not re.search(r'bias|norm', name)",
+    'if is_matrix',
+    'tests/sharding/test_moves.py',
+  ),
+)

@@ -196,22 +196,22 @@ STEPS: tuple[Mutant, ...] = (
   Mutant(
     'rotary_at_the_retained_count',
     'kvjax/decoding/advance.py',
-    'rotary: rotary_table(rotary, positions, rotary_length)',
-    'rotary: rotary_table(rotary, jnp.minimum(positions, 5), rotary_length)',
+    'rotary_table(rotary, positions, rotary_length)\n    )',
+    'rotary_table(rotary, jnp.minimum(positions, 5), rotary_length)\n    )',
     'tests/facts/test_position_facts.py::test_evicted_cache_equals_attention_to_survivors',
   ),
   Mutant(
     'overflow_not_sticky',
     'kvjax/decoding/advance.py',
-    'overflow=cache.overflow | ~fits',
-    'overflow=~fits',
+    'return overflow | ~fits, is_token',
+    'return ~fits, is_token',
     'tests/facts/test_overflow_facts.py::test_decode_beyond_the_end[dense]',
   ),
   Mutant(
     'too_long_a_chunk_written',
     'kvjax/decoding/advance.py',
-    'return cache, is_token & fits[:, None]',
-    'return cache, is_token',
+    '~fits, is_token & fits[:, None]',
+    '~fits, is_token',
     'tests/facts/test_overflow_facts.py::test_a_chunk_that_does_not_fit_is_dropped_whole[1]',
   ),
   Mutant(

@@ -51,8 +51,8 @@ KINDS: tuple[Mutant, ...] = (
   Mutant(
     'one_token_too_many',
     'kvjax/decoding/advance.py',
-    '(cache.length + count <= cache.layout.limit)',
-    '(cache.length + count <= cache.layout.limit + 1)',
+    '(length + count <= cache.layout.limit)',
+    '(length + count <= cache.layout.limit + 1)',
     'tests/facts/test_overflow_facts.py::test_decode_beyond_the_end[dense]',
   ),
   Mutant(
@@ -280,8 +280,8 @@ ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'earliest_of_the_wrong_layer',
     'kvjax/decoding/rows.py',
-    'shortest = jnp.maximum(shortest, kind.shortest_rewind',
-    'shortest = jnp.minimum(shortest, kind.shortest_rewind',
+    'shortest = jnp.maximum(shortest, lowest)',
+    'shortest = jnp.minimum(shortest, lowest)',
     'tests/decoding/test_rows.py::test_every_layer_of_a_mixture',
   ),
   Mutant(
@@ -294,8 +294,8 @@ ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'unknown_token_raises_no_flag',
     'kvjax/decoding/checks.py',
-    'overflow=cache.overflow | lost)',
-    'overflow=cache.overflow)',
+    'return overflow | lost, is_token',
+    'return overflow, is_token',
     'tests/faults/test_unknown_ids.py',
   ),
   Mutant(
@@ -308,8 +308,8 @@ ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
     'unknown_token_is_written',
     'kvjax/decoding/checks.py',
-    'return cache, is_token & ~lost[:, None]',
-    'return cache, is_token',
+    '| lost, is_token & ~lost[:, None]',
+    '| lost, is_token',
     'tests/faults/test_unknown_ids.py',
   ),
   Mutant(

@@ -25,6 +25,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.LIBRARY
   + analyses.LIVENESS
   + analyses.MEMORY
+  + analyses.SHARDING
   + checkpoints.CHECKPOINTS
   + checkpoints.EXPORT
   + studies.EXPERIMENTS

@@ -19,6 +19,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from kvjax import frozen_json
+from kvjax.caches.array_spec import is_leaf
 from kvjax.checkpoints.files import (
   check_regular,
   is_present,
@@ -36,7 +37,6 @@ from kvjax.checkpoints.prompt_cache.metadata import (
   read_metadata,
   write_layout,
 )
-from kvjax.decoding.allocate import is_leaf
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_config_and_cache
 from kvjax.decoding.tracing import is_traced

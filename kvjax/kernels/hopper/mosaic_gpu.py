@@ -63,4 +63,5 @@ KERNEL = Kernel(
   is_at_home=is_at_home,
   refuses=refuses,
   attend=attend,
+  ran_in_shards=False,
 )

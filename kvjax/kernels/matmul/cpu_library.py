@@ -27,8 +27,8 @@ def refuses(rows: jax.Array, weight: jax.Array) -> str:
 
   '' where it does.
   """
-  if load.unwanted():
-    return load.unwanted()
+  if reason := load.unwanted(rows, weight):
+    return reason
   is_int8 = weight.dtype == jnp.int8
   count = rows.shape[0]
   if not count:

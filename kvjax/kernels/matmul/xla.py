@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.context import target
+from kvjax.mesh.region import mesh_of
 
 ROWS_FIRST = 128  # rows from which a CPU multiplies rows first
 BLOCK = 1 << 20  # codes that are floats at a time: 4 MiB
@@ -35,7 +36,8 @@ def channel_sums_by_blocks(rows: jax.Array, codes: jax.Array) -> jax.Array:
   out, width = codes.shape
   blocks = max(-(-out // max(BLOCK // width, 1)), 2)
   # On several devices a slice of a weight that they share would gather it.
-  if codes.size < 2 * SMALL or not rows.shape[0] or jax.device_count() > 1:
+  is_split = mesh_of(codes) is not None
+  if codes.size < 2 * SMALL or not rows.shape[0] or is_split:
     return channel_sums(rows, codes)
   channels = -(-out // blocks)
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.caches.array_spec import ArraySpec
-from kvjax.decoding.allocate import is_leaf
+from kvjax.caches.array_spec import ArraySpec, is_leaf
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore
+from kvjax.decoding.leaf_axes import local_shape
 from kvjax.memory.parts.lines import Dim, Line, Term
-from kvjax.memory.parts.sharding import WHOLE, Shards
+from kvjax.mesh.rules import WHOLE, Partition
 from kvjax.models.config import ModelConfig
 
 # Axes of a cache by their letters, and fields of its books by their names.
@@ -25,12 +25,12 @@ BOOKS = {
 }
 
 
-def tree_bytes(tree: Any, shards: Shards = WHOLE) -> int:
+def tree_bytes(tree: Any, partition: Partition = WHOLE) -> int:
   """Returns the bytes of a tree of `ArraySpec`s, on one device."""
-  return sum(_leaf_bytes(leaf, shards) for leaf in leaves(tree))
+  return sum(_leaf_bytes(leaf, partition) for leaf in leaves(tree))
 
 
-def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
+def cache_lines(spec: Cache, partition: Partition = WHOLE) -> Iterator[Line]:
   """Yields what each kind of cache occupies, and then the books.
 
   Lines of the part 'in cache' say what of those bytes no token can ever use
@@ -48,21 +48,21 @@ def cache_lines(spec: Cache, shards: Shards = WHOLE) -> Iterator[Line]:
       name = f'layers that read what others keep, {len(layers)} layers'
       yield Line('cache', name, 0, '0', '0')
     else:
-      yield from _group_lines(key[0], spec.stores[layers[0]], layers, shards)
-  yield from _book_lines(spec, shards)
+      yield from _group_lines(key[0], spec.stores[layers[0]], layers, partition)
+  yield from _book_lines(spec, partition)
   if spec.cross is not None:
     parts = [leaves(x)[0] for x in spec.cross if x]
     yield Line(
       'cache',
       'cross keys and values',
-      tree_bytes((spec.cross, spec.source), shards),
+      tree_bytes((spec.cross, spec.source), partition),
       'layers 2 B K S H bytes + 4 B S',
       f'{len(parts)} layers of S = {parts[0].shape[2]}',
     )
 
 
 def _group_lines(
-  memory: LayerStore, store: Any, layers: list[int], shards: Shards
+  memory: LayerStore, store: Any, layers: list[int], partition: Partition
 ) -> Iterator[Line]:
   """Yields the streams of layers alike, their scales, and slots beyond."""
   codec = {type(c).__name__.lower() for _, c in memory.codecs}
@@ -71,10 +71,10 @@ def _group_lines(
   found = jax.tree_util.tree_leaves_with_path(store, is_leaf=is_leaf)
   scales = [x for path, x in found if _key(path) == 'scale']
   yield _leaves_line(
-    name, [x for path, x in found if _key(path) != 'scale'], count, shards
+    name, [x for path, x in found if _key(path) != 'scale'], count, partition
   )
   if scales:
-    yield _leaves_line(f'{name}: scales', scales, count, shards)
+    yield _leaves_line(f'{name}: scales', scales, count, partition)
   slack = getattr(kind, 'slack', 0) if kind.limit is None else 0
   pooled = getattr(kind, 'pages', None) is not None
   padding = 0 if pooled else kind.row_slots - kind.size
@@ -83,12 +83,12 @@ def _group_lines(
     (slack, 'slack: written before older tokens are read'),
   ):
     if extra:
-      size = count * tree_bytes(store, shards) * extra // kind.row_slots
+      size = count * tree_bytes(store, partition) * extra // kind.row_slots
       numbers = f'{extra} of {kind.row_slots} slots a row'
       yield Line('in cache', f'{name}, {why}', size, 'slots of a row', numbers)
 
 
-def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
+def _book_lines(spec: Cache, partition: Partition) -> Iterator[Line]:
   """Yields lengths and flags, then the fields of all books by name."""
   fields: dict[str, list[ArraySpec]] = {'lengths and flags': []}
   fields['lengths and flags'] += leaves((spec.length, spec.overflow))
@@ -99,19 +99,19 @@ def _book_lines(spec: Cache, shards: Shards) -> Iterator[Line]:
   for name, specs in fields.items():
     alike = len(set(specs)) == 1
     one, times = (specs[:1], len(specs)) if alike else (specs, 1)
-    yield _leaves_line(name, one, times, shards)
+    yield _leaves_line(name, one, times, partition)
 
 
 def _leaves_line(
-  name: str, specs: list[ArraySpec], layers: int, shards: Shards
+  name: str, specs: list[ArraySpec], layers: int, partition: Partition
 ) -> Line:
   symbols = ' + '.join(dict.fromkeys(map(_symbols, specs)))
-  numbers = _numbers(specs, shards)
+  numbers = _numbers(specs, partition)
   if layers > 1 or len(specs) > 1:
     symbols = f'sum({symbols})' if layers == 1 else f'layers sum({symbols})'
   if layers > 1:
     numbers = f'{layers} x ({numbers})'
-  size = layers * tree_bytes(specs, shards)
+  size = layers * tree_bytes(specs, partition)
   return Line('cache', name, size, symbols, numbers)
 
 
@@ -134,25 +134,27 @@ def query_line(
   batch: int,
   capacity: int,
   spec: Cache,
-  shards: Shards = WHOLE,
+  partition: Partition = WHOLE,
 ) -> Line:
   """Returns what a cache of every past query would take, for nothing."""
   memory = next(m for m in spec.layout.stores if m is not None)
   count = sum(
     layer.attention.query_width
-    // shards.parts('heads', layer.attention.num_heads)
+    // math.prod(partition.parts(['heads'], [layer.attention.num_heads]))
     for layer in config.layers
   )
   line = Term(
     'a cache of past queries',
     (Dim('B', batch, 'batch'), Dim('S', capacity), Dim('sum(N H)', count)),
     np.dtype(memory.dtype).itemsize,
-  ).line('never', shards)
+  ).line('never', partition)
   numbers = f'{line.numbers}: nothing would read it'
   return dataclasses.replace(line, numbers=numbers)
 
 
-def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
+def per_token(
+  spec: Cache, partition: Partition = WHOLE
+) -> tuple[int, int, int]:
   """Returns bytes a token: growing, of capped layers; and the cap of a row."""
   growing = capped = cap = 0
   for memory, store in zip(spec.layout.stores, spec.stores, strict=True):
@@ -161,7 +163,7 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
     lead = memory.kind.leaf_axes(1, 1)
     heads = [name for _, name in lead].index('kv_heads')
     one = sum(
-      shards.shape(leaf)[heads]
+      local_shape(leaf, partition)[heads]
       * math.prod(leaf.shape[len(lead) :])
       * np.dtype(leaf.dtype).itemsize
       for leaf in leaves(store)
@@ -174,10 +176,10 @@ def per_token(spec: Cache, shards: Shards = WHOLE) -> tuple[int, int, int]:
   return growing, capped, cap
 
 
-def _numbers(specs: list[ArraySpec], shards: Shards) -> str:
+def _numbers(specs: list[ArraySpec], partition: Partition) -> str:
   terms = []
   for leaf in specs:
-    sizes = *shards.shape(leaf), np.dtype(leaf.dtype).itemsize
+    sizes = *local_shape(leaf, partition), np.dtype(leaf.dtype).itemsize
     terms.append(' x '.join(map(str, sizes)))
   return ' + '.join(terms)
 
@@ -196,7 +198,7 @@ def leaf_term(
   return Term(name, dims, itemsize or np.dtype(leaf.dtype).itemsize, times)
 
 
-def _leaf_bytes(leaf: ArraySpec, shards: Shards) -> int:
+def _leaf_bytes(leaf: ArraySpec, partition: Partition) -> int:
   # In Python's integers: a plan of 10^15 bytes is a plan like any other.
-  count = math.prod(map(int, shards.shape(leaf)))
+  count = math.prod(map(int, local_shape(leaf, partition)))
   return count * np.dtype(leaf.dtype).itemsize

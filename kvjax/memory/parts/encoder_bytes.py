@@ -12,7 +12,7 @@ from typing import Any
 
 from kvjax.memory.parts.call_shape import FLOAT
 from kvjax.memory.parts.lines import Dim, Line, Term, fullest_lines
-from kvjax.memory.parts.sharding import WHOLE, Shards
+from kvjax.mesh.rules import WHOLE, Partition
 from kvjax.models.config import ModelConfig
 
 ENCODED = 'encoded source, the result'
@@ -48,7 +48,7 @@ def encode_lines(
   batch: int,
   length: int,
   size: int,
-  shards: Shards = WHOLE,
+  partition: Partition = WHOLE,
 ) -> Iterator[Line]:
   """Yields what `encode` returns, its fullest moment, what lives at others.
 
@@ -57,13 +57,13 @@ def encode_lines(
     batch: B rows.
     length: S positions of the source.
     size: bytes of an activation.
-    shards: of a mesh, which splits rows; an encoder is whole on every device.
+    partition: of a mesh, which splits rows; every device has the encoder.
   """
   source = _Source(batch, length, config.width, size)
   hidden = dataclasses.replace(source.hidden(), name=ENCODED)
-  yield hidden.line('encode', shards)
-  yield Term(POSITIONS, source.lead, 4).line('encode', shards)
-  yield from fullest_lines(list(_moments(config, source)), 'encode', shards)
+  yield hidden.line('encode', partition)
+  yield Term(POSITIONS, source.lead, 4).line('encode', partition)
+  yield from fullest_lines(list(_moments(config, source)), 'encode', partition)
 
 
 def _moments(config: ModelConfig, source: _Source) -> Iterator[list[Term]]:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from kvjax.layers.norm import Norm
 from kvjax.memory.parts.lines import Line
-from kvjax.memory.parts.param_bytes import TABLES, active_elements, axes_of
-from kvjax.memory.parts.sharding import WHOLE, Shards
+from kvjax.memory.parts.param_bytes import TABLES, active_elements
+from kvjax.mesh.rules import WHOLE, Partition
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import init_layers
+from kvjax.models.param_axes import axes_of
 from kvjax.models.quantize import PROJECTIONS
 
 SCALE = 4  # bytes of a line's scale, float32
@@ -32,7 +33,7 @@ class Coded(NamedTuple):
 
 
 def coded_parts(
-  config: ModelConfig, cut: Shards = WHOLE, *, active: bool = False
+  config: ModelConfig, cut: Partition = WHOLE, *, active: bool = False
 ) -> dict[str, Coded]:
   """Returns what is coded, by the names of the lines of `param_lines`.
 
@@ -42,14 +43,14 @@ def coded_parts(
     active: count the experts that one token visits, not all.
   """
   found: dict[str, Any] = collections.defaultdict(lambda: Coded(0, 0))
-  vocab = config.vocab_size // cut.parts('vocab', config.vocab_size)
+  (vocab,) = cut.local_shape(['vocab'], [config.vocab_size])
   found[TABLES] = Coded(vocab * config.width, vocab)
   stacks = [(layer, '', cut) for layer in config.layers]
   if config.encoder is not None and not active:
     stacks += [(layer, 'encoder', WHOLE) for layer in config.encoder.layers]
   for layer, stack, parts in stacks:
     for name, more in _layer_parts(layer, config.width, parts, active):
-      name = stack or ('layers' if parts.sizes else name)
+      name = stack or ('layers' if parts.devices > 1 else name)
       have = found[name]
       found[name] = Coded(have.codes + more.codes, have.lines + more.lines)
   return dict(found)
@@ -80,7 +81,7 @@ def active_bytes(config: ModelConfig, size: int, *, coded: bool) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _layer_parts(
-  layer: Layer, width: int, cut: Shards, active: bool
+  layer: Layer, width: int, cut: Partition, active: bool
 ) -> tuple[tuple[str, Coded], ...]:
   init = functools.partial(  # norms are not coded: any
     init_layers, (layer,), Norm(), width=width, dtype=jnp.float32
@@ -93,10 +94,10 @@ def _layer_parts(
     keys = [key.key for key in path]
     if keys[-1] not in PROJECTIONS:
       continue
-    axes = axes_of(keys, layer)
+    parts = cut.parts(*zip(*axes_of(keys, layer), strict=True))
     sizes = list(leaf.shape)
-    for i, (name, units) in enumerate(axes):
-      sizes[i] //= cut.parts(name, units) if name else 1
+    for i, count in enumerate(parts):
+      sizes[i] //= count
     if active and len(sizes) == 3:
       sizes[0] = mlp.top
     name = keys[0] if keys[0] == 'mlp' else 'attention'

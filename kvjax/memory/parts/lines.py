@@ -2,9 +2,10 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from kvjax.memory.parts.sharding import WHOLE, Shards
+from kvjax.mesh.rules import WHOLE, Partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +51,31 @@ class Term:
   itemsize: int
   times: int = 1
 
-  def bytes(self, shards: Shards = WHOLE) -> int:
+  def bytes(self, partition: Partition = WHOLE) -> int:
     """Returns the bytes of one device."""
-    count = self.times * self.itemsize
-    for dim in self.dims:
-      count *= dim.size // shards.parts(dim.axis, dim.size)
-    return count
+    return self.times * self.itemsize * math.prod(self._sizes(partition))
 
-  def line(self, part: str, shards: Shards = WHOLE) -> Line:
+  def _sizes(self, partition: Partition) -> list[int]:
+    names, sizes = [d.axis for d in self.dims], [d.size for d in self.dims]
+    return partition.local_shape(names, sizes)
+
+  def line(self, part: str, partition: Partition = WHOLE) -> Line:
     """Returns this term as a line of a plan."""
     times = [] if self.times == 1 else [str(self.times)]
-    sizes = [str(d.size // shards.parts(d.axis, d.size)) for d in self.dims]
+    sizes = map(str, self._sizes(partition))
     letters = [d.letter for d in self.dims]
     return Line(
       part,
       self.name,
-      self.bytes(shards),
+      self.bytes(partition),
       ' '.join([*times, *letters, 'bytes']),
       ' x '.join([*times, *sizes, str(self.itemsize)]),
     )
 
 
-def sum_bytes(terms: Iterable[Term], shards: Shards = WHOLE) -> int:
+def sum_bytes(terms: Iterable[Term], partition: Partition = WHOLE) -> int:
   """Returns the bytes of some terms on one device."""
-  return sum(term.bytes(shards) for term in terms)
+  return sum(term.bytes(partition) for term in terms)
 
 
 def merge_terms(terms: Iterable[Term]) -> list[Term]:
@@ -85,15 +87,15 @@ def merge_terms(terms: Iterable[Term]) -> list[Term]:
 
 
 def fullest_lines(
-  moments: Sequence[list[Term]], part: str, shards: Shards = WHOLE
+  moments: Sequence[list[Term]], part: str, partition: Partition = WHOLE
 ) -> Iterator[Line]:
   """Yields the fullest moment as a part, and what is alive only at others."""
-  fullest = max(moments, key=lambda terms: sum_bytes(terms, shards))
+  fullest = max(moments, key=lambda terms: sum_bytes(terms, partition))
   names = set()
   for term in fullest:
     names.add(term.name)
-    yield term.line(part, shards)
+    yield term.line(part, partition)
   for term in [term for terms in moments for term in terms]:
     if term.name not in names:
       names.add(term.name)
-      yield term.line('another moment', shards)
+      yield term.line('another moment', partition)

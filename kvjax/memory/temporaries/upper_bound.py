@@ -32,8 +32,8 @@ from kvjax.memory.parts.lines import (
   sum_bytes,
 )
 from kvjax.memory.parts.param_bytes import active_elements
-from kvjax.memory.parts.sharding import WHOLE, Shards
 from kvjax.memory.temporaries.attention_call import QUERY, AttentionCall
+from kvjax.mesh.rules import WHOLE, Partition
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.streams.codecs import Plain
 
@@ -49,13 +49,16 @@ SHARE, LEAST = 24, 16 << 10
 
 
 def step_lines(
-  config: ModelConfig, spec: Cache, call: CallShape, shards: Shards = WHOLE
+  config: ModelConfig,
+  spec: Cache,
+  call: CallShape,
+  partition: Partition = WHOLE,
 ) -> Iterator[Line]:
   """Yields the lines of the fullest moment, then what lives at another."""
-  yield _logits(config, call, LOGITS).line('step', shards)
+  yield _logits(config, call, LOGITS).line('step', partition)
   found = list(moments(config, spec, call).values())
-  yield from fullest_lines(found, 'step', shards)
-  size = max(sum_bytes(terms, shards) for terms in found)
+  yield from fullest_lines(found, 'step', partition)
+  size = max(sum_bytes(terms, partition) for terms in found)
   rest = f'{size} / {SHARE} + {LEAST}'
   yield Line('step', REST, size // SHARE + LEAST, 'moment / 24 + 16 KiB', rest)
 

@@ -1,0 +1,102 @@
+"""Named axes of a cache's leaves, and how rules split them over a mesh."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from kvjax.caches.array_spec import ArraySpec, is_leaf
+from kvjax.decoding.cache import Cache
+from kvjax.mesh.region import mesh_of
+from kvjax.mesh.rules import Partition
+
+
+def map_leaves(f: Callable[..., Any], *caches: Cache) -> Cache:
+  """Returns a cache of `f(*leaves, axes=names)` over caches arranged alike.
+
+  `axes` names the axes of a leaf; trailing ones may be left out.
+  """
+
+  def map_book(index, kind):
+    spec = kind.book(1, 1)
+    names = jax.tree.map(lambda leaf: leaf.axes, spec, is_leaf=is_leaf)
+    return jax.tree.map(
+      lambda axes, *leaves: f(*leaves, axes=axes),
+      names,
+      *(cache.books[index] for cache in caches),
+      is_leaf=lambda x: type(x) is tuple,
+    )
+
+  def map_store(index, store):
+    if store is None:
+      return {}
+    axes = tuple(name for _, name in store.kind.leaf_axes(1, 1))
+    return jax.tree.map(
+      lambda *leaves: f(*leaves, axes=axes),
+      *(cache.stores[index] for cache in caches),
+      is_leaf=is_leaf,
+    )
+
+  def map_field(field, *axes):
+    return jax.tree.map(
+      lambda *leaves: f(*leaves, axes=axes),
+      *(getattr(cache, field) for cache in caches),
+      is_leaf=is_leaf,
+    )
+
+  layout = caches[0].layout
+  return dataclasses.replace(
+    caches[0],
+    length=map_field('length', 'batch'),
+    overflow=map_field('overflow', 'batch'),
+    books=tuple(map_book(i, kind) for i, kind in enumerate(layout.kinds())),
+    stores=tuple(map_store(i, store) for i, store in enumerate(layout.stores)),
+    cross=map_field('cross', 'batch', 'kv_heads'),
+    source=map_field('source', 'batch'),
+  )
+
+
+def leaf_spec(
+  leaf: Any, axes: tuple[str, ...], partition: Partition
+) -> PartitionSpec:
+  """Returns how a leaf is split whose first axes have these names.
+
+  Leaves without kv heads are lengths, flags and tables. Every device has them
+  whole, so that every process reads them without communication.
+  """
+  if 'kv_heads' not in axes:
+    return PartitionSpec()
+  return partition.spec(axes, leaf.shape[: len(axes)])
+
+
+def local_shape(leaf: ArraySpec, partition: Partition) -> list[int]:
+  """Returns the shape of one device's part of a leaf."""
+  whole = 'kv_heads' not in leaf.axes
+  names = [''] * len(leaf.shape) if whole else leaf.axes
+  return partition.local_shape(names, leaf.shape)
+
+
+def cache_specs(cache: Cache, partition: Partition) -> Cache:
+  """Returns a `PartitionSpec` for every leaf of a cache or its specification.
+
+  Args:
+    cache: of arrays or of `ArraySpec`s.
+    partition: how a mesh splits it.
+  """
+
+  def spec(leaf, axes):
+    return leaf_spec(leaf, axes, partition)
+
+  return map_leaves(spec, cache)
+
+
+def partition_of_cache(cache: Cache) -> Partition | None:
+  """Returns how a cache is split; None for a cache of one device.
+
+  None, too, for a cache that its owner split without rules.
+  """
+  mesh = mesh_of(cache.length)
+  rules = cache.layout.rules
+  return None if mesh is None or rules is None else Partition(mesh, rules)

@@ -1,0 +1,1 @@
+"""Meshes of devices: rules over named axes, and what runs shard by shard."""
