@@ -8,15 +8,19 @@ What more it makes depends on the layout (`docs/scaling.md`).
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from experiments.scaling.communication import Call, Machine
 from kvjax import ModelConfig
-from kvjax.memory import StepTime
-from kvjax.memory.parts.param_bytes import active_elements, param_lines
+from kvjax.memory import MemoryPlan, StepTime, plan
+from kvjax.memory.parts.param_bytes import active_elements
 from kvjax.memory.speed.bounds import attention_core
+from kvjax.sharding import Rules
 
 SUM = 4  # bytes of a number that is summed over devices, and of a logit
 ACTIVATION = 2  # of one that is only moved
@@ -73,6 +77,23 @@ class Layout:
   def sharing_experts(self) -> int:
     """Devices that split the experts."""
     return self.group * (self.data if self.experts else 1)
+
+  @property
+  def mesh(self) -> dict[str, int]:
+    """Sizes of the mesh axes, the last of them neighbours."""
+    return {'data': self.data, 'model': self.model, 'context': self.context}
+
+  @property
+  def rules(self) -> Rules:
+    """What the mesh axes split."""
+    weights = 'model', 'context'
+    return Rules(
+      batch=('data', 'context') if self.split == 'rows' else 'data',
+      heads=weights,
+      kv_heads='model',
+      experts=('data', *weights) if self.experts else weights,
+      slots='context' if self.split == 'slots' else (),
+    )
 
   @property
   def name(self) -> str:
@@ -133,6 +154,7 @@ def check(work: Workload, machine: Machine) -> None:
       f'evenly over {machine.devices} devices. Choose another machine or a '
       f'batch that is a multiple of {machine.devices}.'
     )
+  held(work, layouts(work, machine)[0])  # raises
 
 
 def step(work: Workload, layout: Layout, machine: Machine) -> Step:
@@ -140,9 +162,11 @@ def step(work: Workload, layout: Layout, machine: Machine) -> Step:
   config, device = work.config, machine.device
   rows = work.batch / layout.data
   active = active_elements(config)
-  own = (active - _expert_elements(config, 1)) / layout.group
-  experts = _expert_elements(config, work.batch if layout.experts else rows)
-  read = (own + experts / layout.sharing_experts) * work.weight_bytes
+  unread = 0 if config.tied else config.vocab_size * config.width
+  idle = _expert_elements(config)
+  idle -= _expert_elements(config, work.batch if layout.experts else rows)
+  read = _params(work, layout) - unread / layout.group
+  read = (read - idle / layout.sharing_experts) * work.weight_bytes
   size, operations = _attention_work(work, layout)
   made = calls(work, layout)
   return Step(
@@ -160,10 +184,31 @@ def step(work: Workload, layout: Layout, machine: Machine) -> Step:
 
 def held(work: Workload, layout: Layout) -> tuple[float, float]:
   """Returns bytes of the weights and of the cache of one device."""
-  experts = _expert_elements(work.config)
-  rest = sum(x.bytes for x in param_lines(work.config, 1)) - experts
-  weights = rest / layout.group + experts / layout.sharing_experts
-  return weights * work.weight_bytes, _attention_work(work, layout)[0]
+  smallest = _plan(work.config, layout, work.context)
+  rows = work.batch / layout.data / layout.context
+  cache = smallest.cache_bytes / jnp.dtype(work.config.dtype).itemsize
+  return (
+    _params(work, layout) * work.weight_bytes,
+    cache * rows * work.cache_bytes,
+  )
+
+
+def _params(work: Workload, layout: Layout) -> float:
+  """Returns elements of the weights of one device."""
+  size = _plan(work.config, layout, work.context).params_bytes
+  return size / jnp.dtype(work.config.dtype).itemsize
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(config: ModelConfig, layout: Layout, context: int) -> MemoryPlan:
+  """Returns the plan of the fewest rows that every layout splits evenly."""
+  return plan(
+    config,
+    batch_size=layout.data * layout.context,
+    capacity=context,
+    mesh=layout.mesh,
+    rules=layout.rules,
+  )
 
 
 def _attention_work(work: Workload, layout: Layout) -> tuple[float, float]:
