@@ -18,6 +18,7 @@ UNITS = {
   'ms': 1e3,
   'us': 1e6,
   'MB': 1e-6,
+  'GB': 1e-9,
   'GB/s': 1e-9,
   'TB/s': 1e-12,
   'GFLOP/s': 1e-9,

@@ -111,6 +111,20 @@ MEMORY: tuple[Mutant, ...] = (
     'dict(sorted(points.items())[:2])',
     'tests/memory/test_roofline.py',
   ),
+  Mutant(
+    'an_all_reduce_passes_once',
+    'experiments/scaling/communication.py',
+    "passes = 2 if self.kind == 'all-reduce' else 1",
+    'passes = 1',
+    'tests/experiments/test_scaling.py',
+  ),
+  Mutant(
+    'a_part_without_its_sum',
+    'experiments/scaling/layouts.py',
+    'rows * heads * (value + 1) * SUM',
+    'rows * heads * value * SUM',
+    'tests/experiments/test_scaling.py',
+  ),
 )
 
 SHARDING: tuple[Mutant, ...] = (
