@@ -10,6 +10,7 @@ from experiments.measuring.variants import with_attention
 from kvjax import memory
 from kvjax.decoding.allocate import check_sizes
 from kvjax.decoding.parse import parse_cache
+from kvjax.sharding import over_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class MemorySetup:
     models: the model by its name, and variants that differ from it.
     device: that must hold it.
     request: batch size, cache and source, as arguments of `memory.plan`.
-    placement: mesh and backend, as arguments of `memory.plan`.
+    placement: mesh, rules and backend, as arguments of `memory.plan`.
     contexts: capacities to compare, none beyond the positions of the model.
   """
 
@@ -42,6 +43,7 @@ def check(config: Any) -> MemorySetup:
   device = memory.device(config.device)
   variants = {v.upper(): with_attention(model, v) for v in config.compare}
   differing = {label: v for label, v in variants.items() if v != model}
+  mesh, rules = over_heads(config.devices)
   setup = MemorySetup(
     name=name,
     models={name: model} | differing,
@@ -53,7 +55,8 @@ def check(config: Any) -> MemorySetup:
       'source_length': config.source or None,
     },
     placement={
-      'mesh': {'heads': config.devices} if config.devices != 1 else None,
+      'mesh': mesh or None,
+      'rules': rules if mesh else None,
       'backend': device.platform,
     },
     contexts=tuple(n for n in config.contexts if n <= (model.positions or n)),

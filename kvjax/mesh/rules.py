@@ -138,8 +138,8 @@ class Partition:
     return self.size(self.mesh.axis_names)
 
   def size(self, mesh_axes: Sequence[str]) -> int:
-    """Returns how many devices some mesh axes have."""
-    return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
+    """Returns how many devices some mesh axes have; 1 for an absent axis."""
+    return math.prod(self.mesh.shape.get(axis, 1) for axis in mesh_axes)
 
   def axes(
     self, names: Sequence[str], sizes: Sequence[int], taken: Sequence[str] = ()
