@@ -260,7 +260,12 @@ def over_heads(devices: int) -> tuple[dict[str, int], Rules]:
 
   Args:
     devices: of the mesh.
+
+  Raises:
+    ValueError: devices is no positive integer.
   """
+  if not is_whole(devices, 1):
+    raise ValueError(f'devices={devices!r} must be a positive integer.')
   mesh: dict[str, int] = {}
   factor, rest = 2, devices
   while rest > 1:

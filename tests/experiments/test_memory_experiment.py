@@ -110,7 +110,7 @@ def test_rows_add_up_to_the_total_or_are_set_apart(name, options):
     ('device', 'H20', "unknown device 'H20'; the nearest known: H200"),
     ('batch', -1, 'batch=-1 must be a positive integer'),
     ('context', 0, 'context=0 must be a positive integer'),
-    ('devices', 0, 'mesh axis heads=0 must be a positive integer'),
+    ('devices', 0, 'devices=0 must be a positive integer'),
     ('cache', 'int9', "'int9' is no name"),
     ('compare', ('mxa',), "variant='mxa' is unknown; known: mha"),
     ('checkpoint', '/no/such', "'/no/such'"),
