@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -30,21 +31,38 @@ class LayerFacts:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Inspection(Displayed):
-  """What a cache holds; prints as a table."""
+  """What a cache holds; prints as a table.
+
+  Attributes:
+    batch_size: B rows.
+    capacity: most tokens a row may hold where a kind has a limit.
+    lengths: tokens of the rows, the fewest and the most.
+    rows: one a layer.
+    total_bytes: of the whole cache.
+    devices: that share it.
+    device_bytes: that each of these holds.
+  """
 
   batch_size: int
   capacity: int
   lengths: str
   rows: tuple[LayerFacts, ...]
   total_bytes: int
+  devices: int = 1
+  device_bytes: int | None = None
 
   def display(self) -> Display:
     names = [f.name for f in dataclasses.fields(LayerFacts)]
     alike = lambda row: dataclasses.replace(row, layer=0)
     runs = [list(run) for _, run in itertools.groupby(self.rows, alike)]
-    return Display(
+    title = (
       f'Cache of {self.batch_size} rows, capacity {self.capacity}, tokens '
-      f'{self.lengths}, {self.total_bytes:,} bytes',
+      f'{self.lengths}, {self.total_bytes:,} bytes'
+    )
+    if self.devices > 1:
+      title += f', {self.device_bytes:,} on each of {self.devices} devices'
+    return Display(
+      title,
       names,
       [_cells(run) for run in runs],
     )
@@ -75,7 +93,12 @@ def summarize(layout: Layout, cache: Any) -> Inspection:
   lengths = _known(cache.length)
   text = '?' if lengths is None else _range(lengths)
   return Inspection(
-    cache.batch_size, layout.capacity, text, rows, _nbytes(cache)
+    batch_size=cache.batch_size,
+    capacity=layout.capacity,
+    lengths=text,
+    rows=rows,
+    total_bytes=_nbytes(cache),
+    **_device_facts(cache),
   )
 
 
@@ -123,6 +146,21 @@ def _range(x: np.ndarray) -> str:
 def _known(x: Any) -> np.ndarray | None:
   concrete = isinstance(x, jax.Array | np.ndarray) and not is_traced(x)
   return jax.device_get(x) if concrete else None
+
+
+def _device_facts(cache: Any) -> dict[str, int]:
+  """Returns how many devices share a cache and what each holds, if known."""
+  leaves = jax.tree.leaves(cache)
+  if is_traced(leaves) or not all(isinstance(x, jax.Array) for x in leaves):
+    return {}
+  size = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in leaves
+  )
+  return {
+    'devices': len(cache.length.sharding.device_set),
+    'device_bytes': size,
+  }
 
 
 def _nbytes(tree: Any) -> int:
