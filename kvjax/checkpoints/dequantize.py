@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from kvjax.checkpoints.hf_config import Settings
-from kvjax.checkpoints.tensors import BLOCK, StoredTensor
+from kvjax.checkpoints.tensors import BLOCK, Index, StoredTensor
 
 # How the names of scales, of codes and of the plain tensor end, by method.
 ENDINGS = {
@@ -69,20 +69,24 @@ class DecodedTensor:
       start += len(block)
     return plain
 
-  def blocks(self) -> Iterator[np.ndarray]:
+  def blocks(self, index: Index = ()) -> Iterator[np.ndarray]:
     """Yields consecutive rows (first axis), at most BLOCK bytes of float32.
 
     A row that is larger than BLOCK is a block by itself, and so is a tensor
-    whose parts have other rows than each other (fp8).
+    whose parts have other rows than it has (fp8): it is decoded whole.
+
+    Args:
+      index: of the part that is yielded; `()` for the whole tensor.
     """
-    rows = {part.shape[0] for part in self.parts}
-    if len(rows) > 1:
-      yield self.decode(*(part.read() for part in self.parts))
+    if any(part.shape[0] != self.shape[0] for part in self.parts):
+      whole = self.decode(*(part.read() for part in self.parts))
+      yield whole.reshape(self.shape)[index]
       return
-    count = BLOCK * rows.pop() // (4 * math.prod(self.shape))
-    for parts in zip(*(x.parts(count) for x in self.parts), strict=True):
+    rows, columns = index[:1], index[1:]
+    count = BLOCK * self.shape[0] // (4 * math.prod(self.shape))
+    for parts in zip(*(x.parts(count, *rows) for x in self.parts), strict=True):
       block = self.decode(*(part.read() for part in parts))
-      yield block.reshape((-1, *self.shape[1:]))
+      yield block.reshape((-1, *self.shape[1:]))[(slice(None), *columns)]
 
 
 # What a param is read from.

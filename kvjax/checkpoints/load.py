@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,23 +33,27 @@ from kvjax.checkpoints.names import (
 )
 from kvjax.checkpoints.paper_models import DESCRIBED, parse_described
 from kvjax.checkpoints.tensors import open_tensors
+from kvjax.layers.int8_weight import CodedWeight
+from kvjax.mesh.host import from_host, shardings_of
+from kvjax.mesh.rules import Rules, partition_of
 from kvjax.models.config import ModelConfig
+from kvjax.models.param_axes import param_specs
 from kvjax.models.quantize import encode, is_projection
 from kvjax.progress_bar import show_progress
 from kvjax.strict_json import parse_object
+from kvjax.tree_paths import leaves_by_path
 
 # By `model_type`.
 READABLE = FAMILIES | {own_layout.OWN: own_layout.FAMILY}
 LARGE = 1 << 28  # bytes from which loading shows its progress
-
-Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
 
 def load_checkpoint(
   path: str | pathlib.Path,
   dtype: Any = None,
   *,
-  sharding: Sharding | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules | None = None,
   weights: str | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Returns config and params of a published checkpoint.
@@ -65,8 +69,9 @@ def load_checkpoint(
       or a `.gguf` file; 'smollm2-135m'; or a Hub id ('owner/name',
       'owner/name@revision').
     dtype: of the params; None for that of the file.
-    sharding: a param's path (`layers.0.attention.query`) and shape -> its
-      sharding; None for the default device.
+    mesh: of the devices that share the params, of one process or many. Each
+      process reads what its own devices hold. None for the default device.
+    rules: what the axes of the mesh split, as in `init_cache`.
     weights: 'int8' to `quantize` each projection as it is read, so that at most
       one projection is in memory as it was published. None for floats.
 
@@ -82,16 +87,28 @@ def load_checkpoint(
   """
   if weights not in (None, 'int8'):
     raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
+  partition = partition_of(mesh, rules)
   config, sources = open_checkpoint(find_model(path), dtype)
+  targets = {}
+  if mesh is not None:
+    specs = shardings_of(mesh, param_specs(config, partition, weights))
+    targets = leaves_by_path(specs, lambda x: isinstance(x, CodedWeight))
   params = {}
   for source in _with_progress(sources):
-    target = None if sharding is None else sharding(source.place, source.shape)
-    param = jax.device_put(source.read(), target)
+    target = targets.get(source.place)
+    param = _read(source, getattr(target, 'codes', target))
     if weights == 'int8' and is_projection(source.place, tied=config.tied):
-      param = encode(param, source.place)
+      param = jax.device_put(encode(param, source.place), target)
     # Without this wait the host would read ahead, and hold many tensors.
     params[source.place] = jax.block_until_ready(param)
   return config, _nest(params)
+
+
+def _read(source: ParamSource, sharding: Any) -> jax.Array:
+  """Returns a param on its devices; on the default one without sharding."""
+  if sharding is None:
+    return jax.device_put(source.read())
+  return from_host(source.shape, sharding, source.read)
 
 
 def open_checkpoint(

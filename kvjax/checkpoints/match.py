@@ -17,7 +17,7 @@ import numpy as np
 from kvjax.checkpoints.dequantize import PublishedTensor
 from kvjax.checkpoints.family import Family, layer_sizes
 from kvjax.checkpoints.table import NOTHING, Sizes, TableRow, evaluate
-from kvjax.checkpoints.tensors import DTYPES
+from kvjax.checkpoints.tensors import DTYPES, Index
 from kvjax.models.config import ModelConfig
 from kvjax.models.initialize import param_shapes
 from kvjax.tree_paths import leaves_by_path
@@ -45,32 +45,51 @@ class ParamSource:
   sizes: Sizes
   tensors: tuple[PublishedTensor, ...]
 
-  def read(self) -> np.ndarray:
+  def read(self, index: Index = ()) -> np.ndarray:
     """Returns the param in memory that a device on the host may take over.
+
+    Args:
+      index: of the part of the param that is read; `()` for the whole.
 
     Raises:
       ValueError: the table gives it another shape than the model has.
     """
-    param = _allocate(self.shape, self.dtype)
+    index = index or tuple(map(slice, self.shape))
+    pairs = zip(self.shape, index, strict=True)
+    sizes = [len(range(size)[part]) for size, part in pairs]
+    param = _allocate(tuple(sizes), self.dtype)
     if not self.tensors:
       param[...] = 0
-    for index, tensor in enumerate(self.tensors):
-      self._fill(param[index] if self.row.stacked else param, tensor)
+    if not self.row.stacked:
+      for tensor in self.tensors:
+        self._fill(param, tensor, index)
+      return param
+    for part, tensor in zip(param, self.tensors[index[0]], strict=True):
+      self._fill(part, tensor, index[1:])
     return param
 
-  def _fill(self, part: np.ndarray, tensor: PublishedTensor) -> None:
-    """Copies and converts a tensor into its param, or its expert's part."""
+  def _fill(
+    self, part: np.ndarray, tensor: PublishedTensor, index: Index
+  ) -> None:
+    """Copies and converts a tensor into its param, or its expert's part.
+
+    Args:
+      part: to write into.
+      tensor: that the param is read from.
+      index: of the part in the tensor, after its transformation.
+    """
     whole = None
-    if self.row.how:  # rows move, so all of them are read at once
+    if self.row.how:  # rows move, so all of them are mapped at once
       whole = self.row.read(tensor.read(), self.sizes)
     shape = tensor.shape if whole is None else whole.shape
-    if shape != part.shape:
+    wanted = self.shape[1:] if self.row.stacked else self.shape
+    if shape != wanted:
       raise ValueError(
         f'Tensor {tensor.name} becomes {list(shape)}; '
-        f'{self.place} is {list(part.shape)}.'
+        f'{self.place} is {list(wanted)}.'
       )
     start = 0
-    for block in tensor.blocks() if whole is None else [whole]:
+    for block in tensor.blocks(index) if whole is None else [whole[index]]:
       self._convert(block, part[start : start + len(block)], tensor.name)
       start += len(block)
 

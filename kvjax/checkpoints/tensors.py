@@ -28,6 +28,9 @@ MAX_WHOLE = (1 << 64) - 1  # the official reader has 64 bits
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 BLOCK = 1 << 22  # bytes of a large tensor that are mapped at a time
 
+Index = tuple[slice, ...]
+"""A part of a tensor: start and stop on each axis."""
+
 DTYPES: dict[str, Any] = {
   'F64': np.float64,
   'F32': np.float32,
@@ -68,33 +71,43 @@ class StoredTensor:
   offset: int
   size: int
 
-  def read(self) -> np.ndarray:
-    """Returns a read-only view of the tensor, mapped from its file."""
+  def read(self, index: Index = ()) -> np.ndarray:
+    """Returns a read-only view of the tensor or a part, mapped from its file.
+
+    Only the bytes of the part are read, when they are used.
+    """
     dtype = np.dtype(READABLE[self.dtype])
     if not self.size:
       return np.empty(self.shape, dtype)
     mapped = np.memmap(
       self.path, np.uint8, 'r', offset=self.offset, shape=(self.size,)
     )
-    return mapped.view(dtype).reshape(self.shape)
+    whole = mapped.view(dtype).reshape(self.shape)
+    return whole[index] if index else whole
 
-  def blocks(self) -> Iterator[np.ndarray]:
+  def blocks(self, index: Index = ()) -> Iterator[np.ndarray]:
     """Yields views of consecutive rows (first axis), at most BLOCK bytes each.
 
     A row that is larger than BLOCK is a block by itself.
+
+    Args:
+      index: of the part that is read; `()` for the whole tensor.
     """
     if self.size <= BLOCK:
-      yield self.read()
+      yield self.read(index)
       return
-    for part in self.parts(BLOCK * self.shape[0] // self.size):
-      yield part.read()
+    rows, columns = index[:1], index[1:]
+    for part in self.parts(BLOCK * self.shape[0] // self.size, *rows):
+      yield part.read((slice(None), *columns))
 
-  def parts(self, count: int) -> Iterator['StoredTensor']:
+  def parts(
+    self, count: int, rows: slice = slice(None)
+  ) -> Iterator['StoredTensor']:
     """Yields tensors of `count` consecutive rows (first axis), or of 1."""
-    rows = self.shape[0]
-    row_bytes = self.size // rows
-    for start in range(0, rows, max(1, count)):
-      part = min(max(1, count), rows - start)
+    first, stop, _ = rows.indices(self.shape[0])
+    row_bytes = self.size // self.shape[0]
+    for start in range(first, stop, max(1, count)):
+      part = min(max(1, count), stop - start)
       yield dataclasses.replace(
         self,
         shape=(part, *self.shape[1:]),

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from kvjax.arguments import LARGEST, check_fields, is_whole
 from kvjax.attention.grouped import Grouped
@@ -24,6 +23,7 @@ from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.leaf_axes import cache_specs
 from kvjax.decoding.parse import check_choices
+from kvjax.mesh.host import shardings_of
 from kvjax.mesh.rules import WHOLE, Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, check_config, dtype_of
 from kvjax.streams.codecs import Codec, Plain
@@ -109,9 +109,7 @@ def init_cache(
 
   if mesh is None:
     return allocate()
-  shardings = jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec), cache_specs(spec, partition)
-  )
+  shardings = shardings_of(mesh, cache_specs(spec, partition))
   return jax.jit(allocate, out_shardings=shardings)()
 
 

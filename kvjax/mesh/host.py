@@ -1,9 +1,52 @@
-"""Arrays of many devices, and of many processes, on the host."""
+"""Arrays of many devices, and of many processes, from the host and back."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+
+
+def shardings_of(mesh: Any, specs: Any) -> Any:
+  """Returns a `NamedSharding` for every `PartitionSpec` of a tree.
+
+  Raises:
+    ValueError: the mesh has no devices, such as sizes by axis.
+  """
+  if not isinstance(mesh, jax.sharding.Mesh):
+    raise ValueError(
+      f'mesh={mesh!r} has no devices for arrays: give a jax.sharding.Mesh, as '
+      'jax.make_mesh makes it.'
+    )
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def from_host(
+  shape: tuple[int, ...],
+  sharding: jax.sharding.Sharding,
+  read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+  """Returns an array whose parts each process reads for its own devices.
+
+  A part that several devices of the process hold is read once.
+
+  Args:
+    shape: of the whole array.
+    sharding: over the devices of one process or many.
+    read: from start and stop on each axis to that part.
+  """
+
+  @functools.cache
+  def read_once(*bounds):
+    return read(tuple(slice(*pair) for pair in bounds))
+
+  def part(index):
+    slices = zip(index, shape, strict=True)
+    return read_once(*(axis.indices(size)[:2] for axis, size in slices))
+
+  return jax.make_array_from_callback(shape, sharding, part)
 
 
 def host(x: Any) -> np.ndarray:

@@ -13,7 +13,9 @@ import kvjax
 from kvjax.checkpoints import load_checkpoint, load_config, parse_config
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.table import evaluate, group_by_place, parse_table
+from tests.checkpoints import on_mesh
 from tests.checkpoints.writing import GOLDEN, altered, read
+from tests.sharding.processes import run_processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -81,18 +83,25 @@ def test_weights_are_quantized_as_they_are_read(name):
     load_checkpoint(GOLDEN / name, weights='int4')
 
 
-def test_sharding_is_requested_for_every_param():
-  requested = {}
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+@pytest.mark.parametrize(('count', 'devices'), [(1, 8), (2, 2)])
+def test_every_process_reads_its_part(tmp_path, count, devices):
+  params = kvjax.init_params(on_mesh.CONFIG, jax.random.key(0))
+  kvjax.save_checkpoint(tmp_path / 'x', on_mesh.CONFIG, params)
+  args = 'tests.checkpoints.on_mesh', count, devices, 'load'
+  for mapped, whole in run_processes(*args, str(tmp_path / 'x')):
+    assert whole <= count * mapped <= 1.01 * whole  # all have the norms
 
-  def sharding(place, shape):
-    requested[place] = shape
-    return device
 
-  _, params = load_checkpoint(GOLDEN / 'llama', sharding=sharding)
-  assert requested['layers.0.attention.query'] == (36, 24)
-  assert len(requested) == len(jax.tree.leaves(params))
-  assert params['embedding'].sharding == device
+def test_where_params_belong_is_said_before_they_are_read(tmp_path):
+  rules = kvjax.sharding.Rules(heads='m')
+  with pytest.raises(ValueError, match='need a mesh: give mesh='):
+    load_checkpoint(tmp_path, rules=rules)
+  with pytest.raises(ValueError, match="mesh axis 'm', and the mesh has x"):
+    load_checkpoint(tmp_path, mesh=jax.make_mesh((1,), ('x',)), rules=rules)
+  with pytest.raises(ValueError, match="mesh={'m': 1} has no devices"):
+    load_checkpoint(GOLDEN / 'llama', mesh={'m': 1}, rules=rules)
+  with pytest.raises(ValueError, match="mesh={'m': 1} has no devices"):
+    kvjax.init_cache(on_mesh.CONFIG, 1, 8, mesh={'m': 1}, rules=rules)
 
 
 def test_names_without_the_prefix(tmp_path):

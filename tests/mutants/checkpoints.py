@@ -330,6 +330,23 @@ CHECKPOINTS: tuple[Mutant, ...] = (
   ),
 )
 
+PARTS: tuple[Mutant, ...] = (
+  Mutant(
+    'a_part_of_a_tensor_reads_the_whole',
+    'kvjax/checkpoints/match.py',
+    'for block in tensor.blocks(index) if',
+    'for block in [tensor.read()[index]] if',
+    'tests/checkpoints/test_match.py::test_bytes_that_are_mapped',
+  ),
+  Mutant(
+    'rows_of_a_part_begin_at_the_first',
+    'kvjax/checkpoints/tensors.py',
+    'for start in range(first, stop, max(1, count)):',
+    'for start in range(0, stop - first, max(1, count)):',
+    'tests/checkpoints/test_match.py::test_of_every_family[blocks-llama]',
+  ),
+)
+
 EXPORT: tuple[Mutant, ...] = (
   Mutant(
     'exported_cache_of_an_unknown_kind_is_written',

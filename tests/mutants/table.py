@@ -27,6 +27,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + analyses.MEMORY
   + analyses.SHARDING
   + checkpoints.CHECKPOINTS
+  + checkpoints.PARTS
   + checkpoints.EXPORT
   + studies.EXPERIMENTS
   + REFERENCE
