@@ -80,7 +80,8 @@ def _on_mesh(
 
   @functools.wraps(function)
   def run(*args):
-    cache = next((x for x in args if isinstance(x, Cache)), None)
+    leaves = jax.tree.leaves(args, is_leaf=lambda x: isinstance(x, Cache))
+    cache = next((x for x in leaves if isinstance(x, Cache)), None)
     if cache is not None:
       partition = partition_of_cache(cache)
     else:  # results that every device has whole
