@@ -6,9 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class PositionBias:
   """A bias ready to add: `table [N]` slopes or `[buckets, N]` with a rule.
 
@@ -16,7 +17,7 @@ class PositionBias:
   returns `[B, K, G, T, S]`.
   """
 
-  rule: 'Alibi | RelativeBias'
+  rule: 'Alibi | RelativeBias' = struct.field(pytree_node=False)
   table: jax.Array
 
   def __call__(

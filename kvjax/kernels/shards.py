@@ -7,8 +7,9 @@ the kv heads that hold no slots of their own share the queries of a kv head.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from kvjax.kernels.log_sum_exp import finite, merge_stacked, normalize
 from kvjax.mesh.region import first_index, run_on_shards
 from kvjax.mesh.rules import Partition, spec_of
-from kvjax.streams.scoring import Scoring
+from kvjax.streams.scoring import Bias, Scoring
 from kvjax.streams.view import Streams, View
 
 Axes = tuple[str, ...]
@@ -113,7 +114,11 @@ def attend(
   # Streams of queries are joined, so that one gather moves all of them.
   joined = jnp.concatenate(list(queries.values()), axis=-1)
 
-  def attend_part(joined, positions, leaves, slot_positions, table, filled):
+  bias, bias_arrays = _separate_arrays(scoring.bias)
+
+  def attend_part(
+    joined, positions, leaves, slot_positions, table, filled, bias_arrays
+  ):
     size = slot_positions.shape[2]
     first = first_index(split.slots, size)
     if table is not None:
@@ -124,7 +129,10 @@ def attend(
     if split.slots:
       part = dataclasses.replace(part, ordered=False)
     out, lse = attend_here(
-      _separate(joined, widths), positions, part, _scoring_of(scoring, split)
+      _separate(joined, widths),
+      positions,
+      part,
+      _scoring_of(scoring, bias(bias_arrays), split),
     )
     out, lse = (
       x.reshape(x.shape[:1] + (-1,) + x.shape[3:]) for x in (out, lse)
@@ -153,13 +161,20 @@ def attend(
       position,
       spec_of(rows),
       spec_of(),
+      spec_of(),
     ),
     (result, result),
   )
   filled = view.filled if view.stripe_filled is None else view.stripe_filled
   filled = jnp.asarray(filled, jnp.int32)
   out, lse = run(
-    joined, positions, view.leaves, view.positions, view.table, filled
+    joined,
+    positions,
+    view.leaves,
+    view.positions,
+    view.table,
+    filled,
+    bias_arrays,
   )
   lead = batch, kv_heads, groups
   return out.reshape(lead + out.shape[2:]), lse.reshape(lead + lse.shape[2:])
@@ -202,9 +217,21 @@ def _separate(joined: jax.Array, widths: dict[str, int]) -> Streams:
   return dict(zip(widths, parts, strict=True))
 
 
-def _scoring_of(scoring: Scoring, split: Split) -> Scoring:
+def _separate_arrays(
+  bias: Bias | None,
+) -> tuple[Callable[[Sequence[jax.Array]], Bias | None], list[jax.Array]]:
+  """Returns a function that rebuilds a bias, and the arrays that it is given.
+
+  What devices run may not close over arrays of the mesh.
+  """
+  leaves, structure = jax.tree.flatten(bias)
+  if all(isinstance(leaf, jax.Array) for leaf in leaves):
+    return functools.partial(jax.tree.unflatten, structure), leaves
+  return lambda arrays: bias, []  # a function, of positions alone
+
+
+def _scoring_of(scoring: Scoring, whole: Bias | None, split: Split) -> Scoring:
   """Returns scoring whose bias is that of the query heads of this device."""
-  whole = scoring.bias
   if whole is None:
     return scoring
 

@@ -9,7 +9,8 @@ from kvjax.streams.visibility import Visibility
 
 Bias = Callable[[jax.Array, jax.Array, int], jax.Array]
 """From query positions, key positions and kv heads to what scores
-`[B, K, G, T, S]` have added."""
+`[B, K, G, T, S]` have added. One that reads traced arrays is a pytree of them,
+such as a `jax.tree_util.Partial`: devices of a mesh are given each array."""
 
 
 @dataclasses.dataclass(frozen=True)
