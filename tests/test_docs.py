@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ EXECUTED = [
   if name.startswith('docs/')
   and '\nimport kvjax\n' in text_of(ROOT / name)
   and '/write_a_' not in name
+  and '/run_on_two_processes' not in name
 ]
 
 
@@ -113,6 +115,39 @@ def run_on_devices(page: pathlib.Path, devices: str) -> None:
     check=False,
   )
   assert not run.returncode, run.stderr[-2_000:]
+
+
+def test_a_script_of_two_processes_prints_what_its_page_shows(tmp_path):
+  page = (DOCS / 'howto' / 'run_on_two_processes.md').read_text()
+  (script,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  (shown,) = re.findall(r'```text\n(.*?)```', page, re.DOTALL)
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = str(free.getsockname()[1])
+  assert script.count('9876') == 1
+  path = tmp_path / 'split_decode.py'
+  path.write_text(script.replace('9876', port))
+  env = {'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'}
+  env |= {'PYTHONPATH': str(ROOT)}
+  runs = [
+    subprocess.Popen(
+      [sys.executable, str(path), process],
+      env=os.environ | env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for process in '01'
+  ]
+  try:
+    (printed, errors), (nothing, _) = (x.communicate(timeout=300) for x in runs)
+  finally:
+    for run in runs:
+      run.kill()
+  # Before it, the transport of JAX writes its own lines to the same stream.
+  assert printed.endswith(shown), (printed, errors[-2_000:])
+  assert shown.splitlines()[0] not in nothing
+  assert [run.returncode for run in runs] == [0, 0]
 
 
 def test_messages_that_a_how_to_quotes_are_those_of_the_source():
