@@ -10,7 +10,7 @@ import itertools
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,19 +45,22 @@ def encode(value: Any) -> Any:
   )
 
 
-def decode(value: Any, known: Mapping[str, type]) -> Any:
+def decode(
+  value: Any, known: Mapping[str, type], absent: Collection[str] = ()
+) -> Any:
   """Returns the tree that was encoded; JSON's arrays come back as tuples.
 
   Args:
     value: as `json.loads` returns it.
     known: dataclasses by name; no other type is called.
+    absent: fields that may be left out, and have their defaults then.
 
   Raises:
     ValueError: a type is not known, or a field is missing, left over, or of
       another type than declared.
   """
   if isinstance(value, list):
-    return tuple(decode(x, known) for x in value)
+    return tuple(decode(x, known, absent) for x in value)
   if not isinstance(value, dict):
     return value
   if value.keys() == {DTYPE}:
@@ -68,8 +71,8 @@ def decode(value: Any, known: Mapping[str, type]) -> Any:
       f'{value.get(TYPE)!r} is a type unknown here; known: '
       f'{", ".join(sorted(known))}.'
     )
-  fields = {k: decode(x, known) for k, x in value.items() if k != TYPE}
-  _check_fields(cls, fields)
+  fields = {k: decode(x, known, absent) for k, x in value.items() if k != TYPE}
+  _check_fields(cls, fields, absent)
   return cls(**fields)
 
 
@@ -108,10 +111,12 @@ def _short(value: Any) -> Any:
   return reprlib.repr(value) if isinstance(value, dict | list) else value
 
 
-def _check_fields(cls: type, fields: Mapping[str, Any]) -> None:
+def _check_fields(
+  cls: type, fields: Mapping[str, Any], absent: Collection[str]
+) -> None:
   """Raises ValueError unless these are the fields of the class, by type."""
   names = {field.name for field in _init_fields(cls)}
-  if wrong := sorted(names ^ fields.keys()):
+  if wrong := sorted((names ^ fields.keys()) - (names & set(absent))):
     state = 'missing' if wrong[0] in names else 'no field of it'
     raise ValueError(f'{cls.__name__}.{wrong[0]} is {state}.')
   hints = _type_hints(cls)

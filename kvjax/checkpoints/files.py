@@ -80,18 +80,23 @@ def new_version(path: pathlib.Path) -> Iterator[pathlib.Path]:
   part = scratch / 'new'  # with the permissions of what is made by hand
   try:
     yield part
-    for file in (part, *part.rglob('*')):
-      if file.is_file():  # else a crash could leave an empty file
-        with file.open('rb') as opened:
-          os.fsync(opened.fileno())
-    if path.is_dir():
-      _swap(part, path)
-    else:
-      os.replace(part, path)
+    publish(part, path)
   except safetensors.SafetensorError as error:
     raise OSError(f'{path} cannot be written: {error}.') from None
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish(part: pathlib.Path, path: pathlib.Path) -> None:
+  """Gives a file or directory that was written its name."""
+  for file in (part, *part.rglob('*')):
+    if file.is_file():  # else a crash could leave an empty file
+      with file.open('rb') as opened:
+        os.fsync(opened.fileno())
+  if path.is_dir():
+    _swap(part, path)
+  else:
+    os.replace(part, path)
 
 
 def _swap(part: pathlib.Path, path: pathlib.Path) -> None:

@@ -212,14 +212,11 @@ def make_layout(
   )
   length = (options.rotary_length or capacity) if depends else 0
   partition = options.partition
-  return Layout(
-    tuple(stores),
-    tuple(books),
-    capacity,
-    length,
-    config.positions,
-    None if partition is WHOLE else partition.rules,
+  layout = Layout(
+    tuple(stores), tuple(books), capacity, length, config.positions
   )
+  rules = None if partition is WHOLE else partition.rules
+  return layout.split(partition.slot_parts, rules)
 
 
 def _kinds_by_layer(config, kinds) -> Sequence[Kind | None]:
@@ -269,8 +266,6 @@ def _layer_store(
       'change with every new token. Use forward.'
     )
   kind = (kind or default_kind(readers, options.slack)).bind(capacity)
-  partition = options.partition
-  kind = kind.split(partition.size(partition.rules['slots']))
   if kind.rotates_queries and any(
     variant.rotary is None or variant.bias is not None for variant in readers
   ):

@@ -18,11 +18,13 @@ from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import CODECS, KINDS, SCORES
 from kvjax.layers.int8_weight import CodedWeight
+from kvjax.mesh.rules import Rules
 from kvjax.models.encoder import Encoded
 
 # What the static part of a cache is made of.
 TYPES = (
   Layout,
+  Rules,
   LayerStore,
   Kind,
   *KINDS.values(),

@@ -1,7 +1,7 @@
 """How a cache is arranged: kinds, codecs and books, static."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 from kvjax.caches.kind import Kind
 from kvjax.mesh.rules import Rules
@@ -61,6 +61,22 @@ class Layout:
 
   def __hash__(self) -> int:
     return self._hash  # pyright: ignore[reportAttributeAccessIssue]
+
+  def split(self, parts: int, rules: Rules | None) -> Self:
+    """Returns this layout for a mesh whose devices share slots.
+
+    Args:
+      parts: devices that share the slots of a row.
+      rules: what the axes of the mesh split; None for one device.
+
+    Raises:
+      ValueError: a kind cannot be split.
+    """
+    stores = tuple(
+      store and dataclasses.replace(store, kind=store.kind.split(parts))
+      for store in self.stores
+    )
+    return dataclasses.replace(self, stores=stores, rules=rules)
 
   def kinds(self) -> tuple[Kind, ...]:
     """Returns the kind of each book."""

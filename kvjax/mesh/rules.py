@@ -137,6 +137,11 @@ class Partition:
   def devices(self) -> int:
     return self.size(self.mesh.axis_names)
 
+  @property
+  def slot_parts(self) -> int:
+    """How many devices share the slots of a row."""
+    return self.size(self.rules['slots'])
+
   def size(self, mesh_axes: Sequence[str]) -> int:
     """Returns how many devices some mesh axes have; 1 for an absent axis."""
     return math.prod(self.mesh.shape.get(axis, 1) for axis in mesh_axes)

@@ -3,17 +3,27 @@
 tests/sharding/processes.py calls `main` in each process.
 """
 
+import pathlib
+
 import jax
 import numpy as np
 from jax.sharding import AxisType
 
 import kvjax
 from kvjax.checkpoints import tensors
-from kvjax.sharding import Rules, of_params
+from kvjax.checkpoints.prompt_cache import save as saving
+from kvjax.sharding import Rules, host, of_params
 
 RULES = Rules(batch='c', heads=('m', 'c'), kv_heads='m')
 ATTENTION = kvjax.Grouped(8, 2, 8, rotary=kvjax.Rotary(8))
-CONFIG = kvjax.ModelConfig(64, 32, (kvjax.Layer(ATTENTION, kvjax.MLP(48)),))
+LAYER = kvjax.Layer(ATTENTION, kvjax.MLP(48))
+CONFIG = kvjax.ModelConfig(64, 32, (LAYER,))
+# A cache of several kinds; 13 slots in stripes leave some at the end empty.
+LAYERS = kvjax.ModelConfig(64, 32, (LAYER, LAYER, LAYER))
+KINDS = [kvjax.Dense(), kvjax.Ring(window=4), kvjax.Paged(page=4)]
+CAPACITY = 13
+SLOTS = Rules(heads=('m', 'c'), slots='c')
+PROMPT = np.asarray([[3, 1, 4, 1, 5], [9, 2, 6, -1, -1]])
 
 
 def make_mesh(kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
@@ -61,6 +71,77 @@ def check(params, want, shardings) -> None:
     assert x.sharding == sharding
     for shard in x.addressable_shards:
       np.testing.assert_array_equal(shard.data, np.asarray(y)[shard.index])
+
+
+def fill(params, **place) -> kvjax.Cache:
+  """Returns a cache of several kinds that has read the prompt."""
+  cache = kvjax.init_cache(
+    LAYERS, 2, CAPACITY, kinds=KINDS, codec=kvjax.Int8(), **place
+  )
+  _, cache = kvjax.prefill(LAYERS, params, cache, PROMPT)
+  return cache
+
+
+def answer(params, cache: kvjax.Cache) -> list[list[int]]:
+  """Returns the tokens that follow token 8 and token 7."""
+  tokens = [np.asarray([8, 7])]
+  for _ in range(5):
+    logits, cache = kvjax.decode_step(LAYERS, params, cache, tokens[-1])
+    tokens.append(host(logits).argmax(-1))
+  return np.stack(tokens, axis=1).tolist()
+
+
+def save(folder: str) -> list[list[int]]:
+  """Saves a cache of all processes; returns what follows."""
+  place = {'mesh': make_mesh(), 'rules': SLOTS}
+  _, params = kvjax.load_checkpoint(f'{folder}/model', **place)
+  cache = fill(params, **place)
+  path, is_last = f'{folder}/cache', jax.process_index() == 1
+  write = saving.save_file
+  saving.save_file = fail if is_last else write
+  try:
+    kvjax.save_cache(path, cache, LAYERS, params)
+    raise AssertionError('a part of two was not written')
+  except OSError as error:
+    reason = 'disk full' if is_last else 'its own error says why'
+    assert f'Process 1 could not write: {reason}' in str(error), error
+  saving.save_file = write
+  assert not pathlib.Path(path).exists()
+  for _ in range(2):  # what is there is replaced
+    kvjax.save_cache(path, cache, LAYERS, params)
+  assert not [*pathlib.Path(folder).glob('.kvjax-*')]
+  return answer(params, cache)
+
+
+def fail(arrays, path, metadata):
+  path.write_bytes(b'half')
+  raise OSError('disk full')
+
+
+def load_cache(folder: str, name: str) -> tuple[dict, kvjax.Cache]:
+  """Returns params, and a saved cache that is on the mesh where it belongs."""
+  place = {'mesh': make_mesh(), 'rules': SLOTS}
+  _, params = kvjax.load_checkpoint(f'{folder}/model', **place)
+  cache = kvjax.load_cache(f'{folder}/{name}', LAYERS, params, **place)
+  empty = kvjax.init_cache(
+    LAYERS, 2, CAPACITY, kinds=KINDS, codec=kvjax.Int8(), **place
+  )
+  assert jax.tree.structure(cache) == jax.tree.structure(empty)
+  for x, y in zip(*map(jax.tree.leaves, (cache, empty)), strict=True):
+    assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
+  return params, cache
+
+
+def resume(folder: str) -> list[list[int]]:
+  """Returns what follows a cache that two processes saved."""
+  return answer(*load_cache(folder, 'cache'))
+
+
+def pass_on(folder: str) -> list[list[int]]:
+  """Loads the cache of one device, saves it; returns what follows."""
+  params, cache = load_cache(folder, 'alone')
+  kvjax.save_cache(f'{folder}/again', cache, LAYERS, params)
+  return answer(params, cache)
 
 
 def main(case: str, *args: str):

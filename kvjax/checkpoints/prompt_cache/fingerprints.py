@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kvjax.mesh.host import host
 from kvjax.tree_paths import leaves_by_path
 
 _SEEDS = (0x9E3779B1, 0x7F4A7C15)
@@ -20,7 +21,8 @@ _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 def fingerprint(params: Any) -> dict[str, str]:
   """Returns shape, dtype and 64 bits of each param, by its path."""
   leaves = leaves_by_path(params)
-  sums = jax.device_get({path: _sums(x) for path, x in leaves.items()})
+  sums = {path: _sums(x) for path, x in leaves.items()}
+  sums = {path: host(x) for path, x in sums.items()}
   return {
     path: f'{x.dtype.name} {list(x.shape)} {sums[path].tobytes().hex()}'
     for path, x in leaves.items()

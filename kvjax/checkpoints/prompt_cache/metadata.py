@@ -22,6 +22,7 @@ from kvjax.decoding.allocate import (
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.exported import TYPES
 from kvjax.decoding.layout import LayerStore, Layout
+from kvjax.mesh.rules import Rules
 from kvjax.models.config import ModelConfig, dtype_of
 from kvjax.streams.codecs import Plain
 from kvjax.strict_json import parse_object
@@ -35,15 +36,21 @@ KEYS = {1: {KEY}, FORMAT: {KEY, DIGEST}}
 STORES = 'stores'
 STORES_IN_FILE = 'memories'
 LAYER_STORE_IN_FILE = 'Memory'
+# What a mesh adds. Files are as of one device, so that any mesh loads them.
+OF_A_MESH = ('rules', 'stripes')
 WRITTEN = ('layout', 'batch_size', 'source', 'config', 'params')
 
 
 def write_layout(layout: Layout) -> dict[str, Any]:
   """Returns a layout as files have it."""
-  written = frozen_json.encode(layout)
+  written = frozen_json.encode(layout.split(1, None))
+  stores = written.pop(STORES)
+  for part in (written, *(store['kind'] for store in stores if store)):
+    for name in OF_A_MESH:
+      part.pop(name, None)
   written[STORES_IN_FILE] = [
     store and store | {frozen_json.TYPE: LAYER_STORE_IN_FILE}
-    for store in written.pop(STORES)
+    for store in stores
   ]
   return written
 
@@ -98,19 +105,30 @@ def _read_layout(written: Any, known: Mapping[str, type]) -> Layout:
       for name, value in written.items()
     }
   known = {**known, LAYER_STORE_IN_FILE: LayerStore}
-  layout = frozen_json.decode(written, known)
+  layout = frozen_json.decode(written, known, OF_A_MESH)
   if not isinstance(layout, Layout):
     raise ValueError(f'its layout is a {type(layout).__name__}, no Layout.')
   return layout
 
 
 def make_spec(
-  path: pathlib.Path, config: ModelConfig, metadata: Mapping[str, Any]
+  path: pathlib.Path,
+  config: ModelConfig,
+  metadata: Mapping[str, Any],
+  parts: int = 1,
+  rules: Rules | None = None,
 ) -> Cache:
   """Returns the cache that the metadata describes, of `ArraySpec`s.
 
+  Args:
+    path: of the saved cache, for messages.
+    config: the model.
+    metadata: of the saved cache.
+    parts: devices that share the slots of a row.
+    rules: of the cache; None for one device.
+
   Raises:
-    ValueError: the model cannot have a cache of that layout.
+    ValueError: the model, or a mesh, cannot have a cache of that layout.
   """
   layout = metadata['layout']
   try:
@@ -121,6 +139,7 @@ def make_spec(
       frozen_json.encode(layout), frozen_json.encode(possible), 'layout'
     ):
       raise ValueError(f'{difference}, which its kinds make of the model.')
+    layout = layout.split(parts, rules)
     return arrange(config, layout, metadata['batch_size'], length, dtype)
   except (TypeError, ValueError) as error:
     raise ValueError(

@@ -1,12 +1,14 @@
-"""A prompt cache as one file: saved once, continued by any number of runs.
+"""A prompt cache on disk: saved once, continued by any number of runs.
 
 A safetensors file has every array as it is. Its metadata is JSON: kinds, codecs
 and lengths, the config, and a fingerprint of every param. What a cache means
 depends on all of these, so a file with another config or other params is
 refused, and the message says what differs. A digest of the whole file
-finds any damage; files of format 1 have none.
+finds any damage; files of format 1 have none. What a mesh holds is saved as one
+device would hold it.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,12 @@ from kvjax.checkpoints.files import (
 from kvjax.checkpoints.prompt_cache.books import check_books
 from kvjax.checkpoints.prompt_cache.digest import DIGEST, UNSIGNED, sign
 from kvjax.checkpoints.prompt_cache.fingerprints import fingerprint
+from kvjax.checkpoints.prompt_cache.leaves import (
+  StoredLeaf,
+  fit_pages,
+  open_leaves,
+  reorder_slots,
+)
 from kvjax.checkpoints.prompt_cache.metadata import (
   FORMAT,
   KEY,
@@ -37,12 +45,28 @@ from kvjax.checkpoints.prompt_cache.metadata import (
   read_metadata,
   write_layout,
 )
+from kvjax.checkpoints.prompt_cache.parts import (
+  PART,
+  blocks_of,
+  check_parts,
+  check_target,
+  find_parts,
+  write_parts,
+)
+from kvjax.decoding.allocate import arrange
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_config_and_cache
+from kvjax.decoding.layout import Layout
+from kvjax.decoding.leaf_axes import cache_specs, partition_of_cache
 from kvjax.decoding.tracing import is_traced
+from kvjax.mesh.host import from_host, shardings_of
+from kvjax.mesh.rules import WHOLE, Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, check_config
 from kvjax.models.initialize import check_params
 from kvjax.tree_paths import leaves_by_path
+
+# Of a directory of parts: how many devices share the slots of a row.
+STRIPES = 'stripes'
 
 
 def save_cache(
@@ -52,6 +76,9 @@ def save_cache(
   params: Mapping[str, Any],
 ) -> None:
   """Writes a cache to one file, whole or not at all.
+
+  Of a cache that several processes share, `path` is a directory. All of them
+  call this function, and each writes a file of the parts that it holds.
 
   Reads every param once, on its device, for the fingerprint.
 
@@ -63,8 +90,9 @@ def save_cache(
     params: its parameters, those that filled the cache.
 
   Raises:
-    ValueError: inside a trace, the path is no regular file, or a kind, codec
-      or config of your own is no dataclass of plain values.
+    ValueError: inside a trace, the path is no regular file (or no directory
+      that several processes saved), or a kind, codec or config of your own is
+      no dataclass of plain values.
     FileNotFoundError: the directory does not exist.
     OSError: the file cannot be written, for a full disk say.
     DonatedCacheError: the cache was donated to an earlier call.
@@ -73,8 +101,12 @@ def save_cache(
   check_params(config, params)
   if is_traced(cache, params):
     raise ValueError('save_cache writes arrays: call it outside jit.')
+  leaves = leaves_by_path(cache, is_leaf)
+  is_shared = not all(
+    getattr(leaf, 'is_fully_addressable', True) for leaf in leaves.values()
+  )
   target = target_path(path)
-  check_regular(target)
+  (check_target if is_shared else check_regular)(target)
   metadata = {
     'format': FORMAT,
     'layout': write_layout(cache.layout),
@@ -83,14 +115,43 @@ def save_cache(
     'config': frozen_json.encode(config),
     'params': fingerprint(params),
   }
-  arrays = {
-    name: np.asarray(array, order='C')
-    for name, array in leaves_by_path(cache, is_leaf).items()
+  if not is_shared:
+    arrays = _arrays_of_one_device(cache, config, leaves)
+    with new_version(target) as part:
+      _write_file(part, arrays, metadata)
+    return
+  parts = (partition_of_cache(cache) or WHOLE).slot_parts
+
+  def write(path, part):
+    _write_file(
+      path, blocks_of(leaves), metadata | {PART: part, STRIPES: parts}
+    )
+
+  write_parts(target, write)
+
+
+def _arrays_of_one_device(
+  cache: Cache, config: ModelConfig, leaves: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of a cache as one device would have them."""
+  old, new = cache.layout, cache.layout.split(1, None)
+  specs = leaves_by_path(
+    arrange(config, new, cache.batch_size, *_source_spec(cache) or ()), is_leaf
+  )
+  arrays = {name: np.asarray(x, order='C') for name, x in leaves.items()}
+  return {
+    name: reorder_slots(x, name, specs[name], old, new)
+    for name, x in arrays.items()
   }
-  texts = {KEY: json.dumps(metadata), DIGEST: UNSIGNED}
-  with new_version(target) as part:
-    save_file(arrays, part, texts)
-    sign(part)
+
+
+def _write_file(
+  path: pathlib.Path,
+  arrays: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
+) -> None:
+  save_file(dict(arrays), path, {KEY: json.dumps(metadata), DIGEST: UNSIGNED})
+  sign(path)
 
 
 def load_cache(
@@ -99,35 +160,56 @@ def load_cache(
   params: Mapping[str, Any],
   *,
   types: Sequence[type] = (),
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules | None = None,
 ) -> Cache:
   """Returns a saved cache, bit by bit.
 
-  Everything is checked before anything is put on a device.
+  Everything is checked before anything is put on a device. Any mesh loads what
+  any other saved.
 
   Args:
-    path: of a file that `save_cache` wrote.
+    path: that `save_cache` wrote.
     config: the model.
     params: its parameters, those that filled the cache.
     types: dataclasses of your own kinds, codecs and scores in the cache.
+    mesh: of the devices that share the cache, as in `init_cache`; None for one
+      device.
+    rules: what the axes of the mesh split, as in `init_cache`.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is damaged or no saved cache, or was saved with
-      another config or other params; the message says what differs.
+    ValueError: the file is damaged or no saved cache, parts are missing or of
+      different saves, or it was saved with another config or other params; the
+      message says what differs.
   """
   check_config(config)
+  partition = partition_of(mesh, rules)
   path = local_path(path)
-  if not is_present(path):
+  if not path.is_dir() and not is_present(path):
     raise FileNotFoundError(f'There is no file {path}.')
+  paths = find_parts(path) if path.is_dir() else [path]
   try:
-    with safetensors.safe_open(path, 'np') as file:
-      metadata = read_metadata(path, file.metadata() or {}, types)
+    with contextlib.ExitStack() as stack:
+      files = [
+        stack.enter_context(safetensors.safe_open(x, 'np')) for x in paths
+      ]
+      parts = [
+        read_metadata(x, file.metadata() or {}, types)
+        for x, file in zip(paths, files, strict=True)
+      ]
+      check_parts(path, parts)
+      metadata = parts[0]
       _check_same(
         path, 'config', metadata['config'], frozen_json.encode(config)
       )
       _check_same(path, 'params', metadata['params'], fingerprint(params))
-      spec = make_spec(path, config, metadata)
-      arrays = _read_arrays(path, file, spec)
+      saved = make_spec(path, config, metadata, metadata.get(STRIPES, 1))
+      rules = None if mesh is None else partition.rules
+      spec = make_spec(path, config, metadata, partition.slot_parts, rules)
+      leaves = open_leaves(path, files, saved)
+      _check_books(path, saved, leaves)
+      return _place(leaves, saved.layout, spec, partition, mesh)
   except safetensors.SafetensorError as error:
     raise ValueError(
       f'{path} is truncated or no saved cache: {error}.'
@@ -136,15 +218,65 @@ def load_cache(
     raise ValueError(
       f'{path} is no saved cache: its metadata is nested too deeply.'
     ) from None
-  treedef = jax.tree.structure(spec, is_leaf=is_leaf)
-  cache = jax.tree.unflatten(treedef, arrays.values())
+
+
+def _check_books(
+  path: pathlib.Path, spec: Cache, leaves: Mapping[str, StoredLeaf]
+) -> None:
+  """Raises ValueError where books contradict each other; reads no stream."""
+  arrays = [
+    leaf if name.startswith(('stores.', 'cross.')) else leaf.read()
+    for name, leaf in leaves.items()
+  ]
+  cache = jax.tree.unflatten(_treedef(spec), arrays)
   try:
     check_books(cache)
   except ValueError as error:
     raise ValueError(
       f'{path} is damaged: {error}. Copy it again, or prefill anew.'
     ) from None
-  return jax.tree.map(jnp.array, cache)
+
+
+def _place(
+  leaves: Mapping[str, StoredLeaf],
+  saved: Layout,
+  spec: Cache,
+  partition: Partition,
+  mesh: jax.sharding.Mesh | None,
+) -> Cache:
+  """Returns the cache of a specification, leaf by leaf on its devices.
+
+  Args:
+    leaves: of the saved cache, by path.
+    saved: the layout in which they were saved.
+    spec: of the cache that is returned.
+    partition: how the mesh splits it.
+    mesh: of devices; None for one device.
+  """
+  specs = {
+    name: fit_pages(leaf, leaves[name])
+    for name, leaf in leaves_by_path(spec, is_leaf).items()
+  }
+  spec = jax.tree.unflatten(_treedef(spec), specs.values())
+  shardings = {}
+  if mesh is not None:
+    shardings = shardings_of(mesh, cache_specs(spec, partition))
+    shardings = leaves_by_path(shardings)
+
+  def place(name, leaf):
+    x = reorder_slots(leaf.read(), name, specs[name], saved, spec.layout)
+    if mesh is None:
+      return jnp.array(x)
+    # Copies, so that no device keeps the memory of the whole array.
+    return from_host(x.shape, shardings[name], lambda index: x[index].copy())
+
+  # With this wait there is no more than one array on the host.
+  arrays = [jax.block_until_ready(place(*item)) for item in leaves.items()]
+  return jax.tree.unflatten(_treedef(spec), arrays)
+
+
+def _treedef(spec: Cache) -> Any:
+  return jax.tree.structure(spec, is_leaf=is_leaf)
 
 
 def _source_spec(cache: Cache) -> list[Any] | None:
@@ -161,33 +293,3 @@ def _check_same(path: pathlib.Path, what: str, old: Any, new: Any) -> None:
       f'{path} was saved with other {what}: {difference}. Load it with the '
       'model that filled it, or prefill anew.'
     )
-
-
-def _read_arrays(
-  path: pathlib.Path, file: Any, spec: Cache
-) -> dict[str, np.ndarray]:
-  """Returns the arrays of a file by their paths in the cache, in its order.
-
-  Args:
-    path: of the file, for messages.
-    file: of safetensors, open.
-    spec: the cache, with `ArraySpec`s for arrays.
-  """
-  specs = leaves_by_path(spec, is_leaf)
-  if wrong := sorted(specs.keys() ^ set(file.keys())):
-    state = 'missing' if wrong[0] in specs else 'unexpected'
-    raise ValueError(f'{path} is no whole cache: {wrong[0]} is {state}.')
-  arrays = {}
-  for name, leaf in specs.items():
-    x = file.get_tensor(name)
-    # A pool keeps its pages when rows are taken away. `check_books` compares
-    # the arrays of a pool with each other.
-    sizes = zip(x.shape, leaf.shape, leaf.axes, strict=False)
-    shape = [size if axis == 'pages' else need for size, need, axis in sizes]
-    if list(x.shape) != shape or x.dtype != leaf.dtype:
-      raise ValueError(
-        f'{path}: {name} is {x.dtype.name} {list(x.shape)}; its metadata '
-        f'makes it {np.dtype(leaf.dtype).name} {list(leaf.shape)}.'
-      )
-    arrays[name] = x
-  return arrays
