@@ -1,5 +1,7 @@
 """rewind, take, repeat, concat: exact or refused; and how a cache prints."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,7 +194,7 @@ def test_inside_a_trace_what_is_not_known():
 )
 def test_on_a_mesh_the_rows_stay_split(change):
   explicit = (AxisType.Explicit,) * 2
-  mesh = AbstractMesh((2, 2), ('model', 'context'), axis_types=explicit)
+  mesh: Any = AbstractMesh((2, 2), ('model', 'context'), axis_types=explicit)
   rules = Rules(heads=('model', 'context'), slots='context')
   config = tiny.decoder(kvjax.Grouped(4, 2, 4))
   specs = []
