@@ -1,11 +1,16 @@
 """rewind, take, repeat, concat: exact or refused; and how a cache prints."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, reshard, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
 import kvjax
+from kvjax.sharding import Rules, of_cache
 from tests.facts import tiny
 
 CONFIG = tiny.decoder()
@@ -177,3 +182,30 @@ def test_inside_a_trace_what_is_not_known():
   seen = []
   jax.jit(lambda c: seen.append(repr(c)))(fed())
   assert '?' in seen[0]
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    pytest.param(lambda cache: kvjax.concat([cache, cache]), id='concat'),
+    pytest.param(lambda cache: kvjax.repeat(cache, 2), id='repeat'),
+    pytest.param(lambda cache: kvjax.rewind(cache, 0), id='rewind'),
+  ],
+)
+def test_on_a_mesh_the_rows_stay_split(change):
+  explicit = (AxisType.Explicit,) * 2
+  mesh: Any = AbstractMesh((2, 2), ('model', 'context'), axis_types=explicit)
+  rules = Rules(heads=('model', 'context'), slots='context')
+  config = tiny.decoder(kvjax.Grouped(4, 2, 4))
+  specs = []
+
+  def run():
+    cache = kvjax.init_cache(config, 2, 16, mesh=mesh, rules=rules)
+    where = of_cache(config, mesh, rules, batch_size=2, capacity=16)
+    changed = change(jax.tree.map(reshard, cache, where))
+    leaves = changed.stores[0]['key'], changed.length
+    specs.extend(jax.typeof(leaf).sharding.spec for leaf in leaves)
+
+  with use_abstract_mesh(mesh):
+    jax.eval_shape(run)
+  assert specs == [P(None, 'model', 'context', None), P(None)]

@@ -257,6 +257,20 @@ PAGES: tuple[Mutant, ...] = (
 
 ALGEBRA: tuple[Mutant, ...] = (
   Mutant(
+    'joined_rows_on_every_device',
+    'kvjax/decoding/program.py',
+    'jax.tree.leaves(args, is_leaf=lambda x: isinstance(x, Cache))',
+    'args',
+    'tests/decoding/test_rows.py::test_on_a_mesh_the_rows_stay_split',
+  ),
+  Mutant(
+    'a_mesh_has_every_axis',
+    'kvjax/mesh/rules.py',
+    'for name in BY_NAME.mesh_axes if name in sizes}',
+    'for name in BY_NAME.mesh_axes}',
+    'tests/memory/test_fit.py',
+  ),
+  Mutant(
     'scale_not_gathered',
     'kvjax/decoding/rows.py',
     "if 'batch' not in axes:",
