@@ -209,7 +209,7 @@ def partition_of(mesh: Any, rules: Rules | None = None) -> Partition:
         f'{", ".join(BY_NAME.mesh_axes)}, copies. Or say what it splits: '
         f'rules=kvjax.sharding.Rules(heads={unknown[0]!r}).'
       )
-    rules = BY_NAME
+    rules = Rules(**{name: name for name in BY_NAME.mesh_axes if name in sizes})
   elif not isinstance(rules, Rules):
     raise ValueError(f'rules={rules!r} must be a kvjax.sharding.Rules.')
   else:

@@ -94,7 +94,8 @@ def _layer_parts(
     keys = [key.key for key in path]
     if keys[-1] not in PROJECTIONS:
       continue
-    parts = cut.parts(*zip(*axes_of(keys, layer), strict=True))
+    axes = axes_of(keys, layer)
+    parts = cut.parts(*zip(*axes, strict=True)) if axes else []
     sizes = list(leaf.shape)
     for i, count in enumerate(parts):
       sizes[i] //= count
