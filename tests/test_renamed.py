@@ -34,6 +34,8 @@ def test_old_arguments_of_forward_and_interop():
     TypeError, match='kind=...\\) has a new name: give kinds='
   ):
     kvjax.interop.init_cache(tiny.GQA, 1, 4, kind=kvjax.Dense())
+  with pytest.raises(TypeError, match='has a new name: give mesh= and rules='):
+    kvjax.load_checkpoint('absent', sharding=None)
 
 
 def test_a_kind_with_a_method_of_an_old_name():

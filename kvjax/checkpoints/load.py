@@ -40,6 +40,7 @@ from kvjax.models.config import ModelConfig
 from kvjax.models.param_axes import param_specs
 from kvjax.models.quantize import encode, is_projection
 from kvjax.progress_bar import show_progress
+from kvjax.renamed import renamed_arguments
 from kvjax.strict_json import parse_object
 from kvjax.tree_paths import leaves_by_path
 
@@ -48,6 +49,7 @@ READABLE = FAMILIES | {own_layout.OWN: own_layout.FAMILY}
 LARGE = 1 << 28  # bytes from which loading shows its progress
 
 
+@renamed_arguments(sharding='mesh= and rules=')
 def load_checkpoint(
   path: str | pathlib.Path,
   dtype: Any = None,

@@ -14,7 +14,7 @@ import safetensors
 
 import kvjax
 from kvjax.checkpoints.prompt_cache import parts
-from kvjax.checkpoints.prompt_cache.metadata import KEY
+from kvjax.checkpoints.prompt_cache.metadata import KEY, OF_A_MESH
 from tests.checkpoints import on_mesh
 from tests.checkpoints.on_mesh import LAYERS
 from tests.checkpoints.test_prompt_cache import rewrite
@@ -72,6 +72,7 @@ def test_a_mesh_saves_the_file_of_one_device(folder, tokens):
   assert run_processes(*args, str(folder)) == [tokens]
   again, alone = (contents(folder / name) for name in ('again', 'alone'))
   assert again == alone
+  assert not any(name in json.dumps(again[1]) for name in OF_A_MESH)
 
 
 def without_a_part(path):

@@ -22,6 +22,10 @@ CACHES = {
   'ring': {'kinds': kvjax.Ring(7)},
   'sinks': {'kinds': kvjax.Sinks(2, 5)},
   'paged': {'kinds': kvjax.Paged(3)},
+  'rules': {
+    'mesh': jax.make_mesh((1,), ('c',), (jax.sharding.AxisType.Auto,)),
+    'rules': kvjax.sharding.Rules(slots='c', vocab=()),
+  },
   'bounded': {'kinds': kvjax.Bounded(7, score=kvjax.HeavyHitters(recent=2))},
 }
 ANY_CALL = [

@@ -345,9 +345,45 @@ PARTS: tuple[Mutant, ...] = (
     'for start in range(0, stop - first, max(1, count)):',
     'tests/checkpoints/test_match.py::test_of_every_family[blocks-llama]',
   ),
+  Mutant(
+    'slots_stay_in_stripes',
+    'kvjax/checkpoints/prompt_cache/leaves.py',
+    "if before == after or 'slots' not in spec.axes:",
+    'if True:',
+    'tests/checkpoints/test_parts.py::test_a_mesh_saves_the_file_of_one_device',
+  ),
+  Mutant(
+    'parts_of_two_saves',
+    'kvjax/checkpoints/prompt_cache/parts.py',
+    "{PART: part | {'index': index}}",
+    '{PART: other[PART]}',
+    'tests/checkpoints/test_parts.py'
+    '::test_parts_that_are_no_whole[of_another_save-part 2 is of another save]',
+  ),
+  Mutant(
+    'blocks_leave_a_hole',
+    'kvjax/checkpoints/prompt_cache/leaves.py',
+    'if not is_grid or math.prod(ends) != len(blocks) * math.prod(shape):',
+    'if not is_grid:',
+    'tests/checkpoints/test_parts.py::test_parts_that_are_no_whole',
+  ),
+  Mutant(
+    'a_file_of_one_mesh',
+    'kvjax/checkpoints/prompt_cache/metadata.py',
+    'part.pop(name, None)',
+    'pass',
+    'tests/checkpoints/test_parts.py::test_a_mesh_saves_the_file_of_one_device',
+  ),
 )
 
 EXPORT: tuple[Mutant, ...] = (
+  Mutant(
+    'rules_of_a_cache_are_unknown',
+    'kvjax/decoding/exported.py',
+    '  Rules,',
+    '',
+    'tests/decoding/test_exported.py::test_what_is_static_comes_back[rules]',
+  ),
   Mutant(
     'exported_cache_of_an_unknown_kind_is_written',
     'kvjax/decoding/exported.py',

@@ -1,1 +1,1 @@
-"""A prompt cache as one file."""
+"""A prompt cache as one file, or as one file for each process."""
