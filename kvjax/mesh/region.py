@@ -29,9 +29,13 @@ def mesh_of(*arrays: Any) -> jax.sharding.AbstractMesh | None:
     if not isinstance(array, jax.Array):
       continue
     mesh = getattr(jax.typeof(array).sharding, 'mesh', None)
-    if mesh is None or mesh.empty or mesh.size == 1:
+    if mesh is None or mesh.empty:
       continue
-    if not all(kind == AxisType.Manual for kind in mesh.axis_types):
+    kinds = set(mesh.axis_types)
+    # Where axes are explicit, even one device wants a sharding of each product.
+    if kinds != {AxisType.Manual} and (
+      mesh.size > 1 or AxisType.Explicit in kinds
+    ):
       return mesh
   return None
 
