@@ -92,10 +92,10 @@ MESH: tuple[Mutant, ...] = (
     RULES,
   ),
   Mutant(
-    'kv_heads_and_slots_share_an_axis',
+    'hidden_units_are_not_split_as_slots_are',
     'kvjax/mesh/rules.py',
     "without = self['slots'] if axis == 'kv_heads' else ()",
-    'without = ()',
+    "without = self['slots']",
     RULES,
   ),
 )
