@@ -53,3 +53,12 @@ def test_stripes_are_read_as_slots_in_order_are(block):
     )
   np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
   np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize('length, filled', [(0, 0), (1, 1), (8, 2), (9, 3)])
+def test_stripes_are_filled_alike(length, filled):
+  kind = kvjax.Dense(stripes=4).bind(13)
+  book = Book(jnp.full((2, 1, kind.row_slots), -1, jnp.int32))
+  (view,) = kind.views(book, {}, jnp.asarray([length, 0], jnp.int32))
+  assert int(view.stripe_filled) == filled
+  assert view.filled == kind.row_slots == 16

@@ -54,7 +54,7 @@ MESH: tuple[Mutant, ...] = (
     'kvjax/caches/dense.py',
     'filled = -(-jnp.max(length) // self.stripes)',
     'filled = jnp.max(length) // self.stripes',
-    f'{CONTRACTS}[dense]',
+    'tests/caches/test_stripes.py',
   ),
   Mutant(
     'every_device_writes_the_first_part_of_a_page',
