@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import kvjax
-from tests.facts import tiny
+from kvjax.caches.kind import Book
+from kvjax.kernels import blockwise
 
 
 def test_positions_go_round_the_stripes():
@@ -32,18 +33,32 @@ def test_a_kind_that_compares_all_slots_is_not_split():
 
 
 @pytest.mark.parametrize('block', [None, 3])
-def test_one_device_reads_stripes(block):
-  config, ids = tiny.decoder(), tiny.tokens(2, 10)
-  params, found = tiny.params(config), []
+def test_stripes_are_read_as_slots_in_order_are(block):
+  """A query at position 3 needs slot 12: no stripe ends at its own number."""
+  tokens, width = 10, 5
+  rng = np.random.default_rng(0)
+  query, key = rng.normal(size=(2, 2, 1, 1, tokens, width)).astype(np.float32)
+  positions = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (2, tokens))
+  found = []
   for stripes in (1, 4):
-    kind = kvjax.Dense(stripes=stripes)
-    cache = kvjax.init_cache(config, 2, 13, kinds=kind)
-    logits, _ = kvjax.extend(
-      config,
-      params,
-      cache,
-      ids,
-      options=kvjax.DecodeOptions(block=block),
+    kind = kvjax.Dense(stripes=stripes).bind(13)
+    empty = jnp.full((2, 1, kind.row_slots), -1, jnp.int32)
+    book, slots = kind.place(Book(empty), positions[:, 0], positions)
+    zeros = jnp.zeros((2, 1, kind.row_slots, width))
+    store = kind.write({'key': zeros}, {'key': key[:, 0]}, slots)
+    (view,) = kind.views(book, store, positions[:, -1] + 1)
+    queries, scoring = {'key': jnp.asarray(query)}, kvjax.Scoring(1.0, 'key')
+    found.append(
+      blockwise.attend(queries, positions, view, scoring, block=block)
     )
-    found.append(np.asarray(logits))
-  tiny.close(found[1], found[0])
+  np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
+  np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize('length, filled', [(0, 0), (1, 1), (8, 2), (9, 3)])
+def test_stripes_are_filled_alike(length, filled):
+  kind = kvjax.Dense(stripes=4).bind(13)
+  book = Book(jnp.full((2, 1, kind.row_slots), -1, jnp.int32))
+  (view,) = kind.views(book, {}, jnp.asarray([length, 0], jnp.int32))
+  assert int(view.stripe_filled) == filled
+  assert view.filled == kind.row_slots == 16

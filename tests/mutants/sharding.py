@@ -54,7 +54,7 @@ MESH: tuple[Mutant, ...] = (
     'kvjax/caches/dense.py',
     'filled = -(-jnp.max(length) // self.stripes)',
     'filled = jnp.max(length) // self.stripes',
-    f'{CONTRACTS}[dense]',
+    'tests/caches/test_stripes.py',
   ),
   Mutant(
     'every_device_writes_the_first_part_of_a_page',
@@ -92,10 +92,10 @@ MESH: tuple[Mutant, ...] = (
     RULES,
   ),
   Mutant(
-    'kv_heads_and_slots_share_an_axis',
+    'hidden_units_are_not_split_as_slots_are',
     'kvjax/mesh/rules.py',
     "without = self['slots'] if axis == 'kv_heads' else ()",
-    'without = ()',
+    "without = self['slots']",
     RULES,
   ),
 )

@@ -30,7 +30,6 @@ class Model:
     kv_heads: heads of keys and values.
     query: numbers of a query that are scored against the cache.
     output: numbers that attention returns for it.
-    stored: widths of the streams.
     sums: halves whose results are summed over the devices that split weights.
   """
 
@@ -38,7 +37,6 @@ class Model:
   kv_heads: int
   query: int
   output: int
-  stored: tuple[int, int]
   sums: int = 2
 
   @property
@@ -60,7 +58,6 @@ def _grouped(kv_heads: int, mlp: Any = None) -> Model:
     kv_heads,
     HEAD_WIDTH,
     HEAD_WIDTH,
-    (HEAD_WIDTH, HEAD_WIDTH),
     sums,
   )
 
@@ -79,7 +76,7 @@ MODELS = {
   'gqa': _grouped(2),
   'mqa': _grouped(1),
   # Queries of MLA are absorbed: they read latents.
-  'mla': Model(_model(_LATENT), 1, LATENT + ROTARY, LATENT, (LATENT, ROTARY)),
+  'mla': Model(_model(_LATENT), 1, LATENT + ROTARY, LATENT),
   'experts': _grouped(2, _SPARSE),
 }
 
@@ -222,11 +219,11 @@ def exchanges(cell: Cell) -> list[tuple[str, int]]:
   if layout.rows > 1 and cell.kind == 'paged':
     # Rows share a pool, which every device has whole.
     codec = CODECS[cell.codec] or kvjax.Plain()
-    for width in model.stored:
-      leaves = jax.tree.leaves(codec.leaves(width, jnp.float32))
+    for stream in model.config.layers[0].attention.streams().values():
+      stored = codec if stream.quantize else kvjax.Plain()
       found += [
-        ('all-gather', BATCH * model.kv_heads * leaf_bytes(leaf))
-        for leaf in leaves
+        ('all-gather', BATCH * stream.heads * leaf_bytes(leaf))
+        for leaf in jax.tree.leaves(stored.leaves(stream.width, jnp.float32))
       ]
   return sorted(found)
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from jax.sharding import AxisType
 
 import kvjax
 from kvjax.sharding import Rules, of_params
+from tests import compiler
 from tests.contract.table import VOCAB, WIDTH, draw, text
+from tests.sharding import cells
 from tests.sharding.eight_devices import local_bytes
 from tests.sharding.split_cache import (
   CAPACITY,
@@ -352,3 +355,66 @@ def planned_as_placed():
       assert placed == (plan.params_bytes, plan.cache_bytes), (sizes, kind)
       seen.add(placed)
   assert len(seen) > 12
+
+
+def run_share(layout: str) -> None:
+  """A device of a mesh needs what a model of its share needs alone.
+
+  Temporaries may be a tenth more, for what is exchanged; all bytes together a
+  twentieth.
+  """
+  config, split = cells.MODELS['gqa'].config, cells.LAYOUTS[layout]
+  mesh = jax.make_mesh(
+    tuple(split.mesh.values()),
+    tuple(split.mesh),
+    devices=jax.devices()[: math.prod(split.mesh.values())],
+    axis_types=(AxisType.Auto,) * len(split.mesh),
+  )
+  ways = split.weights
+  layer = config.layers[0]
+  share = dataclasses.replace(
+    config,
+    vocab_size=config.vocab_size // ways,
+    layers=(
+      dataclasses.replace(
+        layer,
+        attention=dataclasses.replace(
+          layer.attention, num_heads=8 // ways, num_kv_heads=max(2 // ways, 1)
+        ),
+        mlp=kvjax.MLP(cells.HIDDEN // ways),
+      ),
+    ),
+  )
+  shardings = of_params(config, mesh, split.rules)
+  options = {'mesh': mesh, 'rules': split.rules}
+  found = compiled_bytes(config, cells.BATCH, shardings, **options)
+  alone = compiled_bytes(share, cells.BATCH // split.rows)
+  assert found[0] <= 1.1 * alone[0], (found, alone)
+  assert abs(found[1] / alone[1] - 1) <= 0.05, (found, alone)
+
+
+def compiled_bytes(config, batch, shardings=None, **options) -> tuple[int, int]:
+  """Returns bytes of temporaries, and of all, of a compiled decode step."""
+  make = functools.partial(kvjax.init_params, config)
+  params = jax.eval_shape(make, jax.random.key(0))
+  if shardings is not None:
+    params = jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      params,
+      shardings,
+    )
+  cache = kvjax.init_cache(config, batch, cells.CAPACITY, **options)
+  step = jax.jit(
+    lambda *args: kvjax.decode_step(config, *args), donate_argnums=1
+  )
+  lowered = step.lower(params, cache, np.zeros(batch, np.int32))
+  memory = compiler.as_users_do(lowered).memory_analysis()
+  temporaries = memory.temp_size_in_bytes
+  made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return temporaries, memory.argument_size_in_bytes + made + temporaries
+
+
+CONTRACTS['shares'] = {
+  f'share_by_{layout}': functools.partial(run_share, layout)
+  for layout in ('rows', 'heads', 'wide')
+}
