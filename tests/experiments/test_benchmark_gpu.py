@@ -162,13 +162,13 @@ def test_a_device_s_table_is_read_where_a_problem_is_like_one_of_it():
 
 def test_a_target_that_is_no_file_and_a_compiler_that_is_not_there(tmp_path):
   with pytest.raises(OSError, match='nowhere'):
-    aot_compile.device(tmp_path / 'nowhere.txtpb')
+    aot_compile.devices(tmp_path / 'nowhere.txtpb')
   if any(importlib.util.find_spec(name) for name in aot_compile.PLUGINS):
     pytest.skip('the compiler is here')
   file = tmp_path / 'card.txtpb'
   file.write_text('device_description_str: "a card"\n')
   with pytest.raises(ValueError, match='pip install --no-deps jax-cuda13-pjrt'):
-    aot_compile.device(file)
+    aot_compile.devices(file)
   assert aot_compile.name_of(file)['target'] == 'a card'
 
 
