@@ -11,6 +11,7 @@ import kvjax
 from experiments.benchmark import races
 from experiments.benchmark.gpu import (
   aot_compile,
+  aot_mesh,
   aot_programs,
   correctness,
   occupied,
@@ -162,13 +163,13 @@ def test_a_device_s_table_is_read_where_a_problem_is_like_one_of_it():
 
 def test_a_target_that_is_no_file_and_a_compiler_that_is_not_there(tmp_path):
   with pytest.raises(OSError, match='nowhere'):
-    aot_compile.device(tmp_path / 'nowhere.txtpb')
+    aot_compile.devices(tmp_path / 'nowhere.txtpb')
   if any(importlib.util.find_spec(name) for name in aot_compile.PLUGINS):
     pytest.skip('the compiler is here')
   file = tmp_path / 'card.txtpb'
   file.write_text('device_description_str: "a card"\n')
   with pytest.raises(ValueError, match='pip install --no-deps jax-cuda13-pjrt'):
-    aot_compile.device(file)
+    aot_compile.devices(file)
   assert aot_compile.name_of(file)['target'] == 'a card'
 
 
@@ -218,6 +219,8 @@ def test_a_transpose_of_the_cache_is_seen():
   assert aot_programs.failures(
     good | {'temporaries': 8, 'spills': 4, 'alias': 4}
   )
+  sharded = good | {'record': 'sharded', 'moved': ['copy of a cache']}
+  assert 'no copy, no transpose' in aot_programs.failures(sharded)
   prefill = good | {'record': 'prefill', 'ratio': 1.08, 'temporaries': 80}
   assert not aot_programs.failures(prefill)
   assert aot_programs.failures(prefill | {'ratio': 0.999}) == [
@@ -249,6 +252,28 @@ def test_a_plan_bounds_what_was_compiled_for_an_h200(version):
     assert planned.cache_bytes == record['alias']
     over = 100 * (planned.total_bytes / record['peak'] - 1)
     assert 0 <= over <= aot_programs.WITHIN[record['record']], record
+
+
+def test_a_plan_bounds_one_of_eight_h200_and_what_they_exchange():
+  path = f'{ROOT}/results/aot_h200_mesh_jax_0_10_2.jsonl'
+  with open(path, encoding='utf-8') as lines:
+    records = [r for r in map(json.loads, lines) if r['record'] == 'sharded']
+  names = 'variant', 'kernel', 'layout'
+  steps = tuple(tuple(r[n] for n in names) for r in records)
+  assert steps == tuple(step[:3] for step in aot_mesh.STEPS)
+  for record in records:
+    whole = with_attention(kvjax.load_config('llama-3-8b'), record['variant'])
+    config = dataclasses.replace(whole, layers=whole.layers[: record['layers']])
+    shape, rules = aot_mesh.LAYOUTS[record['layout']]
+    mesh = dict(zip(aot_mesh.AXES, shape, strict=True))
+    sizes = {n: record[n] for n in SIZES if n in record}
+    planned = plan(config, backend='gpu', mesh=mesh, rules=rules, **sizes)
+    assert planned.cache_bytes == record['alias']
+    over = planned.total_bytes / record['peak'] - 1
+    assert 0 <= 100 * over <= aot_programs.WITHIN['sharded'], record
+    assert planned.temporaries_bytes >= record['temporaries']
+    formulas = aot_mesh.expected(config, record['layout'])
+    assert sorted(formulas) == sorted(map(tuple, record['exchanged']))
 
 
 def test_what_a_device_says_is_held_against_the_plan(monkeypatch):

@@ -91,6 +91,20 @@ MEMORY: tuple[Mutant, ...] = (
     'tests/memory/test_plan.py',
   ),
   Mutant(
+    'logits_of_own_words_not_planned',
+    'kvjax/memory/temporaries/upper_bound.py',
+    "if rules is not None and rules['vocab']:",
+    'if False:',
+    'tests/experiments/test_benchmark_gpu.py::test_a_plan_bounds_one_of_eight_h200_and_what_they_exchange',
+  ),
+  Mutant(
+    'split_slots_planned_whole',
+    'kvjax/memory/temporaries/attention_call.py',
+    "'slots' if stored and block == slots else ''",
+    "''",
+    'tests/experiments/test_benchmark_gpu.py::test_a_plan_bounds_one_of_eight_h200_and_what_they_exchange',
+  ),
+  Mutant(
     'a_copied_output_passes',
     'kvjax/memory/compiled/updates.py',
     "if row.kind not in ('temporary', 'output')",

@@ -21,7 +21,6 @@ from unittest import mock
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 PLUGINS = 'jax_cuda13_plugin', 'jax_cuda12_plugin'
 # Shape and opcode of an instruction; the shape of a tuple has blanks.
@@ -34,11 +33,12 @@ _REGISTERS = re.compile(r'Used (\d+) registers')
 _SPILLS = re.compile(r'(\d+) bytes spill stores, (\d+) bytes spill loads')
 
 
-def device(path: str | pathlib.Path) -> SingleDeviceSharding:
-  """Returns the sharding of one described GPU, to be given to every argument.
+def devices(path: str | pathlib.Path, count: int = 1) -> list[jax.Device]:
+  """Returns described GPUs, to be given to arguments by their shardings.
 
   Args:
     path: of the description.
+    count: GPUs, of one node.
 
   Raises:
     ValueError: the compiler for CUDA is not installed, or does not read it.
@@ -55,7 +55,7 @@ def device(path: str | pathlib.Path) -> SingleDeviceSharding:
     )
   try:
     found = topologies.get_topology_desc(
-      platform='cuda', target_config=text, topology='1x1x1'
+      platform='cuda', target_config=text, topology=f'1x1x{count}'
     )
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
@@ -64,7 +64,7 @@ def device(path: str | pathlib.Path) -> SingleDeviceSharding:
       'Give one dumped by this version, or delete the fields that XLA names '
       'above.'
     ) from None
-  return SingleDeviceSharding(found.devices[0])
+  return list(found.devices)
 
 
 def dump(path: str | pathlib.Path) -> None:

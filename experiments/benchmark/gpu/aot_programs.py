@@ -12,7 +12,6 @@ from experiments.benchmark.gpu.correctness import Problem
 from experiments.measuring import forms
 from experiments.measuring.variants import VARIANTS, with_attention
 from kvjax.checkpoints.load import load_config
-from kvjax.decoding.allocate import init_cache
 from kvjax.memory.compiled.calls import compile_call
 from kvjax.memory.compiled.measurement import measure
 from kvjax.memory.planning import plan as plan_of
@@ -60,7 +59,7 @@ KERNELS: tuple[Any, ...] = (
 )
 ROWS, HEADS, SLOTS = 8, 8, 4096  # of a kernel by itself
 # A plan is an upper bound: per cent of XLA's peak by which it may exceed it.
-WITHIN = {'step': 5, 'prefill': 10}
+WITHIN = {'step': 5, 'sharded': 5, 'prefill': 10}
 
 
 def steps(model: ModelConfig) -> list[Call]:
@@ -95,7 +94,21 @@ def compare(call: Call, sharding: Any, reports: Reports) -> Record:
 
   Args:
     call: a step or a prefill.
-    sharding: of `aot_compile.device`.
+    sharding: of every argument.
+    reports: of `aot_compile.assembler`.
+  """
+  record, _ = examine(call, {'sharding': sharding}, reports)
+  return record | {'failed': failures(record)}
+
+
+def examine(
+  call: Call, placed: dict[str, Any], reports: Reports
+) -> tuple[Record, jax.stages.Compiled]:
+  """Returns the record of one call and its program, of one device.
+
+  Args:
+    call: a step or a prefill.
+    placed: `sharding=`, or `mesh=` and `rules=`, of `compile_call`.
     reports: of `aot_compile.assembler`.
   """
   named, config = call
@@ -103,16 +116,22 @@ def compare(call: Call, sharding: Any, reports: Reports) -> Record:
   batch, tokens = named['batch_size'], named.get('new_tokens_per_step', 1)
   begun = time.perf_counter()
   kernel = forms.kernel_of(named['kernel'], named.get('form', ''))
-  compiled = compile_call(config, kernel=kernel, sharding=sharding, **sizes)
+  compiled = compile_call(config, kernel=kernel, **placed, **sizes)
   seconds = round(time.perf_counter() - begun, 1)
-  plan = plan_of(config, backend='gpu', kernel=named['kernel'], **sizes)
+  split = {name: placed[name] for name in ('mesh', 'rules') if name in placed}
+  choices = {'backend': 'gpu', 'kernel': named['kernel']}
+  plan = plan_of(config, **choices, **split, **sizes)
   measured = dataclasses.asdict(measure(compiled))
   del measured['devices']  # none is here
-  cache: Any = jax.eval_shape(
-    lambda: init_cache(config, batch, named['capacity'])
+  (_, cache, _), _ = jax.tree.map(
+    lambda x, place: (
+      place and jax.ShapeDtypeStruct(place.shard_shape(x.shape), x.dtype)
+    ),
+    compiled.args_info,
+    compiled.input_shardings,
   )
   ids, logits = 4 * batch * tokens, 4 * batch * config.vocab_size
-  pointers = 8 * (1 + len(jax.tree.leaves(cache)))  # to logits and leaves
+  pointers = 8 * compiled.out_tree.num_leaves  # to logits and leaves
   record = {
     **named,
     'layers': len(config.layers),
@@ -126,7 +145,7 @@ def compare(call: Call, sharding: Any, reports: Reports) -> Record:
     'planned_peak': plan.total_bytes,
     'ratio': plan.total_bytes / measured['peak'],
   }
-  if named['record'] == 'step':
+  if named['record'] != 'prefill':
     leaves = jax.tree.leaves(cache.stores)
     leaf_bytes = [x.size * x.dtype.itemsize for x in leaves]
     record |= {
@@ -136,7 +155,7 @@ def compare(call: Call, sharding: Any, reports: Reports) -> Record:
       'launches': aot_compile.launches(compiled),
       'moved': aot_compile.moved(compiled, min(x.size for x in leaves)),
     }
-  return record | {'failed': failures(record)}
+  return record, compiled
 
 
 def failures(record: Record) -> list[str]:
@@ -148,7 +167,7 @@ def failures(record: Record) -> list[str]:
     'outputs': record['outputs'] == record['planned_outputs'],
     f'peak within {within} %': 0 <= record['ratio'] - 1 <= within / 100,
   }
-  if record['record'] == 'step':
+  if record['record'] != 'prefill':
     moved = record['moved']
     copied = [x for x in moved if x.startswith(('copy', 'transpose'))]
     holds['no copy, no transpose'] = not copied

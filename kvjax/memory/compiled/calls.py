@@ -5,14 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kvjax.caches.kind import Kind
 from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.leaf_axes import cache_specs
 from kvjax.decoding.steps import decode_step, prefill
 from kvjax.kernels.kernel import Kernel
+from kvjax.mesh.rules import Rules, partition_of
 from kvjax.models.config import ModelConfig
 from kvjax.models.encoder import encode
 from kvjax.models.initialize import param_shapes
+from kvjax.models.param_axes import param_specs
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codec
 
@@ -28,6 +32,8 @@ def compile_call(
   codec: Codec | None = None,
   source_length: int | None = None,
   kernel: str | Kernel = 'blockwise',
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules | None = None,
   sharding: Any = None,
 ) -> jax.stages.Compiled:
   """Compiles a decode step, or a prefill of several tokens, cache donated.
@@ -43,9 +49,13 @@ def compile_call(
     codec: how streams are stored.
     source_length: tokens or frames of each source; None without an encoder.
     kernel: that attends.
-    sharding: of every argument; None for the default device. That of a device
-      which is only described compiles for it ahead of time, inside
-      `kvjax.kernels.targeting`.
+    mesh: of devices that share the work; the program is then that of each.
+    rules: what the axes of the mesh split, as in `init_cache`.
+    sharding: without a mesh, that of every argument; None for the default
+      device.
+
+  Devices that are only described are compiled for ahead of time, inside
+  `kvjax.kernels.targeting`.
   """
   one = new_tokens_per_step == 1
 
@@ -53,18 +63,27 @@ def compile_call(
     run = decode_step if one else prefill
     return run(config, params, cache, tokens, kernel=kernel)
 
-  choices: Any = {'kinds': kinds, 'codec': codec}
-  choices['source_length'] = source_length
+  choices: Any = {'kinds': kinds, 'codec': codec, 'mesh': mesh}
+  choices |= {'rules': rules, 'source_length': source_length}
   empty = jax.eval_shape(
     lambda: init_cache(config, batch_size, capacity, **choices)
   )
-  params = param_shapes(config)
   shape = (batch_size,) if one else (batch_size, new_tokens_per_step)
-  given: Any = params, empty, jax.ShapeDtypeStruct(shape, jnp.int32)
+  tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+  given: Any = param_shapes(config), empty, tokens
+  if mesh is not None:
+    partition = partition_of(mesh, rules)
+    specs = param_specs(config, partition), cache_specs(empty, partition)
+    sharding = jax.tree.map(
+      lambda spec: NamedSharding(mesh, spec), (*specs, PartitionSpec())
+    )
+  elif sharding is not None:
+    sharding = jax.tree.map(lambda _: sharding, given)
   if sharding is not None:
     given = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
       given,
+      sharding,
     )
   return jax.jit(call, donate_argnames='cache').lower(*given).compile()
 

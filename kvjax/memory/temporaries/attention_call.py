@@ -62,6 +62,11 @@ class AttentionCall:
     """Slots that are read at once: on an accelerator all of them."""
     return min(BLOCK, slots) if self.call.backend == 'cpu' else slots
 
+  def block_dim(self, slots: int, stored: bool) -> Dim:
+    """Returns the slots of a block: of all stored ones, a device's own."""
+    block = self.block(slots)
+    return Dim('block', block, 'slots' if stored and block == slots else '')
+
   def loops(self, slots: int) -> bool:
     return slots > self.block(slots)
 
@@ -154,15 +159,15 @@ class AttentionCall:
     for name, width in widths.items():
       moves = self.expands or self.loops(slots) or not plain.get(name, True)
       if gathers or (moves and not self.reads_in_one_pass):
-        yield self._block_term(name, slots, width)
+        yield self._block_term(name, self.block_dim(slots, stored), width)
 
-  def values(self, slots: int) -> list[Term]:
+  def values(self, slots: int, stored: bool = True) -> list[Term]:
     """Returns the values of a block, those of empty slots as 0."""
-    values = self._block_term('value', slots, self.value[1].size)
+    block = self.block_dim(slots, stored)
+    values = self._block_term('value', block, self.value[1].size)
     return [] if self.reads_in_one_pass else [values]
 
-  def _block_term(self, name: str, slots: int, width: int) -> Term:
-    block = Dim('block', self.block(slots))
+  def _block_term(self, name: str, block: Dim, width: int) -> Term:
     dims = self.call.read_rows, block, self.read_heads, Dim('H', width)
     return Term(f'{name} of one block', dims, self.read_size)
 

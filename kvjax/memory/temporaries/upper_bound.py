@@ -83,6 +83,10 @@ def moments(
   ahead = [list(layer.ahead()) for layer in layers]
   late = [list(layer.late()) for layer in layers]
   found = {'logits': [_logits(config, call, 'logits, transposed later')]}
+  rules = spec.layout.rules
+  if rules is not None and rules['vocab']:
+    dims = call.rows, Dim('V', config.vocab_size, 'vocab')
+    found['logits'].append(Term("logits of a device's words", dims, FLOAT))
   for index, layer in enumerate(layers):
     waiting = [*ahead[index + 1 :], *late[: index + 1]]
     rest = [*always, *(term for terms in waiting for term in terms)]
@@ -161,7 +165,8 @@ class _LayerCall:
       if self.shares_slots:
         yield 'exchange', [*reserved, *self.kept, *_exchange(attention)]
     if self.cross is not None:
-      for name, terms in _attend(self.cross, self.cross.segments[0], True):
+      slots = self.cross.segments[0]  # which no mesh splits
+      for name, terms in _attend(self.cross, slots, stored=False):
         yield f'cross {name}', [*self.hidden, *_carried(self.cross), *terms]
     mlp: Any = self.layer.mlp
     if hasattr(mlp, 'num_experts'):
@@ -249,7 +254,7 @@ def _attend(
   attention: AttentionCall, slots: int, stored: bool
 ) -> Iterator[tuple[str, list[Term]]]:
   """Yields the moments of one pass over one block of slots."""
-  call, block = attention.call, Dim('block', attention.block(slots))
+  call, block = attention.call, attention.block_dim(slots, stored)
   dims = *call.pass_lead, attention.read_query[0], block
   scores = Term('scores of one block', dims, FLOAT)
   size = FLOAT if call.on_cpu else attention.read_size
@@ -271,7 +276,8 @@ def _attend(
       both.append(dataclasses.replace(out, name='output of old slots'))
   if isinstance(attention.variant.bias, RelativeBias):
     both.append(dataclasses.replace(scores, name='bias of one block'))
-  keys, values = attention.keys(slots, stored), attention.values(slots)
+  keys = attention.keys(slots, stored)
+  values = attention.values(slots, stored)
   products = dataclasses.replace(scores, times=2 if attention.absorbs else 1)
   yield 'product', [*both, *keys, *values, products]
   copy = [weights] if attention.copies_scores else []
