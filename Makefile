@@ -59,7 +59,7 @@ sanitize: $(READY)
 # Every model, layout, kind, codec and type of axes on eight CPU devices; the
 # newer JAX: make mesh PYTHON=python3.13 VENV=.venv-3.13
 mesh: $(READY)
-	$(RUN) -m tests.sharding.mesh
+	$(RUN) -m tests.sharding.mesh $(ARGS)
 
 why: $(READY)
 	$(RUN) -m experiments.why_no_q_cache $(ARGS)

@@ -1,4 +1,4 @@
-"""Runs every cell of a mesh that has a meaning: make mesh.
+"""Runs every cell of a mesh that has a meaning: make mesh [ARGS=MODEL ...].
 
 Cells of a model share a process of eight devices; two processes run at a time.
 """
@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 
@@ -30,18 +31,19 @@ def run_model(model: str) -> list[str]:
   return wrong
 
 
-def main() -> None:
+def main(models: Sequence[str]) -> None:
   start = time.time()
+  chosen = [cell for cell in cells.all_cells() if cell.model in models]
   reasons = collections.Counter(
     (cell.model, cell.layout, reason)
-    for cell in cells.all_cells()
+    for cell in chosen
     if (reason := cells.meaningless(cell))
   )
   for (model, layout, reason), count in reasons.items():
     print(f'left out: {count} cells of {model} by {layout}: {reason}')
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    wrong = [x for part in pool.map(run_model, cells.MODELS) for x in part]
-  total = sum(1 for _ in cells.all_cells()) - sum(reasons.values())
+    wrong = [x for part in pool.map(run_model, models) for x in part]
+  total = len(chosen) - sum(reasons.values())
   print(
     f'{total - len(wrong)} of {total} cells as they must be; JAX '
     f'{jax.__version__}, {time.strftime("%Y-%m-%d")}, '
@@ -51,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  main(sys.argv[1:] or list(cells.MODELS))
