@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import kvjax
 from kvjax import memory
 from tests.compiler import as_users_do
 
@@ -113,3 +114,11 @@ def test_numbers_that_do_not_add_up_raise():
   wrong = mock.patch.object(BUFFERS, '_assignment', lambda *_: ([], 7))
   with wrong, pytest.raises(memory.EncodingError, match='7 bytes'):
     memory.buffers(program())
+
+
+def test_rules_of_a_compiled_call_need_a_mesh():
+  llama = kvjax.load_config('llama-3-8b')
+  with pytest.raises(ValueError, match='need a mesh: give mesh='):
+    memory.compile_call(
+      llama, batch_size=1, capacity=8, rules=kvjax.sharding.Rules(heads='x')
+    )

@@ -326,3 +326,25 @@ def test_nonsense_is_named(change, message):
 def test_a_cache_of_four_bit_floats_is_refused():
   with pytest.raises(ValueError, match='float4_e2m1fn has 4 bits'):
     plan(MODELS['mha'], batch_size=3, capacity=20, cache_dtype='float4_e2m1fn')
+
+
+@pytest.mark.parametrize('kernel', ['blockwise', 'mosaic_gpu'])
+def test_one_of_eight_gpus_has_its_own_slots_and_words(kernel):
+  llama = kvjax.load_config('llama-3-8b')
+  axes = 'model', 'context'
+  planned = plan(
+    dataclasses.replace(llama, layers=llama.layers[:1]),
+    batch_size=8,
+    capacity=32_768,
+    mesh={'model': 2, 'context': 4},
+    rules=kvjax.sharding.Rules(heads=axes, slots='context'),
+    backend='gpu',
+    kernel=kernel,
+  )
+  # Logits as they are gathered, and those of a device's share of the words.
+  fullest = 8 * 128_256 * 4 + 8 * 16_032 * 4
+  if kernel == 'blockwise':  # 4 of 8 kv heads, 4 of 32 query heads of each
+    values, scores = 8 * 4 * 8192 * 128 * 2, 8 * 16 * 8192 * 4
+    hidden, query = 8 * 4096 * (2 + 4), 8 * 16 * 128 * 2
+    fullest = values + scores + scores // 2 + hidden + query
+  assert planned.temporaries_bytes == fullest + fullest // 24 + (16 << 10)

@@ -95,14 +95,14 @@ MEMORY: tuple[Mutant, ...] = (
     'kvjax/memory/temporaries/upper_bound.py',
     "if rules is not None and rules['vocab']:",
     'if False:',
-    'tests/experiments/test_benchmark_gpu.py::test_a_plan_bounds_one_of_eight_h200_and_what_they_exchange',
+    'tests/memory/test_plan.py::test_one_of_eight_gpus_has_its_own_slots_and_words',
   ),
   Mutant(
     'split_slots_planned_whole',
     'kvjax/memory/temporaries/attention_call.py',
     "'slots' if stored and block == slots else ''",
     "''",
-    'tests/experiments/test_benchmark_gpu.py::test_a_plan_bounds_one_of_eight_h200_and_what_they_exchange',
+    'tests/memory/test_plan.py::test_one_of_eight_gpus_has_its_own_slots_and_words',
   ),
   Mutant(
     'a_copied_output_passes',
