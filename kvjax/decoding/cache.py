@@ -75,6 +75,24 @@ def check_alive(cache: Cache) -> None:
       'generate, which reused its buffers. Use the cache that call '
       'returned, or pass donate=False to it.'
     )
+  _check_place(cache)
+
+
+def _check_place(cache: Cache) -> None:
+  """Raises ValueError for a cache that left its mesh for one device.
+
+  JAX (0.10 and 0.12) keeps the mesh in the type of an array that `device_put`
+  moves to one device, and a program would be written for that mesh.
+  """
+  if not isinstance(cache.length, jax.Array) or is_traced(cache.length):
+    return
+  mesh = jax.typeof(cache.length).sharding.mesh
+  if mesh.size > 1 and len(cache.length.sharding.device_set) == 1:
+    raise ValueError(
+      f'The cache was put from a mesh of {mesh.size} devices on one, and JAX '
+      'takes it to be on the mesh. Move it through the host: '
+      'jax.tree.map(jax.device_get, cache).'
+    )
 
 
 def is_spent(cache: Cache) -> bool:

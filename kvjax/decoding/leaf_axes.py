@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from kvjax.caches.array_spec import ArraySpec, is_leaf
 from kvjax.decoding.cache import Cache
@@ -96,7 +96,27 @@ def partition_of_cache(cache: Cache) -> Partition | None:
   """Returns how a cache is split; None for a cache of one device.
 
   None, too, for a cache that its owner split without rules.
+
+  Raises:
+    ValueError: the caller's `shard_map` has taken some axes of the mesh, or
+      slots are in stripes for another number of devices.
   """
   mesh = mesh_of(cache.length)
   rules = cache.layout.rules
-  return None if mesh is None or rules is None else Partition(mesh, rules)
+  if mesh is None or rules is None:
+    return None
+  if AxisType.Manual in mesh.axis_types:
+    raise ValueError(
+      f'The cache is in a shard_map over {mesh.manual_axes}, some axes of its '
+      'mesh. Call kvjax outside of it: kvjax splits its own work.'
+    )
+  partition = Partition(mesh, rules)
+  parts = partition.slot_parts
+  for kind in cache.layout.kinds():
+    if kind.split(parts) != kind:
+      raise ValueError(
+        f'{kind} was allocated for another number of devices that share slots '
+        f'than this mesh has, {parts}. Save the cache where it was allocated, '
+        'and load it by load_cache(..., mesh=, rules=).'
+      )
+  return partition

@@ -20,7 +20,7 @@ from kvjax.context import PARTITION
 from kvjax.decoding.cache import Cache, check_alive
 from kvjax.decoding.leaf_axes import cache_specs, partition_of_cache
 from kvjax.decoding.tracing import in_trace
-from kvjax.mesh.region import mesh_of, rows_spec, run_on_mesh
+from kvjax.mesh.region import check_meshes, mesh_of, rows_spec, run_on_mesh
 from kvjax.mesh.rules import Partition, Rules
 from kvjax.models.initialize import check_params
 
@@ -80,6 +80,7 @@ def _on_mesh(
 
   @functools.wraps(function)
   def run(*args):
+    check_meshes(*jax.tree.leaves(args))
     leaves = jax.tree.leaves(args, is_leaf=lambda x: isinstance(x, Cache))
     cache = next((x for x in leaves if isinstance(x, Cache)), None)
     if cache is not None:

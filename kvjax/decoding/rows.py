@@ -23,7 +23,8 @@ from kvjax.decoding.tracing import computing, in_trace, is_traced
 
 ALIKE = (
   'They must have the same kinds, codecs, capacity, heads, widths, rotary '
-  'length and source. Allocate them with the same config and init_cache.'
+  'length, source, mesh and rules. Allocate them with the same config and '
+  'init_cache.'
 )
 
 

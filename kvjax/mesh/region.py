@@ -40,6 +40,18 @@ def mesh_of(*arrays: Any) -> jax.sharding.AbstractMesh | None:
   return None
 
 
+def check_meshes(*arrays: Any) -> None:
+  """Raises ValueError where arrays of one program are on several meshes."""
+  meshes = {mesh: None for mesh in map(mesh_of, arrays) if mesh is not None}
+  if len(meshes) > 1:
+    first, second, *_ = meshes
+    raise ValueError(
+      f'Arguments are on two meshes, {first} and {second}. Place params and '
+      'cache on one: of_params(config, mesh, rules), init_cache(..., '
+      'mesh=mesh, rules=rules).'
+    )
+
+
 def is_in_shard(array: Any) -> bool:
   """Returns whether an array is the part that one device of several holds."""
   mesh = jax.typeof(array).sharding.mesh

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import AxisType, PartitionSpec
 
 from kvjax.arguments import (
   check_array,
@@ -22,6 +23,8 @@ from kvjax.arguments import (
   unknown_ids,
 )
 from kvjax.attention.reference import attend_uncached
+from kvjax.mesh.region import mesh_of, run_on_mesh
+from kvjax.mesh.rules import Partition, Rules
 from kvjax.models.config import Encoder, ModelConfig, check_config
 from kvjax.models.decoder import run_layer
 from kvjax.models.initialize import check_params
@@ -84,6 +87,19 @@ def encode(
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config, params, source, source_lengths):
   check_params(config, params)
+
+  def read(params, source, source_lengths):
+    return _read(config, params, source, source_lengths)
+
+  mesh = mesh_of(*jax.tree.leaves(params))
+  args = params, source, source_lengths
+  if mesh is None or AxisType.Explicit not in mesh.axis_types:
+    return read(params, source, source_lengths)
+  whole = lambda results: jax.tree.map(lambda x: PartitionSpec(), results)
+  return run_on_mesh(read, Partition(mesh, Rules()), args, whole)
+
+
+def _read(config, params, source, source_lengths):
   encoder = config.encoder
   encoder_params = params['encoder']
   with jax.named_scope('encoder'):

@@ -49,7 +49,10 @@ def of_cache(
 ) -> Cache:
   """Returns a `NamedSharding` for every leaf of a cache.
 
-  Of the cache that `init_cache(..., mesh=mesh, rules=rules)` allocates.
+  Of the cache that `init_cache(..., mesh=mesh, rules=rules)` allocates, and of
+  no other: one that was allocated for one device, or for another number of
+  devices that share slots, orders its slots otherwise. `save_cache` and
+  `load_cache(..., mesh=mesh, rules=rules)` move such a cache.
 
   Args:
     config: the model.

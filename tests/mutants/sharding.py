@@ -98,4 +98,11 @@ MESH: tuple[Mutant, ...] = (
     "without = self['slots']",
     RULES,
   ),
+  Mutant(
+    'stripes_of_another_mesh_are_read',
+    'kvjax/decoding/leaf_axes.py',
+    'if kind.split(parts) != kind:',
+    'if kind.split(parts) is None:',
+    f'{CONTRACTS}[calls]',
+  ),
 )

@@ -93,7 +93,8 @@ def generate_in_ragged_rows():
   assert results[0] == results[1], results
 
 
-def run_encoder_decoder(rules: Rules) -> None:
+def run_encoder_decoder(rules: Rules, axes: AxisType = AxisType.Auto) -> None:
+  mesh = mesh_of(axes)
   everywhere = kvjax.Visibility(causal=False)
   both = kvjax.RelativeBias(8, 11, True)
   reader = kvjax.Grouped(2, 2, 5, visibility=everywhere, bias=both)
@@ -105,9 +106,11 @@ def run_encoder_decoder(rules: Rules) -> None:
   params, ids, source = draw(config, 0), text(1, 4, 7), text(2, 4, 9)
   encoded = kvjax.encode(config, params, source, [9, 5, 1, 7])
   wanted = kvjax.forward(config, params, jnp.asarray(ids), encoded=encoded)
-  on_mesh = place(config, params, rules)
+  on_mesh = jax.device_put(params, of_params(config, mesh, rules))
   encoded = kvjax.encode(config, on_mesh, source, [9, 5, 1, 7])
-  cache = init(config, 4, rules=rules, source_length=9)
+  cache = kvjax.init_cache(
+    config, 4, CAPACITY, mesh=mesh, rules=rules, source_length=9
+  )
   found, cache = kvjax.prefill(
     config, on_mesh, cache, ids[:, :4], encoded=encoded
   )
@@ -126,6 +129,11 @@ CONTRACTS['encoder_decoder'] = {
     'slots': RULES,
   }.items()
 }
+CONTRACTS['encoder_decoder']['encoder_decoder_on_explicit_axes'] = (
+  functools.partial(
+    run_encoder_decoder, Rules(heads=('kv', 'c')), AxisType.Explicit
+  )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +243,36 @@ def refusals():
     "name the mesh axis 'model'", lambda: of_params(config, mesh_of(), absent)
   )
   assert len(jax.live_arrays()) == alive, 'something was allocated'
+
+
+@contract
+def caches_that_left_their_mesh():
+  config = kvjax.ModelConfig(VOCAB, WIDTH, (grouped(rotary=TURN),))
+  params, tokens = draw(config, 0), text(0, 4, 9)
+  split, cache = place(config, params), init(config, 4)
+  automatic = AxisType.Auto, AxisType.Auto
+  other = jax.make_mesh((2, 2), ('kv', 'c'), axis_types=automatic)
+  moved = jax.tree.map(
+    lambda x: jax.NamedSharding(other, x.sharding.spec), cache
+  )
+  moved = jax.device_put(cache, moved)
+  elsewhere = jax.device_put(params, of_params(config, other, RULES))
+  refused(
+    'for another number of devices that share slots than this mesh has, 2',
+    lambda: kvjax.prefill(config, elsewhere, moved, tokens),
+  )
+  refused(
+    'Arguments are on two meshes',
+    lambda: kvjax.prefill(config, elsewhere, cache, tokens, donate=False),
+  )
+  on_one = jax.device_put(cache, jax.devices()[0])
+  refused(
+    'from a mesh of 8 devices on one',
+    lambda: kvjax.prefill(config, params, on_one, tokens),
+  )
+  wanted, _ = kvjax.prefill(config, split, cache, tokens, donate=False)
+  through_host = jax.tree.map(jax.device_get, cache)
+  close(kvjax.prefill(config, params, through_host, tokens)[0], wanted)
 
 
 @contract
