@@ -26,7 +26,8 @@ from tests.mutants.fault import Mutant
 from tests.mutants.table import MUTANTS
 
 ROOT = pathlib.Path(__file__).parents[2]
-PARTS = ('kvjax', 'experiments', 'configs', 'docs', 'tests', 'pyproject.toml')
+FOLDERS = 'kvjax', 'experiments', 'configs', 'docs', 'tests'
+PARTS = (*FOLDERS, 'pyproject.toml', 'README.md')
 
 LIST = flags.DEFINE_bool(
   'list', False, 'Print docs/dev/mutants.md, run nothing.'
