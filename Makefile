@@ -34,7 +34,7 @@ run-full: $(READY)
 	$(RUN) -m experiments.compare --config=configs/compare.py:full
 
 test: $(READY)
-	$(RUN) -m pytest -n 2 $(ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff format --check .

@@ -10,6 +10,9 @@ from jax.sharding import AbstractMesh, AxisType, reshard, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
 
 import kvjax
+from kvjax.caches.array_spec import ArraySpec, is_leaf
+from kvjax.decoding.allocate import cache_spec
+from kvjax.mesh.rules import partition_of
 from kvjax.sharding import Rules, of_cache
 from tests.facts import tiny
 
@@ -200,7 +203,8 @@ def test_on_a_mesh_the_rows_stay_split(change):
   specs = []
 
   def run():
-    cache = kvjax.init_cache(config, 2, 16, mesh=mesh, rules=rules)
+    spec = cache_spec(config, 2, 16, partition=partition_of(mesh, rules))
+    cache = jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
     where = of_cache(config, mesh, rules, batch_size=2, capacity=16)
     changed = change(jax.tree.map(reshard, cache, where))
     leaves = changed.stores[0]['key'], changed.length
