@@ -33,7 +33,7 @@ _REGISTERS = re.compile(r'Used (\d+) registers')
 _SPILLS = re.compile(r'(\d+) bytes spill stores, (\d+) bytes spill loads')
 
 
-def devices(path: str | pathlib.Path, count: int = 1) -> list[jax.Device]:
+def devices(path: str | pathlib.Path, count: int = 1) -> list[Any]:
   """Returns described GPUs, to be given to arguments by their shardings.
 
   Args:
