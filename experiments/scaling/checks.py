@@ -14,7 +14,13 @@ from experiments.scaling.communication import (
   Machine,
   machine,
 )
-from experiments.scaling.layouts import Layout, Workload, calls, held, step
+from experiments.scaling.layouts import (
+  Layout,
+  Workload,
+  calls,
+  device_bytes,
+  step,
+)
 from kvjax.memory import device
 
 Row = dict[str, Any]
@@ -149,7 +155,7 @@ def _capacity(parts: int) -> float:
   """Returns how many times more tokens fit than with whole copies."""
   work = Workload(kvjax.load_config(MLA), 1, 8192)
   split = Layout(model=8 // parts, context=parts, split='slots')
-  return held(work, COPIES)[1] / held(work, split)[1]
+  return device_bytes(work, COPIES)[1] / device_bytes(work, split)[1]
 
 
 def _alone() -> float:

@@ -36,7 +36,7 @@ class Link(NamedTuple):
   source: str
 
 
-# Both ends of a published table, so what lies between is a prediction.
+# Both ends of a published table, so what is between is a prediction.
 NVLINK_4 = Link(
   250e9, 19e-6, 'NCCL on 8 H100, 128 B and 16 MB: Triton-distributed#57'
 )

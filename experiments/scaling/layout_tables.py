@@ -7,7 +7,7 @@ from typing import Any
 from experiments.reporting import plots
 from experiments.reporting.blocks import Picture, Table, Text
 from experiments.scaling.communication import Machine
-from experiments.scaling.layouts import Workload, held, layouts, step
+from experiments.scaling.layouts import Workload, device_bytes, layouts, step
 
 Row = dict[str, Any]
 
@@ -25,7 +25,10 @@ def rows(work: Workload, machine: Machine) -> list[Row]:
   """Returns a record a layout, the fastest of those that fit first."""
   found = []
   for layout in layouts(work, machine):
-    cost, (params, cache) = step(work, layout, machine), held(work, layout)
+    cost, (params, cache) = (
+      step(work, layout, machine),
+      device_bytes(work, layout),
+    )
     time = cost.local
     row = {'record': 'layout', 'layout': layout.name}
     row |= {'exchanges': layout.experts == 'exchange'}

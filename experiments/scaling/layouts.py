@@ -154,7 +154,7 @@ def check(work: Workload, machine: Machine) -> None:
       f'evenly over {machine.devices} devices. Choose another machine or a '
       f'batch that is a multiple of {machine.devices}.'
     )
-  held(work, layouts(work, machine)[0])  # raises
+  device_bytes(work, layouts(work, machine)[0])  # raises
 
 
 def step(work: Workload, layout: Layout, machine: Machine) -> Step:
@@ -182,7 +182,7 @@ def step(work: Workload, layout: Layout, machine: Machine) -> Step:
   )
 
 
-def held(work: Workload, layout: Layout) -> tuple[float, float]:
+def device_bytes(work: Workload, layout: Layout) -> tuple[float, float]:
   """Returns bytes of the weights and of the cache of one device."""
   smallest = _plan(work.config, layout, work.context)
   rows = work.batch / layout.data / layout.context

@@ -13,7 +13,7 @@ from experiments.scaling.layouts import (
   Layout,
   Workload,
   calls,
-  held,
+  device_bytes,
   layouts,
   step,
 )
@@ -142,7 +142,7 @@ def test_bytes_of_a_device_by_hand():
     'rows': (elements / 16 + kv / 16, 16 * row / 16),
     'devices': (elements, row),
   }.items():
-    sizes = held(work, NAMES[name])
+    sizes = device_bytes(work, NAMES[name])
     # Norms are whole on every device, and slots have positions.
     assert sizes == pytest.approx((params, cache), rel=1e-3), name
 
