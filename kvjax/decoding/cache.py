@@ -84,7 +84,10 @@ def _check_place(cache: Cache) -> None:
   JAX (0.10 and 0.12) keeps the mesh in the type of an array that `device_put`
   moves to one device, and a program would be written for that mesh.
   """
-  if not isinstance(cache.length, jax.Array) or is_traced(cache.length):
+  # Every step asks, so that a cache of no mesh must be let through at once.
+  if cache.layout.rules is None or is_traced(cache.length):
+    return
+  if not isinstance(cache.length, jax.Array):
     return
   mesh = jax.typeof(cache.length).sharding.mesh
   if mesh.size > 1 and len(cache.length.sharding.device_set) == 1:
