@@ -1,6 +1,7 @@
 """What tests know of a published family, and sizes that many of them share."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tests.checkpoints.choices import Config, Draw
@@ -24,6 +25,28 @@ class Case(NamedTuple):
   shard: str | None = None
 
 
+class Figures(NamedTuple):
+  """What a published model remembers: a row of tests/memory/figures.csv.
+
+  Attributes:
+    elements: of one layer and token, as arithmetic: '2*8*128'.
+    layers: of the model.
+    bytes_per_token: in bfloat16, while no window is full.
+    window_layers: layers that stop growing.
+    window: tokens that such a layer holds.
+    parameters: of the whole model, as its safetensors count them.
+    source: of these figures.
+  """
+
+  elements: str
+  layers: int
+  bytes_per_token: int
+  window_layers: int = 0
+  window: int = 0
+  parameters: int = 0
+  source: str = ''
+
+
 class Facts(NamedTuple):
   """What tests know of one family.
 
@@ -32,12 +55,14 @@ class Facts(NamedTuple):
     cases: golden checkpoints, by name; the first has what others leave out.
     defaults: of keys that config.json may leave out (transformers).
     model_type: of drawn configs; None for the name of the family's file.
+    published: figures of configs in `kvjax/models/published`, by name.
   """
 
   draw: Callable[[Draw], Config]
   cases: Mapping[str, Case]
   defaults: Mapping[str, Any]
   model_type: str | None = None
+  published: Mapping[str, Figures] = MappingProxyType({})
 
 
 def rope(kind: str = 'default', theta: float = 1e4, **values: Any) -> Any:
