@@ -45,6 +45,8 @@ class Family:
     copies: tensors that repeat another where weights are tied, name against
       name; they must be equal.
     constants: tensors that are no parameters and the same in every checkpoint.
+    text: of a model that reads images, too, and of which the decoder is read:
+      the `model_type` of a decoder alone.
   """
 
   config: Callable[[Settings], ModelConfig]
@@ -57,6 +59,7 @@ class Family:
     default_factory=lambda: {'lm_head.weight': 'model.embed_tokens.weight'}
   )
   constants: tuple[Constant, ...] = ()
+  text: str | None = None
 
   def constants_of(self, place: str) -> dict[str, float]:
     """Returns the constants that go with a param, by published name."""
@@ -82,9 +85,11 @@ class Family:
 def rename_rows(
   rows: tuple[TableRow, ...], old: str, new: str
 ) -> tuple[TableRow, ...]:
-  """Returns rows whose published names begin with `new` instead of `old`."""
+  """Returns rows; published names that begin with `old` begin with `new`."""
   return tuple(
     dataclasses.replace(row, name=new + row.name.removeprefix(old))
+    if row.name.startswith(old)
+    else row
     for row in rows
   )
 
