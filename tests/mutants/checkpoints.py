@@ -4,6 +4,20 @@ from tests.mutants.fault import Mutant
 
 CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
+    'any_constant_passes',
+    'kvjax/checkpoints/match.py',
+    'if found.shape or found != np.asarray(value, found.dtype):',
+    'if found.shape:',
+    'tests/checkpoints/test_load.py::test_a_constant_of_another_value_is_refused',
+  ),
+  Mutant(
+    'images_pass_for_text',
+    'kvjax/checkpoints/text_part.py',
+    'inside = sorted(id for id in found if id < config.vocab_size)',
+    'inside = sorted(id for id in found if id > config.vocab_size)',
+    'tests/checkpoints/test_text_part.py',
+  ),
+  Mutant(
     'a_path_is_fetched',
     'kvjax/checkpoints/names.py',
     'if not isinstance(name, str) or os.path.lexists(path):',
