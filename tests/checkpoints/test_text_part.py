@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,7 +89,7 @@ def test_ids_of_images_are_refused_where_the_vocabulary_has_them():
   config = parse_config(values | ids)
   assert config.refused_ids == (7, 9)
   with pytest.raises(ValueError, match='the id 9, which stands for an image'):
-    kvjax.forward(config, {}, np.asarray([[1, 9]]))
+    kvjax.forward(config, {}, jnp.asarray([[1, 9]]))
   text = values_of('mistral3')
   del text['image_token_index']
   assert parse_config(text).refused_ids == (10,)  # the published default
