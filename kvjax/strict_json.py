@@ -9,6 +9,8 @@ import json
 import os
 from typing import Any
 
+FLOAT = '__float__'  # key of a number that JSON has no spelling for
+
 
 def parse_json(data: bytes | str, source: str | os.PathLike[str]) -> Any:
   """Returns the value that a JSON text stands for.
@@ -47,10 +49,13 @@ def parse_object(
   return value
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Any:
   values: dict[str, Any] = {}
   for key, value in pairs:
     if key in values:
       raise ValueError(f'the key {key!r} is there twice')
     values[key] = value
+  # transformers writes {"__float__": "Infinity"}.
+  if values.keys() == {FLOAT} and isinstance(values[FLOAT], str):
+    return float(values[FLOAT])
   return values

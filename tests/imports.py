@@ -54,7 +54,9 @@ def imported_modules(
   """
   names: dict[str, int] = {}
   for name, line in itertools.chain(
-    _statement_names(module, modules), _literal_names(module)
+    _statement_names(module, modules),
+    _literal_names(module),
+    _files_of_folder(module, modules),
   ):
     if name in modules and name != module.name:
       names.setdefault(name, line)
@@ -99,6 +101,17 @@ def _literal_names(module: Module) -> Iterator[tuple[str, int]]:
         yield f'{module.name}.{text}', node.lineno
     elif isinstance(node, ast.Call) and last_name(node) == 'import_module':
       yield from ((text, node.lineno) for text in _strings(node.args))
+
+
+def _files_of_folder(
+  module: Module, modules: Mapping[str, Module]
+) -> Iterator[tuple[str, int]]:
+  """Yields the modules of a package that imports every file of its folder."""
+  for node in ast.walk(module.tree):
+    if isinstance(node, ast.Call) and last_name(node) == 'iter_modules':
+      for name in modules:
+        if name.rpartition('.')[0] == module.name:
+          yield name, node.lineno
 
 
 def _strings(nodes: Iterable[ast.AST]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from kvjax.attention.rotary import Rotary, rotate
 from kvjax.attention.variant import Form, Table, Variant
 from kvjax.layers.linear import init_linear, join_heads, linear, split_heads
 from kvjax.layers.norm import Norm
+from kvjax.streams.scoring import Temperature
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 from kvjax.streams.visibility import Visibility
@@ -45,6 +46,10 @@ class Grouped(Variant, Form):
     qk_norm: normalises queries and keys before rotation; None for none.
     qk_norm_joint: over all heads at once (OLMo-2), not head by head.
     qk_norm_each: every head has its own weight (Command-R+).
+    qk_norm_after: after rotation, not before (Hunyuan).
+    clip: bound of the absolute values of queries, keys and values (OLMo); None
+      for none.
+    temperature: factor on queries by their position; None for none.
     shared_from: index of the earlier layer whose K and V this one reads
       (arXiv 2405.12981); it then projects no K and V.
   """
@@ -64,11 +69,15 @@ class Grouped(Variant, Form):
   qk_norm: Norm | None = None
   qk_norm_joint: bool = False
   qk_norm_each: bool = False
+  qk_norm_after: bool = False
+  clip: float | None = None
+  temperature: Temperature | None = None
   shared_from: int | None = None
 
   def __post_init__(self):
     sizes = ('num_heads', 'num_kv_heads', 'key_width', 'value_width')
-    check_fields(self, at_least=dict.fromkeys(sizes, 1), above={'softcap': 0})
+    above = {'softcap': 0, 'clip': 0}
+    check_fields(self, at_least=dict.fromkeys(sizes, 1), above=above)
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_heads={self.num_heads} is not a multiple of '
@@ -174,7 +183,8 @@ class Grouped(Variant, Form):
     """Returns key and value `[B, K, T, H]` of tokens `[B, T, D]`."""
     key = split_heads(self._project_joint(params, 'key', x), self.num_kv_heads)
     key = self._norm_and_rotate(params, 'key', key, table)
-    value = split_heads(linear(params, 'value', x), self.num_kv_heads)
+    value = self._clip(linear(params, 'value', x))
+    value = split_heads(value, self.num_kv_heads)
     return {
       'key': checkpoint_name(key, 'key'),
       'value': checkpoint_name(value, 'value'),
@@ -196,6 +206,7 @@ class Grouped(Variant, Form):
       visibility=self.visibility,
       bias=bias,
       sinks=sinks,
+      temperature=self.temperature,
     )
 
   def project_output(
@@ -209,15 +220,21 @@ class Grouped(Variant, Form):
     y = linear(params, name, x)
     if self.qk_norm is not None and self.qk_norm_joint:
       y = self.qk_norm(params[f'{name}_norm'], y)
-    return y
+    return self._clip(y)
+
+  def _clip(self, x):
+    return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)
 
   def _norm_and_rotate(self, params, name, x, table):
-    """Normalises heads `[B, K, (G,) T, H]` one by one, then rotates them."""
-    if self.qk_norm is not None and not self.qk_norm_joint:
+    """Normalises heads `[B, K, (G,) T, H]` one by one, and rotates them."""
+    by_heads = self.qk_norm is not None and not self.qk_norm_joint
+    if by_heads and not self.qk_norm_after:
       x = self._norm_heads(params[f'{name}_norm'], x)
-    if self.rotary is None or table is None:
-      return x
-    return rotate(x, table, self.rotary.interleaved)
+    if self.rotary is not None and table is not None:
+      x = rotate(x, table, self.rotary.interleaved)
+    if by_heads and self.qk_norm_after:
+      x = self._norm_heads(params[f'{name}_norm'], x)
+    return x
 
   def _norm_heads(self, params, x):
     """Returns `x [B, K, (G,) T, H]` normalised over its last axis."""

@@ -43,12 +43,14 @@ def attend_uncached(
   """
   chosen = variant.form(x.shape[1], form)
   with jax.named_scope('attend'):
+    scoring = chosen.scoring(params, relative)
+    queries = chosen.project_queries(params, x, table)
     out, weights = plain_attention(
-      chosen.project_queries(params, x, table),
+      scoring.scale_queries(queries, query_positions),
       chosen.expand(params, streams),
       query_positions,
       key_positions,
-      chosen.scoring(params, relative),
+      scoring,
     )
   y = chosen.project_output(params, out.astype(x.dtype))
   batch, heads, groups = weights.shape[:3]

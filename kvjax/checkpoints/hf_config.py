@@ -30,6 +30,7 @@ ACTIVATIONS = {
   'gelu_accurate': 'gelu_tanh',
   'gelu_pytorch_tanh': 'gelu_tanh',
   'relu': 'relu',
+  'relu2': 'relu2',
 }
 # Of a layer that sees all earlier tokens, and of a layer with a window.
 FULL = 'full_attention'
@@ -146,12 +147,27 @@ KEY_KINDS: dict[str, tuple[str, Rule]] = {
 }
 
 
-def check_values(values: Mapping[str, Any]) -> None:
-  """Raises ValueError for a value that is not of its key's kind, by name."""
+# Of a key that is not named above: by the type of its published default.
+DEFAULT_KINDS: dict[type, tuple[str, Rule]] = {
+  bool: KEY_KINDS['tie_word_embeddings'],
+  int: KEY_KINDS['max_position_embeddings'],
+  float: _POSITIVE,
+  str: _TEXT,
+}
+
+
+def check_values(values: Mapping[str, Any], default: Any = None) -> None:
+  """Raises ValueError for a value that is not of its key's kind, by name.
+
+  Args:
+    values: by key.
+    default: published, which tells the kind of a key that no table has.
+  """
   for key, value in values.items():
-    if key not in KEY_KINDS or value is None:
+    kind = KEY_KINDS.get(key, DEFAULT_KINDS.get(type(default)))
+    if kind is None or value is None:
       continue
-    words, rule = KEY_KINDS[key]
+    words, rule = kind
     if not rule(value):
       raise ValueError(
         f'{key}={reprlib.repr(value)} of config.json must be {words}.'
@@ -175,6 +191,7 @@ class Settings:
   def get(self, key: str, default: Any) -> Any:
     """Returns the value; the published default where it is absent or null."""
     value = self.raw(key)
+    check_values({key: value}, default)
     return default if value is None else value
 
   def raw(self, key: str, default: Any = None) -> Any:

@@ -37,6 +37,7 @@ from kvjax.layers.int8_weight import CodedWeight
 from kvjax.mesh.host import from_host, shardings_of
 from kvjax.mesh.rules import Rules, partition_of
 from kvjax.models.config import ModelConfig
+from kvjax.models.initialize import param_shapes
 from kvjax.models.param_axes import param_specs
 from kvjax.models.quantize import encode, is_projection
 from kvjax.progress_bar import show_progress
@@ -103,7 +104,8 @@ def load_checkpoint(
       param = jax.device_put(encode(param, source.place), target)
     # Without this wait the host would read ahead, and hold many tensors.
     params[source.place] = jax.block_until_ready(param)
-  return config, _nest(params)
+  structure = jax.tree.structure(param_shapes(config))
+  return config, jax.tree.unflatten(structure, params.values())
 
 
 def _read(source: ParamSource, sharding: Any) -> jax.Array:
@@ -231,20 +233,6 @@ def _choose_family(values: dict[str, Any]) -> tuple[Family, Settings]:
     raise ValueError(f'Unknown model_type {name!r}; supported: {known}.')
   check_method(values)
   return READABLE[name], Settings(values)
-
-
-def _nest(flat: dict[str, Any]) -> Any:
-  """Returns dicts of dicts; where all keys are numbers, a list."""
-  groups: dict[str, dict[str, Any]] = {}
-  for path, value in flat.items():
-    if not path:
-      return value
-    head, _, rest = path.partition('.')
-    groups.setdefault(head, {})[rest] = value
-  nested = {head: _nest(group) for head, group in groups.items()}
-  if all(head.isdigit() for head in nested):
-    return [nested[str(i)] for i in range(len(nested))]
-  return nested
 
 
 def _with_progress(sources: list[ParamSource]) -> Iterator[ParamSource]:

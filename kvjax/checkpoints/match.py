@@ -35,7 +35,8 @@ class ParamSource:
     dtype: of the param.
     row: of the table.
     sizes: of the param's layer.
-    tensors: published; one, or one an expert; none for zeros.
+    tensors: published; one, or one for each part of a stacked param; none for
+      zeros.
   """
 
   place: str
@@ -71,7 +72,7 @@ class ParamSource:
   def _fill(
     self, part: np.ndarray, tensor: PublishedTensor, index: Index
   ) -> None:
-    """Copies and converts a tensor into its param, or its expert's part.
+    """Copies and converts a tensor into its param, or its part of it.
 
     Args:
       part: to write into.
@@ -181,7 +182,7 @@ def _match_param(
   row = _choose_spelling(checkpoint, spellings, layer)
   # Names are made one by one: the first that is missing ends it, however many
   # experts config.json makes up.
-  count = sizes['experts'] if row.stacked else int(row.name != NOTHING)
+  count = param.shape[0] if row.stacked else int(row.name != NOTHING)
   names = (row.tensor_name(layer, expert) for expert in range(count))
   return ParamSource(
     place=place,

@@ -5,8 +5,9 @@ A row of a table reads
     self_attn.q_proj.weight      N*H D      attention.query      transpose
 
 published name, published shape, place in the params, and how the published
-tensor becomes the param. `{i}` is a layer and `{e}` an expert (experts are
-stacked). `experts` is the place of an `mlp` that has experts. A heading
+tensor becomes the param. `{i}` is a layer and `{e}` a part of a stacked param:
+an expert, or the norm of a head. `experts` is the place of an `mlp` that has
+experts. A heading
 
     model.layers.{i}.mlp.*   layers.{i}.mlp.*
 
@@ -65,7 +66,7 @@ class TableRow:
 
   @property
   def stacked(self) -> bool:
-    """Whether each expert has a tensor, a part of the stacked param."""
+    """Whether each part of the param, an expert say, has a tensor."""
     return '{e}' in self.name
 
   def tensor_name(self, layer: str, expert: int) -> str:

@@ -129,6 +129,7 @@ def attend_to_views(
     with jax.named_scope('query'):
       table = state.table(variant.rotary, limit)
       queries = form.project_queries(params, x, table)
+      queries = scoring.scale_queries(queries, state.positions)
       queries = {name: constrain_heads(q) for name, q in queries.items()}
     same_rotation = [
       _expand_view(form, params, view)

@@ -190,6 +190,8 @@ def _check_fits_flax(attention: Grouped) -> None:
     'qk_norm': attention.qk_norm not in (None, NORM),
     'qk_norm_joint': attention.qk_norm_joint,
     'qk_norm_each': attention.qk_norm_each,
+    'clip': attention.clip is not None,
+    'temperature': attention.temperature is not None,
     'shared_from': attention.shared_from is not None,
   }
   for name, is_wrong in wrong.items():

@@ -18,18 +18,28 @@ class Norm:
     centered: subtract the mean (LayerNorm).
     bias: add a learned bias.
     offset: added to the stored weight (1 in Gemma, whose weights are offsets).
+    weighted: multiply by a learned weight (OLMo and the queries and keys of
+      Llama 4 have none, and no bias).
   """
 
   eps: float = 1e-6
   centered: bool = False
   bias: bool = False
   offset: float = 0.0
+  weighted: bool = True
 
   def __post_init__(self):
     check_fields(self, at_least={'eps': 0})
+    if not self.weighted and (self.bias or self.offset):
+      raise ValueError(
+        f'weighted=False with bias={self.bias} and offset={self.offset}: a '
+        'norm without a weight has neither. Leave both out.'
+      )
 
   def init(self, width: int, dtype: Any) -> dict[str, jax.Array]:
     """Returns parameters of the identity scale: weight (and bias) `[width]`."""
+    if not self.weighted:
+      return {}
     weight = jnp.full((width,), 1.0 - self.offset, dtype)
     return {'weight': weight} | (
       {'bias': jnp.zeros((width,), dtype)} if self.bias else {}
@@ -37,7 +47,7 @@ class Norm:
 
   def num_params(self, width: int) -> int:
     """Returns elements of its parameters."""
-    return width * (2 if self.bias else 1)
+    return width * (self.weighted + self.bias)
 
   def __call__(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """Returns `x [..., D]` normalised over its last axis, in its dtype.
@@ -48,6 +58,8 @@ class Norm:
     if self.centered:
       y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    if not self.weighted:
+      return y.astype(x.dtype)
     weight = params['weight'].astype(jnp.float32) + self.offset
     lead = (1,) * (x.ndim - weight.ndim) + weight.shape
     y = y * weight.reshape(lead)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from kvjax.arguments import check_fields
 from kvjax.context import PARTITION
-from kvjax.layers.linear import init_linear, matmul
+from kvjax.layers.linear import init_linear, linear, matmul
 from kvjax.mesh.region import first_index, rows_spec, run_on_shards
 from kvjax.mesh.rules import spec_of
 from kvjax.models.mlp import ACTIVATIONS, MLP
@@ -41,6 +41,10 @@ class Experts:
     group_score: a group counts for its best expert ('max') or its best two
       ('top2').
     shared: an MLP that every token visits; None for none.
+    shared_gate: the sigmoid of a learned product with x multiplies what
+      `shared` gives (Qwen1.5-MoE).
+    scale_input: the weight of an expert multiplies what it reads, and not what
+      it gives (Llama 4).
     bias: router and experts have biases (gpt-oss).
     clamp: bound of gate and up (gpt-oss: 7); its gate is then
       `x sigmoid(sharpness x)` and multiplies `up + 1`. None for a plain gate.
@@ -59,6 +63,8 @@ class Experts:
   top_groups: int = 1
   group_score: str = 'max'
   shared: MLP | None = None
+  shared_gate: bool = False
+  scale_input: bool = False
   bias: bool = False
   clamp: float | None = None
   sharpness: float = 1.702
@@ -88,6 +94,13 @@ class Experts:
         f"Unknown score={self.score!r}; known: 'softmax', 'sigmoid', "
         "'top_softmax'."
       )
+    if self.scale_input and self.bias:
+      raise ValueError(
+        'scale_input=True with bias=True: a token of weight 0 would still get '
+        'the biases of an expert. Choose one of the two.'
+      )
+    if self.shared_gate and self.shared is None:
+      raise ValueError('shared_gate=True needs a shared MLP: give shared=.')
     if self.activation not in ACTIVATIONS:
       raise ValueError(
         f'Unknown activation={self.activation!r}; known: '
@@ -111,6 +124,7 @@ class Experts:
     if self.correction:
       router += self.num_experts
     shared = 0 if self.shared is None else self.shared.num_params(width)
+    shared += width if self.shared_gate else 0
     return router + visited * expert + shared
 
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
@@ -135,6 +149,9 @@ class Experts:
       params['correction'] = jnp.zeros((count,), jnp.float32)
     if self.shared is not None:
       params['shared'] = self.shared.init(keys[4], width, dtype)
+    if self.shared_gate:
+      gate = jax.random.normal(keys[0], (1, width), jnp.float32) * width**-0.5
+      params['shared_gate'] = gate.astype(dtype)
     return params
 
   def __call__(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
@@ -148,7 +165,10 @@ class Experts:
         y = self._run_on_mesh(partition, params, rows)
       y = y.astype(x.dtype).reshape(x.shape)
       if self.shared is not None:
-        y = y + self.shared(params['shared'], x)
+        shared = self.shared(params['shared'], x)
+        if self.shared_gate:
+          shared *= jax.nn.sigmoid(linear(params, 'shared_gate', x))
+        y = y + shared
       return y
 
   def route(
@@ -210,6 +230,13 @@ class Experts:
       hidden = gate * jax.nn.sigmoid(self.sharpness * gate) * (up + 1)
     return project('down', hidden.astype(rows.dtype))
 
+  def _weighted(self, params, index, rows, weight):
+    """Returns expert `index` of `[M, D]` with the rows' weights."""
+    if self.scale_input:
+      scaled = (rows.astype(jnp.float32) * weight).astype(rows.dtype)
+      return self._expert(params, index, scaled)
+    return self._expert(params, index, rows) * weight
+
   def _run(self, params, rows):
     """Returns the weighted sum `[M, D]` of the picked experts, float32."""
     weights, picked = self.route(params, rows)
@@ -243,7 +270,8 @@ class Experts:
     inner = 'gate', 'up', 'gate_bias', 'up_bias'
     axes_of: dict[str, Any] = dict.fromkeys(inner, (experts, hidden))
     axes_of |= {'down': (experts, (), hidden), 'down_bias': (experts,)}
-    params = {name: x for name, x in params.items() if name != 'shared'}
+    outside = 'shared', 'shared_gate'
+    params = {name: x for name, x in params.items() if name not in outside}
 
     def spec(name, x):
       axes = axes_of.get(name, ())
@@ -261,7 +289,7 @@ class Experts:
     def visit(y, pair):
       token, expert, weight = pair
       row = jax.lax.dynamic_slice_in_dim(rows, token, 1)
-      out = self._expert(params, expert, row) * weight
+      out = self._weighted(params, expert, row, weight)
       return y.at[token].add(out[0]), None
 
     pairs = owner, picked.reshape(-1), weights.reshape(-1)
@@ -279,7 +307,7 @@ class Experts:
       pair = order[index]
       token = pair // self.top
       row = jax.lax.dynamic_slice_in_dim(rows, token, 1)
-      out = self._expert(params, picked[pair], row) * weights[pair]
+      out = self._weighted(params, picked[pair], row, weights[pair])
       return y.at[token].add(out[0])
 
     zeros = jnp.zeros(rows.shape, jnp.float32)
@@ -294,7 +322,7 @@ class Experts:
 
     def sweep(y, expert):
       gate = jax.lax.dynamic_index_in_dim(gates, expert, axis=1)
-      return y + self._expert(params, expert, rows) * gate, None
+      return y + self._weighted(params, expert, rows, gate), None
 
     order = jnp.arange(count, dtype=jnp.int32)
     zeros = jnp.zeros(rows.shape, jnp.float32)

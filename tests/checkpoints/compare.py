@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kvjax
+from kvjax.caches.dense import Dense
 from kvjax.caches.paged import Paged
 from kvjax.checkpoints import load_checkpoint
 
@@ -141,6 +142,19 @@ def paged(config, params, tokens, encoded) -> np.ndarray:
   )
 
 
+def rewound(config, params, tokens, encoded) -> np.ndarray:
+  """All tokens but some wrong ones before the last, which it takes back."""
+  cache = empty(config, tokens, kinds=Dense())
+  ids = jnp.asarray(tokens)
+  begin, rest = ids[:, :PROMPT], ids[:, PROMPT:]
+  first, cache = kvjax.extend(config, params, cache, begin, encoded=encoded)
+  wrong = (rest + 1) % config.vocab_size
+  _, cache = kvjax.extend(config, params, cache, wrong)
+  cache = kvjax.rewind(cache, PROMPT)
+  last, _ = kvjax.extend(config, params, cache, rest)
+  return np.concatenate([first, last], axis=1)
+
+
 def empty(config: Any, tokens: np.ndarray, **options: Any) -> Any:
   """Returns a cache with room, its tables chosen for the tokens' number."""
   batch, length = tokens.shape
@@ -155,6 +169,7 @@ WAYS: dict[str, Way] = {
   'ragged': ragged,
   'steps': steps,
   'paged': paged,
+  'rewound': rewound,
 }
 
 

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from kvjax.checkpoints import parse_config
+from tests.checkpoints.families import FACTS
 from tests.checkpoints.writing import GOLDEN
 
 # Sizes that every default of the table is compatible with.
@@ -21,97 +22,7 @@ ROOMY = {
   'num_experts': 16,
   'num_local_experts': 16,
 }
-MLA = {'rms_norm_eps': 1e-6, 'attention_bias': False}
-ROUTED = {'n_shared_experts': 1, 'norm_topk_prob': True}
-DEFAULTS = {
-  'cohere': {
-    'logit_scale': 0.0625,
-    'layer_norm_eps': 1e-5,
-    'use_qk_norm': False,
-    'num_key_value_heads': 64,
-    'tie_word_embeddings': True,
-  },
-  'deepseek_v2': MLA
-  | {
-    'n_shared_experts': 2,
-    'routed_scaling_factor': 1.0,
-    'topk_method': 'greedy',
-    'first_k_dense_replace': 0,
-    'mlp_bias': False,
-    'q_lora_rank': 1536,
-  },
-  'deepseek_v3': MLA
-  | ROUTED
-  | {
-    'n_group': 8,
-    'topk_group': 4,
-    'routed_scaling_factor': 2.5,
-    'first_k_dense_replace': 3,
-    'q_lora_rank': 1536,
-    'rope_interleave': True,
-  },
-  'falcon': {'bias': False, 'alibi': False, 'activation': 'gelu'},
-  'gemma': {'num_key_value_heads': 16, 'hidden_act': 'gelu_pytorch_tanh'},
-  'gemma2': {
-    'num_key_value_heads': 4,
-    'sliding_window': 4096,
-    'attn_logit_softcapping': 50.0,
-    'final_logit_softcapping': 30.0,
-    'query_pre_attn_scalar': 256,
-  },
-  'gemma3': {
-    'num_key_value_heads': 4,
-    'sliding_window': 4096,
-    'query_pre_attn_scalar': 256,
-    'final_logit_softcapping': None,
-  },
-  'glm4_moe': ROUTED
-  | {
-    'num_key_value_heads': 8,
-    'n_group': 1,
-    'topk_group': 1,
-    'routed_scaling_factor': 1.0,
-    'first_k_dense_replace': 1,
-    'use_qk_norm': False,
-    'rms_norm_eps': 1e-5,
-  },
-  'glm4_moe_lite': ROUTED
-  | {
-    'n_group': 1,
-    'topk_group': 1,
-    'routed_scaling_factor': 1.8,
-    'q_lora_rank': 768,
-    'rms_norm_eps': 1e-5,
-  },
-  'gpt_oss': {
-    'num_key_value_heads': 8,
-    'sliding_window': 128,
-    'num_experts_per_tok': 4,
-    'swiglu_limit': 7.0,
-    'swiglu_alpha': 1.702,
-    'attention_bias': True,
-  },
-  'llama': {'num_key_value_heads': 64, 'rms_norm_eps': 1e-6},
-  'minicpm3': {
-    'scale_emb': 12,
-    'scale_depth': 1.4,
-    'dim_model_base': 256,
-    'q_lora_rank': 768,
-    'mlp_bias': False,
-    'tie_word_embeddings': True,
-  },
-  'mistral': {'num_key_value_heads': 8, 'sliding_window': 4096},
-  'mixtral': {
-    'num_key_value_heads': 8,
-    'num_local_experts': 8,
-    'num_experts_per_tok': 2,
-    'sliding_window': None,
-  },
-  'qwen2': {'num_key_value_heads': 32, 'use_sliding_window': False},
-  'qwen3': {'num_key_value_heads': 32, 'head_dim': 128},
-  'qwen3_moe': {'num_key_value_heads': 4, 'norm_topk_prob': False},
-  'smollm3': {'num_key_value_heads': 4, 'tie_word_embeddings': True},
-}
+DEFAULTS = {n: facts.defaults for n, facts in FACTS.items() if facts.defaults}
 
 
 @pytest.mark.parametrize('name', sorted(DEFAULTS))

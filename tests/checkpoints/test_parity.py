@@ -20,55 +20,16 @@ from kvjax.caches.paged import Paged
 from kvjax.checkpoints import load_checkpoint, load_config
 from kvjax.checkpoints.families import FAMILIES
 from kvjax.streams.codecs import Int8
+from tests.checkpoints.families import CASES as MADE
+from tests.checkpoints.families import FACTS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
 CASES = sorted(path.name for path in GOLDEN.iterdir())
 # Further configs of a family, whose caches are those of its first.
-FURTHER = {
-  'falcon_grouped',
-  'llama3_old',
-  'llama_dynamic',
-  'llama_linear_shards',
-  't5_gated',
-}
+FURTHER = {name for facts in FACTS.values() for name in list(facts.cases)[1:]}
 TOLERANCE = 1e-4  # of logits, absolute: what issue and docs promise
 CODEC_TOLERANCE = 1e-5  # relative, of an int8 cache to its own uncached form
 CHUNK = 4
-
-# Bytes that a token adds in float32: layers * (key + value) * 4, and for MLA
-# layers * (latent + rotary) * 4; windows and encoders change nothing here.
-BYTES_PER_TOKEN = {
-  'cohere': 192,  # 2 * (3*4 + 3*4) * 4
-  'deepseek_v2': 112,  # 2 * (10 + 4) * 4, of 3 heads expanded 2*3*(10+5)*4
-  'deepseek_v3': 112,  # 2 * (10 + 4) * 4
-  'falcon': 96,  # 2 * (1*6 + 1*6) * 4
-  'falcon_alibi': 480,  # 2 * (5*6 + 5*6) * 4
-  'falcon_grouped': 128,  # 2 * (2*4 + 2*4) * 4, not 6 heads
-  'gemma': 288,  # 2 * (3*6 + 3*6) * 4
-  'gemma2': 288,  # 2 * (3*6 + 3*6) * 4
-  'gemma3': 288,  # 2 * (3*6 + 3*6) * 4
-  'glm4_moe': 128,  # 2 * (1*8 + 1*8) * 4
-  'glm4_moe_lite': 112,  # 2 * (10 + 4) * 4
-  'gpt2': 480,  # 2 * (5*6 + 5*6) * 4
-  'gpt_bigcode': 96,  # 2 * (1*6 + 1*6) * 4
-  'gpt_oss': 288,  # 2 * (3*6 + 3*6) * 4
-  'llama': 288,  # 2 * (3*6 + 3*6) * 4
-  'llama3_old': 288,  # 2 * (3*6 + 3*6) * 4
-  'llama_dynamic': 96,  # 2 * (1*6 + 1*6) * 4
-  'llama_linear_shards': 96,  # 2 * (1*6 + 1*6) * 4
-  'minicpm3': 112,  # 2 * (10 + 4) * 4
-  'mistral': 288,  # 2 * (3*6 + 3*6) * 4
-  'mixtral': 192,  # 2 * (3*4 + 3*4) * 4
-  'olmo2': 192,  # 2 * (3*4 + 3*4) * 4
-  'phi3': 288,  # 2 * (3*6 + 3*6) * 4
-  'qwen2': 192,  # 2 * (3*4 + 3*4) * 4
-  'qwen3': 288,  # 2 * (3*6 + 3*6) * 4
-  'qwen3_moe': 96,  # 2 * (1*6 + 1*6) * 4
-  'smollm3': 192,  # 2 * (3*4 + 3*4) * 4
-  't5': 288,  # 2 * (3*6 + 3*6) * 4
-  't5_gated': 144,  # 1 * (3*6 + 3*6) * 4
-  'whisper': 288,  # 2 * (3*6 + 3*6) * 4
-}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -225,4 +186,6 @@ def test_bytes_per_token(name):
   config = load_config(GOLDEN / name)
   cache = kvjax.init_cache(config, 1, 16, kinds=Dense())
   leaves = jax.tree.leaves(cache.stores)
-  assert sum(x.nbytes // x.shape[2] for x in leaves) == BYTES_PER_TOKEN[name]
+  assert (
+    sum(x.nbytes // x.shape[2] for x in leaves) == MADE[name].bytes_per_token
+  )

@@ -17,6 +17,7 @@ import pytest
 import kvjax
 from kvjax.checkpoints import published_names
 from kvjax.memory import MemoryPlan, device, plan
+from tests.checkpoints.families import FACTS
 
 TABLE = pathlib.Path(__file__).parent / 'figures.csv'
 ABLATIONS = {
@@ -26,6 +27,11 @@ ABLATIONS = {
 ROWS = {
   row['name']: row
   for row in csv.DictReader(TABLE.read_text(encoding='utf-8').splitlines())
+}
+OF_FAMILIES = {
+  name: figures
+  for facts in FACTS.values()
+  for name, figures in facts.published.items()
 }
 PRINTED = [name for name, row in ROWS.items() if row['published']]
 
@@ -50,7 +56,7 @@ def product(text: str) -> int:
 
 def test_every_published_config_has_a_row():
   assert len(ABLATIONS) == 20
-  assert {*published_names(), *ABLATIONS} == set(ROWS)
+  assert {*published_names(), *ABLATIONS} == {*ROWS, *OF_FAMILIES}
   assert len(PRINTED) == 38
 
 
@@ -68,6 +74,20 @@ def test_a_plan_is_the_arithmetic_of_its_row(name):
     # Routing corrections stay float32: their further bytes have a line.
     wide = [x.bytes for x in found.lines if x.name.startswith('corrections')]
     assert found.params_bytes - sum(wide) == 2 * int(row['parameters'])
+
+
+@pytest.mark.parametrize('name', OF_FAMILIES)
+def test_a_plan_is_the_arithmetic_of_its_family(name):
+  figures, found = OF_FAMILIES[name], planned(name)
+  one = 2 * product(figures.elements)
+  bytes_per_token = figures.layers * one
+  assert found.bytes_per_token == figures.bytes_per_token == bytes_per_token
+  windows = figures.window_layers
+  assert found.growing_bytes_per_token == (figures.layers - windows) * one
+  assert found.cap_bytes == windows * one * figures.window
+  wide = [x.bytes for x in found.lines if x.name.startswith('corrections')]
+  assert found.params_bytes - sum(wide) == 2 * figures.parameters
+  assert figures.source
 
 
 @pytest.mark.parametrize('name', PRINTED)

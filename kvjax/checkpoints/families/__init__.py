@@ -1,58 +1,22 @@
-"""One file a published family; `FAMILIES` is by `model_type`."""
+"""One file a published family; `FAMILIES` is by `model_type`.
 
-from kvjax.checkpoints.families import (
-  cohere,
-  deepseek_v2,
-  deepseek_v3,
-  falcon,
-  gemma,
-  gemma2,
-  gemma3,
-  glm4_moe,
-  glm4_moe_lite,
-  gpt2,
-  gpt_bigcode,
-  gpt_oss,
-  llama,
-  minicpm3,
-  mistral,
-  mixtral,
-  olmo2,
-  phi3,
-  qwen2,
-  qwen3,
-  qwen3_moe,
-  smollm3,
-  t5,
-  whisper,
-)
+A file of this folder is a family: its name is the `model_type` and its `FAMILY`
+the table. One that serves other types has `FAMILIES`, by type.
+"""
+
+import importlib
+import pkgutil
+
 from kvjax.checkpoints.family import Family
 
-FAMILIES: dict[str, Family] = {
-  'cohere': cohere.FAMILY,
-  'deepseek_v2': deepseek_v2.FAMILY,
-  'deepseek_v3': deepseek_v3.FAMILY,
-  'falcon': falcon.FAMILY,
-  'gemma': gemma.FAMILY,
-  'gemma2': gemma2.FAMILY,
-  'gemma3': gemma3.VISION,
-  'gemma3_text': gemma3.FAMILY,
-  'glm4_moe': glm4_moe.FAMILY,
-  'glm4_moe_lite': glm4_moe_lite.FAMILY,
-  'gpt2': gpt2.FAMILY,
-  'gpt_bigcode': gpt_bigcode.FAMILY,
-  'gpt_oss': gpt_oss.FAMILY,
-  'kimi_k2': deepseek_v3.FAMILY,
-  'llama': llama.FAMILY,
-  'minicpm3': minicpm3.FAMILY,
-  'mistral': mistral.FAMILY,
-  'mixtral': mixtral.FAMILY,
-  'olmo2': olmo2.FAMILY,
-  'phi3': phi3.FAMILY,
-  'qwen2': qwen2.FAMILY,
-  'qwen3': qwen3.FAMILY,
-  'qwen3_moe': qwen3_moe.FAMILY,
-  'smollm3': smollm3.FAMILY,
-  't5': t5.FAMILY,
-  'whisper': whisper.FAMILY,
-}
+
+def _families() -> dict[str, Family]:
+  """Returns the families of all files here, by `model_type`."""
+  families: dict[str, Family] = {}
+  for file in pkgutil.iter_modules(__path__):
+    module = importlib.import_module(f'{__name__}.{file.name}')
+    families |= getattr(module, 'FAMILIES', None) or {file.name: module.FAMILY}
+  return dict(sorted(families.items()))
+
+
+FAMILIES = _families()

@@ -63,3 +63,4 @@ FAMILY = Family(
   ENDS + NORMS + LATENT + GATED + EXPERTS + SHARED,
   beyond_layers=True,
 )
+FAMILIES = {'deepseek_v3': FAMILY, 'kimi_k2': FAMILY}

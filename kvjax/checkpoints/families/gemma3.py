@@ -113,3 +113,4 @@ VISION = Family(
   VISION_ROWS,
   ignored=(r'(model\.)?(vision_tower|multi_modal_projector)\..*',),
 )
+FAMILIES = {'gemma3': VISION, 'gemma3_text': FAMILY}

@@ -129,7 +129,7 @@ def plan_tensors(
           "without `like`, in kvjax's own layout."
         )
       continue
-    for expert in range(sizes['experts']) if row.stacked else (None,):
+    for expert in range(param.shape[0]) if row.stacked else (None,):
       name = row.tensor_name(layer, expert or 0)
       plan = TensorPlan(name, _shape(row, sizes), param.dtype, [])
       part = ParamPart(place, expert, row, sizes)
