@@ -316,9 +316,8 @@ class Experts:
   def _sweep(self, params, rows, weights, picked):
     """Runs every expert over all tokens; tokens of others have weight 0."""
     count = jax.tree.leaves(params['gate'])[0].shape[0]
-    tokens = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
-    gates = jnp.zeros((rows.shape[0], count), jnp.float32)
-    gates = gates.at[tokens, picked].add(weights, mode='drop')
+    # A scatter would do the same; `kvjax.liveness` cannot follow its indices.
+    gates = jnp.sum(jax.nn.one_hot(picked, count) * weights[..., None], axis=1)
 
     def sweep(y, expert):
       gate = jax.lax.dynamic_index_in_dim(gates, expert, axis=1)
