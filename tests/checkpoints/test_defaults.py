@@ -40,6 +40,19 @@ def test_kv_heads_of_null_are_one_a_query_head():
     assert config.layers[0].attention.num_kv_heads == 64, name
 
 
+def test_a_null_share_rotates_the_whole_head():
+  """As in published code, whose default is that of an absent key alone."""
+  values = json.loads((GOLDEN / 'glm4_moe' / 'config.json').read_text())
+  del values['rope_parameters']
+  for changes, width in (
+    ({}, 4),
+    ({'partial_rotary_factor': 0.25}, 2),
+    ({'partial_rotary_factor': None}, 8),
+  ):
+    config = parse_config(values | changes)
+    assert config.layers[0].attention.rotary.width == width, changes
+
+
 def test_the_parts_of_feed_forward_proj_win_over_it():
   """As they do in T5's published configuration class."""
   values = json.loads((GOLDEN / 't5' / 'config.json').read_text())

@@ -245,6 +245,13 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/faults/test_configs.py::test_config[distance_one]',
   ),
   Mutant(
+    'a_null_share_is_the_default',
+    'kvjax/checkpoints/rope.py',
+    '1 if share is None else share',
+    'partial if share is None else share',
+    'tests/checkpoints/test_defaults.py::test_a_null_share_rotates_the_whole_head',
+  ),
+  Mutant(
     'longrope_of_one_token',
     'kvjax/checkpoints/rope.py',
     'if length < 2:',
