@@ -9,6 +9,7 @@ import json
 import pytest
 
 from kvjax.checkpoints import parse_config
+from kvjax.checkpoints.hf_config import Settings
 from tests.checkpoints.families import FACTS
 from tests.checkpoints.writing import GOLDEN
 
@@ -38,6 +39,17 @@ def test_kv_heads_of_null_are_one_a_query_head():
     values = json.loads((GOLDEN / name / 'config.json').read_text()) | ROOMY
     config = parse_config(values | {'num_key_value_heads': None})
     assert config.layers[0].attention.num_kv_heads == 64, name
+
+
+def test_a_null_head_dim_is_hidden_size_over_heads():
+  values = {'hidden_size': 24, 'num_attention_heads': 6}
+  for changes, width in (
+    ({}, 128),
+    ({'head_dim': 5}, 5),
+    ({'head_dim': None}, 4),
+  ):
+    assert Settings(values | changes).head_width(128) == width, changes
+  assert Settings(values).head_width() == 4
 
 
 def test_a_null_share_rotates_the_whole_head():

@@ -245,6 +245,14 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/faults/test_configs.py::test_config[distance_one]',
   ),
   Mutant(
+    'a_null_head_is_the_default',
+    'kvjax/checkpoints/hf_config.py',
+    "self.raw('head_dim', default)",
+    "self.get('head_dim', default)",
+    'tests/checkpoints/test_defaults.py'
+    '::test_a_null_head_dim_is_hidden_size_over_heads',
+  ),
+  Mutant(
     'a_null_share_is_the_default',
     'kvjax/checkpoints/rope.py',
     '1 if share is None else share',
