@@ -251,9 +251,13 @@ class Settings:
       )
     return ACTIVATIONS[name]
 
-  def head_width(self) -> int:
-    """Returns `head_dim`, or hidden size over heads."""
-    width = self.raw('head_dim')
+  def head_width(self, default: int | None = None) -> int:
+    """Returns `head_dim`; null means hidden size over heads.
+
+    Args:
+      default: published default, where config.json has no such key.
+    """
+    width = self.raw('head_dim', default)
     if width is not None:
       return width
     hidden = self.need('hidden_size')

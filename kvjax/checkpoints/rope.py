@@ -55,8 +55,8 @@ def rotary(
     settings: of the checkpoint.
     width: of a head, or of its rotated part.
     base: published default of `rope_theta`.
-    partial: published default of `partial_rotary_factor`; None for a family
-      that rotates all of `width` and has no such key.
+    partial: published default of `partial_rotary_factor`, where null means the
+      whole; None for a family that rotates all of `width` and has no such key.
     interleaved: pairs are neighbours.
     layer_type: key of a nested `rope_parameters`.
     aliases: further spellings of rope types, in this family.
@@ -138,9 +138,9 @@ def _rotated_width(
   settings: Settings, rope: Rope, width: int, partial: float | None
 ) -> int:
   """Returns the features of a head that are rotated."""
-  share = rope.get(SHARE, settings.raw(SHARE))
+  share = rope.get(SHARE, settings.raw(SHARE, partial))
   if partial is not None:
-    return int(width * (partial if share is None else share))
+    return int(width * (1 if share is None else share))
   if share not in (None, 1):
     raise ValueError(
       f'{SHARE}={share} is not supported for model_type={settings.family!r}; '

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from kvjax.checkpoints import parse_config
+from kvjax.checkpoints.hf_config import Settings
 from tests.checkpoints.families import FACTS
 from tests.checkpoints.writing import GOLDEN
 
@@ -38,6 +39,30 @@ def test_kv_heads_of_null_are_one_a_query_head():
     values = json.loads((GOLDEN / name / 'config.json').read_text()) | ROOMY
     config = parse_config(values | {'num_key_value_heads': None})
     assert config.layers[0].attention.num_kv_heads == 64, name
+
+
+def test_a_null_head_dim_is_hidden_size_over_heads():
+  values = {'hidden_size': 24, 'num_attention_heads': 6}
+  for changes, width in (
+    ({}, 128),
+    ({'head_dim': 5}, 5),
+    ({'head_dim': None}, 4),
+  ):
+    assert Settings(values | changes).head_width(128) == width, changes
+  assert Settings(values).head_width() == 4
+
+
+def test_a_null_share_rotates_the_whole_head():
+  """As in published code, whose default is that of an absent key alone."""
+  values = json.loads((GOLDEN / 'glm4_moe' / 'config.json').read_text())
+  del values['rope_parameters']
+  for changes, width in (
+    ({}, 4),
+    ({'partial_rotary_factor': 0.25}, 2),
+    ({'partial_rotary_factor': None}, 8),
+  ):
+    config = parse_config(values | changes)
+    assert config.layers[0].attention.rotary.width == width, changes
 
 
 def test_the_parts_of_feed_forward_proj_win_over_it():

@@ -245,6 +245,21 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/faults/test_configs.py::test_config[distance_one]',
   ),
   Mutant(
+    'a_null_head_is_the_default',
+    'kvjax/checkpoints/hf_config.py',
+    "self.raw('head_dim', default)",
+    "self.get('head_dim', default)",
+    'tests/checkpoints/test_defaults.py'
+    '::test_a_null_head_dim_is_hidden_size_over_heads',
+  ),
+  Mutant(
+    'a_null_share_is_the_default',
+    'kvjax/checkpoints/rope.py',
+    '1 if share is None else share',
+    'partial if share is None else share',
+    'tests/checkpoints/test_defaults.py::test_a_null_share_rotates_the_whole_head',
+  ),
+  Mutant(
     'longrope_of_one_token',
     'kvjax/checkpoints/rope.py',
     'if length < 2:',
