@@ -189,7 +189,12 @@ class Settings:
     return str(self.values.get('model_type'))
 
   def get(self, key: str, default: Any) -> Any:
-    """Returns the value; the published default where it is absent or null."""
+    """Returns the value; the published default where it is absent or null.
+
+    Raises:
+      ValueError: the value is not of its key's kind, or of its default's where
+        no table has the key.
+    """
     value = self.raw(key)
     check_values({key: value}, default)
     return default if value is None else value

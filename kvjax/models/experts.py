@@ -129,7 +129,7 @@ class Experts:
 
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns parameters: router `[E, D]`, gate and up `[E, F, D]`, down."""
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
     count, hidden = self.num_experts, self.hidden
     params: dict[str, Any] = {}
     params |= init_linear(
@@ -150,8 +150,9 @@ class Experts:
     if self.shared is not None:
       params['shared'] = self.shared.init(keys[4], width, dtype)
     if self.shared_gate:
-      gate = jax.random.normal(keys[0], (1, width), jnp.float32) * width**-0.5
-      params['shared_gate'] = gate.astype(dtype)
+      params |= init_linear(
+        keys[5], 'shared_gate', width, 1, bias=False, dtype=dtype
+      )
     return params
 
   def __call__(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:

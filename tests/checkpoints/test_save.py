@@ -17,6 +17,7 @@ from kvjax.checkpoints.saving import save
 from kvjax.streams.visibility import Visibility
 from tests.checkpoints.families import CASES
 from tests.checkpoints.writing import GOLDEN, altered, read
+from tests.facts import tiny
 
 CHECKPOINTS = sorted(path.name for path in GOLDEN.iterdir())
 
@@ -80,6 +81,42 @@ def test_the_layout_of_a_family_by_its_name(tmp_path, name):
   found, again = kvjax.load_checkpoint(tmp_path / 'x')
   assert found == config
   assert_same(again, params)
+
+
+def test_a_checkpoint_from_before_a_field_was_added(tmp_path):
+  """Its config.json has no such field, which then has its default."""
+  config, params = small()
+  kvjax.save_checkpoint(tmp_path / 'x', config, params)
+  file = tmp_path / 'x' / 'config.json'
+  values = json.loads(file.read_text())
+  attention = values['config']['layers'][0]['attention']
+  for part, names in (
+    (attention, ('qk_norm_after', 'clip', 'temperature')),
+    (values['config']['norm'], ('weighted',)),
+  ):
+    for name in names:
+      del part[name]
+  file.write_text(json.dumps(values))
+  found, again = kvjax.load_checkpoint(tmp_path / 'x')
+  assert found == config
+  assert_same(again, params)
+
+
+def test_choices_of_recent_models(tmp_path):
+  """Norms without weights leave empty parts, which no tensor names."""
+  config, params = tiny.RECENT, tiny.params(tiny.RECENT)
+  params = jax.tree.map(lambda x: x + 0.5, params)  # no number is 0
+  kvjax.save_checkpoint(tmp_path / 'x', config, params)
+  found, again = kvjax.load_checkpoint(tmp_path / 'x')
+  assert found == config
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+  assert_same(again, params)
+  ids = tiny.tokens(2, 7)
+  want = kvjax.forward(config, params, ids)
+  np.testing.assert_array_equal(kvjax.forward(found, again, ids), want)
+  kvjax.load_checkpoint(tmp_path / 'x', weights='int8')
+  with pytest.raises(ValueError, match="like='llama' has no config.json"):
+    kvjax.save_checkpoint(tmp_path / 'y', config, params, like='llama')
 
 
 def test_choices_that_no_published_family_makes(tmp_path):
@@ -332,7 +369,7 @@ def test_a_damaged_own_checkpoint_is_refused(tmp_path):
     ('"width": 8', '"width": "8"', "width='8' is a str"),
     ('"tied": false', '"tied": true', 'tensor head .* no place'),
     ('"Grouped"', '"Popen"', "'Popen' is a type unknown"),
-    ('"ModelConfig"', '"Norm"', 'Norm.bias is missing'),
+    ('"ModelConfig"', '"Norm"', 'Norm.dtype is no field'),
   ):
     assert good.count(old) >= 1
     file.write_text(good.replace(old, new))

@@ -4,6 +4,34 @@ from tests.mutants.fault import Mutant
 
 CHECKPOINTS: tuple[Mutant, ...] = (
   Mutant(
+    'a_file_from_before_a_field_was_added_is_refused',
+    'kvjax/frozen_json.py',
+    '(names ^ fields.keys()) - _defaults(cls).keys()',
+    'names ^ fields.keys()',
+    'tests/test_frozen_json.py',
+  ),
+  Mutant(
+    'an_added_field_is_another_config',
+    'kvjax/frozen_json.py',
+    'return defaults | {',
+    'return {',
+    'tests/test_frozen_json.py',
+  ),
+  Mutant(
+    'a_default_judges_nothing',
+    'kvjax/checkpoints/hf_config.py',
+    'KEY_KINDS.get(key, DEFAULT_KINDS.get(type(default)))',
+    'KEY_KINDS.get(key)',
+    'tests/checkpoints/test_hf_config.py',
+  ),
+  Mutant(
+    'any_text_is_a_number',
+    'kvjax/strict_json.py',
+    'values[FLOAT] in NOT_FINITE',
+    'isinstance(values[FLOAT], str)',
+    'tests/test_strict_json.py',
+  ),
+  Mutant(
     'a_path_is_fetched',
     'kvjax/checkpoints/names.py',
     'if not isinstance(name, str) or os.path.lexists(path):',

@@ -3,6 +3,7 @@
 from tests.mutants import (
   analyses,
   checkpoints,
+  models,
   reading,
   remembering,
   sharding,
@@ -21,6 +22,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.CORE
   + reading.POSITIONS
   + reading.STEPS
+  + models.MODELS
   + reading.SAMPLING
   + reading.CALLS
   + reading.LIBRARY
