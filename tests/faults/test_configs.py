@@ -112,15 +112,10 @@ CONFIGS = {
     {'rope_scaling': {'type': 3, 'factor': 2.0}},
     'type=3 of config.json must be a text',
   ),
-  'llama3_low_is_high': (
-    'llama',
-    rope('llama3', **LLAMA3 | {'low_freq_factor': 4.0}),
-    r'low=4.0 \(low_freq_factor .* must be less than high=4.0',
-  ),
   'llama3_low_above_high': (
     'llama',
     rope('llama3', **LLAMA3 | {'low_freq_factor': 5.0}),
-    r'low=5.0 \(low_freq_factor .* must be less than high=4.0',
+    r'low=5.0 \(low_freq_factor .* must not exceed high=4.0',
   ),
   'llama3_original': (
     'llama',

@@ -203,11 +203,18 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/attention/test_rotary.py::test_rotary_record[yarn]',
   ),
   Mutant(
-    'a_ramp_of_no_width',
+    'a_ramp_that_falls',
     'kvjax/attention/rotary.py',
-    'if self.low >= self.high:',
     'if self.low > self.high:',
+    'if self.low > 2 * self.high:',
     'tests/attention/test_rotary.py::test_rotary_record[llama3_order]',
+  ),
+  Mutant(
+    'a_step_reversed',
+    'kvjax/attention/rotary.py',
+    'turns >= self.low',
+    'turns < self.low',
+    'tests/attention/test_rotary.py::test_table',
   ),
   Mutant(
     'weights_become_infinite',
