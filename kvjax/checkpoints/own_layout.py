@@ -15,12 +15,13 @@ from kvjax.layers.norm import Norm
 from kvjax.models.config import Encoder, Layer, ModelConfig
 from kvjax.models.experts import Experts
 from kvjax.models.mlp import MLP
+from kvjax.streams.scoring import Temperature
 from kvjax.streams.visibility import Visibility
 
 OWN = 'kvjax'  # model_type
 KEY = 'config'
 TYPES = (
-  *(ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility),
+  *(ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility, Temperature),
   *(grouped.Grouped, latent.Latent, bias.Alibi, bias.RelativeBias),
   *(rotary.Rotary, rotary.Linear, rotary.Dynamic, rotary.Llama3),
   *(rotary.Yarn, rotary.LongRope),
