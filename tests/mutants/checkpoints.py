@@ -217,6 +217,13 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/attention/test_rotary.py::test_table',
   ),
   Mutant(
+    'temperature_of_any_family',
+    'kvjax/checkpoints/hf_config.py',
+    'if not tempered:',
+    'if False:',
+    'tests/faults/test_configs.py::test_config[key_of_another_family]',
+  ),
+  Mutant(
     'weights_become_infinite',
     'kvjax/checkpoints/match.py',
     "np.errstate(over='raise')",
