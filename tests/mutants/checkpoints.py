@@ -224,6 +224,27 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/faults/test_configs.py::test_config[key_of_another_family]',
   ),
   Mutant(
+    'windows_of_qwen2',
+    'kvjax/checkpoints/families/qwen2_moe.py',
+    'i % 2 == 0 and i < last',
+    'i >= last',
+    'tests/checkpoints/test_defaults.py::test_windows_of_qwen2_moe_without_layer_types',
+  ),
+  Mutant(
+    'temperature_a_position_late',
+    'kvjax/checkpoints/families/llama4.py',
+    'shift=1',
+    'shift=0',
+    'tests/checkpoints/test_parity.py::test_uncached[llama4]',
+  ),
+  Mutant(
+    'chunks_of_every_layer',
+    'kvjax/checkpoints/families/llama4.py',
+    'CHUNKED if is_rotated else FULL',
+    'CHUNKED',
+    'tests/checkpoints/test_defaults.py::test_layers_of_llama_4',
+  ),
+  Mutant(
     'weights_become_infinite',
     'kvjax/checkpoints/match.py',
     "np.errstate(over='raise')",
