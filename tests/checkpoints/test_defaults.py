@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+import kvjax
 from kvjax.checkpoints import parse_config
 from kvjax.checkpoints.hf_config import Settings
 from tests.checkpoints.families import FACTS
@@ -86,3 +87,36 @@ def test_gelu_of_gemma_alone_means_the_tanh_approximation(spelled, meant):
   values = json.loads((GOLDEN / 'gemma' / 'config.json').read_text())
   config = parse_config(values | {'hidden_act': spelled})
   assert config.layers[0].mlp.activation == meant
+
+
+def test_windows_of_qwen2_moe_without_layer_types():
+  """Every other one of the first layers, where Qwen2 has the last ones."""
+  values = json.loads((GOLDEN / 'qwen2_moe' / 'config.json').read_text())
+  for last, want in ((1, [7, None, None]), (3, [7, None, 7])):
+    changes = {'layer_types': None, 'max_window_layers': last}
+    layers = parse_config(values | changes).layers
+    assert [x.attention.visibility.window for x in layers] == want
+
+
+def test_layers_of_llama_4():
+  """Which are in chunks, without positions and dense; Scout says 4 for true."""
+  values = json.loads((GOLDEN / 'llama4' / 'config.json').read_text())
+  values = {k: v for k, v in values.items() if k != 'layer_types'}
+  for changes, chunks, sparse in (
+    ({}, [5, None, 5], [1]),
+    ({'no_rope_layers': [], 'moe_layers': []}, [5, None, 5], []),
+    ({'no_rope_layers': [0, 1, 1], 'moe_layers': [0]}, [None, 5, 5], [0]),
+    ({'attention_chunk_size': None, 'moe_layers': None}, [None] * 3, [1]),
+  ):
+    layers = parse_config(values | changes).layers
+    assert [x.attention.visibility.chunk for x in layers] == chunks
+    found = [
+      i for i, x in enumerate(layers) if isinstance(x.mlp, kvjax.Experts)
+    ]
+    assert found == sparse
+    for layer in layers:
+      attention = layer.attention
+      assert (attention.rotary is None) == (attention.qk_norm is None)
+      assert (attention.rotary is None) == (attention.temperature is not None)
+  tuned = parse_config(values | {'attn_temperature_tuning': 4})
+  assert tuned == parse_config(values | {'attn_temperature_tuning': True})

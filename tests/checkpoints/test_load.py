@@ -129,17 +129,24 @@ def test_layers_of_multi_token_prediction_are_left_out(tmp_path):
   assert len(config.layers) == len(params['layers']) == 2
 
 
-@pytest.mark.parametrize('prefix', ['language_model.', 'model.language_model.'])
-def test_the_decoder_of_gemma_3_with_vision(tmp_path, prefix):
+@pytest.mark.parametrize(
+  ('family', 'prefix', 'tower'),
+  [
+    ('gemma3', 'language_model.', 'vision_tower'),
+    ('gemma3', 'model.language_model.', 'vision_tower'),
+    ('llama4', 'language_model.', 'vision_model'),
+  ],
+)
+def test_the_decoder_of_a_model_with_vision(tmp_path, family, prefix, tower):
   def renamed(tensors):
     old = 'model.' if prefix.startswith('model.') else ''
     named = {prefix + k.removeprefix(old): v for k, v in tensors.items()}
-    return named | {'vision_tower.x': np.zeros(3, np.float32)}
+    return named | {f'{tower}.x': np.zeros(3, np.float32)}
 
-  wrap = lambda config: {'model_type': 'gemma3', 'text_config': config}
-  path = altered(tmp_path, 'gemma3', wrap, renamed)
+  wrap = lambda config: {'model_type': family, 'text_config': config}
+  path = altered(tmp_path, family, wrap, renamed)
   config, params = load_checkpoint(path)
-  want_config, want = load_checkpoint(GOLDEN / 'gemma3')
+  want_config, want = load_checkpoint(GOLDEN / family)
   assert config == want_config
   jax.tree.map(np.testing.assert_array_equal, params, want)
 

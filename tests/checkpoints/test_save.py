@@ -325,11 +325,19 @@ def test_layouts_that_cannot_be_written(tmp_path):
   config, params = kvjax.load_checkpoint(GOLDEN / 'qwen2')
   with pytest.raises(ValueError, match='like=.llama. has no config.json'):
     kvjax.save_checkpoint(tmp_path / 'x', config, params, like=GOLDEN / 'llama')
-  wrap = lambda config: {'model_type': 'gemma3', 'text_config': config}
-  path = altered(tmp_path, 'gemma3', wrap)
-  config, params = kvjax.load_checkpoint(GOLDEN / 'gemma3')
-  with pytest.raises(ValueError, match='gemma3.*leaves out.*gemma3_text'):
-    kvjax.save_checkpoint(tmp_path / 'x', config, params, like=path)
+  for family in 'gemma3', 'llama4':
+    wrap = lambda config, family=family: {
+      'model_type': family,
+      'text_config': config,
+    }
+    folder = tmp_path / family
+    path = altered(folder, family, wrap)
+    config, params = kvjax.load_checkpoint(GOLDEN / family)
+    for like in path, family:
+      with pytest.raises(
+        ValueError, match=f'{family}.*leaves out.*{family}_text'
+      ):
+        kvjax.save_checkpoint(folder / 'x', config, params, like=like)
   with pytest.raises(FileNotFoundError, match='nothing'):
     kvjax.save_checkpoint(tmp_path / 'x', config, params, like='nothing')
   # One config.json, two published spellings: only tensors tell which.
