@@ -15,15 +15,10 @@ from kvjax.attention.rotary import LongRope
 from kvjax.checkpoints.load import read_config
 from kvjax.checkpoints.saving import save
 from kvjax.streams.visibility import Visibility
+from tests.checkpoints.families import CASES
 from tests.checkpoints.writing import GOLDEN, altered, read
 
 CHECKPOINTS = sorted(path.name for path in GOLDEN.iterdir())
-# A name alone makes no config.json that these families read as this config.
-NOT_BY_NAME = {
-  *('deepseek_v2', 'deepseek_v3', 'falcon', 'falcon_alibi', 'falcon_grouped'),
-  *('glm4_moe', 'glm4_moe_lite', 'llama_dynamic', 'minicpm3'),
-  *('phi3', 't5', 't5_gated', 'whisper'),
-}
 
 
 def assert_same(params, want):
@@ -75,7 +70,7 @@ def test_the_layout_of_a_checkpoint_is_written_to_the_bit(tmp_path, name):
 def test_the_layout_of_a_family_by_its_name(tmp_path, name):
   config, params = kvjax.load_checkpoint(GOLDEN / name)
   family = read_config(GOLDEN / name)['model_type']
-  if name in NOT_BY_NAME:
+  if not CASES[name].by_name:
     with pytest.raises(ValueError, match='like=.*checkpoint directory'):
       kvjax.save_checkpoint(tmp_path / 'x', config, params, like=family)
     assert not list(tmp_path.iterdir())
