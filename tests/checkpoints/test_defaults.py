@@ -16,7 +16,7 @@ from tests.checkpoints.writing import GOLDEN
 ROOMY = {
   'num_attention_heads': 64,
   'num_key_value_heads': 4,
-  'hidden_size': 256,
+  'hidden_size': 2560,
   'n_routed_experts': 48,
   'n_group': 8,
   'num_experts': 16,
