@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints import parse_config
 from tests.checkpoints.families import FACTS
 from tests.checkpoints.writing import GOLDEN
@@ -38,6 +39,41 @@ def test_kv_heads_of_null_are_one_a_query_head():
     values = json.loads((GOLDEN / name / 'config.json').read_text()) | ROOMY
     config = parse_config(values | {'num_key_value_heads': None})
     assert config.layers[0].attention.num_kv_heads == 64, name
+
+
+@pytest.mark.parametrize(
+  ('name', 'key'),
+  [
+    ('gpt_neox', 'layer_norm_eps'),
+    ('nemotron', 'norm_eps'),
+    ('starcoder2', 'norm_epsilon'),
+  ],
+)
+def test_an_epsilon_may_be_zero_and_not_less(name, key):
+  values = json.loads((GOLDEN / name / 'config.json').read_text())
+  assert parse_config(values | {key: 0}).norm.eps == 0
+  with pytest.raises(ValueError, match=f'{key}=-1e-05.*0 or above'):
+    parse_config(values | {key: -1e-5})
+
+
+def test_gpt_neox_rotates_by_its_keys_alone():
+  """Keys of other families do not count, outside the rope parameters."""
+  values = json.loads((GOLDEN / 'gpt_neox' / 'config.json').read_text())
+  others = {'rope_theta': 7.0, 'partial_rotary_factor': 1.0}
+  rotary = parse_config(values | others).layers[0].attention.rotary
+  assert (rotary.base, rotary.width) == (500.0, 8)
+  inside = {'rope_type': 'default', **others}
+  rotary = parse_config(values | {'rope_parameters': inside})
+  assert rotary.layers[0].attention.rotary == Rotary(16, 7.0)
+
+
+def test_a_head_is_as_wide_as_the_published_code_makes_it():
+  for name in ('gpt_neox', 'stablelm'):
+    values = json.loads((GOLDEN / name / 'config.json').read_text())
+    width = parse_config(values).layers[0].attention.key_width
+    assert parse_config(values | {'head_dim': width}) == parse_config(values)
+    with pytest.raises(ValueError, match=f'head_dim=6 .*supported: {width}'):
+      parse_config(values | {'head_dim': 6})
 
 
 def test_the_parts_of_feed_forward_proj_win_over_it():
