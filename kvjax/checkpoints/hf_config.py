@@ -69,7 +69,7 @@ WHOLE = """
 """
 NUMBER = """
   beta_fast beta_slow layer_norm_eps layer_norm_epsilon mscale mscale_all_dim
-  rms_norm_eps
+  norm_eps norm_epsilon rms_norm_eps
 """
 POSITIVE = """
   attention_factor attn_logit_softcapping factor final_logit_softcapping

@@ -9,6 +9,7 @@ import json
 import pytest
 
 import kvjax
+from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints import parse_config
 from kvjax.checkpoints.hf_config import Settings
 from tests.checkpoints.families import FACTS
@@ -18,7 +19,7 @@ from tests.checkpoints.writing import GOLDEN
 ROOMY = {
   'num_attention_heads': 64,
   'num_key_value_heads': 4,
-  'hidden_size': 256,
+  'hidden_size': 2560,
   'n_routed_experts': 48,
   'n_group': 8,
   'num_experts': 16,
@@ -64,6 +65,41 @@ def test_a_null_share_rotates_the_whole_head():
   ):
     config = parse_config(values | changes)
     assert config.layers[0].attention.rotary.width == width, changes
+
+
+@pytest.mark.parametrize(
+  ('name', 'key'),
+  [
+    ('gpt_neox', 'layer_norm_eps'),
+    ('nemotron', 'norm_eps'),
+    ('starcoder2', 'norm_epsilon'),
+  ],
+)
+def test_an_epsilon_may_be_zero_and_not_less(name, key):
+  values = json.loads((GOLDEN / name / 'config.json').read_text())
+  assert parse_config(values | {key: 0}).norm.eps == 0
+  with pytest.raises(ValueError, match=f'{key}=-1e-05.*0 or above'):
+    parse_config(values | {key: -1e-5})
+
+
+def test_gpt_neox_rotates_by_its_keys_alone():
+  """Keys of other families do not count, outside the rope parameters."""
+  values = json.loads((GOLDEN / 'gpt_neox' / 'config.json').read_text())
+  others = {'rope_theta': 7.0, 'partial_rotary_factor': 1.0}
+  rotary = parse_config(values | others).layers[0].attention.rotary
+  assert (rotary.base, rotary.width) == (500.0, 8)
+  inside = {'rope_type': 'default', **others}
+  rotary = parse_config(values | {'rope_parameters': inside})
+  assert rotary.layers[0].attention.rotary == Rotary(16, 7.0)
+
+
+def test_a_head_is_as_wide_as_the_published_code_makes_it():
+  for name in ('gpt_neox', 'stablelm'):
+    values = json.loads((GOLDEN / name / 'config.json').read_text())
+    width = parse_config(values).layers[0].attention.key_width
+    assert parse_config(values | {'head_dim': width}) == parse_config(values)
+    with pytest.raises(ValueError, match=f'head_dim=6 .*supported: {width}'):
+      parse_config(values | {'head_dim': 6})
 
 
 def test_the_parts_of_feed_forward_proj_win_over_it():

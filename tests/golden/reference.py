@@ -19,6 +19,13 @@ from huggingface_hub.errors import StrictDataclassError
 BATCH, LENGTH = 2, 21
 PROMPT = 13  # tokens before a greedy continuation up to LENGTH
 NESTED = 'full_attention', 'sliding_attention'
+# Where a family's older config.json spells the rotation in another way.
+OLD_ROPE = {
+  'gpt_neox': {
+    'rope_theta': 'rotary_emb_base',
+    'partial_rotary_factor': 'rotary_pct',
+  }
+}
 Logits = Callable[[torch.Tensor], torch.Tensor]
 # What every published config.json says, whatever its family's defaults.
 SAID = {
@@ -161,10 +168,10 @@ def _age(file: pathlib.Path, config: Any) -> None:
   else:
     spelling = 'type'
   if rope:
-    values['rope_theta'] = rope.pop('rope_theta')
-    share = rope.pop('partial_rotary_factor', None)
-    if share is not None:
-      values['partial_rotary_factor'] = share
+    names = OLD_ROPE.get(config.model_type, {})
+    for key in ('rope_theta', 'partial_rotary_factor'):
+      if rope.get(key) is not None:
+        values[names.get(key, key)] = rope.pop(key)
     kind = rope.pop('rope_type')
     scaled = {spelling: kind} | rope
     values['rope_scaling'] = None if kind == 'default' else scaled

@@ -323,6 +323,20 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/checkpoints/test_defaults.py::test_a_null_share_rotates_the_whole_head',
   ),
   Mutant(
+    'gpt_neox_rotates_by_keys_of_llama',
+    'kvjax/checkpoints/families/gpt_neox.py',
+    'values={**settings.values, **keys}',
+    'values={**keys, **settings.values}',
+    'tests/checkpoints/test_defaults.py::test_gpt_neox_rotates_by_its_keys_alone',
+  ),
+  Mutant(
+    'saved_layers_are_in_series',
+    'kvjax/checkpoints/saving/config_of_family.py',
+    "'use_parallel_residual': config.layers[0].parallel is not None,",
+    "'use_parallel_residual': False,",
+    'tests/checkpoints/test_save.py::test_the_layout_of_a_family_by_its_name[gpt_neox]',
+  ),
+  Mutant(
     'longrope_of_one_token',
     'kvjax/checkpoints/rope.py',
     'if length < 2:',
