@@ -76,6 +76,21 @@ LLAMA = {
       'rope_type next to or inside the rope_parameters.*set each',
     ),
     (
+      {
+        'model_type': 'gemma3_text',
+        'rope_scaling': {'full_attention': {'rope_type': 'default'}},
+      },
+      'rope_scaling next to or inside the rope_parameters.*set each',
+    ),
+    (
+      {
+        'model_type': 'gemma3_text',
+        'layer_types': ['full_attention'] * 2,
+        'rope_scaling': {'type': 'yarn', 'factor': 2.0, 'truncate': False},
+      },
+      'truncate=False in the rope parameters of a layer type',
+    ),
+    (
       {'model_type': 'gpt_oss', 'layer_types': ['chunked_attention'] * 2},
       "layer type 'chunked_attention'",
     ),

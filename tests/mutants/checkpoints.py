@@ -53,6 +53,13 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/checkpoints/test_save.py::test_layouts_that_cannot_be_written',
   ),
   Mutant(
+    'truncate_of_a_layer_type_in_the_older_style',
+    'kvjax/checkpoints/rope.py',
+    "if layer_type is not None and rope.get('truncate', True) is not True:",
+    "if nested and rope.get('truncate', True) is not True:",
+    'tests/checkpoints/test_refusals.py',
+  ),
+  Mutant(
     'four_bits_without_a_sign',
     'kvjax/checkpoints/dequantize.py',
     'np.concatenate([FP4, -FP4])',
