@@ -27,6 +27,7 @@ KEYS = """
   attention   key_width       head_dim
   attention   output_bias     attention_bias
   attention   softcap         attn_logit_softcapping
+  attention   clip            clip_qkv
   mlp         hidden          intermediate_size n_inner
   mlp         activation      hidden_act hidden_activation activation_function
   mlp         bias            mlp_bias
