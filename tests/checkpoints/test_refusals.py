@@ -47,6 +47,33 @@ LLAMA = {
     ({'attention_bias': 'no'}, "attention_bias='no'.*true or false"),
     ({'rope_scaling': 'linear'}, "rope_scaling='linear'.*an object"),
     (
+      {'model_type': 'exaone9', 'sliding_window_pattern': 'LLLG'},
+      "model_type 'exaone9'.*supported: .*exaone4",
+    ),
+    *(
+      (
+        {'model_type': 'exaone4', 'sliding_window_pattern': pattern},
+        f'sliding_window_pattern={pattern!r}.*a text of L and G',
+      )
+      for pattern in ('LLX', '', 0, None)
+    ),
+    (
+      {'model_type': 'olmoe', 'sliding_window': 8},
+      "sliding_window=8 is not supported for model_type='olmoe'",
+    ),
+    (
+      {'model_type': 'cohere2', 'use_qk_norm': True},
+      "use_qk_norm=True is not supported for model_type='cohere2'",
+    ),
+    (
+      {'model_type': 'olmo3', 'rope_parameters': {'rope_theta': 1e6}},
+      'rope_theta next to or inside the rope_parameters.*set each',
+    ),
+    (
+      {'model_type': 'olmo', 'clip_qkv': 0},
+      'clip_qkv=0 of config.json must be a number above 0',
+    ),
+    (
       {'rope_scaling': {'type': 'linear', 'factor': 0}},
       'factor=0 of config.json must be a number above 0',
     ),

@@ -60,6 +60,20 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/checkpoints/test_refusals.py',
   ),
   Mutant(
+    'window_layers_of_olmo3_scale_their_rotation',
+    'kvjax/checkpoints/families/olmo3.py',
+    'if window and not nested:',
+    'if False:',
+    'tests/checkpoints/test_parity.py::test_uncached[olmo3]',
+  ),
+  Mutant(
+    'the_last_letter_of_a_pattern_counts',
+    'kvjax/checkpoints/families/exaone4.py',
+    'for i in range(last)] + [FULL]',
+    'for i in range(last + 1)]',
+    'tests/checkpoints/test_defaults.py',
+  ),
+  Mutant(
     'four_bits_without_a_sign',
     'kvjax/checkpoints/dequantize.py',
     'np.concatenate([FP4, -FP4])',
