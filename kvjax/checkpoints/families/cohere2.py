@@ -1,7 +1,7 @@
-"""Cohere Command R7B and Command A (arXiv 2504.00698): windows and no rotation.
+"""Cohere 2, Command R7B and Command A (arXiv 2504.00698): parallel, windows.
 
-Cohere's parallel block, with windows in three of four layers. These rotate;
-the global layers have no positions.
+Three of four layers have a window and rotary positions. The fourth layer sees
+all earlier tokens and has no positions.
 """
 
 from kvjax.checkpoints.families.cohere import LAYER_NORMS
