@@ -72,10 +72,10 @@ NUMBER = """
   norm_eps norm_epsilon rms_norm_eps
 """
 POSITIVE = """
-  attention_factor attn_logit_softcapping factor final_logit_softcapping
-  high_freq_factor logit_scale low_freq_factor partial_rotary_factor
-  query_pre_attn_scalar rope_local_base_freq rope_theta routed_scaling_factor
-  scale_depth scale_emb swiglu_alpha swiglu_limit
+  attention_factor attn_logit_softcapping clip_qkv factor
+  final_logit_softcapping high_freq_factor logit_scale low_freq_factor
+  partial_rotary_factor query_pre_attn_scalar rope_local_base_freq rope_theta
+  routed_scaling_factor scale_depth scale_emb swiglu_alpha swiglu_limit
 """
 SWITCH = """
   alibi attention_bias bias gated is_gated_act mlp_bias multi_query

@@ -102,6 +102,39 @@ def test_a_head_is_as_wide_as_the_published_code_makes_it():
       parse_config(values | {'head_dim': 6})
 
 
+@pytest.mark.parametrize(
+  ('name', 'pattern', 'kinds'),
+  [
+    ('exaone4', 'LG', 'LGLG'),
+    ('exaone4', 'GLL', 'GLLGLLG'),  # the last layer is global
+    ('exaone4', 'L', 'LLG'),
+    ('exaone4', 3, 'LLGLLGL'),
+    ('cohere2', 3, 'LLGLLGL'),
+    ('cohere2', 1, 'GG'),
+  ],
+)
+def test_a_pattern_says_which_layers_have_a_window(name, pattern, kinds):
+  """And in these families only layers that have one rotate."""
+  values = json.loads((GOLDEN / name / 'config.json').read_text())
+  values |= {
+    'sliding_window_pattern': pattern,
+    'layer_types': None,
+    'num_hidden_layers': len(kinds),
+  }
+  for layer, kind in zip(parse_config(values).layers, kinds, strict=True):
+    window = 7 if kind == 'L' else None
+    assert layer.attention.visibility.window == window
+    assert (layer.attention.rotary is not None) == (kind == 'L')
+
+
+def test_all_layers_of_exaone_rotate_where_none_has_a_window():
+  values = json.loads((GOLDEN / 'exaone4' / 'config.json').read_text())
+  config = parse_config(values | {'sliding_window': None, 'layer_types': None})
+  for layer in config.layers:
+    assert layer.attention.visibility.window is None
+    assert layer.attention.rotary is not None
+
+
 def test_the_parts_of_feed_forward_proj_win_over_it():
   """As they do in T5's published configuration class."""
   values = json.loads((GOLDEN / 't5' / 'config.json').read_text())

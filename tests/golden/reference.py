@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
 BATCH, LENGTH = 2, 21
 PROMPT = 13  # tokens before a greedy continuation up to LENGTH
@@ -26,6 +25,8 @@ OLD_ROPE = {
     'partial_rotary_factor': 'rotary_pct',
   }
 }
+# Families whose first release had `layer_types` in config.json.
+TYPED = 'gpt_oss', 'exaone4', 'olmo3'
 Logits = Callable[[torch.Tensor], torch.Tensor]
 # What every published config.json says, whatever its family's defaults.
 SAID = {
@@ -151,7 +152,7 @@ def _parsed(values: Mapping[str, Any]) -> dict[str, Any]:
   kind = values.pop('model_type')
   try:
     return transformers.AutoConfig.for_model(kind, **values).to_dict()
-  except StrictDataclassError:  # not without this key
+  except Exception:  # not without this key
     return {}
 
 
@@ -183,7 +184,8 @@ def _age(file: pathlib.Path, config: Any) -> None:
     for key in ('dense_act_fn', 'is_gated_act'):
       if values.get(key) == derived[key]:  # later releases alone wrote them
         values.pop(key, None)
-  values.pop('layer_types' if config.model_type != 'gpt_oss' else '', None)
+  if config.model_type not in TYPED:
+    values.pop('layer_types', None)
   pattern = values.pop('_sliding_window_pattern', None)
   if pattern is not None:
     values['sliding_window_pattern'] = pattern

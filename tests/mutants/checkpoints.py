@@ -81,6 +81,27 @@ CHECKPOINTS: tuple[Mutant, ...] = (
     'tests/checkpoints/test_save.py::test_layouts_that_cannot_be_written',
   ),
   Mutant(
+    'truncate_of_a_layer_type_in_the_older_style',
+    'kvjax/checkpoints/rope.py',
+    "if layer_type is not None and rope.get('truncate', True) is not True:",
+    "if nested and rope.get('truncate', True) is not True:",
+    'tests/checkpoints/test_refusals.py',
+  ),
+  Mutant(
+    'window_layers_of_olmo3_scale_their_rotation',
+    'kvjax/checkpoints/families/olmo3.py',
+    'if window and not nested:',
+    'if False:',
+    'tests/checkpoints/test_parity.py::test_uncached[olmo3]',
+  ),
+  Mutant(
+    'the_last_letter_of_a_pattern_counts',
+    'kvjax/checkpoints/families/exaone4.py',
+    'for i in range(last)] + [FULL]',
+    'for i in range(last + 1)]',
+    'tests/checkpoints/test_defaults.py',
+  ),
+  Mutant(
     'four_bits_without_a_sign',
     'kvjax/checkpoints/dequantize.py',
     'np.concatenate([FP4, -FP4])',

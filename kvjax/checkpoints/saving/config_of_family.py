@@ -29,6 +29,7 @@ KEYS = """
   attention   output_bias     attention_bias
   attention   projection_bias use_qkv_bias
   attention   softcap         attn_logit_softcapping
+  attention   clip            clip_qkv
   mlp         hidden          intermediate_size n_inner
   mlp         activation      hidden_act hidden_activation activation_function
   mlp         bias            mlp_bias use_bias
