@@ -25,7 +25,6 @@ FACTS = Facts(
       bytes_per_token=288,  # 2 * (3*6 + 3*6) * 4
       seed=2303,
       old=True,
-      by_name=False,
     ),
   },
   defaults={
