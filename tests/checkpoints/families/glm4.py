@@ -5,7 +5,8 @@ from tests.checkpoints.family_facts import BASE, Case, Facts, Figures, rope
 
 
 def draw(d: Draw) -> Config:
-  width = d.pick(8, 16, 24)
+  # With two rotated features published code divides by 0 (dynamic scaling).
+  width = d.pick(16, 24)
   share = d.pick(0.25, 0.5, 0.75, 1.0)
   return d.decoder() | {
     'head_dim': width,
