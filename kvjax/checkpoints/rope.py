@@ -101,7 +101,7 @@ def rope_parameters(settings: Settings, layer_type: str | None = None) -> Rope:
 
 
 def has_nested_rope(settings: Settings) -> bool:
-  """Returns whether each layer type has rope parameters of its own.
+  """Returns whether each layer type has its own rope parameters.
 
   Raises:
     ValueError: some of them are for no layer type.
