@@ -212,14 +212,21 @@ def narrow_ids(ids: Any, vocab_size: int) -> Any:
   return np.maximum(inside, -1).astype(np.int32)
 
 
-def check_ids(name: str, ids: Any, is_token: Any, vocab_size: int) -> None:
-  """Raises ValueError for a token that is V or larger, if both are known.
+def check_ids(
+  name: str,
+  ids: Any,
+  is_token: Any,
+  vocab_size: int,
+  refused: tuple[int, ...] = (),
+) -> None:
+  """Raises ValueError for a token that is none of the model's, if all is known.
 
   Args:
     name: of the argument, for the message.
     ids: integers of any shape, read where they are known.
     is_token: bool of that shape, where there is a token.
     vocab_size: V.
+    refused: ids below V that the model does not take.
   """
   if not (is_known(ids) and is_known(is_token)):
     return
@@ -229,6 +236,12 @@ def check_ids(name: str, ids: Any, is_token: Any, vocab_size: int) -> None:
     raise ValueError(
       f'{name} has the id {unknown.max()}; the vocabulary has {vocab_size}: '
       f'ids 0 to {vocab_size - 1}, or -1 where a row has no token.'
+    )
+  if refused and (found := np.intersect1d(ids[is_token], refused)).size:
+    raise ValueError(
+      f'{name} has the id {found[0]}, which stands for an image or a video '
+      '(image_token_id, image_token_index or video_token_id of config.json). '
+      'kvjax reads the text part of the model only: leave images out.'
     )
 
 
@@ -255,8 +268,15 @@ def check_lengths(tokens: jax.Array, lengths: Any) -> Any:
   return lengths
 
 
-def unknown_ids(ids: jax.Array, vocab_size: int) -> jax.Array:
-  """Returns booleans: where an id is outside the vocabulary, V or larger."""
-  if jnp.iinfo(ids.dtype).max < vocab_size:
-    return jnp.zeros(ids.shape, bool)
-  return ids >= vocab_size
+def unknown_ids(
+  ids: jax.Array, vocab_size: int, refused: tuple[int, ...] = ()
+) -> jax.Array:
+  """Returns booleans: where an id is V or larger, or one of `refused`."""
+  largest = jnp.iinfo(ids.dtype).max
+  unknown = jnp.zeros(ids.shape, bool)
+  if vocab_size <= largest:
+    unknown = ids >= vocab_size
+  for refused_id in refused:
+    if refused_id <= largest:
+      unknown |= ids == refused_id
+  return unknown

@@ -1,6 +1,7 @@
 """What a model family is to the loader: a config and a table."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,21 @@ from kvjax.checkpoints.table import TableRow, group_by_place
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import param_shapes
 from kvjax.tree_paths import leaves_by_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """A tensor of one number that a model with some param has besides.
+
+  Attributes:
+    name: published, with `{i}`.
+    value: the number.
+    place: of the param, with `{i}`.
+  """
+
+  name: str
+  value: float
+  place: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +44,9 @@ class Family:
       (T5): the name of the tensor that tells.
     copies: tensors that repeat another where weights are tied, name against
       name; they must be equal.
+    constants: tensors that are no parameters and the same in every checkpoint.
+    text: of a model that reads images, too, and of which the decoder is read:
+      the `model_type` of a decoder alone.
   """
 
   config: Callable[[Settings], ModelConfig]
@@ -39,6 +58,18 @@ class Family:
   copies: Mapping[str, str] = dataclasses.field(
     default_factory=lambda: {'lm_head.weight': 'model.embed_tokens.weight'}
   )
+  constants: tuple[Constant, ...] = ()
+  text: str | None = None
+
+  def constants_of(self, place: str) -> dict[str, float]:
+    """Returns the constants that go with a param, by published name."""
+    pattern = re.sub(r'\.\d+\.', '.{i}.', place)
+    layer = ''.join(re.findall(r'\.(\d+)\.', place)[:1])
+    return {
+      constant.name.replace('{i}', layer): constant.value
+      for constant in self.constants
+      if constant.place == pattern
+    }
 
   def rows_by_place(self, config: ModelConfig) -> dict[str, list[TableRow]]:
     """Returns the rows of each place, one for each published spelling."""
@@ -54,9 +85,11 @@ class Family:
 def rename_rows(
   rows: tuple[TableRow, ...], old: str, new: str
 ) -> tuple[TableRow, ...]:
-  """Returns rows whose published names begin with `new` instead of `old`."""
+  """Returns rows; published names that begin with `old` begin with `new`."""
   return tuple(
     dataclasses.replace(row, name=new + row.name.removeprefix(old))
+    if row.name.startswith(old)
+    else row
     for row in rows
   )
 

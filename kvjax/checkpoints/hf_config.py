@@ -68,11 +68,11 @@ WHOLE = """
   shared_expert_size
 """
 NUMBER = """
-  beta_fast beta_slow layer_norm_eps layer_norm_epsilon mscale mscale_all_dim
-  norm_eps norm_epsilon rms_norm_eps
+  beta_fast beta_slow layer_norm_eps layer_norm_epsilon llama_4_scaling_beta
+  mscale mscale_all_dim norm_eps norm_epsilon rms_norm_eps
 """
 POSITIVE = """
-  attention_factor attn_logit_softcapping clip_qkv factor
+  alpha attention_factor attn_logit_softcapping clip_qkv factor
   final_logit_softcapping high_freq_factor logit_scale low_freq_factor
   partial_rotary_factor query_pre_attn_scalar rope_local_base_freq rope_theta
   routed_scaling_factor scale_depth scale_emb swiglu_alpha swiglu_limit

@@ -276,6 +276,11 @@ def check_plain(tensor: PublishedTensor) -> None:
 def _check_used(checkpoint: Checkpoint, sources: list[ParamSource]) -> None:
   """Raises ValueError for a tensor that no param is read from."""
   used = {tensor.name for source in sources for tensor in source.tensors}
+  for source in sources:
+    for name, value in checkpoint.family.constants_of(source.place).items():
+      if tensor := checkpoint.get(name):
+        _check_constant(tensor, value)
+        used.add(tensor.name)
   unused = [
     name
     for name in checkpoint.tensors
@@ -299,6 +304,16 @@ def _is_ignored(checkpoint: Checkpoint, name: str) -> bool:
     if int(layer[1]) >= len(checkpoint.config.layers):
       return True
   return any(re.fullmatch(pattern, name) for pattern in family.ignored)
+
+
+def _check_constant(tensor: PublishedTensor, value: float) -> None:
+  """Raises ValueError unless a tensor is that number, as its type has it."""
+  check_plain(tensor)
+  found = tensor.read()
+  if found.shape or found != np.asarray(value, found.dtype):
+    raise ValueError(
+      f'Tensor {tensor.name} is {found.tolist()}; only {value} is supported.'
+    )
 
 
 def _check_copy(copy: PublishedTensor, original: PublishedTensor) -> None:

@@ -24,7 +24,7 @@ TYPES = (
   *(ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility, Temperature),
   *(grouped.Grouped, latent.Latent, bias.Alibi, bias.RelativeBias),
   *(rotary.Rotary, rotary.Linear, rotary.Dynamic, rotary.Llama3),
-  *(rotary.Yarn, rotary.LongRope),
+  *(rotary.Yarn, rotary.LongRope, Temperature),
 )
 
 

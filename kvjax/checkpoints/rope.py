@@ -120,6 +120,13 @@ def has_nested_rope(settings: Settings) -> bool:
   return bool(nested)
 
 
+def replace_rope(settings: Settings, rope: Rope) -> Settings:
+  """Returns settings with other rope parameters, in the newer style."""
+  return Settings(
+    dict(settings.values) | {'rope_scaling': None, 'rope_parameters': rope}
+  )
+
+
 def rope_type(rope: Rope) -> str:
   """Returns the type of rope parameters.
 
@@ -138,6 +145,23 @@ def rope_type(rope: Rope) -> str:
       f'{", ".join(sorted(known))}.'
     )
   return name
+
+
+def original_length(settings: Settings, rope: Rope) -> int:
+  """Returns the length of pretraining.
+
+  The key of config.json wins over the key of its rope parameters.
+  """
+  inner = rope.get(ORIGINAL)
+  if inner is None:
+    inner = settings.need('max_position_embeddings')
+  length = settings.get(ORIGINAL, inner)
+  if length < 2:  # longrope divides by its logarithm
+    raise ValueError(
+      f'{ORIGINAL} (or max_position_embeddings, where that key is absent) is '
+      f'{length}; rope type {rope_type(rope)!r} needs at least 2.'
+    )
+  return length
 
 
 def score_scale(settings: Settings, width: int) -> float | None:
@@ -180,7 +204,7 @@ def _scaling(settings: Settings, rope: Rope) -> Scaling | None:
         float(_need(rope, 'factor')),
         float(_need(rope, 'low_freq_factor')),
         float(_need(rope, 'high_freq_factor')),
-        _original_length(settings, rope),
+        original_length(settings, rope),
       )
     case 'yarn':
       return _yarn(settings, rope)
@@ -195,28 +219,11 @@ def _need(rope: Rope, key: str) -> Any:
   return rope[key]
 
 
-def _original_length(settings: Settings, rope: Rope) -> int:
-  """Returns the length of pretraining.
-
-  The key of config.json wins over the key of its rope parameters.
-  """
-  inner = rope.get(ORIGINAL)
-  if inner is None:
-    inner = settings.need('max_position_embeddings')
-  length = settings.get(ORIGINAL, inner)
-  if length < 2:  # longrope divides by its logarithm
-    raise ValueError(
-      f'{ORIGINAL} (or max_position_embeddings, where that key is absent) is '
-      f'{length}; rope type {rope_type(rope)!r} needs at least 2.'
-    )
-  return length
-
-
 def _factor(settings: Settings, rope: Rope) -> float:
   if rope.get('factor') is not None:
     return float(rope['factor'])
   longest = settings.need('max_position_embeddings')
-  return longest / _original_length(settings, rope)
+  return longest / original_length(settings, rope)
 
 
 def _yarn(settings: Settings, rope: Rope) -> Yarn:
@@ -229,7 +236,7 @@ def _yarn(settings: Settings, rope: Rope) -> Yarn:
     magnitude /= yarn_magnitude(factor, denominator)
   return Yarn(
     factor,
-    _original_length(settings, rope),
+    original_length(settings, rope),
     beta_fast=float(rope.get('beta_fast') or 32),
     beta_slow=float(rope.get('beta_slow') or 1),
     magnitude=magnitude,
@@ -238,7 +245,7 @@ def _yarn(settings: Settings, rope: Rope) -> Yarn:
 
 
 def _longrope(settings: Settings, rope: Rope) -> LongRope:
-  original = _original_length(settings, rope)
+  original = original_length(settings, rope)
   factor = _factor(settings, rope)
   magnitude = rope.get('attention_factor')
   if magnitude is None:

@@ -67,7 +67,7 @@ def check_chunk(
   is_token = token_mask(ids, lengths, padding)
   if is_traced(lengths):
     ids, is_token = _spoil_rows(config, ids, is_token, lengths)
-  check_ids('tokens', tokens, is_token, config.vocab_size)
+  check_ids('tokens', tokens, is_token, config.vocab_size, config.refused_ids)
   count = _known_counts(tokens, is_token, lengths)
   if count is None:
     return ids, is_token
@@ -88,7 +88,7 @@ def _spoil_rows(
   """
   wrong = ((lengths < 0) | (lengths > ids.shape[1]))[:, None]
   # Before the cast, which would wrap an id to one that the vocabulary has.
-  wrong |= unknown_ids(ids, config.vocab_size)
+  wrong |= unknown_ids(ids, config.vocab_size, config.refused_ids)
   ids = jnp.where(wrong, config.vocab_size, ids.astype(jnp.int32))
   return ids, is_token | wrong
 
@@ -111,7 +111,7 @@ def check_step_token(
   # An id on a device is not waited for, and neither is `active` there.
   if isinstance(token, np.ndarray) and not isinstance(active, jax.Array):
     is_token = (token >= 0) & (True if active is None else active)
-    check_ids('token', token, is_token, config.vocab_size)
+    check_ids('token', token, is_token, config.vocab_size, config.refused_ids)
   return narrow_ids(token, config.vocab_size)
 
 
@@ -283,7 +283,9 @@ def drop_rows_of_unknown_ids(
   """
 
   def drop(overflow, tokens, is_token):
-    unknown = is_token & unknown_ids(tokens, config.vocab_size)
+    unknown = is_token & unknown_ids(
+      tokens, config.vocab_size, config.refused_ids
+    )
     lost = jnp.any(unknown, axis=1)
     return overflow | lost, is_token & ~lost[:, None]
 

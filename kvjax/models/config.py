@@ -110,6 +110,8 @@ class ModelConfig(Displayed):
     logit_softcap: bound of the logits; None for none.
     positions: rows of a learned position table (GPT-2); 0 for none.
     encoder: None for a decoder alone.
+    refused_ids: ids that no call takes: they stand for an image or a video,
+      which the model reads by a part that kvjax does not have.
     dtype: of parameters and activations, by name.
   """
 
@@ -125,10 +127,11 @@ class ModelConfig(Displayed):
   logit_softcap: float | None = None
   positions: int = 0
   encoder: Encoder | None = None
+  refused_ids: tuple[int, ...] = ()
   dtype: str = 'float32'
 
   def __post_init__(self):
-    sizes = {'vocab_size': 1, 'width': 1, 'positions': 0}
+    sizes = {'vocab_size': 1, 'width': 1, 'positions': 0, 'refused_ids': 0}
     if isinstance(self.layers, Iterable):
       object.__setattr__(self, 'layers', tuple(self.layers))
     check_fields(self, at_least=sizes, above={'logit_softcap': 0})

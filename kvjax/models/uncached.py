@@ -121,7 +121,7 @@ def forward(
   ids = narrow_ids(tokens, config.vocab_size)
   lengths = check_lengths(ids, lengths)
   is_token = token_mask(ids, lengths, padding)
-  check_ids('tokens', tokens, is_token, config.vocab_size)
+  check_ids('tokens', tokens, is_token, config.vocab_size, config.refused_ids)
   positions = row_positions(ids, lengths, padding)
   check_positions(config, tokens.shape[1])
   check_params(config, params)
@@ -287,7 +287,9 @@ def mark_unknown_ids(
   It is a separate call, so that `kvjax.liveness`, which takes ids to be of
   the vocabulary, can leave it out by its name.
   """
-  unknown = (positions >= 0) & unknown_ids(tokens, config.vocab_size)
+  unknown = (positions >= 0) & unknown_ids(
+    tokens, config.vocab_size, config.refused_ids
+  )
   if all(layer.attention.visibility.causal for layer in config.layers):
     unknown = jnp.cumsum(unknown, axis=1)
   else:

@@ -117,6 +117,14 @@ YARN = rope(
   mscale=0.7,
   mscale_all_dim=0.9,
 )
+# Vision towers, which kvjax leaves out.
+TOWER = {
+  'depth': 1,
+  'hidden_size': 8,
+  'num_heads': 2,
+  'patch_size': 2,
+  'temporal_patch_size': 1,
+}
 GPT2 = {
   'vocab_size': 97,
   'n_embd': 30,

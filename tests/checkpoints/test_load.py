@@ -129,26 +129,18 @@ def test_layers_of_multi_token_prediction_are_left_out(tmp_path):
   assert len(config.layers) == len(params['layers']) == 2
 
 
-@pytest.mark.parametrize(
-  ('family', 'prefix', 'tower'),
-  [
-    ('gemma3', 'language_model.', 'vision_tower'),
-    ('gemma3', 'model.language_model.', 'vision_tower'),
-    ('llama4', 'language_model.', 'vision_model'),
-  ],
-)
-def test_the_decoder_of_a_model_with_vision(tmp_path, family, prefix, tower):
-  def renamed(tensors):
-    old = 'model.' if prefix.startswith('model.') else ''
-    named = {prefix + k.removeprefix(old): v for k, v in tensors.items()}
-    return named | {f'{tower}.x': np.zeros(3, np.float32)}
-
-  wrap = lambda config: {'model_type': family, 'text_config': config}
-  path = altered(tmp_path, family, wrap, renamed)
-  config, params = load_checkpoint(path)
-  want_config, want = load_checkpoint(GOLDEN / family)
-  assert config == want_config
-  jax.tree.map(np.testing.assert_array_equal, params, want)
+def test_a_constant_of_another_value_is_refused(tmp_path):
+  """Apertus stores the constants of its activation, and they may be absent."""
+  beta = 'model.layers.1.mlp.act_fn.beta'
+  less = lambda x: {k: v for k, v in x.items() if k != beta}
+  want = load_checkpoint(GOLDEN / 'apertus')[1]
+  found = load_checkpoint(altered(tmp_path, 'apertus', tensors=less))[1]
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+  for bad in (0.25, [0.5]):
+    other = lambda x, bad=bad: x | {beta: np.asarray(bad, np.float32)}
+    path = altered(tmp_path / str(bad), 'apertus', tensors=other)
+    with pytest.raises(ValueError, match=f'{beta} is .*; only 0.5 is supp'):
+      load_checkpoint(path)
 
 
 def test_older_and_newer_keys_say_the_same():

@@ -141,6 +141,23 @@ LLAMA = {
       },
       'parallel_attn=False',
     ),
+    (
+      {'model_type': 'ministral3', 'rope_parameters': {'rope_theta': 1e4}},
+      "model_type='ministral3' has no 'llama_4_scaling_beta'",
+    ),
+    (
+      {'model_type': 'hunyuan_v1_dense', 'use_qk_norm': False},
+      'use_qk_norm=False',
+    ),
+    (
+      {
+        'model_type': 'hunyuan_v1_dense',
+        'head_dim': 2,
+        'rope_scaling': {'type': 'dynamic', 'alpha': 3.0, 'factor': 1.0},
+      },
+      'head_dim=2 is too narrow for alpha=3.0',
+    ),
+    ({'model_type': 'apertus', 'mlp_bias': True}, 'mlp_bias=True'),
   ],
 )
 def test_config_is_refused_by_name(changes, message):

@@ -4,6 +4,7 @@ A trace knows no ids, and a thread or a callback comes in between: a flag, a NaN
 or an error says so, and the other rows are as they would have been.
 """
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,6 +65,47 @@ def test_forward_is_nan_from_an_unknown_id_on():
     np.isnan(logits).all(-1)[1], [False, True, True]
   )
   np.testing.assert_array_equal(logits[1, 0], np.asarray(forward(TWO))[1, 0])
+
+
+# Two ids of the vocabulary stand for images.
+REFUSING = dataclasses.replace(CONFIG, refused_ids=(5, 8))
+
+
+@pytest.mark.parametrize('bad', [5, 8])
+def test_an_id_that_stands_for_an_image_is_refused(bad):
+  tokens = np.asarray([[1, bad, 2]])
+  message = rf'tokens? has the id {bad}, which stands for an image'
+  with pytest.raises(ValueError, match=message):
+    kvjax.forward(REFUSING, PARAMS, tokens)
+  _, cache = feed(TWO[:1], config=REFUSING)
+  for call in (kvjax.prefill, kvjax.extend):
+    with pytest.raises(ValueError, match=message):
+      call(REFUSING, PARAMS, cache, tokens)
+  with pytest.raises(ValueError, match=message):
+    step(np.asarray([bad]), cache, config=REFUSING)
+  assert cache.length.tolist() == [3]
+  np.testing.assert_array_equal(
+    kvjax.forward(REFUSING, PARAMS, TWO[:1]),
+    kvjax.forward(CONFIG, PARAMS, TWO[:1]),
+  )
+
+
+def test_an_id_that_stands_for_an_image_in_a_trace():
+  forward = jax.jit(lambda tokens: kvjax.forward(REFUSING, PARAMS, tokens))
+  is_nan = np.isnan(np.asarray(forward(TWO))).all(-1)  # row 1 has 4, 5, 6
+  assert is_nan.tolist() == [[False] * 3, [False, True, True]]
+  run = jax.jit(lambda tokens: feed(tokens, new_cache(2), config=REFUSING))
+  logits, cache = run(TWO)
+  assert np.isnan(logits[1]).all() and np.isfinite(logits[0]).all()
+  assert cache.overflow.tolist() == [False, True]
+  logits, cache = step(jnp.asarray([8]), config=REFUSING)
+  assert np.isnan(logits).all() and cache.length.tolist() == [3]
+
+
+def test_refused_ids_are_whole_numbers():
+  for bad in ((1.5,), (-1,), [5]):
+    with pytest.raises(ValueError, match='refused_ids'):
+      dataclasses.replace(CONFIG, refused_ids=bad)
 
 
 def test_a_large_negative_id_is_no_token():

@@ -27,6 +27,8 @@ OLD_ROPE = {
 }
 # Families whose first release had `layer_types` in config.json.
 TYPED = 'gpt_oss', 'exaone4', 'olmo3'
+# Whose older config.json has no `text_config`, but its keys.
+FLAT = 'qwen2_vl', 'qwen2_5_vl'
 Logits = Callable[[torch.Tensor], torch.Tensor]
 # What every published config.json says, whatever its family's defaults.
 SAID = {
@@ -103,12 +105,14 @@ def quiet() -> None:
 
 
 def _auto(config: Any) -> Any:
-  if config.model_type == 't5':
-    return transformers.AutoModelForSeq2SeqLM
-  if config.model_type == 'whisper':
-    return transformers.AutoModelForSpeechSeq2Seq
-  if getattr(config, 'vision_config', None) is not None:
-    return transformers.AutoModelForImageTextToText
+  """Returns the auto class of the whole model that a config describes."""
+  for auto in (
+    transformers.AutoModelForSpeechSeq2Seq,
+    transformers.AutoModelForSeq2SeqLM,
+    transformers.AutoModelForImageTextToText,
+  ):
+    if type(config) in auto._model_mapping:
+      return auto
   return transformers.AutoModelForCausalLM
 
 
@@ -139,10 +143,11 @@ def _bare(file: pathlib.Path) -> None:
   """Leaves out every key without which the config stays the same."""
   values = json.loads(file.read_text())
   full = _parsed(values)
-  for key in sorted(values.keys() - SAID):
-    rest = {k: v for k, v in values.items() if k != key}
-    if _parsed(rest) == full:
-      values = rest
+  for part in (values, values.get('text_config', {})):
+    for key in sorted(part.keys() - SAID):
+      value = part.pop(key)
+      if _parsed(values) != full:
+        part[key] = value
   file.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
 
 
@@ -161,6 +166,21 @@ def _age(file: pathlib.Path, config: Any) -> None:
   values = json.loads(file.read_text())
   if 'dtype' in values:
     values['torch_dtype'] = values.pop('dtype')
+  if text := values.get('text_config'):
+    _age_keys(text, config)
+    if config.model_type in FLAT:
+      values = (
+        values
+        | values.pop('text_config')
+        | {'model_type': values['model_type']}
+      )
+  else:
+    _age_keys(values, config)
+  file.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
+
+
+def _age_keys(values: dict[str, Any], config: Any) -> None:
+  """Spells keys of a decoder as older releases did, in place."""
   rope = values.pop('rope_parameters', None)
   if rope and any(key in rope for key in NESTED):
     values['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
@@ -175,7 +195,8 @@ def _age(file: pathlib.Path, config: Any) -> None:
         values[names.get(key, key)] = rope.pop(key)
     kind = rope.pop('rope_type')
     scaled = {spelling: kind} | rope
-    values['rope_scaling'] = None if kind == 'default' else scaled
+    plain = kind == 'default' and not rope
+    values['rope_scaling'] = None if plain else scaled
   if config.model_type == 't5':
     values['tie_word_embeddings'] = values.pop('scale_decoder_outputs')
     derived = transformers.T5Config(
@@ -189,7 +210,6 @@ def _age(file: pathlib.Path, config: Any) -> None:
   pattern = values.pop('_sliding_window_pattern', None)
   if pattern is not None:
     values['sliding_window_pattern'] = pattern
-  file.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
 
 
 def reference(path: pathlib.Path, seed: int) -> dict[str, np.ndarray]:

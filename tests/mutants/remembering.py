@@ -341,6 +341,13 @@ ALGEBRA: tuple[Mutant, ...] = (
     'tests/faults/test_unknown_ids.py::test_forward_is_nan_from_an_unknown_id_on',
   ),
   Mutant(
+    'refused_ids_of_a_trace_pass',
+    'kvjax/arguments.py',
+    'unknown |= ids == refused_id',
+    'unknown |= ids == -refused_id',
+    'tests/faults/test_unknown_ids.py',
+  ),
+  Mutant(
     'ids_wrap',
     'kvjax/arguments.py',
     'return np.maximum(inside, -1).astype(np.int32)',

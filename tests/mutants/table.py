@@ -3,6 +3,7 @@
 from tests.mutants import (
   analyses,
   checkpoints,
+  families,
   models,
   reading,
   remembering,
@@ -31,6 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + analyses.SHARDING
   + sharding.MESH
   + checkpoints.CHECKPOINTS
+  + families.FAMILIES
   + checkpoints.PARTS
   + checkpoints.EXPORT
   + studies.EXPERIMENTS

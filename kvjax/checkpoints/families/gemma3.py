@@ -6,7 +6,7 @@ model with a vision tower the decoder is read, and the tower left out.
 """
 
 from kvjax.attention.rotary import Rotary
-from kvjax.checkpoints.family import Family, rename_rows
+from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
 from kvjax.checkpoints.rope import has_nested_rope, rotary
 from kvjax.checkpoints.shared_rows import (
@@ -15,6 +15,11 @@ from kvjax.checkpoints.shared_rows import (
   GATED,
   GROUPED,
   HEAD_NORMS,
+)
+from kvjax.checkpoints.text_part import (
+  refuse_images,
+  text_family,
+  text_settings,
 )
 from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
@@ -66,14 +71,9 @@ def config(settings: Settings) -> ModelConfig:
 
 def text_config(settings: Settings) -> ModelConfig:
   """Returns the config of the decoder of a Gemma 3 with a vision tower."""
-  text = settings.need('text_config')
-  outer = {
-    key: value
-    for key, value in settings.values.items()
-    if key in ('dtype', 'torch_dtype', 'tie_word_embeddings')
-  }
   sizes = {'vocab_size': 262208, 'hidden_size': 2304, 'num_hidden_layers': 26}
-  return config(Settings(sizes | outer | dict(text)))
+  text = Settings(sizes | dict(text_settings(settings).values))
+  return refuse_images(config(text), settings, {'image_token_index': 262144})
 
 
 def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
@@ -87,13 +87,7 @@ def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
 
 ROWS = ENDS + FOUR_NORMS + GROUPED + HEAD_NORMS + GATED
 FAMILY = Family(config, ROWS)
-# The decoder inside a model with a vision tower, in both published spellings.
-VISION_ROWS = rename_rows(ROWS, '', 'language_model.') + rename_rows(
-  ROWS, 'model.', 'model.language_model.'
-)
-VISION = Family(
-  text_config,
-  VISION_ROWS,
-  ignored=(r'(model\.)?(vision_tower|multi_modal_projector)\..*',),
-)
-FAMILIES = {'gemma3': VISION, 'gemma3_text': FAMILY}
+FAMILIES = {
+  'gemma3': text_family(text_config, ROWS, 'gemma3_text'),
+  'gemma3_text': FAMILY,
+}

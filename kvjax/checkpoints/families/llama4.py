@@ -16,6 +16,11 @@ from kvjax.checkpoints.hf_config import FULL, Settings
 from kvjax.checkpoints.rope import rotary
 from kvjax.checkpoints.shared_rows import ENDS, GATED, GROUPED, NORMS, SHARED
 from kvjax.checkpoints.table import parse_table
+from kvjax.checkpoints.text_part import (
+  refuse_images,
+  text_family,
+  text_settings,
+)
 from kvjax.checkpoints.variants import grouped
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.experts import Experts
@@ -65,9 +70,8 @@ def config(settings: Settings) -> ModelConfig:
 
 def text_config(settings: Settings) -> ModelConfig:
   """Returns the config of the decoder of a Llama 4 with a vision tower."""
-  keys = 'dtype', 'torch_dtype', 'tie_word_embeddings'
-  whole = {k: v for k, v in settings.values.items() if k in keys}
-  return config(Settings(SIZES | whole | dict(settings.need('text_config'))))
+  text = Settings(SIZES | dict(text_settings(settings).values))
+  return refuse_images(config(text), settings, {'image_token_index': 200092})
 
 
 def _rotated(settings: Settings) -> list[int]:
@@ -117,13 +121,7 @@ ROWS += rename_rows(GATED, 'model.layers.{i}.mlp.', HALF)
 ROWS += rename_rows(
   SHARED, 'model.layers.{i}.mlp.shared_experts.', HALF + 'shared_expert.'
 )
-OUTER = 'language_model.'
 FAMILIES = {
+  'llama4': text_family(text_config, ROWS, 'llama4_text'),
   'llama4_text': Family(config, ROWS),
-  'llama4': Family(
-    text_config,
-    rename_rows(ROWS, '', OUTER),
-    ignored=(r'(vision_model|multi_modal_projector)\..*',),
-    copies={OUTER + 'lm_head.weight': OUTER + 'model.embed_tokens.weight'},
-  ),
 }

@@ -68,11 +68,10 @@ def family_values(
     ValueError: no values are known with which the family reads this config;
       the message says what differs.
   """
-  inner = f'{family}_text'
-  if like is not None and 'text_config' in like or inner in FAMILIES:
+  if (text := FAMILIES[family].text) is not None:
     raise ValueError(
       f'like={family!r} has parts that kvjax leaves out, so a whole checkpoint '
-      f'of it cannot be written. Give like={inner!r}, or leave it out.'
+      f'of it cannot be written. Give like={text!r}, or leave it out.'
     )
   errors = []
   for candidate in _candidates(config) if like is None else [like]:

@@ -49,12 +49,14 @@ class TensorPlan:
     shape: as published.
     dtype: of its params.
     parts: that fill it.
+    value: of a tensor that holds no param, but a constant; else None.
   """
 
   name: str
   shape: tuple[int, ...]
   dtype: np.dtype
   parts: list[ParamPart]
+  value: float | None = None
 
   @property
   def size(self) -> int:
@@ -67,6 +69,8 @@ class TensorPlan:
     Raises:
       ValueError: the rows of its parts do not fill it, each element once.
     """
+    if self.value is not None:
+      return np.full(self.shape, self.value, self.dtype)
     if not self.parts[0].row.how:
       return np.ascontiguousarray(self.parts[0].of(params))
     tensor = np.empty(math.prod(self.shape), self.dtype)
@@ -111,6 +115,8 @@ def plan_tensors(
   rows = family.rows_by_place(config)
   plans: dict[str, TensorPlan] = {}
   for place, param in params.items():
+    for name, value in family.constants_of(place).items():
+      plans[name] = TensorPlan(name, (), param.dtype, [], value)
     spellings, layer, sizes = find_rows(config, rows, place)
     fitting = [row for row in spellings if _fits(row, sizes, param.shape)]
     known = [row for row in fitting if row.tensor_name(layer, 0) in names]
