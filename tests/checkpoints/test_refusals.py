@@ -289,7 +289,7 @@ def test_nothing_to_load(tmp_path):
 
 def test_fixtures_are_small():
   size = sum(file.stat().st_size for file in GOLDEN.rglob('*'))
-  assert size <= 4 * 2**20
+  assert size <= 100 * 2**10 * len(list(GOLDEN.iterdir()))
 
 
 @pytest.mark.parametrize('read', [load_config, load_checkpoint])
