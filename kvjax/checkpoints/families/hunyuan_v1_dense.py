@@ -52,7 +52,7 @@ def _without_alpha(settings: Settings) -> Settings:
       f'head_dim={width} is too narrow for alpha={alpha} of rope_scaling: its '
       'base is a power of alpha with head_dim - 2 below. Heads have 4 or more.'
     )
-  theta = Settings(dict(settings.values) | rope).get('rope_theta', 1e4)
+  theta = Settings({**settings.values, **rope}).get('rope_theta', 1e4)
   base = theta * alpha ** (width / (width - 2))
   return replace_rope(settings, {'rope_type': 'default', 'rope_theta': base})
 
