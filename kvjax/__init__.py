@@ -45,6 +45,7 @@ from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 from kvjax.models.uncached import forward
 from kvjax.streams.codecs import Codec, Int8, Plain
+from kvjax.streams.scoring import Temperature
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
 from kvjax.streams.visibility import Visibility
@@ -138,6 +139,7 @@ __all__ = (
   'Stream',
   'Streams',
   'Table',
+  'Temperature',
   'Variant',
   'View',
   'Visibility',

@@ -10,7 +10,7 @@ import itertools
 import reprlib
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,22 +45,22 @@ def encode(value: Any) -> Any:
   )
 
 
-def decode(
-  value: Any, known: Mapping[str, type], absent: Collection[str] = ()
-) -> Any:
+def decode(value: Any, known: Mapping[str, type]) -> Any:
   """Returns the tree that was encoded; JSON's arrays come back as tuples.
+
+  A field that is left out has its default, so a file of an earlier version can
+  be read after a field was added.
 
   Args:
     value: as `json.loads` returns it.
     known: dataclasses by name; no other type is called.
-    absent: fields that may be left out, and have their defaults then.
 
   Raises:
-    ValueError: a type is not known, or a field is missing, left over, or of
-      another type than declared.
+    ValueError: a type is not known, or a field without a default is missing, or
+      a field is left over, or of another type than declared.
   """
   if isinstance(value, list):
-    return tuple(decode(x, known, absent) for x in value)
+    return tuple(decode(x, known) for x in value)
   if not isinstance(value, dict):
     return value
   if value.keys() == {DTYPE}:
@@ -71,9 +71,31 @@ def decode(
       f'{value.get(TYPE)!r} is a type unknown here; known: '
       f'{", ".join(sorted(known))}.'
     )
-  fields = {k: decode(x, known, absent) for k, x in value.items() if k != TYPE}
-  _check_fields(cls, fields, absent)
+  fields = {k: decode(x, known) for k, x in value.items() if k != TYPE}
+  _check_fields(cls, fields)
   return cls(**fields)
+
+
+def with_added_fields(written: Any, value: Any) -> Any:
+  """Returns an encoded value with the fields that its classes have by now.
+
+  Those that it was written without have their defaults.
+
+  Args:
+    written: as this version or an earlier one encoded it.
+    value: whose classes have the fields; other classes are left as written.
+  """
+  if isinstance(written, list) and isinstance(value, tuple):
+    # Of two lengths the rest stays, for `difference` to report.
+    rest = written[len(value) :]
+    return [*map(with_added_fields, written, value), *rest]
+  if not isinstance(written, dict) or written.get(TYPE) != type(value).__name__:
+    return written
+  defaults = {name: encode(x) for name, x in _defaults(type(value)).items()}
+  return defaults | {
+    name: with_added_fields(part, getattr(value, name, None))
+    for name, part in written.items()
+  }
 
 
 def difference(old: Any, new: Any, place: str = '') -> str | None:
@@ -111,12 +133,10 @@ def _short(value: Any) -> Any:
   return reprlib.repr(value) if isinstance(value, dict | list) else value
 
 
-def _check_fields(
-  cls: type, fields: Mapping[str, Any], absent: Collection[str]
-) -> None:
+def _check_fields(cls: type, fields: Mapping[str, Any]) -> None:
   """Raises ValueError unless these are the fields of the class, by type."""
   names = {field.name for field in _init_fields(cls)}
-  if wrong := sorted((names ^ fields.keys()) - (names & set(absent))):
+  if wrong := sorted((names ^ fields.keys()) - _defaults(cls).keys()):
     state = 'missing' if wrong[0] in names else 'no field of it'
     raise ValueError(f'{cls.__name__}.{wrong[0]} is {state}.')
   hints = _type_hints(cls)
@@ -146,6 +166,14 @@ def _has_type(value: Any, hint: Any) -> bool:
   return hint is Any or (
     origin is not tuple and type(value) not in (bool, int, float, str)
   )
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+  return {
+    field.name: field.default
+    for field in _init_fields(cls)
+    if field.default is not dataclasses.MISSING
+  }
 
 
 def _init_fields(cls: Any) -> Iterable[Any]:

@@ -9,7 +9,10 @@ import json
 import os
 from typing import Any
 
-FLOAT = '__float__'  # key of a number that JSON has no spelling for
+# transformers writes numbers that JSON has no spelling for as
+# {"__float__": "Infinity"}.
+FLOAT = '__float__'
+NOT_FINITE = 'Infinity', '-Infinity', 'NaN'
 
 
 def parse_json(data: bytes | str, source: str | os.PathLike[str]) -> Any:
@@ -55,7 +58,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Any:
     if key in values:
       raise ValueError(f'the key {key!r} is there twice')
     values[key] = value
-  # transformers writes {"__float__": "Infinity"}.
-  if values.keys() == {FLOAT} and isinstance(values[FLOAT], str):
+  if values.keys() == {FLOAT} and values[FLOAT] in NOT_FINITE:
     return float(values[FLOAT])
   return values

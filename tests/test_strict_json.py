@@ -1,5 +1,8 @@
 """What is no JSON, or has two meanings, is refused with its file's name."""
 
+import json
+import math
+
 import pytest
 
 from kvjax.strict_json import parse_json, parse_object
@@ -20,6 +23,17 @@ def test_refused_with_the_file(name):
   with pytest.raises(ValueError, match='x.json is no JSON: ') as caught:
     parse_json(data, 'x.json')
   assert reason in str(caught.value)
+
+
+def test_numbers_that_are_not_finite():
+  """As transformers writes them; what else has that key stays an object."""
+  text = '[{"__float__": "Infinity"}, {"__float__": "-Infinity"}]'
+  assert parse_json(text, 'x.json') == [math.inf, -math.inf]
+  (found,) = parse_object('{"a": {"__float__": "NaN"}}', 'x.json').values()
+  assert math.isnan(found)
+  for other in ('"1e5"', '"1_0"', '"sin"', '[]', '1', '"NaN", "b": 1'):
+    text = '{"a": {"__float__": ' + other + '}}'
+    assert parse_object(text, 'x.json') == json.loads(text)
 
 
 def test_values():

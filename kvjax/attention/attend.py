@@ -50,7 +50,7 @@ def attend(
       sum of their products (one for grouped attention, two for MLA).
     positions: `[B, T]`, -1 for a row that is no token and sees nothing.
     segments: views whose slots hold different tokens.
-    scoring: scale, mask, bias and sinks.
+    scoring: scale, temperature, mask, bias and sinks.
     block: slots read at once; None for the kernel's choice.
     kernel: one of `kernels.KERNELS`, or a record of a kernel that is not among
       them; None for the fastest for each view.
@@ -63,6 +63,7 @@ def attend(
   """
   chex.assert_rank(list(queries.values()), 5)
   chex.assert_rank(positions, 2)
+  queries = scoring.scale_queries(queries, positions)
   parts = [
     attend_view(queries, positions, view, scoring, block=block, kernel=kernel)
     for view in segments

@@ -84,6 +84,11 @@ class Grouped(Variant, Form):
         f'num_kv_heads={self.num_kv_heads}: every kv head serves as many '
         'query heads. Change one of the two.'
       )
+    if self.qk_norm_after and self.qk_norm_joint:
+      raise ValueError(
+        'qk_norm_after=True with qk_norm_joint=True: rotation is head by head, '
+        'and the norm over all heads comes before it. Choose one of the two.'
+      )
     if self.rotary is not None and self.rotary.width > self.key_width:
       raise ValueError(
         f'Rotary width={self.rotary.width} exceeds key_width='

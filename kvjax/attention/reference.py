@@ -43,14 +43,12 @@ def attend_uncached(
   """
   chosen = variant.form(x.shape[1], form)
   with jax.named_scope('attend'):
-    scoring = chosen.scoring(params, relative)
-    queries = chosen.project_queries(params, x, table)
     out, weights = plain_attention(
-      scoring.scale_queries(queries, query_positions),
+      chosen.project_queries(params, x, table),
       chosen.expand(params, streams),
       query_positions,
       key_positions,
-      scoring,
+      chosen.scoring(params, relative),
     )
   y = chosen.project_output(params, out.astype(x.dtype))
   batch, heads, groups = weights.shape[:3]
@@ -71,8 +69,9 @@ def plain_attention(
     streams: by name, `[B, K, S, H]`.
     positions: `[B, T]`, -1 where there is no token.
     key_positions: `[B, S]`, -1 where there is no token.
-    scoring: scale, mask, bias and sinks.
+    scoring: scale, temperature, mask, bias and sinks.
   """
+  queries = scoring.scale_queries(queries, positions)
   products = [
     jnp.einsum(
       'BKGTH,BKSH->BKGTS',

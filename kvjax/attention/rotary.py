@@ -162,7 +162,10 @@ class Dynamic:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3:
-  """Long wavelengths divided, short ones kept, a ramp between (Llama 3.1)."""
+  """Long wavelengths divided, short ones kept, a ramp between (Llama 3.1).
+
+  With `low == high` there is no ramp (Llama 4 Scout).
+  """
 
   factor: float
   low: float
@@ -173,17 +176,20 @@ class Llama3:
   def __post_init__(self):
     fields = 'factor', 'low', 'high', 'original'
     check_fields(self, above=dict.fromkeys(fields, 0))
-    if self.low >= self.high:
+    if self.low > self.high:
       raise ValueError(
-        f'Llama3 low={self.low} (low_freq_factor of config.json) must be less '
-        f'than high={self.high} (high_freq_factor).'
+        f'Llama3 low={self.low} (low_freq_factor of config.json) must not '
+        f'exceed high={self.high} (high_freq_factor).'
       )
 
   def stretch(self, base, width, length):
     plain = plain_frequencies(base, width)
     wavelength = 2 * math.pi / plain
-    ramp = (self.original / wavelength - self.low) / (self.high - self.low)
-    ramp = np.clip(ramp, 0, 1)
+    turns = self.original / wavelength
+    if self.low == self.high:
+      ramp = (turns >= self.low).astype(np.float32)
+    else:
+      ramp = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
     return ((1 - ramp) * plain / self.factor + ramp * plain).astype(
       np.float32
     ), 1.0

@@ -47,8 +47,8 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 # Keys of all families by the kind of their values.
 LAYERS = """
   _sliding_window_pattern decoder_layers decoder_sparse_step encoder_layers
-  n_layer no_rope_layer_interval num_decoder_layers num_hidden_layers num_layers
-  sliding_window_pattern
+  interleave_moe_layer_step n_layer no_rope_layer_interval num_decoder_layers
+  num_hidden_layers num_layers sliding_window_pattern
 """
 SIZE = """
   d_ff d_kv d_model decoder_attention_heads decoder_ffn_dim dim_model_base
@@ -69,13 +69,13 @@ WHOLE = """
 """
 NUMBER = """
   beta_fast beta_slow layer_norm_eps layer_norm_epsilon llama_4_scaling_beta
-  mscale mscale_all_dim rms_norm_eps
+  mscale mscale_all_dim norm_eps norm_epsilon rms_norm_eps
 """
 POSITIVE = """
-  alpha attention_factor attn_logit_softcapping factor final_logit_softcapping
-  high_freq_factor logit_scale low_freq_factor partial_rotary_factor
-  query_pre_attn_scalar rope_local_base_freq rope_theta routed_scaling_factor
-  scale_depth scale_emb swiglu_alpha swiglu_limit
+  alpha attention_factor attn_logit_softcapping clip_qkv factor
+  final_logit_softcapping high_freq_factor logit_scale low_freq_factor
+  partial_rotary_factor query_pre_attn_scalar rope_local_base_freq rope_theta
+  routed_scaling_factor scale_depth scale_emb swiglu_alpha swiglu_limit
 """
 SWITCH = """
   alibi attention_bias bias gated is_gated_act mlp_bias multi_query
@@ -125,7 +125,15 @@ KEY_KINDS: dict[str, tuple[str, Rule]] = {
     (LAYERS, _whole(1, MAX_LAYERS)),
     (SIZE, _whole(1, MAX_SIZE)),
     (WHOLE, _whole(0, LARGEST)),
-    ('sliding_window', _whole(1, LARGEST)),
+    ('attention_chunk_size sliding_window', _whole(1, LARGEST)),
+    # Llama 4 Scout says 4, which means true.
+    (
+      'attn_temperature_tuning',
+      (
+        'true, false or a whole number',
+        lambda x: isinstance(x, bool) or is_whole(x, 0),
+      ),
+    ),
     (NUMBER, _NUMBER),
     (POSITIVE, _POSITIVE),
     (SWITCH, _instance('true or false', bool)),
@@ -134,7 +142,7 @@ KEY_KINDS: dict[str, tuple[str, Rule]] = {
     ('layer_types mlp_layer_types', _each(*_TEXT)),
     ('long_factor short_factor', _each(*_POSITIVE)),
     (
-      'dense_layers mlp_only_layers no_rope_layers',
+      'dense_layers mlp_only_layers moe_layers no_rope_layers',
       _each(*_whole(0, LARGEST)),
     ),
     ('weight_block_size', _each(*_whole(1, MAX_SIZE))),
@@ -189,7 +197,12 @@ class Settings:
     return str(self.values.get('model_type'))
 
   def get(self, key: str, default: Any) -> Any:
-    """Returns the value; the published default where it is absent or null."""
+    """Returns the value; the published default where it is absent or null.
+
+    Raises:
+      ValueError: the value is not of its key's kind, or of its default's where
+        no table has the key.
+    """
     value = self.raw(key)
     check_values({key: value}, default)
     return default if value is None else value
@@ -251,9 +264,13 @@ class Settings:
       )
     return ACTIVATIONS[name]
 
-  def head_width(self) -> int:
-    """Returns `head_dim`, or hidden size over heads."""
-    width = self.raw('head_dim')
+  def head_width(self, default: int | None = None) -> int:
+    """Returns `head_dim`; null means hidden size over heads.
+
+    Args:
+      default: published default, where config.json has no such key.
+    """
+    width = self.raw('head_dim', default)
     if width is not None:
       return width
     hidden = self.need('hidden_size')
@@ -303,18 +320,32 @@ class Settings:
         layers.
       window: published default of `sliding_window`.
     """
-    window = self.raw('sliding_window', window)
+    return self.spans(SLIDING, default, 'sliding_window', window)
+
+  def spans(
+    self, limited: str, default: list[str], key: str, span: int | None
+  ) -> list[int | None]:
+    """Returns the span of each layer, by `layer_types`.
+
+    None is the span of a layer that sees all earlier tokens.
+
+    Args:
+      limited: type of a layer that sees a span of tokens.
+      default: `layer_types` where config.json has none, repeated for all
+        layers.
+      key: of the span.
+      span: published default of that key.
+    """
+    span = self.raw(key, span)
     kinds = self.per_layer('layer_types', default)
     for kind in kinds:
-      if kind not in (FULL, SLIDING):
+      if kind not in (FULL, limited):
         raise ValueError(
-          f'Unknown layer type {kind!r}; supported: {FULL!r}, {SLIDING!r}.'
+          f'Unknown layer type {kind!r}; supported: {FULL!r}, {limited!r}.'
         )
-      if kind == SLIDING and window is None:
-        raise ValueError(
-          'layer_types has sliding_attention, but sliding_window is null.'
-        )
-    return [window if kind == SLIDING else None for kind in kinds]
+      if kind == limited and span is None:
+        raise ValueError(f'layer_types has {limited}, but {key} is null.')
+    return [span if kind == limited else None for kind in kinds]
 
   def mlp(self, bias: bool = False) -> MLP:
     """Returns the gated MLP of most families."""
@@ -337,7 +368,13 @@ class Settings:
     return name
 
   def model(
-    self, layers: list[Layer], *, tied: bool, norm: Norm, **special: Any
+    self,
+    layers: list[Layer],
+    *,
+    tied: bool,
+    norm: Norm,
+    tempered: bool = False,
+    **special: Any,
   ) -> ModelConfig:
     """Returns a config, with the parts that every config.json spells the same.
 
@@ -345,9 +382,11 @@ class Settings:
       layers: of the decoder.
       tied: published default of `tie_word_embeddings`.
       norm: of the whole model.
+      tempered: the family reads `attn_temperature_tuning`, which others refuse.
       **special: further fields of `ModelConfig`.
     """
-    self.refuse('attn_temperature_tuning')  # of Llama 4, in no family here
+    if not tempered:
+      self.refuse('attn_temperature_tuning')
     return ModelConfig(
       vocab_size=self.need('vocab_size'),
       width=self.need('hidden_size', 'n_embd', 'd_model', 'n_embed'),

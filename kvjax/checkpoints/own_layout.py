@@ -21,7 +21,7 @@ from kvjax.streams.visibility import Visibility
 OWN = 'kvjax'  # model_type
 KEY = 'config'
 TYPES = (
-  *(ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility),
+  *(ModelConfig, Layer, Encoder, Norm, MLP, Experts, Visibility, Temperature),
   *(grouped.Grouped, latent.Latent, bias.Alibi, bias.RelativeBias),
   *(rotary.Rotary, rotary.Linear, rotary.Dynamic, rotary.Llama3),
   *(rotary.Yarn, rotary.LongRope, Temperature),

@@ -55,10 +55,11 @@ def rotary(
     settings: of the checkpoint.
     width: of a head, or of its rotated part.
     base: published default of `rope_theta`.
-    partial: published default of `partial_rotary_factor`; None for a family
-      that rotates all of `width` and has no such key.
+    partial: published default of `partial_rotary_factor`, where null means the
+      whole; None for a family that rotates all of `width` and has no such key.
     interleaved: pairs are neighbours.
-    layer_type: key of a nested `rope_parameters`.
+    layer_type: that this rotation is of, in a family with a set of rope
+      parameters for each; their key in a nested `rope_parameters`.
     aliases: further spellings of rope types, in this family.
 
   Raises:
@@ -85,20 +86,38 @@ def rope_parameters(settings: Settings, layer_type: str | None = None) -> Rope:
   """
   rope = settings.raw('rope_scaling') or settings.get('rope_parameters', {})
   nested = {k: v for k, v in rope.items() if isinstance(v, Mapping)}
-  if not nested:
-    return rope
-  if layer_type not in nested:
+  if nested and layer_type not in nested:
     raise ValueError(
       f'rope parameters are given for {", ".join(sorted(nested))}; '
       f'model_type={settings.family!r} needs {layer_type or "one set"}.'
     )
-  rope = nested[layer_type]
-  if rope.get('truncate', True) is not True:
+  rope = nested[layer_type] if nested else rope
+  if layer_type is not None and rope.get('truncate', True) is not True:
     raise ValueError(
       f'truncate={rope["truncate"]} in the rope parameters of a layer type '
       'is not supported: published implementations do not read it there.'
     )
   return rope
+
+
+def has_nested_rope(settings: Settings) -> bool:
+  """Returns whether each layer type has its own rope parameters.
+
+  Raises:
+    ValueError: some of them are for no layer type.
+  """
+  nested = settings.get('rope_parameters', {})
+  older = settings.get('rope_scaling', {})
+  loose = [key for key, x in nested.items() if not isinstance(x, Mapping)]
+  if older and (nested or any(isinstance(x, Mapping) for x in older.values())):
+    loose.append('rope_scaling')
+  if loose:
+    raise ValueError(
+      f'{loose[0]} next to or inside the rope_parameters of model_type='
+      f'{settings.family!r} holds for no layer type: give full_attention and '
+      'sliding_attention a set each.'
+    )
+  return bool(nested)
 
 
 def replace_rope(settings: Settings, rope: Rope) -> Settings:
@@ -162,9 +181,9 @@ def _rotated_width(
   settings: Settings, rope: Rope, width: int, partial: float | None
 ) -> int:
   """Returns the features of a head that are rotated."""
-  share = rope.get(SHARE, settings.raw(SHARE))
+  share = rope.get(SHARE, settings.raw(SHARE, partial))
   if partial is not None:
-    return int(width * (partial if share is None else share))
+    return int(width * (1 if share is None else share))
   if share not in (None, 1):
     raise ValueError(
       f'{SHARE}={share} is not supported for model_type={settings.family!r}; '

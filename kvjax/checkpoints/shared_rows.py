@@ -5,16 +5,20 @@ The file of a family adds these rows and the rows of that family alone.
 
 from kvjax.checkpoints.table import parse_table
 
+# A LayerNorm may have biases; an RMSNorm has none.
 ENDS = parse_table("""
   model.embed_tokens.weight   V D   embedding
   model.norm.weight           D     norm.weight
+  model.norm.bias             D     norm.bias
   lm_head.weight              V D   head
 """)
 
 NORMS = parse_table("""
   model.layers.{i}.*   layers.{i}.*
     input_layernorm.weight            D   attention_norm.weight
+    input_layernorm.bias              D   attention_norm.bias
     post_attention_layernorm.weight   D   mlp_norm.weight
+    post_attention_layernorm.bias     D   mlp_norm.bias
 """)
 
 # Gemma 2 has four norms a layer; OLMo-2 has only the two after each half.

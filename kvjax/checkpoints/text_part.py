@@ -17,7 +17,7 @@ from kvjax.models.config import ModelConfig
 WHOLE = 'dtype', 'torch_dtype', 'tie_word_embeddings'  # keys of the whole model
 IGNORED = (
   r'.*\.rotary_emb\.inv_freq',
-  r'(model\.)?(visual|vision_tower|multi_modal_projector)\..*',
+  r'(model\.)?(visual|vision_model|vision_tower|multi_modal_projector)\..*',
 )
 
 

@@ -19,6 +19,7 @@ def grouped(
   kv_heads: int | None = None,
   bias: bool = False,
   window: int | None = None,
+  chunk: int | None = None,
   **special: Any,
 ) -> Grouped:
   """Returns the grouped attention of a layer.
@@ -29,7 +30,7 @@ def grouped(
     kv_heads: published default of `num_key_value_heads`; None for as many as
       query heads.
     bias: of every projection.
-    window: of the layer, if it has one.
+    window, chunk: of the layer, if it has one.
     **special: fields of `Grouped` in which the family differs from the rest.
       Without `rotary`, config.json describes the rotation.
   """
@@ -42,7 +43,7 @@ def grouped(
     settings.need('num_attention_heads'),
     settings.kv_heads(kv_heads),
     width,
-    visibility=Visibility(window=window),
+    visibility=Visibility(window=window, chunk=chunk),
     **(fields | special),
   )
 

@@ -233,12 +233,12 @@ def _kinds_by_layer(config, kinds) -> Sequence[Kind | None]:
 def default_kind(variants: Sequence[Any], slack: int = 0) -> Kind:
   """Returns the kind that holds just what any of the layers can see."""
   rules = [variant.visibility for variant in variants]
-  spans = [[x for x in (r.window, r.chunk) if x is not None] for r in rules]
+  spans = [rule.span for rule in rules if rule.span is not None]
   first, *others = {rule.sink_tokens for rule in rules}
   # A kind's sinks are seen by all its readers.
-  if others or not all(spans):
+  if others or len(spans) < len(rules):
     return Dense()
-  span = max(min(sizes) for sizes in spans)
+  span = max(spans)
   if first:
     return Sinks(sinks=first, window=span, slack=slack)
   return Ring(window=span, slack=slack)

@@ -61,21 +61,22 @@ def map_leaves(f: Callable[..., Any], *caches: Cache) -> Cache:
 def leaf_spec(
   leaf: Any, axes: tuple[str, ...], partition: Partition
 ) -> PartitionSpec:
-  """Returns how a leaf is split whose first axes have these names.
-
-  Leaves without kv heads are lengths, flags and tables. Every device has them
-  whole, so that every process reads them without communication.
-  """
-  if 'kv_heads' not in axes:
-    return PartitionSpec()
-  return partition.spec(axes, leaf.shape[: len(axes)])
+  """Returns how a leaf is split whose first axes have these names."""
+  return partition.spec(_split_names(axes), leaf.shape[: len(axes)])
 
 
 def local_shape(leaf: ArraySpec, partition: Partition) -> list[int]:
   """Returns the shape of one device's part of a leaf."""
-  whole = 'kv_heads' not in leaf.axes
-  names = [''] * len(leaf.shape) if whole else leaf.axes
-  return partition.local_shape(names, leaf.shape)
+  return partition.local_shape(_split_names(leaf.axes), leaf.shape)
+
+
+def _split_names(axes: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the names of a leaf's axes by which rules split it.
+
+  Leaves without kv heads are lengths, flags and tables. Every device has them
+  whole, so that every process reads them without communication.
+  """
+  return axes if 'kv_heads' in axes else ('',) * len(axes)
 
 
 def cache_specs(cache: Cache, partition: Partition) -> Cache:

@@ -137,6 +137,8 @@ def attend_to_views(
       if view.query_limit == limit
     ]
     parts.append((queries, tuple(same_rotation)))
+  # The queries have it by now, whoever reads the parts again.
+  scoring = dataclasses.replace(scoring, temperature=None)
   with jax.named_scope('attend'):
     out, lse = _attend_parts(parts, scoring, state)
   y = form.project_output(params, constrain_heads(out.astype(x.dtype)))

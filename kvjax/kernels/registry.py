@@ -133,7 +133,7 @@ def attend_view(
     queries: for each key stream its queries `[B, K, G, T, H]`.
     positions: int32 `[B, T]`, -1 for a row that is no token.
     view: the slots.
-    scoring: scale, mask and bias (its sinks are left to the caller).
+    scoring: scale, mask and bias; sinks and temperature are the caller's.
     block: slots read at once; None for the kernel's choice. A number means the
       block loop, or `mosaic_gpu` by name; the others take none.
     kernel: one of `KERNELS`, or a record of a kernel that is not among them;

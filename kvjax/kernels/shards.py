@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,80 +104,72 @@ def attend(
     Output `[B, K, G, T, E]` and log-sum-exp `[B, K, G, T]`, float32.
   """
   split = split_of(partition, queries, view)
-  batch, kv_heads, groups = next(iter(queries.values())).shape[:3]
-  heads = kv_heads * groups
+  lead = next(iter(queries.values())).shape[:3]  # batch, kv heads, groups
   # Heads split over the devices that share slots are what the output's
   # projection reads, if its weight is split like that.
-  merged = split.kv_heads + split.groups + split.slots
-  exchanges = partition.axes(('heads',), (heads,)) == (merged,)
+  own_heads = split.kv_heads + split.groups
+  exchanged = own_heads + split.slots
+  exchanges = partition.axes(('heads',), (lead[1] * lead[2],)) == (exchanged,)
+  merge = _exchange_heads if exchanges else _sum_shares
   widths = {name: q.shape[-1] for name, q in queries.items()}
-  # Streams of queries are joined, so that one gather moves all of them.
-  joined = jnp.concatenate(list(queries.values()), axis=-1)
+  bias_of, bias_arrays = _separate_arrays(scoring.bias)
 
-  bias, bias_arrays = _separate_arrays(scoring.bias)
-
-  def attend_part(
-    joined, positions, leaves, slot_positions, table, filled, bias_arrays
-  ):
-    size = slot_positions.shape[2]
-    first = first_index(split.slots, size)
-    if table is not None:
-      filled = -(-filled // view.page) * size
-    elif view.stripe_filled is None:
-      filled = jnp.clip(filled - first, 0, size)
-    part = view.over(leaves, slot_positions, table, filled)
-    if split.slots:
-      part = dataclasses.replace(part, ordered=False)
+  def attend_part(joined, positions, bias_arrays, *slots):
     out, lse = attend_here(
       _separate(joined, widths),
       positions,
-      part,
-      _scoring_of(scoring, bias(bias_arrays), split),
+      _view_here(view, split, *slots),
+      _scoring_of(scoring, bias_of(bias_arrays), split),
     )
     out, lse = (
       x.reshape(x.shape[:1] + (-1,) + x.shape[3:]) for x in (out, lse)
     )
-    if not split.slots:
-      return out, lse
-    merge = _exchange_heads if exchanges else _sum_shares
-    return merge(out, lse, split.slots)
+    return merge(out, lse, split.slots) if split.slots else (out, lse)
 
-  rows, slots = split.rows, split.slots
-  heads_of_slots = split.kv_heads if _position_heads(view) > 1 else ()
-  if view.table is None:
-    leaf = spec_of(rows, split.kv_heads, slots)
-    position = spec_of(rows, heads_of_slots, slots)
-  else:
-    leaf = spec_of(split.kv_heads, (), slots)
-    position = spec_of(heads_of_slots, (), slots)
-  result = spec_of(rows, merged if exchanges else split.kv_heads + split.groups)
+  by_rows = spec_of(split.rows)
+  by_heads = spec_of(split.rows, split.kv_heads, split.groups)
+  result = spec_of(split.rows, exchanged if exchanges else own_heads)
   run = run_on_shards(
     attend_part,
     partition,
-    (
-      spec_of(rows, split.kv_heads, split.groups),
-      spec_of(rows),
-      leaf,
-      position,
-      spec_of(rows),
-      spec_of(),
-      spec_of(),
-    ),
+    (by_heads, by_rows, spec_of(), *_slot_specs(view, split)),
     (result, result),
   )
   filled = view.filled if view.stripe_filled is None else view.stripe_filled
-  filled = jnp.asarray(filled, jnp.int32)
   out, lse = run(
-    joined,
+    # Streams of queries are joined, so that one gather moves all of them.
+    jnp.concatenate(list(queries.values()), axis=-1),
     positions,
+    bias_arrays,
     view.leaves,
     view.positions,
     view.table,
-    filled,
-    bias_arrays,
+    jnp.asarray(filled, jnp.int32),
   )
-  lead = batch, kv_heads, groups
   return out.reshape(lead + out.shape[2:]), lse.reshape(lead + lse.shape[2:])
+
+
+def _view_here(view, split, leaves, positions, table, filled):
+  """Returns the part of a view whose slots this device holds."""
+  size = positions.shape[2]
+  if table is not None:
+    filled = -(-filled // view.page) * size
+  elif view.stripe_filled is None:
+    filled = jnp.clip(filled - first_index(split.slots, size), 0, size)
+  part = view.over(leaves, positions, table, filled)
+  return dataclasses.replace(part, ordered=False) if split.slots else part
+
+
+def _slot_specs(view: View, split: Split) -> list[Any]:
+  """Returns how leaves, positions, table and filled slots are split."""
+  own_positions = split.kv_heads if _position_heads(view) > 1 else ()
+  by_rows = spec_of(split.rows)
+  if view.table is not None:  # pages are of all rows
+    leaf = spec_of(split.kv_heads, (), split.slots)
+    return [leaf, spec_of(own_positions, (), split.slots), by_rows, spec_of()]
+  leaf = spec_of(split.rows, split.kv_heads, split.slots)
+  position = spec_of(split.rows, own_positions, split.slots)
+  return [leaf, position, by_rows, spec_of()]
 
 
 def _position_heads(view: View) -> int:

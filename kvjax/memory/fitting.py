@@ -298,8 +298,8 @@ def _changes(
 
 
 def _unless_windowed(question: _Question, kind: Kind) -> list[Kind | None]:
-  """Layers with a window of their own keep the ring they have."""
+  """Layers with a window or chunks of their own keep the ring they have."""
   return [
-    kind if layer.attention.visibility.window is None else None
+    kind if layer.attention.visibility.span is None else None
     for layer in question.config.layers
   ]

@@ -195,6 +195,8 @@ def spec_of(*mesh_axes: Sequence[str]) -> PartitionSpec:
     (tuple(axes) if len(axes) > 1 else axes[0]) if axes else None
     for axes in mesh_axes
   ]
+  while entries and entries[-1] is None:  # one spelling for each split
+    entries.pop()
   return PartitionSpec(*entries)
 
 

@@ -129,7 +129,7 @@ class Experts:
 
   def init(self, key: jax.Array, width: int, dtype: Any) -> dict[str, Any]:
     """Returns parameters: router `[E, D]`, gate and up `[E, F, D]`, down."""
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
     count, hidden = self.num_experts, self.hidden
     params: dict[str, Any] = {}
     params |= init_linear(
@@ -150,8 +150,9 @@ class Experts:
     if self.shared is not None:
       params['shared'] = self.shared.init(keys[4], width, dtype)
     if self.shared_gate:
-      gate = jax.random.normal(keys[0], (1, width), jnp.float32) * width**-0.5
-      params['shared_gate'] = gate.astype(dtype)
+      params |= init_linear(
+        keys[5], 'shared_gate', width, 1, bias=False, dtype=dtype
+      )
     return params
 
   def __call__(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
@@ -316,9 +317,8 @@ class Experts:
   def _sweep(self, params, rows, weights, picked):
     """Runs every expert over all tokens; tokens of others have weight 0."""
     count = jax.tree.leaves(params['gate'])[0].shape[0]
-    tokens = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
-    gates = jnp.zeros((rows.shape[0], count), jnp.float32)
-    gates = gates.at[tokens, picked].add(weights, mode='drop')
+    # A scatter would do the same; `kvjax.liveness` cannot follow its indices.
+    gates = jnp.sum(jax.nn.one_hot(picked, count) * weights[..., None], axis=1)
 
     def sweep(y, expert):
       gate = jax.lax.dynamic_index_in_dim(gates, expert, axis=1)

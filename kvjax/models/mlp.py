@@ -100,5 +100,6 @@ def xielu(x: jax.Array, rise: jax.Array, fall: jax.Array) -> jax.Array:
     jax.nn.softplus(learned.astype(jnp.float32))[0] for learned in (rise, fall)
   )
   above = up * y * y
-  below = (jnp.expm1(jnp.minimum(y, 0)) - y) * (0.5 + down)
+  low = jnp.minimum(y, 0)  # twice: JAX halves its slope at 0, and halves cancel
+  below = (jnp.expm1(low) - low) * (0.5 + down)
   return (jnp.where(y > 0, above, below) + 0.5 * y).astype(x.dtype)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from kvjax.layers.int8_weight import CodedWeight
 from kvjax.streams.codecs import Int8
 
-# What `linear` and `matmul` multiply by. Not a router, whose picks are worth
-# more than its bytes, and not MLA's up-projections: they are multiplied from
-# both sides (vLLM widens them for the same reason).
+# What `linear` and `matmul` multiply by. Not a router or the gate of a shared
+# expert, whose choices are worth more than their bytes, and not MLA's
+# up-projections: they are multiplied from both sides (vLLM widens them for the
+# same reason).
 PROJECTIONS = frozenset(
   ('query', 'key', 'value', 'output', 'latent', 'query_down')
   + ('gate', 'up', 'down', 'head')

@@ -1,7 +1,7 @@
 """How scores are made, whatever kernel makes them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,8 @@ class Scoring:
   temperature: Temperature | None = None
 
   def scale_queries(
-    self, queries: Mapping[str, jax.Array], positions: jax.Array
-  ) -> Mapping[str, jax.Array]:
+    self, queries: dict[str, jax.Array], positions: jax.Array
+  ) -> dict[str, jax.Array]:
     """Returns queries `[B, K, G, T, H]` with the factor of their position."""
     if self.temperature is None:
       return queries

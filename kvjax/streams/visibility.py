@@ -28,6 +28,12 @@ class Visibility:
   def __post_init__(self):
     check_fields(self, at_least={'window': 1, 'chunk': 1, 'sink_tokens': 0})
 
+  @property
+  def span(self) -> int | None:
+    """Most keys that a query sees, sinks apart; None for no bound."""
+    spans = [x for x in (self.window, self.chunk) if x is not None]
+    return min(spans, default=None)
+
   def sees(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
     """Returns booleans, broadcasting query against key positions."""
     seen = keys >= 0

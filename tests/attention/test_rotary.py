@@ -31,9 +31,9 @@ def plain(i):
   return BASE ** (-2 * i / WIDTH)
 
 
-def llama3(i):
+def llama3(i, high=4.0):
   """Llama 3.1's three cases, by wavelength."""
-  factor, low, high, original = 8.0, 1.0, 4.0, 200
+  factor, low, original = 8.0, 1.0, 200
   wavelength = 2 * math.pi / plain(i)
   if wavelength < original / high:
     return plain(i)
@@ -76,6 +76,12 @@ SCALINGS = {
   'dynamic_short': (Dynamic(2.0, 64), 50, lambda i: dynamic(i, 50), 1.0),
   'dynamic_long': (Dynamic(2.0, 64), 150, lambda i: dynamic(i, 150), 1.0),
   'llama3': (Llama3(8.0, 1.0, 4.0, 200), 50, llama3, 1.0),
+  'llama3_step': (
+    Llama3(8.0, 1.0, 1.0, 200),
+    50,
+    lambda i: llama3(i, high=1.0),
+    1.0,
+  ),
   'yarn': (YARN, 50, yarn, TEMPERATURE),
   'yarn_exact': (
     dataclasses.replace(YARN, truncate=False, magnitude=0.7),
@@ -214,7 +220,7 @@ RECORDS = {
     'Dynamic scaling needs a rotary width of 4',
   ),
   'llama3': (Llama3, (8.0, 1.0, INF, 8), 'Llama3 high=inf must be'),
-  'llama3_order': (Llama3, (8.0, 4.0, 4.0, 8), 'low=4.0 .*must be less than'),
+  'llama3_order': (Llama3, (8.0, 4.5, 4.0, 8), 'low=4.5 .*must not exceed'),
   'yarn': (Yarn, (4.0, -5), 'Yarn original=-5 must exceed 0'),
   'yarn_beta': (Yarn, (4.0, 8, 0.0), 'beta_fast=0.0 must exceed 0'),
   'yarn_magnitude': (Yarn, (4.0, 8, 32.0, 1.0, NAN), 'magnitude=nan must be'),

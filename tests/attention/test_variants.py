@@ -121,6 +121,29 @@ def test_refusals_of_latent():
       'width=6 exceeds key_width=4',
       id='rotary',
     ),
+    pytest.param((1, 1, 4), {'clip': 0.0}, 'clip=0.0 must exceed 0', id='clip'),
+    pytest.param(
+      (1, 1, 4),
+      {'clip': float('nan')},
+      'clip=nan must be a finite number, or None',
+      id='clip=nan',
+    ),
+    pytest.param(
+      (1, 1, 4),
+      {'temperature': 0.1},
+      'temperature=0.1 must be Temperature, or None',
+      id='temperature',
+    ),
+    pytest.param(
+      (1, 1, 4),
+      {
+        'qk_norm': kvjax.Norm(),
+        'qk_norm_after': True,
+        'qk_norm_joint': True,
+      },
+      'qk_norm_after=True with qk_norm_joint=True.*Choose one of the two',
+      id='qk_norm_after',
+    ),
   ],
 )
 def test_refusals_of_grouped(sizes, more, message):
@@ -152,3 +175,76 @@ def test_norm_of_queries_and_keys():
       want = want * np.asarray(weight)
     want = np.moveaxis(want.reshape(2, TOKENS, 3, 7), 1, 2)
     np.testing.assert_allclose(key, want, rtol=1e-4, atol=1e-5)
+
+
+def spin(x, at):
+  """Rotates halves of `x [..., T, 4]` by angles of base 10000."""
+  turned = (x[..., :2] + 1j * x[..., 2:]) * np.exp(
+    1j * at[:, None] * 10000.0 ** (-np.arange(2) / 2)
+  )
+  return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+@pytest.mark.parametrize('after', [False, True])
+def test_norm_before_or_after_rotation(after, maybe_jit):
+  """With a weight the order counts, as features are mixed between."""
+  weight = np.array([0.5, 1.0, 2.0, 3.0])
+  variant = kvjax.Grouped(
+    6,
+    3,
+    4,
+    rotary=kvjax.Rotary(4),
+    qk_norm=kvjax.Norm(eps=0.0),
+    qk_norm_after=after,
+  )
+  params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
+  params |= {
+    f'{x}_norm': {'weight': jnp.asarray(weight)} for x in ('query', 'key')
+  }
+  x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
+  at = np.arange(TOKENS)
+  table = rotary_table(variant.rotary, jnp.asarray(at[None], jnp.int32), 0)
+  found = {
+    'query': maybe_jit(variant.project_queries)(params, x, table)['key'],
+    'key': maybe_jit(variant.project_streams)(params, x, table)['key'],
+  }
+  for name, got in found.items():
+    raw = np.asarray(x[0] @ params[name].T, np.float64).reshape(TOKENS, -1, 4)
+    want = np.moveaxis(raw, 0, 1)
+    for rotates in (after, not after):
+      if rotates:
+        want = spin(want, at)
+      else:
+        want = want / np.sqrt((want**2).mean(-1, keepdims=True)) * weight
+    np.testing.assert_allclose(got.reshape(want.shape), want, atol=1e-5)
+
+
+def test_clipped_on_both_sides_before_rotation(maybe_jit):
+  variant = kvjax.Grouped(6, 3, 4, rotary=kvjax.Rotary(4), clip=0.5)
+  params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
+  x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
+  at = np.arange(TOKENS)
+  table = rotary_table(variant.rotary, jnp.asarray(at[None], jnp.int32), 0)
+  found = maybe_jit(variant.project_streams)(params, x, table)
+  found |= {
+    'query': maybe_jit(variant.project_queries)(params, x, table)['key']
+  }
+  for name, got in found.items():
+    raw = np.asarray(x[0] @ params[name].T, np.float64)
+    assert raw.min() < -0.5 and raw.max() > 0.5
+    want = np.minimum(np.maximum(raw, -0.5), 0.5).reshape(TOKENS, -1, 4)
+    want = np.moveaxis(want, 0, 1)
+    want = want if name == 'value' else spin(want, at)
+    np.testing.assert_allclose(got.reshape(want.shape), want, atol=1e-5)
+
+
+def test_joint_norm_comes_before_the_clip():
+  norm = kvjax.Norm(eps=0.0)
+  variant = kvjax.Grouped(6, 3, 7, qk_norm=norm, qk_norm_joint=True, clip=0.5)
+  params = variant.init(jax.random.key(0), WIDTH, jnp.float32)
+  x = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
+  raw = np.asarray(x @ params['key'].T)
+  want = np.clip(raw / np.sqrt((raw**2).mean(-1, keepdims=True)), -0.5, 0.5)
+  want = np.moveaxis(want.reshape(2, TOKENS, 3, 7), 1, 2)
+  key = variant.project_streams(params, x, None)['key']
+  np.testing.assert_allclose(key, want, atol=1e-5)

@@ -50,6 +50,13 @@ def test_narrow_takes_the_smaller_window():
   )
 
 
+def test_the_span_is_the_most_that_a_query_sees():
+  assert Visibility(sink_tokens=2).span is None
+  assert Visibility(window=9).span == Visibility(chunk=9).span == 9
+  assert Visibility(window=3, chunk=7).span == 3
+  assert Visibility(window=7, chunk=3).span == 3
+
+
 @pytest.mark.parametrize(
   ('rule', 'message'),
   [

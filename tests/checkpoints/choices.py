@@ -50,6 +50,14 @@ class Draw:
     }
     return found | scaled[kind]()
 
+  def partial_rope(self, width: int, *shares: float) -> Config:
+    """Returns rope_parameters that rotate one of some shares of a head."""
+    share = self.pick(*shares)
+    # Dynamic scaling divides by the rotated width less 2.
+    kinds = [k for k in ROPES if k != 'dynamic' or int(width * share) > 2]
+    found = self.rope(width, *kinds, share=share)
+    return found | {'partial_rotary_factor': share}
+
   def _factor(self) -> Config:
     return {'factor': self.pick(2.0, 3.5)}
 

@@ -16,6 +16,8 @@ class Case(NamedTuple):
     seed: of its weights and tokens.
     old: config.json is in the older style of keys.
     shard: largest shard ('20KB'); None for one file.
+    by_name: kvjax can write a config.json of the family for it, from the name
+      of the family alone.
   """
 
   config: Config
@@ -23,6 +25,7 @@ class Case(NamedTuple):
   seed: int
   old: bool = False
   shard: str | None = None
+  by_name: bool = True
 
 
 class Figures(NamedTuple):

@@ -47,6 +47,33 @@ LLAMA = {
     ({'attention_bias': 'no'}, "attention_bias='no'.*true or false"),
     ({'rope_scaling': 'linear'}, "rope_scaling='linear'.*an object"),
     (
+      {'model_type': 'exaone9', 'sliding_window_pattern': 'LLLG'},
+      "model_type 'exaone9'.*supported: .*exaone4",
+    ),
+    *(
+      (
+        {'model_type': 'exaone4', 'sliding_window_pattern': pattern},
+        f'sliding_window_pattern={pattern!r}.*a text of L and G',
+      )
+      for pattern in ('LLX', '', 0, None)
+    ),
+    (
+      {'model_type': 'olmoe', 'sliding_window': 8},
+      "sliding_window=8 is not supported for model_type='olmoe'",
+    ),
+    (
+      {'model_type': 'cohere2', 'use_qk_norm': True},
+      "use_qk_norm=True is not supported for model_type='cohere2'",
+    ),
+    (
+      {'model_type': 'olmo3', 'rope_parameters': {'rope_theta': 1e6}},
+      'rope_theta next to or inside the rope_parameters.*set each',
+    ),
+    (
+      {'model_type': 'olmo', 'clip_qkv': 0},
+      'clip_qkv=0 of config.json must be a number above 0',
+    ),
+    (
       {'rope_scaling': {'type': 'linear', 'factor': 0}},
       'factor=0 of config.json must be a number above 0',
     ),
@@ -74,6 +101,21 @@ LLAMA = {
         'rope_parameters': {'rope_type': 'linear', 'factor': 8.0},
       },
       'rope_type next to or inside the rope_parameters.*set each',
+    ),
+    (
+      {
+        'model_type': 'gemma3_text',
+        'rope_scaling': {'full_attention': {'rope_type': 'default'}},
+      },
+      'rope_scaling next to or inside the rope_parameters.*set each',
+    ),
+    (
+      {
+        'model_type': 'gemma3_text',
+        'layer_types': ['full_attention'] * 2,
+        'rope_scaling': {'type': 'yarn', 'factor': 2.0, 'truncate': False},
+      },
+      'truncate=False in the rope parameters of a layer type',
     ),
     (
       {'model_type': 'gpt_oss', 'layer_types': ['chunked_attention'] * 2},
@@ -247,7 +289,7 @@ def test_nothing_to_load(tmp_path):
 
 def test_fixtures_are_small():
   size = sum(file.stat().st_size for file in GOLDEN.rglob('*'))
-  assert size <= 4 * 2**20
+  assert size <= 100 * 2**10 * len(list(GOLDEN.iterdir()))
 
 
 @pytest.mark.parametrize('read', [load_config, load_checkpoint])

@@ -16,7 +16,9 @@ from kvjax.checkpoints.families import FAMILIES
 from kvjax.checkpoints.load import read_config
 from kvjax.checkpoints.saving import save
 from kvjax.streams.visibility import Visibility
+from tests.checkpoints.families import CASES
 from tests.checkpoints.writing import GOLDEN, altered, read
+from tests.facts import tiny
 
 CHECKPOINTS = sorted(path.name for path in GOLDEN.iterdir())
 WHOLE = [  # of which kvjax reads all parts
@@ -24,13 +26,6 @@ WHOLE = [  # of which kvjax reads all parts
   for name in CHECKPOINTS
   if FAMILIES[read_config(GOLDEN / name)['model_type']].text is None
 ]
-# A name alone makes no config.json that these families read as this config.
-NOT_BY_NAME = {
-  *('deepseek_v2', 'deepseek_v3', 'falcon', 'falcon_alibi', 'falcon_grouped'),
-  *('glm4_moe', 'glm4_moe_lite', 'llama_dynamic', 'minicpm3'),
-  *('phi3', 't5', 't5_gated', 'whisper'),
-  'ministral3',
-}
 
 
 def assert_same(params, want):
@@ -82,7 +77,7 @@ def test_the_layout_of_a_checkpoint_is_written_to_the_bit(tmp_path, name):
 def test_the_layout_of_a_family_by_its_name(tmp_path, name):
   config, params = kvjax.load_checkpoint(GOLDEN / name)
   family = read_config(GOLDEN / name)['model_type']
-  if name in NOT_BY_NAME:
+  if not CASES[name].by_name:
     with pytest.raises(ValueError, match='like=.*checkpoint directory'):
       kvjax.save_checkpoint(tmp_path / 'x', config, params, like=family)
     assert not list(tmp_path.iterdir())
@@ -92,6 +87,42 @@ def test_the_layout_of_a_family_by_its_name(tmp_path, name):
   found, again = kvjax.load_checkpoint(tmp_path / 'x')
   assert found == config
   assert_same(again, params)
+
+
+def test_a_checkpoint_from_before_a_field_was_added(tmp_path):
+  """Its config.json has no such field, which then has its default."""
+  config, params = small()
+  kvjax.save_checkpoint(tmp_path / 'x', config, params)
+  file = tmp_path / 'x' / 'config.json'
+  values = json.loads(file.read_text())
+  attention = values['config']['layers'][0]['attention']
+  for part, names in (
+    (attention, ('qk_norm_after', 'clip', 'temperature')),
+    (values['config']['norm'], ('weighted',)),
+  ):
+    for name in names:
+      del part[name]
+  file.write_text(json.dumps(values))
+  found, again = kvjax.load_checkpoint(tmp_path / 'x')
+  assert found == config
+  assert_same(again, params)
+
+
+def test_choices_of_recent_models(tmp_path):
+  """Norms without weights leave empty parts, which no tensor names."""
+  config, params = tiny.RECENT, tiny.params(tiny.RECENT)
+  params = jax.tree.map(lambda x: x + 0.5, params)  # no number is 0
+  kvjax.save_checkpoint(tmp_path / 'x', config, params)
+  found, again = kvjax.load_checkpoint(tmp_path / 'x')
+  assert found == config
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+  assert_same(again, params)
+  ids = tiny.tokens(2, 7)
+  want = kvjax.forward(config, params, ids)
+  np.testing.assert_array_equal(kvjax.forward(found, again, ids), want)
+  kvjax.load_checkpoint(tmp_path / 'x', weights='int8')
+  with pytest.raises(ValueError, match="like='llama' has no config.json"):
+    kvjax.save_checkpoint(tmp_path / 'y', config, params, like='llama')
 
 
 def test_choices_that_no_published_family_makes(tmp_path):
@@ -300,11 +331,19 @@ def test_layouts_that_cannot_be_written(tmp_path):
   config, params = kvjax.load_checkpoint(GOLDEN / 'qwen2')
   with pytest.raises(ValueError, match='like=.llama. has no config.json'):
     kvjax.save_checkpoint(tmp_path / 'x', config, params, like=GOLDEN / 'llama')
-  wrap = lambda config: {'model_type': 'gemma3', 'text_config': config}
-  path = altered(tmp_path, 'gemma3', wrap)
-  config, params = kvjax.load_checkpoint(GOLDEN / 'gemma3')
-  with pytest.raises(ValueError, match='gemma3.*leaves out.*gemma3_text'):
-    kvjax.save_checkpoint(tmp_path / 'x', config, params, like=path)
+  for family in 'gemma3', 'llama4':
+    wrap = lambda config, family=family: {
+      'model_type': family,
+      'text_config': config,
+    }
+    folder = tmp_path / family
+    path = altered(folder, family, wrap)
+    config, params = kvjax.load_checkpoint(GOLDEN / family)
+    for like in path, family:
+      with pytest.raises(
+        ValueError, match=f'{family}.*leaves out.*{family}_text'
+      ):
+        kvjax.save_checkpoint(folder / 'x', config, params, like=like)
   with pytest.raises(FileNotFoundError, match='nothing'):
     kvjax.save_checkpoint(tmp_path / 'x', config, params, like='nothing')
   # One config.json, two published spellings: only tensors tell which.
@@ -344,7 +383,7 @@ def test_a_damaged_own_checkpoint_is_refused(tmp_path):
     ('"width": 8', '"width": "8"', "width='8' is a str"),
     ('"tied": false', '"tied": true', 'tensor head .* no place'),
     ('"Grouped"', '"Popen"', "'Popen' is a type unknown"),
-    ('"ModelConfig"', '"Norm"', 'Norm.bias is missing'),
+    ('"ModelConfig"', '"Norm"', 'Norm.dtype is no field'),
   ):
     assert good.count(old) >= 1
     file.write_text(good.replace(old, new))

@@ -14,12 +14,16 @@ from tests.checkpoints.writing import GOLDEN, altered
 # What published checkpoints have before names, or in the place of `model.`.
 SPELLINGS = {
   'gemma3': ('language_model.', 'model.language_model.'),
+  'llama4': ('language_model.', 'model.language_model.'),
   'mistral3': ('language_model.', 'model.language_model.'),
   'qwen2_vl': ('', 'model.language_model.'),
   'qwen3_vl': ('language_model.', 'model.language_model.'),
 }
 CASES = [(n, prefix) for n, all_of in SPELLINGS.items() for prefix in all_of]
-TOWER = 'visual.', 'model.visual.', 'vision_tower.', 'multi_modal_projector.'
+TOWER = (
+  *('visual.', 'model.visual.', 'vision_tower.', 'vision_model.'),
+  'multi_modal_projector.',
+)
 
 
 def values_of(name):
@@ -48,8 +52,9 @@ def test_both_published_spellings(tmp_path, name, prefix):
     return named | {f'{x}y': np.zeros(3, np.float32) for x in TOWER}
 
   wrap = None
-  if name == 'gemma3':  # whose fixture is the decoder alone
-    wrap = lambda config: {'model_type': 'gemma3', 'text_config': config}
+  if 'text_config' not in values_of(name) and name != 'qwen2_vl':
+    # A fixture of the decoder alone.
+    wrap = lambda config: {'model_type': name, 'text_config': config}
   path = altered(tmp_path, name, wrap, rename)
   config, params = load_checkpoint(path)
   want_config, want = load_checkpoint(GOLDEN / name)

@@ -195,9 +195,14 @@ class Oracle:
     return self.cast(out @ f64(p['output']).T), seen
 
   def _ask_grouped(self, v, p, x, at, streams):
-    query = self.cast(x @ f64(p['query']).T)
+    query = clip(v, self.cast(x @ f64(p['query']).T))
     query = query.reshape(len(x), v.num_kv_heads, -1, v.key_width)
     query = turn(v.rotary, np.moveaxis(query, 0, 2), at, self.cast)
+    query = norm_heads(v, p, 'query', query, self.cast)
+    if v.temperature is not None:  # of the token's place in its text
+      steps = (np.arange(len(x)) + v.temperature.shift) // v.temperature.length
+      factor = 1 + v.temperature.weight * np.log(1 + steps)
+      query = self.cast(query * factor[:, None])
     scores = query @ np.swapaxes(streams['key'], 1, 2)[:, None]
     return scores * v.key_width**-0.5, streams['value']
 
@@ -223,10 +228,23 @@ class Oracle:
 
 def leave_grouped(v, p, x, cast):
   """Returns key and value `[K, T, .]`."""
-  key = cast(x @ f64(p['key']).T).reshape(len(x), v.num_kv_heads, -1)
-  value = cast(x @ f64(p['value']).T).reshape(len(x), v.num_kv_heads, -1)
+  key = clip(v, cast(x @ f64(p['key']).T)).reshape(len(x), v.num_kv_heads, -1)
+  value = clip(v, cast(x @ f64(p['value']).T))
+  value = value.reshape(len(x), v.num_kv_heads, -1)
   key = turn(v.rotary, np.moveaxis(key, 0, 1), np.arange(len(x)), cast)
+  key = norm_heads(v, p, 'key', key, cast)
   return {'key': key, 'value': np.moveaxis(value, 0, 1)}
+
+
+def clip(v, x):
+  """Bounds absolute values by the variant's clip."""
+  return x if v.clip is None else np.sign(x) * np.minimum(np.abs(x), v.clip)
+
+
+def norm_heads(v, p, name, x, cast):
+  """Normalises rotated heads `[..., T, H]`, if the variant does."""
+  assert v.qk_norm is None or v.qk_norm_after, 'no oracle of another order'
+  return x if v.qk_norm is None else norm(v.qk_norm, p[f'{name}_norm'], x, cast)
 
 
 def leave_latent(v, p, x, cast):
@@ -266,11 +284,11 @@ def eight_bits(x, clear):
 
 
 def norm(rule, p, x, cast):
-  """RMSNorm; nothing where there is no weight."""
-  if not p:
+  """RMSNorm; nothing where there is no weight and none is left out."""
+  if not p and getattr(rule, 'weighted', True):
     return x
   mean = np.mean(x * x, axis=-1, keepdims=True)
-  return cast(x / np.sqrt(mean + rule.eps) * f64(p['weight']))
+  return cast(x / np.sqrt(mean + rule.eps) * f64(p.get('weight', 1.0)))
 
 
 def mlp(p, x, cast):

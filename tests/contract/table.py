@@ -65,6 +65,23 @@ VARIANTS = (
 )
 
 
+# Not in the product of all cells: whole models have it, in some kinds.
+RECENT = Variant(
+  'recent',
+  kvjax.Grouped(
+    6,
+    3,
+    8,
+    value_width=5,
+    rotary=_rotary(8),
+    qk_norm=kvjax.Norm(1e-5, weighted=False),
+    qk_norm_after=True,
+    clip=0.5,
+    temperature=kvjax.Temperature(0.7, length=4, shift=1),
+  ),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   """One row: a cache kind and what it lets a query see.

@@ -21,6 +21,7 @@ from tests.contract.table import (
   KINDS,
   LENGTH,
   LONG,
+  RECENT,
   VARIANTS,
   VOCAB,
   WIDTH,
@@ -28,9 +29,10 @@ from tests.contract.table import (
   text,
 )
 from tests.contract.test_product import on_clear_numbers
+from tests.facts import tiny
 
 ROWS = {row.name: row for row in KINDS}
-OF = {variant.name: variant for variant in VARIANTS}
+OF = {variant.name: variant for variant in (*VARIANTS, RECENT)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,15 @@ MODELS = (
   Model('mla_dense', ('mla_expanded', 'mla_query_rank'), ('dense',) * 2),
   Model('mla_ring_int8', ('mla_absorbed',) * 2, ('ring', 'ring'), kvjax.Int8()),
   Model('mla_last_query', ('mla_query_rank',) * 2, ('last_query', 'paged')),
+  Model(
+    'recent_heavy_hitters', ('recent',) * 2, ('heavy_hitters_by_head',) * 2
+  ),
+  Model(
+    'recent_sinks_int8',
+    ('recent',) * 2,
+    ('sinks_renumbered', 'sinks'),
+    kvjax.Int8(),
+  ),
   Model('gqa_and_mla', ('gqa', 'mla_absorbed'), ('recency', 'dense')),
 )
 
@@ -132,6 +143,7 @@ FEATURES = {
     grouped(sinks=True, scale=0.5),
   ),
   'alibi': (grouped(bias=kvjax.Alibi()),) * 2,
+  'recent': tiny.recent_layers(6, 3),
   'shared_keys_and_values': (
     grouped(rotary=TURN),
     grouped(rotary=TURN, shared_from=0),

@@ -30,6 +30,51 @@ KINDS = {
 }
 
 
+def recent_layers(heads: int, kv_heads: int) -> tuple[kvjax.Layer, ...]:
+  """Returns two layers with what Llama 4, Hunyuan, OLMo and Apertus have."""
+  plain = kvjax.Norm(1e-5, weighted=False)
+  turned = kvjax.Grouped(
+    heads,
+    kv_heads,
+    8,
+    5,
+    rotary=kvjax.Rotary(8, base=100.0),
+    qk_norm=plain,
+    qk_norm_after=True,
+    temperature=kvjax.Temperature(0.7, length=3, shift=1),
+  )
+  clipped = kvjax.Grouped(
+    heads,
+    kv_heads,
+    8,
+    5,
+    clip=0.4,
+    temperature=kvjax.Temperature(0.5, length=2),
+  )
+  experts = kvjax.Experts(
+    4,
+    2,
+    6,
+    score='sigmoid',
+    renormalize=False,
+    scale_input=True,
+    shared=kvjax.MLP(10, 'relu2'),
+    shared_gate=True,
+  )
+  return (
+    kvjax.Layer(turned, experts),
+    kvjax.Layer(clipped, kvjax.MLP(10, 'xielu', gated=False)),
+  )
+
+
+RECENT = kvjax.ModelConfig(
+  VOCAB,
+  13,
+  recent_layers(6, 3),
+  norm=kvjax.Norm(centered=True, weighted=False),
+)
+
+
 def decoder(*attention: Any, **more: Any) -> kvjax.ModelConfig:
   """Returns a model of one layer an attention given."""
   layers = tuple(kvjax.Layer(a, kvjax.MLP(11)) for a in attention or (GQA,))

@@ -112,15 +112,10 @@ CONFIGS = {
     {'rope_scaling': {'type': 3, 'factor': 2.0}},
     'type=3 of config.json must be a text',
   ),
-  'llama3_low_is_high': (
-    'llama',
-    rope('llama3', **LLAMA3 | {'low_freq_factor': 4.0}),
-    r'low=4.0 \(low_freq_factor .* must be less than high=4.0',
-  ),
   'llama3_low_above_high': (
     'llama',
     rope('llama3', **LLAMA3 | {'low_freq_factor': 5.0}),
-    r'low=5.0 \(low_freq_factor .* must be less than high=4.0',
+    r'low=5.0 \(low_freq_factor .* must not exceed high=4.0',
   ),
   'llama3_original': (
     'llama',
@@ -233,6 +228,35 @@ CONFIGS = {
     {'attn_temperature_tuning': True},
     "attn_temperature_tuning=True is not supported for model_type='llama'",
   ),
+  'temperature_text': (
+    'llama4',
+    {'attn_temperature_tuning': 'on'},
+    "attn_temperature_tuning='on' .* true, false or a whole number",
+  ),
+  'temperature_of_no_length': ('llama4', {'floor_scale': 0}, 'length=0 must'),
+  'no_chunk': (
+    'llama4',
+    {'attention_chunk_size': None},
+    'has chunked_attention, but attention_chunk_size is null',
+  ),
+  'chunk_of_0': ('llama4', {'attention_chunk_size': 0}, '=0 .* 1 to'),
+  'windows_of_llama4': (
+    'llama4',
+    {'layer_types': ['sliding_attention'] * 3},
+    "Unknown layer type 'sliding_attention'.*'chunked_attention'",
+  ),
+  'expert_step_of_0': ('llama4', {'interleave_moe_layer_step': 0}, '1 to 1024'),
+  'expert_layers': ('llama4', {'moe_layers': [-1]}, 'moe_layers=.* a list'),
+  'lightning_layers': (
+    'minimax_m2',
+    {'attn_type_list': [1, 0]},
+    r'attn_type_list=\[1, 0\] .* not supported',
+  ),
+  'windows_not_used': (
+    'qwen2_moe',
+    {'use_sliding_window': False},
+    'layer_types=.* not supported',
+  ),
 }
 
 
@@ -245,7 +269,7 @@ def test_config(name):
 
 # Strange values that change nothing, and why they may stay.
 HARMLESS = {
-  # No family here scales attention by the temperature of Llama 4.
+  # Llama 4 alone scales queries by their position.
   'temperature_not_tuned': ('llama', {'attn_temperature_tuning': False}),
   # Groups are not used by the greedy method.
   'groups_of_no_use': (

@@ -192,9 +192,17 @@ def test_refusals():
   with pytest.raises(ValueError, match='out makes 4 features of 14'):
     interop.from_linen(narrow)
   variant, params = interop.from_nnx(module)
-  capped = dataclasses.replace(variant, softcap=5.0)
-  with pytest.raises(ValueError, match='softcap=5.0: attention of Flax has no'):
-    interop.to_linen(capped, params)
+  for name, value in {
+    'softcap': 5.0,
+    'clip': 0.5,
+    'temperature': kvjax.Temperature(0.1, length=8),
+    'qk_norm': kvjax.Norm(centered=True, weighted=False),
+  }.items():
+    other = dataclasses.replace(variant, **{name: value})
+    with pytest.raises(
+      ValueError, match=f'{name}=.*: attention of Flax has no'
+    ):
+      interop.to_linen(other, params)
   with pytest.raises(ValueError, match='params are quantized.*floating'):
     interop.to_linen(variant, kvjax.quantize(params))
   with pytest.raises(ValueError, match='The module has weights'):

@@ -1,32 +1,15 @@
 """Kernels inside the shards of a mesh, run and lowered in another process."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from tests import compiler
-
-ROOT = pathlib.Path(__file__).parents[2]
-FLAGS = f'--xla_force_host_platform_device_count=2 {compiler.quick_flags()}'
+from tests.sharding.eight_devices import run_lines
 
 
 @pytest.fixture(scope='module')
 def two_devices():
-  run = subprocess.run(
-    [sys.executable, '-m', 'tests.kernels.in_shards'],
-    cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': FLAGS, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert not run.returncode, run.stderr[-2_000:]
-  return json.loads(run.stdout)
+  (found,) = run_lines('tests.kernels.in_shards', devices=2)
+  return found
 
 
 def test_each_device_runs_the_hopper_kernel_on_its_slots(two_devices):

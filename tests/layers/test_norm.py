@@ -37,6 +37,29 @@ def test_identity_and_golden():
   np.testing.assert_allclose(got, [[3 / math.sqrt(12.5), -4 / math.sqrt(12.5)]])
 
 
+@pytest.mark.parametrize('centered', [True, False])
+def test_without_a_weight(centered, maybe_jit):
+  norm = kvjax.Norm(1e-3, centered=centered, weighted=False)
+  assert norm.init(7, jnp.float32) == {} and norm.num_params(7) == 0
+  x = jax.random.normal(jax.random.key(0), (2, 3, 7)).astype(jnp.bfloat16)
+  y = np.asarray(x, np.float64)
+  y = y - y.mean(-1, keepdims=True) * centered
+  y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-3)
+  for dtype, limit in (('float32', 1e-5), ('bfloat16', 2**-8)):
+    got = maybe_jit(lambda x: norm({}, x))(x.astype(dtype))
+    assert got.dtype == dtype
+    got = np.asarray(got, np.float64)
+    np.testing.assert_allclose(got, y, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize('more', [{'bias': True}, {'offset': 1.0}])
+def test_without_a_weight_there_is_no_bias_and_no_offset(more):
+  with pytest.raises(ValueError, match='weighted=False with bias=.*Leave both'):
+    kvjax.Norm(weighted=False, **more)
+  with pytest.raises(ValueError, match='weighted=0 must be True or False'):
+    kvjax.Norm(weighted=0)
+
+
 def test_narrow_input_is_normalised_wide():
   """bfloat16 squares of 300 and 1 would lose the 1 altogether."""
   norm = kvjax.Norm()

@@ -1,5 +1,6 @@
 """kvjax's own forward, whole, against the caches that kvjax ships."""
 
+import dataclasses
 import math
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import kvjax
 from kvjax import liveness
 from kvjax.memory.compiled.assignment import argument_leaves, read
+from tests.facts import tiny
 
 N, D = 4, 14
 ROTARY = kvjax.Rotary(4)
@@ -36,6 +38,14 @@ CONFIGS = {
   'window': model(*(grouped(2, visibility=SLIDING),) * 2),
   'shared': model(grouped(2), grouped(2, shared_from=0)),
   'mla': model(LATENT, LATENT),
+  'recent': dataclasses.replace(
+    tiny.RECENT,
+    layers=tuple(
+      # A loop over experts adds to rows that data choose.
+      dataclasses.replace(layer, mlp=kvjax.MLP(11, 'xielu'))
+      for layer in tiny.RECENT.layers
+    ),
+  ),
 }
 
 

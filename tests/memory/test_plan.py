@@ -13,6 +13,7 @@ from kvjax.checkpoints import published_names
 from kvjax.decoding import generation
 from kvjax.decoding.sampling import row_keys
 from kvjax.memory import plan
+from tests.facts import tiny
 
 ROTARY = kvjax.Rotary(4)
 
@@ -48,6 +49,7 @@ MODELS = {
     ),
   ),
 }
+MODELS['recent'] = tiny.RECENT
 KINDS = {
   'default': None,
   'ring': kvjax.Ring(window=7, slack=2),

@@ -46,6 +46,15 @@ def test_step_3_s_table_of_attention_at_8k(name, operations):
   assert found == pytest.approx(operations, rel=3e-3)
 
 
+def test_a_window_and_a_chunk_are_read_no_further():
+  one = dataclasses.replace(device('H200'), flops=1, bandwidth=10**30)
+  config = kvjax.load_config('llama-4-scout-17b-16e')
+  found = roofline(config, batch_size=1, context=100_000, device=one).attention
+  # 36 layers read a chunk of 8,192, 12 layers all; 40 heads of 128, twice.
+  want = 4 * 40 * 128 * (36 * 8_192 + 12 * 100_000)
+  assert found == pytest.approx(want)
+
+
 def test_the_scaling_book_from_our_own_config():
   # It rounds 819,200 x 8192 bytes a row to 6.7e9 and the weights to 26e9.
   rows, _ = tables.published()

@@ -73,7 +73,7 @@ def test_rows_are_split_where_no_weight_is():
   rules = Rules(batch=('a', 'b'), heads='b', kv_heads=())
   partition = Partition(AbstractMesh((2, 4), ('a', 'b')), rules)
   assert rows_spec(partition, jnp.ones((8, 4))) == P('a')
-  assert rows_spec(partition, jnp.ones((3, 4))) == P(None)
+  assert rows_spec(partition, jnp.ones((3, 4))) == P()
 
 
 def test_without_a_mesh_nothing_is_constrained():

@@ -64,6 +64,7 @@ MODELS = {
   ),
   'alibi': ((layer(kvjax.Grouped(6, 1, 5, bias=kvjax.Alibi())),), {}),
   'sinks': ((layer(kvjax.Grouped(6, 3, 5, sinks=True)),), {}),
+  'recent': (tiny.RECENT.layers, {'norm': tiny.RECENT.norm}),
 }
 
 
@@ -96,15 +97,50 @@ def test_order_of_norms(norms, parallel, maybe_jit):
     )
 
 
+def xielu(z):
+  """Returns equation 7 of arXiv 2411.13010 for beta 0.5, eps 0."""
+  rise, fall = (np.log1p(np.exp(learned)) for learned in (0.3, -0.8))
+  below = (np.exp(z) - 1) * (0.5 + fall) - (0.5 + fall) * z + 0.5 * z
+  return np.where(z > 0, rise * z**2 + 0.5 * z, below)
+
+
+def test_xielu_where_exp_has_no_number():
+  """Two learned zeros: softplus gives ln 2."""
+  mlp = kvjax.MLP(4, 'xielu', gated=False)
+  p = mlp.init(jax.random.key(0), 4, jnp.float32)
+  p |= {'up': jnp.eye(4), 'down': jnp.eye(4)}
+  x = jnp.asarray([[1000.0, 2.0, 0.0, -1000.0]])
+  ln2 = np.log(2)
+  want = [1e6 * ln2 + 500, 4 * ln2 + 1, 0, 999 * (0.5 + ln2) - 500]
+  np.testing.assert_allclose(mlp(p, x)[0], want, rtol=1e-6)
+  slope = jax.grad(lambda x: mlp(p, x).sum())(x)
+  want = [2000 * ln2 + 0.5, 4 * ln2 + 0.5, 0.5, -ln2]
+  np.testing.assert_allclose(slope[0], want, rtol=1e-6)
+
+
+def test_unknown_activations():
+  known = 'gelu, gelu_tanh, relu, relu2, silu'
+  with pytest.raises(ValueError, match=f"'sin'; known: {known}, xielu"):
+    kvjax.MLP(11, 'sin')
+  # Its learned numbers would be those of one expert.
+  with pytest.raises(ValueError, match=f"'xielu'; known: {known}\\."):
+    kvjax.Experts(4, 2, 11, activation='xielu')
+
+
 @pytest.mark.parametrize('gated', [True, False])
-@pytest.mark.parametrize('act', ['relu', 'silu', 'gelu_tanh'])
+@pytest.mark.parametrize('act', ['relu', 'relu2', 'silu', 'gelu_tanh', 'xielu'])
 def test_mlp(gated, act, maybe_jit):
   mlp = kvjax.MLP(11, act, gated=gated, bias=True)
   p = mlp.init(jax.random.key(0), 13, jnp.float32)
   p = jax.tree.map(lambda x: x + 0.1, p)
+  assert mlp.num_params(13) == sum(x.size for x in jax.tree.leaves(p))
+  learned = {'rise': jnp.asarray([0.3]), 'fall': jnp.asarray([-0.8])}
+  p |= learned if act == 'xielu' else {}
   x = jax.random.normal(jax.random.key(1), (2, 3, 13))
   f = {
     'relu': lambda z: np.maximum(z, 0),
+    'relu2': lambda z: np.where(z > 0, z, 0) ** 2,
+    'xielu': xielu,
     'silu': lambda z: z / (1 + np.exp(-z)),
     'gelu_tanh': lambda z: (
       z / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3)))

@@ -34,6 +34,18 @@ ROUTERS = {
     group_score='top2',
     scale=1.7,
   ),
+  'qwen2_moe': dataclasses.replace(
+    BASE, renormalize=False, shared=kvjax.MLP(3), shared_gate=True
+  ),
+  'llama4': dataclasses.replace(
+    BASE,
+    top=1,
+    score='sigmoid',
+    renormalize=False,
+    scale_input=True,
+    shared=kvjax.MLP(3),
+  ),
+  'two_scaled_inputs': dataclasses.replace(BASE, scale=1.7, scale_input=True),
 }
 
 
@@ -91,16 +103,39 @@ def test_equals_loops(e, maybe_jit):
   x = jax.random.normal(jax.random.key(1), (1, 11, WIDTH))
   want = []
   for row in np.asarray(x[0], np.float64):
-    y = sum(w * expert(e, p, i, row) for i, w in route(e, p, row).items())
+    y = sum(
+      expert(e, p, i, w * row) if e.scale_input else w * expert(e, p, i, row)
+      for i, w in route(e, p, row).items()
+    )
     if e.shared is not None:
       q = p['shared']
       gate = q['gate'] @ row
-      y = y + q['down'] @ (gate * sigmoid(gate) * (q['up'] @ row))
+      shared = q['down'] @ (gate * sigmoid(gate) * (q['up'] @ row))
+      weight = sigmoid(p['shared_gate'] @ row) if e.shared_gate else 1
+      y = y + weight * shared
     want.append(y)
   run = maybe_jit(lambda p, x: e(p, x))
   for count in (2, 11):
     got = run(params, x[:, :count])[0]
     np.testing.assert_allclose(got, want[:count], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('e', ROUTERS.values(), ids=ROUTERS)
+def test_counts_are_those_of_init(e):
+  assert e.num_params(WIDTH) == sum(x.size for x in jax.tree.leaves(make(e)))
+  idle = e.num_experts - e.top
+  one = 3 * WIDTH * e.hidden + e.bias * (2 * e.hidden + WIDTH)
+  assert e.num_active(WIDTH) == e.num_params(WIDTH) - idle * one
+
+
+def test_the_gate_of_the_shared_expert_is_drawn_by_itself():
+  e = dataclasses.replace(BASE, shared=kvjax.MLP(3), shared_gate=True)
+  params = e.init(jax.random.key(0), WIDTH, jnp.bfloat16)
+  gate = params['shared_gate']
+  assert gate.shape == (1, WIDTH) and gate.dtype == jnp.bfloat16
+  for name in ('router', 'gate', 'up'):
+    rows = params[name].reshape(-1, WIDTH)
+    assert (rows != gate).any(axis=-1).all(), name
 
 
 @pytest.mark.parametrize(
@@ -124,6 +159,21 @@ def test_equals_loops(e, maybe_jit):
       {'activation': 'sin'},
       "Unknown activation='sin'; known: gelu",
       id='activation=sin',
+    ),
+    pytest.param(
+      {'scale_input': True, 'bias': True},
+      'scale_input=True with bias=True: a token of weight 0 .*Choose one',
+      id='scale_input',
+    ),
+    pytest.param(
+      {'shared_gate': True},
+      'shared_gate=True needs a shared MLP: give shared=',
+      id='shared_gate',
+    ),
+    pytest.param(
+      {'shared_gate': 1, 'shared': kvjax.MLP(3)},
+      'shared_gate=1 must be True or False',
+      id='shared_gate=1',
     ),
   ],
 )

@@ -69,6 +69,23 @@ def test_a_coded_model_is_the_float_model_that_it_decodes_to(
     tiny.close(found, want[:, i])
 
 
+def test_a_recent_model():
+  """A gate of one channel stays a float, as a router does."""
+  config = tiny.RECENT
+  coded = kvjax.quantize(tiny.params(config))
+  names = {place.rpartition('.')[2] for place in places(coded)}
+  assert names == {
+    *('query', 'key', 'value', 'output', 'gate', 'up', 'down', 'head')
+  }
+  ids = tiny.tokens(2, 9)
+  want = kvjax.forward(config, decoded(coded), ids)
+  cache = kvjax.init_cache(config, 2, 9)
+  found, cache = kvjax.prefill(config, coded, cache, ids[:, :8])
+  tiny.close(found, want[:, 7])
+  found, _ = kvjax.decode_step(config, coded, cache, ids[:, 8])
+  tiny.close(found, want[:, 8])
+
+
 def test_a_tied_table_is_looked_up_and_multiplied_through_its_codes():
   """Activations have the dtype of the weight that the codes stand for."""
   reader = kvjax.Grouped(2, 2, 8, visibility=kvjax.Visibility(causal=False))

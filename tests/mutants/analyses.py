@@ -63,6 +63,14 @@ LIVENESS: tuple[Mutant, ...] = (
 
 MEMORY: tuple[Mutant, ...] = (
   Mutant(
+    'sums_of_experts_are_made_after_attention',
+    'kvjax/memory/temporaries/upper_bound.py',
+    'reserved = [*self.reserved(), *self.expert_sums()]',
+    'reserved = list(self.reserved())',
+    'tests/memory/test_transients.py::'
+    'test_a_plan_bounds_the_peak_of_a_recent_model[2-100]',
+  ),
+  Mutant(
     'variants_from_outside_have_values_of_no_width',
     'kvjax/memory/temporaries/attention_call.py',
     'next(filter(None, stated), widest)',

@@ -25,6 +25,13 @@ MASKS: tuple[Mutant, ...] = (
     'tests/caches/test_visibility.py',
   ),
   Mutant(
+    'span_of_the_wider',
+    'kvjax/streams/visibility.py',
+    'min(spans, default=None)',
+    'max(spans, default=None)',
+    'tests/caches/test_visibility.py',
+  ),
+  Mutant(
     'sinks_not_seen',
     'kvjax/streams/visibility.py',
     'near | (keys < self.sink_tokens)',

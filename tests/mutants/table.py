@@ -3,6 +3,8 @@
 from tests.mutants import (
   analyses,
   checkpoints,
+  families,
+  models,
   reading,
   remembering,
   sharding,
@@ -21,6 +23,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + reading.CORE
   + reading.POSITIONS
   + reading.STEPS
+  + models.MODELS
   + reading.SAMPLING
   + reading.CALLS
   + reading.LIBRARY
@@ -29,6 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + analyses.SHARDING
   + sharding.MESH
   + checkpoints.CHECKPOINTS
+  + families.FAMILIES
   + checkpoints.PARTS
   + checkpoints.EXPORT
   + studies.EXPERIMENTS

@@ -18,6 +18,7 @@ import kvjax
 from kvjax.sharding import Rules, of_params
 from tests import compiler
 from tests.contract.table import VOCAB, WIDTH, draw, text
+from tests.facts import tiny
 from tests.sharding import cells
 from tests.sharding.eight_devices import local_bytes
 from tests.sharding.split_cache import (
@@ -358,6 +359,7 @@ SHAPES = (
       ),
     ),
   ),
+  kvjax.ModelConfig(32, 12, tiny.recent_layers(8, 2), norm=tiny.RECENT.norm),
 )
 BY_NAME = (
   {'batch': 2, 'heads': 2},

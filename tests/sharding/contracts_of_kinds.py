@@ -23,6 +23,7 @@ from tests.contract.table import (
   draw,
   text,
 )
+from tests.facts import tiny
 from tests.sharding.split_cache import (
   CAPACITY,
   CONTRACTS,
@@ -137,19 +138,27 @@ FEATURES = {
     ),
   ),
 }
+FEATURES['recent'] = tiny.recent_layers(8, 2)
 # Of how many devices share heads a bias must know nothing.
 SPLITS = {'slots': RULES, 'heads': Rules(heads=('kv', 'c'))}
+OF_EXPERTS = {
+  'experts': Rules(batch='kv', experts='c'),
+  'experts_and_hidden': Rules(heads='kv', experts='c'),
+}
 
 
 def run_feature(name: str, rules: Rules) -> None:
-  config = kvjax.ModelConfig(VOCAB, WIDTH, FEATURES[name])
+  norm = tiny.RECENT.norm if name == 'recent' else kvjax.Norm()
+  config = kvjax.ModelConfig(VOCAB, WIDTH, FEATURES[name], norm=norm)
   run_model(config, draw(config, 0), rules=rules)
 
 
 CONTRACTS['features'] = {
   f'{name}_by_{split}': functools.partial(run_feature, name, rules)
   for name in FEATURES
-  for split, rules in SPLITS.items()
+  for split, rules in (
+    SPLITS | (OF_EXPERTS if name == 'recent' else {})
+  ).items()
 }
 
 

@@ -1,36 +1,22 @@
 """What compiled programs move, from real programs of eight devices and text."""
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from kvjax.sharding import assert_moves, collectives
-from tests import compiler
+from tests.sharding.eight_devices import run_lines
 
-ROOT = pathlib.Path(__file__).parents[2]
 HLO = pathlib.Path(__file__).parent / 'hlo'
-FLAGS = f'--xla_force_host_platform_device_count=8 {compiler.quick_flags()}'
 
 
 @pytest.fixture(scope='module')
 def eight_devices():
   """What kvjax.sharding found in a process of eight devices."""
-  run = subprocess.run(
-    [sys.executable, '-m', 'tests.sharding.programs'],
-    cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': FLAGS, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert not run.returncode, run.stderr[-2_000:]
-  return json.loads(run.stdout)
+  (found,) = run_lines('tests.sharding.programs')
+  return found
 
 
 FLOAT = 4

@@ -5,13 +5,10 @@ base (`rope_local_base_freq`), and only global layers scale the rotation. Of a
 model with a vision tower the decoder is read, and the tower left out.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.family import Family
 from kvjax.checkpoints.hf_config import FULL, SLIDING, Settings
-from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.rope import has_nested_rope, rotary
 from kvjax.checkpoints.shared_rows import (
   ENDS,
   FOUR_NORMS,
@@ -80,26 +77,12 @@ def text_config(settings: Settings) -> ModelConfig:
 
 
 def _rotary(settings: Settings, width: int, window: int | None) -> Rotary:
-  nested = settings.raw('rope_parameters')
-  if nested:
-    _check_nested(settings, nested)
-    kind = SLIDING if window else FULL
-    base = LOCAL if window else GLOBAL
-    return rotary(settings, width, base=base, layer_type=kind)
-  if window:
+  base = LOCAL if window else GLOBAL
+  nested = has_nested_rope(settings)
+  if window and not nested:
     return Rotary(width, base=settings.get('rope_local_base_freq', LOCAL))
-  return rotary(settings, width, base=GLOBAL)
-
-
-def _check_nested(settings: Settings, nested: Mapping[str, Any]) -> None:
-  """Raises ValueError unless each layer type has a set of parameters."""
-  flat = [key for key, x in nested.items() if not isinstance(x, Mapping)]
-  if flat or settings.raw('rope_scaling'):
-    raise ValueError(
-      f'{flat[0] if flat else "rope_scaling"} next to or inside the '
-      f'rope_parameters of model_type={settings.family!r} holds for no layer '
-      'type: give full_attention and sliding_attention a set each.'
-    )
+  kind = SLIDING if window else FULL
+  return rotary(settings, width, base=base, layer_type=kind)
 
 
 ROWS = ENDS + FOUR_NORMS + GROUPED + HEAD_NORMS + GATED

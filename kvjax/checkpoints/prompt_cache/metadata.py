@@ -105,7 +105,7 @@ def _read_layout(written: Any, known: Mapping[str, type]) -> Layout:
       for name, value in written.items()
     }
   known = {**known, LAYER_STORE_IN_FILE: LayerStore}
-  layout = frozen_json.decode(written, known, OF_A_MESH)
+  layout = frozen_json.decode(written, known)
   if not isinstance(layout, Layout):
     raise ValueError(f'its layout is a {type(layout).__name__}, no Layout.')
   return layout

@@ -200,9 +200,8 @@ def load_cache(
       ]
       check_parts(path, parts)
       metadata = parts[0]
-      _check_same(
-        path, 'config', metadata['config'], frozen_json.encode(config)
-      )
+      written = frozen_json.with_added_fields(metadata['config'], config)
+      _check_same(path, 'config', written, frozen_json.encode(config))
       _check_same(path, 'params', metadata['params'], fingerprint(params))
       saved = make_spec(path, config, metadata, metadata.get(STRIPES, 1))
       rules = None if mesh is None else partition.rules

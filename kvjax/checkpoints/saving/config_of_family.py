@@ -22,14 +22,17 @@ KEYS = """
   model       logit_scale     logit_scale
   model       logit_softcap   final_logit_softcapping
   norm        eps             rms_norm_eps layer_norm_eps layer_norm_epsilon
+  norm        eps             norm_epsilon norm_eps
   attention   num_heads       num_attention_heads n_head
   attention   num_kv_heads    num_key_value_heads
   attention   key_width       head_dim
   attention   output_bias     attention_bias
+  attention   projection_bias use_qkv_bias
   attention   softcap         attn_logit_softcapping
+  attention   clip            clip_qkv
   mlp         hidden          intermediate_size n_inner
   mlp         activation      hidden_act hidden_activation activation_function
-  mlp         bias            mlp_bias
+  mlp         bias            mlp_bias use_bias
   experts     num_experts     num_experts num_local_experts
   experts     top             num_experts_per_tok
   experts     hidden          moe_intermediate_size
@@ -38,6 +41,9 @@ KEYS = """
 """
 # Values that families spell in another way.
 SPELLING: dict[Any, str] = {'gelu_tanh': 'gelu_pytorch_tanh'}
+# Keys for the base of a rotation, and for the share of a head that is rotated.
+BASES = 'rope_theta', 'rotary_emb_base'
+SHARES = 'partial_rotary_factor', 'rotary_pct'
 # Of a scaling; its other fields are named as their keys.
 SCALING_KEYS = {
   'low': 'low_freq_factor',
@@ -98,6 +104,7 @@ def _candidates(config: ModelConfig) -> list[dict[str, Any]]:
   attentions: list[Any] = [layer.attention for layer in config.layers]
   first = attentions[0]
   windows = [x.visibility.window for x in attentions]
+  has_qk_norm = getattr(first, 'qk_norm', None) is not None
   values = _spell_parts(config) | {
     'num_hidden_layers': len(windows),
     'n_layer': len(windows),
@@ -105,7 +112,9 @@ def _candidates(config: ModelConfig) -> list[dict[str, Any]]:
     'use_sliding_window': any(windows),
     'no_rope_layers': [int(x.rotary is not None) for x in attentions],
     'multi_query': getattr(first, 'num_kv_heads', None) == 1,
-    'use_qk_norm': getattr(first, 'qk_norm', None) is not None,
+    'use_qk_norm': has_qk_norm,
+    'qk_layernorm': has_qk_norm,
+    'use_parallel_residual': config.layers[0].parallel is not None,
   }
   if config.positions:
     values['n_positions'] = config.positions
@@ -148,9 +157,9 @@ def _spell_parts(config: ModelConfig) -> dict[str, Any]:
 
 
 def _rotary(rotary: Rotary, width: int) -> dict[str, Any]:
-  values: dict[str, Any] = {'rope_theta': rotary.base}
+  values: dict[str, Any] = dict.fromkeys(BASES, rotary.base)
   if rotary.width != width:
-    values['partial_rotary_factor'] = rotary.width / width
+    values |= dict.fromkeys(SHARES, rotary.width / width)
   if rotary.scaling is not None:
     fields = frozen_json.encode(rotary.scaling)
     kind = fields.pop(frozen_json.TYPE).lower()

@@ -74,7 +74,8 @@ def roofline(
   """Returns the least time of a decode step, from a config alone.
 
   Everything is spread evenly over the devices and nothing is communicated.
-  Layers that share a cache read it each; a window reads no more than itself.
+  Layers that share a cache read it each; a window or a chunk reads no more
+  than itself.
 
   Args:
     config: the model.
@@ -87,10 +88,10 @@ def roofline(
   """
   size = operations = 0.0
   for layer in config.layers:
-    window = layer.attention.visibility.window or context
+    span = min(layer.attention.visibility.span or context, context)
     elements, work = attention_core(layer.attention)
-    size += elements * min(window, context) * cache_bytes
-    operations += work * min(window, context)
+    size += elements * span * cache_bytes
+    operations += work * span
   return step_time(
     batch_size=batch_size,
     cache_bytes_per_row=size,

@@ -149,7 +149,8 @@ class _LayerCall:
 
   def moments(self) -> Iterator[tuple[str, list[Term]]]:
     """Yields what is alive in projections, attention and MLP of the layer."""
-    call, attention, reserved = self.call, self.attention, list(self.reserved())
+    call, attention = self.call, self.attention
+    reserved = [*self.reserved(), *self.expert_sums()]
     dims = *call.lead, *attention.query
     product = Term('product for the query', dims, call.product_size)
     made = Term(QUERY, dims, call.size), product, *attention.new_streams()

@@ -40,6 +40,7 @@ FACTS = Facts(
       bytes_per_token=112,  # 2 * (10 + 4) * 4, of 3 heads expanded 2*3*(10+5)*4
       seed=1019,
       old=True,
+      by_name=False,
     ),
   },
   defaults=MLA_DEFAULTS

@@ -36,6 +36,7 @@ FACTS = Facts(
       },
       bytes_per_token=112,  # 2 * (10 + 4) * 4
       seed=1005,
+      by_name=False,
     ),
   },
   defaults=MLA_DEFAULTS

@@ -45,6 +45,7 @@ FACTS = Facts(
       FALCON | {'num_attention_heads': 5},
       bytes_per_token=96,  # 2 * (1*6 + 1*6) * 4
       seed=1016,
+      by_name=False,
     ),
     'falcon_alibi': Case(
       FALCON
@@ -57,6 +58,7 @@ FACTS = Facts(
       },
       bytes_per_token=480,  # 2 * (5*6 + 5*6) * 4
       seed=1018,
+      by_name=False,
     ),
     'falcon_grouped': Case(
       FALCON
@@ -68,6 +70,7 @@ FACTS = Facts(
       },
       bytes_per_token=128,  # 2 * (2*4 + 2*4) * 4, not 6 heads
       seed=1017,
+      by_name=False,
     ),
   },
   defaults={'bias': False, 'alibi': False, 'activation': 'gelu'},

@@ -42,6 +42,7 @@ FACTS = Facts(
       },
       bytes_per_token=128,  # 2 * (1*8 + 1*8) * 4
       seed=1021,
+      by_name=False,
     ),
   },
   defaults=ROUTED_DEFAULTS

@@ -31,6 +31,7 @@ FACTS = Facts(
       MLA | ROUTED | {'model_type': 'glm4_moe_lite'},
       bytes_per_token=112,  # 2 * (10 + 4) * 4
       seed=1022,
+      by_name=False,
     ),
   },
   defaults=ROUTED_DEFAULTS

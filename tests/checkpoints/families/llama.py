@@ -50,6 +50,7 @@ FACTS = Facts(
       bytes_per_token=96,  # 2 * (1*6 + 1*6) * 4
       seed=1002,
       old=True,
+      by_name=False,
     ),
     'llama_linear_shards': Case(
       SMALL

@@ -27,6 +27,7 @@ FACTS = Facts(
       },
       bytes_per_token=112,  # 2 * (10 + 4) * 4
       seed=1020,
+      by_name=False,
     ),
   },
   defaults={

@@ -35,6 +35,7 @@ FACTS = Facts(
       },
       bytes_per_token=288,  # 2 * (3*6 + 3*6) * 4
       seed=2500,
+      by_name=False,
     ),
   },
   defaults={'num_key_value_heads': 8, 'head_dim': 128, 'sliding_window': None},

@@ -47,6 +47,7 @@ FACTS = Facts(
       bytes_per_token=288,  # 2 * (3*6 + 3*6) * 4
       seed=1013,
       old=True,
+      by_name=False,
     ),
   },
   defaults={},

@@ -50,6 +50,7 @@ FACTS = Facts(
       },
       bytes_per_token=288,  # 2 * (3*6 + 3*6) * 4
       seed=1023,
+      by_name=False,
     ),
     't5_gated': Case(
       {
@@ -67,6 +68,7 @@ FACTS = Facts(
       bytes_per_token=144,  # 1 * (3*6 + 3*6) * 4
       seed=1024,
       old=True,
+      by_name=False,
     ),
   },
   defaults={},

@@ -52,6 +52,7 @@ FACTS = Facts(
       },
       bytes_per_token=288,  # 2 * (3*6 + 3*6) * 4
       seed=1025,
+      by_name=False,
     ),
   },
   defaults={},
