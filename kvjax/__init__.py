@@ -44,7 +44,16 @@ from kvjax.models.experts import Experts
 from kvjax.models.initialize import init_params
 from kvjax.models.mlp import MLP
 from kvjax.models.uncached import forward
-from kvjax.streams.codecs import Codec, Int8, Plain
+from kvjax.streams.codecs import (
+  GGML,
+  Affine,
+  Codec,
+  Float8,
+  Hadamard,
+  Int8,
+  LloydMax,
+  Plain,
+)
 from kvjax.streams.scoring import Temperature
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
@@ -101,6 +110,7 @@ else:
 __version__ = '0.1.0'
 
 __all__ = (
+  'Affine',
   'Alibi',
   'AllowedTokens',
   'BookChange',
@@ -113,14 +123,18 @@ __all__ = (
   'Encoded',
   'Encoder',
   'Experts',
+  'Float8',
   'Form',
+  'GGML',
   'Grouped',
+  'Hadamard',
   'HeavyHitters',
   'Int8',
   'Kind',
   'LastQuery',
   'Latent',
   'Layer',
+  'LloydMax',
   'LogitBias',
   'MLP',
   'ModelConfig',

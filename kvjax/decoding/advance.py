@@ -11,7 +11,6 @@ from jax.interpreters.partial_eval import DynamicJaxprTracer
 
 from kvjax.attention.rotary import Rotary, rotary_table
 from kvjax.attention.variant import Table
-from kvjax.caches.kind import Kind
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_shapes, drop_rows_of_unknown_ids
 from kvjax.decoding.layer import (
@@ -20,6 +19,7 @@ from kvjax.decoding.layer import (
   attend_through_cache,
   attend_to_shared,
 )
+from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.options import DecodeOptions
 from kvjax.decoding.reading import CallState
 from kvjax.decoding.source import cross_attention
@@ -237,9 +237,9 @@ def _run_layers(
     book = layout.books[source]
     with jax.named_scope(f'layer_{index}'):
       if index != source:
-        kind = layout.store_of(source).kind
+        store = layout.store_of(source)
         x, result = programs.run_shared(
-          layer, layer_params, x, results[source], kind, cross
+          layer, layer_params, x, results[source], store, cross
         )
       else:
         entry = LayerEntry(
@@ -328,7 +328,7 @@ class _LayerPrograms:
     layer_params: Mapping[str, Any],
     x: jax.Array,
     source: LayerResult,
-    kind: Kind,
+    store: LayerStore,
     cross: Any,
   ) -> tuple[jax.Array, LayerResult]:
     """Runs a layer that reads the streams of an earlier one."""
@@ -340,7 +340,7 @@ class _LayerPrograms:
         x,
         source,
         self.state,
-        kind=kind,
+        store=store,
         relative=self.relative,
       )
 

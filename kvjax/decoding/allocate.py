@@ -26,7 +26,7 @@ from kvjax.decoding.parse import check_choices
 from kvjax.mesh.host import shardings_of
 from kvjax.mesh.rules import WHOLE, Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, check_config, dtype_of
-from kvjax.streams.codecs import Codec, Plain
+from kvjax.streams.codecs import Codecs, check_streams, codecs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StoreOptions:
 
   dtype: Any
   kinds: Kind | Sequence[Kind | None] | None = None
-  codec: Codec | None = None
+  codec: Codecs = None
   slack: int = 0
   rotary_length: int | None = None
   partition: Partition = WHOLE
@@ -57,7 +57,7 @@ def init_cache(
   dtype: Any = None,
   *,
   kinds: Kind | Sequence[Kind | None] | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   slack: int = 0,
   rotary_length: int | None = None,
   source_length: int | None = None,
@@ -74,7 +74,9 @@ def init_cache(
     kinds: a kind for every layer, or one a layer; None for each layer's
       default: a ring where the layer, and every other that reads its keys
       and values, has a window (the widest of them), dense otherwise.
-    codec: how streams are stored; None for as they are.
+    codec: how streams are stored, all of them or each by its name, such as
+      `{'key': Affine(), 'value': GGML('q4_0')}`; None for as they are. A name
+      is needed for a stream where precision decides: MLA's 'rotary'.
     slack: slots beyond the window of default rings, for writing or taking
       back several tokens at once.
     rotary_length: planned length, for rotary tables that depend on it; None
@@ -88,7 +90,8 @@ def init_cache(
 
   Raises:
     ValueError: a size is not positive, a kind cannot serve a layer, or the
-      mesh cannot hold what the rules say.
+      mesh cannot hold what the rules say; a codec cannot store a stream, or
+      names one that no layer has.
   """
   partition = partition_of(mesh, rules)
   spec = cache_spec(
@@ -120,7 +123,7 @@ def cache_spec(
   dtype: Any = None,
   *,
   kinds: Kind | Sequence[Kind | None] | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   slack: int = 0,
   rotary_length: int | None = None,
   source_length: int | None = None,
@@ -183,6 +186,7 @@ def make_layout(
   the kind chooses tokens layer by layer.
   """
   check_choices(options.kinds, options.codec)
+  check_streams(options.codec, [x.attention.streams() for x in config.layers])
   if config.positions and capacity > config.positions:
     raise ValueError(
       f'capacity={capacity} exceeds the {config.positions} learned positions '
@@ -275,11 +279,7 @@ def _layer_store(
     )
   for variant in readers:  # a kind may refuse a mask that it cannot serve
     kind.visible_through(variant.visibility)
-  codec = options.codec or Plain()
-  codecs = tuple(
-    (name, codec if stream.quantize else Plain())
-    for name, stream in readers[0].streams().items()
-  )
+  codecs = codecs_of(options.codec, readers[0].streams())
   return LayerStore(kind, codecs, options.dtype)
 
 

@@ -78,11 +78,10 @@ def attend_through_cache(
     table = state.table(variant.rotary, None)
     streams = variant.project_streams(params, x, table)
   leaves, views = store_tokens(entry, streams, state)
-  kind = entry.store.kind
   y, attention = attend_to_views(
-    variant, params, x, views, state, kind=kind, relative=relative
+    variant, params, x, views, state, store=entry.store, relative=relative
   )
-  book = _evict(kind, entry.book, attention, state)
+  book = _evict(entry.store.kind, entry.book, attention, state)
   return y, LayerResult(leaves, book, views, attention)
 
 
@@ -93,7 +92,7 @@ def attend_to_shared(
   source: LayerResult,
   state: CallState,
   *,
-  kind: Kind,
+  store: LayerStore,
   relative: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerResult]:
   """Attends to what an earlier layer stored; stores nothing.
@@ -101,10 +100,10 @@ def attend_to_shared(
   Args:
     variant, params, x, state, relative: as in `attend_through_cache`.
     source: result of the layer whose streams this one reads.
-    kind: of that layer.
+    store: how that layer is cached.
   """
   y, attention = attend_to_views(
-    variant, params, x, source.views, state, kind=kind, relative=relative
+    variant, params, x, source.views, state, store=store, relative=relative
   )
   return y, source._replace(leaves={}, attention=attention)
 

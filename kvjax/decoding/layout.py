@@ -5,8 +5,9 @@ from typing import Any, Self
 
 from kvjax.caches.kind import Kind
 from kvjax.mesh.rules import Rules
-from kvjax.streams.codecs import Codec
-from kvjax.streams.view import Stored, Streams
+from kvjax.streams.codecs import Codec, apply_where_present
+from kvjax.streams.stored import Stored
+from kvjax.streams.view import Streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,17 @@ class LayerStore:
 
   def stored(self, streams: Streams) -> dict[str, Stored | None]:
     return {n: c.stored(streams[n]) for n, c in self.codecs}
+
+  def turn(self, queries: Streams) -> Streams:
+    """Returns queries, by key stream, turned as their keys are stored."""
+    return apply_where_present('turn', self.codecs, queries)
+
+  def turn_back(self, streams: Streams) -> Streams:
+    """Returns decoded streams, or sums of them, as they were projected."""
+    return apply_where_present('turn_back', self.codecs, streams)
+
+
+NOT_STORED = LayerStore(Kind(), (), None)  # streams as they were projected
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,12 @@
   dense      int8      ring:window=64      sinks:sinks=4,window=60+int8
   paged:page=16      bounded:budget=64,score=heavy_hitters(recent=32)
   my_kinds:Strided(stride=3)+my_codecs:Log()
+  paged:page=16+affine:bits=2      key=hadamard(affine(bits=4)),value=ggml(q4_0)
 
 A kind, its fields after a colon, and a codec behind a plus. A codec alone
-leaves every layer its own kind. A kind, codec or score of another module is
-`module:Name(...)`; its arguments are Python literals.
+leaves every layer its own kind; `stream=codec` pairs are a codec a stream. A
+kind, codec or score of another module is `module:Name(...)`; its arguments are
+Python literals.
 """
 
 import ast
@@ -15,6 +17,7 @@ import importlib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from kvjax.caches.bounded import Bounded
@@ -24,7 +27,17 @@ from kvjax.caches.paged import Paged
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import HeavyHitters, LastQuery, Recency
 from kvjax.caches.sinks import Sinks
-from kvjax.streams.codecs import Codec, Int8, Plain
+from kvjax.streams.codecs import (
+  GGML,
+  Affine,
+  Codec,
+  Codecs,
+  Float8,
+  Hadamard,
+  Int8,
+  LloydMax,
+  Plain,
+)
 
 KINDS: dict[str, type[Kind]] = {
   'dense': Dense,
@@ -33,24 +46,34 @@ KINDS: dict[str, type[Kind]] = {
   'paged': Paged,
   'bounded': Bounded,
 }
-CODECS: dict[str, Any] = {'plain': Plain, 'int8': Int8}
+CODECS: dict[str, Any] = {
+  'plain': Plain,
+  'int8': Int8,
+  'affine': Affine,
+  'float8': Float8,
+  'ggml': GGML,
+  'lloydmax': LloydMax,
+  'hadamard': Hadamard,
+}
 SCORES: dict[str, Any] = {
   'heavy_hitters': HeavyHitters,
   'last_query': LastQuery,
   'recency': Recency,
 }
 DEFAULT = 'default'
+BY_STREAM = re.compile(r'\w+=')
 OUTSIDE = re.compile(r'([\w.]+):(\w+)\((.*)\)', re.DOTALL)
 
 
-def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
+def parse_cache(text: str) -> tuple[Kind | None, Codecs]:
   """Returns the kind and the codec that a text names; None for the default.
 
   Raises:
     ValueError: a name or a field is unknown, or a value makes no sense; the
       message lists what is known.
   """
-  kind, codec = None, None
+  kind: Kind | None = None
+  codec: Codecs = None
   for part in map(str.strip, _split(text, '+')):
     name, _, fields = part.partition(':')
     if OUTSIDE.fullmatch(part):
@@ -65,6 +88,11 @@ def parse_cache(text: str) -> tuple[Kind | None, Codec | None]:
       kind = _make(KINDS[name], name, fields)
     elif name in CODECS and codec is None:
       codec = _make(CODECS[name], name, fields)
+    elif codec is None and BY_STREAM.match(part):
+      pairs = [pair.partition('=') for pair in _split(part, ',')]
+      codec = {x: _read_codec(f'cache={text}', y) for x, _, y in pairs}
+    elif codec is None and name.partition('(')[0] in CODECS:
+      codec = _read_codec(f'cache={text}', part)
     elif name != DEFAULT or fields:
       raise ValueError(
         f'cache={text!r}: {name!r} is no name of one kind and one codec; '
@@ -94,15 +122,31 @@ def check_choices(kinds: Any, codec: Any) -> None:
     if kind is not None and not isinstance(kind, Kind):
       fix = f'codec={kind}' if type(kind) in CODECS.values() else 'a kvjax.Kind'
       raise ValueError(f'{kind!r} is no cache kind. Give {fix}.')
-  is_codec = not isinstance(codec, type) and hasattr(codec, 'leaves')
-  if codec is not None and not is_codec:
-    raise ValueError(f'codec={codec!r} is no codec. Give kvjax.Int8(), say.')
+  for each in codec.values() if isinstance(codec, Mapping) else [codec]:
+    is_codec = not isinstance(each, type) and hasattr(each, 'leaves')
+    if each is not None and not is_codec:
+      raise ValueError(f'codec={each!r} is no codec. Give kvjax.Int8(), say.')
 
 
-def _spell(kind: Kind | None, codec: Codec | None) -> str:
+def _spell(kind: Kind | None, codec: Codecs) -> str:
   choices = {'the kind ': kind, 'codec=': codec}
   parts = [f'{word}{x}' for word, x in choices.items() if x is not None]
   return (' and '.join(parts) or 'None') + '.'
+
+
+def spell(codec: Codec) -> str:
+  """Returns a codec as a command line says it: 'hadamard(affine(bits=2))'."""
+  words = []
+  known: Any = codec if dataclasses.is_dataclass(codec) else None
+  for field in dataclasses.fields(known) if known else ():
+    value = getattr(codec, field.name)
+    text = spell(value) if dataclasses.is_dataclass(value) else str(value)
+    if field.default is dataclasses.MISSING:
+      words.append(text)
+    elif value != field.default:
+      words.append(f'{field.name}={text}')
+  name = type(codec).__name__.lower()
+  return f'{name}({",".join(words)})' if words else name
 
 
 def _make(choice: Any, name: str, text: str) -> Any:
@@ -121,12 +165,19 @@ def _make(choice: Any, name: str, text: str) -> Any:
         f'{", ".join(known) or "none"}{more}.'
       )
     values[field] = _read(f'cache={name}:{pair}', known[field], value)
-  return choice(**values)
+  try:
+    return choice(**values)
+  except TypeError as error:
+    raise ValueError(f'cache={name}:{text}: {error}.') from error
 
 
 def _read(place: str, hint: Any, text: str) -> Any:
   if isinstance(hint, types.UnionType):
     hint = typing.get_args(hint)[0]
+  if hint is str:
+    return text
+  if hint is Codec:
+    return _read_codec(place, text)
   if hint is bool:
     if text in ('true', 'false'):
       return text == 'true'
@@ -148,6 +199,20 @@ def _read_score(place: str, text: str) -> Any:
       f'{place}: {text!r} is none of {known}. Another is module:Name(...).'
     )
   return _call(place, SCORES[name], f'({rest}' if rest else '()')
+
+
+def _read_codec(place: str, text: str) -> Any:
+  """Returns the codec that `name`, `name(...)` or `module:Name(...)` makes."""
+  text = text.strip()
+  if OUTSIDE.fullmatch(text):
+    return _make_outside(place, text, ('codec',))
+  name, _, rest = text.partition('(')
+  if name not in CODECS:
+    known = ', '.join(CODECS)
+    raise ValueError(
+      f'{place}: {text!r} is none of {known}. Another is module:Name(...).'
+    )
+  return _call(place, CODECS[name], f'({rest}' if rest else '()')
 
 
 # What a class must have to be one of these. A name is read where something else
@@ -178,8 +243,9 @@ def _call(place: str, choice: Any, arguments: str) -> Any:
   """Returns `choice(...)`, of arguments that are Python literals."""
   try:
     call: Any = ast.parse(f'f{arguments}', mode='eval').body
-    positional = [ast.literal_eval(x) for x in call.args]
-    named = {x.arg: ast.literal_eval(x.value) for x in call.keywords}
+    read = _value if choice in CODECS.values() else ast.literal_eval
+    positional = [read(x) for x in call.args]
+    named = {x.arg: read(x.value) for x in call.keywords}
   except (SyntaxError, ValueError, AttributeError) as error:
     raise ValueError(
       f'{place}: the arguments {arguments} must be Python literals, such as '
@@ -189,6 +255,14 @@ def _call(place: str, choice: Any, arguments: str) -> Any:
     return choice(*positional, **named)
   except TypeError as error:
     raise ValueError(f'{place}: {error}.') from error
+
+
+def _value(node: Any) -> Any:
+  """Returns a literal, a codec by its name, or another word as it is."""
+  word = ast.unparse(node)
+  if word.partition('(')[0] in CODECS:
+    return _read_codec(f'codec={word}', word)
+  return word if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 def _split(text: str, mark: str) -> list[str]:

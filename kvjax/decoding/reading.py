@@ -16,8 +16,8 @@ from kvjax.attention.attend import (
 )
 from kvjax.attention.rotary import Rotary
 from kvjax.attention.variant import Form, Table, Variant
-from kvjax.caches.kind import Kind
 from kvjax.context import PARTITION
+from kvjax.decoding.layout import NOT_STORED, LayerStore
 from kvjax.decoding.options import DEFAULT, DecodeOptions
 from kvjax.mesh.region import constrain_heads
 from kvjax.streams.scoring import Scoring
@@ -102,7 +102,7 @@ def attend_to_views(
   views: Sequence[View],
   state: CallState,
   *,
-  kind: Kind | None = None,
+  store: LayerStore = NOT_STORED,
   relative: jax.Array | None = None,
 ) -> tuple[jax.Array, AttentionResult]:
   """Attends from activations `[B, T, D]` to views; returns `[B, T, D]`.
@@ -116,23 +116,24 @@ def attend_to_views(
     x: `[B, T, D]`.
     views: of disjoint tokens.
     state: of the call.
-    kind: whose mask narrows the variant's own; None for no kind.
+    store: how the views are stored: its kind narrows the variant's mask, and
+      queries and output are turned as its codecs say.
     relative: the model's table of relative biases, if any.
   """
   form = _form(variant, state)
   scoring = form.scoring(params, relative)
-  if kind is not None:
-    visibility = kind.visible_through(scoring.visibility)
-    scoring = dataclasses.replace(scoring, visibility=visibility)
+  visibility = store.kind.visible_through(scoring.visibility)
+  scoring = dataclasses.replace(scoring, visibility=visibility)
   parts = []
   for limit in dict.fromkeys(view.query_limit for view in views):
     with jax.named_scope('query'):
       table = state.table(variant.rotary, limit)
       queries = form.project_queries(params, x, table)
       queries = scoring.scale_queries(queries, state.positions)
+      queries = queries if form.expands else store.turn(queries)
       queries = {name: constrain_heads(q) for name, q in queries.items()}
     same_rotation = [
-      _expand_view(form, params, view)
+      _expand_view(form, params, view, store)
       for view in views
       if view.query_limit == limit
     ]
@@ -141,6 +142,8 @@ def attend_to_views(
   scoring = dataclasses.replace(scoring, temperature=None)
   with jax.named_scope('attend'):
     out, lse = _attend_parts(parts, scoring, state)
+    if not form.expands:
+      out = store.turn_back({scoring.value: out})[scoring.value]
   y = form.project_output(params, constrain_heads(out.astype(x.dtype)))
   return y, AttentionResult(lse, scoring, tuple(parts), state.positions)
 
@@ -156,12 +159,14 @@ def _form(variant: Variant, state: CallState) -> Form:
   return form
 
 
-def _expand_view(form: Form, params: Mapping[str, Any], view: View) -> View:
+def _expand_view(
+  form: Form, params: Mapping[str, Any], view: View, store: LayerStore
+) -> View:
   """Returns a view of the streams that a form's queries are scored against."""
   # A mapped view can no longer be read in place by a kernel.
   if not form.expands:
     return view
-  return view.map(lambda streams: form.expand(params, streams))
+  return view.map(lambda x: form.expand(params, store.turn_back(x)))
 
 
 def _attend_parts(

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 
 from kvjax.caches.kind import Kind
-from kvjax.decoding.layout import Layout
+from kvjax.decoding.layout import LayerStore, Layout
+from kvjax.decoding.parse import spell
 from kvjax.decoding.tracing import is_traced
 from kvjax.display import Display, Displayed
 from kvjax.mesh.host import can_read
+from kvjax.streams.codecs import Plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +110,26 @@ def _layer_facts(layout: Layout, cache: Any, index: int) -> LayerFacts:
     return LayerFacts(index, 'shared', '-', 0, '-', '-', 0)
   book = cache.books[layout.books[index]]
   filled, span = _filled(store.kind, book, cache.length)
-  codecs = {type(c).__name__.lower() for _, c in store.codecs} - {'plain'}
   return LayerFacts(
     layer=index,
     kind=store.kind.name,
-    codec=''.join(sorted(codecs)) or str(np.dtype(store.dtype)),
+    codec=_codecs(store),
     slots=store.kind.row_slots,
     filled=filled,
     positions=span,
     bytes=_nbytes(cache.stores[index]),
   )
+
+
+def _codecs(store: LayerStore) -> str:
+  """Returns the codec of all streams, or one a stream, as they are written."""
+  codecs = {name: codec for name, codec in store.codecs if codec != Plain()}
+  if not codecs:
+    return str(np.dtype(store.dtype))
+  first, *others = dict.fromkeys(spell(codec) for _, codec in store.codecs)
+  if not others:
+    return first
+  return ','.join(f'{name}={spell(codec)}' for name, codec in codecs.items())
 
 
 def _filled(kind: Kind, book: Any, length: jax.Array) -> tuple[str, str]:

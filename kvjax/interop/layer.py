@@ -19,7 +19,7 @@ from kvjax.kernels.kernel import Kernel
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.mlp import MLP
 from kvjax.renamed import renamed_arguments
-from kvjax.streams.codecs import Codec
+from kvjax.streams.codecs import Codecs
 
 
 @renamed_arguments(kind='kinds=')
@@ -30,7 +30,7 @@ def init_cache(
   dtype: Any = 'float32',
   *,
   kinds: Kind | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   rotary_length: int | None = None,
 ) -> Cache:
   """Returns an empty cache of one layer.

@@ -48,7 +48,7 @@ def refuses(
   assert view.stored is not None
   for name in [*queries, scoring.value]:
     stream = view.stored[name]
-    if stream is None or stream.codes.dtype.name not in CODES:
+    if stream is None or stream.in_place_type not in CODES:
       return f'stream {name!r} is not stored as one of {", ".join(CODES)}'
   return refuses_block(block)
 

@@ -20,7 +20,7 @@ from kvjax.memory.speed.devices import Device, device
 from kvjax.mesh.rules import Rules, over_heads, partition_of
 from kvjax.models.config import ModelConfig
 from kvjax.renamed import renamed_arguments
-from kvjax.streams.codecs import Codec, Int8
+from kvjax.streams.codecs import Codecs, Int8
 
 MOST = 1 << 30  # rows or tokens from which a size counts as unlimited
 
@@ -129,7 +129,7 @@ def fit(
   reserve_bytes: int = 0,
   new_tokens_per_step: int = 1,
   kinds: Kind | Sequence[Kind | None] | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   param_dtype: Any = None,
   cache_dtype: Any = None,
   source_length: int | None = None,

@@ -32,7 +32,7 @@ from kvjax.memory.temporaries.upper_bound import LOGITS, step_lines
 from kvjax.mesh.rules import Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, named_dtype
 from kvjax.renamed import renamed_arguments
-from kvjax.streams.codecs import Codec
+from kvjax.streams.codecs import Codecs
 
 COPIES = 'the next cache, as this one is not donated'
 RESULTS = LOGITS, COPIES
@@ -132,7 +132,7 @@ def plan(
   prompt_length: int | None = None,
   new_tokens_per_step: int = 1,
   kinds: Kind | Sequence[Kind | None] | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   param_dtype: Any = None,
   cache_dtype: Any = None,
   source_length: int | None = None,

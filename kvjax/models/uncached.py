@@ -32,7 +32,12 @@ from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
 from kvjax.renamed import renamed_arguments
-from kvjax.streams.codecs import Codec
+from kvjax.streams.codecs import (
+  Codecs,
+  apply_where_present,
+  check_streams,
+  codecs_of,
+)
 from kvjax.streams.view import Streams
 from kvjax.streams.visibility import Visibility
 
@@ -47,7 +52,7 @@ def forward(
   padding: str = 'right',
   encoded: Encoded | None = None,
   rotary_length: int | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   form: str = 'expanded',
   attention_layers: tuple[()] = (),
   rules: Rules | None = None,
@@ -62,7 +67,7 @@ def forward(
   padding: str = 'right',
   encoded: Encoded | None = None,
   rotary_length: int | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   form: str = 'expanded',
   attention_layers: Sequence[int],
   rules: Rules | None = None,
@@ -77,7 +82,7 @@ def forward(
   padding: str = 'right',
   encoded: Encoded | None = None,
   rotary_length: int | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   form: str = 'expanded',
   attention_layers: Sequence[int] = (),
   rules: Rules | None = None,
@@ -93,7 +98,8 @@ def forward(
     encoded: what `encode` returned, for an encoder-decoder.
     rotary_length: planned length, for rotary tables that depend on it; None
       for T.
-    codec: streams pass through it once, as a cache would store them.
+    codec: streams pass through it once, as a cache would store them; as in
+      `init_cache`.
     form: of latent attention, 'expanded' or 'absorbed'.
     attention_layers: layers whose weights are returned as well.
     rules: by which a mesh splits the params (`kvjax.sharding.of_params`), so
@@ -106,9 +112,9 @@ def forward(
 
   Raises:
     ValueError: ids are no integers of the vocabulary, params are another
-      config's, a source is missing, or learned positions do not reach that
-      far. Inside a trace, where ids are not known, logits are NaN from an id
-      outside the vocabulary on.
+      config's, a source is missing, learned positions do not reach that far, or
+      a codec cannot store a stream. Inside a trace, where ids are not known,
+      logits are NaN from an id outside the vocabulary on.
   """
   check_config(config)
   check_array('tokens', tokens, (None, None), jnp.integer)
@@ -125,6 +131,9 @@ def forward(
   positions = row_positions(ids, lengths, padding)
   check_positions(config, tokens.shape[1])
   check_params(config, params)
+  check_streams(codec, [x.attention.streams() for x in config.layers])
+  if isinstance(codec, Mapping):
+    codec = tuple(codec.items())  # a static argument is hashable
   logits, weights = _forward(
     config,
     params,
@@ -305,7 +314,7 @@ class _Call:
   relative: jax.Array | None
   encoded: Encoded | None
   rotary_length: int
-  codec: Codec | None
+  codec: Any
   form: str
 
 
@@ -368,19 +377,16 @@ def _cross_attention(
   return attend
 
 
-def through_codec(
-  variant: Variant, streams: Streams, codec: Codec | None
-) -> Streams:
+def through_codec(variant: Variant, streams: Streams, codec: Any) -> Streams:
   """Returns streams as a cache with that codec would give them back."""
   if codec is None:
     return streams
-  quantize = {name: s.quantize for name, s in variant.streams().items()}
-  return {
-    name: codec.decode(codec.encode(x, x.dtype)).astype(x.dtype)
-    if quantize[name]
-    else x
-    for name, x in streams.items()
+  codecs = codecs_of(codec, variant.streams())
+  decoded = {
+    n: c.decode(c.encode(streams[n], streams[n].dtype)) for n, c in codecs
   }
+  decoded = apply_where_present('turn_back', codecs, decoded)
+  return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
 
 
 def with_visibility(

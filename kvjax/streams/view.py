@@ -6,34 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from kvjax.native import write_narrow
+from kvjax.streams.stored import Stored
 
 Streams = dict[str, Any]
 """Arrays `[B, K, S, H]`, or stored leaves of them, by the name of a stream."""
 
 LAST = 2**31 - 1  # no position beyond it
-
-
-@struct.dataclass
-class Stored:
-  """A whole stream as it is stored, for kernels that read it in place.
-
-  Attributes:
-    codes: `[B, K, S, H]`, floats or integers; a pool `[K, pages, page, H]`
-      where the view has a table.
-    scale: float32 `[B, K, S]` that multiplies them; None for 1.
-  """
-
-  codes: jax.Array
-  scale: jax.Array | None = None
-
-  def decode(self) -> jax.Array:
-    """Returns the stream `[B, K, S, H]`."""
-    if self.scale is None:
-      return self.codes
-    return self.codes.astype(jnp.float32) * self.scale[..., None]
 
 
 @dataclasses.dataclass(frozen=True)

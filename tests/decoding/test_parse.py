@@ -7,7 +7,7 @@ import typing
 import pytest
 
 import kvjax
-from kvjax.decoding.parse import CODECS, KINDS, parse_cache
+from kvjax.decoding.parse import CODECS, KINDS, parse_cache, spell
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,19 @@ from kvjax.decoding.parse import CODECS, KINDS, parse_cache
   [
     ('default', None, None),
     ('int8', None, kvjax.Int8()),
+    ('affine:bits=2,zero=false', None, kvjax.Affine(bits=2, zero=False)),
+    ('dense+ggml(q4_0)', kvjax.Dense(), kvjax.GGML('q4_0')),
+    ('ggml:name=q5_0', None, kvjax.GGML('q5_0')),
+    (
+      'hadamard:codec=lloydmax(bits=2),block=16',
+      None,
+      kvjax.Hadamard(kvjax.LloydMax(2), block=16),
+    ),
+    (
+      'paged:page=4+key=hadamard(affine(bits=4)),value=ggml(q4_0)',
+      kvjax.Paged(page=4),
+      {'key': kvjax.Hadamard(kvjax.Affine(4)), 'value': kvjax.GGML('q4_0')},
+    ),
     ('dense', kvjax.Dense(), None),
     ('ring:window=64', kvjax.Ring(window=64), None),
     (
@@ -47,6 +60,10 @@ def test_names(text, kind, codec):
     ('', "'' is no name"),
     ('dense+ring:window=3', "'ring' is no name of one kind"),
     ('int8+int8', "'int8' is no name of one kind and one codec"),
+    ('ggml', "missing 1 required positional argument: 'name'"),
+    ('affine(bits=3)', 'bits=3 must be 2, 4 or 8'),
+    ('key=int9', "'int9' is none of plain, int8, affine"),
+    ('hadamard(affine(bits=)', 'Python literals'),
     ('ring:widnow=3', "no field 'widnow'; its fields: window, slack"),
     ('int8:bits=4', "no field 'bits'; its fields: none"),
     ('ring:window=x', "'x' must be an integer"),
@@ -76,6 +93,14 @@ def test_names(text, kind, codec):
 def test_refusals(text, message):
   with pytest.raises(ValueError, match=message):
     parse_cache(text)
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['int8', 'hadamard(lloydmax(bits=2),block=16)', 'affine(zero=False)'],
+)
+def test_a_codec_is_shown_as_it_is_spelled(text):
+  assert spell(parse_cache(text)[1]) == text
 
 
 MODULE = """
@@ -116,4 +141,4 @@ def test_every_option_of_ours_can_be_spelled(name):
   fields = [f for f in dataclasses.fields(choice) if f.init]
   spelled = {f.name for f in fields if f.name != 'slots'}
   types = {hints[name] for name in spelled}
-  assert types <= {int, bool, int | None, kvjax.Score}
+  assert types <= {int, bool, str, int | None, kvjax.Score, kvjax.Codec}

@@ -173,11 +173,11 @@ METADATA = {
   ),
   'codecs of evil names': (
     say('layout', 'memories', 0, 'codecs', 0, 0, value='evil'),
-    'codecs.0.0 is evil, not key',
+    "no layer has a stream 'evil'",
   ),
   'a tuple for a codec': (
     say('layout', 'memories', 0, 'codecs', 0, 1, value=[]),
-    'is no codec',
+    r'codecs.0.1 is \[\], not Plain',
   ),
   'a codec nested 900 deep': (
     say('layout', 'memories', 0, 'codecs', 0, 1, value=nested(900)),

@@ -127,7 +127,7 @@ CORE: tuple[Mutant, ...] = (
   Mutant(
     'kind_does_not_narrow_the_mask',
     'kvjax/decoding/reading.py',
-    'visibility = kind.visible_through(scoring.visibility)',
+    'visibility = store.kind.visible_through(scoring.visibility)',
     'visibility = scoring.visibility',
     'tests/facts/test_latent_facts.py::test_chunks_that_straddle_the_wrap[chunk]',
   ),

@@ -71,7 +71,7 @@ def refuses(
 def _refuses_streams(view: View, scoring: Scoring) -> str:
   assert view.stored is not None
   found = [view.stored[name] for name in ('key', scoring.value)]
-  kinds = {None if x is None else x.codes.dtype.name for x in found}
+  kinds = {None if x is None else x.in_place_type for x in found}
   if len(kinds) > 1 or not kinds <= set(DTYPES):
     return f'keys and values are not both stored as {" or ".join(DTYPES)}'
   key, value = (x.codes.shape[3] for x in found if x is not None)

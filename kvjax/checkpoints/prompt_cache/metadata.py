@@ -24,7 +24,6 @@ from kvjax.decoding.exported import TYPES
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.mesh.rules import Rules
 from kvjax.models.config import ModelConfig, dtype_of
-from kvjax.streams.codecs import Plain
 from kvjax.strict_json import parse_object
 
 KEY = 'kvjax_cache'
@@ -152,11 +151,10 @@ def _layout_of_choices(config: ModelConfig, layout: Layout) -> Layout:
   stores = [store for store in layout.stores if store is not None]
   if not stores:
     raise ValueError('no layer stores anything.')
-  codecs = [codec for store in stores for _, codec in store.codecs]
   options = StoreOptions(
     dtype=np.dtype(dtype_of(config, stores[0].dtype)),
     kinds=[store and store.kind for store in layout.stores],
-    codec=next((codec for codec in codecs if codec != Plain()), None),
+    codec={name: codec for store in stores for name, codec in store.codecs},
     rotary_length=layout.rotary_length,
   )
   return make_layout(config, layout.capacity, options)

@@ -49,7 +49,7 @@ def _refuses_streams(view: View, scoring: Scoring) -> str:
   assert view.stored is not None
   streams = {name: view.stored[name] for name in ('key', scoring.value)}
   for name, stream in streams.items():
-    if stream is None or stream.codes.dtype.name not in DTYPES:
+    if stream is None or stream.in_place_type not in DTYPES:
       return f'stream {name!r} is not stored as {" or ".join(DTYPES)}'
   widths = [x.codes.shape[3] for x in streams.values() if x is not None]
   if any(width % LANES for width in widths):

@@ -18,7 +18,7 @@ from kvjax.models.encoder import encode
 from kvjax.models.initialize import param_shapes
 from kvjax.models.param_axes import param_specs
 from kvjax.renamed import renamed_arguments
-from kvjax.streams.codecs import Codec
+from kvjax.streams.codecs import Codecs
 
 
 @renamed_arguments(cache='kinds=')
@@ -29,7 +29,7 @@ def compile_call(
   capacity: int,
   new_tokens_per_step: int = 1,
   kinds: Kind | Sequence[Kind | None] | None = None,
-  codec: Codec | None = None,
+  codec: Codecs = None,
   source_length: int | None = None,
   kernel: str | Kernel = 'blockwise',
   mesh: jax.sharding.Mesh | None = None,

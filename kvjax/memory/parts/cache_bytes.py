@@ -12,12 +12,14 @@ from kvjax.caches.array_spec import ArraySpec, is_leaf
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.leaf_axes import local_shape
+from kvjax.decoding.parse import spell
 from kvjax.memory.parts.lines import Dim, Line, Term
 from kvjax.mesh.rules import WHOLE, Partition
 from kvjax.models.config import ModelConfig
 
 # Axes of a cache by their letters, and fields of its books by their names.
 LETTERS = {'batch': 'B', 'kv_heads': 'K', 'slots': 'S', 'width': 'H'}
+SCALES = 'scale', 'zero'  # leaves of a codec that are no codes
 BOOKS = {
   'table': 'page tables',
   'references': 'reference counts of pages',
@@ -65,13 +67,13 @@ def _group_lines(
   memory: LayerStore, store: Any, layers: list[int], partition: Partition
 ) -> Iterator[Line]:
   """Yields the streams of layers alike, their scales, and slots beyond."""
-  codec = {type(c).__name__.lower() for _, c in memory.codecs}
+  codec = {spell(codec) for _, codec in memory.codecs}
   kind, count = memory.kind, len(layers)
   name = f'{kind.name} {" and ".join(sorted(codec))}, {count} layers'
   found = jax.tree_util.tree_leaves_with_path(store, is_leaf=is_leaf)
-  scales = [x for path, x in found if _key(path) == 'scale']
+  scales = [x for path, x in found if _key(path) in SCALES]
   yield _leaves_line(
-    name, [x for path, x in found if _key(path) != 'scale'], count, partition
+    name, [x for path, x in found if _key(path) not in SCALES], count, partition
   )
   if scales:
     yield _leaves_line(f'{name}: scales', scales, count, partition)
