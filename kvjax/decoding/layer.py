@@ -1,7 +1,11 @@
-"""One layer's attention through its cache: store the new tokens, then read.
+"""One layer's attention through its cache: store the new tokens, and read.
 
-`attend_through_cache` is all of it. A layer that shares the streams of an
-earlier one reads that layer's views instead (`attend_to_shared`).
+`attend_through_cache` is all of it. A kind that forgets may overwrite a slot
+that an early query of the same call still reads. A call of more tokens than
+such a kind can take (`Kind.chunk`) reads the old slots and the fresh tokens,
+and writes after attention; any other call writes first.
+A layer that shares the streams of an earlier one reads that layer's views
+instead (`attend_to_shared`).
 """
 
 from collections.abc import Mapping
@@ -77,11 +81,22 @@ def attend_through_cache(
   with jax.named_scope('streams'):
     table = state.table(variant.rotary, None)
     streams = variant.project_streams(params, x, table)
-  leaves, views = store_tokens(entry, streams, state)
   kind = entry.store.kind
+  reads_first = kind.chunk is not None and state.tokens > kind.chunk
+  with jax.named_scope('cache'):
+    encoded = entry.store.encode(streams)
+    if reads_first:
+      views = view_old_and_fresh(entry, encoded, state)
+      leaves = entry.leaves
+    else:
+      leaves = store_tokens(entry, encoded)
+      views = view_stored(entry, leaves, state)
   y, attention = attend_to_views(
     variant, params, x, views, state, kind=kind, relative=relative
   )
+  if reads_first:
+    with jax.named_scope('cache'):
+      leaves = store_tokens(entry, encoded)
   book = _evict(kind, entry.book, attention, state)
   return y, LayerResult(leaves, book, views, attention)
 
@@ -109,36 +124,48 @@ def attend_to_shared(
   return y, source._replace(leaves={}, attention=attention)
 
 
-def store_tokens(
-  entry: LayerEntry, streams: Streams, state: CallState
-) -> tuple[Streams, tuple[View, ...]]:
-  """Writes new tokens, and returns what their queries may read.
-
-  A kind that forgets may overwrite a slot that an early query of the same call
-  still reads. A call of more tokens than such a kind can take (`Kind.chunk`)
-  reads the old slots and the fresh tokens, and writes afterwards.
+def view_old_and_fresh(
+  entry: LayerEntry, encoded: Streams, state: CallState
+) -> tuple[View, ...]:
+  """Returns views of the slots before the call, and of tokens not yet written.
 
   Args:
     entry: the layer's part of the cache.
-    streams: of the new tokens, `[B, K, T, H]` by name.
+    encoded: streams of the new tokens as they are stored, by name.
     state: of the call.
 
   Returns:
-    The leaves after the call, and views over disjoint tokens, which decode
-    what they fetch.
+    Views over disjoint tokens, which decode what they fetch.
+  """
+  kind, store = entry.store.kind, entry.store
+  views = kind.views(entry.book_before, entry.leaves, state.before)
+  views += kind.fresh_views(encoded, state.positions)
+  return tuple(view.map(store.decode, store.stored) for view in views)
+
+
+def store_tokens(entry: LayerEntry, encoded: Streams) -> Streams:
+  """Returns the layer's leaves with new tokens in their slots.
+
+  Args:
+    entry: the layer's part of the cache.
+    encoded: streams of the new tokens as they are stored, by name.
+  """
+  return entry.store.kind.write(entry.leaves, encoded, entry.slots)
+
+
+def view_stored(
+  entry: LayerEntry, leaves: Streams, state: CallState
+) -> tuple[View, ...]:
+  """Returns views of all slots after the new tokens were written.
+
+  Args:
+    entry: the layer's part of the cache.
+    leaves: with the new tokens.
+    state: of the call.
   """
   store = entry.store
-  kind = store.kind
-  with jax.named_scope('cache'):
-    encoded = store.encode(streams)
-    if kind.chunk is None or state.tokens <= kind.chunk:
-      leaves = kind.write(entry.leaves, encoded, entry.slots)
-      views = kind.views(entry.book, leaves, state.after)
-    else:
-      views = kind.views(entry.book_before, entry.leaves, state.before)
-      views += kind.fresh_views(encoded, state.positions)
-      leaves = kind.write(entry.leaves, encoded, entry.slots)
-  return leaves, tuple(view.map(store.decode, store.stored) for view in views)
+  views = store.kind.views(entry.book, leaves, state.after)
+  return tuple(view.map(store.decode, store.stored) for view in views)
 
 
 def _evict(

@@ -13,7 +13,12 @@ from flax import struct
 
 from kvjax.caches.array_spec import ArraySpec
 from kvjax.caches.kind import Kind
-from kvjax.decoding.layer import LayerEntry, store_tokens
+from kvjax.decoding.layer import (
+  LayerEntry,
+  store_tokens,
+  view_old_and_fresh,
+  view_stored,
+)
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import CallState
 from kvjax.streams.codecs import Plain
@@ -78,7 +83,11 @@ def _feed(kind, tape, values, lengths):
     slots=slots,
     leaves=tape.store,
   )
-  store, views = store_tokens(entry, {'value': new}, state)
+  store = store_tokens(entry, {'value': new})
+  if kind.chunk is not None and state.tokens > kind.chunk:
+    views = view_old_and_fresh(entry, {'value': new}, state)
+  else:
+    views = view_stored(entry, store, state)
   found = [view.fetch(0, view.slots) for view in views]
   offered = (
     jnp.concatenate([positions for _, positions in found], axis=2),
