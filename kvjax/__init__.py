@@ -18,10 +18,22 @@ from kvjax.attention.variant import Form, Table, Variant
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.dense import Dense
+from kvjax.caches.evidence import Evidence
+from kvjax.caches.key_scores import CUR, KeyDiff, KeyNorm, LagKV, Random
 from kvjax.caches.kind import BookChange, Kind
+from kvjax.caches.layer_budgets import pyramid
 from kvjax.caches.paged import Paged
 from kvjax.caches.ring import Ring
-from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
+from kvjax.caches.scores import (
+  TOVA,
+  ExpectedAttention,
+  HeavyHitters,
+  LastQuery,
+  ObservedAttention,
+  Recency,
+  Score,
+  SnapKV,
+)
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
@@ -104,6 +116,7 @@ __all__ = (
   'AllowedTokens',
   'BookChange',
   'Bounded',
+  'CUR',
   'Cache',
   'Codec',
   'DecodeOptions',
@@ -111,12 +124,17 @@ __all__ = (
   'DonatedCacheError',
   'Encoded',
   'Encoder',
+  'Evidence',
+  'ExpectedAttention',
   'Experts',
   'Form',
   'Grouped',
   'HeavyHitters',
   'Int8',
+  'KeyDiff',
+  'KeyNorm',
   'Kind',
+  'LagKV',
   'LastQuery',
   'Latent',
   'Layer',
@@ -124,8 +142,10 @@ __all__ = (
   'MLP',
   'ModelConfig',
   'Norm',
+  'ObservedAttention',
   'Paged',
   'Plain',
+  'Random',
   'Recency',
   'RelativeBias',
   'RepetitionPenalty',
@@ -135,8 +155,10 @@ __all__ = (
   'Score',
   'Scoring',
   'Sinks',
+  'SnapKV',
   'Stream',
   'Streams',
+  'TOVA',
   'Table',
   'Variant',
   'View',
@@ -170,6 +192,7 @@ __all__ = (
   'memory',
   'merge',
   'prefill',
+  'pyramid',
   'quantize',
   'repeat',
   'rewind',

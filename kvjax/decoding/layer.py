@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from kvjax.attention.variant import Variant
 from kvjax.caches.kind import Kind
+from kvjax.decoding.choosing import LayerCall
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import AttentionResult, CallState, attend_to_views
 from kvjax.streams.view import Streams, View
@@ -30,7 +30,8 @@ class LayerEntry:
     store: kind and codecs, static.
     book_before: the book without the new tokens.
     book: the book with the new tokens.
-    slots: where `Kind.place` put the new tokens.
+    slots: where `Kind.place` put the new tokens; None for a kind that chooses
+      for each layer, until it has.
     leaves: this layer's streams as they are stored, by name.
   """
 
@@ -83,8 +84,11 @@ def attend_through_cache(
     streams = variant.project_streams(params, x, table)
   kind = entry.store.kind
   reads_first = kind.chunk is not None and state.tokens > kind.chunk
+  call = LayerCall(variant, params, x, streams, entry.store, state)
   with jax.named_scope('cache'):
     encoded = entry.store.encode(streams)
+    if kind.book_per_layer:
+      entry = _make_room(entry, call, reads_first)
     if reads_first:
       views = view_old_and_fresh(entry, encoded, state)
       leaves = entry.leaves
@@ -94,11 +98,15 @@ def attend_through_cache(
   y, attention = attend_to_views(
     variant, params, x, views, state, kind=kind, relative=relative
   )
-  if reads_first:
-    with jax.named_scope('cache'):
+  with jax.named_scope('cache'):
+    if reads_first and kind.book_per_layer:
+      book, slots = call.choose(entry.book, entry.leaves, attention)
+      entry = entry.replace(book=book, slots=slots)
+    elif kind.book_per_layer:
+      entry = entry.replace(book=call.observe(entry.book, leaves, attention))
+    if reads_first:
       leaves = store_tokens(entry, encoded)
-  book = _evict(kind, entry.book, attention, state)
-  return y, LayerResult(leaves, book, views, attention)
+  return y, LayerResult(leaves, entry.book, views, attention)
 
 
 def attend_to_shared(
@@ -168,18 +176,16 @@ def view_stored(
   return tuple(view.map(store.decode, store.stored) for view in views)
 
 
-def _evict(
-  kind: Kind, book: Any, attention: AttentionResult, state: CallState
-) -> Any:
-  """Returns a layer's book without the slots that its kind gives up."""
-  weights = None
-  if kind.observes:  # a number for every slot that holds a position
-    weights = attention.received(book.positions.shape[1], state.options.block)
-  after = state.after
-  if kind.book_per_layer and not kind.observes:
-    # Eviction must depend on attention's result. If it does not, XLA may
-    # schedule it first, and then copies the positions that attention still
-    # reads and eviction overwrites.
-    has_seen = jnp.any(attention.lse != -jnp.inf, axis=(1, 2, 3))
-    after = jnp.where(has_seen, after, state.before)
-  return kind.evict(book, weights, state.before, after)
+def _make_room(
+  entry: LayerEntry, call: LayerCall, reads_first: bool
+) -> LayerEntry:
+  """Returns the entry of a kind that chooses for each layer, room made.
+
+  New tokens are in its book, unless they are read before they are written.
+  """
+  book = call.make_room(entry.book_before, entry.leaves)
+  placed, slots = book, None
+  if not reads_first:
+    state = call.state
+    placed, slots = entry.store.kind.place(book, state.before, state.positions)
+  return entry.replace(book_before=book, book=placed, slots=slots)

@@ -30,6 +30,11 @@ from kvjax.decoding.parse import CODECS, KINDS, parse_cache
       None,
     ),
     (
+      'bounded:budget=9,protect=(1, 4),prefill=chunks,score=key_norm',
+      kvjax.Bounded(9, kvjax.KeyNorm(), protect=(1, 4), prefill='chunks'),
+      None,
+    ),
+    (
       'bounded:budget=9,score=heavy_hitters(recent=3),slack=2',
       kvjax.Bounded(budget=9, score=kvjax.HeavyHitters(recent=3), slack=2),
       None,
@@ -52,6 +57,7 @@ def test_names(text, kind, codec):
     ('ring:window=x', "'x' must be an integer"),
     ('ring', 'window=0 must be at least 1'),
     ('bounded:budget=4,per_head=0', "'0' must be true or false"),
+    ('bounded:budget=4,protect=all', 'must be like'),
     ('bounded:budget=4,score=best', "'best' is none of heavy_hitters"),
     ('ring:slots=4,window=3', "no field 'slots'"),
     (
@@ -116,4 +122,5 @@ def test_every_option_of_ours_can_be_spelled(name):
   fields = [f for f in dataclasses.fields(choice) if f.init]
   spelled = {f.name for f in fields if f.name != 'slots'}
   types = {hints[name] for name in spelled}
-  assert types <= {int, bool, int | None, kvjax.Score}
+  pair = tuple[int, int] | None
+  assert types <= {int, bool, str, pair, int | None, kvjax.Score}
