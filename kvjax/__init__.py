@@ -18,10 +18,22 @@ from kvjax.attention.variant import Form, Table, Variant
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.dense import Dense
+from kvjax.caches.evidence import Evidence
+from kvjax.caches.key_scores import CUR, KeyDiff, KeyNorm, LagKV, Random
 from kvjax.caches.kind import BookChange, Kind
+from kvjax.caches.layer_budgets import pyramid
 from kvjax.caches.paged import Paged
 from kvjax.caches.ring import Ring
-from kvjax.caches.scores import HeavyHitters, LastQuery, Recency, Score
+from kvjax.caches.scores import (
+  TOVA,
+  ExpectedAttention,
+  HeavyHitters,
+  LastQuery,
+  ObservedAttention,
+  Recency,
+  Score,
+  SnapKV,
+)
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
@@ -115,6 +127,7 @@ __all__ = (
   'AllowedTokens',
   'BookChange',
   'Bounded',
+  'CUR',
   'Cache',
   'Codec',
   'DecodeOptions',
@@ -122,6 +135,8 @@ __all__ = (
   'DonatedCacheError',
   'Encoded',
   'Encoder',
+  'Evidence',
+  'ExpectedAttention',
   'Experts',
   'Float8',
   'Form',
@@ -130,7 +145,10 @@ __all__ = (
   'Hadamard',
   'HeavyHitters',
   'Int8',
+  'KeyDiff',
+  'KeyNorm',
   'Kind',
+  'LagKV',
   'LastQuery',
   'Latent',
   'Layer',
@@ -139,8 +157,10 @@ __all__ = (
   'MLP',
   'ModelConfig',
   'Norm',
+  'ObservedAttention',
   'Paged',
   'Plain',
+  'Random',
   'Recency',
   'RelativeBias',
   'RepetitionPenalty',
@@ -150,8 +170,10 @@ __all__ = (
   'Score',
   'Scoring',
   'Sinks',
+  'SnapKV',
   'Stream',
   'Streams',
+  'TOVA',
   'Table',
   'Temperature',
   'Variant',
@@ -186,6 +208,7 @@ __all__ = (
   'memory',
   'merge',
   'prefill',
+  'pyramid',
   'quantize',
   'repeat',
   'rewind',

@@ -16,6 +16,7 @@ KIND_METHODS = {
   'settle': 'after_gather',
   'apply': 'copy_pages',
   'shift': 'offset_pages',
+  'evict': 'make_room, observe and choose',
 }
 VARIANT_METHODS = {
   'ask': 'project_queries',
@@ -24,6 +25,10 @@ VARIANT_METHODS = {
   'output': 'project_output',
   'absorbs': 'form',
   'reads_stored': 'expands',
+}
+SCORE_METHODS = {
+  'observes': 'window (0 for no query, None for all of a call)',
+  'accumulate': 'statistic(evidence), of evidence.total and .weights()',
 }
 
 

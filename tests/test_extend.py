@@ -12,7 +12,7 @@ import pytest
 import kvjax
 from kvjax.testing import assert_cached_matches_uncached
 from tests.contract.oracle import Evicts, NearTie
-from tests.contract.table import VARIANTS, Cell, Row, draw, text
+from tests.contract.table import VARIANTS, Cell, Row, draw, pieces, text
 from tests.test_readme import run_blocks
 
 HOW_TO = pathlib.Path(__file__).parents[1] / 'docs' / 'howto'
@@ -114,7 +114,7 @@ def tree_bytes(tree):
 
 @pytest.mark.parametrize('fade', [0.0, 0.7])
 def test_a_fading_score_keeps_the_survivors_of_its_formula(fade):
-  kind = kvjax.Bounded(budget=5, score=names()['Fading'](fade=fade))
+  kind = pieces(5, names()['Fading'](fade=fade))
   rule = Evicts(5, 'mass', recent=1, fade=fade)
   cell = Cell(VARIANTS[2], Row('fading', kind, rule, 0, True), None, 'fading')
   for seed in range(20):

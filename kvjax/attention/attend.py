@@ -17,7 +17,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kvjax.kernels.blockwise import attention_weights, received
+from kvjax.context import PARTITION
+from kvjax.kernels.blockwise import (
+  QUERY_BLOCK,
+  attention_weights,
+  by_query_blocks,
+  received,
+)
 from kvjax.kernels.kernel import Kernel
 from kvjax.kernels.log_sum_exp import merge
 from kvjax.kernels.registry import attend_view
@@ -64,11 +70,21 @@ def attend(
   chex.assert_rank(list(queries.values()), 5)
   chex.assert_rank(positions, 2)
   queries = scoring.scale_queries(queries, positions)
-  parts = [
-    attend_view(queries, positions, view, scoring, block=block, kernel=kernel)
-    for view in segments
-  ]
-  out, lse = parts[0] if len(parts) == 1 else merge(parts)
+
+  def attend_all(queries, positions):
+    parts = [
+      attend_view(queries, positions, view, scoring, block=block, kernel=kernel)
+      for view in segments
+    ]
+    return parts[0] if len(parts) == 1 else merge(parts)
+
+  is_long = positions.shape[1] > QUERY_BLOCK and PARTITION.value is None
+  if is_long and len(segments) > 1:
+    # Block by block, because the output of each segment is as large as that of
+    # all, and XLA:CPU keeps those of every layer apart.
+    out, lse = by_query_blocks(attend_all, queries, positions)
+  else:
+    out, lse = attend_all(queries, positions)
   return add_sinks(out, lse, scoring.sinks)
 
 

@@ -15,6 +15,7 @@ from flax import struct
 
 from kvjax.arguments import check_fields
 from kvjax.caches.array_spec import array_spec
+from kvjax.caches.evidence import Evidence
 from kvjax.caches.slots import EMPTY, write_rows
 from kvjax.renamed import KIND_METHODS, check_methods
 from kvjax.streams.view import Streams, View, contiguous_view, fresh_view
@@ -65,12 +66,17 @@ class Kind:
 
   @property
   def observes(self) -> bool:
-    """Whether `evict` wants the weight that each slot received."""
+    """Whether it reads queries a second time, to choose what it keeps."""
     return False
 
   @property
   def book_per_layer(self) -> bool:
-    """Whether layers of this kind hold different tokens."""
+    """Whether each layer chooses, from its own tokens, which ones it keeps.
+
+    Each layer then calls `make_room` and `place` before its new tokens are
+    written, and `observe` after attention; or, if the call is longer than
+    `chunk`, `make_room` before it and `choose` after it.
+    """
     return False
 
   @property
@@ -92,6 +98,11 @@ class Kind:
   @property
   def chunk(self) -> int | None:
     """Most tokens one call may write before it reads; None for any number."""
+    return None
+
+  @property
+  def piece(self) -> int | None:
+    """Most tokens fed at once, longer calls in pieces; None for any number."""
     return None
 
   @property
@@ -201,20 +212,41 @@ class Kind:
     """Returns views of tokens `[B, K, T, ...]` that are not written yet."""
     return (fresh_view(new, positions),)
 
-  def evict(
-    self,
-    book: Any,
-    weights: jax.Array | None,
-    before: jax.Array,
-    after: jax.Array,
+  def make_room(
+    self, book: Any, evidence: Evidence, positions: jax.Array
   ) -> Any:
-    """Returns the book after a step from `before [B]` tokens to `after [B]`.
+    """Returns the book without tokens that must leave before new ones come.
 
-    Slots received `weights`, shaped as the book's positions, None unless
-    `observes`. Eviction forgets a position; no stream ever moves.
+    Eviction forgets a position; no stream ever moves.
+
+    Args:
+      book: before the call.
+      evidence: of its slots.
+      positions: int32 `[B, T]` of the new tokens, -1 where there is none.
     """
-    del weights, before, after
+    del evidence, positions
     return book
+
+  def observe(self, book: Any, evidence: Evidence) -> Any:
+    """Returns the book after the queries of a call have read its slots."""
+    del evidence
+    return book
+
+  def choose(
+    self, book: Any, evidence: Evidence, positions: jax.Array
+  ) -> tuple[Any, Any]:
+    """Decides, after a long call was read, which tokens stay and where.
+
+    Args:
+      book: without the new tokens.
+      evidence: of its slots, and of the new tokens after them.
+      positions: int32 `[B, T]` of the new tokens, -1 where there is none.
+
+    Returns:
+      The book, and slots `[B, 1 | K, T]` of the new tokens; a slot outside the
+      store is written nowhere.
+    """
+    return self.place(book, evidence.before, positions)
 
   def shortest_rewind(self, book: Any, length: jax.Array) -> jax.Array:
     """Returns int32 `[B]`: the smallest length a row can be rewound to.

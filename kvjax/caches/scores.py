@@ -1,82 +1,262 @@
-"""Score functions: what a bounded cache forgets first."""
+"""Score functions: what a bounded cache forgets first.
 
+`Score` is the interface; those here rank by what attention weighed, and by
+positions. `kvjax/caches/key_scores.py` has those that look at keys and values.
+"""
+
+import abc
 import dataclasses
-from typing import Protocol
+import math
 
 import jax
 import jax.numpy as jnp
 
 from kvjax.arguments import check_fields
+from kvjax.caches.evidence import Evidence
+from kvjax.renamed import SCORE_METHODS, check_methods
 
 
-class Score(Protocol):
-  """Ranks slots from what they received. Frozen and hashable."""
+class Score(abc.ABC):
+  """Ranks the tokens of a bounded cache. Frozen and hashable.
+
+  Attributes:
+    window: newest queries of a call whose weights `Evidence.weights` sums. 0
+      for a score that does not call it, None for all queries.
+    of_prompt: the score ranks a prompt that is read whole, and cannot rank it
+      piece by piece.
+  """
+
+  window: int | None = 0
+  of_prompt: bool = False
+
+  def __init_subclass__(cls, **options: object):
+    super().__init_subclass__(**options)
+    check_methods(cls, SCORE_METHODS)
 
   @property
-  def observes(self) -> bool:
-    """Whether `accumulate` wants weights."""
-    ...
+  def keeps_statistic(self) -> bool:
+    """Whether a number for each slot is kept from call to call."""
+    return type(self).statistic is not Score.statistic
 
-  def accumulate(self, total: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the new statistic `[B, K, S]` after a step's weights.
+  @property
+  def reads_queries(self) -> bool:
+    """Whether the score needs queries, which no cache keeps."""
+    return self.window != 0
 
-    Asked only of a score that `observes`; a new token's `total` is 0.
+  def statistic(self, evidence: Evidence) -> jax.Array | None:
+    """Returns the statistic `[B, 1 | K, S]` after the call of the evidence.
+
+    Asked once a call, after attention. The base class keeps none.
     """
-    ...
+    del evidence
 
-  def priority(self, total: jax.Array, age: jax.Array) -> jax.Array:
-    """Returns `[B, K, S]`; the lowest is forgotten first.
+  @abc.abstractmethod
+  def priority(self, evidence: Evidence) -> jax.Array:
+    """Returns `[B, 1 | K, S]`; the lowest is forgotten first.
 
-    `age` is 0 for the newest token of the row.
+    Asked when room is made for new tokens, without any query, and when a long
+    call was read, with `evidence.total` as `statistic` returned it.
     """
-    ...
 
 
 @dataclasses.dataclass(frozen=True)
-class HeavyHitters:
+class HeavyHitters(Score):
   """Attention mass received so far (H2O, arXiv 2306.14048, algorithm 1).
+
+  While decoding, every step adds the weights of its queries.
 
   Attributes:
     recent: newest tokens that are never forgotten; below the budget. None for
-      half the budget of the cache, as in the paper: with 0 a new token, which
-      has received little yet, goes first (a SmolLM2 of 135M parameters then
-      reads a text at perplexity 190 instead of 24).
+      half the budget of the cache, as in the paper: with 0, and with
+      `Bounded(protect=(0, 0))`, a new token goes first, because it has received
+      little yet (a SmolLM2 of 135M parameters then reads a text at perplexity
+      190 instead of 24).
   """
 
   recent: int | None = None
-  observes: bool = dataclasses.field(default=True, init=False)
+  window = None
 
   def __post_init__(self):
     check_fields(self, at_least={'recent': 0})
 
-  def accumulate(self, total, weights):
-    return total + weights
+  def statistic(self, evidence):
+    return evidence.total + evidence.weights()
 
-  def priority(self, total, age):
-    return jnp.where(age < (self.recent or 0), jnp.inf, total)
-
-
-@dataclasses.dataclass(frozen=True)
-class LastQuery:
-  """Attention of the newest queries alone (TOVA, arXiv 2401.06104)."""
-
-  observes: bool = dataclasses.field(default=True, init=False)
-
-  def accumulate(self, total, weights):
-    return weights
-
-  def priority(self, total, age):
-    return jnp.where(age == 0, jnp.inf, total)
+  def priority(self, evidence):
+    is_recent = evidence.age < (self.recent or 0)
+    return jnp.where(is_recent, jnp.inf, evidence.total)
 
 
 @dataclasses.dataclass(frozen=True)
-class Recency:
+class ObservedAttention(Score):
+  """Attention received, divided by the queries that could see the token.
+
+  The mean of H2O's sum, as kvpress 0.5.5 ranks (`ObservedAttentionPress`).
+  While decoding, every step adds the weights of its queries.
+  """
+
+  window = None
+
+  def statistic(self, evidence):
+    return evidence.total + evidence.weights()
+
+  def priority(self, evidence):
+    return evidence.total / (evidence.age + 1).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastQuery(Score):
+  """Attention of the newest query alone, each kv head by itself.
+
+  It never forgets the newest token. While decoding, each step ranks anew.
+  """
+
+  window = 1
+
+  def statistic(self, evidence):
+    return evidence.weights()
+
+  def priority(self, evidence):
+    return jnp.where(evidence.age == 0, jnp.inf, evidence.total)
+
+
+@dataclasses.dataclass(frozen=True)
+class TOVA(LastQuery):
+  """Attention of the newest query, mean of all heads (arXiv 2401.06104).
+
+  All kv heads keep the same tokens. `LastQuery` lets each head choose.
+  """
+
+  def statistic(self, evidence):
+    return evidence.weights().mean(axis=1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recency(Score):
   """The oldest goes first: a ring by another name, and its oracle."""
 
-  observes: bool = dataclasses.field(default=False, init=False)
+  def priority(self, evidence):
+    return -evidence.age.astype(jnp.float32)
 
-  def accumulate(self, total, weights):
-    return total
 
-  def priority(self, total, age):
-    return -age.astype(jnp.float32)
+class PromptScore(Score):
+  """Ranks the tokens of a prompt once, from its queries.
+
+  While decoding, a token of the prompt keeps its score, and tokens that came
+  later go after all of the prompt's, the oldest first.
+  """
+
+  of_prompt = True
+  reads_queries = True  # pyright: ignore[reportAssignmentType]
+
+  @abc.abstractmethod
+  def prompt_score(self, evidence: Evidence) -> jax.Array:
+    """Returns `[B, K, S]`, at least 0; infinite for tokens that must stay."""
+
+  def statistic(self, evidence):
+    later = jnp.where(evidence.is_new, jnp.inf, evidence.total)
+    if evidence.tokens == 1:  # a step: its queries need not be read
+      return later
+    score = self.prompt_score(evidence)
+    # At most 1, so that any later token outranks it.
+    is_finite = evidence.is_token & (score < jnp.inf)
+    top = jnp.max(jnp.where(is_finite, score, 0.0), axis=-1, keepdims=True)
+    score = score / jnp.where(top > 0, top, 1.0)
+    return jnp.where(evidence.is_prompt[:, None, None], score, later)
+
+  def priority(self, evidence):
+    later = (2 + evidence.positions).astype(jnp.float32)
+    return jnp.where(evidence.total < jnp.inf, evidence.total, later)
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapKV(PromptScore):
+  """What the newest queries of the prompt weighed (arXiv 2404.14469).
+
+  Weights of the last `window` queries, averaged over neighbouring tokens; the
+  window itself stays (kvpress 0.5.5, `SnapKVPress`).
+
+  Attributes:
+    window: queries at the end of the prompt, whose own tokens stay.
+    pool: neighbouring tokens that share a score; odd.
+  """
+
+  window: int = 32
+  pool: int = 5
+
+  def __post_init__(self):
+    check_fields(self, at_least={'window': 1, 'pool': 1})
+    if self.pool % 2 == 0:
+      raise ValueError(
+        f'SnapKV pool={self.pool} must be odd: a token and as many neighbours '
+        'on each side.'
+      )
+
+  def prompt_score(self, evidence):
+    in_window = evidence.age < self.window
+    weights = jnp.where(in_window, 0.0, evidence.weights())
+    pooled = _pool(evidence.by_position(weights), self.pool)
+    return jnp.where(in_window, jnp.inf, evidence.by_slot(pooled))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpectedAttention(PromptScore):
+  """Attention that future queries are expected to pay (arXiv 2510.00636).
+
+  Queries are taken as normal, with the mean and covariance of the prompt's
+  unrotated queries, rotated by the mean rotation of the next positions:
+  `softmax(k.mu + k.C.k / 2) |v|`, mean over the queries of a kv head (kvpress
+  0.5.5, `ExpectedAttentionPress`).
+
+  Attributes:
+    future: positions after the prompt over which rotations are averaged.
+    sinks: first tokens, which always stay and are left out of the statistics.
+  """
+
+  future: int = 512
+  sinks: int = 4
+
+  def __post_init__(self):
+    check_fields(self, at_least={'future': 1, 'sinks': 0})
+
+  def prompt_score(self, evidence):
+    queries, positions = evidence.queries(self.future)
+    counts = (positions >= self.sinks)[:, None, None, :, None]
+    count = jnp.maximum(counts.sum(axis=3, dtype=jnp.float32), 1)
+    mean = jnp.where(counts, queries, 0.0).sum(axis=3) / count
+    centred = jnp.where(counts, queries - mean[:, :, :, None], 0.0)
+    spread = _product('BKGTH,BKGTJ->BKGHJ', centred, centred)
+    spread = spread / count[..., None]
+    keys = evidence.keys()
+
+    def score_group(statistics):  # of one query head of each kv head
+      mean, spread = statistics
+      linear = _product('BKH,BKSH->BKS', mean, keys)
+      square = _product('BKSH,BKHJ->BKSJ', keys, spread)
+      scores = linear + (square * keys).sum(axis=-1) / 2
+      ranked = evidence.positions >= self.sinks
+      scores = jnp.where(ranked, scores, -jnp.inf)
+      top = jnp.max(scores, axis=-1, keepdims=True)
+      scores = jnp.exp(scores - jnp.where(top > -jnp.inf, top, 0.0))
+      return scores / jnp.maximum(scores.sum(axis=-1, keepdims=True), 1e-37)
+
+    by_group = [jnp.moveaxis(x, 2, 0) for x in (mean, spread)]
+    weights = jax.lax.map(score_group, tuple(by_group)).mean(axis=0)
+    return weights * jnp.linalg.norm(evidence.values(), axis=-1)
+
+  def priority(self, evidence):
+    is_sink = evidence.positions < self.sinks
+    return jnp.where(is_sink, jnp.inf, super().priority(evidence))
+
+
+def _product(formula: str, *arrays: jax.Array) -> jax.Array:
+  highest = jax.lax.Precision.HIGHEST
+  return jnp.einsum(formula, *arrays, precision=highest)
+
+
+def _pool(x: jax.Array, size: int) -> jax.Array:
+  """Returns the mean of `size` neighbours along the last axis, 0 beyond it."""
+  window = (1,) * (x.ndim - 1) + (size,)
+  strides = (1,) * x.ndim
+  total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, strides, 'SAME')
+  return total / math.prod(window)

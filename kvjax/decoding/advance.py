@@ -34,7 +34,7 @@ class Placement:
 
   Attributes:
     books_before: books without the tokens; those of the cache hold them.
-    slots: of the tokens, one entry a book.
+    slots: of the tokens, one entry a book; None where each layer places them.
     state: what the layers of the call share.
   """
 
@@ -61,11 +61,11 @@ def advance(
   """
   check_shapes(config, params, cache)
   cache, is_token = drop_rows_of_unknown_ids(config, cache, tokens, is_token)
-  chunk = cache.layout.chunk
-  if chunk is not None and chunk < tokens.shape[1]:
-    _refuse_weights_by_chunks(attention_layers, tokens.shape[1], chunk)
-    return _advance_by_chunks(
-      config, params, cache, tokens, is_token, options, chunk
+  piece = cache.layout.piece
+  if piece is not None and piece < tokens.shape[1]:
+    _refuse_weights_by_pieces(attention_layers, tokens.shape[1], piece)
+    return _advance_by_pieces(
+      config, params, cache, tokens, is_token, options, piece
     )
   return _advance_at_once(
     config, params, cache, tokens, is_token, options, attention_layers
@@ -88,24 +88,24 @@ def _advance_at_once(
   return jnp.where(lost[:, None, None], jnp.nan, x), cache, weights
 
 
-def _refuse_weights_by_chunks(layers, tokens: int, chunk: int) -> None:
+def _refuse_weights_by_pieces(layers, tokens: int, size: int) -> None:
   if layers:
     raise ValueError(
       f'attention_layers={layers} of {tokens} tokens at once: this cache '
-      f'evicts every {chunk}. Feed at most {chunk} tokens a call.'
+      f'evicts every {size}. Feed at most {size} tokens a call.'
     )
 
 
-def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
+def _advance_by_pieces(config, params, cache, tokens, is_token, options, size):
   """Feeds a long call piece by piece, for a kind that evicts between them."""
   # A row that does not fit is dropped whole: no piece of it is written.
   cache, is_token = _admit(cache, is_token)
   batch, length = tokens.shape
-  count = -(-length // chunk)
-  pad = ((0, 0), (0, count * chunk - length))
+  count = -(-length // size)
+  pad = ((0, 0), (0, count * size - length))
 
   def split(x):
-    return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, chunk), 1, 0)
+    return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, size), 1, 0)
 
   def feed(cache, piece):
     piece_tokens, piece_is_token = piece
@@ -115,7 +115,7 @@ def _advance_by_chunks(config, params, cache, tokens, is_token, options, chunk):
     return cache, x
 
   cache, x = jax.lax.scan(feed, cache, (split(tokens), split(is_token)))
-  x = jnp.moveaxis(x, 0, 1).reshape(batch, count * chunk, -1)
+  x = jnp.moveaxis(x, 0, 1).reshape(batch, count * size, -1)
   return x[:, :length], cache, ()
 
 
@@ -141,8 +141,11 @@ def place_tokens(
     after = before + jnp.sum(is_token, axis=1, dtype=jnp.int32)
     # A few integers: cheaper to compute on every device than to move.
     positions, after = constrain_whole(positions), constrain_whole(after)
+    # A kind that chooses for each layer places tokens there.
     placed = [
-      kind.place(book, before, positions)
+      (book, None)
+      if kind.book_per_layer
+      else kind.place(book, before, positions)
       for kind, book in zip(cache.layout.kinds(), cache.books, strict=True)
     ]
   placement = Placement(
@@ -154,6 +157,7 @@ def place_tokens(
       after=after,
       table=_rotary_tables(rotaries, positions, cache.layout.rotary_length),
       options=options,
+      rotary_length=cache.layout.rotary_length,
     ),
   )
   books = tuple(book for book, _ in placed)

@@ -1,18 +1,21 @@
-"""One layer's attention through its cache: store the new tokens, then read.
+"""One layer's attention through its cache: store the new tokens, and read.
 
-`attend_through_cache` is all of it. A layer that shares the streams of an
-earlier one reads that layer's views instead (`attend_to_shared`).
+`attend_through_cache` is all of it. A kind that forgets may overwrite a slot
+that an early query of the same call still reads. A call of more tokens than
+such a kind can take (`Kind.chunk`) reads the old slots and the fresh tokens,
+and writes after attention; any other call writes first.
+A layer that shares the streams of an earlier one reads that layer's views
+instead (`attend_to_shared`).
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from kvjax.attention.variant import Variant
-from kvjax.caches.kind import Kind
+from kvjax.decoding.choosing import LayerCall
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import AttentionResult, CallState, attend_to_views
 from kvjax.streams.view import Streams, View
@@ -26,7 +29,8 @@ class LayerEntry:
     store: kind and codecs, static.
     book_before: the book without the new tokens.
     book: the book with the new tokens.
-    slots: where `Kind.place` put the new tokens.
+    slots: where `Kind.place` put the new tokens; None for a kind that chooses
+      for each layer, until it has.
     leaves: this layer's streams as they are stored, by name.
   """
 
@@ -77,12 +81,31 @@ def attend_through_cache(
   with jax.named_scope('streams'):
     table = state.table(variant.rotary, None)
     streams = variant.project_streams(params, x, table)
-  leaves, views = store_tokens(entry, streams, state)
+  kind = entry.store.kind
+  reads_first = kind.chunk is not None and state.tokens > kind.chunk
+  call = LayerCall(variant, params, x, streams, entry.store, state)
+  with jax.named_scope('cache'):
+    encoded = entry.store.encode(streams)
+    if kind.book_per_layer:
+      entry = _make_room(entry, call, reads_first)
+    if reads_first:
+      views = view_old_and_fresh(entry, encoded, state)
+      leaves = entry.leaves
+    else:
+      leaves = store_tokens(entry, encoded)
+      views = view_stored(entry, leaves, state)
   y, attention = attend_to_views(
     variant, params, x, views, state, store=entry.store, relative=relative
   )
-  book = _evict(entry.store.kind, entry.book, attention, state)
-  return y, LayerResult(leaves, book, views, attention)
+  with jax.named_scope('cache'):
+    if reads_first and kind.book_per_layer:
+      book, slots = call.choose(entry.book, entry.leaves, attention)
+      entry = entry.replace(book=book, slots=slots)
+    elif kind.book_per_layer:
+      entry = entry.replace(book=call.observe(entry.book, leaves, attention))
+    if reads_first:
+      leaves = store_tokens(entry, encoded)
+  return y, LayerResult(leaves, entry.book, views, attention)
 
 
 def attend_to_shared(
@@ -108,50 +131,60 @@ def attend_to_shared(
   return y, source._replace(leaves={}, attention=attention)
 
 
-def store_tokens(
-  entry: LayerEntry, streams: Streams, state: CallState
-) -> tuple[Streams, tuple[View, ...]]:
-  """Writes new tokens, and returns what their queries may read.
-
-  A kind that forgets may overwrite a slot that an early query of the same call
-  still reads. A call of more tokens than such a kind can take (`Kind.chunk`)
-  reads the old slots and the fresh tokens, and writes afterwards.
+def view_old_and_fresh(
+  entry: LayerEntry, encoded: Streams, state: CallState
+) -> tuple[View, ...]:
+  """Returns views of the slots before the call, and of tokens not yet written.
 
   Args:
     entry: the layer's part of the cache.
-    streams: of the new tokens, `[B, K, T, H]` by name.
+    encoded: streams of the new tokens as they are stored, by name.
     state: of the call.
 
   Returns:
-    The leaves after the call, and views over disjoint tokens, which decode
-    what they fetch.
+    Views over disjoint tokens, which decode what they fetch.
+  """
+  kind, store = entry.store.kind, entry.store
+  views = kind.views(entry.book_before, entry.leaves, state.before)
+  views += kind.fresh_views(encoded, state.positions)
+  return tuple(view.map(store.decode, store.stored) for view in views)
+
+
+def store_tokens(entry: LayerEntry, encoded: Streams) -> Streams:
+  """Returns the layer's leaves with new tokens in their slots.
+
+  Args:
+    entry: the layer's part of the cache.
+    encoded: streams of the new tokens as they are stored, by name.
+  """
+  return entry.store.kind.write(entry.leaves, encoded, entry.slots)
+
+
+def view_stored(
+  entry: LayerEntry, leaves: Streams, state: CallState
+) -> tuple[View, ...]:
+  """Returns views of all slots after the new tokens were written.
+
+  Args:
+    entry: the layer's part of the cache.
+    leaves: with the new tokens.
+    state: of the call.
   """
   store = entry.store
-  kind = store.kind
-  with jax.named_scope('cache'):
-    encoded = store.encode(streams)
-    if kind.chunk is None or state.tokens <= kind.chunk:
-      leaves = kind.write(entry.leaves, encoded, entry.slots)
-      views = kind.views(entry.book, leaves, state.after)
-    else:
-      views = kind.views(entry.book_before, entry.leaves, state.before)
-      views += kind.fresh_views(encoded, state.positions)
-      leaves = kind.write(entry.leaves, encoded, entry.slots)
-  return leaves, tuple(view.map(store.decode, store.stored) for view in views)
+  views = store.kind.views(entry.book, leaves, state.after)
+  return tuple(view.map(store.decode, store.stored) for view in views)
 
 
-def _evict(
-  kind: Kind, book: Any, attention: AttentionResult, state: CallState
-) -> Any:
-  """Returns a layer's book without the slots that its kind gives up."""
-  weights = None
-  if kind.observes:  # a number for every slot that holds a position
-    weights = attention.received(book.positions.shape[1], state.options.block)
-  after = state.after
-  if kind.book_per_layer and not kind.observes:
-    # Eviction must depend on attention's result. If it does not, XLA may
-    # schedule it first, and then copies the positions that attention still
-    # reads and eviction overwrites.
-    has_seen = jnp.any(attention.lse != -jnp.inf, axis=(1, 2, 3))
-    after = jnp.where(has_seen, after, state.before)
-  return kind.evict(book, weights, state.before, after)
+def _make_room(
+  entry: LayerEntry, call: LayerCall, reads_first: bool
+) -> LayerEntry:
+  """Returns the entry of a kind that chooses for each layer, room made.
+
+  New tokens are in its book, unless they are read before they are written.
+  """
+  book = call.make_room(entry.book_before, entry.leaves)
+  placed, slots = book, None
+  if not reads_first:
+    state = call.state
+    placed, slots = entry.store.kind.place(book, state.before, state.positions)
+  return entry.replace(book_before=book, book=placed, slots=slots)

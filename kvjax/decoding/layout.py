@@ -113,7 +113,7 @@ class Layout:
     return min((x for x in limits if x is not None), default=None)
 
   @property
-  def chunk(self) -> int | None:
-    """Most tokens a kind that evicts takes at once; None for any number."""
-    chunks = [k.chunk for k in self.kinds() if k.book_per_layer]
-    return min((c for c in chunks if c is not None), default=None)
+  def piece(self) -> int | None:
+    """Most tokens fed at once, longer calls in pieces; None for any number."""
+    pieces = [kind.piece for kind in self.kinds()]
+    return min((size for size in pieces if size is not None), default=None)

@@ -22,10 +22,19 @@ from typing import Any
 
 from kvjax.caches.bounded import Bounded
 from kvjax.caches.dense import Dense
+from kvjax.caches.key_scores import CUR, KeyDiff, KeyNorm, LagKV, Random
 from kvjax.caches.kind import Kind
 from kvjax.caches.paged import Paged
 from kvjax.caches.ring import Ring
-from kvjax.caches.scores import HeavyHitters, LastQuery, Recency
+from kvjax.caches.scores import (
+  TOVA,
+  ExpectedAttention,
+  HeavyHitters,
+  LastQuery,
+  ObservedAttention,
+  Recency,
+  SnapKV,
+)
 from kvjax.caches.sinks import Sinks
 from kvjax.streams.codecs import (
   GGML,
@@ -59,6 +68,15 @@ SCORES: dict[str, Any] = {
   'heavy_hitters': HeavyHitters,
   'last_query': LastQuery,
   'recency': Recency,
+  'tova': TOVA,
+  'observed_attention': ObservedAttention,
+  'snapkv': SnapKV,
+  'expected_attention': ExpectedAttention,
+  'key_norm': KeyNorm,
+  'key_diff': KeyDiff,
+  'cur': CUR,
+  'lagkv': LagKV,
+  'random': Random,
 }
 DEFAULT = 'default'
 BY_STREAM = re.compile(r'\w+=')
@@ -186,7 +204,18 @@ def _read(place: str, hint: Any, text: str) -> Any:
     if text.removeprefix('-').isdecimal():
       return int(text)
     raise ValueError(f'{place}: {text!r} must be an integer.')
+  if hint is str:
+    return text
+  if typing.get_origin(hint) is tuple:
+    return _read_literal(place, text)
   return _read_score(place, text)
+
+
+def _read_literal(place: str, text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError) as error:
+    raise ValueError(f'{place}: {text!r} must be like (4, 32).') from error
 
 
 def _read_score(place: str, text: str) -> Any:

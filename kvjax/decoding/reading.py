@@ -38,6 +38,7 @@ class CallState:
     table: `(rotary, limit)` -> the rotary table at the positions, each of them
       at most `limit` (None for no limit).
     options: of the call.
+    rotary_length: of the cache, for tables that depend on it.
   """
 
   positions: jax.Array
@@ -45,6 +46,7 @@ class CallState:
   after: jax.Array
   table: Callable[[Rotary | None, int | None], Table]
   options: DecodeOptions = DEFAULT
+  rotary_length: int = 0
 
   @property
   def tokens(self) -> int:
@@ -68,18 +70,34 @@ class AttentionResult:
   parts: tuple[Part, ...]
   positions: jax.Array
 
-  def received(self, heads: int, block: int | None) -> jax.Array:
-    """Returns what each slot of the only view received, `[B, heads, S]`."""
-    ((queries, (view,)),) = self.parts
-    return received(
-      queries,
-      self.positions,
-      self.lse,
-      view,
-      self.scoring,
-      heads=heads,
-      block=block,
-    )
+  def received(
+    self, heads: int, block: int | None, window: int | None = None
+  ) -> jax.Array:
+    """Returns what each slot of the views received, `[B, heads, S]`.
+
+    Args:
+      heads: K, or fewer for sums over neighbouring heads.
+      block: slots read at once; None for the platform's choice.
+      window: newest queries that count; None for all.
+    """
+    ((queries, views),) = self.parts
+    positions, lse = self.positions, self.lse
+    if window is not None and window < positions.shape[1]:
+      # The newest of a row need not be the last: rows are padded.
+      positions, newest = jax.lax.top_k(positions, window)
+      newest = newest[:, None, None, :]
+      lse = jnp.take_along_axis(lse, newest, axis=3)
+      queries = {
+        name: jnp.take_along_axis(q, newest[..., None], axis=3)
+        for name, q in queries.items()
+      }
+    parts = [
+      received(
+        queries, positions, lse, view, self.scoring, heads=heads, block=block
+      )
+      for view in views
+    ]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
   def weights(self) -> tuple[jax.Array, jax.Array]:
     """Returns weights `[B, N, T, S]` and the slots' positions `[B, 1|K, S]`."""

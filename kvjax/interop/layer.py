@@ -88,12 +88,12 @@ def attend(
       than T.
   """
   check_array('x', x, (cache.batch_size, None, None), jnp.floating)
-  chunk = cache.layout.chunk
+  piece = cache.layout.piece
   tokens = x.shape[1]
-  if chunk is not None and chunk < tokens:
+  if piece is not None and piece < tokens:
     raise ValueError(
-      f'{tokens} tokens at once: this cache evicts every {chunk}. Feed at '
-      f'most {chunk} a call, or give the kind slack={tokens - 1}.'
+      f'{tokens} tokens at once: this cache evicts every {piece}. Feed at '
+      f'most {piece} a call, or give the kind slack={tokens - 1}.'
     )
   (store,) = cache.layout.stores
   if store is None:

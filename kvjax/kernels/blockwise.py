@@ -5,6 +5,7 @@ Online softmax over blocks of slots (Milakov and Gimelshein 2018, arXiv
 the loop is that of the filled blocks, so time follows the filled length.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,28 +52,54 @@ def attend(
   tokens = positions.shape[1]
   if tokens <= QUERY_BLOCK:
     return _attend_rows(queries, positions, view, scoring, block)
-  # A long prefill runs over one block of queries after another: scores stay
-  # small and, where slots are ordered, a block stops at its last position.
-  count = -(-tokens // QUERY_BLOCK)
-  pad = count * QUERY_BLOCK - tokens
-
-  def split(x, axis):
-    widths = [(0, pad if i == axis else 0) for i in range(x.ndim)]
-    x = jnp.pad(x, widths, constant_values=-1 if x is positions else 0)
-    shape = x.shape[:axis] + (count, QUERY_BLOCK) + x.shape[axis + 1 :]
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-  blocks = jax.tree.map(lambda q: split(q, 3), queries), split(positions, 1)
-  parts = jax.lax.map(
-    lambda b: _attend_rows(b[0], b[1], view, scoring, block), blocks
+  # Scores stay small and, where slots are ordered, a block stops at its last
+  # position.
+  return by_query_blocks(
+    lambda queries, positions: _attend_rows(
+      queries, positions, view, scoring, block
+    ),
+    queries,
+    positions,
   )
+
+
+def by_query_blocks(
+  run: Callable[[Streams, jax.Array], tuple[jax.Array, jax.Array]],
+  queries: Streams,
+  positions: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what `run` makes of one block of a long prefill after another.
+
+  Args:
+    run: queries and positions -> arrays `[B, K, G, T, ...]`.
+    queries: for each key stream its queries `[B, K, G, T, H]`.
+    positions: `[B, T]`, -1 for a row that is no token.
+  """
+  blocks = (
+    jax.tree.map(lambda q: _query_blocks(q, 3), queries),
+    _query_blocks(positions, 1, -1),
+  )
+  parts = jax.lax.map(lambda block: run(*block), blocks)
 
   def join(x):
     x = jnp.moveaxis(x, 0, 3)
-    x = x.reshape(x.shape[:3] + (count * QUERY_BLOCK,) + x.shape[5:])
-    return x[:, :, :, :tokens]
+    x = x.reshape(x.shape[:3] + (-1,) + x.shape[5:])
+    return x[:, :, :, : positions.shape[1]]
 
   return jax.tree.map(join, parts)
+
+
+def _query_blocks(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+  """Returns `[blocks, ...]`: an axis of tokens cut into blocks of queries.
+
+  The last block is filled up.
+  """
+  count = -(-x.shape[axis] // QUERY_BLOCK)
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, count * QUERY_BLOCK - x.shape[axis])
+  x = jnp.pad(x, widths, constant_values=fill)
+  shape = x.shape[:axis] + (count, QUERY_BLOCK) + x.shape[axis + 1 :]
+  return jnp.moveaxis(x.reshape(shape), axis, 0)
 
 
 def _attend_rows(queries, positions, view, scoring, block):
@@ -171,6 +198,27 @@ def received(
   A second pass over the keys alone, with the log-sum-exp of the first. Fewer
   `heads` than K are sums over neighbouring heads.
   """
+  if positions.shape[1] <= QUERY_BLOCK:
+    return _received_of_rows(
+      queries, positions, lse, view, scoring, heads, block
+    )
+
+  def add(total, part):
+    queries, positions, lse = part
+    return total + _received_of_rows(
+      queries, positions, lse, view, scoring, heads, block
+    ), None
+
+  none = jnp.zeros((len(lse), heads or lse.shape[1], view.slots), jnp.float32)
+  parts = (
+    jax.tree.map(lambda q: _query_blocks(q, 3), queries),
+    _query_blocks(positions, 1, -1),
+    _query_blocks(lse, 3),
+  )
+  return jax.lax.scan(add, none, parts)[0]
+
+
+def _received_of_rows(queries, positions, lse, view, scoring, heads, block):
   rows = _rows(queries)
   size = _block_size(view, block)
   groups, heads = lse.shape[2], heads or lse.shape[1]

@@ -20,7 +20,12 @@ BOUND = {
   'sinks': (kvjax.Sinks(sinks=2, window=5), 99, 7, None, 1),
   'sinks_slack': (kvjax.Sinks(sinks=2, window=5, slack=3), 99, 10, None, 4),
   'sinks_short': (kvjax.Sinks(sinks=2, window=5, slack=1), 4, 5, 4, None),
-  'bounded': (kvjax.Bounded(budget=5, slack=2), 3, 7, None, 3),
+  'bounded': (kvjax.Bounded(budget=5, slack=2), 3, 7, None, 4),
+  'bounded_free': (kvjax.Bounded(budget=5, protect=(0, 2)), 3, 5, None, 5),
+  'bounded_chunks': (
+    kvjax.Bounded(budget=5, slack=2, prefill='chunks'),
+    *(3, 7, None, 3),
+  ),
 }
 
 
@@ -30,16 +35,21 @@ def read_positions(book):
 
 
 def evict(kind, total, positions, weights, before, after):
-  """Returns positions and totals of one row and head after one eviction."""
+  """Returns positions and totals of one row and head, room made for one."""
   book = tape.blank(kind).book
   book = book.replace(
     positions=jnp.asarray([[positions]], jnp.int32),
     total=jnp.asarray([[total]], jnp.float32),
   )
-  weights = None if weights is None else jnp.asarray([[weights]])
-  lengths = (jnp.asarray([n], jnp.int32) for n in (before, after))
-  book = kind.evict(book, weights, *lengths)
-  return read_positions(book)[0], np.asarray(book.total)[0, 0].tolist()
+  if weights is None:
+    book = book.replace(total=None)
+  else:
+    weights = jnp.asarray([[weights]])
+  book = kind.observe(book, tape.evidence(book, [before], [after], weights))
+  shown = tape.evidence(book, [after], [after])
+  room = kind.make_room(book, shown, jnp.asarray([[after]], jnp.int32))
+  total = None if weights is None else np.asarray(room.total)[0, 0].tolist()
+  return read_positions(room)[0], total
 
 
 @pytest.mark.parametrize(
@@ -239,12 +249,12 @@ def test_refusals(make, message):
   ],
 )
 def test_what_goes_first(score, positions, total, weights, gone):
-  kind = kvjax.Bounded(budget=4, score=score, slack=1).bind(9)
+  kind = kvjax.Bounded(4, score, 1, protect=(0, 0), prefill='chunks').bind(9)
   found, after = evict(kind, total, positions, weights, 3, 4)
   want = list(positions)
   want[gone] = -1
   assert found == want
-  if score.observes:
+  if score.keeps_statistic:
     # Position 3 is new: what its slot's last token had received is gone.
     old = np.where(np.asarray(positions) == 3, 0, total)
     old = old if isinstance(score, kvjax.HeavyHitters) else [0] * 5
@@ -273,15 +283,16 @@ def test_rows_and_heads_choose_for_themselves():
     (False, [[1], [0]]),
   ):
     score = kvjax.HeavyHitters(recent=0)
-    kind = kvjax.Bounded(4, score, per_head=per_head).bind(9)
+    kind = kvjax.Bounded(4, score, per_head=per_head, protect=(0, 0)).bind(9)
     book = tape.blank(kind, 2, 2).book
     slot_positions = jnp.broadcast_to(
       jnp.arange(4, dtype=jnp.int32), book.total.shape
     )
     book = book.replace(positions=slot_positions)
-    lengths = (jnp.asarray([n, n], jnp.int32) for n in (3, 4))
     mass = weights if per_head else weights.sum(axis=1, keepdims=True)
-    book = kind.evict(book, mass, *lengths)
+    book = kind.observe(book, tape.evidence(book, [3, 3], [4, 4], mass))
+    shown = tape.evidence(book, [4, 4], [4, 4])
+    book = kind.make_room(book, shown, jnp.full((2, 1), 4, jnp.int32))
     gone = np.argmin(np.asarray(book.positions), axis=-1)
     assert gone.tolist() == want
 
@@ -297,7 +308,8 @@ def test_a_reused_slot_starts_from_nothing():
     book, slots = kind.place(book, row.length, jnp.asarray([[1]], jnp.int32))
     assert int(slots[0, 0, 0]) == 1
     weights = jnp.asarray([[[1.0, 2.0, 0.0]]])
-    book = kind.evict(book, weights, row.length, row.length + 1)
+    shown = tape.evidence(book, row.length, row.length + 1, weights)
+    book = kind.observe(book, shown)
     assert np.asarray(book.total)[0, 0].tolist() == [51, 2, 50]
 
 

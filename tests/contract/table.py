@@ -108,6 +108,8 @@ class Row:
 
 
 IN_PLACE = (1, 3, LENGTH)
+# Survivors by the oracle's rule: pieces of calls, and nothing protected.
+pieces = functools.partial(kvjax.Bounded, protect=(0, 0), prefill='chunks')
 
 KINDS = (
   Row('dense', kvjax.Dense(), Sees(), 4, False),
@@ -131,30 +133,28 @@ KINDS = (
   Row('paged', kvjax.Paged(page=4), Sees(), 4, False),
   Row(
     'heavy_hitters_by_head',
-    kvjax.Bounded(budget=5, score=kvjax.HeavyHitters(recent=2)),
+    pieces(5, kvjax.HeavyHitters(recent=2)),
     Evicts(5, 'mass', recent=2),
     0,
     True,
   ),
   Row(
     'heavy_hitters',
-    kvjax.Bounded(
-      budget=6, score=kvjax.HeavyHitters(recent=0), slack=2, per_head=False
-    ),
+    pieces(6, kvjax.HeavyHitters(recent=0), slack=2, per_head=False),
     Evicts(6, 'mass', piece=3, apart=False),
     0,
     True,
   ),
   Row(
     'last_query',
-    kvjax.Bounded(budget=5, score=kvjax.LastQuery()),
+    pieces(5, kvjax.LastQuery()),
     Evicts(5, 'last'),
     0,
     True,
   ),
   Row(
     'recency',
-    kvjax.Bounded(budget=5, score=kvjax.Recency(), per_head=False),
+    pieces(5, kvjax.Recency(), per_head=False),
     Sees(5),
     0,
     True,

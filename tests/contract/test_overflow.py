@@ -155,7 +155,7 @@ def test_pieces_beside_a_bounded_layer_are_dropped_whole(kind):
   layer = kvjax.Layer(kvjax.Grouped(4, 2, 5), kvjax.MLP(7))
   config = kvjax.ModelConfig(19, 13, (layer, layer))
   params, tokens = draw(config, 0), jnp.asarray(text(length=CAPACITY))[:2]
-  kinds = kind, kvjax.Bounded(budget=8, slack=1)
+  kinds = kind, kvjax.Bounded(budget=8, slack=1, prefill='chunks')
   cache = kvjax.init_cache(config, 2, 8, kinds=kinds)
   extend = jax.jit(functools.partial(kvjax.extend, config))
   _, cache = extend(params, cache, tokens[:, :6], np.array([6, 4]))

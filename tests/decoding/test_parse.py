@@ -43,6 +43,11 @@ from kvjax.decoding.parse import CODECS, KINDS, parse_cache, spell
       None,
     ),
     (
+      'bounded:budget=9,protect=(1, 4),prefill=chunks,score=key_norm',
+      kvjax.Bounded(9, kvjax.KeyNorm(), protect=(1, 4), prefill='chunks'),
+      None,
+    ),
+    (
       'bounded:budget=9,score=heavy_hitters(recent=3),slack=2',
       kvjax.Bounded(budget=9, score=kvjax.HeavyHitters(recent=3), slack=2),
       None,
@@ -69,6 +74,7 @@ def test_names(text, kind, codec):
     ('ring:window=x', "'x' must be an integer"),
     ('ring', 'window=0 must be at least 1'),
     ('bounded:budget=4,per_head=0', "'0' must be true or false"),
+    ('bounded:budget=4,protect=all', 'must be like'),
     ('bounded:budget=4,score=best', "'best' is none of heavy_hitters"),
     ('ring:slots=4,window=3', "no field 'slots'"),
     (
@@ -141,4 +147,6 @@ def test_every_option_of_ours_can_be_spelled(name):
   fields = [f for f in dataclasses.fields(choice) if f.init]
   spelled = {f.name for f in fields if f.name != 'slots'}
   types = {hints[name] for name in spelled}
-  assert types <= {int, bool, str, int | None, kvjax.Score, kvjax.Codec}
+  pair = tuple[int, int] | None
+  known = {int, bool, str, pair, int | None, kvjax.Score, kvjax.Codec}
+  assert types <= known

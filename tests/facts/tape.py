@@ -12,8 +12,14 @@ import numpy as np
 from flax import struct
 
 from kvjax.caches.array_spec import ArraySpec
+from kvjax.caches.evidence import Evidence
 from kvjax.caches.kind import Kind
-from kvjax.decoding.layer import LayerEntry, store_tokens
+from kvjax.decoding.layer import (
+  LayerEntry,
+  store_tokens,
+  view_old_and_fresh,
+  view_stored,
+)
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import CallState
 from kvjax.streams.codecs import Plain
@@ -48,6 +54,24 @@ def blank(kind: Kind, batch: int = 1, heads: int = 1) -> Tape:
   return Tape(jnp.zeros(batch, jnp.int32), book, store)
 
 
+def evidence(
+  book: Any, before: Any, after: Any, weights: Any = None
+) -> Evidence:
+  """Returns evidence of a book's slots, which received `weights`."""
+  before, after = (jnp.asarray(n, jnp.int32) for n in (before, after))
+  return Evidence(
+    positions=book.positions,
+    length=after,
+    before=before,
+    is_prompt=before == 0,
+    tokens=1,
+    total=book.total,
+    read_streams=lambda: (book.positions[..., None],) * 2,
+    read_weights=lambda: weights,
+    read_queries=lambda _: (),
+  )
+
+
 def feed(kind: Kind, tape: Tape, values: Any, lengths: Any = None) -> Tape:
   """Returns the tape after one call with values `[T]` or `[B, T]`."""
   values = np.asarray(values, np.float32)
@@ -62,7 +86,11 @@ def _feed(kind, tape, values, lengths):
   steps = jnp.arange(values.shape[1], dtype=jnp.int32)[None, :]
   is_token = steps < lengths[:, None]
   positions = jnp.where(is_token, tape.length[:, None] + steps, -1)
-  book, slots = kind.place(tape.book, tape.length, positions)
+  book = tape.book
+  if kind.book_per_layer:
+    shown = evidence(book, tape.length, tape.length)
+    book = kind.make_room(book, shown, positions)
+  book, slots = kind.place(book, tape.length, positions)
   axis = [name for _, name in kind.leaf_axes(1, 1)].index('kv_heads')
   heads = tape.store['value'].shape[axis]
   new = jnp.broadcast_to(
@@ -78,7 +106,11 @@ def _feed(kind, tape, values, lengths):
     slots=slots,
     leaves=tape.store,
   )
-  store, views = store_tokens(entry, {'value': new}, state)
+  store = store_tokens(entry, {'value': new})
+  if kind.chunk is not None and state.tokens > kind.chunk:
+    views = view_old_and_fresh(entry, {'value': new}, state)
+  else:
+    views = view_stored(entry, store, state)
   found = [view.fetch(0, view.slots) for view in views]
   offered = (
     jnp.concatenate([positions for _, positions in found], axis=2),

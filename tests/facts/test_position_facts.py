@@ -58,7 +58,7 @@ def test_evicted_cache_equals_attention_to_survivors():
   queries, left = streams(config, params, ids, np.arange(17))
   q, k = np.asarray(queries['key'])[0], np.asarray(left['key'])[0]
   alive, total = [[] for _ in range(3)], np.zeros((3, 40))
-  kind = kvjax.Bounded(budget, kvjax.HeavyHitters(recent=0))
+  kind = kvjax.Bounded(budget, kvjax.HeavyHitters(recent=0), protect=(0, 0))
   cache = kvjax.init_cache(config, 1, 17, kinds=kind)
   for t in range(17):
     got, cache = step_weights(config, cache, ids[:, t : t + 1])

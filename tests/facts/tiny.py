@@ -26,7 +26,7 @@ KINDS = {
   'ring': kvjax.Ring(window=5),
   'sinks': kvjax.Sinks(sinks=2, window=5),
   'paged': kvjax.Paged(page=4),
-  'bounded': kvjax.Bounded(budget=6, slack=3),
+  'bounded': kvjax.Bounded(budget=6, slack=3, prefill='chunks'),
 }
 
 

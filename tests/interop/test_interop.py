@@ -207,7 +207,7 @@ def test_refusals():
     interop.to_linen(variant, kvjax.quantize(params))
   with pytest.raises(ValueError, match='The module has weights'):
     interop.to_nnx(variant, params, nnx_module(num_kv_heads=2))
-  kind = kvjax.Bounded(budget=3)
+  kind = kvjax.Bounded(budget=3, prefill='chunks')
   cache = interop.init_cache(variant, BATCH, LENGTH, kinds=kind)
   with pytest.raises(ValueError, match='5 tokens at once.*evicts every 1'):
     interop.attend(variant, params, cache, activations())

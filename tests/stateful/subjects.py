@@ -11,7 +11,7 @@ import numpy as np
 import kvjax
 from kvjax.models.uncached import with_visibility
 from tests.contract.oracle import Evicts, NearTie, Oracle, Rule, Sees
-from tests.contract.table import VARIANTS, VOCAB, WIDTH, draw
+from tests.contract.table import VARIANTS, VOCAB, WIDTH, draw, pieces
 from tests.stateful.pages import Pages
 from tests.stateful.rows import Keeps, Rows
 
@@ -55,12 +55,12 @@ STORES = {
   ),
   'paged': Store(kvjax.Paged(page=PAGE, pages=POOL), full=True, pool=POOL),
   'heavy_hitters': Store(
-    kvjax.Bounded(budget=5, score=kvjax.HeavyHitters(recent=2)),
+    pieces(5, kvjax.HeavyHitters(recent=2)),
     FORGETFUL,
     Evicts(5, 'mass', recent=2),
   ),
   'last_query': Store(
-    kvjax.Bounded(budget=5, score=kvjax.LastQuery()),
+    pieces(5, kvjax.LastQuery()),
     FORGETFUL,
     Evicts(5, 'last'),
   ),

@@ -103,11 +103,26 @@ def _read_layout(written: Any, known: Mapping[str, type]) -> Layout:
       STORES if name == STORES_IN_FILE else name: value
       for name, value in written.items()
     }
+    stores = written.get(STORES)
+    if isinstance(stores, list):
+      written |= {STORES: list(map(_with_new_fields, stores))}
   known = {**known, LAYER_STORE_IN_FILE: LayerStore}
   layout = frozen_json.decode(written, known)
   if not isinstance(layout, Layout):
     raise ValueError(f'its layout is a {type(layout).__name__}, no Layout.')
   return layout
+
+
+def _with_new_fields(store: Any) -> Any:
+  """Returns an encoded `LayerStore` with fields that older files lack.
+
+  A bounded cache protected nothing, and read calls in pieces.
+  """
+  kind = store.get('kind') if isinstance(store, dict) else None
+  if not isinstance(kind, dict) or kind.get(frozen_json.TYPE) != 'Bounded':
+    return store
+  old = {'protect': [0, 0], 'prefill': 'chunks'}
+  return store | {'kind': old | kind}
 
 
 def make_spec(

@@ -40,8 +40,7 @@ class AttentionCall:
   @property
   def reads_before_write(self) -> bool:
     """Whether the call has more tokens than its kind may overwrite unread."""
-    kind = self.store.kind
-    chunk = None if kind.book_per_layer else kind.chunk
+    chunk = self.store.kind.chunk
     return chunk is not None and self.call.tokens > chunk
 
   @property

@@ -71,13 +71,13 @@ def moments(
   if call.backend == 'cpu' and call.dtype == 'float16':
     elements = Dim('elements', active_elements(config))
     always.append(Term(FLOAT16, (elements,), FLOAT))
-  # A kind that evicts takes a long call chunk by chunk.
-  chunk = spec.layout.chunk or call.tokens
-  if chunk < call.tokens:
-    tokens, width = -(-call.tokens // chunk) * chunk, Dim('D', config.width)
+  # A kind may take a long call piece by piece.
+  piece = spec.layout.piece or call.tokens
+  if piece < call.tokens:
+    tokens, width = -(-call.tokens // piece) * piece, Dim('D', config.width)
     dims = call.rows, Dim('T', tokens), width
-    always.append(Term('hidden of every chunk', dims, call.size))
-    call = dataclasses.replace(call, tokens=chunk)
+    always.append(Term('hidden of every piece', dims, call.size))
+    call = dataclasses.replace(call, tokens=piece)
   count = len(config.layers)
   layers = [_LayerCall(config, spec, call, index) for index in range(count)]
   ahead = [list(layer.ahead()) for layer in layers]
