@@ -8,6 +8,7 @@ from tests.mutants import (
   reading,
   remembering,
   sharding,
+  storing,
   studies,
 )
 from tests.mutants.fault import Mutant
@@ -18,6 +19,7 @@ MUTANTS: tuple[Mutant, ...] = (
   + remembering.KINDS
   + remembering.BOUNDED
   + remembering.CODECS
+  + storing.CODES
   + remembering.PAGES
   + remembering.ALGEBRA
   + reading.CORE

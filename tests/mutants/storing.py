@@ -1,0 +1,76 @@
+"""Faults in how a token is stored."""
+
+from tests.mutants.fault import Mutant
+
+CODES: tuple[Mutant, ...] = (
+  Mutant(
+    'one_scale_for_all',
+    'kvjax/streams/codecs/integers.py',
+    'jnp.max(jnp.abs(x), axis=-1) / 127',
+    'jnp.broadcast_to(jnp.max(jnp.abs(x)), x.shape[:-1]) / 127',
+    'tests/streams/test_codecs.py',
+  ),
+  Mutant(
+    'codes_cut_not_rounded',
+    'kvjax/streams/codecs/integers.py',
+    'jnp.round(x / scale',
+    'jnp.trunc(x / scale',
+    'tests/streams/test_codecs.py',
+  ),
+  Mutant(
+    'nibbles_swapped',
+    'kvjax/streams/stored.py',
+    'return part * jnp.uint8(bits)',
+    'return (shape[-2] - 1 - part) * jnp.uint8(bits)',
+    'tests/streams/test_ggml.py',
+  ),
+  Mutant(
+    'zero_forgotten',
+    'kvjax/streams/stored.py',
+    'return numbers + _by_element(self.zero, numbers.shape)',
+    'return numbers',
+    'tests/streams/test_integers.py',
+  ),
+  Mutant(
+    'scale_of_the_neighbour_group',
+    'kvjax/streams/stored.py',
+    'jnp.repeat(numbers, size',
+    'jnp.repeat(jnp.roll(numbers, 1, axis), size',
+    'tests/streams/test_integers.py',
+  ),
+  Mutant(
+    'highest_bit_forgotten',
+    'kvjax/streams/stored.py',
+    'unpack(self.plane, 1, 1) << low',
+    'unpack(self.plane, 1, 1)',
+    'tests/streams/test_lloyd_max.py',
+  ),
+  Mutant(
+    'any_scale_is_read_in_place',
+    'kvjax/streams/stored.py',
+    'if not by_token or types',
+    'if types',
+    'tests/streams/test_stored.py',
+  ),
+  Mutant(
+    'halves_rounded_to_even',
+    'kvjax/streams/codecs/ggml.py',
+    'jnp.floor(jnp.abs(x) + 0.5)',
+    'jnp.round(jnp.abs(x))',
+    'tests/streams/test_ggml.py',
+  ),
+  Mutant(
+    'sign_of_the_largest',
+    'kvjax/streams/codecs/ggml.py',
+    '_largest(blocks) / -middle',
+    '_largest(blocks) / middle',
+    'tests/streams/test_ggml.py',
+  ),
+  Mutant(
+    'eight_bit_floats_overflow',
+    'kvjax/streams/codecs/floats.py',
+    'jnp.clip(x, -most, most).astype(dtype)',
+    'x.astype(dtype)',
+    'tests/streams/test_codecs.py',
+  ),
+)
