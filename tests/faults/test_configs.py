@@ -219,8 +219,8 @@ CONFIGS = {
   ),
   'family_and_odd_value': (
     'llama',
-    {'model_type': 'exaone4', 'sliding_window_pattern': 'LLG'},
-    "Unknown model_type 'exaone4'",
+    {'model_type': 'gemma3n', 'sliding_window_pattern': 'LLG'},
+    "Unknown model_type 'gemma3n'",
   ),
   'family_list': ('llama', {'model_type': ['llama']}, 'Unknown model_type'),
   'key_of_another_family': (
