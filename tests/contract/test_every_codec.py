@@ -9,6 +9,7 @@ import pytest
 
 import kvjax
 from kvjax import memory
+from kvjax.native import load
 from kvjax.testing import assert_cached_matches_uncached
 from tests.compiler import as_users_do
 from tests.contract.codecs import CODECS, GROUPED, LATENT, Stored
@@ -175,6 +176,25 @@ def test_bytes_a_token(codec, want):
   config = kvjax.load_config('llama-3-8b')
   plan = memory.plan(config, batch_size=1, capacity=1, codec=codec)
   assert plan.bytes_per_token == want
+
+
+@pytest.mark.skipif(bool(load.missing()), reason=load.missing() or 'built')
+@pytest.mark.parametrize('variant', [GROUPED, LATENT], ids=['gqa', 'mla'])
+def test_the_library_reads_turned_int8_in_place(variant):
+  """A7: as the block loop reads it; packed codes it refuses."""
+  cell = Stored(kvjax.Hadamard(kvjax.Int8()), variant, form='absorbed')
+  params, tokens = draw(cell.config, 0), jnp.asarray(text(0, 2, 7))
+  step = functools.partial(kvjax.extend, cell.config, params, tokens=tokens)
+  found, want = (
+    step(
+      cell.init(2), options=kvjax.DecodeOptions(form='absorbed', kernel=kernel)
+    )[0]
+    for kernel in ('ffi', 'blockwise')
+  )
+  np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+  packed = cell.init(2, codec=kvjax.Hadamard(kvjax.Affine(group=8)))
+  with pytest.raises(ValueError, match='is not stored as one of float32'):
+    step(packed, options=kvjax.DecodeOptions(form='absorbed', kernel='ffi'))
 
 
 def test_eight_bit_floats_saturate():

@@ -14,6 +14,7 @@ CONFIG = tiny.decoder()
 OPTIONS: dict[str, dict[str, Any]] = {
   'dense': {},
   'int8': {'codec': kvjax.Int8()},
+  'affine': {'codec': kvjax.Affine(bits=8)},
   'paged': {'kinds': kvjax.Paged(page=4)},
 }
 

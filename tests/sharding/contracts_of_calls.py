@@ -213,6 +213,25 @@ def own_codec():
   close(found, wanted)
 
 
+@contract
+def codecs_of_ours():
+  """Packed codes and their scales are split alike, and turned as a whole."""
+  attention = kvjax.Grouped(8, 2, 32, value_width=64, rotary=TURN)
+  config = kvjax.ModelConfig(
+    VOCAB, WIDTH, (kvjax.Layer(attention, kvjax.MLP(16)),)
+  )
+  params, tokens = draw(config, 0), jnp.asarray(text(0, 2, 9))
+  for key, value in (
+    (kvjax.Hadamard(kvjax.Affine(group=8)), kvjax.GGML('q5_0')),
+    (kvjax.LloydMax(bits=3), kvjax.Hadamard(kvjax.Float8())),
+  ):
+    codec = {'key': key, 'value': value}
+    wanted = kvjax.forward(config, params, tokens, codec=codec)
+    cache = init(config, 2, codec=codec)
+    found, cache = kvjax.extend(config, place(config, params), cache, tokens)
+    close(found, wanted)
+
+
 def refused(match: str, function: Callable[[], Any]) -> None:
   """Asserts that a function raises a ValueError with that text."""
   try:

@@ -60,8 +60,10 @@ def test_kernels_read_floats_and_int8_with_one_scale_alone(codec, want):
   assert stored.in_place_type == want
 
 
-def test_a_narrow_scale_is_not_read_in_place():
+def test_a_narrow_scale_or_one_of_groups_is_not_read_in_place():
   codes = jnp.zeros((1, 1, 2, 4), jnp.int8)
   scale = jnp.ones((1, 1, 2), jnp.float16)
   assert not Stored(codes, scale).in_place_type
-  assert Stored(codes, scale.astype(jnp.float32)).in_place_type == 'int8'
+  wide = scale.astype(jnp.float32)
+  assert Stored(codes, wide).in_place_type == 'int8'
+  assert not Stored(codes, wide[..., None]).in_place_type
