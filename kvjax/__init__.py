@@ -37,6 +37,7 @@ from kvjax.caches.scores import (
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
+from kvjax.decoding.compression import compress
 from kvjax.decoding.exported import register_pytrees
 from kvjax.decoding.generation import generate
 from kvjax.decoding.logit_adjustments import (
@@ -183,6 +184,7 @@ __all__ = (
   'attend',
   'check',
   'checkpoints',
+  'compress',
   'concat',
   'contiguous_view',
   'decode_step',

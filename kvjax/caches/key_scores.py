@@ -28,9 +28,9 @@ class KeyDiff(Score):
 
   def priority(self, evidence):
     keys = evidence.keys()
-    unit = keys / _length(keys)
-    mean = unit.sum(axis=2, keepdims=True)
-    return -(unit * (mean / _length(mean))).sum(axis=-1)
+    length = _length(keys)
+    mean = (keys / length).sum(axis=2, keepdims=True)
+    return -(keys * (mean / _length(mean))).sum(axis=-1) / length[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 
 import kvjax
 from kvjax.testing import poison
+from tests.compiler import as_users_do
 from tests.contract.oracle import Given
 from tests.contract.table import (
   LENGTH,
@@ -286,3 +287,40 @@ def test_a_score_of_keys_allocates_no_statistic():
     assert (cache.books[0].total is None) == (len(sizes) == 1)
   bare, full = sizes
   assert full - bare == 4 * 2 * 3 * (BUDGET + SLACK)
+
+
+@pytest.mark.parametrize('codec', [None, kvjax.Int8()])
+@pytest.mark.parametrize(
+  'score', [kvjax.HeavyHitters(), kvjax.SnapKV(), kvjax.KeyNorm()]
+)
+def test_a_prefill_of_survivors_never_holds_a_dense_store(score, codec):
+  """Temporaries of a dense prefill, and at most 3 layers of keys and values.
+
+  The cache has an eighth of the tokens, and every byte of it is written in
+  place. A dense store would need all four layers.
+  """
+  tokens, layers = 2048, 4
+  attention = kvjax.Grouped(4, 4, 32, rotary=kvjax.Rotary(32))
+  layer = kvjax.Layer(attention, kvjax.MLP(128))
+  config = kvjax.ModelConfig(31, 64, (layer,) * layers)
+  found = {}
+  for kind in (kvjax.Dense(), kvjax.Bounded(tokens // 8, score, slack=32)):
+    init = functools.partial(
+      kvjax.init_cache, config, 1, tokens + 32, kinds=kind, codec=codec
+    )
+    cache = jax.eval_shape(init)
+    params = jax.eval_shape(
+      lambda: kvjax.init_params(config, jax.random.key(0))
+    )
+    prefill = jax.jit(
+      functools.partial(kvjax.prefill, config), donate_argnums=1
+    )
+    ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+    measured = kvjax.memory.measure(
+      as_users_do(prefill.lower(params, cache, ids))
+    )
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    assert measured.alias == size
+    found[kind.name] = measured.temporaries
+  of_layer = 2 * 4 * 32 * 4 * tokens
+  assert found['bounded'] <= found['dense'] + 3 * of_layer

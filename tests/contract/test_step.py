@@ -42,6 +42,7 @@ KINDS = {
   'recency': lambda size: kvjax.Bounded(
     budget=size, score=kvjax.Recency(), per_head=False
   ),
+  'snapkv': lambda size: kvjax.Bounded(budget=size, score=kvjax.SnapKV()),
 }
 
 
@@ -94,10 +95,10 @@ class Step:
   def numbers(self) -> int:
     """Four-byte numbers that a step may hold for a slot of a row.
 
-    A weight for each head that observes for itself: never a stream.
+    A rank or weight for each head that chooses for itself: never a stream.
     """
     kind = KINDS[self.kind](9)
-    if not kind.observes:
+    if not kind.book_per_layer:
       return 0
     heads = next(iter(self.attention.streams().values())).heads
     return heads if kind.per_head else 1

@@ -1,0 +1,220 @@
+"""A cache that was read becomes a smaller one: fewer tokens, or fewer bits."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax.caches.array_spec import ArraySpec, is_leaf
+from kvjax.caches.evidence import Evidence
+from kvjax.caches.kind import Kind
+from kvjax.decoding.allocate import StoreOptions, arrange, make_layout
+from kvjax.decoding.cache import Cache
+from kvjax.decoding.checks import check_config_and_cache
+from kvjax.decoding.choosing import keys_and_values
+from kvjax.decoding.layout import LayerStore, Layout
+from kvjax.decoding.leaf_axes import partition_of_cache
+from kvjax.decoding.program import program
+from kvjax.mesh.rules import WHOLE
+from kvjax.models.config import ModelConfig
+from kvjax.streams.codecs import Codec
+from kvjax.streams.view import Streams
+
+
+def compress(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  cache: Cache,
+  kind_or_codec: Kind | Sequence[Kind | None] | Codec,
+) -> Cache:
+  """Returns a smaller cache of the same rows; the given one stays as it is.
+
+  With a `Bounded` kind whose score looks at keys and values, the result equals
+  the cache of that kind that had read the same prompt. With a codec every
+  token stays and is stored anew, from what the cache has of it.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    cache: that has read its prompt.
+    kind_or_codec: a kind for every layer, or one a layer (None for the one that
+      the layer has); or a codec.
+
+  Raises:
+    ValueError: a score needs queries, which no cache keeps; a kind needs tokens
+      that the cache has forgotten; or heads that keep different tokens are to
+      keep the same.
+    DonatedCacheError: the cache was given to an earlier call.
+  """
+  check_config_and_cache(config, cache)
+  layout = _layout(config, cache, kind_or_codec)
+  for index, (old, new) in enumerate(
+    zip(cache.layout.stores, layout.stores, strict=True)
+  ):
+    if old is not None and new is not None and old.kind != new.kind:
+      _check_kinds(index, old.kind, new.kind)
+  return _compress(config, params, cache, layout)
+
+
+def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
+  """Returns the layout of the smaller cache."""
+  old = cache.layout
+  kinds: list[Kind | None] = [store and store.kind for store in old.stores]
+  is_codec = hasattr(choice, 'leaves')
+  if isinstance(choice, Kind):
+    kinds = [choice] * len(kinds)
+  elif not is_codec:
+    if not isinstance(choice, Sequence) or len(choice) != len(kinds):
+      raise ValueError(
+        f'kind_or_codec={choice!r} must be a kind, or one for each of the '
+        f'{len(kinds)} layers, or a codec.'
+      )
+    kinds = [new or own for new, own in zip(choice, kinds, strict=True)]
+  partition = partition_of_cache(cache) or WHOLE
+  options = StoreOptions(
+    dtype=next(store.dtype for store in old.stores if store is not None),
+    kinds=kinds,
+    codec=choice if is_codec else None,
+    rotary_length=old.rotary_length,
+    partition=partition,
+  )
+  layout = make_layout(config, old.capacity, options)
+  if is_codec:
+    return layout
+  stores = tuple(
+    new and dataclasses.replace(new, codecs=own.codecs)
+    for new, own in zip(layout.stores, old.stores, strict=True)
+  )
+  return dataclasses.replace(layout, stores=stores)
+
+
+def _check_kinds(index: int, old: Kind, new: Kind) -> None:
+  """Raises ValueError where tokens in one kind cannot move to another."""
+  place = f'Layer {index}: {new}'
+  if not new.book_per_layer:
+    if old.limit is None:
+      raise ValueError(
+        f'{place} needs every token, and {old} has forgotten some. Compress '
+        'into a Bounded kind, or read the prompt anew.'
+      )
+    if 'pages' in [name for _, name in new.leaf_axes(1, 1)]:
+      raise ValueError(f'{place} shares pages between rows: read it anew.')
+    return
+  score = getattr(new, 'score', None)
+  if score is not None and score.reads_queries:
+    raise ValueError(
+      f'{place}: {type(score).__name__} needs queries, which no cache keeps. '
+      'Read the prompt into a cache of that kind, or choose by a score of keys '
+      'and values, such as KeyDiff.'
+    )
+  if new.piece is not None:
+    raise ValueError(
+      f'{place} reads a prompt in pieces, and the cache is whole. Use '
+      "prefill='whole'."
+    )
+  if getattr(old, 'per_head', False) and not getattr(new, 'per_head', True):
+    raise ValueError(
+      f'{place} keeps the same tokens in all heads, and those of {old} have '
+      'different ones. Use per_head=True.'
+    )
+
+
+@program(static=('config', 'layout'), donated=())
+def _compress(config, params, cache, layout):
+  spec = arrange(config, layout, cache.batch_size)
+  empty = jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+  books, stores = list(empty.books), list(empty.stores)
+  for index, new in enumerate(layout.stores):
+    if new is None:
+      continue
+    old, book = cache.layout.store_of(index), layout.books[index]
+    own_book = cache.books[cache.layout.books[index]]
+    own_leaves = cache.stores[index]
+    if new.kind == old.kind:
+      books[book] = own_book
+      stores[index] = new.encode(old.decode(own_leaves))
+      continue
+    streams, positions = _read(old, own_book, own_leaves, cache.length)
+    books[book], slots = _place(
+      new.kind,
+      empty.books[book],
+      positions,
+      cache.length,
+      _reader(config, params, index, streams),
+    )
+    leaves = empty.stores[index]
+    stores[index] = new.kind.write(leaves, new.encode(streams), slots)
+  return dataclasses.replace(
+    cache, books=tuple(books), stores=tuple(stores), layout=layout
+  )
+
+
+def _read(
+  store: LayerStore, book: Any, leaves: Streams, length: jax.Array
+) -> tuple[Streams, jax.Array]:
+  """Returns decoded streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
+  views = store.kind.views(book, leaves, length)
+  blocks = [view.fetch(0, view.slots) for view in views]
+  parts = [store.decode(streams) for streams, _ in blocks]
+  streams = {
+    name: jnp.concatenate([part[name] for part in parts], axis=2)
+    for name in parts[0]
+  }
+  return streams, jnp.concatenate([p for _, p in blocks], axis=-1)
+
+
+def _reader(
+  config: ModelConfig, params: Mapping[str, Any], index: int, streams: Streams
+) -> Callable[[int], tuple[jax.Array, jax.Array]]:
+  """Returns what gives keys and values after a number of empty slots."""
+  layer, own = config.layers[index], params['layers'][index]['attention']
+  x = jnp.zeros((1, 1, config.width))
+
+  def read(slots):
+    found = keys_and_values(layer.attention, own, x, [streams])
+    widths = ((0, 0), (0, 0), (slots, 0), (0, 0))
+    keys, values = (jnp.pad(x, widths) for x in found)
+    return keys, values
+
+  return read
+
+
+def _place(
+  kind: Kind,
+  book: Any,
+  positions: jax.Array,
+  length: jax.Array,
+  read: Callable[[int], tuple[jax.Array, jax.Array]],
+) -> tuple[Any, Any]:
+  """Returns a book that holds the tokens that stay, and their slots.
+
+  Args:
+    kind: that chooses, or that places every token.
+    book: of it, empty.
+    positions: int32 `[B, 1 | K, S]` of the tokens.
+    length: int32 `[B]`.
+    read: gives keys and values after a number of empty slots.
+  """
+  none = jnp.zeros_like(length)
+  if not kind.book_per_layer:
+    return kind.place(book, none, positions[:, 0])
+  shape = book.positions.shape[:2] + positions.shape[2:]
+  positions = jnp.broadcast_to(positions, shape)
+
+  def refuse(*_):
+    raise ValueError('A score that calls this must set reads_queries.')
+
+  evidence = Evidence(
+    positions=jnp.concatenate([book.positions, positions], axis=-1),
+    length=length,
+    before=none,
+    is_prompt=length > 0,
+    tokens=positions.shape[-1],
+    total=None,
+    read_streams=lambda: read(book.positions.shape[-1]),
+    read_weights=refuse,
+    read_queries=refuse,
+  )
+  return kind.choose(book, evidence, positions[:, 0])
