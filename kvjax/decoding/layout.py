@@ -1,6 +1,7 @@
 """How a cache is arranged: kinds, codecs and books, static."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Self
 
 from kvjax.caches.kind import Kind
@@ -33,7 +34,7 @@ class LayerStore:
   def stored(self, streams: Streams) -> dict[str, Stored | None]:
     return {n: c.stored(streams[n]) for n, c in self.codecs}
 
-  def turn(self, queries: Streams) -> Streams:
+  def turn(self, queries: Mapping[str, Any]) -> Streams:
     """Returns queries, by key stream, turned as their keys are stored."""
     return apply_where_present('turn', self.codecs, queries)
 

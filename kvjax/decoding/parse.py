@@ -152,11 +152,11 @@ def _spell(kind: Kind | None, codec: Codecs) -> str:
   return (' and '.join(parts) or 'None') + '.'
 
 
-def spell(codec: Codec) -> str:
+def spell(codec: Any) -> str:
   """Returns a codec as a command line says it: 'hadamard(affine(bits=2))'."""
   words = []
-  known: Any = codec if dataclasses.is_dataclass(codec) else None
-  for field in dataclasses.fields(known) if known else ():
+  known = dataclasses.is_dataclass(codec)
+  for field in dataclasses.fields(codec) if known else ():
     value = getattr(codec, field.name)
     text = spell(value) if dataclasses.is_dataclass(value) else str(value)
     if field.default is dataclasses.MISSING:

@@ -132,8 +132,6 @@ def forward(
   check_positions(config, tokens.shape[1])
   check_params(config, params)
   check_streams(codec, [x.attention.streams() for x in config.layers])
-  if isinstance(codec, Mapping):
-    codec = tuple(codec.items())  # a static argument is hashable
   logits, weights = _forward(
     config,
     params,
@@ -141,7 +139,8 @@ def forward(
     positions,
     encoded,
     rotary_length=rotary_length or tokens.shape[1],
-    codec=codec,
+    # A static argument is hashable.
+    codec=tuple(codec.items()) if isinstance(codec, Mapping) else codec,
     form=form,
     attention_layers=attention_layers,
     rules=rules,

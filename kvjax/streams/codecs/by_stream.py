@@ -35,7 +35,9 @@ def codecs_of(
 
 
 def apply_where_present(
-  method: str, codecs: Iterable[tuple[str, Codec]], streams: Streams
+  method: str,
+  codecs: Iterable[tuple[str, Codec]],
+  streams: Mapping[str, Any],
 ) -> Streams:
   """Returns streams after an optional method of their codecs, such as `turn`.
 
