@@ -214,7 +214,7 @@ class Bounded(Kind):
     if evidence.total is None:
       return None
     total = jnp.where(evidence.is_new, 0.0, evidence.total)
-    new = self.score.statistic(dataclasses.replace(evidence, total=total))
+    new: Any = self.score.statistic(dataclasses.replace(evidence, total=total))
     # The select also makes the result depend on the old statistic, even for a
     # score that starts anew; without that XLA would not write a donated leaf in
     # place.

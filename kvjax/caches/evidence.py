@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Evidence:
   before: jax.Array
   is_prompt: jax.Array
   tokens: int
-  total: jax.Array | None
+  total: Any
   read_streams: Callable[[], tuple[jax.Array, jax.Array]]
   read_weights: Callable[[], jax.Array]
   read_queries: Callable[[int], tuple[jax.Array, jax.Array]]

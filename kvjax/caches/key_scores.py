@@ -48,7 +48,6 @@ class CUR(Score):
 
   sinks: int = 4
   window: int = 16
-  reads_queries = False  # pyright: ignore[reportAssignmentType]
 
   def __post_init__(self):
     check_fields(self, at_least={'sinks': 0, 'window': 1})
@@ -59,6 +58,10 @@ class CUR(Score):
     shares = shares / shares.sum(axis=-1, keepdims=True)
     is_sink = evidence.positions < self.sinks
     return jnp.where(is_sink, jnp.inf, shares)
+
+  @property
+  def reads_queries(self):
+    return False
 
   def _shares(self, evidence: Evidence, x: jax.Array) -> jax.Array:
     squares = evidence.by_position((x * x).sum(axis=-1))

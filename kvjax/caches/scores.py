@@ -7,6 +7,7 @@ positions. `kvjax/caches/key_scores.py` has those that look at keys and values.
 import abc
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Score(abc.ABC):
       piece by piece.
   """
 
-  window: int | None = 0
+  window: Any = 0  # int or None; a class or a field may say it
   of_prompt: bool = False
 
   def __init_subclass__(cls, **options: object):
@@ -147,7 +148,10 @@ class PromptScore(Score):
   """
 
   of_prompt = True
-  reads_queries = True  # pyright: ignore[reportAssignmentType]
+
+  @property
+  def reads_queries(self):
+    return True
 
   @abc.abstractmethod
   def prompt_score(self, evidence: Evidence) -> jax.Array:

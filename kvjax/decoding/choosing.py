@@ -69,7 +69,8 @@ class LayerCall:
     fresh: Streams | None = None,
   ) -> Evidence:
     """Returns evidence of stored slots, then of tokens not yet written."""
-    state, kind = self.state, self.store.kind
+    state = self.state
+    kind: Any = self.store.kind
     positions, total = book.positions, getattr(book, 'total', None)
     heads = positions.shape[1]
     if fresh is not None:

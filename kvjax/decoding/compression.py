@@ -66,17 +66,18 @@ def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
   if isinstance(choice, Kind):
     kinds = [choice] * len(kinds)
   elif not is_codec:
-    if not isinstance(choice, Sequence) or len(choice) != len(kinds):
+    if not isinstance(choice, list | tuple) or len(choice) != len(kinds):
       raise ValueError(
         f'kind_or_codec={choice!r} must be a kind, or one for each of the '
         f'{len(kinds)} layers, or a codec.'
       )
     kinds = [new or own for new, own in zip(choice, kinds, strict=True)]
+  codec: Any = choice if is_codec else None
   partition = partition_of_cache(cache) or WHOLE
   options = StoreOptions(
     dtype=next(store.dtype for store in old.stores if store is not None),
     kinds=kinds,
-    codec=choice if is_codec else None,
+    codec=codec,
     rotary_length=old.rotary_length,
     partition=partition,
   )
@@ -84,7 +85,7 @@ def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
   if is_codec:
     return layout
   stores = tuple(
-    new and dataclasses.replace(new, codecs=own.codecs)
+    new and own and dataclasses.replace(new, codecs=own.codecs)
     for new, own in zip(layout.stores, old.stores, strict=True)
   )
   return dataclasses.replace(layout, stores=stores)

@@ -8,6 +8,7 @@ A layer that shares the streams of an earlier one reads that layer's views
 instead (`attend_to_shared`).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -100,9 +101,10 @@ def attend_through_cache(
   with jax.named_scope('cache'):
     if reads_first and kind.book_per_layer:
       book, slots = call.choose(entry.book, entry.leaves, attention)
-      entry = entry.replace(book=book, slots=slots)
+      entry = dataclasses.replace(entry, book=book, slots=slots)
     elif kind.book_per_layer:
-      entry = entry.replace(book=call.observe(entry.book, leaves, attention))
+      book = call.observe(entry.book, leaves, attention)
+      entry = dataclasses.replace(entry, book=book)
     if reads_first:
       leaves = store_tokens(entry, encoded)
   return y, LayerResult(leaves, entry.book, views, attention)
@@ -187,4 +189,4 @@ def _make_room(
   if not reads_first:
     state = call.state
     placed, slots = entry.store.kind.place(book, state.before, state.positions)
-  return entry.replace(book_before=book, book=placed, slots=slots)
+  return dataclasses.replace(entry, book_before=book, book=placed, slots=slots)
