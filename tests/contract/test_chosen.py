@@ -97,10 +97,8 @@ def check(cell: Cell, seed: int) -> None:
     logits, cache = cell.extend(params, poison(cache), piece, counts)
     if start == 0:
       wanted, _ = cell.extend(params, dense, piece, counts)
-      # Bit for bit, where no product is of another size.
-      exact = cell.variant.form != 'expanded'
-      for row, n in enumerate(counts):
-        limit = 0 if exact else 1e-6 * np.abs(wanted).max()
+      for row, n in enumerate(counts):  # kernels may cut slots elsewhere
+        limit = 1e-6 * np.abs(wanted).max()
         np.testing.assert_allclose(
           logits[row, :n], wanted[row, :n], rtol=0, atol=limit
         )
