@@ -6,9 +6,9 @@
       --checkpoint=DIR                                                  seconds
 
 Expected: the dense cache predicts as the model without a cache does; eight bits
-change little; a window that keeps the first tokens loses much less than one
-that drops them (Xiao et al. 2023, arXiv 2309.17453); the full cache finds most
-digits, and no cache that forgets finds as many.
+change little, four bits more; a window that keeps the first tokens loses much
+less than one that drops them (Xiao et al. 2023, arXiv 2309.17453); the full
+cache finds most digits, and no cache that forgets finds as many.
 
 Would be refuted by: any of these failing; the last table of the report says.
 """
@@ -46,6 +46,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'caches': (
         'default',
         'int8',
+        'affine',
         'sinks:sinks=4,window=124',
         'ring:window=128',
         'bounded:budget=128,slack=31',

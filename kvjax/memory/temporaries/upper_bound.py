@@ -273,7 +273,7 @@ def _attend(
     times = (2 - attention.expands) * call.on_cpu
     new = attention.new_streams()
     both += [dataclasses.replace(term, times=times) for term in new]
-    if call.passes == 1:
+    if call.passes == 1 or call.on_cpu:
       both.append(dataclasses.replace(out, name='output of old slots'))
   if isinstance(attention.variant.bias, RelativeBias):
     both.append(dataclasses.replace(scores, name='bias of one block'))
