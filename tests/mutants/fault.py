@@ -27,7 +27,11 @@ class Mutant:
   @property
   def row(self) -> str:
     """A row of docs/dev/mutants.md."""
-    old, new = (text.replace('|', '\\|') for text in (self.old, self.new))
+    # A cell of a table is one line.
+    old, new = (
+      ' '.join(text.split()).replace('|', '\\|')
+      for text in (self.old, self.new)
+    )
     return f'| {self.name} | {self.path} | `{old}` | `{new}` |'
 
   def apply(self, text: str) -> str:
