@@ -107,7 +107,7 @@ def test_report_of_a_tiny_model(tmp_path, commands):
   records = [json.loads(line) for line in lines]
   costs = [r for r in records if r['record'] == 'cost']
   assert [r['cache'].partition(':')[0] for r in costs] == [
-    *('default', 'int8', 'sinks', 'ring', 'bounded')
+    *('default', 'int8', 'affine', 'sinks', 'ring', 'bounded')
   ]
   assert costs[0]['kl_mean'] == 0.0 < costs[1]['kl_mean']
   assert len([r for r in records if r['record'] == 'answer']) == 4
