@@ -47,7 +47,7 @@ class Score(abc.ABC):
   def statistic(self, evidence: Evidence) -> jax.Array | None:
     """Returns the statistic `[B, 1 | K, S]` after the call of the evidence.
 
-    Asked once a call, after attention. The base class keeps none.
+    Called once a call, after attention. The base class keeps none.
     """
     del evidence
 
@@ -55,7 +55,7 @@ class Score(abc.ABC):
   def priority(self, evidence: Evidence) -> jax.Array:
     """Returns `[B, 1 | K, S]`; the lowest is forgotten first.
 
-    Asked when room is made for new tokens, without any query, and when a long
+    Called when room is made for new tokens, without any query, and when a long
     call was read, with `evidence.total` as `statistic` returned it.
     """
 

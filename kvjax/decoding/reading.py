@@ -156,7 +156,7 @@ def attend_to_views(
       if view.query_limit == limit
     ]
     parts.append((queries, tuple(same_rotation)))
-  # The queries have it by now, whoever reads the parts again.
+  # The queries are scaled already, and the parts may be read again.
   scoring = dataclasses.replace(scoring, temperature=None)
   with jax.named_scope('attend'):
     out, lse = _attend_parts(parts, scoring, state)

@@ -23,7 +23,7 @@ DECODERS = {
 @pytest.mark.parametrize('family', DECODERS)
 def test_queries_die_and_the_streams_of_the_cache_stay(family):
   config = DECODERS[family]
-  # A layer as another adds time, and nothing to what is asked.
+  # Equal layers would only add time.
   layers = tuple(dict.fromkeys(config.layers))
   config = dataclasses.replace(config, layers=layers)
   params = kvjax.init_params(config, jax.random.key(0))
