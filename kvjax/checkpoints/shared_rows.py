@@ -51,6 +51,19 @@ HEAD_NORMS = parse_table("""
     k_norm.weight   H   key_norm.weight
 """)
 
+# One weight has the queries, the key and the value of each kv head in turn.
+FUSED_BY_HEAD = parse_table("""
+  model.layers.{i}.self_attn.*   layers.{i}.attention.*
+    query_key_value.weight   K*(G+2)*H D   query         queries
+    query_key_value.weight   K*(G+2)*H D   key           keys
+    query_key_value.weight   K*(G+2)*H D   value         values
+    query_key_value.bias     K*(G+2)*H     query_bias    queries
+    query_key_value.bias     K*(G+2)*H     key_bias      keys
+    query_key_value.bias     K*(G+2)*H     value_bias    values
+    dense.weight             D N*H         output
+    dense.bias               D             output_bias
+""")
+
 # With a rank for queries, `q_proj` is two projections and a norm.
 LATENT = parse_table("""
   model.layers.{i}.self_attn.*   layers.{i}.attention.*

@@ -108,9 +108,9 @@ def parse_cache(text: str) -> tuple[Kind | None, Codecs]:
       codec = _make(CODECS[name], name, fields)
     elif codec is None and BY_STREAM.match(part):
       pairs = [pair.partition('=') for pair in _split(part, ',')]
-      codec = {x: _read_codec(f'cache={text}', y) for x, _, y in pairs}
+      codec = {x: _read_named(f'cache={text}', y, 'codec') for x, _, y in pairs}
     elif codec is None and name.partition('(')[0] in CODECS:
-      codec = _read_codec(f'cache={text}', part)
+      codec = _read_named(f'cache={text}', part, 'codec')
     elif name != DEFAULT or fields:
       raise ValueError(
         f'cache={text!r}: {name!r} is no name of one kind and one codec; '
@@ -195,7 +195,7 @@ def _read(place: str, hint: Any, text: str) -> Any:
   if hint is str:
     return text
   if hint is Codec:
-    return _read_codec(place, text)
+    return _read_named(place, text, 'codec')
   if hint is bool:
     if text in ('true', 'false'):
       return text == 'true'
@@ -208,7 +208,7 @@ def _read(place: str, hint: Any, text: str) -> Any:
     return text
   if typing.get_origin(hint) is tuple:
     return _read_literal(place, text)
-  return _read_score(place, text)
+  return _read_named(place, text, 'score')
 
 
 def _read_literal(place: str, text: str) -> Any:
@@ -218,30 +218,19 @@ def _read_literal(place: str, text: str) -> Any:
     raise ValueError(f'{place}: {text!r} must be like (4, 32).') from error
 
 
-def _read_score(place: str, text: str) -> Any:
-  if OUTSIDE.fullmatch(text):
-    return _make_outside(place, text, ('score',))
-  name, _, rest = text.partition('(')
-  if name not in SCORES:
-    known = ', '.join(SCORES)
-    raise ValueError(
-      f'{place}: {text!r} is none of {known}. Another is module:Name(...).'
-    )
-  return _call(place, SCORES[name], f'({rest}' if rest else '()')
-
-
-def _read_codec(place: str, text: str) -> Any:
-  """Returns the codec that `name`, `name(...)` or `module:Name(...)` makes."""
+def _read_named(place: str, text: str, wanted: str) -> Any:
+  """Returns the score or codec of `name`, `name(...)` or `module:Name(...)`."""
   text = text.strip()
   if OUTSIDE.fullmatch(text):
-    return _make_outside(place, text, ('codec',))
+    return _make_outside(place, text, (wanted,))
   name, _, rest = text.partition('(')
-  if name not in CODECS:
-    known = ', '.join(CODECS)
+  classes = SCORES if wanted == 'score' else CODECS
+  if name not in classes:
     raise ValueError(
-      f'{place}: {text!r} is none of {known}. Another is module:Name(...).'
+      f'{place}: {text!r} is none of {", ".join(classes)}. Another is '
+      'module:Name(...).'
     )
-  return _call(place, CODECS[name], f'({rest}' if rest else '()')
+  return _call(place, classes[name], f'({rest}' if rest else '()')
 
 
 # What a class must have to be one of these. A name is read where something else
@@ -290,7 +279,7 @@ def _value(node: Any) -> Any:
   """Returns a literal, a codec by its name, or another word as it is."""
   word = ast.unparse(node)
   if word.partition('(')[0] in CODECS:
-    return _read_codec(f'codec={word}', word)
+    return _read_named(f'codec={word}', word, 'codec')
   return word if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 

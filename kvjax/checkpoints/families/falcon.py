@@ -10,9 +10,10 @@ import math
 
 from kvjax.attention.bias import Alibi
 from kvjax.attention.grouped import Grouped
-from kvjax.checkpoints.family import Family
+from kvjax.checkpoints.family import Family, rename_rows
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import rotary
+from kvjax.checkpoints.shared_rows import FUSED_BY_HEAD
 from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -37,15 +38,6 @@ ROWS = parse_table("""
     mlp.dense_h_to_4h.bias            F     mlp.up_bias
     mlp.dense_4h_to_h.weight          D F   mlp.down
     mlp.dense_4h_to_h.bias            D     mlp.down_bias
-  transformer.h.{i}.self_attention.*   layers.{i}.attention.*
-    query_key_value.weight   K*(G+2)*H D   query         queries
-    query_key_value.weight   K*(G+2)*H D   key           keys
-    query_key_value.weight   K*(G+2)*H D   value         values
-    query_key_value.bias     K*(G+2)*H     query_bias    queries
-    query_key_value.bias     K*(G+2)*H     key_bias      keys
-    query_key_value.bias     K*(G+2)*H     value_bias    values
-    dense.weight             D D           output
-    dense.bias               D             output_bias
 """)
 
 
@@ -104,7 +96,12 @@ def _parallel(settings: Settings) -> str | None:
 
 FAMILY = Family(
   config,
-  ROWS,
+  ROWS
+  + rename_rows(
+    FUSED_BY_HEAD,
+    'model.layers.{i}.self_attn.',
+    'transformer.h.{i}.self_attention.',
+  ),
   prefix='transformer.',
   copies={'lm_head.weight': 'transformer.word_embeddings.weight'},
 )

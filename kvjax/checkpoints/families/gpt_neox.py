@@ -13,7 +13,7 @@ from kvjax.attention.rotary import Rotary
 from kvjax.checkpoints.family import Family, rename_rows
 from kvjax.checkpoints.hf_config import Settings
 from kvjax.checkpoints.rope import SHARE, rotary
-from kvjax.checkpoints.shared_rows import NORMS
+from kvjax.checkpoints.shared_rows import FUSED_BY_HEAD, NORMS
 from kvjax.checkpoints.table import parse_table
 from kvjax.layers.norm import Norm
 from kvjax.models.config import Layer, ModelConfig
@@ -25,15 +25,6 @@ ROWS = parse_table("""
     embed_in.weight           V D   embedding
     final_layer_norm.weight   D     norm.weight
     final_layer_norm.bias     D     norm.bias
-  gpt_neox.layers.{i}.attention.*   layers.{i}.attention.*
-    query_key_value.weight   K*(G+2)*H D   query         queries
-    query_key_value.weight   K*(G+2)*H D   key           keys
-    query_key_value.weight   K*(G+2)*H D   value         values
-    query_key_value.bias     K*(G+2)*H     query_bias    queries
-    query_key_value.bias     K*(G+2)*H     key_bias      keys
-    query_key_value.bias     K*(G+2)*H     value_bias    values
-    dense.weight             D D           output
-    dense.bias               D             output_bias
   gpt_neox.layers.{i}.mlp.*   layers.{i}.mlp.*
     dense_h_to_4h.weight   F D   up
     dense_h_to_4h.bias     F     up_bias
@@ -83,7 +74,13 @@ def _rotary(settings: Settings, width: int) -> Rotary:
 
 FAMILY = Family(
   config,
-  ROWS + rename_rows(NORMS, 'model.', 'gpt_neox.'),
+  ROWS
+  + rename_rows(NORMS, 'model.', 'gpt_neox.')
+  + rename_rows(
+    FUSED_BY_HEAD,
+    'model.layers.{i}.self_attn.',
+    'gpt_neox.layers.{i}.attention.',
+  ),
   prefix='gpt_neox.',
   ignored=(
     r'(gpt_neox\.)?layers\.\d+\.attention\.'
