@@ -135,7 +135,9 @@ def _compress(config, params, cache, layout):
     own_leaves = cache.stores[index]
     if new.kind == old.kind:
       books[book] = own_book
-      stores[index] = new.encode(old.decode(own_leaves))
+      stores[index] = own_leaves
+      if new.codecs != old.codecs:  # a code is never written twice
+        stores[index] = new.encode(old.turn_back(old.decode(own_leaves)))
       continue
     streams, positions = _read(old, own_book, own_leaves, cache.length)
     books[book], slots = _place(
@@ -158,7 +160,7 @@ def _read(
   """Returns decoded streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
   views = store.kind.views(book, leaves, length)
   blocks = [view.fetch(0, view.slots) for view in views]
-  parts = [store.decode(streams) for streams, _ in blocks]
+  parts = [store.turn_back(store.decode(streams)) for streams, _ in blocks]
   streams = {
     name: jnp.concatenate([part[name] for part in parts], axis=2)
     for name in parts[0]

@@ -74,6 +74,19 @@ def test_a_codec_stores_every_token_anew():
   assert both.stores[0]['key']['codes'].shape == (2, 3, 9, 8)
 
 
+@pytest.mark.parametrize(
+  'choice', [kvjax.Int8(), kvjax.Bounded(9, kvjax.KeyNorm()), kvjax.Dense()]
+)
+def test_a_turned_cache_is_turned_back(choice):
+  config, params = model('gqa')
+  results = []
+  for codec in None, kvjax.Hadamard(kvjax.Affine(bits=8)):
+    cache = kvjax.compress(config, params, read('gqa', codec=codec), choice)
+    results.append(follow('gqa', cache, steps=1))
+  want, found = results
+  np.testing.assert_allclose(found, want, rtol=0, atol=0.02 * want.max())
+
+
 def test_a_dense_cache_becomes_a_ring_and_keeps_its_own_kind():
   config, params = model('gqa')
   dense = read('gqa')

@@ -32,6 +32,13 @@ CODES: tuple[Mutant, ...] = (
     'tests/streams/test_integers.py',
   ),
   Mutant(
+    'compressed_without_turning_back',
+    'kvjax/decoding/compression.py',
+    'store.turn_back(store.decode(streams)) for',
+    'store.decode(streams) for',
+    'tests/decoding/test_compression.py',
+  ),
+  Mutant(
     'scale_of_the_neighbour_group',
     'kvjax/streams/stored.py',
     'jnp.repeat(numbers, size',
