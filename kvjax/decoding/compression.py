@@ -84,6 +84,13 @@ def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
   layout = make_layout(config, old.capacity, options)
   if is_codec:
     return layout
+  for new, own in zip(layout.stores, old.stores, strict=True):
+    if new and own and own.kind.keeps_exact and not new.kind.keeps_exact:
+      raise ValueError(
+        f'kind_or_codec={choice!r}: {own.codecs} are codes beside exact tokens '
+        f'in {own.kind}, and cannot move to {new.kind}. Give a codec, or read '
+        'the prompt anew.'
+      )
   stores = tuple(
     new and own and dataclasses.replace(new, codecs=own.codecs)
     for new, own in zip(layout.stores, old.stores, strict=True)
@@ -137,7 +144,7 @@ def _compress(config, params, cache, layout):
       books[book] = own_book
       stores[index] = own_leaves
       if new.codecs != old.codecs:  # a code is never written twice
-        stores[index] = new.encode(old.turn_back(old.decode(own_leaves)))
+        stores[index] = _recode(old, new, own_leaves)
       continue
     streams, positions = _read(old, own_book, own_leaves, cache.length)
     books[book], slots = _place(
@@ -147,25 +154,37 @@ def _compress(config, params, cache, layout):
       cache.length,
       _reader(config, params, index, streams),
     )
-    leaves = empty.stores[index]
-    stores[index] = new.kind.write(leaves, new.encode(streams), slots)
+    streams = new.prepare(streams)
+    leaves = new.move(empty.stores[index], streams, slots)
+    stores[index] = new.kind.write(leaves, streams, slots)
   return dataclasses.replace(
     cache, books=tuple(books), stores=tuple(stores), layout=layout
   )
+
+
+def _recode(old: LayerStore, new: LayerStore, leaves: Streams) -> Streams:
+  """Returns leaves of the same slots as another codec stores them."""
+  coded, *exact = [x.store for x in old.kind.tiers(None, leaves, None)]
+  streams = new.prepare(old.turn_back(old.decode(coded)))
+  if not exact:
+    return streams
+  rest = old.turn_back(old.exact.decode(exact[0]))
+  return new.kind.join([new.encode_exact(streams), new.prepare(rest)])
 
 
 def _read(
   store: LayerStore, book: Any, leaves: Streams, length: jax.Array
 ) -> tuple[Streams, jax.Array]:
   """Returns decoded streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
-  views = store.kind.views(book, leaves, length)
+  views = store.read(store.kind.views(book, leaves, length))
   blocks = [view.fetch(0, view.slots) for view in views]
-  parts = [store.turn_back(store.decode(streams)) for streams, _ in blocks]
   streams = {
-    name: jnp.concatenate([part[name] for part in parts], axis=2)
-    for name in parts[0]
+    name: jnp.concatenate([part[name] for part, _ in blocks], axis=2)
+    for name, _ in store.codecs
   }
-  return streams, jnp.concatenate([p for _, p in blocks], axis=-1)
+  return store.turn_back(streams), jnp.concatenate(
+    [p for _, p in blocks], axis=-1
+  )
 
 
 def _reader(

@@ -86,14 +86,17 @@ def attend_through_cache(
   reads_first = kind.chunk is not None and state.tokens > kind.chunk
   call = LayerCall(variant, params, x, streams, entry.store, state)
   with jax.named_scope('cache'):
-    encoded = entry.store.encode(streams)
+    encoded = entry.store.prepare(streams)
     if kind.book_per_layer:
       entry = _make_room(entry, call, reads_first)
+    if not reads_first:
+      # Before tokens move: XLA copies an array that is read, then written.
+      entry = dataclasses.replace(entry, leaves=store_tokens(entry, encoded))
+    leaves = entry.store.move(entry.leaves, encoded, entry.slots)
+    entry = dataclasses.replace(entry, leaves=leaves)
     if reads_first:
       views = view_old_and_fresh(entry, encoded, state)
-      leaves = entry.leaves
     else:
-      leaves = store_tokens(entry, encoded)
       views = view_stored(entry, leaves, state)
   y, attention = attend_to_views(
     variant, params, x, views, state, store=entry.store, relative=relative
@@ -146,10 +149,10 @@ def view_old_and_fresh(
   Returns:
     Views over disjoint tokens, which decode what they fetch.
   """
-  kind, store = entry.store.kind, entry.store
-  views = kind.views(entry.book_before, entry.leaves, state.before)
-  views += kind.fresh_views(encoded, state.positions)
-  return tuple(view.map(store.decode, store.stored) for view in views)
+  kind = entry.store.kind
+  old, new = (entry.book_before, state.before), (entry.book, state.after)
+  views = kind.views_before_write(old, new, entry.leaves)
+  return entry.store.read(views + kind.fresh_views(encoded, state.positions))
 
 
 def store_tokens(entry: LayerEntry, encoded: Streams) -> Streams:
@@ -173,8 +176,7 @@ def view_stored(
     state: of the call.
   """
   store = entry.store
-  views = store.kind.views(entry.book, leaves, state.after)
-  return tuple(view.map(store.decode, store.stored) for view in views)
+  return store.read(store.kind.views(entry.book, leaves, state.after))
 
 
 def _make_room(

@@ -38,7 +38,9 @@ from kvjax.caches.scores import (
 from kvjax.caches.sinks import Sinks
 from kvjax.streams.codecs import (
   GGML,
+  KIVI,
   Affine,
+  ByChannel,
   Codec,
   Codecs,
   Float8,
@@ -63,6 +65,8 @@ CODECS: dict[str, Any] = {
   'ggml': GGML,
   'lloydmax': LloydMax,
   'hadamard': Hadamard,
+  'kivi': KIVI,
+  'bychannel': ByChannel,
 }
 SCORES: dict[str, Any] = {
   'heavy_hitters': HeavyHitters,

@@ -34,9 +34,12 @@ from kvjax.models.initialize import check_params
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import (
   Codecs,
+  Plain,
+  Tiering,
   apply_where_present,
   check_streams,
   codecs_of,
+  tiering_of,
 )
 from kvjax.streams.view import Streams
 from kvjax.streams.visibility import Visibility
@@ -336,19 +339,35 @@ def _self_attention(
   streams = shared
   if streams is None:
     streams = variant.project_streams(params, x, table)
-    streams = through_codec(variant, streams, call.codec)
+    streams = through_codec(variant, streams, call.positions, call.codec)
+  positions, tiering = call.positions, tiering_of(call.codec)
+  shown_to = None
+  if tiering != Tiering():  # streams have each token as it is, and as codes
+    shown_to = functools.partial(_shown_in_tiers, tiering)
+    positions = jnp.concatenate([positions, positions], axis=1)
   y, weights = attend_uncached(
     variant,
     params,
     x,
     streams,
     query_positions=call.positions,
-    key_positions=call.positions,
+    key_positions=positions,
     table=table,
     relative=call.relative,
     form=call.form,
+    shown_to=shown_to,
   )
+  if shown_to is not None:  # a query sees one of the two
+    weights = sum(jnp.split(weights, 2, axis=-1))
   return y, (streams, weights)
+
+
+def _shown_in_tiers(tiering, queries, keys):
+  """Returns bool: of exact tokens, then of their codes, what queries see."""
+  exact, codes = jnp.split(keys, 2, axis=-1)
+  return jnp.concatenate(
+    [tiering.is_exact(queries, exact), tiering.is_code(queries, codes)], axis=-1
+  )
 
 
 def _cross_attention(
@@ -376,16 +395,64 @@ def _cross_attention(
   return attend
 
 
-def through_codec(variant: Variant, streams: Streams, codec: Any) -> Streams:
-  """Returns streams as a cache with that codec would give them back."""
+def through_codec(
+  variant: Variant, streams: Streams, positions: jax.Array, codec: Any
+) -> Streams:
+  """Returns streams as a cache with that codec would give them back.
+
+  For a codec that leaves some tokens exact, `[B, K, 2 T, H]`: each token as it
+  is, and then as codes.
+
+  Args:
+    variant: whose streams they are.
+    streams: `[B, K, T, H]` by name.
+    positions: int32 `[B, T]`, -1 where there is no token.
+    codec: as in `init_cache`.
+  """
   if codec is None:
     return streams
-  codecs = codecs_of(codec, variant.streams())
-  decoded = {
-    n: c.decode(c.encode(streams[n], streams[n].dtype)) for n, c in codecs
-  }
+  tiering, codecs = tiering_of(codec), codecs_of(codec, variant.streams())
+
+  def pass_through(codec, x):
+    return codec.decode(codec.encode(x, x.dtype))
+
+  if tiering == Tiering():
+    decoded = {n: pass_through(c, streams[n]) for n, c in codecs}
+  else:
+    exact = {
+      n: pass_through(getattr(c, 'whole', Plain()), streams[n])
+      for n, c in codecs
+    }
+    by_position = _by_position(positions, tiering)
+    decoded = {
+      n: jnp.concatenate(
+        [exact[n], by_position(functools.partial(pass_through, c), exact[n])],
+        axis=2,
+      )
+      for n, c in codecs
+    }
   decoded = apply_where_present('turn_back', codecs, decoded)
   return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
+
+
+def _by_position(
+  positions: jax.Array, tiering: Tiering
+) -> Callable[[Callable[[jax.Array], jax.Array], jax.Array], jax.Array]:
+  """Returns what applies a function to tokens in whole groups of positions."""
+  tokens = positions.shape[1]
+  slots = -(-tokens // tiering.tokens) * tiering.tokens
+  index = positions - tiering.first
+  index = jnp.where(index >= 0, index, slots)
+  rows = jnp.arange(len(positions))[:, None]
+
+  def apply(f, x):
+    x = jnp.moveaxis(x, 1, 2)  # [B, T, K, H]
+    shape = (x.shape[0], slots) + x.shape[2:]
+    groups = jnp.zeros(shape, x.dtype).at[rows, index].set(x, mode='drop')
+    groups = jnp.moveaxis(f(jnp.moveaxis(groups, 1, 2)), 2, 1)
+    return jnp.moveaxis(groups.at[rows, index].get(mode='clip'), 2, 1)
+
+  return apply
 
 
 def with_visibility(

@@ -5,17 +5,21 @@ from kvjax.streams.codecs.by_stream import (
   apply_where_present,
   check_streams,
   codecs_of,
+  tiering_of,
 )
-from kvjax.streams.codecs.codec import Codec, Trailing
+from kvjax.streams.codecs.codec import Codec, Tiering, Trailing
 from kvjax.streams.codecs.floats import Float8, Plain
 from kvjax.streams.codecs.ggml import GGML
 from kvjax.streams.codecs.hadamard import Hadamard
 from kvjax.streams.codecs.integers import Affine, Int8
+from kvjax.streams.codecs.kivi import KIVI, ByChannel
 from kvjax.streams.codecs.lloyd_max import LloydMax
 
 __all__ = (
   'GGML',
+  'KIVI',
   'Affine',
+  'ByChannel',
   'Codec',
   'Codecs',
   'Float8',
@@ -23,8 +27,10 @@ __all__ = (
   'Int8',
   'LloydMax',
   'Plain',
+  'Tiering',
   'Trailing',
   'apply_where_present',
   'check_streams',
   'codecs_of',
+  'tiering_of',
 )

@@ -44,6 +44,11 @@ class Hadamard(Codec):
         f'Hadamard codec={self.codec!r} must be a codec that turns nothing '
         'itself, such as Affine(bits=4).'
       )
+    if self.codec.tiering().tokens > 1:
+      raise ValueError(
+        f'Hadamard codec={self.codec!r} scales each channel by itself, and a '
+        'turn would mix them. Use one or the other.'
+      )
 
   def leaves(self, width, dtype):
     block = self.block or 1
