@@ -37,6 +37,7 @@ from kvjax.caches.scores import (
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
+from kvjax.decoding.calibration import calibrate
 from kvjax.decoding.compression import compress
 from kvjax.decoding.exported import register_pytrees
 from kvjax.decoding.generation import generate
@@ -60,6 +61,7 @@ from kvjax.models.uncached import forward
 from kvjax.streams.codecs import (
   GGML,
   Affine,
+  Centred,
   Codec,
   Float8,
   Hadamard,
@@ -130,6 +132,7 @@ __all__ = (
   'Bounded',
   'CUR',
   'Cache',
+  'Centred',
   'Codec',
   'DecodeOptions',
   'Dense',
@@ -182,6 +185,7 @@ __all__ = (
   'Visibility',
   'array_spec',
   'attend',
+  'calibrate',
   'check',
   'checkpoints',
   'compress',

@@ -8,13 +8,14 @@ the same at different cost.
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from kvjax.renamed import VARIANT_METHODS, check_methods
+from kvjax.streams.codecs import Codec, is_centred
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
@@ -126,6 +127,44 @@ class Variant(abc.ABC):
       x: activations `[B, T, D]`.
       table: rotary table at the positions of the tokens; None for none.
     """
+
+  def rotate_streams(
+    self, streams: Streams, table: tuple[jax.Array, jax.Array]
+  ) -> Streams:
+    """Returns streams that were projected without a table, rotated by one.
+
+    Args:
+      streams: `[B, K, S, H]` by name.
+      table: rotary table at the positions of the slots.
+    """
+    del table
+    return streams
+
+  def refuses_constant(self, name: str, rotated: bool) -> str:
+    """Returns why no constant can be taken off a stream; '' if one can.
+
+    Args:
+      name: of the stream.
+      rotated: nothing is put back. Otherwise streams are projected without a
+        table, and `rotate_streams` rotates what is read.
+    """
+    del name, rotated
+    return 'it is not read by products with queries alone'
+
+  def check_constants(self, codecs: Iterable[tuple[str, Codec]]) -> None:
+    """Raises ValueError where a constant taken off would change the result.
+
+    Args:
+      codecs: `(stream name, codec)` pairs of the streams that it reads.
+    """
+    for name, codec in codecs:
+      if is_centred(codec):
+        refusal = self.refuses_constant(name, getattr(codec, 'rotated', True))
+        if refusal:
+          raise ValueError(
+            f'{codec}: {type(self).__name__} and its stream {name!r}: '
+            f'{refusal}.'
+          )
 
   @abc.abstractmethod
   def form(self, tokens: int, name: str | None = None) -> Form:

@@ -26,7 +26,14 @@ from kvjax.decoding.parse import check_choices
 from kvjax.mesh.host import shardings_of
 from kvjax.mesh.rules import WHOLE, Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, check_config, dtype_of
-from kvjax.streams.codecs import Codecs, check_streams, codecs_of
+from kvjax.streams.codecs import (
+  Codecs,
+  check_streams,
+  codecs_of,
+  is_centred,
+  layer_constants,
+  without_constants,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +97,8 @@ def init_cache(
 
   Raises:
     ValueError: a size is not positive, a kind cannot serve a layer, or the
-      mesh cannot hold what the rules say; a codec cannot store a stream, or
-      names one that no layer has.
+      mesh cannot hold what the rules say; a codec cannot store a stream, names
+      one that no layer has, or is without its constant.
   """
   partition = partition_of(mesh, rules)
   spec = cache_spec(
@@ -107,8 +114,11 @@ def init_cache(
     partition=partition,
   )
 
+  constants = measured_constants(config, codec)
+
   def allocate():
-    return jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+    cache = jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+    return with_constants(cache, constants)
 
   if mesh is None:
     return allocate()
@@ -174,7 +184,56 @@ def arrange(
     cross=cross_spec(config, batch_size, source_length, dtype),
     source=_source_spec(config, batch_size, source_length),
     layout=layout,
+    constants=_constants_spec(config, layout, batch_size),
   )
+
+
+def measured_constants(
+  config: ModelConfig, codec: Codecs
+) -> tuple[dict[str, Any], ...] | None:
+  """Returns what codecs take off the streams of each layer, `[K, H]`, by name.
+
+  None where no codec takes anything off.
+
+  Raises:
+    ValueError: a constant is missing, or has another shape.
+  """
+  streams = [layer.attention.streams() for layer in config.layers]
+  return layer_constants([codecs_of(codec, x) for x in streams], streams)
+
+
+def with_constants(
+  cache: Cache, constants: tuple[dict[str, Any], ...] | None
+) -> Cache:
+  """Returns the cache with each constant `[K, H]` in every row."""
+  if constants is None:
+    return cache
+  rows = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (cache.batch_size, *x.shape)), constants
+  )
+  return dataclasses.replace(cache, constants=rows)
+
+
+def _constants_spec(
+  config: ModelConfig, layout: Layout, batch: int
+) -> tuple[dict[str, ArraySpec], ...] | None:
+  """Returns the `ArraySpec`s of constants, a layer; None without any."""
+  axes = 'batch', 'kv_heads', 'width'
+  found = tuple(
+    {
+      name: array_spec(
+        (batch, own[name].heads, own[name].width), jnp.float16, axes
+      )
+      for name, codec in (store.codecs if store else ())
+      if is_centred(codec)
+    }
+    for store, own in zip(
+      layout.stores,
+      (layer.attention.streams() for layer in config.layers),
+      strict=True,
+    )
+  )
+  return found if any(found) else None
 
 
 def make_layout(
@@ -279,8 +338,28 @@ def _layer_store(
     )
   for variant in readers:  # a kind may refuse a mask that it cannot serve
     kind.visible_through(variant.visibility)
-  codecs = codecs_of(options.codec, readers[0].streams())
-  return LayerStore(kind, codecs, options.dtype)
+  codecs = without_constants(codecs_of(options.codec, readers[0].streams()))
+  for variant in readers:
+    variant.check_constants(codecs)
+  store = LayerStore(kind, codecs, options.dtype)
+  _check_centred_kind(store)
+  return store
+
+
+def _check_centred_kind(store: LayerStore) -> None:
+  """Raises ValueError for a kind that keys less a constant do not serve."""
+  if not any(is_centred(codec) for _, codec in store.codecs):
+    return
+  if store.rotated and store.kind.rotates_queries:
+    raise ValueError(
+      f'{store.kind}: queries of sinks and window differ, and so does what a '
+      'constant takes off their scores. Use Centred(..., rotated=False).'
+    )
+  if not store.rotated and store.kind.book_per_layer:
+    raise ValueError(
+      f'{store.kind} compares keys as they are rotated. Use '
+      'Centred(..., rotated=True).'
+    )
 
 
 def _heads_by_book(config, layout) -> dict[int, int]:

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from kvjax.caches.array_spec import ArraySpec, is_leaf
 from kvjax.caches.evidence import Evidence
 from kvjax.caches.kind import Kind
-from kvjax.decoding.allocate import StoreOptions, arrange, make_layout
+from kvjax.decoding.allocate import (
+  StoreOptions,
+  arrange,
+  make_layout,
+  measured_constants,
+  with_constants,
+)
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_config_and_cache
 from kvjax.decoding.choosing import keys_and_values
@@ -19,7 +25,7 @@ from kvjax.decoding.leaf_axes import partition_of_cache
 from kvjax.decoding.program import program
 from kvjax.mesh.rules import WHOLE
 from kvjax.models.config import ModelConfig
-from kvjax.streams.codecs import Codec
+from kvjax.streams.codecs import Codec, add_constants
 from kvjax.streams.view import Streams
 
 
@@ -50,12 +56,21 @@ def compress(
   """
   check_config_and_cache(config, cache)
   layout = _layout(config, cache, kind_or_codec)
+  constants = cache.constants
+  if hasattr(kind_or_codec, 'leaves'):
+    measured = measured_constants(config, kind_or_codec)
+    constants = with_constants(cache, measured).constants if measured else None
   for index, (old, new) in enumerate(
     zip(cache.layout.stores, layout.stores, strict=True)
   ):
     if old is not None and new is not None and old.kind != new.kind:
       _check_kinds(index, old.kind, new.kind)
-  return _compress(config, params, cache, layout)
+    if old is not None and new is not None and old.rotated != new.rotated:
+      raise ValueError(
+        f'Layer {index}: keys are stored after rotation in one of the two '
+        'caches, and before it in the other. Read the prompt anew.'
+      )
+  return _compress(config, params, cache, layout, constants)
 
 
 def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
@@ -123,21 +138,24 @@ def _check_kinds(index: int, old: Kind, new: Kind) -> None:
 
 
 @program(static=('config', 'layout'), donated=())
-def _compress(config, params, cache, layout):
+def _compress(config, params, cache, layout, constants):
   spec = arrange(config, layout, cache.batch_size)
   empty = jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
   books, stores = list(empty.books), list(empty.stores)
   for index, new in enumerate(layout.stores):
     if new is None:
       continue
+    centre = {} if constants is None else constants[index]
     old, book = cache.layout.store_of(index), layout.books[index]
     own_book = cache.books[cache.layout.books[index]]
     own_leaves = cache.stores[index]
     if new.kind == old.kind:
       books[book] = own_book
-      stores[index] = new.encode(old.decode(own_leaves))
+      streams = old.restore(own_leaves, cache.constants_of(index))
+      stores[index] = new.encode(add_constants(streams, centre, -1))
       continue
     streams, positions = _read(old, own_book, own_leaves, cache.length)
+    streams = add_constants(streams, cache.constants_of(index))
     books[book], slots = _place(
       new.kind,
       empty.books[book],
@@ -145,20 +163,24 @@ def _compress(config, params, cache, layout):
       cache.length,
       _reader(config, params, index, streams),
     )
-    leaves = empty.stores[index]
-    stores[index] = new.kind.write(leaves, new.encode(streams), slots)
+    encoded = new.encode(add_constants(streams, centre, -1))
+    stores[index] = new.kind.write(empty.stores[index], encoded, slots)
   return dataclasses.replace(
-    cache, books=tuple(books), stores=tuple(stores), layout=layout
+    cache,
+    books=tuple(books),
+    stores=tuple(stores),
+    layout=layout,
+    constants=constants,
   )
 
 
 def _read(
   store: LayerStore, book: Any, leaves: Streams, length: jax.Array
 ) -> tuple[Streams, jax.Array]:
-  """Returns decoded streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
+  """Returns streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
   views = store.kind.views(book, leaves, length)
   blocks = [view.fetch(0, view.slots) for view in views]
-  parts = [store.decode(streams) for streams, _ in blocks]
+  parts = [store.turn_back(store.decode(streams)) for streams, _ in blocks]
   streams = {
     name: jnp.concatenate([part[name] for part in parts], axis=2)
     for name in parts[0]

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+from kvjax.attention.rotary import rotary_table
 from kvjax.attention.variant import Variant
 from kvjax.decoding.choosing import LayerCall
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import AttentionResult, CallState, attend_to_views
+from kvjax.streams.codecs import add_constants
 from kvjax.streams.view import Streams, View
 
 
@@ -33,6 +35,7 @@ class LayerEntry:
     slots: where `Kind.place` put the new tokens; None for a kind that chooses
       for each layer, until it has.
     leaves: this layer's streams as they are stored, by name.
+    constants: `[B, K, H]` that are taken off its streams, by name.
   """
 
   store: LayerStore = struct.field(pytree_node=False)
@@ -40,6 +43,7 @@ class LayerEntry:
   book: Any
   slots: Any
   leaves: Streams
+  constants: Streams = struct.field(default_factory=dict)
 
 
 class LayerResult(NamedTuple):
@@ -80,13 +84,15 @@ def attend_through_cache(
     `[B, T, D]`, and the layer's part of the cache after the call.
   """
   with jax.named_scope('streams'):
-    table = state.table(variant.rotary, None)
+    table = state.table(variant.rotary, None) if entry.store.rotated else None
     streams = variant.project_streams(params, x, table)
   kind = entry.store.kind
   reads_first = kind.chunk is not None and state.tokens > kind.chunk
-  call = LayerCall(variant, params, x, streams, entry.store, state)
+  call = LayerCall(
+    variant, params, x, streams, entry.store, state, entry.constants
+  )
   with jax.named_scope('cache'):
-    encoded = entry.store.encode(streams)
+    encoded = entry.store.encode(add_constants(streams, entry.constants, -1))
     if kind.book_per_layer:
       entry = _make_room(entry, call, reads_first)
     if reads_first:
@@ -95,6 +101,8 @@ def attend_through_cache(
     else:
       leaves = store_tokens(entry, encoded)
       views = view_stored(entry, leaves, state)
+    if not entry.store.rotated:
+      views = tuple(_rotate(view, variant, entry, state) for view in views)
   y, attention = attend_to_views(
     variant, params, x, views, state, store=entry.store, relative=relative
   )
@@ -175,6 +183,22 @@ def view_stored(
   store = entry.store
   views = store.kind.views(entry.book, leaves, state.after)
   return tuple(view.map(store.decode, store.stored) for view in views)
+
+
+def _rotate(
+  view: View, variant: Variant, entry: LayerEntry, state: CallState
+) -> View:
+  """Returns a view of keys that were stored before rotation, as queries need.
+
+  No kernel reads it in place: every block is rotated when it is fetched.
+  """
+
+  def rotate(streams, positions):
+    table = rotary_table(variant.rotary, positions[:, 0], state.rotary_length)
+    streams = add_constants(streams, entry.constants)
+    return variant.rotate_streams(streams, table)
+
+  return view.map_with_positions(rotate)
 
 
 def _make_room(

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from kvjax.caches.kind import Kind
 from kvjax.mesh.rules import Rules
-from kvjax.streams.codecs import Codec, apply_where_present
+from kvjax.streams.codecs import Codec, add_constants, apply_where_present
 from kvjax.streams.stored import Stored
 from kvjax.streams.view import Streams
 
@@ -25,6 +25,11 @@ class LayerStore:
   codecs: tuple[tuple[str, Codec], ...]
   dtype: Any
 
+  @property
+  def rotated(self) -> bool:
+    """Whether keys are stored as queries are scored against them."""
+    return all(getattr(codec, 'rotated', True) for _, codec in self.codecs)
+
   def encode(self, streams: Streams) -> Streams:
     return {n: c.encode(streams[n], self.dtype) for n, c in self.codecs}
 
@@ -33,6 +38,10 @@ class LayerStore:
 
   def stored(self, streams: Streams) -> dict[str, Stored | None]:
     return {n: c.stored(streams[n]) for n, c in self.codecs}
+
+  def restore(self, streams: Streams, constants: Streams) -> Streams:
+    """Returns stored streams as they were projected."""
+    return add_constants(self.turn_back(self.decode(streams)), constants)
 
   def turn(self, queries: Mapping[str, Any]) -> Streams:
     """Returns queries, by key stream, turned as their keys are stored."""
@@ -83,8 +92,15 @@ class Layout:
       rules: what the axes of the mesh split; None for one device.
 
     Raises:
-      ValueError: a kind cannot be split.
+      ValueError: a kind cannot be split, or keys are rotated when they are
+        read, by arrays of which every device would need another part.
     """
+    if parts > 1 and not all(store.rotated for store in self.stores if store):
+      raise ValueError(
+        'Keys that are stored before rotation are rotated where they are read, '
+        'and no mesh can split their slots. Use rules without slots=, or '
+        'rotated=True.'
+      )
     stores = tuple(
       store and dataclasses.replace(store, kind=store.kind.split(parts))
       for store in self.stores

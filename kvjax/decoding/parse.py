@@ -39,6 +39,7 @@ from kvjax.caches.sinks import Sinks
 from kvjax.streams.codecs import (
   GGML,
   Affine,
+  Centred,
   Codec,
   Codecs,
   Float8,
@@ -63,6 +64,7 @@ CODECS: dict[str, Any] = {
   'ggml': GGML,
   'lloydmax': LloydMax,
   'hadamard': Hadamard,
+  'centred': Centred,
 }
 SCORES: dict[str, Any] = {
   'heavy_hitters': HeavyHitters,
@@ -171,6 +173,7 @@ def _make(choice: Any, name: str, text: str) -> Any:
   hints = typing.get_type_hints(choice)
   known = {f.name: hints[f.name] for f in dataclasses.fields(choice) if f.init}
   known.pop('slots', None)  # the capacity decides
+  known.pop('constant', None)  # an array, that `calibrate` measures
   values = {}
   for pair in filter(None, _split(text, ',')):
     field, _, value = pair.partition('=')

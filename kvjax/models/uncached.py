@@ -18,7 +18,7 @@ from kvjax.arguments import (
 )
 from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
-from kvjax.attention.variant import Variant
+from kvjax.attention.variant import Table, Variant
 from kvjax.context import PARTITION
 from kvjax.mesh.region import mesh_of, rows_spec, run_on_mesh
 from kvjax.mesh.rules import Rules, partition_of
@@ -33,10 +33,14 @@ from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import (
+  Codec,
   Codecs,
+  add_constants,
   apply_where_present,
   check_streams,
   codecs_of,
+  layer_constants,
+  without_constants,
 )
 from kvjax.streams.view import Streams
 from kvjax.streams.visibility import Visibility
@@ -131,16 +135,21 @@ def forward(
   positions = row_positions(ids, lengths, padding)
   check_positions(config, tokens.shape[1])
   check_params(config, params)
-  check_streams(codec, [x.attention.streams() for x in config.layers])
+  streams = [x.attention.streams() for x in config.layers]
+  check_streams(codec, streams)
+  codecs = [codecs_of(codec, x) if codec else () for x in streams]
+  for index, layer in enumerate(config.layers):
+    layer.attention.check_constants(codecs[config.stream_layer(index)])
+  constants = layer_constants(codecs, streams)
   logits, weights = _forward(
     config,
     params,
     ids,
     positions,
     encoded,
+    constants,
     rotary_length=rotary_length or tokens.shape[1],
-    # A static argument is hashable.
-    codec=tuple(codec.items()) if isinstance(codec, Mapping) else codec,
+    codecs=tuple(map(without_constants, codecs)),  # static, so hashable
     form=form,
     attention_layers=attention_layers,
     rules=rules,
@@ -216,25 +225,33 @@ def check_positions(config: ModelConfig, tokens: int) -> None:
   static_argnums=0,
   static_argnames=(
     'rotary_length',
-    'codec',
+    'codecs',
     'form',
     'attention_layers',
     'rules',
   ),
 )
 def _forward(
-  config, params, tokens, positions, encoded, *, rules=None, **options
+  config,
+  params,
+  tokens,
+  positions,
+  encoded,
+  constants,
+  *,
+  rules=None,
+  **options,
 ):
-  def compute(params, tokens, positions, encoded):
-    return _run_layers(config, params, tokens, positions, encoded, **options)
+  def compute(*arrays):
+    return _run_layers(config, *arrays, **options)
 
   def by_rows(results):
     return jax.tree.map(lambda x: rows_spec(PARTITION.value, x), results)
 
   mesh = mesh_of(params['embedding'])
   if mesh is None or rules is None:
-    return compute(params, tokens, positions, encoded)
-  args = params, tokens, positions, encoded
+    return compute(params, tokens, positions, encoded, constants)
+  args = params, tokens, positions, encoded, constants
   return run_on_mesh(compute, partition_of(mesh, rules), args, by_rows)
 
 
@@ -244,9 +261,10 @@ def _run_layers(
   tokens,
   positions,
   encoded,
+  constants,
   *,
   rotary_length,
-  codec,
+  codecs,
   form,
   attention_layers,
 ):
@@ -255,7 +273,6 @@ def _run_layers(
     relative=params.get('relative'),
     encoded=encoded,
     rotary_length=rotary_length,
-    codec=codec,
     form=form,
   )
   x = embed(config, params, tokens, positions)
@@ -265,13 +282,18 @@ def _run_layers(
     layer_params = params['layers'][index]
     source = config.stream_layer(index)
     shared = None if source == index else streams[source]
+    through = ThroughCodecs(
+      codecs[index], {} if constants is None else constants[index]
+    )
     with jax.named_scope(f'layer_{index}'):
       x, (layer_streams, layer_weights) = run_layer(
         layer,
         config.norm,
         layer_params,
         x,
-        functools.partial(_self_attention, layer, layer_params, call, shared),
+        functools.partial(
+          _self_attention, layer, layer_params, call, shared, through
+        ),
         _cross_attention(layer, layer_params, encoded),
         config.residual_scale,
       )
@@ -313,7 +335,6 @@ class _Call:
   relative: jax.Array | None
   encoded: Encoded | None
   rotary_length: int
-  codec: Any
   form: str
 
 
@@ -322,6 +343,7 @@ def _self_attention(
   layer_params: Mapping[str, Any],
   call: _Call,
   shared: Streams | None,
+  through: 'ThroughCodecs',
   x: jax.Array,
 ) -> tuple[jax.Array, tuple[Streams, jax.Array]]:
   """Returns `[B, T, D]`, the layer's streams and its weights `[B, N, T, T]`.
@@ -335,8 +357,7 @@ def _self_attention(
     table = rotary_table(variant.rotary, call.positions, call.rotary_length)
   streams = shared
   if streams is None:
-    streams = variant.project_streams(params, x, table)
-    streams = through_codec(variant, streams, call.codec)
+    streams = through.project(variant, params, x, table)
   y, weights = attend_uncached(
     variant,
     params,
@@ -376,16 +397,40 @@ def _cross_attention(
   return attend
 
 
-def through_codec(variant: Variant, streams: Streams, codec: Any) -> Streams:
-  """Returns streams as a cache with that codec would give them back."""
-  if codec is None:
-    return streams
-  codecs = codecs_of(codec, variant.streams())
-  decoded = {
-    n: c.decode(c.encode(streams[n], streams[n].dtype)) for n, c in codecs
-  }
-  decoded = apply_where_present('turn_back', codecs, decoded)
-  return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
+@dataclasses.dataclass(frozen=True)
+class ThroughCodecs:
+  """What a cache would do to the streams of a layer.
+
+  Attributes:
+    codecs: `(stream name, codec)` pairs.
+    constants: `[K, H]` that are taken off the streams, by name.
+  """
+
+  codecs: tuple[tuple[str, Codec], ...]
+  constants: Mapping[str, jax.Array]
+
+  def project(
+    self,
+    variant: Variant,
+    params: Mapping[str, Any],
+    x: jax.Array,
+    table: Table,
+  ) -> Streams:
+    """Returns `variant.project_streams` as a cache would give them back."""
+    if not self.codecs:
+      return variant.project_streams(params, x, table)
+    rotates = not all(getattr(c, 'rotated', True) for _, c in self.codecs)
+    streams = variant.project_streams(params, x, None if rotates else table)
+    constants = {name: c[None] for name, c in self.constants.items()}
+    stored = add_constants(streams, constants, -1)
+    decoded = {
+      n: c.decode(c.encode(stored[n], streams[n].dtype)) for n, c in self.codecs
+    }
+    decoded = apply_where_present('turn_back', self.codecs, decoded)
+    decoded = add_constants(decoded, constants)
+    if rotates and table is not None:
+      decoded = variant.rotate_streams(decoded, table)
+    return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
 
 
 def with_visibility(

@@ -33,7 +33,8 @@ class View:
     first: the smallest position that the view shows.
     last: the largest position that the view shows.
     leaves: what `fetch` slices, whole and encoded, where it only does that.
-    maps: what was done to the slices since: pairs as `map` takes them.
+    maps: what was done to the slices since: pairs as `map_with_positions`
+      takes them.
     positions: of all slots, shown or not, `[B, 1 | K, S]`, with `leaves`.
     table: `[B, S / page]`, where leaves `[K, pages, page, ...]` and positions
       `[1, pages, page]` are pools: the page of each stretch of slots, or -1.
@@ -69,10 +70,21 @@ class View:
     `stored` says of whole leaves what `f` makes of blocks; without it no
     kernel can read the result in place.
     """
+    return self.map_with_positions(lambda streams, _: f(streams), stored)
+
+  def map_with_positions(
+    self,
+    f: Callable[[Streams, jax.Array], Streams],
+    stored: Callable[[Streams], dict[str, Stored | None]] | None = None,
+  ) -> 'View':
+    """Returns `map` of an `f` that is given positions `[B, 1 | K, size]` too.
+
+    They are those of the slots of the block; -1 where there is no token.
+    """
 
     def fetch(start, size):
       streams, positions = self.fetch(start, size)
-      return f(streams), positions
+      return f(streams, positions), positions
 
     in_place = None
     if stored is not None and self.leaves is not None and not self.maps:
@@ -121,7 +133,7 @@ class View:
       view = paged_view(leaves, positions, table, filled)
     view = view.only(self.first, self.last, self.query_limit)
     for f, stored in self.maps:
-      view = view.map(f, stored)
+      view = view.map_with_positions(f, stored)
     return view
 
   def shown(self, positions: jax.Array) -> jax.Array:

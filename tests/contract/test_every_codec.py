@@ -1,5 +1,6 @@
 """Every codec: cached equals uncached through it, in place, counted, kept."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,11 +18,14 @@ from tests.contract.table import VOCAB, Same, Zero, draw, text
 from tests.contract.test_product import on_clear_numbers
 from tests.facts.tiny import alike
 
+CENTRED = dataclasses.replace(CODECS['centred'], rotated=False)
 CELLS = {name: Stored(codec) for name, codec in CODECS.items()} | {
   'hadamard_ring': Stored(
     CODECS['hadamard'], kinds=kvjax.Ring(window=16, slack=2)
   ),
   'by_stream_paged': Stored(CODECS['by_stream'], kinds=kvjax.Paged(page=4)),
+  'centred_ring': Stored(CENTRED, kinds=kvjax.Ring(window=16, slack=2)),
+  'centred_paged': Stored(CODECS['centred'], kinds=kvjax.Paged(page=4)),
   'absorbed': Stored(CODECS['hadamard'], LATENT, form='absorbed'),
   'expanded': Stored(CODECS['hadamard'], LATENT, form='expanded'),
   'rotary_by_name': Stored(

@@ -6,6 +6,13 @@ from kvjax.streams.codecs.by_stream import (
   check_streams,
   codecs_of,
 )
+from kvjax.streams.codecs.centred import (
+  Centred,
+  add_constants,
+  is_centred,
+  layer_constants,
+  without_constants,
+)
 from kvjax.streams.codecs.codec import Codec, Trailing
 from kvjax.streams.codecs.floats import Float8, Plain
 from kvjax.streams.codecs.ggml import GGML
@@ -16,6 +23,7 @@ from kvjax.streams.codecs.lloyd_max import LloydMax
 __all__ = (
   'GGML',
   'Affine',
+  'Centred',
   'Codec',
   'Codecs',
   'Float8',
@@ -24,7 +32,11 @@ __all__ = (
   'LloydMax',
   'Plain',
   'Trailing',
+  'add_constants',
   'apply_where_present',
   'check_streams',
   'codecs_of',
+  'layer_constants',
+  'is_centred',
+  'without_constants',
 )

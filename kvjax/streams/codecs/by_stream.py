@@ -28,6 +28,9 @@ def codecs_of(
   if isinstance(codecs, Mapping | tuple):
     named = {name: x for name, x in dict(codecs).items() if x is not None}
     return tuple((name, named.get(name, Plain())) for name in streams)
+  by_stream = getattr(codecs, 'by_stream', None)
+  if by_stream is not None:
+    return codecs_of(by_stream(streams), streams)
   return tuple(
     (name, codecs if codecs and stream.quantize else Plain())
     for name, stream in streams.items()

@@ -1,0 +1,71 @@
+"""Constants of keys, measured on a text."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.arguments import check_type
+from kvjax.caches.dense import Dense
+from kvjax.decoding.allocate import init_cache
+from kvjax.decoding.steps import prefill
+from kvjax.models.config import ModelConfig, check_config
+from kvjax.streams.codecs import Centred, Plain
+
+
+def calibrate(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens: jax.Array,
+  codec: Centred,
+  lengths: Any = None,
+) -> Centred:
+  """Returns the codec with the mean of each layer's and head's keys.
+
+  A few hundred tokens of any text the model may read are enough. They are read
+  into a dense float32 cache, which is then given up.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokens: int `[B, T]`.
+    codec: whose constant is measured.
+    lengths: int `[B]`, tokens of each row; None for T.
+
+  Raises:
+    ValueError: the codec is no `Centred`, or a layer cannot have a constant.
+  """
+  check_config(config)
+  fix = 'give kvjax.Centred(kvjax.Affine(bits=4)), say.'
+  check_type('codec', codec, Centred, fix)
+  streams = [layer.attention.streams() for layer in config.layers]
+  # Keys less nothing, where the codec would take its constant off.
+  exact = dataclasses.replace(
+    codec,
+    codec=Plain(),
+    constant=[
+      np.zeros((own['key'].heads, own['key'].width)) if 'key' in own else None
+      for own in streams
+    ],
+  )
+  cache = init_cache(
+    config, *tokens.shape, jnp.float32, kinds=Dense(), codec=exact
+  )
+  _, cache = prefill(config, params, cache, tokens, lengths)
+  constant = [
+    np.asarray(_mean(store['key'], cache.length)) if store else None
+    for store in cache.stores
+  ]
+  return dataclasses.replace(codec, constant=constant)
+
+
+@jax.jit
+def _mean(keys: jax.Array, length: jax.Array) -> jax.Array:
+  """Returns the mean `[K, H]` of keys `[B, K, S, H]` of tokens."""
+  slots = jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :]
+  is_token = (slots < length[:, None])[:, None, :, None]
+  total = jnp.sum(jnp.where(is_token, keys, 0), axis=(0, 2))
+  return total / jnp.sum(is_token, dtype=jnp.float32)
