@@ -206,7 +206,7 @@ class Grouped(Variant, Form):
   def refuses_constant(self, name: str, rotated: bool) -> str:
     """Returns why no constant can be taken off keys or values; '' for keys."""
     if name != 'key':
-      return 'a constant would be missing from the output; name the keys alone'
+      return super().refuses_constant(name, rotated)
     if rotated:
       if self.softcap is not None:
         return f'softcap={self.softcap} bends scores; store keys as they are'

@@ -133,11 +133,6 @@ class Latent(Variant):
       ),
     }
 
-  def refuses_constant(self, name: str, rotated: bool) -> str:
-    """Returns why no constant can be taken off: the latent is the value too."""
-    del name, rotated
-    return 'a latent is key and value in one; use the codec inside alone'
-
   def form(self, tokens: int, name: str | None = None) -> Form:
     """Returns the absorbed or the expanded form, whichever costs less.
 

@@ -148,23 +148,19 @@ class Variant(abc.ABC):
       rotated: nothing is put back. Otherwise streams are projected without a
         table, and `rotate_streams` rotates what is read.
     """
-    del name, rotated
-    return 'it is not read by products with queries alone'
+    del rotated
+    return f'a constant is taken off keys alone, and {name!r} is a value too'
 
-  def check_constants(self, codecs: Iterable[tuple[str, Codec]]) -> None:
-    """Raises ValueError where a constant taken off would change the result.
+  def check_codecs(self, codecs: Iterable[tuple[str, Codec]]) -> None:
+    """Raises ValueError where a codec takes off what this attention needs.
 
     Args:
       codecs: `(stream name, codec)` pairs of the streams that it reads.
     """
     for name, codec in codecs:
-      if is_centred(codec):
-        refusal = self.refuses_constant(name, getattr(codec, 'rotated', True))
-        if refusal:
-          raise ValueError(
-            f'{codec}: {type(self).__name__} and its stream {name!r}: '
-            f'{refusal}.'
-          )
+      rotated = getattr(codec, 'rotated', True)
+      if is_centred(codec) and (why := self.refuses_constant(name, rotated)):
+        raise ValueError(f'{type(self).__name__} and {codec}: {why}.')
 
   @abc.abstractmethod
   def form(self, tokens: int, name: str | None = None) -> Form:

@@ -30,8 +30,7 @@ from kvjax.streams.codecs import (
   Codecs,
   check_streams,
   codecs_of,
-  is_centred,
-  layer_constants,
+  constants_of,
   without_constants,
 )
 
@@ -188,52 +187,36 @@ def arrange(
   )
 
 
-def measured_constants(
-  config: ModelConfig, codec: Codecs
-) -> tuple[dict[str, Any], ...] | None:
-  """Returns what codecs take off the streams of each layer, `[K, H]`, by name.
+def _constants_spec(
+  config: ModelConfig, layout: Layout, batch: int
+) -> tuple[ArraySpec | None, ...] | None:
+  """Returns the `ArraySpec`s of what is taken off keys, a layer."""
+  axes = 'batch', 'kv_heads', 'width'
+  keys = [layer.attention.streams().get('key') for layer in config.layers]
+  if not any(store and store.centred for store in layout.stores):
+    return None
+  return tuple(
+    key and array_spec((batch, key.heads, key.width), jnp.float16, axes)
+    for key in keys
+  )
 
-  None where no codec takes anything off.
+
+def measured_constants(config: ModelConfig, codec: Codecs) -> Any:
+  """Returns what a codec takes off the keys of each layer; None for nothing.
 
   Raises:
     ValueError: a constant is missing, or has another shape.
   """
-  streams = [layer.attention.streams() for layer in config.layers]
-  return layer_constants([codecs_of(codec, x) for x in streams], streams)
+  return constants_of(codec, [x.attention.streams() for x in config.layers])
 
 
-def with_constants(
-  cache: Cache, constants: tuple[dict[str, Any], ...] | None
-) -> Cache:
-  """Returns the cache with each constant `[K, H]` in every row."""
-  if constants is None:
-    return cache
-  rows = jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (cache.batch_size, *x.shape)), constants
+def with_constants(cache: Cache, constants: Any) -> Cache:
+  """Returns the cache with constants `[K, H]` of each layer in every row."""
+  rows = cache.batch_size
+  constants = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (rows, *x.shape)), constants
   )
-  return dataclasses.replace(cache, constants=rows)
-
-
-def _constants_spec(
-  config: ModelConfig, layout: Layout, batch: int
-) -> tuple[dict[str, ArraySpec], ...] | None:
-  """Returns the `ArraySpec`s of constants, a layer; None without any."""
-  axes = 'batch', 'kv_heads', 'width'
-  found = tuple(
-    {
-      name: array_spec(
-        (batch, own[name].heads, own[name].width), jnp.float16, axes
-      )
-      for name, codec in (store.codecs if store else ())
-      if is_centred(codec)
-    }
-    for store, own in zip(
-      layout.stores,
-      (layer.attention.streams() for layer in config.layers),
-      strict=True,
-    )
-  )
-  return found if any(found) else None
+  return dataclasses.replace(cache, constants=constants)
 
 
 def make_layout(
@@ -329,6 +312,8 @@ def _layer_store(
       'change with every new token. Use forward.'
     )
   kind = (kind or default_kind(readers, options.slack)).bind(capacity)
+  codecs = without_constants(codecs_of(options.codec, readers[0].streams()))
+  store = LayerStore(kind, codecs, options.dtype)
   if kind.rotates_queries and any(
     variant.rotary is None or variant.bias is not None for variant in readers
   ):
@@ -338,28 +323,17 @@ def _layer_store(
     )
   for variant in readers:  # a kind may refuse a mask that it cannot serve
     kind.visible_through(variant.visibility)
-  codecs = without_constants(codecs_of(options.codec, readers[0].streams()))
-  for variant in readers:
-    variant.check_constants(codecs)
-  store = LayerStore(kind, codecs, options.dtype)
-  _check_centred_kind(store)
+    variant.check_codecs(codecs)
+  if store.rotated and store.centred and kind.rotates_queries:
+    raise ValueError(
+      f'{kind}: a constant changes the scores of sinks and of the window '
+      'differently. Use Centred(..., rotated=False).'
+    )
+  if kind.book_per_layer and not store.rotated:
+    raise ValueError(
+      f'{kind} compares keys after rotation. Use Centred(..., rotated=True).'
+    )
   return store
-
-
-def _check_centred_kind(store: LayerStore) -> None:
-  """Raises ValueError for a kind that keys less a constant do not serve."""
-  if not any(is_centred(codec) for _, codec in store.codecs):
-    return
-  if store.rotated and store.kind.rotates_queries:
-    raise ValueError(
-      f'{store.kind}: queries of sinks and window differ, and so does what a '
-      'constant takes off their scores. Use Centred(..., rotated=False).'
-    )
-  if not store.rotated and store.kind.book_per_layer:
-    raise ValueError(
-      f'{store.kind} compares keys as they are rotated. Use '
-      'Centred(..., rotated=True).'
-    )
 
 
 def _heads_by_book(config, layout) -> dict[int, int]:

@@ -29,8 +29,8 @@ class Cache:
       None without an encoder.
     source: int32 `[B, S]`, positions of the source, -1 on padding; or None.
     layout: kinds, codecs and lengths; static.
-    constants: of each layer, what is taken off its streams before they are
-      encoded, `[B, K, H]` by name; None where no codec takes a constant off.
+    constants: what is taken off the keys of each layer, `[B, K, H]`; None where
+      nothing is.
   """
 
   length: jax.Array
@@ -40,11 +40,11 @@ class Cache:
   cross: tuple[dict[str, Any], ...] | None
   source: jax.Array | None
   layout: Layout = struct.field(pytree_node=False)
-  constants: tuple[dict[str, Any], ...] | None = None
+  constants: tuple[Any, ...] | None = None
 
-  def constants_of(self, layer: int) -> dict[str, Any]:
-    """Returns what is taken off the streams of a layer, by name."""
-    return {} if self.constants is None else self.constants[layer]
+  def constant(self, layer: int) -> Any:
+    """Returns what is taken off the keys of a layer, `[B, K, H]`, or None."""
+    return self.constants and self.constants[layer]
 
   @property
   def batch_size(self) -> int:

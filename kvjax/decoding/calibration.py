@@ -41,31 +41,19 @@ def calibrate(
   check_config(config)
   fix = 'give kvjax.Centred(kvjax.Affine(bits=4)), say.'
   check_type('codec', codec, Centred, fix)
-  streams = [layer.attention.streams() for layer in config.layers]
-  # Keys less nothing, where the codec would take its constant off.
-  exact = dataclasses.replace(
-    codec,
-    codec=Plain(),
-    constant=[
-      np.zeros((own['key'].heads, own['key'].width)) if 'key' in own else None
-      for own in streams
-    ],
-  )
+  keys = [layer.attention.streams().get('key') for layer in config.layers]
+  nothing = [key and np.zeros((key.heads, key.width)) for key in keys]
+  # It stores keys where the codec would take its constant off.
+  exact = dataclasses.replace(codec, codec=Plain(), constant=nothing)
   cache = init_cache(
     config, *tokens.shape, jnp.float32, kinds=Dense(), codec=exact
   )
   _, cache = prefill(config, params, cache, tokens, lengths)
+  is_token = (cache.books[0].positions >= 0)[..., None]
   constant = [
-    np.asarray(_mean(store['key'], cache.length)) if store else None
+    np.asarray(jnp.mean(store['key'], axis=(0, 2), where=is_token))
+    if store
+    else None
     for store in cache.stores
   ]
   return dataclasses.replace(codec, constant=constant)
-
-
-@jax.jit
-def _mean(keys: jax.Array, length: jax.Array) -> jax.Array:
-  """Returns the mean `[K, H]` of keys `[B, K, S, H]` of tokens."""
-  slots = jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :]
-  is_token = (slots < length[:, None])[:, None, :, None]
-  total = jnp.sum(jnp.where(is_token, keys, 0), axis=(0, 2))
-  return total / jnp.sum(is_token, dtype=jnp.float32)

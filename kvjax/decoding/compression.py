@@ -25,7 +25,7 @@ from kvjax.decoding.leaf_axes import partition_of_cache
 from kvjax.decoding.program import program
 from kvjax.mesh.rules import WHOLE
 from kvjax.models.config import ModelConfig
-from kvjax.streams.codecs import Codec, add_constants
+from kvjax.streams.codecs import Codec, add_constant
 from kvjax.streams.view import Streams
 
 
@@ -56,10 +56,6 @@ def compress(
   """
   check_config_and_cache(config, cache)
   layout = _layout(config, cache, kind_or_codec)
-  constants = cache.constants
-  if hasattr(kind_or_codec, 'leaves'):
-    measured = measured_constants(config, kind_or_codec)
-    constants = with_constants(cache, measured).constants if measured else None
   for index, (old, new) in enumerate(
     zip(cache.layout.stores, layout.stores, strict=True)
   ):
@@ -67,9 +63,14 @@ def compress(
       _check_kinds(index, old.kind, new.kind)
     if old is not None and new is not None and old.rotated != new.rotated:
       raise ValueError(
-        f'Layer {index}: keys are stored after rotation in one of the two '
-        'caches, and before it in the other. Read the prompt anew.'
+        f'Layer {index}: one of the two caches stores keys before rotation. '
+        'Read the prompt anew.'
       )
+  constants = cache.constants
+  if hasattr(kind_or_codec, 'leaves'):
+    constants = with_constants(
+      cache, measured_constants(config, kind_or_codec)
+    ).constants
   return _compress(config, params, cache, layout, constants)
 
 
@@ -145,17 +146,17 @@ def _compress(config, params, cache, layout, constants):
   for index, new in enumerate(layout.stores):
     if new is None:
       continue
-    centre = {} if constants is None else constants[index]
     old, book = cache.layout.store_of(index), layout.books[index]
     own_book = cache.books[cache.layout.books[index]]
-    own_leaves = cache.stores[index]
+    own_leaves, own_constant = cache.stores[index], cache.constant(index)
+    constant = constants and constants[index]
     if new.kind == old.kind:
       books[book] = own_book
-      streams = old.restore(own_leaves, cache.constants_of(index))
-      stores[index] = new.encode(add_constants(streams, centre, -1))
+      streams = old.restore(own_leaves, own_constant)
+      stores[index] = new.encode(add_constant(streams, constant, -1))
       continue
     streams, positions = _read(old, own_book, own_leaves, cache.length)
-    streams = add_constants(streams, cache.constants_of(index))
+    streams = add_constant(streams, own_constant)
     books[book], slots = _place(
       new.kind,
       empty.books[book],
@@ -163,7 +164,7 @@ def _compress(config, params, cache, layout, constants):
       cache.length,
       _reader(config, params, index, streams),
     )
-    encoded = new.encode(add_constants(streams, centre, -1))
+    encoded = new.encode(add_constant(streams, constant, -1))
     stores[index] = new.kind.write(empty.stores[index], encoded, slots)
   return dataclasses.replace(
     cache,
@@ -180,7 +181,7 @@ def _read(
   """Returns streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
   views = store.kind.views(book, leaves, length)
   blocks = [view.fetch(0, view.slots) for view in views]
-  parts = [store.turn_back(store.decode(streams)) for streams, _ in blocks]
+  parts = [store.restore(streams, None) for streams, _ in blocks]
   streams = {
     name: jnp.concatenate([part[name] for part in parts], axis=2)
     for name in parts[0]

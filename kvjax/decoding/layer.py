@@ -20,7 +20,7 @@ from kvjax.attention.variant import Variant
 from kvjax.decoding.choosing import LayerCall
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import AttentionResult, CallState, attend_to_views
-from kvjax.streams.codecs import add_constants
+from kvjax.streams.codecs import add_constant
 from kvjax.streams.view import Streams, View
 
 
@@ -35,7 +35,7 @@ class LayerEntry:
     slots: where `Kind.place` put the new tokens; None for a kind that chooses
       for each layer, until it has.
     leaves: this layer's streams as they are stored, by name.
-    constants: `[B, K, H]` that are taken off its streams, by name.
+    constant: `[B, K, H]` that is taken off its keys; None for nothing.
   """
 
   store: LayerStore = struct.field(pytree_node=False)
@@ -43,7 +43,7 @@ class LayerEntry:
   book: Any
   slots: Any
   leaves: Streams
-  constants: Streams = struct.field(default_factory=dict)
+  constant: Any = None
 
 
 class LayerResult(NamedTuple):
@@ -89,10 +89,10 @@ def attend_through_cache(
   kind = entry.store.kind
   reads_first = kind.chunk is not None and state.tokens > kind.chunk
   call = LayerCall(
-    variant, params, x, streams, entry.store, state, entry.constants
+    variant, params, x, streams, entry.store, state, entry.constant
   )
   with jax.named_scope('cache'):
-    encoded = entry.store.encode(add_constants(streams, entry.constants, -1))
+    encoded = entry.store.encode(add_constant(streams, entry.constant, -1))
     if kind.book_per_layer:
       entry = _make_room(entry, call, reads_first)
     if reads_first:
@@ -195,8 +195,7 @@ def _rotate(
 
   def rotate(streams, positions):
     table = rotary_table(variant.rotary, positions[:, 0], state.rotary_length)
-    streams = add_constants(streams, entry.constants)
-    return variant.rotate_streams(streams, table)
+    return variant.rotate_streams(add_constant(streams, entry.constant), table)
 
   return view.map_with_positions(rotate)
 

@@ -6,7 +6,13 @@ from typing import Any, Self
 
 from kvjax.caches.kind import Kind
 from kvjax.mesh.rules import Rules
-from kvjax.streams.codecs import Codec, add_constants, apply_where_present
+from kvjax.streams.codecs import (
+  Codec,
+  add_constant,
+  apply_where_present,
+  are_rotated,
+  is_centred,
+)
 from kvjax.streams.stored import Stored
 from kvjax.streams.view import Streams
 
@@ -26,9 +32,14 @@ class LayerStore:
   dtype: Any
 
   @property
+  def centred(self) -> bool:
+    """Whether a constant is taken off keys."""
+    return any(is_centred(codec) for _, codec in self.codecs)
+
+  @property
   def rotated(self) -> bool:
-    """Whether keys are stored as queries are scored against them."""
-    return all(getattr(codec, 'rotated', True) for _, codec in self.codecs)
+    """Whether keys are stored after rotation."""
+    return are_rotated(self.codecs)
 
   def encode(self, streams: Streams) -> Streams:
     return {n: c.encode(streams[n], self.dtype) for n, c in self.codecs}
@@ -39,9 +50,9 @@ class LayerStore:
   def stored(self, streams: Streams) -> dict[str, Stored | None]:
     return {n: c.stored(streams[n]) for n, c in self.codecs}
 
-  def restore(self, streams: Streams, constants: Streams) -> Streams:
+  def restore(self, streams: Streams, constant: Any) -> Streams:
     """Returns stored streams as they were projected."""
-    return add_constants(self.turn_back(self.decode(streams)), constants)
+    return add_constant(self.turn_back(self.decode(streams)), constant)
 
   def turn(self, queries: Mapping[str, Any]) -> Streams:
     """Returns queries, by key stream, turned as their keys are stored."""

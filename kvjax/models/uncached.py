@@ -33,14 +33,13 @@ from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import (
-  Codec,
   Codecs,
-  add_constants,
+  add_constant,
   apply_where_present,
+  are_rotated,
   check_streams,
   codecs_of,
-  layer_constants,
-  without_constants,
+  constants_of,
 )
 from kvjax.streams.view import Streams
 from kvjax.streams.visibility import Visibility
@@ -137,19 +136,19 @@ def forward(
   check_params(config, params)
   streams = [x.attention.streams() for x in config.layers]
   check_streams(codec, streams)
-  codecs = [codecs_of(codec, x) if codec else () for x in streams]
   for index, layer in enumerate(config.layers):
-    layer.attention.check_constants(codecs[config.stream_layer(index)])
-  constants = layer_constants(codecs, streams)
+    own = streams[config.stream_layer(index)]
+    layer.attention.check_codecs(codecs_of(codec, own))
   logits, weights = _forward(
     config,
     params,
     ids,
     positions,
     encoded,
-    constants,
+    constants_of(codec, streams),
     rotary_length=rotary_length or tokens.shape[1],
-    codecs=tuple(map(without_constants, codecs)),  # static, so hashable
+    # A static argument is hashable.
+    codec=tuple(codec.items()) if isinstance(codec, Mapping) else codec,
     form=form,
     attention_layers=attention_layers,
     rules=rules,
@@ -225,7 +224,7 @@ def check_positions(config: ModelConfig, tokens: int) -> None:
   static_argnums=0,
   static_argnames=(
     'rotary_length',
-    'codecs',
+    'codec',
     'form',
     'attention_layers',
     'rules',
@@ -242,8 +241,10 @@ def _forward(
   rules=None,
   **options,
 ):
-  def compute(*arrays):
-    return _run_layers(config, *arrays, **options)
+  def compute(params, tokens, positions, encoded, constants):
+    return _run_layers(
+      config, params, tokens, positions, encoded, constants, **options
+    )
 
   def by_rows(results):
     return jax.tree.map(lambda x: rows_spec(PARTITION.value, x), results)
@@ -264,7 +265,7 @@ def _run_layers(
   constants,
   *,
   rotary_length,
-  codecs,
+  codec,
   form,
   attention_layers,
 ):
@@ -273,6 +274,7 @@ def _run_layers(
     relative=params.get('relative'),
     encoded=encoded,
     rotary_length=rotary_length,
+    codec=codec,
     form=form,
   )
   x = embed(config, params, tokens, positions)
@@ -282,9 +284,7 @@ def _run_layers(
     layer_params = params['layers'][index]
     source = config.stream_layer(index)
     shared = None if source == index else streams[source]
-    through = ThroughCodecs(
-      codecs[index], {} if constants is None else constants[index]
-    )
+    constant = constants and constants[index]
     with jax.named_scope(f'layer_{index}'):
       x, (layer_streams, layer_weights) = run_layer(
         layer,
@@ -292,7 +292,7 @@ def _run_layers(
         layer_params,
         x,
         functools.partial(
-          _self_attention, layer, layer_params, call, shared, through
+          _self_attention, layer, layer_params, call, shared, constant
         ),
         _cross_attention(layer, layer_params, encoded),
         config.residual_scale,
@@ -335,6 +335,7 @@ class _Call:
   relative: jax.Array | None
   encoded: Encoded | None
   rotary_length: int
+  codec: Any
   form: str
 
 
@@ -343,7 +344,7 @@ def _self_attention(
   layer_params: Mapping[str, Any],
   call: _Call,
   shared: Streams | None,
-  through: 'ThroughCodecs',
+  constant: jax.Array | None,
   x: jax.Array,
 ) -> tuple[jax.Array, tuple[Streams, jax.Array]]:
   """Returns `[B, T, D]`, the layer's streams and its weights `[B, N, T, T]`.
@@ -357,7 +358,7 @@ def _self_attention(
     table = rotary_table(variant.rotary, call.positions, call.rotary_length)
   streams = shared
   if streams is None:
-    streams = through.project(variant, params, x, table)
+    streams = through_codec(variant, params, x, table, call.codec, constant)
   y, weights = attend_uncached(
     variant,
     params,
@@ -397,40 +398,39 @@ def _cross_attention(
   return attend
 
 
-@dataclasses.dataclass(frozen=True)
-class ThroughCodecs:
-  """What a cache would do to the streams of a layer.
+def through_codec(
+  variant: Variant,
+  params: Mapping[str, Any],
+  x: jax.Array,
+  table: Table,
+  codec: Any,
+  constant: jax.Array | None,
+) -> Streams:
+  """Returns streams as a cache with that codec would give them back.
 
-  Attributes:
-    codecs: `(stream name, codec)` pairs.
-    constants: `[K, H]` that are taken off the streams, by name.
+  Args:
+    variant: the attention.
+    params: its parameters.
+    x: activations `[B, T, D]`.
+    table: rotary table at the positions of the tokens; None for none.
+    codec: see `forward`.
+    constant: `[K, H]` that is taken off the keys; None for nothing.
   """
-
-  codecs: tuple[tuple[str, Codec], ...]
-  constants: Mapping[str, jax.Array]
-
-  def project(
-    self,
-    variant: Variant,
-    params: Mapping[str, Any],
-    x: jax.Array,
-    table: Table,
-  ) -> Streams:
-    """Returns `variant.project_streams` as a cache would give them back."""
-    if not self.codecs:
-      return variant.project_streams(params, x, table)
-    rotates = not all(getattr(c, 'rotated', True) for _, c in self.codecs)
-    streams = variant.project_streams(params, x, None if rotates else table)
-    constants = {name: c[None] for name, c in self.constants.items()}
-    stored = add_constants(streams, constants, -1)
-    decoded = {
-      n: c.decode(c.encode(stored[n], streams[n].dtype)) for n, c in self.codecs
-    }
-    decoded = apply_where_present('turn_back', self.codecs, decoded)
-    decoded = add_constants(decoded, constants)
-    if rotates and table is not None:
-      decoded = variant.rotate_streams(decoded, table)
-    return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
+  if codec is None:
+    return variant.project_streams(params, x, table)
+  codecs = codecs_of(codec, variant.streams())
+  rotated = are_rotated(codecs)
+  streams = variant.project_streams(params, x, table if rotated else None)
+  row = None if constant is None else constant[None]
+  stored = add_constant(streams, row, -1)
+  decoded = {
+    n: c.decode(c.encode(stored[n], streams[n].dtype)) for n, c in codecs
+  }
+  decoded = apply_where_present('turn_back', codecs, decoded)
+  decoded = add_constant(decoded, row)
+  if table is not None and not rotated:
+    decoded = variant.rotate_streams(decoded, table)
+  return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
 
 
 def with_visibility(

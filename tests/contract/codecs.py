@@ -10,7 +10,12 @@ import numpy as np
 
 import kvjax
 from kvjax.attention.rotary import rotary_table
-from kvjax.streams.codecs import add_constants, codecs_of, layer_constants
+from kvjax.streams.codecs import (
+  add_constant,
+  are_rotated,
+  codecs_of,
+  constants_of,
+)
 from tests.contract.oracle import NearTie
 from tests.contract.table import VOCAB, WIDTH, Same, Zero
 
@@ -85,11 +90,11 @@ class Stored:
     streams = self.attention.project_streams(
       params['layers'][0]['attention'],
       params['embedding'][tokens],
-      table if all(getattr(x, 'rotated', True) for _, x in codecs) else None,
+      table if are_rotated(codecs) else None,
     )
-    (found,) = layer_constants([codecs], [own]) or ({},)
-    constants = {name: jnp.asarray(x)[None] for name, x in found.items()}
-    return add_constants(streams, constants, -1)
+    (constant,) = constants_of(self.codec, [own]) or (None,)
+    row = None if constant is None else jnp.asarray(constant)[None]
+    return add_constant(streams, row, -1)
 
   def assert_clear(self, params, tokens) -> None:
     """Raises NearTie where rounding of float32 could decide about a code."""

@@ -10,8 +10,8 @@ import pytest
 
 import kvjax
 from kvjax.attention.rotary import rotary_table
-from kvjax.models.uncached import ThroughCodecs
-from kvjax.streams.codecs import codecs_of, layer_constants
+from kvjax.models.uncached import through_codec
+from kvjax.streams.codecs import constants_of
 
 WIDTH, VOCAB, TOKENS = 16, 31, 24
 TURN = kvjax.Rotary(64)
@@ -65,11 +65,11 @@ def score_error(config, params, codec):
   tokens = words(1)
   x = config.norm(own['attention_norm'], params['embedding'][tokens])
   table = rotary_table(TURN, jnp.arange(TOKENS, dtype=jnp.int32)[None], 0)
-  streams = variant.streams()
-  pairs = codecs_of(codec, streams)
-  constants = layer_constants([pairs], [streams]) or ({},)
-  through = ThroughCodecs(pairs, constants[0])
-  found = through.project(variant, own['attention'], x, table)['key']
+  (constant,) = constants_of(codec, [variant.streams()]) or (None,)
+  constant = None if constant is None else jnp.asarray(constant)
+  found = through_codec(
+    variant, own['attention'], x, table, codec=codec, constant=constant
+  )['key']
   query = variant.project_queries(own['attention'], x, table)['key']
   wrong = found - keys(config, params, tokens)
   scores = jnp.einsum('BKGTH,BKSH->BKGTS', query, wrong)
@@ -165,16 +165,21 @@ def test_a_cache_is_stored_anew_less_a_constant():
 
 BAD = {
   'no_constant': ({}, PLAIN, {}, 'no constant. Measure it'),
-  'layers': ({}, kvjax.Centred(kvjax.Plain(), [1, 2]), {}, 'the 1 layers need'),
+  'layers': (
+    {},
+    kvjax.Centred(kvjax.Plain(), [1, 2]),
+    {},
+    'for each of 1 layers',
+  ),
   'shape': (
     {},
     kvjax.Centred(kvjax.Plain(), np.zeros((1, 2, 63))),
     {},
-    r'layer 0 \[2, 64\]',
+    r'layer 0 \(2, 64\)',
   ),
   'softcap': ({'softcap': 30.0}, PLAIN, {}, 'softcap=30.0 bends scores'),
   'sinks': ({'sinks': True}, PLAIN, {}, 'learned sinks'),
-  'value': ({}, {'value': PLAIN}, {}, 'missing from the output'),
+  'value': ({}, {'value': PLAIN}, {}, "'value' is a value too"),
   'no_rotation': (
     {'rotary': None},
     dataclasses.replace(PLAIN, rotated=False),
@@ -222,11 +227,9 @@ def test_further_refusals():
   layer = kvjax.Layer(latent, kvjax.MLP(8))
   latents = kvjax.ModelConfig(VOCAB, WIDTH, (layer,))
   for codec in (PLAIN, {'latent': PLAIN}):
-    with pytest.raises(
-      ValueError, match='is key and value|is the value as well'
-    ):
+    with pytest.raises(ValueError, match="'latent' is a value too"):
       kvjax.init_cache(latents, 1, 8, codec=codec)
   cache = kvjax.init_cache(config, 2, 8)
   before = kvjax.Centred(kvjax.Int8(), np.zeros((1, 2, 64)), rotated=False)
-  with pytest.raises(ValueError, match='before it in the other'):
+  with pytest.raises(ValueError, match='before rotation. Read the prompt'):
     kvjax.compress(config, params, cache, before)

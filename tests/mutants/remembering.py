@@ -282,15 +282,15 @@ CODECS: tuple[Mutant, ...] = (
   Mutant(
     'constant_missing_from_what_a_score_sees',
     'kvjax/decoding/choosing.py',
-    'self.store.restore(leaves, self.constants)',
-    'self.store.restore(leaves, {})',
+    'self.store.restore(leaves, self.constant)',
+    'self.store.restore(leaves, None)',
     'tests/decoding/test_calibration.py::test_scores_of_keys_see_them_whole',
   ),
   Mutant(
     'turned_streams_encoded_anew',
     'kvjax/decoding/layout.py',
-    'return add_constants(self.turn_back(self.decode(streams)), constants)',
-    'return add_constants(self.decode(streams), constants)',
+    'return add_constant(self.turn_back(self.decode(streams)), constant)',
+    'return add_constant(self.decode(streams), constant)',
     'tests/decoding/test_calibration.py::test_a_cache_is_stored_anew_less_a_constant',
   ),
 )

@@ -3,14 +3,15 @@
 from kvjax.streams.codecs.by_stream import (
   Codecs,
   apply_where_present,
+  are_rotated,
   check_streams,
   codecs_of,
 )
 from kvjax.streams.codecs.centred import (
   Centred,
-  add_constants,
+  add_constant,
+  constants_of,
   is_centred,
-  layer_constants,
   without_constants,
 )
 from kvjax.streams.codecs.codec import Codec, Trailing
@@ -32,11 +33,12 @@ __all__ = (
   'LloydMax',
   'Plain',
   'Trailing',
-  'add_constants',
+  'add_constant',
   'apply_where_present',
+  'are_rotated',
   'check_streams',
   'codecs_of',
-  'layer_constants',
+  'constants_of',
   'is_centred',
   'without_constants',
 )

@@ -56,6 +56,15 @@ def apply_where_present(
   }
 
 
+def are_rotated(codecs: Iterable[tuple[str, Codec]]) -> bool:
+  """Returns whether keys are stored after rotation, as all but some are.
+
+  Args:
+    codecs: `(stream name, codec)` pairs.
+  """
+  return all(getattr(codec, 'rotated', True) for _, codec in codecs)
+
+
 def check_streams(codecs: Any, layers: Sequence[Mapping[str, Stream]]) -> None:
   """Raises ValueError where codecs cannot store the streams of some layers.
 

@@ -20,7 +20,7 @@ from kvjax.streams.codecs.codec import Codec
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 
-KEY = 'key'
+KEY, VALUE = 'key', 'value'  # streams of keys alone, and of values alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Centred(Codec):
 
   def __post_init__(self):
     check_fields(self)
-    if not hasattr(self.codec, 'leaves') or isinstance(self.codec, Centred):
+    if not hasattr(self.codec, 'leaves') or is_centred(self.codec):
       raise ValueError(
         f'Centred codec={self.codec!r} must be a codec that takes no constant '
         'off itself, such as Hadamard(Affine(bits=2)).'
@@ -60,33 +60,26 @@ class Centred(Codec):
 
   def decode(self, encoded):
     x = self.codec.decode(encoded)
-    return x if self.rotated else _apply(self.codec, 'turn_back', x)
+    return x if self.rotated else self._apply('turn_back', x)
 
   def stored(self, encoded):
-    return self.codec.stored(encoded) if self.rotated else None
+    return self.codec.stored(encoded)
 
   def turn(self, x: jax.Array) -> jax.Array:
-    """Returns queries as the keys are stored: turned if those are read so."""
-    return _apply(self.codec, 'turn', x) if self.rotated else x
+    """Returns queries as their keys are read: turned if those are rotated."""
+    return self._apply('turn', x) if self.rotated else x
 
   def turn_back(self, x: jax.Array) -> jax.Array:
     """Returns decoded keys as they were projected, less the constant."""
-    return _apply(self.codec, 'turn_back', x) if self.rotated else x
+    return self._apply('turn_back', x) if self.rotated else x
 
-  def by_stream(self, streams: Mapping[str, Stream]) -> dict[str, Codec]:
-    """Returns the codec of each stream."""
-    if streams and KEY not in streams:
-      raise ValueError(
-        f'{self}: of the streams {", ".join(map(repr, streams))} none is keys '
-        'alone. A latent is the value as well, and a constant would be missing '
-        f'from the output. Store it by {self.codec}.'
-      )
-    return {name: self if name == KEY else self.codec for name in streams}
+  def _apply(self, method: str, x: jax.Array) -> jax.Array:
+    apply = getattr(self.codec, method, None)
+    return apply(x) if apply else x
 
-
-def _apply(codec: Any, method: str, x: jax.Array) -> jax.Array:
-  apply = getattr(codec, method, None)
-  return apply(x) if apply else x
+  def by_stream(self, streams: Iterable[str]) -> dict[str, Codec]:
+    """Returns the codec of each stream: values are stored by the other."""
+    return {name: self.codec if name == VALUE else self for name in streams}
 
 
 def is_centred(codec: Any) -> bool:
@@ -94,9 +87,7 @@ def is_centred(codec: Any) -> bool:
   return isinstance(codec, Centred)
 
 
-def without_constants(
-  codecs: Iterable[tuple[str, Codec]],
-) -> tuple[tuple[str, Codec], ...]:
+def without_constants(codecs: Iterable[tuple[str, Any]]) -> Any:
   """Returns `(stream name, codec)` pairs that are static: without arrays."""
   return tuple(
     (name, dataclasses.replace(x, constant=None) if is_centred(x) else x)
@@ -104,61 +95,55 @@ def without_constants(
   )
 
 
-def layer_constants(
-  codecs: Sequence[Iterable[tuple[str, Any]]],
-  streams: Sequence[Mapping[str, Stream]],
-) -> tuple[dict[str, np.ndarray], ...] | None:
-  """Returns what is taken off each stream of each layer, `[K, H]`, by name.
+def constants_of(
+  codecs: Any, layers: Sequence[Mapping[str, Stream]]
+) -> tuple[np.ndarray | None, ...] | None:
+  """Returns what is taken off the keys of each layer, `[K, H]`.
 
-  None where nothing is.
+  None where nothing is, as in a layer that has no keys itself.
 
   Args:
-    codecs: `(stream name, codec)` pairs of each layer.
-    streams: of each layer.
+    codecs: a codec, or one a stream; see `Codecs`.
+    layers: the streams of each.
 
   Raises:
     ValueError: a constant is missing, or has another shape.
   """
-  found: list[dict[str, np.ndarray]] = []
-  for index, (pairs, own) in enumerate(zip(codecs, streams, strict=True)):
-    found.append(
-      {
-        name: _constant(codec, index, own[name], len(streams))
-        for name, codec in pairs
-        if is_centred(codec)
-      }
-    )
-  return tuple(found) if any(found) else None
-
-
-def _constant(codec: Any, index: int, stream: Stream, layers: int):
-  """Returns the float16 constant `[K, H]` of one layer."""
+  codec = codecs.get(KEY) if isinstance(codecs, Mapping) else codecs
+  if not is_centred(codec):
+    return None
   if codec.constant is None:
     raise ValueError(
       f'{codec} has no constant. Measure it on a text: codec = '
       'kvjax.calibrate(config, params, tokens, codec).'
     )
-  shape = stream.heads, stream.width
-  if len(codec.constant) != layers or np.shape(codec.constant[index]) != shape:
-    given = [np.shape(x) for x in codec.constant]
-    raise ValueError(
-      f'{codec}: constant has shapes {given}; the {layers} layers need one '
-      f'each, layer {index} {list(shape)}. Call kvjax.calibrate with this '
-      'config.'
-    )
-  found = np.asarray(codec.constant[index], np.float16)
-  if not np.isfinite(found).all():
-    raise ValueError(f'{codec}: constant of layer {index} is not finite.')
-  return found
+  found: list[np.ndarray | None] = []
+  given = [None if x is None else np.shape(x) for x in codec.constant]
+  for index, key in enumerate(streams.get(KEY) for streams in layers):
+    shape = key and (key.heads, key.width)
+    if len(given) != len(layers) or shape and given[index] != shape:
+      raise ValueError(
+        f'{codec}: constant has shapes {given}; it needs one for each of '
+        f'{len(layers)} layers, for layer {index} {shape}. Call '
+        'kvjax.calibrate with this config.'
+      )
+    found.append(shape and np.asarray(codec.constant[index], np.float16))
+  if not all(np.isfinite(x).all() for x in found if x is not None):
+    raise ValueError(f'{codec}: constant has numbers that are not finite.')
+  return tuple(found)
 
 
-def add_constants(
-  streams: Mapping[str, Any], constants: Mapping[str, jax.Array], sign: int = 1
+def add_constant(
+  streams: Mapping[str, Any], constant: jax.Array | None, sign: int = 1
 ) -> Streams:
-  """Returns streams `[B, K, S, H]` plus `sign` times `[B, K, H]`, by name."""
-  return {
-    name: x
-    if (constant := constants.get(name)) is None
-    else x.astype(jnp.float32) + sign * constant.astype(jnp.float32)[:, :, None]
-    for name, x in streams.items()
-  }
+  """Returns streams whose keys `[B, K, S, H]` have a constant `[B, K, H]` more.
+
+  Args:
+    streams: by name.
+    constant: None for nothing.
+    sign: -1 to take it off.
+  """
+  if constant is None:
+    return dict(streams)
+  constant = sign * constant.astype(jnp.float32)[:, :, None]
+  return {**streams, KEY: streams[KEY].astype(jnp.float32) + constant}
