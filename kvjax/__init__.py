@@ -23,6 +23,7 @@ from kvjax.caches.key_scores import CUR, KeyDiff, KeyNorm, LagKV, Random
 from kvjax.caches.kind import BookChange, Kind
 from kvjax.caches.layer_budgets import pyramid
 from kvjax.caches.paged import Paged
+from kvjax.caches.residual import Residual
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import (
   TOVA,
@@ -60,6 +61,7 @@ from kvjax.models.mlp import MLP
 from kvjax.models.uncached import forward
 from kvjax.streams.codecs import (
   GGML,
+  KIVI,
   Affine,
   Centred,
   Codec,
@@ -149,6 +151,7 @@ __all__ = (
   'Hadamard',
   'HeavyHitters',
   'Int8',
+  'KIVI',
   'KeyDiff',
   'KeyNorm',
   'Kind',
@@ -168,6 +171,7 @@ __all__ = (
   'Recency',
   'RelativeBias',
   'RepetitionPenalty',
+  'Residual',
   'Ring',
   'Rotary',
   'Sampling',

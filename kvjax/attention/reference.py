@@ -5,7 +5,7 @@ whose oracle it is.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ def attend_uncached(
   table: Table = None,
   relative: jax.Array | None = None,
   form: str = 'expanded',
+  shown_to: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns one layer's attention `[B, T, D]` and its weights `[B, N, T, S]`.
 
@@ -40,6 +41,7 @@ def attend_uncached(
     table: rotary table at the query positions; None for none.
     relative: the model's table of relative biases `[buckets, N]`, if any.
     form: of latent attention, 'expanded' or 'absorbed'.
+    shown_to: which queries see a key, beyond the mask; as in `View`.
   """
   chosen = variant.form(x.shape[1], form)
   with jax.named_scope('attend'):
@@ -49,6 +51,7 @@ def attend_uncached(
       query_positions,
       key_positions,
       chosen.scoring(params, relative),
+      shown_to,
     )
   y = chosen.project_output(params, out.astype(x.dtype))
   batch, heads, groups = weights.shape[:3]
@@ -61,6 +64,7 @@ def plain_attention(
   positions: jax.Array,
   key_positions: jax.Array,
   scoring: Scoring,
+  shown_to: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns output `[B, K, G, T, E]` and weights `[B, K, G, T, S]`.
 
@@ -70,6 +74,7 @@ def plain_attention(
     positions: `[B, T]`, -1 where there is no token.
     key_positions: `[B, S]`, -1 where there is no token.
     scoring: scale, temperature, mask, bias and sinks.
+    shown_to: which queries see a key, beyond the mask; None for all.
   """
   queries = scoring.scale_queries(queries, positions)
   products = [
@@ -93,6 +98,8 @@ def plain_attention(
     )
   row, column = positions[:, :, None], key_positions[:, None, :]
   seen = scoring.visibility.sees(row, column) & (row >= 0)
+  if shown_to is not None:
+    seen &= shown_to(row, column)
   seen = seen[:, None, None]
   weights = masked_softmax(scores, seen, scoring.sinks)
   values = streams[scoring.value]

@@ -26,6 +26,10 @@ class Dense(Kind):
   def row_slots(self):
     return -(-self.size // self.stripes) * self.stripes
 
+  def bind_groups(self, capacity, exact, group):
+    slots = max((capacity - exact) // group, 1) * group
+    return dataclasses.replace(self, slots=slots)
+
   def split(self, parts):
     return dataclasses.replace(self, stripes=parts)
 

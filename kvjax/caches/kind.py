@@ -7,6 +7,7 @@ subclass `Kind` and override what differs from a dense cache.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -47,6 +48,22 @@ class BookChange(NamedTuple):
   moves: Any = None
 
 
+class Tier(NamedTuple):
+  """A part of a store, which is arranged like the store of another kind.
+
+  Attributes:
+    kind: that it is arranged like.
+    book: of this part.
+    store: streams by name.
+    length: tokens of each row that are in this part, or were.
+  """
+
+  kind: 'Kind'
+  book: Any
+  store: Any
+  length: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
   """A dense cache: slot p holds the token at position p, up to the capacity.
@@ -77,6 +94,11 @@ class Kind:
     written, and `observe` after attention; or, if the call is longer than
     `chunk`, `make_room` before it and `choose` after it.
     """
+    return False
+
+  @property
+  def keeps_exact(self) -> bool:
+    """Whether new tokens are stored exactly first, and encoded later."""
     return False
 
   @property
@@ -119,6 +141,23 @@ class Kind:
     """Returns this kind with slots for `capacity` tokens a row."""
     return dataclasses.replace(self, slots=self.slots or capacity)
 
+  def bind_groups(self, capacity: int, exact: int, group: int) -> Self:
+    """Returns this kind with slots for codes of groups of tokens.
+
+    Args:
+      capacity: tokens of a row.
+      exact: of these, tokens that are no codes.
+      group: neighbouring tokens that are encoded together.
+
+    Raises:
+      ValueError: the kind may forget one token of a group, or moves it.
+    """
+    raise ValueError(
+      f'{self} cannot hold older tokens as codes beside exact new ones: codes '
+      f'may be of groups of {group} tokens, and it keeps or forgets each by '
+      'itself. Use Dense, Paged or Ring.'
+    )
+
   def split(self, parts: int) -> Self:
     """Returns this kind for slots that several devices share.
 
@@ -145,6 +184,42 @@ class Kind:
   def leaf_axes(self, batch: int, heads: int) -> tuple[tuple[int, str], ...]:
     """Returns `(size, axis name)` of a leaf's axes before its features."""
     return (batch, 'batch'), (heads, 'kv_heads'), (self.row_slots, 'slots')
+
+  def stream_spec(
+    self, batch: int, heads: int, encoded: Any, exact: Any
+  ) -> Any:
+    """Returns the `ArraySpec`s of one stream.
+
+    Args:
+      batch: rows.
+      heads: kv heads of the stream.
+      encoded: what its codec stores, a pytree of `Trailing`.
+      exact: what is stored of tokens that are not encoded yet.
+    """
+    del exact
+    sizes, names = zip(*self.leaf_axes(batch, heads), strict=True)
+
+    def spec(leaf):
+      slots = sizes[-1] // leaf.tokens
+      shape = sizes[:-1] + (slots,) + leaf.shape
+      return array_spec(shape, leaf.dtype, names + leaf.axes)
+
+    return jax.tree.map(spec, encoded)
+
+  def tiers(self, book: Any, store: Any, length: Any) -> tuple['Tier', ...]:
+    """Returns the parts of a store; one, but for a kind that keeps two.
+
+    Args:
+      book: of the kind; None where the parts' are not needed.
+      store: streams by name, or anything of that structure.
+      length: `[B]`, tokens of each row; None likewise.
+    """
+    return (Tier(self, book, store, length),)
+
+  def join(self, stores: Sequence[Any]) -> Any:
+    """Returns the store whose parts `tiers` gave."""
+    (store,) = stores
+    return store
 
   def book(self, batch: int, heads: int) -> Any:
     """Returns the specification of an empty book."""
@@ -196,6 +271,26 @@ class Kind:
     """Returns the store with tokens `[B, K, T, ...]` in their slots."""
     return jax.tree.map(lambda leaf, x: write_rows(leaf, x, slots), store, new)
 
+  def move(
+    self,
+    store: Streams,
+    new: Streams,
+    slots: Any,
+    encode: Callable[[Streams], Streams],
+  ) -> Streams:
+    """Returns the store with tokens encoded that new ones make due.
+
+    A layer calls it before it reads, and `write` before or after.
+
+    Args:
+      store: before the call.
+      new: streams of the new tokens, as they will be written.
+      slots: where `place` put them.
+      encode: makes codes of exact tokens `[B, K, N, ...]`.
+    """
+    del new, slots, encode
+    return store
+
   def views(
     self, book: Any, store: Streams, length: jax.Array
   ) -> tuple[View, ...]:
@@ -207,6 +302,19 @@ class Kind:
     ordered = self.limit is not None
     filled = jnp.max(length)
     return (contiguous_view(store, book.positions, filled, ordered=ordered),)
+
+  def views_before_write(
+    self, old: tuple[Any, Any], new: tuple[Any, Any], store: Streams
+  ) -> tuple[View, ...]:
+    """Returns views of what is stored before new tokens are written.
+
+    Args:
+      old: book and length `[B]` without the new tokens.
+      new: book and length with them.
+      store: without them, after `move`.
+    """
+    del new
+    return self.views(old[0], store, old[1])
 
   def fresh_views(self, new: Streams, positions: jax.Array) -> tuple[View, ...]:
     """Returns views of tokens `[B, K, T, ...]` that are not written yet."""

@@ -16,7 +16,7 @@ from flax import struct
 from kvjax.arguments import check_fields
 from kvjax.caches.array_spec import array_spec
 from kvjax.caches.kind import BookChange, Kind
-from kvjax.caches.slots import EMPTY
+from kvjax.caches.slots import EMPTY, of_groups
 from kvjax.context import PARTITION
 from kvjax.mesh.region import first_index, on_every_device, run_on_shards
 from kvjax.mesh.rules import spec_of
@@ -76,6 +76,15 @@ class Paged(Kind):
   @property
   def row_slots(self):
     return self.columns * self.page
+
+  def bind_groups(self, capacity, exact, group):
+    if self.page % group:
+      raise ValueError(
+        f'{self}: codes of {group} tokens do not fill pages of {self.page}. '
+        f'Use a page of a multiple of {group} tokens.'
+      )
+    slots = max((capacity - exact) // group, 1) * group
+    return dataclasses.replace(self, slots=slots)
 
   def pool(self, batch: int) -> int:
     """Pages in the pool."""
@@ -263,8 +272,8 @@ def _write(pool: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
 
   At `[B, T]`, counted from the pool's first slot: it is one row's store.
   """
+  partition, slots = PARTITION.value, of_groups(slots, new.shape[2]).reshape(-1)
   new = jax.lax.collapse(jnp.moveaxis(new, 0, 1), 1, 3)
-  partition, slots = PARTITION.value, slots.reshape(-1)
   if partition is None:
     return _write_pool(pool, new, slots)
   axes = partition.axes(('kv_heads', '', 'slots'), pool.shape[:3])

@@ -37,6 +37,12 @@ class Ring(Kind):
       self, slots=min(self.window, capacity) + self.slack
     )
 
+  def bind_groups(self, capacity, exact, group):
+    # A piece of `group` tokens and more may be written before it is read.
+    kept = min(self.window, capacity)
+    slots = -(-(kept + self.slack + group) // group) * group
+    return dataclasses.replace(self, slots=slots, slack=slots - kept)
+
   @property
   def limit(self):
     # A ring shorter than its window cannot forget: it is full like any other.

@@ -22,8 +22,9 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   """Writes `new [B, K, T, ...]` into `leaf [B, K, S, ...]` at `[B, 1|K, T]`.
 
   In place, if the leaf is donated. Every device of a mesh writes the slots that
-  it holds.
+  it holds. A leaf with an entry for several slots has as many fewer of them.
   """
+  slots = of_groups(slots, new.shape[2])
   partition = PARTITION.value
   if partition is None:
     return write_narrow.put(leaf, new, slots, _scatter)
@@ -43,6 +44,29 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   split = spec_of(rows, heads, parts)
   specs = split, spec_of(rows, heads), spec_of(rows, heads_of_slots)
   return run_on_shards(write, partition, specs, split)(leaf, new, slots)
+
+
+def of_groups(slots: jax.Array, entries: int) -> jax.Array:
+  """Returns the entries that slots `[..., T]` share, in whole groups."""
+  size = slots.shape[-1] // entries
+  return slots if size == 1 else slots[..., ::size] // size
+
+
+def read_rows(leaf: jax.Array, slots: jax.Array) -> jax.Array:
+  """Returns `[B, K, N, ...]` of `leaf [B, K, S, ...]` at slots `[B, 1, N]`."""
+
+  def read(leaf, slots):
+    by_head = jax.vmap(lambda x, at: x.at[at].get(mode='clip'), (0, None))
+    return jax.vmap(by_head)(leaf, slots[:, 0])
+
+  partition = PARTITION.value
+  if partition is None:
+    return read(leaf, slots)
+  rows, heads = partition.axes(('batch', 'kv_heads'), leaf.shape[:2])
+  split = spec_of(rows, heads)
+  return run_on_shards(read, partition, (split, spec_of(rows)), split)(
+    leaf, slots
+  )
 
 
 def _scatter(leaf, new, slots):

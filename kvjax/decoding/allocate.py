@@ -17,6 +17,7 @@ from kvjax.attention.variant import Variant
 from kvjax.caches.array_spec import ArraySpec, array_spec, is_leaf
 from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Kind
+from kvjax.caches.residual import Residual
 from kvjax.caches.ring import Ring
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.cache import Cache
@@ -28,9 +29,11 @@ from kvjax.mesh.rules import WHOLE, Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, check_config, dtype_of
 from kvjax.streams.codecs import (
   Codecs,
+  Tiering,
   check_streams,
   codecs_of,
   constants_of,
+  tiering_of,
   without_constants,
 )
 
@@ -311,7 +314,8 @@ def _layer_store(
       'A layer with visibility.causal=False has no exact cache: old rows '
       'change with every new token. Use forward.'
     )
-  kind = (kind or default_kind(readers, options.slack)).bind(capacity)
+  kind = kind or default_kind(readers, options.slack)
+  kind = in_tiers(kind, tiering_of(options.codec)).bind(capacity)
   codecs = without_constants(codecs_of(options.codec, readers[0].streams()))
   store = LayerStore(kind, codecs, options.dtype)
   if kind.rotates_queries and any(
@@ -336,6 +340,28 @@ def _layer_store(
   return store
 
 
+def in_tiers(kind: Kind, tiering: Tiering) -> Kind:
+  """Returns the kind with as many exact tokens as codecs call for.
+
+  Raises:
+    ValueError: the kind keeps too few, or cannot keep codes beside them.
+  """
+  first, window, tokens = tiering
+  if tiering == Tiering():
+    return kind
+  if not kind.keeps_exact:
+    return Residual(kind, first, window, tokens)
+  have: Any = kind
+  enough = have.first >= first and have.window >= window
+  if not enough or have.group % tokens:
+    raise ValueError(
+      f'{kind} must keep at least first={first} and window={window} tokens '
+      f'exact, and a multiple of {tokens} tokens a group, for its codec. Give '
+      'the kind alone: its codec says what it needs.'
+    )
+  return kind
+
+
 def _heads_by_book(config, layout) -> dict[int, int]:
   return {
     book: next(iter(layer.attention.streams().values())).heads
@@ -348,17 +374,17 @@ def store_spec(
   variant: Variant, store: LayerStore, batch: int
 ) -> dict[str, Any]:
   """Returns the `ArraySpec`s of a layer's streams, by name."""
-  spec = {}
-  for name, codec in store.codecs:
-    stream = variant.streams()[name]
-    sizes, axes = zip(*store.kind.leaf_axes(batch, stream.heads), strict=True)
-    spec[name] = jax.tree.map(
-      lambda trailing, sizes=sizes, axes=axes: ArraySpec(
-        sizes + trailing.shape, trailing.dtype, axes + trailing.axes
-      ),
-      codec.leaves(stream.width, store.dtype),
+  streams, kind, dtype = variant.streams(), store.kind, store.dtype
+  exact = dict(store.exact.codecs)
+  return {
+    name: kind.stream_spec(
+      batch,
+      streams[name].heads,
+      codec.leaves(streams[name].width, dtype),
+      exact[name].leaves(streams[name].width, dtype),
     )
-  return spec
+    for name, codec in store.codecs
+  }
 
 
 def cross_spec(

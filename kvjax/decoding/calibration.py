@@ -25,6 +25,7 @@ def calibrate(
 ) -> Centred:
   """Returns the codec with the mean of each layer's and head's keys.
 
+  The first tokens of a row, which the codec leaves exact, do not count.
   A few hundred tokens of any text the model may read are enough. They are read
   into a dense float32 cache, which is then given up.
 
@@ -44,12 +45,12 @@ def calibrate(
   keys = [layer.attention.streams().get('key') for layer in config.layers]
   nothing = [key and np.zeros((key.heads, key.width)) for key in keys]
   # It stores keys where the codec would take its constant off.
-  exact = dataclasses.replace(codec, codec=Plain(), constant=nothing)
+  exact = dataclasses.replace(codec, codec=Plain(), constant=nothing, whole=0)
   cache = init_cache(
     config, *tokens.shape, jnp.float32, kinds=Dense(), codec=exact
   )
   _, cache = prefill(config, params, cache, tokens, lengths)
-  is_token = (cache.books[0].positions >= 0)[..., None]
+  is_token = (cache.books[0].positions >= codec.whole)[..., None]
   constant = [
     np.asarray(jnp.mean(store['key'], axis=(0, 2), where=is_token))
     if store

@@ -100,6 +100,13 @@ def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
   layout = make_layout(config, old.capacity, options)
   if is_codec:
     return layout
+  for new, own in zip(layout.stores, old.stores, strict=True):
+    if new and own and own.kind.keeps_exact and not new.kind.keeps_exact:
+      raise ValueError(
+        f'kind_or_codec={choice!r}: {own.codecs} are codes beside exact tokens '
+        f'in {own.kind}, and cannot move to {new.kind}. Give a codec, or read '
+        'the prompt anew.'
+      )
   stores = tuple(
     new and own and dataclasses.replace(new, codecs=own.codecs)
     for new, own in zip(layout.stores, old.stores, strict=True)
@@ -152,8 +159,7 @@ def _compress(config, params, cache, layout, constants):
     constant = constants and constants[index]
     if new.kind == old.kind:
       books[book] = own_book
-      streams = old.restore(own_leaves, own_constant)
-      stores[index] = new.encode(add_constant(streams, constant, -1))
+      stores[index] = _recode(old, new, own_leaves, own_constant, constant)
       continue
     streams, positions = _read(old, own_book, own_leaves, cache.length)
     streams = add_constant(streams, own_constant)
@@ -164,8 +170,9 @@ def _compress(config, params, cache, layout, constants):
       cache.length,
       _reader(config, params, index, streams),
     )
-    encoded = new.encode(add_constant(streams, constant, -1))
-    stores[index] = new.kind.write(empty.stores[index], encoded, slots)
+    encoded = new.prepare(add_constant(streams, constant, -1))
+    leaves = new.move(empty.stores[index], encoded, slots)
+    stores[index] = new.kind.write(leaves, encoded, slots)
   return dataclasses.replace(
     cache,
     books=tuple(books),
@@ -175,17 +182,46 @@ def _compress(config, params, cache, layout, constants):
   )
 
 
+def _recode(
+  old: LayerStore,
+  new: LayerStore,
+  leaves: Streams,
+  own_constant: jax.Array | None,
+  constant: jax.Array | None,
+) -> Streams:
+  """Returns leaves of the same slots as another codec stores them.
+
+  Args:
+    old: how they are stored.
+    new: how they will be.
+    leaves: of the layer.
+    own_constant: what was taken off the keys; None for nothing.
+    constant: what is to be taken off them.
+  """
+
+  def prepare(store, part):
+    streams = store.restore(part.store, own_constant)
+    return new.prepare(add_constant(streams, constant, -1))
+
+  coded, *exact = old.kind.tiers(None, leaves, None)
+  streams = prepare(old, coded)
+  if not exact:
+    return streams
+  rest = prepare(old.exact, exact[0])
+  return new.kind.join([new.encode_exact(streams), rest])
+
+
 def _read(
   store: LayerStore, book: Any, leaves: Streams, length: jax.Array
 ) -> tuple[Streams, jax.Array]:
   """Returns streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
-  views = store.kind.views(book, leaves, length)
+  views = store.read(store.kind.views(book, leaves, length))
   blocks = [view.fetch(0, view.slots) for view in views]
-  parts = [store.restore(streams, None) for streams, _ in blocks]
   streams = {
-    name: jnp.concatenate([part[name] for part in parts], axis=2)
-    for name in parts[0]
+    name: jnp.concatenate([part[name] for part, _ in blocks], axis=2)
+    for name, _ in store.codecs
   }
+  streams = store.turn_back(streams)
   return streams, jnp.concatenate([p for _, p in blocks], axis=-1)
 
 

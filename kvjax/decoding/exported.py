@@ -14,6 +14,7 @@ import jax
 from kvjax.caches.bounded import BoundedBook
 from kvjax.caches.kind import Book, Kind
 from kvjax.caches.paged import PagedBook
+from kvjax.caches.residual import Residual, Tiers
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import CODECS, KINDS, SCORES
@@ -28,6 +29,7 @@ TYPES = (
   LayerStore,
   Kind,
   *KINDS.values(),
+  Residual,
   *CODECS.values(),
   *SCORES.values(),
 )
@@ -35,7 +37,8 @@ TYPES = (
 
 def register_pytrees() -> None:
   """Lets `jax.export` write programs of caches, int8 params and sources."""
-  for cls in (Cache, Book, BoundedBook, PagedBook, CodedWeight, Encoded):
+  books = Book, BoundedBook, PagedBook, Tiers
+  for cls in (Cache, *books, CodedWeight, Encoded):
     # JAX refuses a second registration, which `importlib.reload` would ask for.
     with contextlib.suppress(ValueError):
       jax.export.register_pytree_node_serialization(

@@ -92,9 +92,11 @@ def attend_through_cache(
     variant, params, x, streams, entry.store, state, entry.constant
   )
   with jax.named_scope('cache'):
-    encoded = entry.store.encode(add_constant(streams, entry.constant, -1))
+    encoded = entry.store.prepare(add_constant(streams, entry.constant, -1))
     if kind.book_per_layer:
       entry = _make_room(entry, call, reads_first)
+    moved = entry.store.move(entry.leaves, encoded, entry.slots)
+    entry = dataclasses.replace(entry, leaves=moved)
     if reads_first:
       views = view_old_and_fresh(entry, encoded, state)
       leaves = entry.leaves
@@ -154,10 +156,10 @@ def view_old_and_fresh(
   Returns:
     Views over disjoint tokens, which decode what they fetch.
   """
-  kind, store = entry.store.kind, entry.store
-  views = kind.views(entry.book_before, entry.leaves, state.before)
-  views += kind.fresh_views(encoded, state.positions)
-  return tuple(view.map(store.decode, store.stored) for view in views)
+  kind = entry.store.kind
+  old, new = (entry.book_before, state.before), (entry.book, state.after)
+  views = kind.views_before_write(old, new, entry.leaves)
+  return entry.store.read(views + kind.fresh_views(encoded, state.positions))
 
 
 def store_tokens(entry: LayerEntry, encoded: Streams) -> Streams:
@@ -181,8 +183,7 @@ def view_stored(
     state: of the call.
   """
   store = entry.store
-  views = store.kind.views(entry.book, leaves, state.after)
-  return tuple(view.map(store.decode, store.stored) for view in views)
+  return store.read(store.kind.views(entry.book, leaves, state.after))
 
 
 def _rotate(

@@ -1,7 +1,7 @@
 """How a cache is arranged: kinds, codecs and books, static."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from kvjax.caches.kind import Kind
@@ -11,10 +11,11 @@ from kvjax.streams.codecs import (
   add_constant,
   apply_where_present,
   are_rotated,
+  exact_codecs,
   is_centred,
 )
 from kvjax.streams.stored import Stored
-from kvjax.streams.view import Streams
+from kvjax.streams.view import Streams, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,28 @@ class LayerStore:
   def rotated(self) -> bool:
     """Whether keys are stored after rotation."""
     return are_rotated(self.codecs)
+
+  @property
+  def exact(self) -> 'LayerStore':
+    """How tokens are stored that are not encoded yet."""
+    return dataclasses.replace(self, codecs=exact_codecs(self.codecs))
+
+  def prepare(self, streams: Streams) -> Streams:
+    """Returns new tokens as the kind writes them."""
+    return (self.exact if self.kind.keeps_exact else self).encode(streams)
+
+  def move(self, leaves: Streams, new: Streams, slots: Any) -> Streams:
+    """Returns leaves with tokens encoded that new ones make due."""
+    return self.kind.move(leaves, new, slots, self.encode_exact)
+
+  def encode_exact(self, exact: Streams) -> Streams:
+    """Returns tokens as codes that were stored exactly."""
+    return self.encode(self.exact.turn_back(self.exact.decode(exact)))
+
+  def read(self, views: Iterable[View]) -> tuple[View, ...]:
+    """Returns views that decode what they fetch."""
+    parts = [(view, self.exact if view.is_exact else self) for view in views]
+    return tuple(view.map(x.decode, x.stored) for view, x in parts)
 
   def encode(self, streams: Streams) -> Streams:
     return {n: c.encode(streams[n], self.dtype) for n, c in self.codecs}

@@ -1,6 +1,7 @@
 """Named axes of a cache's leaves, and how rules split them over a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,14 @@ def map_leaves(f: Callable[..., Any], *caches: Cache) -> Cache:
   def map_store(index, store):
     if store is None:
       return {}
-    axes = tuple(name for _, name in store.kind.leaf_axes(1, 1))
-    return jax.tree.map(
-      lambda *leaves: f(*leaves, axes=axes),
-      *(cache.stores[index] for cache in caches),
-      is_leaf=is_leaf,
-    )
+    mapped = []
+    parts = [store.kind.tiers(None, x.stores[index], None) for x in caches]
+    for tier in zip(*parts, strict=True):
+      axes = tuple(name for _, name in tier[0].kind.leaf_axes(1, 1))
+      leaves = [part.store for part in tier]
+      apply = functools.partial(f, axes=axes)
+      mapped.append(jax.tree.map(apply, *leaves, is_leaf=is_leaf))
+    return store.kind.join(mapped)
 
   def map_field(field, *axes):
     return jax.tree.map(

@@ -38,7 +38,9 @@ from kvjax.caches.scores import (
 from kvjax.caches.sinks import Sinks
 from kvjax.streams.codecs import (
   GGML,
+  KIVI,
   Affine,
+  ByChannel,
   Centred,
   Codec,
   Codecs,
@@ -65,6 +67,8 @@ CODECS: dict[str, Any] = {
   'lloydmax': LloydMax,
   'hadamard': Hadamard,
   'centred': Centred,
+  'kivi': KIVI,
+  'bychannel': ByChannel,
 }
 SCORES: dict[str, Any] = {
   'heavy_hitters': HeavyHitters,

@@ -111,7 +111,7 @@ def _attend_rows(queries, positions, view, scoring, block):
   def body(i, carry):
     top, total, out = carry
     streams, keys, _ = _fetch(view, i, size)
-    scores, seen = _scores(rows, streams, positions, keys, scoring, groups)
+    scores, seen = _scores(rows, streams, positions, keys, scoring, view)
     new = jnp.maximum(top, jnp.max(scores, axis=-1))
     shift = finite(new)
     weights = jnp.where(seen, jnp.exp(scores - shift[..., None]), 0.0)
@@ -221,12 +221,12 @@ def received(
 def _received_of_rows(queries, positions, lse, view, scoring, heads, block):
   rows = _rows(queries)
   size = _block_size(view, block)
-  groups, heads = lse.shape[2], heads or lse.shape[1]
+  heads = heads or lse.shape[1]
   flat = finite(lse).reshape(lse.shape[:2] + (-1, 1))
 
   def body(i, total):
     streams, keys, start = _fetch(view, i, size)
-    scores, seen = _scores(rows, streams, positions, keys, scoring, groups)
+    scores, seen = _scores(rows, streams, positions, keys, scoring, view)
     weights = jnp.where(seen, jnp.exp(scores - flat), 0.0)
     shape = (weights.shape[0], heads, -1, weights.shape[3])
     weights = weights.reshape(shape).sum(axis=2)
@@ -253,7 +253,7 @@ def attention_weights(
   groups, tokens = lse.shape[2:]
   streams, keys = view.fetch(0, view.slots)
   scores, seen = _scores(
-    _rows(queries), streams, positions, keys, scoring, groups
+    _rows(queries), streams, positions, keys, scoring, view
   )
   flat = finite(lse).reshape(lse.shape[:2] + (-1, 1))
   weights = jnp.where(seen, jnp.exp(scores - flat), 0.0)
@@ -269,7 +269,7 @@ def _rows(queries: Streams) -> Streams:
   }
 
 
-def _scores(rows, streams, positions, keys, scoring, groups):
+def _scores(rows, streams, positions, keys, scoring, view):
   """Returns scores `[B, K, G T, S]`, -inf where unseen, and what is seen."""
   scores = sum(_product(streams[name], q) for name, q in rows.items())
   scores = scores * scoring.scale
@@ -278,6 +278,7 @@ def _scores(rows, streams, positions, keys, scoring, groups):
   tokens = positions.shape[1]
   query_positions = positions[:, None, :, None]
   slot_positions = keys[:, :, None, :]
+  groups = scores.shape[2] // tokens
   shape = scores.shape[:2] + (groups, tokens, scores.shape[-1])
   if scoring.bias is not None:
     bias = scoring.bias(
@@ -286,6 +287,8 @@ def _scores(rows, streams, positions, keys, scoring, groups):
     scores = (scores.reshape(shape) + bias).reshape(scores.shape)
   seen = scoring.visibility.sees(query_positions, slot_positions)
   seen = seen & (query_positions >= 0)
+  if view.shown_to is not None and tokens > 1:
+    seen = seen & view.shown_to(query_positions, slot_positions)
   seen = jnp.broadcast_to(seen[:, :, None], shape).reshape(scores.shape)
   return jnp.where(seen, scores, -jnp.inf), seen
 

@@ -102,6 +102,9 @@ def _refusal(
   block: int | None,
 ) -> str:
   refusal = kernel.missing() or kernel.refuses(queries, view, scoring, block)
+  tokens = next(iter(queries.values())).shape[3]
+  if not refusal and kernel.platform and view.shown_to and tokens > 1:
+    return 'each query of the call sees other slots of this view'
   if not refusal and kernel.platform and _mesh_of(queries, view) is not None:
     # XLA splits the block loop, but would gather the whole cache for a call
     # that it cannot split.

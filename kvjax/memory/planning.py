@@ -57,7 +57,8 @@ class MemoryPlan(Displayed):
     encode_bytes: transient of one `encode` at its fullest moment, its result
       included; over when the first step begins. 0 without a source.
     bytes_per_token: stream bytes (codes and scales; no positions) that one
-      more token of one row adds while nothing is full.
+      more token of one row adds while nothing is full; as codes, and in the
+      ring of exact tokens, where a codec has both.
     growing_bytes_per_token: of that, what goes on growing when every window
       is full.
     cap_bytes: what the layers that stop growing hold of one row at most.

@@ -42,6 +42,11 @@ class View:
     stripe_filled: of slots in stripes, one a device: no slot of a stripe from
       this index on holds a token. None for slots in order.
     is_fresh: its tokens are in no cache, and every device has all of them.
+    is_exact: its tokens wait to be encoded: they are stored as
+      `Codec.exact` says.
+    shown_to: `(query positions, slot positions)` -> bool, which of several
+      queries see a slot, beyond the mask; None for all. A query that is alone
+      in its call sees all.
   """
 
   fetch: Callable[[Any, int], tuple[Streams, jax.Array]]
@@ -59,6 +64,8 @@ class View:
   maps: tuple[tuple[Any, Any], ...] = ()
   stripe_filled: Any = None
   is_fresh: bool = False
+  is_exact: bool = False
+  shown_to: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
   def map(
     self,
@@ -106,6 +113,21 @@ class View:
     part = dataclasses.replace(self, fetch=fetch, first=first, last=last)
     return dataclasses.replace(part, query_limit=query_limit)
 
+  def from_position(self, first: int) -> 'View':
+    """Returns this view of slots whose positions are counted from `first`."""
+    if not first:
+      return self
+
+    def count(positions):
+      return jnp.where(positions >= 0, positions + first, -1)
+
+    def fetch(start, size):
+      streams, positions = self.fetch(start, size)
+      return streams, count(positions)
+
+    positions = None if self.positions is None else count(self.positions)
+    return dataclasses.replace(self, fetch=fetch, positions=positions)
+
   def striped(self, filled: Any) -> 'View':
     """Returns this view of slots in stripes, each filled up to `filled`."""
     return dataclasses.replace(
@@ -132,6 +154,7 @@ class View:
     else:
       view = paged_view(leaves, positions, table, filled)
     view = view.only(self.first, self.last, self.query_limit)
+    view = dataclasses.replace(view, shown_to=self.shown_to)
     for f, stored in self.maps:
       view = view.map_with_positions(f, stored)
     return view
@@ -170,16 +193,22 @@ def contiguous_view(
     filled: slots, from the first, beyond which none holds a token.
     ordered: slot and position are the same number, as in a dense cache.
   """
+  slots = positions.shape[2]
+  # An entry of a leaf may serve several slots.
+  sizes = jax.tree.map(lambda leaf: slots // leaf.shape[2], store)
   slices = jax.tree.map(_slicer, store)
 
   def fetch(start, size):
-    streams = jax.tree.map(lambda slice_: slice_(start, size), slices)
-    return streams, _slice(positions, start, size)
+    def cut(slice_, n):
+      return slice_(start if n == 1 else start // n, size // n)
+
+    return jax.tree.map(cut, slices, sizes), _slice(positions, start, size)
 
   return View(
     fetch,
-    positions.shape[2],
+    slots,
     filled,
+    page=max(jax.tree.leaves(sizes), default=1),
     leaves=store,
     positions=positions,
     ordered=ordered,

@@ -45,19 +45,23 @@ def can_poison(cache: Any) -> bool:
 @poison.register
 def _poison_cache(cache: Cache) -> Cache:
   """Returns a kvjax cache with NaN in the empty slots of every layer."""
-  empty = [np.asarray(book.positions) == EMPTY for book in cache.books]
-  books = tuple(
-    jax.tree.map(functools.partial(_fill_statistic, slots), book)
-    for slots, book in zip(empty, cache.books, strict=True)
-  )
-  stores = tuple(
-    # A layer that reads another layer's streams has no book (-1) and no slots.
-    store
-    if book < 0
-    else jax.tree.map(functools.partial(_fill, empty[book]), store)
-    for book, store in zip(cache.layout.books, cache.stores, strict=True)
-  )
-  return dataclasses.replace(cache, books=books, stores=stores)
+  stores, books = [], list(cache.books)
+  for index, (number, store) in enumerate(
+    zip(cache.layout.books, cache.stores, strict=True)
+  ):
+    if number < 0:  # the layer reads another layer's streams
+      stores.append(store)
+      continue
+    kind, book = cache.layout.store_of(index).kind, cache.books[number]
+    parts = []
+    for tier in kind.tiers(book, store, None):
+      fill = functools.partial(_fill, np.asarray(tier.book.positions) == EMPTY)
+      parts.append(jax.tree.map(fill, tier.store))
+    stores.append(kind.join(parts))
+    empty = np.asarray(book.positions) == EMPTY
+    fill = functools.partial(_fill_statistic, empty)
+    books[number] = jax.tree.map(fill, book)
+  return dataclasses.replace(cache, books=tuple(books), stores=tuple(stores))
 
 
 def _fill_statistic(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
@@ -68,8 +72,12 @@ def _fill_statistic(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
 
 
 def _fill(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
-  """Fills the slots of `leaf [B, K, S, ...]` in `empty [B, 1 | K, S]`."""
+  """Fills the slots of `leaf [B, K, S, ...]` in `empty [B, 1 | K, S]`.
+
+  An entry that several slots share is filled if all of them are empty.
+  """
   host = np.array(leaf)
+  empty = empty.reshape(empty.shape[:2] + (host.shape[2], -1)).all(axis=-1)
   where = np.broadcast_to(empty, host.shape[:3])
   floating = jnp.issubdtype(leaf.dtype, jnp.floating)
   host[where] = np.nan if floating else np.iinfo(host.dtype).max

@@ -87,7 +87,7 @@ MEMORY: tuple[Mutant, ...] = (
   Mutant(
     'windows_grow_for_ever',
     'kvjax/memory/parts/cache_bytes.py',
-    'if memory.kind.limit is None:',
+    'if kind.limit is None:',
     'if False:',
     'tests/memory/test_plan.py',
   ),

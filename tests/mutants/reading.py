@@ -120,8 +120,8 @@ CORE: tuple[Mutant, ...] = (
   Mutant(
     'written_before_it_is_read',
     'kvjax/decoding/layer.py',
-    'views = kind.views(entry.book_before, entry.leaves, state.before)',
-    'views = kind.views(entry.book, entry.leaves, state.before)',
+    'old, new = (entry.book_before, state.before)',
+    'old, new = (entry.book, state.before)',
     'tests/facts/test_storage_facts.py::test_hybrid_offers_more_than_it_stores',
   ),
   Mutant(

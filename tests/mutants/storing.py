@@ -39,6 +39,28 @@ CODES: tuple[Mutant, ...] = (
     'tests/streams/test_integers.py',
   ),
   Mutant(
+    'scale_of_the_neighbour_tokens',
+    'kvjax/streams/view.py',
+    'slice_(start if n == 1 else start // n, size // n)',
+    'slice_(start if n == 1 else jnp.maximum(start // n - 1, 0), size // n)',
+    'tests/caches/test_residual.py::test_blocks_are_of_whole_groups',
+  ),
+  Mutant(
+    'residual_flushed_early',
+    'kvjax/streams/codecs/codec.py',
+    'old = jnp.maximum(length - self.first - self.window, 0)',
+    'old = jnp.maximum(length + 1 - self.first - self.window, 0)',
+    'tests/caches/test_residual.py::test_codes_are_written_once',
+  ),
+  Mutant(
+    'group_by_slot_not_position',
+    'kvjax/caches/residual.py',
+    'due=self.exact.recent(self.first + due)[:, None]',
+    'due=jnp.broadcast_to(self.first + steps, due.shape)[:, None]',
+    'tests/contract/test_every_codec.py::'
+    'test_cached_matches_uncached_through_the_codec[kivi_paged]',
+  ),
+  Mutant(
     'highest_bit_forgotten',
     'kvjax/streams/stored.py',
     'unpack(self.plane, 1, 1) << low',

@@ -225,7 +225,9 @@ def codecs_of_ours():
   for key, value in (
     (kvjax.Hadamard(kvjax.Affine(group=8)), kvjax.GGML('q5_0')),
     (
-      kvjax.Centred(kvjax.LloydMax(bits=3), rng.normal(size=(1, 2, 32))),
+      kvjax.Centred(
+        kvjax.LloydMax(bits=3), rng.normal(size=(1, 2, 32)), whole=0
+      ),
       kvjax.Hadamard(kvjax.Float8()),
     ),
   ):
@@ -256,7 +258,8 @@ def refusals():
     'no mesh can split its slots',
     lambda: make(kinds=bounded, mesh=mesh_of(), rules=RULES),
   )
-  unrotated = kvjax.Centred(kvjax.Int8(), np.zeros((1, 2, 8)), rotated=False)
+  zero = np.zeros((1, 2, 8))
+  unrotated = kvjax.Centred(kvjax.Int8(), zero, whole=0, rotated=False)
   refused(
     'are rotated where they are read',
     lambda: make(codec=unrotated, mesh=mesh_of(), rules=RULES),

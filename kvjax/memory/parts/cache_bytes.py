@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from kvjax.caches.array_spec import ArraySpec, is_leaf
+from kvjax.caches.kind import Kind, Tier
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.leaf_axes import local_shape
@@ -73,13 +74,26 @@ def _group_lines(
   codec = {spell(codec) for _, codec in memory.codecs}
   kind, count = memory.kind, len(layers)
   name = f'{kind.name} {" and ".join(sorted(codec))}, {count} layers'
-  found = jax.tree_util.tree_leaves_with_path(store, is_leaf=is_leaf)
+  coded, *exact = kind.tiers(None, store, None)
+  found = jax.tree_util.tree_leaves_with_path(coded.store, is_leaf=is_leaf)
   scales = [x for path, x in found if _key(path) in SCALES]
   yield _leaves_line(
     name, [x for path, x in found if _key(path) not in SCALES], count, partition
   )
   if scales:
     yield _leaves_line(f'{name}: scales', scales, count, partition)
+  for tier in exact:
+    title = f'{name}: residual, tokens kept exact'
+    yield _leaves_line(title, leaves(tier.store), count, partition)
+  for tier in (coded, *exact):
+    yield from _spare_lines(name, tier, count, partition)
+
+
+def _spare_lines(
+  name: str, tier: Tier, count: int, partition: Partition
+) -> Iterator[Line]:
+  """Yields slots of a part of a store that no token of a window is in."""
+  kind = tier.kind
   slack = getattr(kind, 'slack', 0) if kind.limit is None else 0
   pooled = getattr(kind, 'pages', None) is not None
   padding = 0 if pooled else kind.row_slots - kind.size
@@ -88,7 +102,8 @@ def _group_lines(
     (slack, 'slack: written before older tokens are read'),
   ):
     if extra:
-      size = count * tree_bytes(store, partition) * extra // kind.row_slots
+      size = count * tree_bytes(tier.store, partition) * extra
+      size //= kind.row_slots
       numbers = f'{extra} of {kind.row_slots} slots a row'
       yield Line('in cache', f'{name}, {why}', size, 'slots of a row', numbers)
 
@@ -165,20 +180,29 @@ def per_token(
   for memory, store in zip(spec.layout.stores, spec.stores, strict=True):
     if memory is None:
       continue
-    lead = memory.kind.leaf_axes(1, 1)
-    heads = [name for _, name in lead].index('kv_heads')
-    one = sum(
-      local_shape(leaf, partition)[heads]
-      * math.prod(leaf.shape[len(lead) :])
-      * np.dtype(leaf.dtype).itemsize
-      for leaf in leaves(store)
-    )
-    if memory.kind.limit is None:
-      capped += one
-      cap += one * memory.kind.row_slots
-    else:
-      growing += one
+    for kind, _, part, _ in memory.kind.tiers(None, store, None):
+      one = _bytes_of_slot(kind, part, partition)
+      if kind.limit is None:
+        capped += one
+        cap += one * kind.row_slots
+      else:
+        growing += one
   return growing, capped, cap
+
+
+def _bytes_of_slot(kind: Kind, store: Any, partition: Partition) -> int:
+  """Returns the bytes of a slot, its share of what several slots have."""
+  lead = [name for _, name in kind.leaf_axes(1, 1)]
+  heads, slots = lead.index('kv_heads'), lead.index('slots')
+  size = kind.leaf_axes(1, 1)[slots][0]
+  return sum(
+    local_shape(leaf, partition)[heads]
+    * math.prod(leaf.shape[len(lead) :])
+    * np.dtype(leaf.dtype).itemsize
+    * leaf.shape[slots]
+    // size
+    for leaf in leaves(store)
+  )
 
 
 def _numbers(specs: list[ArraySpec], partition: Partition) -> str:

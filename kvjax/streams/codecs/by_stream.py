@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kvjax.streams.codecs.codec import Codec
+from kvjax.streams.codecs.codec import Codec, Tiering
 from kvjax.streams.codecs.floats import Plain
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
@@ -28,13 +28,18 @@ def codecs_of(
   if isinstance(codecs, Mapping | tuple):
     named = {name: x for name, x in dict(codecs).items() if x is not None}
     return tuple((name, named.get(name, Plain())) for name in streams)
-  by_stream = getattr(codecs, 'by_stream', None)
-  if by_stream is not None:
-    return codecs_of(by_stream(streams), streams)
   return tuple(
-    (name, codecs if codecs and stream.quantize else Plain())
+    (name, codecs.of_stream(name) if codecs and stream.quantize else Plain())
     for name, stream in streams.items()
   )
+
+
+def tiering_of(codecs: Any) -> Tiering:
+  """Returns what the codecs of a layer call for together."""
+  named = isinstance(codecs, Mapping | tuple)
+  parts = dict(codecs).values() if named else [codecs]
+  each = [codec.tiering() for codec in parts if codec is not None]
+  return Tiering(*map(max, zip(Tiering(), *each, strict=True)))
 
 
 def apply_where_present(
@@ -54,6 +59,17 @@ def apply_where_present(
     name: apply(x) if (apply := methods.get(name)) else x
     for name, x in streams.items()
   }
+
+
+def exact_codecs(
+  codecs: Iterable[tuple[str, Codec]],
+) -> tuple[tuple[str, Codec], ...]:
+  """Returns how tokens are stored that are not encoded yet.
+
+  Args:
+    codecs: `(stream name, codec)` pairs.
+  """
+  return tuple((name, getattr(x, 'exact', Plain())) for name, x in codecs)
 
 
 def are_rotated(codecs: Iterable[tuple[str, Codec]]) -> bool:
@@ -76,6 +92,12 @@ def check_streams(codecs: Any, layers: Sequence[Mapping[str, Stream]]) -> None:
       raise ValueError(
         f'codec={codecs!r}: no layer has a stream {name!r}; the streams are '
         f'{", ".join(map(repr, known))}.'
+      )
+  for name, codec in codecs.items() if isinstance(codecs, Mapping) else ():
+    if codec is not None and codec.of_stream(name) != codec:
+      raise ValueError(
+        f'codec={codecs!r}: {codec} stores all streams of a layer. Give it '
+        f'alone: codec={codec}.'
       )
   for streams in layers:
     for name, codec in codecs_of(codecs, streams):

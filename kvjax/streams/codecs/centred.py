@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.arguments import check_fields
-from kvjax.streams.codecs.codec import Codec
+from kvjax.streams.codecs.codec import Codec, Tiering
+from kvjax.streams.codecs.floats import Plain
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
 
@@ -35,6 +36,8 @@ class Centred(Codec):
     codec: of the keys without their constant, and of the values.
     constant: `[K, H]` for each layer, in a list or in one array `[L, K, H]`.
       None where `calibrate` has not measured it yet.
+    whole: first tokens that stay exact, less the constant as well. They get
+      much of the attention, and their keys are unlike the others'.
     rotated: the constant is that of rotated keys, and nothing is put back when
       they are read. False: keys are stored before rotation. Reading then adds
       the constant and rotates each key, which only the block loop does.
@@ -42,15 +45,29 @@ class Centred(Codec):
 
   codec: Codec
   constant: Any = dataclasses.field(default=None, compare=False, repr=False)
+  whole: int = 4
   rotated: bool = True
 
   def __post_init__(self):
-    check_fields(self)
-    if not hasattr(self.codec, 'leaves') or is_centred(self.codec):
+    check_fields(self, at_least={'whole': 0})
+    is_codec = hasattr(self.codec, 'leaves') and not is_centred(self.codec)
+    if not is_codec or self.codec.tiering() != Tiering():
       raise ValueError(
-        f'Centred codec={self.codec!r} must be a codec that takes no constant '
-        'off itself, such as Hadamard(Affine(bits=2)).'
+        f'Centred codec={self.codec!r} must be a codec that encodes each token '
+        'by itself and takes no constant off, such as Hadamard(Affine(bits=2)).'
       )
+
+  @property
+  def exact(self) -> 'Centred':
+    """The codec of the first tokens: exact, and less the constant as well."""
+    exact = getattr(self.codec, 'exact', Plain())
+    return dataclasses.replace(self, codec=exact)
+
+  def tiering(self):
+    return Tiering(first=self.whole)
+
+  def of_stream(self, name):
+    return self.codec if name == VALUE else self
 
   def leaves(self, width, dtype):
     return self.codec.leaves(width, dtype)
@@ -76,10 +93,6 @@ class Centred(Codec):
   def _apply(self, method: str, x: jax.Array) -> jax.Array:
     apply = getattr(self.codec, method, None)
     return apply(x) if apply else x
-
-  def by_stream(self, streams: Iterable[str]) -> dict[str, Codec]:
-    """Returns the codec of each stream: values are stored by the other."""
-    return {name: self.codec if name == VALUE else self for name in streams}
 
 
 def is_centred(codec: Any) -> bool:

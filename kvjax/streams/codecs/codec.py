@@ -1,7 +1,7 @@
 """The interface of a codec, and what codecs of packed codes share."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,63 @@ from kvjax.streams.stored import Stored, pack
 LARGEST_HALF = float(jnp.finfo(jnp.float16).max)
 
 
+class Tiering(NamedTuple):
+  """Tokens that a codec leaves exact, and groups that it encodes together.
+
+  Attributes:
+    first: tokens of a row that are never encoded.
+    window: newest tokens that are not encoded.
+    tokens: neighbouring tokens that are encoded together.
+  """
+
+  first: int = 0
+  window: int = 0
+  tokens: int = 1
+
+  def count_codes(self, length: Any) -> Any:
+    """Returns how many tokens of a row of `length` tokens are codes."""
+    old = jnp.maximum(length - self.first - self.window, 0)
+    return old // self.tokens * self.tokens
+
+  def is_code(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns whether keys are codes once a query's own token is stored.
+
+    Args:
+      queries: int32 positions, that broadcast against those of keys.
+      keys: int32 positions.
+    """
+    end = self.first + self.count_codes(queries + 1)
+    return (keys >= self.first) & (keys < end)
+
+  def is_exact(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns whether keys are exact once a query's own token is stored."""
+    return ~self.is_code(queries, keys)
+
+
 class Codec(Protocol):
   """Encodes `[..., H]` into a pytree of leaves `[..., *trailing]`.
 
   Each token of each head is encoded by itself, so groups never cross rows or
-  tokens and old codes never change.
+  tokens and old codes never change. A codec of groups of tokens says so by
+  `tiering`, and encodes whole groups `[..., n * tokens, H]`: the cache keeps
+  tokens exact until their group is due (`Residual`). Such tokens are stored by
+  the codec `exact`, if this one has that attribute, and as they are if not;
+  `encode` is given what is decoded of them.
 
   A codec may turn its streams. It then has two more methods: `turn(x)` returns
   float32 `[..., H]` as `encode` turns it and `decode` returns it, and
   `turn_back` undoes that. Queries are turned alike, so a turn must keep every
   product of two vectors.
   """
+
+  def tiering(self) -> Tiering:
+    """Returns which tokens must be exact, and the size of groups of tokens."""
+    return Tiering()
+
+  def of_stream(self, name: str) -> 'Codec':
+    """Returns the codec of one of a layer's streams, where they differ."""
+    del name
+    return self
 
   def leaves(self, width: int, dtype: Any) -> Any:
     """Returns a pytree of `(trailing shape, dtype)` tuples as `Trailing`.
@@ -52,11 +98,19 @@ class Codec(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Trailing:
-  """Shape and dtype of a stored leaf behind the axis of slots."""
+  """Shape and dtype of a stored leaf behind the axis of slots.
+
+  Attributes:
+    shape: behind that axis.
+    dtype: of the leaf.
+    axes: a name for each axis of the shape.
+    tokens: neighbouring slots that share an entry.
+  """
 
   shape: tuple[int, ...]
   dtype: Any
   axes: tuple[str, ...]
+  tokens: int = 1
 
 
 def group_size(codec: Any, group: int, width: int) -> int:
@@ -119,6 +173,34 @@ def pack_codes(
   if low < bits:
     packed['plane'] = pack(codes >> low, 1, 1)
   return packed
+
+
+def check_bits(codec: Any) -> None:
+  """Raises ValueError unless the codes are of 2, 4 or 8 bits."""
+  if codec.bits not in (2, 4, 8):
+    name = type(codec).__name__
+    raise ValueError(f'{name} bits={codec.bits!r} must be 2, 4 or 8.')
+
+
+def by_range(
+  x: jax.Array, bits: int, axis: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns uint8 codes between the least and the largest number of a group.
+
+  And the groups' scale and zero in float16, with which the codes are made.
+
+  Args:
+    x: numbers.
+    bits: of a code.
+    axis: along which numbers are of one group.
+  """
+  x, most = x.astype(jnp.float32), 2**bits - 1
+  low, high = x.min(axis=axis), x.max(axis=axis)
+  scale, zero = half((high - low) / most), half(low)
+  x -= jnp.expand_dims(zero.astype(jnp.float32), axis)
+  codes = jnp.round(x / jnp.expand_dims(divisor(scale), axis))
+  codes = jnp.clip(codes, 0, most).astype(jnp.uint8)
+  return codes, {'scale': scale, 'zero': zero}
 
 
 def by_group(x: jax.Array, size: int) -> jax.Array:

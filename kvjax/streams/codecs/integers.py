@@ -9,6 +9,8 @@ from kvjax.streams.codecs.codec import (
   Codec,
   Trailing,
   by_group,
+  by_range,
+  check_bits,
   code_leaves,
   divisor,
   group_size,
@@ -71,8 +73,7 @@ class Affine(Codec):
 
   def __post_init__(self):
     check_fields(self, at_least={'group': 1})
-    if self.bits not in (2, 4, 8):
-      raise ValueError(f'Affine bits={self.bits!r} must be 2, 4 or 8.')
+    check_bits(self)
 
   def leaves(self, width, dtype):
     del dtype
@@ -84,16 +85,13 @@ class Affine(Codec):
   def encode(self, x, dtype):
     del dtype
     groups = by_group(x, group_size(self, self.group, x.shape[-1]))
-    most = 2**self.bits - 1
     if self.zero:
-      low, high = groups.min(axis=-1), groups.max(axis=-1)
-      found = {'scale': half((high - low) / most), 'zero': half(low)}
-      groups -= found['zero'].astype(jnp.float32)[..., None]
+      codes, found = by_range(groups, self.bits, axis=-1)
     else:
-      largest = jnp.abs(groups).max(axis=-1)
-      found = {'scale': half(largest / (most // 2))}
-    codes = jnp.round(groups / divisor(found['scale'])[..., None])
-    codes = jnp.clip(codes + self._offset, 0, most).astype(jnp.uint8)
+      most = 2**self.bits - 1
+      found = {'scale': half(jnp.abs(groups).max(axis=-1) / (most // 2))}
+      codes = jnp.round(groups / divisor(found['scale'])[..., None])
+      codes = jnp.clip(codes + self._offset, 0, most).astype(jnp.uint8)
     return pack_codes(codes.reshape(x.shape), self.bits) | found
 
   def stored(self, encoded):
