@@ -95,13 +95,14 @@ def attend_through_cache(
     encoded = entry.store.prepare(add_constant(streams, entry.constant, -1))
     if kind.book_per_layer:
       entry = _make_room(entry, call, reads_first)
-    moved = entry.store.move(entry.leaves, encoded, entry.slots)
-    entry = dataclasses.replace(entry, leaves=moved)
+    if not reads_first:
+      # Before tokens move: XLA copies an array that is read, then written.
+      entry = dataclasses.replace(entry, leaves=store_tokens(entry, encoded))
+    leaves = entry.store.move(entry.leaves, encoded, entry.slots)
+    entry = dataclasses.replace(entry, leaves=leaves)
     if reads_first:
       views = view_old_and_fresh(entry, encoded, state)
-      leaves = entry.leaves
     else:
-      leaves = store_tokens(entry, encoded)
       views = view_stored(entry, leaves, state)
     if not entry.store.rotated:
       views = tuple(_rotate(view, variant, entry, state) for view in views)
