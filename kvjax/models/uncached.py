@@ -18,7 +18,6 @@ from kvjax.arguments import (
 )
 from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
-from kvjax.attention.variant import Table, Variant
 from kvjax.context import PARTITION
 from kvjax.mesh.region import mesh_of, rows_spec, run_on_mesh
 from kvjax.mesh.rules import Rules, partition_of
@@ -31,17 +30,14 @@ from kvjax.models.config import (
 from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
+from kvjax.models.stored_streams import shown_in_tiers, through_codec
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import (
   Codecs,
   Tiering,
-  add_constant,
-  apply_where_present,
-  are_rotated,
   check_streams,
   codecs_of,
   constants_of,
-  exact_codecs,
   tiering_of,
 )
 from kvjax.streams.view import Streams
@@ -373,7 +369,7 @@ def _self_attention(
   positions, tiering = call.positions, tiering_of(call.codec)
   shown_to = None
   if tiering != Tiering():  # streams have each token as it is, and as codes
-    shown_to = functools.partial(_shown_in_tiers, tiering)
+    shown_to = functools.partial(shown_in_tiers, tiering)
     positions = jnp.concatenate([positions, positions], axis=1)
   y, weights = attend_uncached(
     variant,
@@ -390,14 +386,6 @@ def _self_attention(
   if shown_to is not None:  # a query sees one of the two
     weights = sum(jnp.split(weights, 2, axis=-1))
   return y, (streams, weights)
-
-
-def _shown_in_tiers(tiering, queries, keys):
-  """Returns bool: of exact tokens, then of their codes, what queries see."""
-  exact, codes = jnp.split(keys, 2, axis=-1)
-  return jnp.concatenate(
-    [tiering.is_exact(queries, exact), tiering.is_code(queries, codes)], axis=-1
-  )
 
 
 def _cross_attention(
@@ -423,83 +411,6 @@ def _cross_attention(
     return y
 
   return attend
-
-
-def through_codec(
-  variant: Variant,
-  params: Mapping[str, Any],
-  x: jax.Array,
-  table: Table,
-  *,
-  positions: jax.Array,
-  codec: Any,
-  constant: jax.Array | None,
-) -> Streams:
-  """Returns streams as a cache with that codec would give them back.
-
-  For a codec that leaves some tokens exact, `[B, K, 2 T, H]`: each token as it
-  is, and then as codes.
-
-  Args:
-    variant: the attention.
-    params: its parameters.
-    x: activations `[B, T, D]`.
-    table: rotary table at the positions of the tokens; None for none.
-    positions: int32 `[B, T]`, -1 where there is no token.
-    codec: as in `init_cache`.
-    constant: `[K, H]` that is taken off the keys; None for nothing.
-  """
-  if codec is None:
-    return variant.project_streams(params, x, table)
-  tiering, codecs = tiering_of(codec), codecs_of(codec, variant.streams())
-  rotated = are_rotated(codecs)
-  streams = variant.project_streams(params, x, table if rotated else None)
-  row = None if constant is None else constant[None]
-  stored = add_constant(streams, row, -1)
-
-  def pass_through(codec, dtype, x):
-    return codec.decode(codec.encode(x, dtype))
-
-  if tiering == Tiering():
-    decoded = {
-      n: pass_through(c, streams[n].dtype, stored[n]) for n, c in codecs
-    }
-  else:
-    exact = exact_codecs(codecs)
-    kept = {n: pass_through(c, streams[n].dtype, stored[n]) for n, c in exact}
-    moved = apply_where_present('turn_back', exact, kept)
-    by_position = _by_position(positions, tiering)
-    decoded = {}
-    for name, c in codecs:
-      encode = functools.partial(pass_through, c, streams[name].dtype)
-      coded = by_position(encode, moved[name])
-      decoded[name] = jnp.concatenate([kept[name], coded], axis=2)
-    table = table and tuple(jnp.concatenate([t, t], axis=1) for t in table)
-  decoded = apply_where_present('turn_back', codecs, decoded)
-  decoded = add_constant(decoded, row)
-  if table is not None and not rotated:
-    decoded = variant.rotate_streams(decoded, table)
-  return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
-
-
-def _by_position(
-  positions: jax.Array, tiering: Tiering
-) -> Callable[[Callable[[jax.Array], jax.Array], jax.Array], jax.Array]:
-  """Returns what applies a function to tokens in whole groups of positions."""
-  tokens = positions.shape[1]
-  slots = -(-tokens // tiering.tokens) * tiering.tokens
-  index = positions - tiering.first
-  index = jnp.where(index >= 0, index, slots)
-  rows = jnp.arange(len(positions))[:, None]
-
-  def apply(f, x):
-    x = jnp.moveaxis(x, 1, 2)  # [B, T, K, H]
-    shape = (x.shape[0], slots) + x.shape[2:]
-    groups = jnp.zeros(shape, x.dtype).at[rows, index].set(x, mode='drop')
-    groups = jnp.moveaxis(f(jnp.moveaxis(groups, 1, 2)), 2, 1)
-    return jnp.moveaxis(groups.at[rows, index].get(mode='clip'), 2, 1)
-
-  return apply
 
 
 def with_visibility(

@@ -10,7 +10,7 @@ import pytest
 
 import kvjax
 from kvjax.attention.rotary import rotary_table
-from kvjax.models.uncached import through_codec
+from kvjax.models.stored_streams import through_codec
 from kvjax.streams.codecs import constants_of
 
 WIDTH, VOCAB, TOKENS = 16, 31, 24

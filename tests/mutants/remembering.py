@@ -280,6 +280,13 @@ CODECS: tuple[Mutant, ...] = (
     'tests/contract/test_every_codec.py::test_cached_matches_uncached_through_the_codec[centred_ring]',
   ),
   Mutant(
+    'centre_forgotten_on_whole_tokens',
+    'kvjax/decoding/layer.py',
+    '_rotate(view, variant, entry, state) for view',
+    'view if view.is_exact else _rotate(view, variant, entry, state) for view',
+    'tests/contract/test_every_codec.py::test_cached_matches_uncached_through_the_codec[centred_ring]',
+  ),
+  Mutant(
     'constant_missing_from_what_a_score_sees',
     'kvjax/decoding/choosing.py',
     'self.store.restore(leaves, self.constant)',
