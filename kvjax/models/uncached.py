@@ -384,7 +384,8 @@ def _self_attention(
     shown_to=shown_to,
   )
   if shown_to is not None:  # a query sees one of the two
-    weights = sum(jnp.split(weights, 2, axis=-1))
+    exact, codes = jnp.split(weights, 2, axis=-1)
+    weights = exact + codes
   return y, (streams, weights)
 
 
