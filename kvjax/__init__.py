@@ -38,6 +38,7 @@ from kvjax.caches.scores import (
 from kvjax.caches.sinks import Sinks
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.cache import Cache, DonatedCacheError, check, inspect
+from kvjax.decoding.calibration import calibrate
 from kvjax.decoding.compression import compress
 from kvjax.decoding.exported import register_pytrees
 from kvjax.decoding.generation import generate
@@ -62,6 +63,7 @@ from kvjax.streams.codecs import (
   GGML,
   KIVI,
   Affine,
+  Centred,
   Codec,
   Float8,
   Hadamard,
@@ -132,6 +134,7 @@ __all__ = (
   'Bounded',
   'CUR',
   'Cache',
+  'Centred',
   'Codec',
   'DecodeOptions',
   'Dense',
@@ -186,6 +189,7 @@ __all__ = (
   'Visibility',
   'array_spec',
   'attend',
+  'calibrate',
   'check',
   'checkpoints',
   'compress',

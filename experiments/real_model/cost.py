@@ -34,6 +34,10 @@ def measure(
   """
   full = None
   for name, options in follow('caches', caches.items(), len(caches)):
+    if isinstance(codec := options.get('codec'), kvjax.Centred):
+      other = jnp.asarray(task.other)
+      codec = kvjax.calibrate(config, params, other, codec)
+      options = {**options, 'codec': codec}
     scores, cache_bytes = read(config, params, task, options)
     full = scores if full is None else full
     yield {'record': 'cost', 'cache': name, **cache_bytes} | compare(

@@ -59,6 +59,7 @@ class Task:
       questions with their answers, all of the last context; -1 is no token.
     is_digit: bool `[N, L]`, which of these are digits of an answer.
     tokens_per_byte: of the prose.
+    other: int32 `[1, T]`, prose that no context has, to measure constants on.
   """
 
   contexts: np.ndarray
@@ -66,6 +67,7 @@ class Task:
   following: np.ndarray
   is_digit: np.ndarray
   tokens_per_byte: float
+  other: np.ndarray
 
   @property
   def capacity(self) -> int:
@@ -113,6 +115,7 @@ def make_task(tokenizer: Tokenizer, size: Size, seed: int) -> Task:
     following=following,
     is_digit=is_digit,
     tokens_per_byte=len(ids) / len(prose.encode()),
+    other=np.asarray([ids[: size.context]], np.int32),
   )
 
 

@@ -195,6 +195,29 @@ class Grouped(Variant, Form):
       'value': checkpoint_name(value, 'value'),
     }
 
+  def rotate_streams(
+    self, streams: Streams, table: tuple[jax.Array, jax.Array]
+  ) -> Streams:
+    """Returns streams whose keys `[B, K, S, H]` are rotated by a table."""
+    assert self.rotary is not None
+    key = rotate(streams['key'], table, self.rotary.interleaved)
+    return streams | {'key': key}
+
+  def refuses_constant(self, name: str, rotated: bool) -> str:
+    """Returns why no constant can be taken off keys or values; '' for keys."""
+    if name != 'key':
+      return super().refuses_constant(name, rotated)
+    if rotated:
+      if self.softcap is not None:
+        return f'softcap={self.softcap} bends scores; store keys as they are'
+      if self.sinks:
+        return 'learned sinks are no keys and keep their logits; rotated=False'
+    elif self.rotary is None:
+      return 'it has no rotary positions; use rotated=True'
+    elif self.qk_norm_after:
+      return 'qk_norm_after=True needs rotated keys; use rotated=True'
+    return ''
+
   def scoring(
     self, params: Mapping[str, Any], relative: jax.Array | None
   ) -> Scoring:

@@ -8,13 +8,14 @@ the same at different cost.
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from kvjax.renamed import VARIANT_METHODS, check_methods
+from kvjax.streams.codecs import Codec, is_centred
 from kvjax.streams.scoring import Scoring
 from kvjax.streams.stream import Stream
 from kvjax.streams.view import Streams
@@ -126,6 +127,40 @@ class Variant(abc.ABC):
       x: activations `[B, T, D]`.
       table: rotary table at the positions of the tokens; None for none.
     """
+
+  def rotate_streams(
+    self, streams: Streams, table: tuple[jax.Array, jax.Array]
+  ) -> Streams:
+    """Returns streams that were projected without a table, rotated by one.
+
+    Args:
+      streams: `[B, K, S, H]` by name.
+      table: rotary table at the positions of the slots.
+    """
+    del table
+    return streams
+
+  def refuses_constant(self, name: str, rotated: bool) -> str:
+    """Returns why no constant can be taken off a stream; '' if one can.
+
+    Args:
+      name: of the stream.
+      rotated: nothing is put back. Otherwise streams are projected without a
+        table, and `rotate_streams` rotates what is read.
+    """
+    del rotated
+    return f'a constant is taken off keys alone, and {name!r} is a value too'
+
+  def check_codecs(self, codecs: Iterable[tuple[str, Codec]]) -> None:
+    """Raises ValueError where a codec takes off what this attention needs.
+
+    Args:
+      codecs: `(stream name, codec)` pairs of the streams that it reads.
+    """
+    for name, codec in codecs:
+      rotated = getattr(codec, 'rotated', True)
+      if is_centred(codec) and (why := self.refuses_constant(name, rotated)):
+        raise ValueError(f'{type(self).__name__} and {codec}: {why}.')
 
   @abc.abstractmethod
   def form(self, tokens: int, name: str | None = None) -> Form:

@@ -237,7 +237,8 @@ class Residual(Kind):
     positions = book.positions
     end = self.first + self.moved(length)[:, None, None]
     is_code = (positions >= self.first) & (positions < end)
-    return book.replace(positions=jnp.where(is_code, EMPTY, positions))
+    exact = jnp.where(is_code, EMPTY, positions)
+    return dataclasses.replace(book, positions=exact)
 
   def move(self, store, new, slots, encode):
     coded, exact = self.tiers(None, store, None)

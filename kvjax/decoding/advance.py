@@ -252,6 +252,7 @@ def _run_layers(
           book=books[book],
           slots=placement.slots[book],
           leaves=cache.stores[index],
+          constant=cache.constant(index),
         )
         if index in in_place:
           x, result = programs.run_own(layer, layer_params, x, entry, cross)

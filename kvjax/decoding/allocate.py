@@ -32,7 +32,9 @@ from kvjax.streams.codecs import (
   Tiering,
   check_streams,
   codecs_of,
+  constants_of,
   tiering_of,
+  without_constants,
 )
 
 
@@ -97,8 +99,8 @@ def init_cache(
 
   Raises:
     ValueError: a size is not positive, a kind cannot serve a layer, or the
-      mesh cannot hold what the rules say; a codec cannot store a stream, or
-      names one that no layer has.
+      mesh cannot hold what the rules say; a codec cannot store a stream, names
+      one that no layer has, or is without its constant.
   """
   partition = partition_of(mesh, rules)
   spec = cache_spec(
@@ -114,8 +116,11 @@ def init_cache(
     partition=partition,
   )
 
+  constants = measured_constants(config, codec)
+
   def allocate():
-    return jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+    cache = jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
+    return with_constants(cache, constants)
 
   if mesh is None:
     return allocate()
@@ -181,7 +186,40 @@ def arrange(
     cross=cross_spec(config, batch_size, source_length, dtype),
     source=_source_spec(config, batch_size, source_length),
     layout=layout,
+    constants=_constants_spec(config, layout, batch_size),
   )
+
+
+def _constants_spec(
+  config: ModelConfig, layout: Layout, batch: int
+) -> tuple[ArraySpec | None, ...] | None:
+  """Returns the `ArraySpec`s of what is taken off keys, a layer."""
+  axes = 'batch', 'kv_heads', 'width'
+  keys = [layer.attention.streams().get('key') for layer in config.layers]
+  if not any(store and store.centred for store in layout.stores):
+    return None
+  return tuple(
+    key and array_spec((batch, key.heads, key.width), jnp.float16, axes)
+    for key in keys
+  )
+
+
+def measured_constants(config: ModelConfig, codec: Codecs) -> Any:
+  """Returns what a codec takes off the keys of each layer; None for nothing.
+
+  Raises:
+    ValueError: a constant is missing, or has another shape.
+  """
+  return constants_of(codec, [x.attention.streams() for x in config.layers])
+
+
+def with_constants(cache: Cache, constants: Any) -> Cache:
+  """Returns the cache with constants `[K, H]` of each layer in every row."""
+  rows = cache.batch_size
+  constants = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (rows, *x.shape)), constants
+  )
+  return dataclasses.replace(cache, constants=constants)
 
 
 def make_layout(
@@ -278,6 +316,8 @@ def _layer_store(
     )
   kind = kind or default_kind(readers, options.slack)
   kind = in_tiers(kind, tiering_of(options.codec)).bind(capacity)
+  codecs = without_constants(codecs_of(options.codec, readers[0].streams()))
+  store = LayerStore(kind, codecs, options.dtype)
   if kind.rotates_queries and any(
     variant.rotary is None or variant.bias is not None for variant in readers
   ):
@@ -287,8 +327,17 @@ def _layer_store(
     )
   for variant in readers:  # a kind may refuse a mask that it cannot serve
     kind.visible_through(variant.visibility)
-  codecs = codecs_of(options.codec, readers[0].streams())
-  return LayerStore(kind, codecs, options.dtype)
+    variant.check_codecs(codecs)
+  if store.rotated and store.centred and kind.rotates_queries:
+    raise ValueError(
+      f'{kind}: a constant changes the scores of sinks and of the window '
+      'differently. Use Centred(..., rotated=False).'
+    )
+  if kind.book_per_layer and not store.rotated:
+    raise ValueError(
+      f'{kind} compares keys after rotation. Use Centred(..., rotated=True).'
+    )
+  return store
 
 
 def in_tiers(kind: Kind, tiering: Tiering) -> Kind:

@@ -29,6 +29,8 @@ class Cache:
       None without an encoder.
     source: int32 `[B, S]`, positions of the source, -1 on padding; or None.
     layout: kinds, codecs and lengths; static.
+    constants: what is taken off the keys of each layer, `[B, K, H]`; None where
+      nothing is.
   """
 
   length: jax.Array
@@ -38,6 +40,11 @@ class Cache:
   cross: tuple[dict[str, Any], ...] | None
   source: jax.Array | None
   layout: Layout = struct.field(pytree_node=False)
+  constants: tuple[Any, ...] | None = None
+
+  def constant(self, layer: int) -> Any:
+    """Returns what is taken off the keys of a layer, `[B, K, H]`, or None."""
+    return self.constants and self.constants[layer]
 
   @property
   def batch_size(self) -> int:

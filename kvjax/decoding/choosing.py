@@ -31,6 +31,7 @@ class LayerCall:
     streams: of the new tokens, before a codec rounds them.
     store: kind and codecs.
     state: of the call.
+    constant: that is taken off the keys, `[B, K, H]`; None for nothing.
   """
 
   variant: Variant
@@ -39,6 +40,7 @@ class LayerCall:
   streams: Streams
   store: LayerStore
   state: CallState
+  constant: jax.Array | None = None
 
   def make_room(self, book: Any, leaves: Streams) -> Any:
     """Returns the book without what must leave before the new tokens come."""
@@ -81,7 +83,7 @@ class LayerCall:
         total = jnp.concatenate([total, jnp.zeros(shape, total.dtype)], axis=-1)
 
     def read_streams():
-      stored = self.store.turn_back(self.store.decode(leaves))
+      stored = self.store.restore(leaves, self.constant)
       parts = [stored] if fresh is None else [stored, fresh]
       return keys_and_values(self.variant, self.params, self.x, parts)
 

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from kvjax.caches.array_spec import ArraySpec, is_leaf
 from kvjax.caches.evidence import Evidence
 from kvjax.caches.kind import Kind
-from kvjax.decoding.allocate import StoreOptions, arrange, make_layout
+from kvjax.decoding.allocate import (
+  StoreOptions,
+  arrange,
+  make_layout,
+  measured_constants,
+  with_constants,
+)
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_config_and_cache
 from kvjax.decoding.choosing import keys_and_values
@@ -19,7 +25,7 @@ from kvjax.decoding.leaf_axes import partition_of_cache
 from kvjax.decoding.program import program
 from kvjax.mesh.rules import WHOLE
 from kvjax.models.config import ModelConfig
-from kvjax.streams.codecs import Codec
+from kvjax.streams.codecs import Codec, add_constant
 from kvjax.streams.view import Streams
 
 
@@ -55,7 +61,17 @@ def compress(
   ):
     if old is not None and new is not None and old.kind != new.kind:
       _check_kinds(index, old.kind, new.kind)
-  return _compress(config, params, cache, layout)
+    if old is not None and new is not None and old.rotated != new.rotated:
+      raise ValueError(
+        f'Layer {index}: one of the two caches stores keys before rotation. '
+        'Read the prompt anew.'
+      )
+  constants = cache.constants
+  if hasattr(kind_or_codec, 'leaves'):
+    constants = with_constants(
+      cache, measured_constants(config, kind_or_codec)
+    ).constants
+  return _compress(config, params, cache, layout, constants)
 
 
 def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
@@ -130,7 +146,7 @@ def _check_kinds(index: int, old: Kind, new: Kind) -> None:
 
 
 @program(static=('config', 'layout'), donated=())
-def _compress(config, params, cache, layout):
+def _compress(config, params, cache, layout, constants):
   spec = arrange(config, layout, cache.batch_size)
   empty = jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
   books, stores = list(empty.books), list(empty.stores)
@@ -139,14 +155,16 @@ def _compress(config, params, cache, layout):
       continue
     old, book = cache.layout.store_of(index), layout.books[index]
     own_book = cache.books[cache.layout.books[index]]
-    own_leaves = cache.stores[index]
+    own_leaves, own_constant = cache.stores[index], cache.constant(index)
+    constant = constants and constants[index]
     if new.kind == old.kind:
       books[book] = own_book
       stores[index] = own_leaves
       if new.codecs != old.codecs:  # a code is never written twice
-        stores[index] = _recode(old, new, own_leaves)
+        stores[index] = _recode(old, new, own_leaves, own_constant, constant)
       continue
     streams, positions = _read(old, own_book, own_leaves, cache.length)
+    streams = add_constant(streams, own_constant)
     books[book], slots = _place(
       new.kind,
       empty.books[book],
@@ -154,28 +172,51 @@ def _compress(config, params, cache, layout):
       cache.length,
       _reader(config, params, index, streams),
     )
-    streams = new.prepare(streams)
-    leaves = new.move(empty.stores[index], streams, slots)
-    stores[index] = new.kind.write(leaves, streams, slots)
+    encoded = new.prepare(add_constant(streams, constant, -1))
+    leaves = new.move(empty.stores[index], encoded, slots)
+    stores[index] = new.kind.write(leaves, encoded, slots)
   return dataclasses.replace(
-    cache, books=tuple(books), stores=tuple(stores), layout=layout
+    cache,
+    books=tuple(books),
+    stores=tuple(stores),
+    layout=layout,
+    constants=constants,
   )
 
 
-def _recode(old: LayerStore, new: LayerStore, leaves: Streams) -> Streams:
-  """Returns leaves of the same slots as another codec stores them."""
-  coded, *exact = [x.store for x in old.kind.tiers(None, leaves, None)]
-  streams = new.prepare(old.turn_back(old.decode(coded)))
+def _recode(
+  old: LayerStore,
+  new: LayerStore,
+  leaves: Streams,
+  own_constant: jax.Array | None,
+  constant: jax.Array | None,
+) -> Streams:
+  """Returns leaves of the same slots as another codec stores them.
+
+  Args:
+    old: how they are stored.
+    new: how they will be.
+    leaves: of the layer.
+    own_constant: what was taken off the keys; None for nothing.
+    constant: what is to be taken off them.
+  """
+
+  def prepare(store, part):
+    streams = store.restore(part.store, own_constant)
+    return new.prepare(add_constant(streams, constant, -1))
+
+  coded, *exact = old.kind.tiers(None, leaves, None)
+  streams = prepare(old, coded)
   if not exact:
     return streams
-  rest = old.turn_back(old.exact.decode(exact[0]))
-  return new.kind.join([new.encode_exact(streams), new.prepare(rest)])
+  rest = prepare(old.exact, exact[0])
+  return new.kind.join([new.encode_exact(streams), rest])
 
 
 def _read(
   store: LayerStore, book: Any, leaves: Streams, length: jax.Array
 ) -> tuple[Streams, jax.Array]:
-  """Returns decoded streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
+  """Returns streams `[B, K, S, H]` and positions `[B, 1 | K, S]`."""
   views = store.read(store.kind.views(book, leaves, length))
   blocks = [view.fetch(0, view.slots) for view in views]
   streams = {

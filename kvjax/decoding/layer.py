@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+from kvjax.attention.rotary import rotary_table
 from kvjax.attention.variant import Variant
 from kvjax.decoding.choosing import LayerCall
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import AttentionResult, CallState, attend_to_views
+from kvjax.streams.codecs import add_constant
 from kvjax.streams.view import Streams, View
 
 
@@ -33,6 +35,7 @@ class LayerEntry:
     slots: where `Kind.place` put the new tokens; None for a kind that chooses
       for each layer, until it has.
     leaves: this layer's streams as they are stored, by name.
+    constant: `[B, K, H]` that is taken off its keys; None for nothing.
   """
 
   store: LayerStore = struct.field(pytree_node=False)
@@ -40,6 +43,7 @@ class LayerEntry:
   book: Any
   slots: Any
   leaves: Streams
+  constant: Any = None
 
 
 class LayerResult(NamedTuple):
@@ -80,13 +84,15 @@ def attend_through_cache(
     `[B, T, D]`, and the layer's part of the cache after the call.
   """
   with jax.named_scope('streams'):
-    table = state.table(variant.rotary, None)
+    table = state.table(variant.rotary, None) if entry.store.rotated else None
     streams = variant.project_streams(params, x, table)
   kind = entry.store.kind
   reads_first = kind.chunk is not None and state.tokens > kind.chunk
-  call = LayerCall(variant, params, x, streams, entry.store, state)
+  call = LayerCall(
+    variant, params, x, streams, entry.store, state, entry.constant
+  )
   with jax.named_scope('cache'):
-    encoded = entry.store.prepare(streams)
+    encoded = entry.store.prepare(add_constant(streams, entry.constant, -1))
     if kind.book_per_layer:
       entry = _make_room(entry, call, reads_first)
     if not reads_first:
@@ -98,6 +104,8 @@ def attend_through_cache(
       views = view_old_and_fresh(entry, encoded, state)
     else:
       views = view_stored(entry, leaves, state)
+    if not entry.store.rotated:
+      views = tuple(_rotate(view, variant, entry, state) for view in views)
   y, attention = attend_to_views(
     variant, params, x, views, state, store=entry.store, relative=relative
   )
@@ -177,6 +185,21 @@ def view_stored(
   """
   store = entry.store
   return store.read(store.kind.views(entry.book, leaves, state.after))
+
+
+def _rotate(
+  view: View, variant: Variant, entry: LayerEntry, state: CallState
+) -> View:
+  """Returns a view of keys that were stored before rotation, as queries need.
+
+  No kernel reads it in place: every block is rotated when it is fetched.
+  """
+
+  def rotate(streams, positions):
+    table = rotary_table(variant.rotary, positions[:, 0], state.rotary_length)
+    return variant.rotate_streams(add_constant(streams, entry.constant), table)
+
+  return view.map_with_positions(rotate)
 
 
 def _make_room(

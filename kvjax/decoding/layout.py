@@ -6,7 +6,14 @@ from typing import Any, Self
 
 from kvjax.caches.kind import Kind
 from kvjax.mesh.rules import Rules
-from kvjax.streams.codecs import Codec, Plain, apply_where_present
+from kvjax.streams.codecs import (
+  Codec,
+  add_constant,
+  apply_where_present,
+  are_rotated,
+  exact_codecs,
+  is_centred,
+)
 from kvjax.streams.stored import Stored
 from kvjax.streams.view import Streams, View
 
@@ -26,10 +33,19 @@ class LayerStore:
   dtype: Any
 
   @property
+  def centred(self) -> bool:
+    """Whether a constant is taken off keys."""
+    return any(is_centred(codec) for _, codec in self.codecs)
+
+  @property
+  def rotated(self) -> bool:
+    """Whether keys are stored after rotation."""
+    return are_rotated(self.codecs)
+
+  @property
   def exact(self) -> 'LayerStore':
     """How tokens are stored that are not encoded yet."""
-    codecs = tuple((n, getattr(c, 'whole', Plain())) for n, c in self.codecs)
-    return dataclasses.replace(self, codecs=codecs)
+    return dataclasses.replace(self, codecs=exact_codecs(self.codecs))
 
   def prepare(self, streams: Streams) -> Streams:
     """Returns new tokens as the kind writes them."""
@@ -41,7 +57,7 @@ class LayerStore:
 
   def encode_exact(self, exact: Streams) -> Streams:
     """Returns tokens as codes that were stored exactly."""
-    return self.encode(self.exact.decode(exact))
+    return self.encode(self.exact.turn_back(self.exact.decode(exact)))
 
   def read(self, views: Iterable[View]) -> tuple[View, ...]:
     """Returns views that decode what they fetch."""
@@ -56,6 +72,10 @@ class LayerStore:
 
   def stored(self, streams: Streams) -> dict[str, Stored | None]:
     return {n: c.stored(streams[n]) for n, c in self.codecs}
+
+  def restore(self, streams: Streams, constant: Any) -> Streams:
+    """Returns stored streams as they were projected."""
+    return add_constant(self.turn_back(self.decode(streams)), constant)
 
   def turn(self, queries: Mapping[str, Any]) -> Streams:
     """Returns queries, by key stream, turned as their keys are stored."""
@@ -106,8 +126,15 @@ class Layout:
       rules: what the axes of the mesh split; None for one device.
 
     Raises:
-      ValueError: a kind cannot be split.
+      ValueError: a kind cannot be split, or keys are rotated when they are
+        read, by arrays of which every device would need another part.
     """
+    if parts > 1 and not all(store.rotated for store in self.stores if store):
+      raise ValueError(
+        'Keys that are stored before rotation are rotated where they are read, '
+        'and no mesh can split their slots. Use rules without slots=, or '
+        'rotated=True.'
+      )
     stores = tuple(
       store and dataclasses.replace(store, kind=store.kind.split(parts))
       for store in self.stores

@@ -58,6 +58,7 @@ def map_leaves(f: Callable[..., Any], *caches: Cache) -> Cache:
     stores=tuple(map_store(i, store) for i, store in enumerate(layout.stores)),
     cross=map_field('cross', 'batch', 'kv_heads'),
     source=map_field('source', 'batch'),
+    constants=map_field('constants', 'batch', 'kv_heads'),
   )
 
 

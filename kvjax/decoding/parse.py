@@ -41,6 +41,7 @@ from kvjax.streams.codecs import (
   KIVI,
   Affine,
   ByChannel,
+  Centred,
   Codec,
   Codecs,
   Float8,
@@ -65,6 +66,7 @@ CODECS: dict[str, Any] = {
   'ggml': GGML,
   'lloydmax': LloydMax,
   'hadamard': Hadamard,
+  'centred': Centred,
   'kivi': KIVI,
   'bychannel': ByChannel,
 }
@@ -175,6 +177,7 @@ def _make(choice: Any, name: str, text: str) -> Any:
   hints = typing.get_type_hints(choice)
   known = {f.name: hints[f.name] for f in dataclasses.fields(choice) if f.init}
   known.pop('slots', None)  # the capacity decides
+  known.pop('constant', None)  # an array, that `calibrate` measures
   values = {}
   for pair in filter(None, _split(text, ',')):
     field, _, value = pair.partition('=')

@@ -108,6 +108,7 @@ def attend(
       book=cache.books[0],
       slots=placement.slots[0],
       leaves=cache.stores[0],
+      constant=cache.constant(0),
     )
     y, result = attend_through_cache(variant, params, x, entry, placement.state)
   cache = dataclasses.replace(

@@ -18,7 +18,6 @@ from kvjax.arguments import (
 )
 from kvjax.attention.reference import attend_uncached
 from kvjax.attention.rotary import rotary_table
-from kvjax.attention.variant import Variant
 from kvjax.context import PARTITION
 from kvjax.mesh.region import mesh_of, rows_spec, run_on_mesh
 from kvjax.mesh.rules import Rules, partition_of
@@ -31,14 +30,14 @@ from kvjax.models.config import (
 from kvjax.models.decoder import embed, run_layer, unembed
 from kvjax.models.encoder import Encoded
 from kvjax.models.initialize import check_params
+from kvjax.models.stored_streams import shown_in_tiers, through_codec
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import (
   Codecs,
-  Plain,
   Tiering,
-  apply_where_present,
   check_streams,
   codecs_of,
+  constants_of,
   tiering_of,
 )
 from kvjax.streams.view import Streams
@@ -134,13 +133,18 @@ def forward(
   positions = row_positions(ids, lengths, padding)
   check_positions(config, tokens.shape[1])
   check_params(config, params)
-  check_streams(codec, [x.attention.streams() for x in config.layers])
+  streams = [x.attention.streams() for x in config.layers]
+  check_streams(codec, streams)
+  for index, layer in enumerate(config.layers):
+    own = streams[config.stream_layer(index)]
+    layer.attention.check_codecs(codecs_of(codec, own))
   logits, weights = _forward(
     config,
     params,
     ids,
     positions,
     encoded,
+    constants_of(codec, streams),
     rotary_length=rotary_length or tokens.shape[1],
     # A static argument is hashable.
     codec=tuple(codec.items()) if isinstance(codec, Mapping) else codec,
@@ -226,18 +230,28 @@ def check_positions(config: ModelConfig, tokens: int) -> None:
   ),
 )
 def _forward(
-  config, params, tokens, positions, encoded, *, rules=None, **options
+  config,
+  params,
+  tokens,
+  positions,
+  encoded,
+  constants,
+  *,
+  rules=None,
+  **options,
 ):
-  def compute(params, tokens, positions, encoded):
-    return _run_layers(config, params, tokens, positions, encoded, **options)
+  def compute(params, tokens, positions, encoded, constants):
+    return _run_layers(
+      config, params, tokens, positions, encoded, constants, **options
+    )
 
   def by_rows(results):
     return jax.tree.map(lambda x: rows_spec(PARTITION.value, x), results)
 
   mesh = mesh_of(params['embedding'])
   if mesh is None or rules is None:
-    return compute(params, tokens, positions, encoded)
-  args = params, tokens, positions, encoded
+    return compute(params, tokens, positions, encoded, constants)
+  args = params, tokens, positions, encoded, constants
   return run_on_mesh(compute, partition_of(mesh, rules), args, by_rows)
 
 
@@ -247,6 +261,7 @@ def _run_layers(
   tokens,
   positions,
   encoded,
+  constants,
   *,
   rotary_length,
   codec,
@@ -268,13 +283,16 @@ def _run_layers(
     layer_params = params['layers'][index]
     source = config.stream_layer(index)
     shared = None if source == index else streams[source]
+    constant = constants and constants[index]
     with jax.named_scope(f'layer_{index}'):
       x, (layer_streams, layer_weights) = run_layer(
         layer,
         config.norm,
         layer_params,
         x,
-        functools.partial(_self_attention, layer, layer_params, call, shared),
+        functools.partial(
+          _self_attention, layer, layer_params, call, shared, constant
+        ),
         _cross_attention(layer, layer_params, encoded),
         config.residual_scale,
       )
@@ -325,6 +343,7 @@ def _self_attention(
   layer_params: Mapping[str, Any],
   call: _Call,
   shared: Streams | None,
+  constant: jax.Array | None,
   x: jax.Array,
 ) -> tuple[jax.Array, tuple[Streams, jax.Array]]:
   """Returns `[B, T, D]`, the layer's streams and its weights `[B, N, T, T]`.
@@ -338,12 +357,19 @@ def _self_attention(
     table = rotary_table(variant.rotary, call.positions, call.rotary_length)
   streams = shared
   if streams is None:
-    streams = variant.project_streams(params, x, table)
-    streams = through_codec(variant, streams, call.positions, call.codec)
+    streams = through_codec(
+      variant,
+      params,
+      x,
+      table,
+      positions=call.positions,
+      codec=call.codec,
+      constant=constant,
+    )
   positions, tiering = call.positions, tiering_of(call.codec)
   shown_to = None
   if tiering != Tiering():  # streams have each token as it is, and as codes
-    shown_to = functools.partial(_shown_in_tiers, tiering)
+    shown_to = functools.partial(shown_in_tiers, tiering)
     positions = jnp.concatenate([positions, positions], axis=1)
   y, weights = attend_uncached(
     variant,
@@ -358,16 +384,9 @@ def _self_attention(
     shown_to=shown_to,
   )
   if shown_to is not None:  # a query sees one of the two
-    weights = sum(jnp.split(weights, 2, axis=-1))
+    exact, codes = jnp.split(weights, 2, axis=-1)
+    weights = exact + codes
   return y, (streams, weights)
-
-
-def _shown_in_tiers(tiering, queries, keys):
-  """Returns bool: of exact tokens, then of their codes, what queries see."""
-  exact, codes = jnp.split(keys, 2, axis=-1)
-  return jnp.concatenate(
-    [tiering.is_exact(queries, exact), tiering.is_code(queries, codes)], axis=-1
-  )
 
 
 def _cross_attention(
@@ -393,66 +412,6 @@ def _cross_attention(
     return y
 
   return attend
-
-
-def through_codec(
-  variant: Variant, streams: Streams, positions: jax.Array, codec: Any
-) -> Streams:
-  """Returns streams as a cache with that codec would give them back.
-
-  For a codec that leaves some tokens exact, `[B, K, 2 T, H]`: each token as it
-  is, and then as codes.
-
-  Args:
-    variant: whose streams they are.
-    streams: `[B, K, T, H]` by name.
-    positions: int32 `[B, T]`, -1 where there is no token.
-    codec: as in `init_cache`.
-  """
-  if codec is None:
-    return streams
-  tiering, codecs = tiering_of(codec), codecs_of(codec, variant.streams())
-
-  def pass_through(codec, x):
-    return codec.decode(codec.encode(x, x.dtype))
-
-  if tiering == Tiering():
-    decoded = {n: pass_through(c, streams[n]) for n, c in codecs}
-  else:
-    exact = {
-      n: pass_through(getattr(c, 'whole', Plain()), streams[n])
-      for n, c in codecs
-    }
-    by_position = _by_position(positions, tiering)
-    decoded = {
-      n: jnp.concatenate(
-        [exact[n], by_position(functools.partial(pass_through, c), exact[n])],
-        axis=2,
-      )
-      for n, c in codecs
-    }
-  decoded = apply_where_present('turn_back', codecs, decoded)
-  return {name: x.astype(streams[name].dtype) for name, x in decoded.items()}
-
-
-def _by_position(
-  positions: jax.Array, tiering: Tiering
-) -> Callable[[Callable[[jax.Array], jax.Array], jax.Array], jax.Array]:
-  """Returns what applies a function to tokens in whole groups of positions."""
-  tokens = positions.shape[1]
-  slots = -(-tokens // tiering.tokens) * tiering.tokens
-  index = positions - tiering.first
-  index = jnp.where(index >= 0, index, slots)
-  rows = jnp.arange(len(positions))[:, None]
-
-  def apply(f, x):
-    x = jnp.moveaxis(x, 1, 2)  # [B, T, K, H]
-    shape = (x.shape[0], slots) + x.shape[2:]
-    groups = jnp.zeros(shape, x.dtype).at[rows, index].set(x, mode='drop')
-    groups = jnp.moveaxis(f(jnp.moveaxis(groups, 1, 2)), 2, 1)
-    return jnp.moveaxis(groups.at[rows, index].get(mode='clip'), 2, 1)
-
-  return apply
 
 
 def with_visibility(

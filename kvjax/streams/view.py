@@ -33,7 +33,8 @@ class View:
     first: the smallest position that the view shows.
     last: the largest position that the view shows.
     leaves: what `fetch` slices, whole and encoded, where it only does that.
-    maps: what was done to the slices since: pairs as `map` takes them.
+    maps: what was done to the slices since: pairs as `map_with_positions`
+      takes them.
     positions: of all slots, shown or not, `[B, 1 | K, S]`, with `leaves`.
     table: `[B, S / page]`, where leaves `[K, pages, page, ...]` and positions
       `[1, pages, page]` are pools: the page of each stretch of slots, or -1.
@@ -42,7 +43,7 @@ class View:
       this index on holds a token. None for slots in order.
     is_fresh: its tokens are in no cache, and every device has all of them.
     is_exact: its tokens wait to be encoded: they are stored as
-      `Codec.whole` says.
+      `Codec.exact` says.
     shown_to: `(query positions, slot positions)` -> bool, which of several
       queries see a slot, beyond the mask; None for all. A query that is alone
       in its call sees all.
@@ -76,10 +77,21 @@ class View:
     `stored` says of whole leaves what `f` makes of blocks; without it no
     kernel can read the result in place.
     """
+    return self.map_with_positions(lambda streams, _: f(streams), stored)
+
+  def map_with_positions(
+    self,
+    f: Callable[[Streams, jax.Array], Streams],
+    stored: Callable[[Streams], dict[str, Stored | None]] | None = None,
+  ) -> 'View':
+    """Returns `map` of an `f` that is given positions `[B, 1 | K, size]` too.
+
+    They are those of the slots of the block; -1 where there is no token.
+    """
 
     def fetch(start, size):
       streams, positions = self.fetch(start, size)
-      return f(streams), positions
+      return f(streams, positions), positions
 
     in_place = None
     if stored is not None and self.leaves is not None and not self.maps:
@@ -144,7 +156,7 @@ class View:
     view = view.only(self.first, self.last, self.query_limit)
     view = dataclasses.replace(view, shown_to=self.shown_to)
     for f, stored in self.maps:
-      view = view.map(f, stored)
+      view = view.map_with_positions(f, stored)
     return view
 
   def shown(self, positions: jax.Array) -> jax.Array:

@@ -77,8 +77,8 @@ def _fill(empty: np.ndarray, leaf: jax.Array) -> jax.Array:
   An entry that several slots share is filled if all of them are empty.
   """
   host = np.array(leaf)
-  empty = empty.reshape(empty.shape[:2] + (host.shape[2], -1)).all(axis=-1)
-  where = np.broadcast_to(empty, host.shape[:3])
+  groups = empty.reshape(empty.shape[:2] + (host.shape[2], -1))
+  where = np.broadcast_to(groups.all(axis=-1), host.shape[:3])
   floating = jnp.issubdtype(leaf.dtype, jnp.floating)
   host[where] = np.nan if floating else np.iinfo(host.dtype).max
   return jnp.asarray(host)

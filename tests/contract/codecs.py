@@ -10,10 +10,17 @@ import numpy as np
 
 import kvjax
 from kvjax.attention.rotary import rotary_table
-from kvjax.streams.codecs import codecs_of, tiering_of
+from kvjax.streams.codecs import (
+  add_constant,
+  are_rotated,
+  codecs_of,
+  constants_of,
+  tiering_of,
+)
 from tests.contract.oracle import NearTie
 from tests.contract.table import VOCAB, WIDTH, Same, Zero
 
+CONSTANT = np.random.default_rng(0).normal(scale=3.0, size=(1, 2, 64))
 CODECS: dict[str, Any] = {
   'affine': kvjax.Affine(),
   'affine_2_bits': kvjax.Affine(bits=2, group=16),
@@ -28,6 +35,7 @@ CODECS: dict[str, Any] = {
   'lloyd_max_3_bits': kvjax.LloydMax(bits=3),
   'hadamard': kvjax.Hadamard(kvjax.Affine()),
   'hadamard_block': kvjax.Hadamard(kvjax.LloydMax(bits=2), block=16),
+  'centred': kvjax.Centred(kvjax.Hadamard(kvjax.Affine(bits=2)), CONSTANT),
   'by_stream': {
     'key': kvjax.Hadamard(kvjax.Affine(bits=8)),
     'value': kvjax.GGML('q4_0'),
@@ -84,12 +92,19 @@ class Stored:
     )
 
   def streams(self, params, tokens):
+    """Returns what the codecs encode."""
+    own = self.attention.streams()
+    codecs = codecs_of(self.codec, own)
     positions = jnp.asarray(np.indices(tokens.shape, np.int32)[1])
-    return self.attention.project_streams(
+    table = rotary_table(self.attention.rotary, positions, 0)
+    streams = self.attention.project_streams(
       params['layers'][0]['attention'],
       params['embedding'][tokens],
-      rotary_table(self.attention.rotary, positions, 0),
+      table if are_rotated(codecs) else None,
     )
+    (constant,) = constants_of(self.codec, [own]) or (None,)
+    row = None if constant is None else jnp.asarray(constant)[None]
+    return add_constant(streams, row, -1)
 
   def assert_clear(self, params, tokens) -> None:
     """Raises NearTie where rounding of float32 could decide about a code."""

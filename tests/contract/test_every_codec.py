@@ -1,5 +1,6 @@
 """Every codec: cached equals uncached through it, in place, counted, kept."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,12 +18,15 @@ from tests.contract.table import VOCAB, Same, Zero, draw, text
 from tests.contract.test_product import on_clear_numbers
 from tests.facts.tiny import alike
 
+CENTRED = dataclasses.replace(CODECS['centred'], rotated=False)
 BY_TOKEN = {n: x for n, x in CODECS.items() if not Stored(x).is_grouped}
 CELLS = {name: Stored(codec) for name, codec in BY_TOKEN.items()} | {
   'hadamard_ring': Stored(
     CODECS['hadamard'], kinds=kvjax.Ring(window=16, slack=2)
   ),
   'by_stream_paged': Stored(CODECS['by_stream'], kinds=kvjax.Paged(page=4)),
+  'centred_ring': Stored(CENTRED, kinds=kvjax.Ring(window=16, slack=2)),
+  'centred_paged': Stored(CODECS['centred'], kinds=kvjax.Paged(page=4)),
   'absorbed': Stored(CODECS['hadamard'], LATENT, form='absorbed'),
   'expanded': Stored(CODECS['hadamard'], LATENT, form='expanded'),
   'rotary_by_name': Stored(
@@ -107,9 +111,17 @@ def test_codes_are_written_once(codec, tmp_path):
   _, cache = cell.extend(params, cell.init(2), tokens, lengths)
   _, later = cell.extend(params, cache, tokens * 0, lengths)
   later = kvjax.rewind(kvjax.fork(kvjax.take(later, [0, 1])), lengths)
-  early = lambda cache, row, n: jax.tree.map(
-    lambda x: x[row, :, :n], cache.stores
-  )
+
+  def early(cache, row, n):
+    kind = cache.layout.stores[0].kind
+    parts = kind.tiers(None, cache.stores[0], np.asarray([n]))
+    return [
+      jax.tree.map(
+        lambda x, part=part: x[row, :, : int(part.length[0])], part.store
+      )
+      for part in parts
+    ]
+
   for row, length in enumerate(lengths):
     alike(early(cache, row, length), early(later, row, length))
   _, alone = cell.extend(

@@ -221,9 +221,15 @@ def codecs_of_ours():
     VOCAB, WIDTH, (kvjax.Layer(attention, kvjax.MLP(16)),)
   )
   params, tokens = draw(config, 0), jnp.asarray(text(0, 2, 9))
+  rng = np.random.default_rng(0)
   for key, value in (
     (kvjax.Hadamard(kvjax.Affine(group=8)), kvjax.GGML('q5_0')),
-    (kvjax.LloydMax(bits=3), kvjax.Hadamard(kvjax.Float8())),
+    (
+      kvjax.Centred(
+        kvjax.LloydMax(bits=3), rng.normal(size=(1, 2, 32)), whole=0
+      ),
+      kvjax.Hadamard(kvjax.Float8()),
+    ),
   ):
     codec = {'key': key, 'value': value}
     wanted = kvjax.forward(config, params, tokens, codec=codec)
@@ -251,6 +257,12 @@ def refusals():
   refused(
     'no mesh can split its slots',
     lambda: make(kinds=bounded, mesh=mesh_of(), rules=RULES),
+  )
+  zero = np.zeros((1, 2, 8))
+  unrotated = kvjax.Centred(kvjax.Int8(), zero, whole=0, rotated=False)
+  refused(
+    'are rotated where they are read',
+    lambda: make(codec=unrotated, mesh=mesh_of(), rules=RULES),
   )
   refused("mesh axis 'kv' is unknown", lambda: make(mesh=mesh_of()))
   absent = Rules(heads='model')

@@ -53,6 +53,9 @@ def cache_lines(spec: Cache, partition: Partition = WHOLE) -> Iterator[Line]:
     else:
       yield from _group_lines(key[0], spec.stores[layers[0]], layers, partition)
   yield from _book_lines(spec, partition)
+  if spec.constants is not None:
+    constants = leaves(spec.constants)
+    yield _leaves_line('constants of keys', constants, 1, partition)
   if spec.cross is not None:
     parts = [leaves(x)[0] for x in spec.cross if x]
     yield Line(

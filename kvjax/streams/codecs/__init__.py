@@ -3,9 +3,18 @@
 from kvjax.streams.codecs.by_stream import (
   Codecs,
   apply_where_present,
+  are_rotated,
   check_streams,
   codecs_of,
+  exact_codecs,
   tiering_of,
+)
+from kvjax.streams.codecs.centred import (
+  Centred,
+  add_constant,
+  constants_of,
+  is_centred,
+  without_constants,
 )
 from kvjax.streams.codecs.codec import Codec, Tiering, Trailing
 from kvjax.streams.codecs.floats import Float8, Plain
@@ -20,6 +29,7 @@ __all__ = (
   'KIVI',
   'Affine',
   'ByChannel',
+  'Centred',
   'Codec',
   'Codecs',
   'Float8',
@@ -29,8 +39,14 @@ __all__ = (
   'Plain',
   'Tiering',
   'Trailing',
+  'add_constant',
   'apply_where_present',
+  'are_rotated',
   'check_streams',
   'codecs_of',
+  'constants_of',
+  'exact_codecs',
+  'is_centred',
   'tiering_of',
+  'without_constants',
 )

@@ -29,16 +29,21 @@ def codecs_of(
     named = {name: x for name, x in dict(codecs).items() if x is not None}
     return tuple((name, named.get(name, Plain())) for name in streams)
   return tuple(
-    (name, codecs.of_stream(name) if codecs and stream.quantize else Plain())
+    (name, _of_stream(codecs, name) if codecs and stream.quantize else Plain())
     for name, stream in streams.items()
   )
+
+
+def _of_stream(codec: Any, name: str) -> Codec:
+  """Returns what a codec is for one stream; it need not derive from `Codec`."""
+  return codec.of_stream(name) if hasattr(codec, 'of_stream') else codec
 
 
 def tiering_of(codecs: Any) -> Tiering:
   """Returns what the codecs of a layer call for together."""
   named = isinstance(codecs, Mapping | tuple)
   parts = dict(codecs).values() if named else [codecs]
-  each = [codec.tiering() for codec in parts if codec is not None]
+  each = [codec.tiering() for codec in parts if hasattr(codec, 'tiering')]
   return Tiering(*map(max, zip(Tiering(), *each, strict=True)))
 
 
@@ -61,6 +66,26 @@ def apply_where_present(
   }
 
 
+def exact_codecs(
+  codecs: Iterable[tuple[str, Codec]],
+) -> tuple[tuple[str, Codec], ...]:
+  """Returns how tokens are stored that are not encoded yet.
+
+  Args:
+    codecs: `(stream name, codec)` pairs.
+  """
+  return tuple((name, getattr(x, 'exact', Plain())) for name, x in codecs)
+
+
+def are_rotated(codecs: Iterable[tuple[str, Codec]]) -> bool:
+  """Returns whether keys are stored after rotation, as all but some are.
+
+  Args:
+    codecs: `(stream name, codec)` pairs.
+  """
+  return all(getattr(codec, 'rotated', True) for _, codec in codecs)
+
+
 def check_streams(codecs: Any, layers: Sequence[Mapping[str, Stream]]) -> None:
   """Raises ValueError where codecs cannot store the streams of some layers.
 
@@ -74,7 +99,7 @@ def check_streams(codecs: Any, layers: Sequence[Mapping[str, Stream]]) -> None:
         f'{", ".join(map(repr, known))}.'
       )
   for name, codec in codecs.items() if isinstance(codecs, Mapping) else ():
-    if codec is not None and codec.of_stream(name) != codec:
+    if codec is not None and _of_stream(codec, name) != codec:
       raise ValueError(
         f'codec={codecs!r}: {codec} stores all streams of a layer. Give it '
         f'alone: codec={codec}.'

@@ -51,7 +51,7 @@ class Codec(Protocol):
   tokens and old codes never change. A codec of groups of tokens says so by
   `tiering`, and encodes whole groups `[..., n * tokens, H]`: the cache keeps
   tokens exact until their group is due (`Residual`). Such tokens are stored by
-  the codec `whole`, if this one has that attribute, and as they are if not;
+  the codec `exact`, if this one has that attribute, and as they are if not;
   `encode` is given what is decoded of them.
 
   A codec may turn its streams. It then has two more methods: `turn(x)` returns

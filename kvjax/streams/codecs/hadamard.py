@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.arguments import check_fields
+from kvjax.streams.codecs.by_stream import tiering_of
 from kvjax.streams.codecs.codec import Codec
+from kvjax.streams.codecs.floats import Plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +46,16 @@ class Hadamard(Codec):
         f'Hadamard codec={self.codec!r} must be a codec that turns nothing '
         'itself, such as Affine(bits=4).'
       )
-    if self.codec.tiering().tokens > 1:
+    if tiering_of(self.codec).tokens > 1:
       raise ValueError(
         f'Hadamard codec={self.codec!r} scales each channel by itself, and a '
         'turn would mix them. Use one or the other.'
       )
+
+  @property
+  def exact(self) -> 'Hadamard':
+    """The codec of tokens that are not encoded: turned, as queries are."""
+    return Hadamard(Plain(), self.block)
 
   def leaves(self, width, dtype):
     block = self.block or 1
