@@ -250,8 +250,16 @@ class Bounded(Kind):
 
 
 def _count_tokens(positions: jax.Array) -> jax.Array:
-  """Returns int32 `[B]`: tokens of a row. Every head keeps as many."""
-  return jnp.sum(positions[:, 0] != EMPTY, axis=-1, dtype=jnp.int32)
+  """Returns int32 `[B]`: tokens of a row. Every head keeps as many.
+
+  XLA:CPU stores every number that a long sum adds, and none of a short one.
+  """
+  is_token = positions[:, 0] != EMPTY
+  is_token = jnp.pad(is_token, ((0, 0), (0, -is_token.shape[1] % 32)))
+  is_token = is_token.reshape(len(is_token), -1, 32)
+  counts = is_token.sum(axis=2, dtype=jnp.int32)
+  counts = jax.lax.optimization_barrier(counts)  # or it is one sum again
+  return counts.sum(axis=1, dtype=jnp.int32)
 
 
 def _lowest(x: jax.Array, count: int) -> jax.Array:

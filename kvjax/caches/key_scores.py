@@ -1,7 +1,7 @@
 """Scores of what tokens stored: keys and values, without any query.
 
 While decoding, they rank all live slots anew whenever room is made, in order of
-position. Reading them costs a second pass over the keys.
+position. Reading them costs a second pass over the keys, block by block.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.arguments import check_fields
-from kvjax.caches.evidence import Evidence
+from kvjax.caches.evidence import BLOCK, Evidence
 from kvjax.caches.scores import Score
 
 
@@ -19,7 +19,7 @@ class KeyNorm(Score):
   """Keys of small norm stay (arXiv 2406.11430; kvpress, `KnormPress`)."""
 
   def priority(self, evidence):
-    return -jnp.linalg.norm(evidence.keys(), axis=-1)
+    return evidence.for_each(lambda keys, _: -jnp.linalg.norm(keys, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,13 @@ class KeyDiff(Score):
   """Keys unlike the mean direction stay (arXiv 2504.15364; `KeyDiffPress`)."""
 
   def priority(self, evidence):
-    keys = evidence.keys()
-    length = _length(keys)
-    mean = (keys / length).sum(axis=2, keepdims=True)
-    return -(keys * (mean / _length(mean))).sum(axis=-1) / length[..., 0]
+    total = evidence.total_of(
+      lambda keys, _: (keys / _length(keys)).sum(axis=2, keepdims=True)
+    )
+    mean = total / _length(total)
+    return evidence.for_each(
+      lambda keys, _: -(keys * mean).sum(axis=-1) / _length(keys)[..., 0]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +56,21 @@ class CUR(Score):
     check_fields(self, at_least={'sinks': 0, 'window': 1})
 
   def priority(self, evidence):
-    shares = self._shares(evidence, evidence.keys())
-    shares = shares * self._shares(evidence, evidence.values())
+    slots = evidence.positions.shape[-1]
+    size = self.window * max(BLOCK // self.window, 1)
+    count = -(-slots // size)
+
+    def body(i, shares):
+      streams = evidence.in_order(i * size, size)
+      keys, values = (self._shares(x) for x in streams)
+      return jax.lax.dynamic_update_slice_in_dim(
+        shares, keys * values, i * size, axis=2
+      )
+
+    first = jax.eval_shape(lambda: evidence.in_order(0, size)[0])
+    shares = jnp.zeros(first.shape[:2] + (count * size,), jnp.float32)
+    shares = jax.lax.fori_loop(0, count, body, shares)
+    shares = evidence.by_slot(shares[..., :slots])
     shares = shares / shares.sum(axis=-1, keepdims=True)
     is_sink = evidence.positions < self.sinks
     return jnp.where(is_sink, jnp.inf, shares)
@@ -63,16 +79,12 @@ class CUR(Score):
   def reads_queries(self):
     return False
 
-  def _shares(self, evidence: Evidence, x: jax.Array) -> jax.Array:
-    squares = evidence.by_position((x * x).sum(axis=-1))
-    slots = squares.shape[-1]
-    pad = -slots % self.window
-    windows = jnp.pad(squares, ((0, 0), (0, 0), (0, pad)))
-    windows = windows.reshape(*squares.shape[:2], -1, self.window)
+  def _shares(self, x: jax.Array) -> jax.Array:
+    """Returns `[B, K, S]`: what each of `[B, K, S, H]` has of its window."""
+    squares = (x * x).sum(axis=-1)
+    windows = squares.reshape(squares.shape[:2] + (-1, self.window))
     total = windows.sum(axis=-1, keepdims=True)
-    shares = windows / jnp.where(total > 0, total, 1.0)
-    shares = shares.reshape(*squares.shape[:2], -1)[..., :slots]
-    return evidence.by_slot(shares)
+    return (windows / jnp.where(total > 0, total, 1.0)).reshape(squares.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +108,8 @@ class LagKV(Score):
     check_fields(self, at_least={'sinks': 0, 'lag': 2})
 
   def priority(self, evidence):
-    spread = self._spread(evidence, evidence.keys())
-    spread = (spread + self._spread(evidence, evidence.values())) / 2
-    ranks = jnp.argsort(jnp.argsort(spread, axis=-1), axis=-1) / self.lag
-    ranks = ranks.reshape(*ranks.shape[:2], -1)
     slots = evidence.positions.shape[-1]
+    ranks = self._ranks(evidence, max(-(-(slots - self.sinks) // self.lag), 1))
     index = jnp.arange(slots, dtype=jnp.int32)[None, None]
     after = index - self.sinks  # the sinks
     ranks = jnp.pad(ranks, ((0, 0), (0, 0), (self.sinks, 0)))[..., :slots]
@@ -111,17 +120,23 @@ class LagKV(Score):
     scores = jnp.where(parts < 2, recency, scored)
     return evidence.by_slot(jnp.where(after < 0, jnp.inf, scores))
 
-  def _spread(self, evidence: Evidence, x: jax.Array) -> jax.Array:
-    """Returns `[B, K, parts, lag]`, of use where the next part is complete."""
-    x = evidence.by_position(x)[:, :, self.sinks :]
-    pad = -x.shape[2] % self.lag
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    x = x.reshape(*x.shape[:2], -1, self.lag, x.shape[-1])
-    following = jnp.roll(x, -1, axis=2)
-    low = following.min(axis=3, keepdims=True)
-    width = following.max(axis=3, keepdims=True) - low
-    place = (x - low) / jnp.where(width > 0, width, 1.0)
-    return jax.nn.softmax(place.std(axis=-1, ddof=1), axis=-1)
+  def _ranks(self, evidence: Evidence, parts: int) -> jax.Array:
+    """Returns `[B, K, parts lag]`, of use where the next part is complete."""
+
+    def body(i, carry):
+      ranks, part = carry
+      following = evidence.in_order(self.sinks + (i + 1) * self.lag, self.lag)
+      keys, values = jax.tree.map(_spread, part, following)
+      order = jnp.argsort((keys + values) / 2, axis=-1)
+      rank = jnp.argsort(order, axis=-1) / self.lag
+      ranks = jax.lax.dynamic_update_slice_in_dim(
+        ranks, rank, i * self.lag, axis=2
+      )
+      return ranks, following
+
+    first = evidence.in_order(self.sinks, self.lag)
+    ranks = jnp.zeros(first[0].shape[:2] + (parts * self.lag,), jnp.float32)
+    return jax.lax.fori_loop(0, parts, body, (ranks, first))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +163,14 @@ class Random(Score):
       x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(factor)
       x ^= x >> jnp.uint32(13)
     return (x >> jnp.uint32(8)).astype(jnp.float32)  # 24 bits are exact
+
+
+def _spread(part: jax.Array, following: jax.Array) -> jax.Array:
+  """Returns `[B, K, lag]` of a part's tokens `[B, K, lag, H]`, sum 1."""
+  low = following.min(axis=2, keepdims=True)
+  width = following.max(axis=2, keepdims=True) - low
+  place = (part - low) / jnp.where(width > 0, width, 1.0)
+  return jax.nn.softmax(place.std(axis=-1, ddof=1), axis=-1)
 
 
 def _length(x: jax.Array) -> jax.Array:

@@ -224,29 +224,43 @@ class ExpectedAttention(PromptScore):
     check_fields(self, at_least={'future': 1, 'sinks': 0})
 
   def prompt_score(self, evidence):
-    queries, positions = evidence.queries(self.future)
-    counts = (positions >= self.sinks)[:, None, None, :, None]
-    count = jnp.maximum(counts.sum(axis=3, dtype=jnp.float32), 1)
-    mean = jnp.where(counts, queries, 0.0).sum(axis=3) / count
-    centred = jnp.where(counts, queries - mean[:, :, :, None], 0.0)
-    spread = _product('BKGTH,BKGTJ->BKGHJ', centred, centred)
-    spread = spread / count[..., None]
-    keys = evidence.keys()
+    mean, spread = self._queries(evidence)
 
-    def score_group(statistics):  # of one query head of each kv head
-      mean, spread = statistics
-      linear = _product('BKH,BKSH->BKS', mean, keys)
-      square = _product('BKSH,BKHJ->BKSJ', keys, spread)
-      scores = linear + (square * keys).sum(axis=-1) / 2
-      ranked = evidence.positions >= self.sinks
-      scores = jnp.where(ranked, scores, -jnp.inf)
-      top = jnp.max(scores, axis=-1, keepdims=True)
-      scores = jnp.exp(scores - jnp.where(top > -jnp.inf, top, 0.0))
-      return scores / jnp.maximum(scores.sum(axis=-1, keepdims=True), 1e-37)
+    def of_block(keys, values):
+      linear = _product('BKGH,BKSH->BKGS', mean, keys)
+      square = _product('BKSH,BKGHJ->BKGSJ', keys, spread)
+      square = (square * keys[:, :, None]).sum(axis=-1)
+      return linear + square / 2, jnp.linalg.norm(values, axis=-1)
 
-    by_group = [jnp.moveaxis(x, 2, 0) for x in (mean, spread)]
-    weights = jax.lax.map(score_group, tuple(by_group)).mean(axis=0)
-    return weights * jnp.linalg.norm(evidence.values(), axis=-1)
+    scores, norms = evidence.for_each(of_block)
+    ranked = (evidence.positions >= self.sinks)[:, :, None]
+    weights = jax.nn.softmax(scores, axis=-1, where=ranked)
+    return weights.mean(axis=2) * norms
+
+  def _queries(self, evidence: Evidence) -> tuple[jax.Array, jax.Array]:
+    """Returns mean `[B, K, G, H]` and covariance `[B, K, G, H, H]`."""
+
+    def counts(positions):
+      return (positions >= self.sinks)[:, None, None, :, None]
+
+    def total(queries, positions):
+      is_counted = counts(positions)
+      return (
+        jnp.where(is_counted, queries, 0.0).sum(axis=3),
+        is_counted.sum(axis=3, dtype=jnp.float32),
+      )
+
+    mean, count = evidence.total_of_queries(total, self.future)
+    count = jnp.maximum(count, 1)
+    mean = mean / count
+
+    def square(queries, positions):
+      centred = queries - mean[:, :, :, None]
+      centred = jnp.where(counts(positions), centred, 0.0)
+      return _product('BKGTH,BKGTJ->BKGHJ', centred, centred)
+
+    spread = evidence.total_of_queries(square, self.future)
+    return mean, spread / count[..., None]
 
   def priority(self, evidence):
     is_sink = evidence.positions < self.sinks

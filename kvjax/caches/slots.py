@@ -27,7 +27,7 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   slots = of_groups(slots, new.shape[2])
   partition = PARTITION.value
   if partition is None:
-    return write_narrow.put(leaf, new, slots, _scatter)
+    return _write(leaf, new, slots)
   names = 'batch', 'kv_heads', 'slots'
   rows, heads, parts = partition.axes(names, leaf.shape[:3])
 
@@ -38,7 +38,7 @@ def write_rows(leaf: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     # JAX counts those from the end.
     outside = size + jnp.arange(slots.shape[2], dtype=jnp.int32)
     slots = jnp.where((here >= 0) & (here < size), here, outside)
-    return write_narrow.put(leaf, new, slots, _scatter)
+    return _write(leaf, new, slots)
 
   heads_of_slots = heads if slots.shape[1] > 1 else ()
   split = spec_of(rows, heads, parts)
@@ -67,6 +67,22 @@ def read_rows(leaf: jax.Array, slots: jax.Array) -> jax.Array:
   return run_on_shards(read, partition, (split, spec_of(rows)), split)(
     leaf, slots
   )
+
+
+def _write(leaf, new, slots):
+  """Writes tokens, at most as many as there are slots.
+
+  A prompt of which few tokens stay would otherwise be copied whole, in the
+  order of a scatter.
+  """
+  size = leaf.shape[2]
+  if new.shape[2] > size:
+    order = jnp.argsort(slots, axis=-1)[..., :size]
+    slots = jnp.take_along_axis(slots, order, axis=-1)
+    order = jnp.broadcast_to(order, new.shape[:2] + order.shape[2:])
+    order = order.reshape(order.shape + (1,) * (new.ndim - 3))
+    new = jnp.take_along_axis(new, order, axis=2)
+  return write_narrow.put(leaf, new, slots, _scatter)
 
 
 def _scatter(leaf, new, slots):

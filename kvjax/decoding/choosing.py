@@ -6,7 +6,7 @@ read whole first. Its evidence is made here of what the layer has at hand.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from kvjax.attention.variant import Variant
 from kvjax.caches.evidence import Evidence
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import AttentionResult, CallState
-from kvjax.streams.view import Streams
+from kvjax.streams.view import Streams, contiguous_view, fresh_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +82,24 @@ class LayerCall:
       if total is not None:
         total = jnp.concatenate([total, jnp.zeros(shape, total.dtype)], axis=-1)
 
-    def read_streams():
-      stored = self.store.restore(leaves, self.constant)
-      parts = [stored] if fresh is None else [stored, fresh]
-      return keys_and_values(self.variant, self.params, self.x, parts)
+    form = join_streams(self.variant, self.params, self.x)
+    stored = contiguous_view(leaves, book.positions, book.positions.shape[2])
+    parts = ((stored, lambda x: form(self.store.restore(x, self.constant))),)
+    if fresh is not None:
+      parts += ((fresh_view(fresh, state.positions), form),)
 
     def read_weights():
       assert attention is not None
       window = kind.score.window
       return attention.received(heads, state.options.block, window)
 
-    def read_queries(future):
+    def read_queries(future, start, size):
       assert attention is not None
-      return self._queries(future, attention.scoring.scale), state.positions
+      x, at = (
+        jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+        for x in (self.x, state.positions)
+      )
+      return self._queries(x, future, attention.scoring.scale), at
 
     count = state.after - state.before
     competes = jnp.zeros_like(count, bool)
@@ -107,12 +112,12 @@ class LayerCall:
       is_prompt=(state.before == 0) | competes,
       tokens=state.tokens,
       total=total,
-      read_streams=read_streams,
+      parts=parts,
       read_weights=read_weights,
       read_queries=read_queries,
     )
 
-  def _queries(self, future: int, scale: float) -> jax.Array:
+  def _queries(self, x: jax.Array, future: int, scale: float) -> jax.Array:
     """Returns queries as `Evidence.queries` describes them."""
     table, rotary = None, self.variant.rotary
     if future and rotary is not None:
@@ -122,24 +127,20 @@ class LayerCall:
       # A rotation is linear in its cosines and sines.
       table = jax.tree.map(lambda x: x.mean(axis=1, keepdims=True), table)
     form = self.variant.form(1)  # that reads streams as they are stored
-    queries = form.project_queries(self.params, self.x, table)
+    queries = form.project_queries(self.params, x, table)
     joined = jnp.concatenate(list(queries.values()), axis=-1)
     return joined.astype(jnp.float32) * scale
 
 
-def keys_and_values(
-  variant: Variant,
-  params: Mapping[str, Any],
-  x: jax.Array,
-  parts: list[Streams],
-) -> tuple[jax.Array, jax.Array]:
-  """Returns keys `[B, K, S, H]` and values `[B, K, S, E]` of stored streams.
+def join_streams(
+  variant: Variant, params: Mapping[str, Any], x: jax.Array
+) -> Callable[[Streams], tuple[jax.Array, jax.Array]]:
+  """Returns what makes keys `[B, K, S, H]` and values of streams.
 
   Args:
     variant: the attention.
     params: its parameters.
     x: any activations `[B, T, D]` of its width.
-    parts: streams of different tokens.
   """
   form = variant.form(1)  # that reads streams as they are stored
   table = None
@@ -149,11 +150,9 @@ def keys_and_values(
   names = jax.eval_shape(lambda: form.project_queries(params, x[:1, :1], table))
   value = form.scoring(params, None).value if variant.bias is None else 'value'
 
-  def join(names):
-    streams = [
-      jnp.concatenate([part[n].astype(jnp.float32) for part in parts], axis=2)
-      for n in names
-    ]
-    return jnp.concatenate(streams, axis=-1)
+  def join(streams: Streams) -> tuple[jax.Array, jax.Array]:
+    keys = [streams[name].astype(jnp.float32) for name in names]
+    values = streams[value].astype(jnp.float32)
+    return jnp.concatenate(keys, axis=-1), values
 
-  return join(names), join([value])
+  return join

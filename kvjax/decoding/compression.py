@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kvjax.caches.array_spec import ArraySpec, is_leaf
-from kvjax.caches.evidence import Evidence
+from kvjax.caches.evidence import Evidence, Part
 from kvjax.caches.kind import Kind
 from kvjax.decoding.allocate import (
   StoreOptions,
@@ -19,14 +19,14 @@ from kvjax.decoding.allocate import (
 )
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.checks import check_config_and_cache
-from kvjax.decoding.choosing import keys_and_values
+from kvjax.decoding.choosing import join_streams
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.leaf_axes import partition_of_cache
 from kvjax.decoding.program import program
 from kvjax.mesh.rules import WHOLE
 from kvjax.models.config import ModelConfig
 from kvjax.streams.codecs import Codec, add_constant
-from kvjax.streams.view import Streams
+from kvjax.streams.view import Streams, contiguous_view
 
 
 def compress(
@@ -170,7 +170,7 @@ def _compress(config, params, cache, layout, constants):
       empty.books[book],
       positions,
       cache.length,
-      _reader(config, params, index, streams),
+      _part(config, params, index, streams),
     )
     encoded = new.prepare(add_constant(streams, constant, -1))
     leaves = new.move(empty.stores[index], encoded, slots)
@@ -228,20 +228,21 @@ def _read(
   )
 
 
-def _reader(
+def _part(
   config: ModelConfig, params: Mapping[str, Any], index: int, streams: Streams
-) -> Callable[[int], tuple[jax.Array, jax.Array]]:
-  """Returns what gives keys and values after a number of empty slots."""
+) -> Callable[[jax.Array], Part]:
+  """Returns what gives keys and values of slots, the first of them empty."""
   layer, own = config.layers[index], params['layers'][index]['attention']
-  x = jnp.zeros((1, 1, config.width))
+  join = join_streams(layer.attention, own, jnp.zeros((1, 1, config.width)))
 
-  def read(slots):
-    found = keys_and_values(layer.attention, own, x, [streams])
-    widths = ((0, 0), (0, 0), (slots, 0), (0, 0))
-    keys, values = (jnp.pad(x, widths) for x in found)
-    return keys, values
+  def part(positions):
+    tokens = next(iter(streams.values())).shape[2]
+    empty = positions.shape[2] - tokens
+    widths = ((0, 0), (0, 0), (empty, 0), (0, 0))
+    leaves = {name: jnp.pad(x, widths) for name, x in streams.items()}
+    return contiguous_view(leaves, positions, positions.shape[2]), join
 
-  return read
+  return part
 
 
 def _place(
@@ -249,7 +250,7 @@ def _place(
   book: Any,
   positions: jax.Array,
   length: jax.Array,
-  read: Callable[[int], tuple[jax.Array, jax.Array]],
+  part: Callable[[jax.Array], Part],
 ) -> tuple[Any, Any]:
   """Returns a book that holds the tokens that stay, and their slots.
 
@@ -258,7 +259,7 @@ def _place(
     book: of it, empty.
     positions: int32 `[B, 1 | K, S]` of the tokens.
     length: int32 `[B]`.
-    read: gives keys and values after a number of empty slots.
+    part: gives keys and values of slots, those of the book before the tokens.
   """
   none = jnp.zeros_like(length)
   if not kind.book_per_layer:
@@ -269,14 +270,15 @@ def _place(
   def refuse(*_):
     raise ValueError('A score that calls this must set reads_queries.')
 
+  slots = jnp.concatenate([book.positions, positions], axis=-1)
   evidence = Evidence(
-    positions=jnp.concatenate([book.positions, positions], axis=-1),
+    positions=slots,
     length=length,
     before=none,
     is_prompt=length > 0,
     tokens=positions.shape[-1],
     total=None,
-    read_streams=lambda: read(book.positions.shape[-1]),
+    parts=(part(slots),),
     read_weights=refuse,
     read_queries=refuse,
   )

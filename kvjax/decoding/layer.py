@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from kvjax.attention.rotary import rotary_table
 from kvjax.attention.variant import Variant
+from kvjax.context import PARTITION
 from kvjax.decoding.choosing import LayerCall
 from kvjax.decoding.layout import LayerStore
 from kvjax.decoding.reading import AttentionResult, CallState, attend_to_views
@@ -117,7 +119,9 @@ def attend_through_cache(
       book = call.observe(entry.book, leaves, attention)
       entry = dataclasses.replace(entry, book=book)
     if reads_first:
-      leaves = store_tokens(entry, encoded)
+      slots = _after(state, attention.lse, entry.slots)
+      leaves = store_tokens(dataclasses.replace(entry, slots=slots), encoded)
+      y = _after(state, leaves, y)
   return y, LayerResult(leaves, entry.book, views, attention)
 
 
@@ -200,6 +204,23 @@ def _rotate(
     return variant.rotate_streams(add_constant(streams, entry.constant), table)
 
   return view.map_with_positions(rotate)
+
+
+def _after(state: CallState, first: Any, then: Any) -> Any:
+  """Returns `then`, which a program has only when it has `first`.
+
+  A leaf that is read and then overwritten is copied, unless XLA sees that the
+  write needs a result of the read. And tokens that wait to be written are
+  memory, for which XLA would let them wait until all layers are done. It drops
+  a barrier before it decides on either.
+  """
+  if PARTITION.value is not None:  # devices would have to exchange a number
+    return then
+  one = sum(
+    x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(first)
+  )
+  never = state.before[0] < 0
+  return jax.tree.map(lambda x: jnp.where(never, one.astype(x.dtype), x), then)
 
 
 def _make_room(

@@ -12,7 +12,7 @@ import pytest
 import kvjax
 from kvjax.attention.rotary import rotary_table, rotate
 from kvjax.kernels.blockwise import attend, received
-from kvjax.streams.view import fresh_view
+from kvjax.streams.view import contiguous_view, fresh_view
 
 GOLDEN = np.load(pathlib.Path(__file__).with_name('kvpress.npz'))
 LENGTH, WIDTH, GROUPS, HEADS = 96, 16, 2, 2
@@ -49,25 +49,32 @@ def evidence(layer: int, score: kvjax.Score, pad: int = 0) -> kvjax.Evidence:
     found = received(asked, steps[:, new], lse[..., new], view, scoring)
     return jnp.pad(found, ((0, 0), (0, 0), (pad, 0)))
 
-  def read_queries(future):
+  def read_queries(future, start, size):
     at = LENGTH + jnp.arange(future, dtype=jnp.int32)[None]
     table = rotary_table(ROTARY, at, 1)
     table = jax.tree.map(lambda x: x.mean(axis=1, keepdims=True), table)
-    return rotate(queries, table, False) * scoring.scale, steps
+    turned = rotate(queries, table, False) * scoring.scale
+    return (
+      jax.lax.dynamic_slice_in_dim(turned, start, size, axis=3),
+      jax.lax.dynamic_slice_in_dim(steps, start, size, axis=1),
+    )
 
   def padded(x, fill):
     return jnp.pad(x, [(0, 0), (0, 0), (pad, 0), (0, 0)], constant_values=fill)
 
   length = jnp.asarray([LENGTH], jnp.int32)
   positions = jnp.pad(steps, ((0, 0), (pad, 0)), constant_values=-1)[:, None]
+  positions = jnp.broadcast_to(positions, (1, HEADS, LENGTH + pad))
+  streams = {'key': padded(keys, np.nan), 'value': padded(values, np.nan)}
+  stored = contiguous_view(streams, positions, LENGTH + pad)
   return kvjax.Evidence(
-    positions=jnp.broadcast_to(positions, (1, HEADS, LENGTH + pad)),
+    positions=positions,
     length=length,
     before=length * 0,
     is_prompt=length > 0,
     tokens=LENGTH,
     total=jnp.zeros((1, HEADS, LENGTH + pad)),
-    read_streams=lambda: (padded(keys, np.nan), padded(values, np.nan)),
+    parts=((stored, lambda x: (x['key'], x['value'])),),
     read_weights=read_weights,
     read_queries=read_queries,
   )
@@ -117,10 +124,14 @@ def compare_survivors(found, want, kept):
 
 
 @pytest.mark.parametrize('name', SCORES)
-def test_empty_slots_change_no_score(name):
-  """Slots of NaN before the tokens: the same numbers, and finite."""
+def test_empty_slots_change_no_score(name, monkeypatch):
+  """Slots of NaN before the tokens: the same numbers, and finite.
+
+  The same read in blocks, of which the last overlaps the one before.
+  """
   score, _, _ = SCORES[name]
   alone = rank(score, evidence(1, score))
+  monkeypatch.setattr(kvjax.caches.evidence, 'BLOCK', 20)
   padded = rank(score, evidence(1, score, pad=5))[..., 5:]
   np.testing.assert_allclose(padded, alone, rtol=1e-5, atol=1e-7)
 

@@ -6,6 +6,7 @@ That a cache goes on exactly is in `tests/facts/test_saved_facts.py`.
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +73,28 @@ def test_a_file_that_contradicts_itself(model, saved, change, message):
   rewrite(saved, change)
   with pytest.raises(ValueError, match=message):
     kvjax.load_cache(saved, *model)
+
+
+def test_a_statistic_that_is_no_longer_kept(model, tmp_path):
+  """Before scores said so, a bounded cache of any score kept a number."""
+  path = tmp_path / 'prompt.safetensors'
+  kind = kvjax.Bounded(4, kvjax.Recency(), protect=(0, 0), prefill='chunks')
+  cache = kvjax.init_cache(model[0], 2, 8, kinds=kind)
+  _, cache = kvjax.prefill(*model, cache, jnp.asarray([[3, 1, 4, 1, 5, 9]] * 2))
+  kvjax.save_cache(path, cache, *model)
+
+  def as_before(metadata, arrays):
+    for store in metadata['layout']['memories']:
+      for name in ('protect', 'prefill'):
+        store['kind'].pop(name)
+    for index, book in enumerate(cache.books):
+      arrays[f'books.{index}.total'] = np.ones(book.positions.shape, np.float32)
+
+  rewrite(path, as_before)
+  chex.assert_trees_all_equal(kvjax.load_cache(path, *model), cache)
+  rewrite(path, lambda _, arrays: arrays.update({'books.0.sum': np.ones(1)}))
+  with pytest.raises(ValueError, match='books.0.sum is unexpected'):
+    kvjax.load_cache(path, *model)
 
 
 def test_a_file_that_is_none(model, saved, tmp_path):

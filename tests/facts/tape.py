@@ -66,9 +66,9 @@ def evidence(
     is_prompt=before == 0,
     tokens=1,
     total=book.total,
-    read_streams=lambda: (book.positions[..., None],) * 2,
+    parts=(),
     read_weights=lambda: weights,
-    read_queries=lambda _: (),
+    read_queries=lambda *_: (),
   )
 
 

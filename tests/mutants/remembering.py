@@ -249,6 +249,27 @@ BOUNDED: tuple[Mutant, ...] = (
     'tests/contract/test_chosen.py::test_a_question_does_not_rank_the_prompt',
   ),
   Mutant(
+    'last_block_counted_twice',
+    'kvjax/caches/evidence.py',
+    'repeated = start + jnp.arange(size, dtype=jnp.int32) < i * size',
+    'repeated = jnp.zeros(size, bool)',
+    'tests/caches/test_scores.py::test_empty_slots_change_no_score',
+  ),
+  Mutant(
+    'leaves_copied_to_be_read_first',
+    'kvjax/decoding/layer.py',
+    'slots = _after(state, attention.lse, entry.slots)',
+    'slots = entry.slots',
+    'tests/contract/test_chosen.py::test_a_prefill_of_survivors_never_holds_a_dense_store[recency-None]',
+  ),
+  Mutant(
+    'tokens_wait_for_all_layers',
+    'kvjax/decoding/layer.py',
+    'y = _after(state, leaves, y)',
+    'pass',
+    'tests/contract/test_chosen.py::test_a_prefill_of_survivors_never_holds_a_dense_store[expected_attention-None]',
+  ),
+  Mutant(
     'evidence_age_off_by_one',
     'kvjax/caches/evidence.py',
     'self.length[:, None, None] - 1 - self.positions',

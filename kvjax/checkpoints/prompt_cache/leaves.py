@@ -65,6 +65,8 @@ def open_leaves(
       first = tuple(map(int, start.split(',') if start else zeros))
       blocks.setdefault(name, {})[first] = block
   specs = leaves_by_path(spec, is_leaf)
+  for name in _no_longer_kept(spec):
+    blocks.pop(name, None)
   if wrong := sorted(specs.keys() ^ blocks.keys()):
     state = 'missing' if wrong[0] in specs else 'unexpected'
     raise ValueError(f'{path} is no whole cache: {wrong[0]} is {state}.')
@@ -79,6 +81,20 @@ def open_leaves(
         f'metadata makes it {np.dtype(leaf.dtype).name} {list(leaf.shape)}.'
       )
   return leaves
+
+
+def _no_longer_kept(spec: Cache) -> list[str]:
+  """Returns paths of arrays that a book may have, and here has not.
+
+  Earlier versions kept a statistic for every score. Nothing reads that of a
+  score which keeps none.
+  """
+  return [
+    f'books.{index}.{field.name}'
+    for index, book in enumerate(spec.books)
+    for field in dataclasses.fields(book)
+    if getattr(book, field.name) is None
+  ]
 
 
 def _join(
