@@ -127,15 +127,10 @@ LATENT = ('default', 'int8', 'affine:group=8', _pairs(16, 'key_diff'))
 SETTINGS = {
   'default': {},
   'tiny': {
-    'tables.main': (
-      'plain',
-      'int8',
-      _bounded(48, 'snapkv(window=8)'),
-      _bounded(48, ORACLE),
-    ),
+    'tables.main': ('plain', 'int8', _bounded(48, 'key_diff')),
     'tables.recall': (
       'plain',
-      'bounded:budget=4,score=tova,protect=(1,1)',
+      'bounded:budget=4,score=key_diff,protect=(1,1)',
     ),
     'prose.windows': 2,
     'prose.context': 400,
@@ -145,6 +140,7 @@ SETTINGS = {
     'prose.copied': 4,
     'retrievals': ({'contexts': 2, 'context': 400, 'numbers': 2},),
     'answered': (0.0, 0.0),
+    'model.layers': 1,
     'pairs.symbols': 8,
     'pairs.growth': (4,),
     'pairs.queries': 2,

@@ -16,7 +16,13 @@ from experiments.frontier import findings
 from experiments.frontier.caches import Row
 from experiments.frontier.contexts import ProseSize, RetrievalSize
 from experiments.frontier.recall import Pairs
-from experiments.frontier.study import RECALLS, Study, parts_of, run
+from experiments.frontier.study import (
+  RECALLS,
+  Study,
+  estimate_minutes,
+  parts_of,
+  run,
+)
 from experiments.reporting import records
 from experiments.reporting.blocks import markdown
 from experiments.reporting.writer import start
@@ -67,13 +73,15 @@ def main(argv: list[str]) -> None:
   writer = start(
     _WORKDIR.value, 'frontier', 'The frontier', run_facts, append=True
   )
+  minutes = estimate_minutes(study, _TABLES.value)
+  print(f'About {minutes:.0f} minutes on two cores, less what is known.')
   for table in _TABLES.value:
     for record in run(study, table, found):
       found.append(writer.record(record))
   current = {study.digest(table) for table in study.tables}
   found = [r for r in found if r.get('settings') in current]
-  for table, rows in study.tables.items():
-    names = {row.name for row in rows}
+  for table in dict.fromkeys([*_TABLES.value, *study.tables]):
+    names = {row.name for row in study.tables[table]}
     is_whole = names <= {record.get('cache') for record in found}
     if table not in RECALLS and (table in _TABLES.value or is_whole):
       blocks = findings.costs(found, table, names, parts_of(table))

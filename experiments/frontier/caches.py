@@ -313,7 +313,7 @@ def future_attention(
 
 @jax.jit(static_argnames='heads')
 def _received(weights, is_token, heads):
-  weights = weights * is_token[:, None, :, None]
+  weights = jnp.where(is_token[:, None, :, None], weights, 0.0)
   rows, _, _, slots = weights.shape
   return weights.reshape(rows, heads, -1, slots).sum(axis=2)
 

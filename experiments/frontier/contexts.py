@@ -153,13 +153,14 @@ def draw_retrieval(
     for number in numbers
   ]
   questions = [rows for _, rows in made]
-  width = max(len(a) + len(b) for rows in questions for a, b in rows)
+  # Nothing is predicted behind the last digit.
+  width = max(len(a) + len(b) - 1 for rows in questions for a, b in rows)
   shape = (size.numbers, len(made), width)
   tokens, targets = np.full(shape, NONE), np.full(shape, NONE)
   for row, pairs in enumerate(questions):
     for index, (before, digits) in enumerate(pairs):
       end = len(before) + len(digits)
-      tokens[index, row, :end] = before + digits
+      tokens[index, row, : end - 1] = (before + digits)[:-1]
       targets[index, row, len(before) - 1 : end - 1] = digits
   part = Part('retrieval', tokens.astype(np.int32), targets.astype(np.int32))
   contexts = np.asarray([context for context, _ in made], np.int32)

@@ -19,7 +19,7 @@ from experiments.measuring.divergence import divergence
 from experiments.reporting.writer import follow
 
 Record = dict[str, Any]
-PIECE = 32  # tokens that are fed in one call
+PIECE = 40  # tokens that are fed in one call
 
 
 @dataclasses.dataclass(frozen=True)
