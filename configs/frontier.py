@@ -5,6 +5,7 @@
   python -m experiments.frontier --table=unprotected
   python -m experiments.frontier --table=question_inside
   python -m experiments.frontier --table=recall_latent
+  python -m experiments.frontier --config=configs/frontier.py:short   minutes
   python -m experiments.frontier --config=configs/frontier.py:tiny \
       --checkpoint=DIR                                                  seconds
 
@@ -126,6 +127,22 @@ LATENT = ('default', 'int8', 'affine:group=8', _pairs(16, 'key_diff'))
 
 SETTINGS = {
   'default': {},
+  'short': {
+    'prose.windows': 4,
+    'retrievals': ({'contexts': 4, 'context': 1024, 'numbers': 4},),
+    'tables.main': (
+      'plain',
+      'default',
+      'int8',
+      'affine',
+      'hadamard(affine)',
+      *(_bounded(256, x) for x in ('snapkv', 'key_diff', 'random', ORACLE)),
+      'ring:window=256',
+      'sinks:sinks=4,window=252',
+    ),
+    'tables.unprotected': UNPROTECTED[::3],
+    'tables.question_inside': INSIDE[::3],
+  },
   'tiny': {
     'tables.main': ('plain', 'int8', _bounded(48, 'key_diff')),
     'tables.recall': (
@@ -177,12 +194,12 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'tried': 96,
       'pairs': {
         'symbols': 64,  # different keys, and as many values
-        'growth': (4, 8, 16, 32),  # pairs, a stage of training each
+        'growth': (4, 8, 16, 32, 32),  # pairs, a stage of training each
         'queries': 8,
         'examples': 64,
         'stage': 400,  # updates, at most
         'batch': 32,
-        'learning_rate': 4e-3,
+        'learning_rate': 2e-3,
       },
       'model': {  # trained on pairs
         'layers': 2,

@@ -7,6 +7,7 @@ read its prompt exactly, and only what comes behind it sees the smaller cache.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,6 +113,35 @@ class Row:
     """
     kind, codec = parse_cache(name)
     return cls(name, kind, BFloat16() if codec is None else codec)
+
+  @property
+  def label(self) -> str:
+    """A short name: 'snapkv 256, int8'."""
+    kind, _, codec = self.name.partition('+')
+    found = re.match(r'bounded:budget=(\d+),score=(.*),protect=(.*)', kind)
+    if found:
+      budget, score, kept = found.groups()
+      kind = f'{score.rpartition(":")[2].replace("()", "").lower()} {budget}'
+      kind += ' unprotected' if kept.replace(' ', '') == '(0,0)' else ''
+    kind = {'default': 'bfloat16', 'plain': 'float32'}.get(kind, kind)
+    return f'{kind}, {codec}' if codec else kind
+
+  @property
+  def family(self) -> str:
+    """What the row chooses: a codec, a score, both, a window; or an oracle."""
+    if self.kind is None:
+      return 'codec'
+    if self.knows_future:
+      return 'oracle'
+    if self._score is None:
+      return 'window'
+    has_codec = self.codec != BFloat16()
+    return 'score and codec' if has_codec else 'score'
+
+  @property
+  def names(self) -> dict[str, str]:
+    """How records name the row."""
+    return {'cache': self.name, 'label': self.label, 'family': self.family}
 
   @property
   def knows_future(self) -> bool:

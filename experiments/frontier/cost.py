@@ -72,7 +72,7 @@ def measure(
       seconds = time.perf_counter() - start
       yield {
         'record': 'cost',
-        'cache': row.name,
+        **row.names,
         'reading': reading.name,
         'part': part.name,
         **sizes,

@@ -1,6 +1,5 @@
 """From the records of `experiments/frontier/__main__.py` to a report."""
 
-import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,34 +11,6 @@ Record = Mapping[str, Any]
 Records = Sequence[Record]
 FIGURE = 'kl_contexts_median'  # what the front is of
 FLOOR = 1e-5  # nats below which a plot does not tell points apart
-ORACLE = 'Oracle()'
-
-
-def label(name: str) -> str:
-  """Returns a short name of a spelled cache: 'snapkv 256, int8'."""
-  kind, _, codec = name.partition('+')
-  found = re.match(r'bounded:budget=(\d+),score=(.*),protect=(.*)', kind)
-  if found:
-    budget, score, kept = found.groups()
-    kind = f'{score.rpartition(":")[2].replace("()", "").lower()} {budget}'
-    kind += ' unprotected' if kept.replace(' ', '') == '(0,0)' else ''
-  if kind == 'default':
-    kind = 'bfloat16'
-  if kind == 'plain':
-    kind = 'float32'
-  return f'{kind}, {codec}' if codec else kind
-
-
-def family(name: str) -> str:
-  """Returns what kind of choice a cache is."""
-  kind, _, codec = name.partition('+')
-  if ORACLE in kind:
-    return 'oracle'
-  if not kind.startswith(('bounded', 'ring', 'sinks')):
-    return 'codec'
-  if codec:
-    return 'score and codec'
-  return 'score' if kind.startswith('bounded') else 'window'
 
 
 def front(records: Records, figure: str = FIGURE) -> list[str]:
@@ -47,7 +18,7 @@ def front(records: Records, figure: str = FIGURE) -> list[str]:
 
   The oracle takes no part: nobody can have it.
   """
-  possible = [r for r in records if family(r['cache']) != 'oracle']
+  possible = [r for r in records if r['family'] != 'oracle']
   possible = sorted(possible, key=lambda r: (r['bytes_per_token'], r[figure]))
   found, least = [], float('inf')
   for record in possible:
@@ -82,7 +53,7 @@ def costs(
     yield Table.of(
       f'{part}, {reading}' if part != reading else part,
       {
-        'cache': lambda r: label(r['cache']),
+        'cache': 'label',
         'bytes a token': lambda r: round(r['bytes_per_token']),
         'prefill MB': lambda r: round(r['prefill_bytes'] / 1e6),
         'KL, mean': 'kl_mean',
@@ -122,7 +93,7 @@ def _picture(panels: Mapping[Any, Records]) -> bytes:
   names = ('codec', 'score', 'score and codec', 'window', 'oracle')
   for panel, ((reading, part), rows) in zip(axes, panels.items(), strict=True):
     for index, name in enumerate(names):
-      points = [r for r in rows if family(r['cache']) == name]
+      points = [r for r in rows if r['family'] == name]
       panel.plot(
         [r['bytes_per_token'] for r in points],
         [max(r[FIGURE], FLOOR) for r in points],
@@ -145,7 +116,7 @@ def _picture(panels: Mapping[Any, Records]) -> bytes:
     )
     for record in line:
       panel.annotate(
-        label(record['cache']),
+        record['label'],
         (record['bytes_per_token'], max(record[FIGURE], FLOOR)),
         xytext=(4, 4),
         textcoords='offset points',
@@ -171,7 +142,7 @@ def recalls(records: Records) -> Iterator[Block]:
     yield Table.of(
       f'Pairs recalled by a trained model ({model})',
       {
-        'cache': lambda r: label(r['cache']),
+        'cache': 'label',
         'bytes a token': lambda r: round(r['bytes_per_token']),
         'right': lambda r: f'{r["right"]:.1%}',
         'ceiling': lambda r: f'{r["ceiling"]:.1%}',
@@ -228,20 +199,20 @@ def _claims_of_cost(
   for (reading, part), rows in grouped(
     costs, lambda r: (r['reading'], r['part'])
   ).items():
-    for oracle in (r for r in rows if ORACLE in r['cache']):
-      others = [r for r in rows if _keeps_as_many(r['cache'], oracle['cache'])]
+    for oracle in (r for r in rows if r['family'] == 'oracle'):
+      others = [r for r in rows if _keeps_as_many(r, oracle)]
       if others:
         best = min(others, key=lambda r: r[FIGURE])
         yield (
           f'{part}, {reading}: the oracle loses least in the median context '
-          f'({oracle[FIGURE]:.2g}; {label(best["cache"])} {best[FIGURE]:.2g})',
+          f'({oracle[FIGURE]:.2g}; {best["label"]} {best[FIGURE]:.2g})',
           oracle[FIGURE] <= best[FIGURE],
         )
 
 
-def _keeps_as_many(name: str, oracle: str) -> bool:
-  budget = oracle.partition(',')[0]
-  return name.partition(',')[0] == budget and ORACLE not in name
+def _keeps_as_many(record: Record, oracle: Record) -> bool:
+  budgets = [r['cache'].partition(',')[0] for r in (record, oracle)]
+  return budgets[0] == budgets[1] and record['family'] != 'oracle'
 
 
 def _claims_of_recall(
@@ -255,15 +226,15 @@ def _claims_of_recall(
         f'the pairs ({full[0]:.1%})',
         full[0] >= expected['recall'],
       )
-    blind = [r for r in rows if ORACLE not in r['cache']]
-    over = [label(r['cache']) for r in blind if r['right'] > r['limit']]
+    blind = [r for r in rows if r['family'] != 'oracle']
+    over = [r['label'] for r in blind if r['right'] > r['limit']]
     yield (
       f'{model}: nobody recalls more than its books allow'
       + (f' ({", ".join(over)})' if over else ''),
       not over,
     )
     knows = [
-      label(r['cache'])
+      r['label']
       for r in blind
       if r['lost_queries'] and r['lost_right'] > r['lost_limit']
     ]

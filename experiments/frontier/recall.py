@@ -175,7 +175,7 @@ def measure(
     right = told == asked[:, 1::2]
     yield {
       'record': 'recall',
-      'cache': row.name,
+      **row.names,
       'model': label,
       **row.sizes(config, contexts, room),
       'cache_bytes': stored,

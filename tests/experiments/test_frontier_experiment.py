@@ -275,7 +275,7 @@ def test_questions_ask_for_digits_that_the_context_hides():
 def record(cache, size, distance, part='prose'):
   return {
     'record': 'cost',
-    'cache': cache,
+    **caches.Row.of(cache).names,
     'reading': 'prose',
     'part': part,
     'bytes_per_token': size,
@@ -298,7 +298,7 @@ EXPECTED = {'full': 1e-6, 'int8': 1e-3, 'oracle': True, 'recall': 0.9}
 
 def test_the_front_is_of_caches_that_nobody_beats():
   best = findings.front(COSTS)
-  assert [findings.label(name) for name in best] == [
+  assert [caches.Row.of(name).label for name in best] == [
     'tova 6',
     'int8',
     'float32',
@@ -322,7 +322,7 @@ def test_each_gate_fails(index, distance):
 def test_a_blind_score_above_its_ceiling_fails_the_run():
   full = {
     'record': 'recall',
-    'cache': 'plain',
+    **caches.Row.of('plain').names,
     'model': 'gqa',
     'right': 0.99,
     'limit': 1.0,
@@ -331,13 +331,13 @@ def test_a_blind_score_above_its_ceiling_fails_the_run():
     'lost_limit': 0.1,
   }
   blind = full | {
-    'cache': KEEPS.format('tova'),
+    **caches.Row.of(KEEPS.format('tova')).names,
     'right': 0.4,
     'limit': 0.5,
     'lost_queries': 9,
     'lost_right': 0.0,
   }
-  oracle = blind | {'cache': ORACLE, 'right': 0.9, 'lost_right': 0.0}
+  oracle = blind | caches.Row.of(ORACLE).names | {'right': 0.9}
   rows = findings.claims([full, blind, oracle], EXPECTED).rows
   assert all(holds for _, holds in rows)
   for fault in ({'right': 0.6}, {'lost_right': 0.2}):
@@ -380,7 +380,7 @@ def test_a_tiny_run_and_its_second_part(tmp_path, commands):
   ended = run(commands, tmp_path)
   assert ended.code == 0, ended.err
   costs = read(tmp_path, 'cost')
-  assert [(r['part'], findings.label(r['cache'])) for r in costs] == [
+  assert [(r['part'], r['label']) for r in costs] == [
     (part, cache)
     for parts in (('prose', 'copy'), ('retrieval',))
     for cache in ('float32', 'int8', 'key_diff 48')
