@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.reporting.blocks import are_numbers, cell
+from experiments.reporting.blocks import are_numbers, cell, markdown_table
 from experiments.reporting.groups import (
   grouped,
   median_and_spread,
@@ -160,10 +160,7 @@ def _pivot(
 def markdown(summary: Summary) -> str:
   """Returns a Markdown table, numbers to the right, and what its cells are."""
   head, *body = summary.texts()
-  rule = ['---:' if right else '---' for right in summary.are_numeric()]
-  rows = [[text.replace('|', r'\|') for text in row] for row in (head, *body)]
-  lines = [rows[0], rule, *rows[1:]]
-  table = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  table = markdown_table(head, body, summary.are_numeric())
   return f'{table}\n\n{summary.note()}\n'
 
 

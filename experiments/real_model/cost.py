@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kvjax
+from experiments.measuring.divergence import divergence
 from experiments.real_model.task import Task
 from experiments.reporting.writer import follow
 from experiments.training.step import to_bits
@@ -86,23 +87,17 @@ def compare(task: Task, scores: jax.Array, full: jax.Array) -> Record:
     token of prose, bits per byte of the prose, and the share of digits that are
     the likeliest token.
   """
-  divergence = np.asarray(_divergence(full, scores))[task.is_prose]
+  distance = np.asarray(divergence(full, scores))[task.is_prose]
   target = jnp.maximum(task.following[:, 1:], 0)
   of_target = jnp.take_along_axis(scores[:, :-1], target[..., None], -1)[..., 0]
   losses = -np.asarray(of_target)[task.is_prose[:, 1:]]
   is_right = np.asarray(jnp.argmax(scores[:, :-1], axis=-1) == target)
   return {
-    'kl_mean': float(np.mean(divergence, dtype=np.float64)),
-    'kl_median': float(np.median(divergence)),
+    'kl_mean': float(np.mean(distance, dtype=np.float64)),
+    'kl_median': float(np.median(distance)),
     'bits_per_byte': to_bits(float(losses.mean())) * task.tokens_per_byte,
     'digits': float(is_right[task.is_digit[:, 1:]].mean()),
   }
-
-
-@jax.jit
-def _divergence(full: jax.Array, scores: jax.Array) -> jax.Array:
-  """Returns `KL(full || scores)` of log-probabilities `[N, L, V]`, `[N, L]`."""
-  return jnp.sum(jnp.exp(full) * (full - scores), axis=-1)
 
 
 def uncached_check(
@@ -117,5 +112,5 @@ def uncached_check(
     task, contexts=task.contexts[:1], row=task.row[:1], following=after[None]
   )
   cached, _ = read(config, params, first, {})
-  divergence = _divergence(jax.nn.log_softmax(logits), cached)
-  return {'record': 'uncached', 'kl': float(jnp.mean(divergence))}
+  distance = divergence(jax.nn.log_softmax(logits), cached)
+  return {'record': 'uncached', 'kl': float(jnp.mean(distance))}

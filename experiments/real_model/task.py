@@ -1,27 +1,20 @@
 """What the model reads: prose, and numbers hidden in prose, as token ids.
 
 A context is compressed before its questions are known. Then prose goes on, or a
-question asks for one of the numbers ("needles" of Kamradt 2023 and of RULER,
-Hsieh et al. 2024, arXiv 2404.06654).
+question asks for one of the numbers.
 """
 
 import dataclasses
-import pydoc_data.topics
 import random
 
 import numpy as np
 
+from experiments.measuring.hidden_numbers import help_topics, hide_numbers
 from kvjax.decoding.allocate import check_sizes
 from kvjax.text.tokenizer import Tokenizer
 
 ADJECTIVES = ('amber', 'brisk', 'calm', 'dusty', 'eager', 'faint', 'gentle')
 NOUNS = ('falcon', 'river', 'lantern', 'bridge', 'teapot', 'garden', 'rocket')
-HEAD = 'Some special magic numbers are hidden in the following text. '
-HEAD += 'Memorize them.\n\n'
-NEEDLE = ' The special magic number for {key} is {value}.'
-QUESTION = '\n\nWhat is the special magic number for {key}?'
-ANSWER = 'The special magic number for {key} is'
-MARK = '[context]'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +83,14 @@ def make_task(tokenizer: Tokenizer, size: Size, seed: int) -> Task:
   Raises:
     ValueError: the context has no room for the numbers.
   """
-  prose = '\n\n'.join(pydoc_data.topics.topics.values())
+  prose = help_topics()
   ids = tokenizer.encode(prose, special=False)
   length = size.context + size.following
   starts = np.linspace(0, len(ids) - length, size.texts + 2).astype(int)[1:]
   texts = [ids[start : start + length] for start in starts]
-  context, questions = _hide_numbers(
-    tokenizer, texts.pop(), size, random.Random(seed)
+  numbers = _draw_numbers(random.Random(seed), size.numbers)
+  context, questions = hide_numbers(
+    tokenizer, texts.pop(), numbers, size.context
   )
   rows = [text[size.context :] for text in texts]
   rows += [question + digits for question, digits in questions]
@@ -119,58 +113,9 @@ def make_task(tokenizer: Tokenizer, size: Size, seed: int) -> Task:
   )
 
 
-def _hide_numbers(
-  tokenizer: Tokenizer, prose: list[int], size: Size, draw: random.Random
-) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
-  """Returns the context, and of each question its ids and those of digits."""
-
-  def encode(text):
-    return tokenizer.encode(text, special=False)
-
-  adjectives = draw.sample(ADJECTIVES, size.numbers)
-  nouns = draw.sample(NOUNS, size.numbers)
+def _draw_numbers(draw: random.Random, count: int) -> dict[str, str]:
+  """Returns numbers of five digits by the names that questions use."""
+  adjectives = draw.sample(ADJECTIVES, count)
+  nouns = draw.sample(NOUNS, count)
   keys = [f'{a} {n}' for a, n in zip(adjectives, nouns, strict=True)]
-  values = [str(draw.randrange(10_000, 100_000)) for _ in keys]
-  needles = [
-    encode(NEEDLE.format(key=key, value=value))
-    for key, value in zip(keys, values, strict=True)
-  ]
-  head, tails = _frame(tokenizer, keys)
-  start = encode(head)
-  room = size.context - len(start) - sum(map(len, needles))
-  if room < len(keys):
-    raise ValueError(
-      f'context={size.context} tokens have no room for {len(keys)} numbers: '
-      f'use at least {size.context - room + len(keys)}.'
-    )
-  cuts = np.linspace(0, room, len(keys) + 2).astype(int)[1:-1]
-  context, used = start, 0
-  for cut, needle in zip(cuts, needles, strict=True):
-    context = context + prose[used:cut] + needle
-    used = cut
-  context = context + prose[used:room]
-  questions = []
-  for key, value, tail in zip(keys, values, tails, strict=True):
-    before = tail + ANSWER.format(key=key)
-    ids = encode(before)
-    # The space before a number may be a token, or a part of its first digit's.
-    with_digits = encode(f'{before} {value}')
-    spaces = len(encode(f'{before} ')) - len(ids)
-    first = len(ids) + max(spaces, 0)
-    questions.append((with_digits[:first], with_digits[first:]))
-  return context, questions
-
-
-def _frame(tokenizer: Tokenizer, keys: list[str]) -> tuple[str, list[str]]:
-  """Returns what stands before the context, and after it for each key."""
-  questions = [QUESTION.format(key=key) for key in keys]
-  if tokenizer.template is None:
-    return HEAD, [f'{question}\n' for question in questions]
-  chats = tokenizer.template.render(
-    [
-      [{'role': 'user', 'content': HEAD + MARK + question}]
-      for question in questions
-    ]
-  )
-  parts = [chat.split(MARK) for chat in chats]
-  return parts[0][0], [tail for _, tail in parts]
+  return {key: str(draw.randrange(10_000, 100_000)) for key in keys}

@@ -24,6 +24,10 @@ class Block(Protocol):
     """Returns HTML that loads nothing from elsewhere."""
     ...
 
+  def markdown(self) -> str:
+    """Returns Markdown."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
@@ -39,6 +43,9 @@ class Heading:
   def html(self):
     return f'<h2>{inline(self.text)}</h2>'
 
+  def markdown(self):
+    return f'## {self.text}'
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -53,6 +60,9 @@ class Text:
 
   def html(self):
     return f'<p>{inline(self.text)}</p>'
+
+  def markdown(self):
+    return self.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +87,10 @@ class Code:
   def html(self):
     prompt, text = html.escape(self.prompt), html.escape(self.text)
     return f'<pre><b>{prompt}</b>{text}</pre>'
+
+  def markdown(self):
+    lines = f'{self.prompt}{self.text}'.splitlines()
+    return '\n'.join(f'    {line}' for line in lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +171,16 @@ class Table:
       f'</table></div>{note}</figure>'
     )
 
+  def markdown(self):
+    rows = [*self.rows, *([self.total] if self.total else [])]
+    table = markdown_table(
+      self.columns,
+      [[cell(value) for value in row] for row in rows],
+      [self._number(index) for index in range(len(self.columns))],
+    )
+    parts = f'**{self.title}**', table, self.note
+    return '\n\n'.join(filter(None, parts))
+
   def _number(self, index: int) -> bool:
     return are_numbers(cell(row[index]) for row in self.rows)
 
@@ -185,6 +209,9 @@ class Picture:
       f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
       f'<p class="note">{inline(self.caption)}</p></figure>'
     )
+
+  def markdown(self):
+    return f'![{self.caption}]({self.name}.png)'
 
 
 def _get(record: Any, field: str | Callable[[Any], Any]) -> Any:
@@ -245,6 +272,22 @@ def inline(text: str) -> str:
   text = re.sub(r'\*\*(.+?)\*\*', r'<b>\1</b>', text)
   text = re.sub(r'\*(\S.*?)\*', r'<i>\1</i>', text)
   return re.sub(r'`(.+?)`', r'<code>\1</code>', text)
+
+
+def markdown_table(
+  columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[bool]
+) -> str:
+  """Returns a Markdown table; `right` says which columns are set so."""
+  rule = ['---:' if is_right else '---' for is_right in right]
+  lines = [[x.replace('|', r'\|') for x in row] for row in (columns, *rows)]
+  lines = [lines[0], rule, *lines[1:]]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def markdown(title: str, blocks: Iterable[Block]) -> str:
+  """Returns a whole Markdown document."""
+  parts = [f'# {title}', *(block.markdown() for block in blocks)]
+  return without_controls('\n\n'.join(parts)) + '\n'
 
 
 def page(title: str, blocks: Iterable[Block]) -> str:

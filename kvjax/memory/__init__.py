@@ -11,7 +11,7 @@ from kvjax.memory.compiled.updates import (
   assert_in_place,
   in_place,
 )
-from kvjax.memory.fitting import Fit, Remedy, fit
+from kvjax.memory.fitting import Fit, Remedy, budget_for, fit
 from kvjax.memory.parts.lines import Line
 from kvjax.memory.planning import MemoryPlan, plan
 from kvjax.memory.speed.bounds import intensity, roofline
@@ -34,6 +34,7 @@ __all__ = [
   'Remedy',
   'StepTime',
   'assert_in_place',
+  'budget_for',
   'buffers',
   'compile_call',
   'compile_encode',

@@ -205,6 +205,81 @@ def fit(
   )
 
 
+def budget_for(
+  config: ModelConfig,
+  cache_bytes: int,
+  tokens: int,
+  *,
+  kind: Kind | None = None,
+  codec: Codecs = None,
+  batch_size: int = 1,
+  cache_dtype: Any = None,
+) -> int:
+  """Returns how many tokens a cache may keep of `tokens` in so many bytes.
+
+  It inverts `plan`: a cache with this budget takes at most `cache_bytes`, and
+  one more token would take more, unless all `tokens` fit. So caches of several
+  kinds and codecs can be compared at equal bytes.
+
+  Args:
+    config: the model.
+    cache_bytes: of all that `init_cache` allocates: codes, scales, positions,
+      statistics.
+    tokens: of a row; the capacity of a kind that chooses among them.
+    kind: of every layer; what is found is its `budget` or `window`, in place of
+      its own. None, or a kind without these: the capacity.
+    codec: of the streams, as in `plan`.
+    batch_size: B rows.
+    cache_dtype: as in `plan`.
+
+  Raises:
+    ValueError: a size is not positive, or the smallest cache of that kind takes
+      more.
+  """
+  check_sizes(cache_bytes=cache_bytes, tokens=tokens, batch_size=batch_size)
+  fields = {field.name for field in dataclasses.fields(kind)} if kind else {}
+  field = next((name for name in ('budget', 'window') if name in fields), None)
+
+  def size(count: int) -> int:
+    chosen: Any = kind
+    if field:
+      chosen = dataclasses.replace(chosen, **{field: count})
+    planned = plan(
+      config,
+      batch_size=batch_size,
+      capacity=tokens if field else count,
+      kinds=chosen,
+      codec=codec,
+      cache_dtype=cache_dtype,
+    )
+    return planned.cache_bytes
+
+  least = _least(kind, field) if field else 1
+  if tokens < least:
+    raise ValueError(
+      f'tokens={tokens} must be at least the {least} that {kind} keeps.'
+    )
+  if size(least) > cache_bytes:
+    raise ValueError(
+      f'cache_bytes={cache_bytes} are too few: {least} tokens take '
+      f'{size(least)} bytes. Give more, or another kind or codec.'
+    )
+  most = tokens - least + 1
+  count = _largest(lambda n: size(least - 1 + n) <= cache_bytes, most)
+  return tokens if count is None else least - 1 + count
+
+
+def _least(kind: Any, field: str) -> int:
+  """Returns the smallest value of a field that the kind allows."""
+  for count in range(1, getattr(kind, field)):
+    try:
+      dataclasses.replace(kind, **{field: count})
+    except ValueError:
+      continue
+    return count
+  return getattr(kind, field)
+
+
 def _contexts(frontier: Any) -> tuple[int, ...]:
   if not isinstance(frontier, Iterable):
     raise ValueError(

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 import kvjax
-from kvjax.memory import device, fit, plan, step_time
+from kvjax.memory import budget_for, device, fit, plan, step_time
 
 LLAMA = kvjax.load_config('llama-3-8b')
 GQA = kvjax.ModelConfig(
@@ -51,6 +52,50 @@ def test_a_context_has_room_for_the_tokens_of_a_call():
   assert total(GQA, 3, found.capacity, new_tokens_per_step=50) <= 10**6
   with pytest.raises(ValueError, match='new_tokens_per_step=50 do not fit'):
     fit(GQA, 10**6, capacity=49, new_tokens_per_step=50)
+
+
+def allocated(**options):
+  """Bytes of all arrays that `init_cache` allocates."""
+  cache = kvjax.init_cache(GQA, 3, **options)
+  planned = plan(GQA, batch_size=3, **options)
+  lines = [line.bytes for line in planned.lines_of('cache')]
+  total = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+  assert total == planned.cache_bytes == sum(lines)
+  return total
+
+
+@pytest.mark.parametrize(
+  ('kind', 'field', 'codec'),
+  [
+    (kvjax.Bounded(9, slack=3, protect=(2, 4)), 'budget', kvjax.Int8()),
+    (kvjax.Bounded(9, kvjax.KeyDiff()), 'budget', None),
+    (kvjax.Sinks(window=7), 'window', kvjax.Affine(group=2)),
+    (None, None, kvjax.Int8()),
+  ],
+)
+def test_a_budget_fills_its_bytes_within_one_token(kind, field, codec):
+  found = budget_for(GQA, 20_000, 200, kind=kind, codec=codec, batch_size=3)
+
+  def size(count):
+    if field is None:
+      return allocated(capacity=count, codec=codec)
+    chosen = dataclasses.replace(kind, **{field: count})
+    return allocated(capacity=200, codec=codec, kinds=chosen)
+
+  assert 10 < found < 200
+  assert size(found) <= 20_000 < size(found + 1)
+  # More is never kept than there is.
+  assert budget_for(GQA, 10**6, 50, kind=kind, codec=codec) == 50
+
+
+def test_a_budget_that_cannot_be():
+  kind = kvjax.Bounded(9, protect=(2, 4))
+  with pytest.raises(ValueError, match='200 are too few: 6 tokens take'):
+    budget_for(GQA, 200, 50, kind=kind)
+  with pytest.raises(ValueError, match='tokens=5 must be at least the 6'):
+    budget_for(GQA, 200, 5, kind=kind)
+  with pytest.raises(ValueError, match='cache_bytes=0 must be'):
+    budget_for(GQA, 0, 50)
 
 
 def test_rings_alone_have_no_longest_context():

@@ -63,6 +63,13 @@ LIVENESS: tuple[Mutant, ...] = (
 
 MEMORY: tuple[Mutant, ...] = (
   Mutant(
+    'a_budget_is_a_token_too_large',
+    'kvjax/memory/fitting.py',
+    'size(least - 1 + n) <= cache_bytes',
+    'size(least - 2 + n) <= cache_bytes',
+    'tests/memory/test_fit.py::test_a_budget_fills_its_bytes_within_one_token',
+  ),
+  Mutant(
     'sums_of_experts_are_made_after_attention',
     'kvjax/memory/temporaries/upper_bound.py',
     'reserved = [*self.reserved(), *self.expert_sums()]',

@@ -25,6 +25,20 @@ EXPERIMENTS: tuple[Mutant, ...] = (
     'tests/test_display.py',
   ),
   Mutant(
+    'question_leaked_into_the_score',
+    'experiments/frontier/caches.py',
+    'if row.knows_future:',
+    'if not row.reads_queries:',
+    'tests/experiments/test_frontier_experiment.py::test_no_score_sees_what_follows_but_the_oracle',
+  ),
+  Mutant(
+    'ceiling_counts_layers_apart',
+    'experiments/frontier/recall.py',
+    'sorted(set(cache.layout.books) - {-1})',
+    'sorted(set(cache.layout.books) - {-1})[:1]',
+    'tests/experiments/test_frontier_experiment.py::test_a_pair_counts_while_any_layer_or_head_has_a_slot_of_it',
+  ),
+  Mutant(
     'a_terminal_obeys_names',
     'experiments/reporting/blocks.py',
     "re.sub(f'[{CONTROLS}{BIDIRECTIONAL}]', '', text)",

@@ -1,0 +1,1 @@
+"""What does a smaller cache cost, at equal bytes?"""
