@@ -60,6 +60,9 @@ class Spinning {
   int64_t turn = 0;
 };
 
+constexpr int64_t kGroup = 32;
+constexpr uint16_t kHundredth = 0x211f;  // .01 in float16
+
 using Buffer = std::unique_ptr<char, decltype(&std::free)>;
 
 Buffer buffer(int64_t bytes) {
@@ -67,24 +70,62 @@ Buffer buffer(int64_t bytes) {
   return {static_cast<char*>(std::aligned_alloc(kLine, bytes)), &std::free};
 }
 
-// Random numbers between -1 and 1; for a size of one byte, random codes.
-Buffer drawn(int64_t count, int64_t size) {
+// Random numbers between -1 and 1; of eight bits and fewer, random codes.
+Buffer drawn(int64_t count, int64_t bits) {
   static std::mt19937 random(0);
+  const int64_t size = std::max<int64_t>(bits / 8, 1);
+  count = count * bits / 8 / size;
   Buffer numbers = buffer(count * size);
   for (int64_t i = 0; i < count; ++i) {
     const float x = float(int32_t(random())) / 2147483648.f;
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
+    uint32_t word;
+    std::memcpy(&word, &x, 4);
     if (size == 4) reinterpret_cast<float*>(numbers.get())[i] = x;
-    if (size == 2) reinterpret_cast<uint16_t*>(numbers.get())[i] = bits >> 16;
-    if (size == 1) numbers.get()[i] = char(bits >> 8);
+    if (size == 2) reinterpret_cast<uint16_t*>(numbers.get())[i] = word >> 16;
+    if (size == 1) numbers.get()[i] = char(word >> 8);
   }
   return numbers;
 }
 
-ffi::DataType type_of(int64_t size) {
-  return size == 4 ? ffi::F32 : size == 2 ? ffi::BF16 : ffi::S8;
-}
+// A stream of random numbers and its copies. Codes of eight bits have a float32
+// scale a slot, packed ones a float16 scale and zero each kGroup features.
+struct Copies {
+  Copies(int64_t slots, int64_t width, int64_t bits, int64_t copies)
+      : slots(slots), width(width), bits(bits) {
+    const int64_t bytes = slots * width * bits / 8;
+    const int64_t scales = bits > 8 ? 0 : bits == 8 ? slots : halves();
+    codes.push_back(drawn(slots * width, bits));
+    for (int64_t i = 0; i < copies; ++i) {
+      if (i > 0) {
+        codes.push_back(buffer(bytes));
+        std::memcpy(codes[i].get(), codes[0].get(), bytes);
+      }
+      numbers.push_back(buffer(scales * 4 + kLine));
+      const auto to = numbers[i].get();
+      if (bits == 8) std::fill_n(reinterpret_cast<float*>(to), slots, .01f);
+      else if (bits < 8)
+        std::fill_n(reinterpret_cast<uint16_t*>(to), 2 * halves(), kHundredth);
+    }
+  }
+  int64_t halves() const { return slots * width / kGroup; }
+  Stream stream(int64_t i) const {
+    const auto type = bits == 32   ? ffi::F32
+                      : bits == 16 ? ffi::BF16
+                      : bits == 8  ? ffi::S8
+                                   : ffi::U8;
+    Stream x = {type, codes[i].get(), nullptr, width,
+                std::max<int64_t>(bits / 8, 1)};
+    const auto from = numbers[i].get();
+    if (bits == 8) x.scales = reinterpret_cast<float*>(from);
+    if (bits > 4) return x;
+    x.groups = width / kGroup, x.bits = bits, x.run = width * bits / 8;
+    x.group_scales = reinterpret_cast<uint16_t*>(from);
+    x.group_zeros = x.group_scales + halves();
+    return x;
+  }
+  int64_t slots, width, bits;
+  std::vector<Buffer> codes, numbers;
+};
 
 // Times `turns` passes over all copies, after a pass that is not timed.
 template <class F>
@@ -102,34 +143,17 @@ void timed(int64_t copies, int64_t turns, double* seconds, F call) {
 // and values have width H. With rotary > 0 a latent of width H is both key and
 // value, and a rotated key joins it.
 extern "C" void loop_attention(int64_t K, int64_t G, int64_t H, int64_t S,
-                               int64_t size, int64_t rotary, int64_t threads,
+                               int64_t bits, int64_t rotary, int64_t threads,
                                int64_t copies, int64_t turns, double* seconds) {
-  struct Cache {
-    Buffer key, second, scales;
-  };
   const int64_t other = rotary ? rotary : H;
-  std::vector<Cache> caches;
-  const Buffer keys = drawn(K * S * H, size);
-  const Buffer values = drawn(K * S * other, size);
-  for (int64_t i = 0; i < copies; ++i) {
-    caches.push_back({buffer(K * S * H * size), buffer(K * S * other * size),
-                      buffer(K * S * 4)});
-    std::memcpy(caches[i].key.get(), keys.get(), K * S * H * size);
-    std::memcpy(caches[i].second.get(), values.get(), K * S * other * size);
-    std::fill_n(reinterpret_cast<float*>(caches[i].scales.get()), K * S, .01f);
-  }
-  const Buffer query = drawn(K * G * (H + other), 4);
+  const Copies keys(K * S, H, bits, copies), second(K * S, other, bits, copies);
+  const Buffer query = drawn(K * G * (H + other), 32);
   const float* queries = reinterpret_cast<float*>(query.get());
   std::vector<float> out(K * G * H), lse(K * G);
   std::vector<int32_t> positions(1, S - 1), slot_positions(S);
   for (int64_t s = 0; s < S; ++s) slot_positions[s] = s;
   Spinning pool(threads);
   timed(copies, turns, seconds, [&](int64_t i) {
-    const auto scales = reinterpret_cast<float*>(caches[i].scales.get());
-    const auto stream = [&](const Buffer& codes, int64_t width) {
-      return Stream{type_of(size), codes.get(), size == 1 ? scales : nullptr,
-                    width, size};
-    };
     const auto p = std::make_shared<Problem>();
     p->B = p->T = p->position_heads = 1;
     p->K = K;
@@ -138,13 +162,13 @@ extern "C" void loop_attention(int64_t K, int64_t G, int64_t H, int64_t S,
     p->rows = G;
     p->shared = rotary ? 0 : -1;
     p->rule = {1 / std::sqrt(float(H)), 0, 1, 0, 0, 0, 0, INT32_MAX};
-    p->keys = {stream(caches[i].key, H)};
+    p->keys = {keys.stream(i)};
     p->queries = {queries};
     if (rotary) {
-      p->keys.push_back(stream(caches[i].second, rotary));
+      p->keys.push_back(second.stream(i));
       p->queries.push_back(queries + K * G * H);
     }
-    p->value = rotary ? p->keys[0] : stream(caches[i].second, H);
+    p->value = rotary ? p->keys[0] : second.stream(i);
     p->positions = positions.data();
     p->slot_positions = slot_positions.data();
     p->out = out.data();
@@ -157,23 +181,19 @@ extern "C" void loop_attention(int64_t K, int64_t G, int64_t H, int64_t S,
 }
 
 // M rows of D numbers times a weight of N output channels.
-extern "C" void loop_projection(int64_t M, int64_t N, int64_t D, int64_t size,
+extern "C" void loop_projection(int64_t M, int64_t N, int64_t D, int64_t bits,
                                 int64_t threads, int64_t copies, int64_t turns,
                                 double* seconds) {
-  std::vector<Buffer> weights;
-  weights.push_back(drawn(N * D, size));
-  for (int64_t i = 1; i < copies; ++i) {
-    weights.push_back(buffer(N * D * size));
-    std::memcpy(weights[i].get(), weights[0].get(), N * D * size);
-  }
-  const Buffer input = drawn(M * D, 4);
+  const Copies weights(N, D, bits, copies);
+  const Buffer input = drawn(M * D, 32);
   const Buffer out = buffer(M * N * 4);
   const auto rows = reinterpret_cast<const float*>(input.get());
   const auto to = reinterpret_cast<float*>(out.get());
   Spinning pool(threads);
   timed(copies, turns, seconds, [&](int64_t i) {
-    const Stream weight = {type_of(size), weights[i].get(), nullptr, D, size};
-    const Parts parts(M, weight, N, N * D * size, threads);
+    Stream weight = weights.stream(i);
+    weight.scales = nullptr;
+    const Parts parts(M, weight, N, N * D * bits / 8, threads);
     share(pool, parts.rows * parts.channels, [=](int64_t i) {
       const auto [top, bottom] = parts.rows_of(i);
       const auto [first, last] = parts.channels_of(i);

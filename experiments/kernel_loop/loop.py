@@ -18,7 +18,8 @@ import numpy as np
 from kvjax.native import build as library
 
 SOURCE = pathlib.Path(__file__).with_name('loop.cc')
-SIZES = {'float32': 4, 'bfloat16': 2, 'int8': 1}
+BITS = {'float32': 32, 'bfloat16': 16, 'int8': 8, 'int4': 4}
+GROUP = 32  # features of an int4 group
 ROTATED = 537_000_000  # bytes that are read before any byte is read again
 CACHED = 270_000  # bytes that a second-level cache holds with room to spare
 MULTIPLIES = 12_000_000  # of vectors, a thread
@@ -32,7 +33,8 @@ class Attention:
 
   Attributes:
     heads, groups, width, slots: of the cache.
-    dtype: of the cache, of `SIZES`; int8 has a scale a slot.
+    dtype: of the cache, of `BITS`; int8 has a scale a slot, int4 a scale and a
+      zero a group of features.
     rotary: width of the rotated key of a latent that is key and value; 0 for
       separate keys and values.
   """
@@ -47,11 +49,11 @@ class Attention:
   @property
   def bytes(self) -> int:
     """Bytes of the cache."""
-    size = SIZES[self.dtype]
     streams = 1 if self.rotary else 2
     numbers = streams * self.width + self.rotary
-    scales = 4 * 2 if self.dtype == 'int8' else 0
-    return self.heads * self.slots * (numbers * size + scales)
+    scales = {'int8': 4 * 2, 'int4': 4 * numbers // GROUP}.get(self.dtype, 0)
+    bits = numbers * BITS[self.dtype]
+    return self.heads * self.slots * (bits // 8 + scales)
 
   @property
   def operations(self) -> int:
@@ -77,7 +79,7 @@ class Projection:
     rows: of the input.
     lines: output channels of the weight.
     width: numbers of a row and of an output channel.
-    dtype: of the weight, of `SIZES`.
+    dtype: of the weight, of `BITS`.
   """
 
   rows: int
@@ -88,7 +90,7 @@ class Projection:
   @property
   def bytes(self) -> int:
     """Bytes of the weight."""
-    return self.lines * self.width * SIZES[self.dtype]
+    return self.lines * self.width * BITS[self.dtype] // 8
 
   @property
   def operations(self) -> int:
@@ -107,7 +109,7 @@ Work = Attention | Projection
 CASES: tuple[Work, ...] = (
   *(
     Attention(8, groups, 128, 8192, dtype)
-    for dtype in SIZES
+    for dtype in BITS
     for groups in (1, 4, 8)
   ),
   Attention(8, 4, 64, 8192, 'float32'),
@@ -184,9 +186,9 @@ def rows(
 
 
 def _sizes(case: Work) -> list[int]:
-  """Returns a case as arguments of `loop.cc`: its fields, a dtype as bytes."""
+  """Returns a case as arguments of `loop.cc`: its fields, a dtype as bits."""
   fields = dataclasses.astuple(case)
-  return [SIZES[field] if field in SIZES else field for field in fields]
+  return [BITS[field] if field in BITS else field for field in fields]
 
 
 def _seconds(function: Any, sizes: Sequence[int], turns: int) -> np.ndarray:

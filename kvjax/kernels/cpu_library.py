@@ -18,6 +18,7 @@ from kvjax.kernels.blockwise import Slots
 from kvjax.kernels.kernel import Kernel, refuses_block, refuses_stored
 from kvjax.native import load
 from kvjax.streams.scoring import Scoring
+from kvjax.streams.stored import Stored
 from kvjax.streams.view import Streams, View
 
 MAX_ROWS = 128  # query rows of one kv head, G T: beyond, matrices are faster
@@ -48,8 +49,13 @@ def refuses(
   assert view.stored is not None
   for name in [*queries, scoring.value]:
     stream = view.stored[name]
-    if stream is None or stream.in_place_type not in CODES:
-      return f'stream {name!r} is not stored as one of {", ".join(CODES)}'
+    if stream is None or not (
+      stream.in_place_type in CODES or stream.has_groups_of_features
+    ):
+      return (
+        f'stream {name!r} is not stored as one of {", ".join(CODES)}, or as '
+        'integers with float16 scales of groups of features'
+      )
   return refuses_block(block)
 
 
@@ -81,16 +87,18 @@ def _attend(rule, shown, queries, positions, stored, slots: Slots):
   first = next(iter(queries.values()))
   lead = first.shape[:4]
   value = stored[rule.value]
-  streams, shared = [], -1
+  operands, shared = [], -1
   for index, (name, query) in enumerate(queries.items()):
-    streams += [query, *_operands(stored[name])]
+    operands += [query, *_operands(stored[name])]
     shared = index if name == rule.value else shared
+  streams = [stored[name] for name in queries]
   if shared < 0:
-    streams += _operands(value)
+    operands += _operands(value)
+    streams.append(value)
   call = jax.ffi.ffi_call(
     load.DECODE,
     (
-      jax.ShapeDtypeStruct(lead + value.codes.shape[-1:], jnp.float32),
+      jax.ShapeDtypeStruct((*lead, value.width), jnp.float32),
       jax.ShapeDtypeStruct(lead, jnp.float32),
     ),
     vmap_method='sequential',
@@ -100,8 +108,9 @@ def _attend(rule, shown, queries, positions, stored, slots: Slots):
     slots.positions,
     slots.filled,
     jnp.zeros((0,), jnp.int32) if slots.table is None else slots.table,
-    *streams,
+    *operands,
     shared=np.int32(shared),
+    forms=np.asarray([_form(stream) for stream in streams], np.int32).ravel(),
     **_rule(rule, *shown),
   )
 
@@ -115,9 +124,16 @@ def _attend_jvp(rule, shown, primals, tangents):
   return jax.jvp(plain, primals, tangents)
 
 
-def _operands(stream: Any) -> list[jax.Array]:
+def _operands(stream: Stored) -> list[jax.Array]:
   none = jnp.zeros((0,), jnp.float32)
-  return [stream.codes, none if stream.scale is None else stream.scale]
+  numbers = stream.scale, stream.zero
+  return [stream.codes, *(none if x is None else x for x in numbers)]
+
+
+def _form(stream: Stored) -> tuple[int, int, int]:
+  """Returns the bits of a packed code or 0, their run, and their offset."""
+  run = stream.run or stream.codes.shape[-1]
+  return stream.bits or 0, run, stream.offset
 
 
 def _rule(rule: Scoring, first: int, last: int) -> dict[str, Any]:

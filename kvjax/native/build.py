@@ -27,8 +27,10 @@ PACKAGE = pathlib.Path(__file__).parent
 SOURCE = PACKAGE / 'src' / 'decode_cpu.cc'
 HEADERS = (
   'attend.h',
+  'codes.h',
   'panels.h',
   'pool.h',
+  'problem.h',
   'project.h',
   'streams.h',
   'tiles.h',

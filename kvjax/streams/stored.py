@@ -50,8 +50,9 @@ class Stored:
   def in_place_type(self) -> str:
     """Type of the codes where kernels may read them in place; '' elsewhere.
 
-    Such are floats, and int8 with one float32 scale a token and head. All else
-    is decoded block by block.
+    Such are floats, and int8 with one float32 scale a token and head. The CPU
+    library reads `has_groups_of_features`, too; all else is decoded block by
+    block.
     """
     rest = self.zero, self.plane, self.bits, self.levels, self.dtype
     if any(x is not None for x in rest) or self.offset:
@@ -62,6 +63,28 @@ class Stored:
       if not by_token or types != (jnp.int8, jnp.float32):
         return ''
     return self.codes.dtype.name
+
+  @property
+  def has_groups_of_features(self) -> bool:
+    """Whether it is int8 or packed codes with float16 numbers of groups.
+
+    Of groups of features of one token: the CPU library reads them in place.
+    """
+    rest = self.plane, self.levels, self.dtype
+    if any(x is not None for x in rest) or self.scale is None:
+      return False
+    code = jnp.int8 if self.bits is None else jnp.uint8
+    return self.codes.dtype == code and all(
+      x.dtype == jnp.float16 and x.shape[:-1] == self.codes.shape[:-1]
+      for x in (self.scale, self.zero)
+      if x is not None
+    )
+
+  @property
+  def width(self) -> int:
+    """Elements of a token and head."""
+    bits = (self.bits or 8) - (self.plane is not None)
+    return self.codes.shape[-1] * 8 // bits
 
   def decode(self) -> jax.Array:
     """Returns the stream `[B, K, S, H]`."""

@@ -49,6 +49,18 @@ PAGES = {
   '96_int8': (96, (2, 2, 1, 32, 16), kvjax.Int8(), 'causal'),
   '16_verify': (16, (1, 3, 5, 32, 48), kvjax.Plain(), 'window'),
   '7': (7, (3, 1, 1, 13, 5), kvjax.Int8(), 'sink_tokens'),
+  '96_packed': (96, (2, 2, 1, 64, 32), kvjax.Affine(), 'causal'),
+}
+# Groups of 32 features and of others, bytes with neighbours or halves of a
+# head; rows of one tile and of several.
+CODES = {
+  'affine': (kvjax.Affine(), (2, 1, 1, 128, 64)),
+  'affine_no_zero': (kvjax.Affine(zero=False), (1, 11, 1, 64, 64)),
+  'affine_8_bits': (kvjax.Affine(bits=8, group=64), (2, 4, 1, 64, 64)),
+  'affine_2_bits': (kvjax.Affine(bits=2), (2, 2, 1, 64, 32)),
+  'groups_of_8': (kvjax.Affine(group=8), (2, 3, 1, 24, 40)),
+  'q8_0': (kvjax.GGML('q8_0'), (2, 4, 1, 64, 32)),
+  'q4_0': (kvjax.GGML('q4_0'), (2, 2, 2, 64, 32)),
 }
 
 setup_module = build_or_skip
@@ -190,6 +202,23 @@ def test_narrow_streams_are_read_as_they_decode(kernel, codec):
   )
 
 
+@pytest.mark.parametrize('name', CODES)
+def test_codes_of_groups_are_read_as_they_decode(name):
+  codec, shape = CODES[name]
+  q, k, v = draw(shape, slots=150)
+  positions, slot_positions = book(140, shape[2], slots=150)
+  k, v = poison(k, slot_positions), poison(v, slot_positions)
+  answer = grouped(q, k, v, positions, slot_positions, 'ffi', codec)
+  read = lambda x: np.asarray(
+    codec.decode(codec.encode(np.nan_to_num(x), None))
+  )
+  scale = shape[3] ** -0.5
+  want = oracle.attention(
+    q, positions, read(k), read(v), slot_positions, scale=scale
+  )
+  check(answer, want, 1e-4)  # queries have 16 bits
+
+
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_heads_may_hold_their_own_tokens(kernel):
   q, k, v = draw((2, 2, 1, 16, 16), slots=150)
@@ -228,16 +257,17 @@ def test_pages(case):
   want = oracle.attention(
     q, positions, k, v, slot_positions, scale=scale, **loops
   )
-  check(answer, want)
+  check(answer, want, 1e-4 if case.endswith('packed') else 1e-5)
   for page in (-7, pools['key'].shape[1], 2**31 - 1):  # nor one of these
     other = attend(table=np.where(table < 0, page, table).astype(np.int32))
     jax.tree.map(np.testing.assert_array_equal, other, answer)
 
 
 @pytest.mark.parametrize('kernel', KERNELS)
-@pytest.mark.parametrize('how', ['plain', 'int8', 'pages'])
+@pytest.mark.parametrize('how', ['plain', 'int8', 'pages', 'packed'])
 def test_latent_streams(kernel, how):
-  codec = kvjax.Int8() if how == 'int8' else kvjax.Plain()
+  codecs = {'int8': kvjax.Int8(), 'packed': kvjax.Affine(group=16)}
+  codec = codecs.get(how, kvjax.Plain())
   q, latent, rotary = draw((1, 6, 2, 48, 16), slots=70)
   turned = draw((1, 6, 2, 16, 16), slots=70)[0]
   positions, slot_positions = book(66, 2, slots=70)

@@ -97,10 +97,24 @@ CORE: tuple[Mutant, ...] = (
     'tests/kernels/test_kernels.py::test_many_blocks_of_rising_scores[ffi]',
   ),
   Mutant(
+    'nibbles_swapped_in_the_kernel',
+    'kvjax/native/src/codes.h',
+    'even = (part ? codes >> 4 : codes) & 15;',
+    'even = (part ? codes : codes >> 4) & 15;',
+    'tests/kernels/test_kernels.py::test_codes_of_groups_are_read_as_they_decode[affine]',
+  ),
+  Mutant(
+    'zero_forgotten_in_the_kernel',
+    'kvjax/native/src/codes.h',
+    'scale[slot * groups] + zero[slot * groups]',
+    'scale[slot * groups]',
+    'tests/kernels/test_kernels.py::test_codes_of_groups_are_read_as_they_decode[affine]',
+  ),
+  Mutant(
     'strips_of_features_overlap',
     'kvjax/native/src/attend.h',
-    'std::min(e + strip, width)',
-    'width',
+    'std::min(e + strip, end)',
+    'end',
     'tests/kernels/test_kernels.py::test_many_blocks_of_rising_scores[ffi]',
   ),
   Mutant(
@@ -458,7 +472,7 @@ LIBRARY: tuple[Mutant, ...] = (
   ),
   Mutant(
     'end_of_a_chunk_overflows',
-    'kvjax/native/src/attend.h',
+    'kvjax/native/src/problem.h',
     'low + std::min(chunk - 1, INT32_MAX - low)',
     'low + chunk - 1',
     'tests/native/test_sanitize.py',

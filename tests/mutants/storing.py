@@ -82,6 +82,13 @@ CODES: tuple[Mutant, ...] = (
     'tests/streams/test_stored.py',
   ),
   Mutant(
+    'groups_of_tokens_read_as_groups_of_features',
+    'kvjax/streams/stored.py',
+    'x.dtype == jnp.float16 and x.shape[:-1] == self.codes.shape[:-1]',
+    'x.dtype == jnp.float16',
+    'tests/streams/test_stored.py',
+  ),
+  Mutant(
     'halves_rounded_to_even',
     'kvjax/streams/codecs/ggml.py',
     'jnp.floor(jnp.abs(x) + 0.5)',

@@ -148,6 +148,7 @@ struct Array {
     if (type == ffi::F32) as<float>()[i] = x;
     if (type == ffi::BF16) as<uint16_t>()[i] = bits >> 16;
     if (type == ffi::S8) as<int8_t>()[i] = random.between(-127, 127);
+    if (type == ffi::U8) as<uint8_t>()[i] = random.between(0, 255);
   }
   double get(int64_t i) const {
     if (type == ffi::F32) return as<float>()[i];
@@ -215,8 +216,41 @@ int32_t draw_rule(Random& random) {  // a window or a chunk; 0 for none
                           : random.between(1, 90);
 }
 
+double half(uint16_t bits) {  // of a float16 that is no NaN
+  const double size = 1 + (bits & 1023) / 1024.;
+  return std::ldexp(bits >> 15 ? -size : size, (bits >> 10 & 31) - 15);
+}
+
+// A stream as it is stored: by features alone, or in codes of `bits` (0: int8)
+// of which `scales` [..., groups] and `zeros` (size 0 for none) make numbers.
+struct Coded {
+  Array codes, scales, zeros;
+  int32_t bits = 0, run = 1, offset = 0;
+
+  int64_t stored() const { return codes.shape.back(); }
+  int64_t width() const { return bits ? stored() * 8 / bits : stored(); }
+  double number(int64_t line, int64_t e) const {
+    if (scales.type == ffi::F32) {
+      const double x = codes.get(line * stored() + e);
+      return scales.count() ? x * scales.as<float>()[line] : x;
+    }
+    const int64_t groups = scales.shape.back();
+    const int64_t at = line * groups + e / (width() / groups);
+    const double zero = zeros.count() ? half(zeros.as<uint16_t>()[at]) : 0;
+    return (code(line, e) - offset) * half(scales.as<uint16_t>()[at]) + zero;
+  }
+  int64_t code(int64_t line, int64_t e) const {
+    if (!bits) return codes.get(line * stored() + e);
+    const int64_t block = run * 8 / bits, part = e % block / run;
+    const int64_t byte = e / block * run + e % run;
+    const uint8_t packed = codes.as<uint8_t>()[line * stored() + byte];
+    return packed >> bits * part & ((1 << bits) - 1);
+  }
+};
+
 struct KeyStream {
-  Array query, codes, scales;
+  Array query;
+  Coded key;
 };
 
 struct Attention {
@@ -238,17 +272,15 @@ struct Attention {
   Array filled{ffi::S32, {1}};
   Array table{ffi::S32, paged ? Shape{B, columns} : Shape{0}};
   std::vector<KeyStream> keys;
-  std::vector<Array> value;  // codes and scales
+  std::vector<Coded> value;  // none if a key stream is the value
   int32_t shared = -1;
 
   int64_t size(int64_t most) {
     return random.between(random.one_in(12) ? 0 : 1, most);
   }
 
-  Array codes(int64_t width) {
-    Shape shape = lead;
-    shape.push_back(width);
-    Array array(random.of({ffi::F32, ffi::BF16, ffi::S8}), shape);
+  Array codes(ffi::DataType type, int64_t width) {
+    Array array(type, of_slots(width));
     for (int64_t i = 0; i < array.count(); ++i)
       array.put(i, random, stored(i / width) < 0);
     return array;
@@ -261,6 +293,42 @@ struct Attention {
           stored(i) < 0 ? NAN : (codes.type == ffi::S8 ? .01f : 1.f) *
                                     (1.f + .1f * random.normal());
     return array;
+  }
+  // Numbers of groups, of size 2^exponent to 2^(exponent + 1).
+  Array halves(int64_t groups, int64_t exponent) {
+    Array array(ffi::F16, of_slots(groups));
+    for (int64_t i = 0; i < array.count(); ++i)
+      array.as<uint16_t>()[i] =
+          stored(i / groups) < 0
+              ? 0x7e00
+              : random.between(0, 1) << 15 | (exponent + 15) << 10 |
+                    random.between(0, 1023);
+    return array;
+  }
+  Coded draw_stream() {
+    if (random.one_in(2)) {
+      Array plain = codes(random.of({ffi::F32, ffi::BF16, ffi::S8}),
+                          draw_width());
+      Array numbers = scales(plain);
+      return {std::move(plain), std::move(numbers), Array(ffi::F32, {0})};
+    }
+    const int32_t bits = random.of({0, 2, 4, 4, 8});
+    const int64_t width = random.of<int64_t>({8, 24, 32, 64, 96, 128, 192});
+    const int64_t bytes = bits ? width * bits / 8 : width;
+    int64_t groups = random.of<int64_t>({1, 2, 3, 4, width / 8, width / 32});
+    if (groups < 1 || width % groups) groups = 1;
+    int32_t run = random.of<int64_t>({1, 16, 32, bytes});
+    if (bytes % run) run = bytes;
+    const bool zero = random.one_in(2);
+    return {codes(bits ? ffi::U8 : ffi::S8, bytes),
+            halves(groups, -(bits ? bits : 8)),
+            zero ? halves(groups, -1) : Array(ffi::F32, {0}),
+            bits, run, zero || !bits ? 0 : 1 << (bits - 1)};
+  }
+  Shape of_slots(int64_t width) const {
+    Shape shape = lead;
+    shape.push_back(width);
+    return shape;
   }
   // The position in one of all slots of a stream.
   int32_t stored(int64_t slot) const {
@@ -288,38 +356,33 @@ struct Attention {
     if (random.one_in(4)) rule.last = random.between(0, S);
     const int64_t streams = random.between(1, 2);
     for (int64_t i = 0; i < streams; ++i) {
-      const int64_t width = draw_width();
-      Array query(ffi::F32, {B, K, G, T, width});
+      Coded key = draw_stream();
+      Array query(ffi::F32, {B, K, G, T, key.width()});
       for (int64_t j = 0; j < query.count(); ++j) query.put(j, random, false);
-      Array stored = codes(width), stored_scales = scales(stored);
-      keys.push_back({std::move(query), std::move(stored),
-                      std::move(stored_scales)});
+      keys.push_back({std::move(query), std::move(key)});
     }
-    if (random.one_in(3)) {
-      shared = random.between(0, streams - 1);
-    } else {
-      value.push_back(codes(draw_width()));
-      value.push_back(scales(value[0]));
-    }
+    if (random.one_in(3)) shared = random.between(0, streams - 1);
+    else value.push_back(draw_stream());
   }
 
   int64_t draw_width() {
     return random.of<int64_t>({1, 3, 8, 16, 17, 24, 33, 64, 80, 128});
   }
-  const Array& value_codes() const {
-    return shared < 0 ? value[0] : keys[shared].codes;
-  }
-  const Array& value_scales() const {
-    return shared < 0 ? value[1] : keys[shared].scales;
+  const Coded& value_stream() const {
+    return shared < 0 ? value[0] : keys[shared].key;
   }
 
   void run() {
-    const int64_t E = value_codes().shape.back();
+    const int64_t E = value_stream().width();
     Array out(ffi::F32, {B, K, G, T, E}), lse(ffi::F32, {B, K, G, T});
     std::vector<Array*> all = {&positions, &slots, &filled, &table};
-    for (KeyStream& key : keys)
-      all.insert(all.end(), {&key.query, &key.codes, &key.scales});
-    for (Array& array : value) all.push_back(&array);
+    std::vector<int32_t> forms;
+    const auto add = [&](Coded& x) {
+      all.insert(all.end(), {&x.codes, &x.scales, &x.zeros});
+      forms.insert(forms.end(), {x.bits, x.run, x.offset});
+    };
+    for (KeyStream& key : keys) all.push_back(&key.query), add(key.key);
+    for (Coded& x : value) add(x);
     std::vector<Array*> any = all;
     any.insert(any.end(), {&out, &lse});
     const bool spoilt = random.one_in(8) &&
@@ -336,7 +399,7 @@ struct Attention {
         ffi::RemainingArgs(&args, 4), typed<ffi::F32>(out),
         typed<ffi::F32>(lse), rule.scale, rule.softcap, rule.causal,
         rule.window, rule.chunk, rule.sink_tokens, rule.first, rule.last,
-        shared);
+        shared, ffi::Span<const int32_t>(forms.data(), forms.size()));
     // A table without rows is none, and then the streams do not fit.
     if (error.failure() && !spoilt && B) fail("decode", "refused", seed);
     refused += error.failure();
@@ -381,7 +444,7 @@ struct Attention {
       const double weight = std::exp(score[i] - top);
       total += weight;
       for (int64_t e = 0; e < E; ++e) {
-        const double x = scaled(value_codes(), value_scales(), lines[i], e);
+        const double x = value_stream().number(lines[i], e);
         values[e] += weight * x, scale = std::max(scale, std::abs(x));
       }
     }
@@ -394,18 +457,12 @@ struct Attention {
   double bounded(double x) const {
     return rule.softcap > 0 ? rule.softcap * std::tanh(x / rule.softcap) : x;
   }
-  static double scaled(const Array& codes, const Array& scales, int64_t line,
-                       int64_t e) {
-    const double x = codes.get(line * codes.shape.back() + e);
-    return scales.count() ? x * scales.as<float>()[line] : x;
-  }
   double dot(int64_t row, int64_t line) const {
     double sum = 0;
-    for (const KeyStream& key : keys) {
-      const int64_t width = key.codes.shape.back();
+    for (const KeyStream& x : keys) {
+      const int64_t width = x.key.width();
       for (int64_t h = 0; h < width; ++h)
-        sum += key.query.get(row * width + h) *
-               scaled(key.codes, key.scales, line, h);
+        sum += x.query.get(row * width + h) * x.key.number(line, h);
     }
     return sum;
   }

@@ -67,3 +67,34 @@ def test_a_narrow_scale_or_one_of_groups_is_not_read_in_place():
   wide = scale.astype(jnp.float32)
   assert Stored(codes, wide).in_place_type == 'int8'
   assert not Stored(codes, wide[..., None]).in_place_type
+
+
+GROUPED = {
+  'packed': (kvjax.Affine(), True),
+  'two bits': (kvjax.Affine(bits=2), True),
+  'bytes, turned': (kvjax.Hadamard(kvjax.Affine(bits=8, zero=False)), True),
+  'q8_0': (kvjax.GGML('q8_0'), True),
+  'q4_1': (kvjax.GGML('q4_1'), True),
+  'a plane': (kvjax.GGML('q5_0'), False),
+  'levels': (kvjax.LloydMax(), False),
+  'a scale a token': (kvjax.Int8(), False),
+  'bits of floats': (kvjax.Float8(), False),
+}
+
+
+@pytest.mark.parametrize(('codec', 'want'), GROUPED.values(), ids=GROUPED)
+def test_the_library_reads_float16_numbers_of_groups(codec, want):
+  stored = codec.stored(codec.encode(jnp.asarray(X), jnp.float32))
+  assert stored.has_groups_of_features == want
+  assert stored.width == X.shape[-1]
+
+
+def test_groups_of_tokens_are_none_of_features():
+  codes = jnp.zeros((1, 1, 4, 8), jnp.uint8)
+  scale = jnp.ones((1, 1, 1, 16), jnp.float16)
+  assert not Stored(codes, scale, bits=4).has_groups_of_features
+  token = jnp.ones((1, 1, 4, 1), jnp.float16)
+  assert Stored(codes, token, bits=4).has_groups_of_features
+  assert not Stored(codes, token, scale, bits=4).has_groups_of_features
+  wide = token.astype(jnp.float32)
+  assert not Stored(codes, wide, bits=4).has_groups_of_features

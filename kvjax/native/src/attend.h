@@ -4,7 +4,10 @@
 // slots. Slots are read in blocks, and in each a tile at a time for all R rows,
 // from the first-level cache except for the first time. A later block is
 // prefetched at the same time, one cache line after the other: memory would
-// rest between two bursts. Narrow codes are widened in registers. The softmax
+// rest between two bursts. Narrow codes are widened in registers; packed ones
+// are unpacked to the first-level cache, a block at a time. Keys whose groups of
+// features have a scale are multiplied as integers, by queries of 16 bits: eight
+// floats take the time of sixteen integers. The softmax
 // runs block by block (FlashAttention, arXiv 2205.14135); stretches of blocks
 // are shared out to the threads of XLA's own pool and merged by their sums
 // (Flash-Decoding).
@@ -15,144 +18,31 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <vector>
 
+#include "codes.h"
+#include "problem.h"
 #include "streams.h"
 #include "tiles.h"
 
 namespace {
 
 constexpr int64_t kAhead = 1 << 14;  // bytes from prefetching to reading
-constexpr int64_t kAlone = 1 << 18;  // bytes not worth waking a thread for
 
-int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
-
-float* aligned(float* p) {  // the next vector that no cache line divides
-  return (float*)((uintptr_t(p) + kLine - 1) / kLine * kLine);
+// Whether chunks of features have a scale: keys are multiplied as integers.
+bool by_chunks(const Stream& x) {
+  return x.groups && x.width / x.groups % kChunk == 0;
 }
 
-// Positions that a row sees: [low, high], and sinks [sink_low, sink_high].
-struct Range {
-  int32_t low, high, sink_low, sink_high;
-
-  bool sees(int32_t key) const {
-    return ((key >= low) & (key <= high)) |
-           ((key >= sink_low) & (key <= sink_high));
-  }
+// The queries of one key stream: floats and, for codes, integers.
+struct Query {
+  const float* rows;
+  Rounded rounded;
 };
-
-struct Rule {
-  float scale, softcap;
-  int32_t causal, window, chunk, sink_tokens;
-  int32_t first, last;  // positions that are shown at all
-
-  Range range(int32_t p) const {
-    if (p < 0) return {1, 0, 1, 0};
-    const int32_t low = chunk > 0 ? p / chunk * chunk : 0;
-    int32_t high = INT32_MAX;
-    // Beyond the largest position, the end of a chunk is no int32.
-    if (chunk > 0) high = low + std::min(chunk - 1, INT32_MAX - low);
-    high = std::min(high, last);
-    if (causal) high = std::min(high, p);
-    const int32_t near = window > 0 ? std::max(low, p - window + 1) : low;
-    return {std::max(near, first), high, std::max(low, first),
-            std::min(high, sink_tokens - 1)};
-  }
-};
-
-struct Item {  // a stretch of the blocks of one head, for one thread
-  int64_t head, first, last;
-};
-
-struct Problem : Layout {
-  int64_t T, E, rows, filled, position_heads;
-  Rule rule;
-  std::vector<Stream> keys;
-  std::vector<const float*> queries;  // [B, K, G, T, H] of each key stream
-  Stream value;
-  int shared;  // the key stream that is the value as well, or -1
-  const int32_t *positions, *slot_positions;
-  std::unique_ptr<int32_t[]> gathered;  // slot_positions of pages
-  float *out, *lse;
-
-  std::vector<std::vector<Block>> seen;  // [B, position_heads]
-  std::vector<Item> items;
-  std::vector<int64_t> start;                // first item of each head
-  std::unique_ptr<float[]> partial;          // [items, part_size()], aligned
-  std::unique_ptr<std::atomic<int>[]> left;  // items of a head still to do
-
-  int64_t list(int64_t head) const {
-    return position_heads == 1 ? head / K : head;
-  }
-  // Of an item: each row's largest score, its sum of weights (both padded), and
-  // [rows, padded(E)] of weighed values.
-  int64_t part_size() const { return 2 * padded(rows) + rows * padded(E); }
-  float* part(int64_t item) const {
-    return aligned(partial.get()) + item * part_size();
-  }
-
-  void find(int64_t list);
-  void plan(int64_t threads);
-  void work(int64_t item);
-  void merge(int64_t head) const;
-};
-
-// Lists the blocks in which some row of the batch row may see a slot.
-void Problem::find(int64_t list) {
-  Range some = {INT32_MAX, -1, INT32_MAX, -1}, all = {0, INT32_MAX, 0, 0};
-  for (int64_t t = 0; t < T; ++t) {
-    const Range r = rule.range(positions[list / position_heads * T + t]);
-    all.low = std::max(all.low, r.low), all.high = std::min(all.high, r.high);
-    if (r.low <= r.high) {
-      some.low = std::min(some.low, r.low);
-      some.high = std::max(some.high, r.high);
-    }
-    if (r.sink_low <= r.sink_high) {
-      some.sink_low = std::min(some.sink_low, r.sink_low);
-      some.sink_high = std::max(some.sink_high, r.sink_high);
-    }
-  }
-  const int32_t* key = slot_positions + list * S;
-  for (int64_t first = 0; first < filled; first += kSlots) {
-    const int64_t slots = std::min(kSlots, filled - first);
-    int32_t least = INT32_MAX, most = -1, any = 0;
-    for (int64_t s = first; s < first + slots; ++s) {
-      least = std::min(least, key[s]), most = std::max(most, key[s]);
-      any |= some.sees(key[s]);
-    }
-    const bool whole = least >= all.low && most <= all.high && slots == kSlots;
-    if (any) seen[list].push_back({first, slots, whole});
-  }
-}
-
-// Shares the listed blocks out in stretches of about equal length.
-void Problem::plan(int64_t threads) {
-  int64_t total = 0, bytes = shared < 0 ? value.bytes() : 0;
-  for (int64_t i = 0; i < B * K; ++i) total += seen[list(i)].size();
-  for (const Stream& key : keys) bytes += key.bytes();
-  const bool alone = threads == 1 || total * kSlots * bytes <= kAlone;
-  const int64_t count = alone ? 1 : 6 * threads;
-  const int64_t each = std::max<int64_t>((total + count - 1) / count, 1);
-  left.reset(new std::atomic<int>[B * K]);
-  for (int64_t i = 0; i < B * K; ++i) {
-    start.push_back(items.size());
-    const int64_t n = seen[list(i)].size();
-    const int64_t parts = alone ? n > 0 : (n + each - 1) / each;
-    for (int64_t j = 0; j < parts; ++j)
-      items.push_back({i, n * j / parts, n * (j + 1) / parts});
-    left[i] = int(parts);
-  }
-  start.push_back(items.size());
-  partial.reset(new float[items.size() * part_size() + kLine / 4]);
-  for (int64_t i = 0; i < B * K; ++i)
-    if (left[i] == 0) merge(i);  // sees nothing: 0, and -inf
-}
 
 // The online softmax of one head over one stretch of its blocks.
 class Stretch {
@@ -161,27 +51,42 @@ class Stretch {
       : p(p), item(item), top(part), total(part + padded(p.rows)),
         acc(total + padded(p.rows)),
         slot_positions(p.slot_positions + p.list(item.head) * p.S) {
-    int64_t widest = padded(p.E), query = 0;
+    int64_t widest = padded(p.E), groups = padded(p.value.groups), query = 0;
     for (const Stream& key : p.keys) {
       widest = std::max(widest, padded(key.width));
-      query += p.rows * padded(key.width);
+      groups = std::max(groups, padded(key.groups));
+      query += (2 * p.rows + 1) * padded(key.width) + padded(p.rows) +
+               p.rows * padded(key.groups) + kLanes;
     }
     thread_local std::vector<float> memory;
-    memory.resize(kLine / 4 + query + kSlots * (1 + widest + 2 * p.rows) +
-                  p.rows * kLanes);
-    float* q = aligned(memory.data());
-    scores = q + query;
-    products = scores + p.rows * kSlots;
-    sums = products + p.rows * kSlots;
-    scales = sums + p.rows * kLanes;
-    copy = scales + kSlots;
+    memory.resize(kLine / 4 + query + p.rows * (2 * kSlots + kLanes) +
+                  kSlots * (1 + widest + widest / 4) +
+                  2 * (kSlots * groups + kLanes));
+    float* next = aligned(memory.data());
+    const auto take = [&](int64_t count) {
+      float* taken = next;
+      next += padded(count);
+      return taken;
+    };
+    scores = take(p.rows * kSlots);
+    products = take(p.rows * kSlots);
+    sums = take(p.rows * kLanes);
+    scales = take(kSlots);
+    copy = take(kSlots * widest);
+    unpacked = reinterpret_cast<int8_t*>(take(kSlots * widest / 4));
+    group_scales = take(kSlots * groups + kLanes);
+    group_zeros = take(kSlots * groups + kLanes);
     for (size_t j = 0; j < p.keys.size(); ++j) {
       const int64_t width = p.keys[j].width, wide = padded(width);
-      queries.push_back(q);
-      for (int64_t r = 0; r < p.rows; ++r, q += wide) {
-        std::fill_n(q, wide, 0.f);
-        std::copy_n(p.queries[j] + (item.head * p.rows + r) * width, width, q);
+      const float* from = p.queries[j] + item.head * p.rows * width;
+      float* rows = take(p.rows * wide);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        std::fill_n(rows + r * wide, wide, 0.f);
+        std::copy_n(from + r * width, width, rows + r * wide);
       }
+      queries.push_back({rows, {}});
+      if (!by_chunks(p.keys[j])) continue;
+      queries[j].rounded = rounded(p.keys[j], from, take);
     }
     std::fill_n(top, p.rows, -INFINITY);
     std::fill_n(sums, p.rows * kLanes, 0.f);
@@ -205,12 +110,34 @@ class Stretch {
   const Item& item;
   float *top, *total, *acc;  // of the part: [R], [R], [R, padded(E)]
   const int32_t* slot_positions;       // [S], of this head
-  std::vector<const float*> queries;
+  std::vector<Query> queries;
   float *scores, *products, *sums, *scales, *copy;
+  int8_t* unpacked;                   // [slots, width]
+  float *group_scales, *group_zeros;  // [slots, groups]
   const Block* last;  // of the head: the next stretch is this thread's too
 
+  // Rounds the queries [R, width] of a key stream.
+  template <class F>
+  Rounded rounded(const Stream& x, const float* from, F take) const {
+    const int64_t width = x.width, wide = padded(x.groups);
+    const auto rows = reinterpret_cast<int16_t*>(take(p.rows * width / 2));
+    const auto groups = reinterpret_cast<int32_t*>(take(width / kChunk));
+    float *sums = take(p.rows * wide), *units = take(p.rows);
+    std::fill_n(sums, p.rows * wide, 0.f);
+    for (int64_t c = 0; c < width / kChunk; ++c)
+      groups[c] = feature_of(x, c) * x.groups / width;
+    for (int64_t r = 0; r < p.rows; ++r) {
+      int16_t* row = rows + r * width;
+      units[r] = round_row(x, from + r * width, row);
+      for (int64_t i = 0; i < width; ++i)
+        sums[r * wide + groups[i / kChunk]] += row[i];
+    }
+    return {rows, groups, sums, units};
+  }
+
   bool in_place(const Stream& x, const Block& b) const {
-    return b.whole && padded(x.width) == x.width && p.run(b.first) >= kSlots;
+    const int64_t width = x.bytes() / x.size;
+    return b.whole && padded(width) == width && p.run(b.first) >= kSlots;
   }
 
   // Returns the codes of a block, rows padded; where they are not stored so, or
@@ -218,13 +145,13 @@ class Stretch {
   template <class T>
   const T* read(const Stream& x, const Block& b) const {
     const T* codes = (const T*)x.codes;
-    if (in_place(x, b)) return codes + p.line(item.head, b.first) * x.width;
-    const int64_t width = padded(x.width);
+    const int64_t width = x.bytes() / sizeof(T), wide = padded(width);
+    if (in_place(x, b)) return codes + p.line(item.head, b.first) * width;
     T* to = reinterpret_cast<T*>(copy);
-    memset(to, 0, kSlots * width * sizeof(T));
+    memset(to, 0, kSlots * wide * sizeof(T));
     p.each(item.head, b, [&](int64_t s, int64_t line) {
       if (slot_positions[b.first + s] >= 0)
-        memcpy(to + s * width, codes + line * x.width, x.width * sizeof(T));
+        memcpy(to + s * wide, codes + line * width, x.bytes());
     });
     return to;
   }
@@ -236,6 +163,69 @@ class Stretch {
     if (last - &b < blocks || !in_place(x, b)) return 0;
     const int64_t later = p.line(item.head, (&b)[blocks].first);
     return (later - p.line(item.head, b.first)) * x.bytes();
+  }
+
+  // Widens numbers of groups, 0 for a slot without a token.
+  void read_groups(const Stream& x, const Block& b) const {
+    const int64_t groups = x.groups, count = kSlots * groups;
+    if (!b.whole) {
+      std::fill_n(group_scales, count, 0.f);
+      std::fill_n(group_zeros, count, 0.f);
+    }
+    const auto read = [&](int64_t s, int64_t line, int64_t slots) {
+      const int64_t from = line * groups, to = s * groups, n = slots * groups;
+      widen(x.group_scales + from, n, group_scales + to);
+      if (x.group_zeros) widen(x.group_zeros + from, n, group_zeros + to);
+    };
+    if (b.whole && p.run(b.first) >= kSlots)
+      read(0, p.line(item.head, b.first), kSlots);
+    else
+      p.each(item.head, b, [&](int64_t s, int64_t line) {
+        if (slot_positions[b.first + s] >= 0) read(s, line, 1);
+      });
+    const float shift = x.middle() - x.offset;
+    if (!x.group_zeros) std::fill_n(group_zeros, count, 0.f);
+    for (int64_t i = 0; i < count && shift != 0; ++i)
+      group_zeros[i] += shift * group_scales[i];
+    std::fill_n(group_zeros + count, kLanes, 0.f);
+  }
+
+  // Returns the codes of a block, unpacked to int8 where they are packed, or
+  // for products that read them `packed`; and the numbers of their groups.
+  Levels levels(const Stream& x, const Block& b, bool packed) const {
+    const int64_t width = x.width, bytes = x.bytes(), later = ahead(x, b);
+    read_groups(x, b);
+    Levels found = {unpacked, group_scales, group_zeros, width, x.groups, width};
+    if (!x.bits || packed) {
+      found.codes = read<int8_t>(x, b);
+      found.bytes = x.bits ? bytes : padded(width);
+      found.ahead = later;
+      return found;
+    }
+    if (!b.whole) memset(unpacked, 0, kSlots * width);
+    p.each(item.head, b, [&](int64_t s, int64_t line) {
+      if (!b.whole && slot_positions[b.first + s] < 0) return;
+      const char* from = x.codes + line * bytes;
+      unpack(x, from, bytes, unpacked + s * width);
+      for (int64_t i = 0; later && i < bytes; i += kLine) ASK(from + i + later);
+    });
+    return found;
+  }
+
+  // Returns the numbers of a block, rows padded, for groups of any size.
+  const float* numbers(const Stream& x, const Block& b) const {
+    const Levels k = levels(x, b, false);
+    const int64_t width = padded(x.width), group = x.width / x.groups;
+    // The codes may be in `copy`.
+    if (!x.bits) memcpy(unpacked, k.codes, kSlots * k.bytes);
+    std::fill_n(copy, kSlots * width, 0.f);
+    for (int64_t s = 0; s < kSlots; ++s)
+      for (int64_t h = 0; h < x.width; ++h) {
+        const int64_t at = s * x.groups + h / group;
+        copy[s * width + h] =
+            unpacked[s * k.bytes + h] * k.scale[at] + k.zero[at];
+      }
+    return copy;
   }
 
   // Multiplies [R, block] by the scales of the slots.
@@ -255,7 +245,16 @@ class Stretch {
     for (size_t j = 0; j < p.keys.size(); ++j) {
       const Stream& key = p.keys[j];
       float* to = j == 0 ? scores : products;
-      key.typed([&](auto* type) { multiply(key, b, queries[j], to, type); });
+      if (by_chunks(key))
+        multiply_codes(key, b, queries[j].rounded, to);
+      else if (key.groups)
+        multiply(key, queries[j].rows, to, numbers(key, b), 0);
+      else
+        key.typed([&](auto* type) {
+          using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+          const T* k = read<T>(key, b);
+          multiply(key, queries[j].rows, to, k, ahead(key, b));
+        });
       rescale(key, b, to);
       if (j > 0)
         for (int64_t i = 0; i < p.rows * kSlots; ++i) scores[i] += to[i];
@@ -263,10 +262,9 @@ class Stretch {
   }
 
   template <class T>
-  void multiply(const Stream& key, const Block& b, const float* q, float* to,
-                const T*) {
-    const T* k = read<T>(key, b);
-    const int64_t width = padded(key.width), distance = ahead(key, b);
+  void multiply(const Stream& key, const float* q, float* to, const T* k,
+                int64_t distance) {
+    const int64_t width = padded(key.width);
     for (int64_t first = 0; first < kSlots; first += kSums)
       by_rows(p.rows, [&](auto R, int64_t r) {
         constexpr int S = kSums / R;
@@ -277,6 +275,21 @@ class Stretch {
                kSlots, distance);
         }
       });
+  }
+
+  void multiply_codes(const Stream& key, const Block& b, const Rounded& q,
+                      float* to) {
+    const bool packed = in_words(key);
+    const Levels k = levels(key, b, packed);
+    for (int64_t first = 0; first < kSlots; first += 8)
+      by_rows(p.rows, [&](auto R, int64_t r) {
+        const auto tile = packed ? dot_codes<R, 4> : dot_codes<R, 8>;
+        for (int64_t s = first; s < first + 8; s += 8 / R)
+          tile(q, r, k, s, to + r * kSlots + s, kSlots);
+      });
+    for (int64_t r = 0; r < p.rows; ++r)
+      for (int64_t s = 0; s < kSlots; s += kLanes)
+        at(to + r * kSlots + s) *= q.units[r];
   }
 
   // Turns scores into weights. Each lane sums its own until the last block.
@@ -325,35 +338,53 @@ class Stretch {
     std::fill_n(score + b.slots, kSlots - b.slots, -INFINITY);
   }
 
-  // Strips of features, as wide as there are sums in registers for, one after
-  // the other for all rows.
   void weigh_values(const Block& b) {
     const Stream& value = p.value;
-    const int64_t width = padded(p.E);
+    if (by_chunks(value)) return weigh_groups(b);
+    if (value.groups)
+      return weigh_strips(numbers(value, b), 0, padded(p.E), 0, Widened());
     rescale(value, b, scores);
     value.typed([&](auto* type) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
       const T* v = read<T>(value, b);
       const int64_t distance = p.shared < 0 ? ahead(value, b) : 0;
-      const int64_t strip = kSums / (p.rows < 4 ? p.rows : 4) * kLanes;
-      for (int64_t e = 0; e < width; e += strip)
-        by_rows(p.rows, [&](auto R, int64_t r) {
-          weigh<R, kSums / R>(v, r, e, std::min(e + strip, width), distance);
-        });
+      weigh_strips(v, 0, padded(p.E), distance, Widened());
     });
+  }
+
+  void weigh_groups(const Block& b) {
+    const Levels v = levels(p.value, b, false);
+    const int64_t group = p.E / v.groups;
+    const int64_t distance = p.shared < 0 ? v.ahead : 0;
+    for (int64_t g = 0; g < v.groups; ++g)
+      weigh_strips(v.codes, g * group, (g + 1) * group, distance,
+                   Rescaled{v.scale + g, v.zero + g, v.groups});
+  }
+
+  // Strips of features, as wide as there are sums in registers for, one after
+  // the other for all rows.
+  template <class T, class Load>
+  void weigh_strips(const T* v, int64_t first, int64_t end, int64_t distance,
+                    Load load) {
+    const int64_t strip = kSums / (p.rows < 4 ? p.rows : 4) * kLanes;
+    for (int64_t e = first; e < end; e += strip)
+      by_rows(p.rows, [&](auto R, int64_t r) {
+        weigh<R, kSums / R>(v, r, e, std::min(e + strip, end), distance, load);
+      });
   }
 
   // Adds weighed values to features [e, end) of R rows, at most N vectors at
   // once.
-  template <int R, int N, class T>
-  void weigh(const T* v, int64_t r, int64_t e, int64_t end, int64_t distance) {
+  template <int R, int N, class T, class Load>
+  void weigh(const T* v, int64_t r, int64_t e, int64_t end, int64_t distance,
+             Load load) {
     for (; e + N * kLanes <= end; e += N * kLanes) {
-      const auto tile = r == 0 && distance ? weigh_tile<R, N, true, T>
-                                       : weigh_tile<R, N, false, T>;
+      const auto tile = r == 0 && distance ? weigh_tile<R, N, true, T, Load>
+                                       : weigh_tile<R, N, false, T, Load>;
       tile(scores + r * kSlots, v + e, padded(p.E), acc + r * padded(p.E) + e,
-           distance);
+           distance, load);
     }
-    if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, distance);
+    if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, distance, load);
   }
 };
 

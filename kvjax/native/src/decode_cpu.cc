@@ -33,27 +33,58 @@ bool read_layout(ffi::Buffer<ffi::S32> slot_positions,
   return true;
 }
 
-bool read_stream(const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
-                 const Layout& p, Stream* to) {
-  const auto shape = codes.dimensions();
-  const ffi::DataType type = codes.element_type();
-  const int64_t scaled = scales.element_count();
-  *to = {type, static_cast<const char*>(codes.untyped_data()),
-         scaled ? static_cast<const float*>(scales.untyped_data()) : nullptr,
+// A stream's codes, scales and zeros (of size 0 for none), and its form: bits
+// of a packed code or 0, their run, and their offset.
+struct Operands {
+  ffi::AnyBuffer codes, scales, zeros;
+  const int32_t* form;
+};
+
+bool read_groups(const Operands& x, const Layout& p, Stream* to) {
+  const auto shape = x.scales.dimensions();
+  const auto lead = p.lead();
+  const int64_t zeros = x.zeros.element_count();
+  if (shape.size() != 4 || x.scales.element_type() != ffi::F16 ||
+      !std::equal(lead.begin(), lead.end(), shape.begin()) || shape[3] < 1 ||
+      (zeros && (x.zeros.element_type() != ffi::F16 ||
+                 zeros != int64_t(x.scales.element_count()))))
+    return false;
+  to->groups = shape[3];
+  to->group_scales = static_cast<const uint16_t*>(x.scales.untyped_data());
+  if (zeros)
+    to->group_zeros = static_cast<const uint16_t*>(x.zeros.untyped_data());
+  to->bits = x.form[0], to->run = x.form[1], to->offset = x.form[2];
+  if (to->bits) {
+    if (to->type != ffi::U8 || to->run < 1 || to->width % to->run ||
+        (to->bits != 2 && to->bits != 4 && to->bits != 8))
+      return false;
+    to->width = to->width * 8 / to->bits;
+  }
+  return to->width % to->groups == 0 && std::abs(to->offset) < 256 &&
+         (to->bits || to->type == ffi::S8);
+}
+
+bool read_stream(const Operands& x, const Layout& p, Stream* to) {
+  const auto shape = x.codes.dimensions();
+  const ffi::DataType type = x.codes.element_type();
+  const int64_t scaled = x.scales.element_count();
+  *to = {type, static_cast<const char*>(x.codes.untyped_data()), nullptr,
          shape.size() == 4 ? shape[3] : 0,
          type == ffi::F32 ? 4 : type == ffi::BF16 ? 2 : 1};
   const auto lead = p.lead();
-  return shape.size() == 4 &&
-         std::equal(lead.begin(), lead.end(), shape.begin()) &&
-         scales.element_type() == ffi::F32 &&
+  if (shape.size() != 4 || !std::equal(lead.begin(), lead.end(), shape.begin()))
+    return false;
+  if (x.scales.element_type() == ffi::F16) return read_groups(x, p, to);
+  if (scaled) to->scales = static_cast<const float*>(x.scales.untyped_data());
+  return x.scales.element_type() == ffi::F32 && !x.zeros.element_count() &&
          (type == ffi::F32 || type == ffi::BF16 || type == ffi::S8) &&
          (scaled == 0 || scaled == lead[0] * lead[1] * lead[2]);
 }
 
 // Operands: positions [B, T]; slot_positions, filled [] and table (size 0 for
-// none) as above; of each key stream the queries [B, K, G, T, H], codes, and
-// scales (of size 0 for none); then codes and scales of the value, unless key
-// stream `shared` is the value.
+// none) as above; of each key stream the queries [B, K, G, T, H], codes, scales
+// and zeros; then those three of the value, unless key stream `shared` is the
+// value. `forms` has three numbers a stream, as in `Operands`.
 ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
                   ffi::Buffer<ffi::S32> slot_positions,
                   ffi::Buffer<ffi::S32> filled,
@@ -62,7 +93,7 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
                   ffi::ResultBuffer<ffi::F32> lse, float scale, float softcap,
                   int32_t causal, int32_t window, int32_t chunk,
                   int32_t sink_tokens, int32_t first, int32_t last,
-                  int32_t shared) {
+                  int32_t shared, ffi::Span<const int32_t> forms) {
   // Owned by every worker: one may wake when this call has long returned.
   const auto p = std::make_shared<Problem>();
   const auto shape = out->dimensions();
@@ -84,22 +115,25 @@ ffi::Error Decode(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> positions,
   const auto operand = [&](size_t i) {
     return *streams.get<ffi::AnyBuffer>(i);
   };
-  // Three of each key stream, and two of a value stream.
-  const size_t count = streams.size() / 3;
+  const auto stored = [&](size_t i, size_t stream) {
+    return Operands{operand(i), operand(i + 1), operand(i + 2),
+                    forms.begin() + 3 * stream};
+  };
+  const size_t count = streams.size() / 4;
   fits = fits && count > 0 && shared < int64_t(count) &&
-         streams.size() == 3 * count + (shared < 0 ? 2 : 0);
+         streams.size() == 4 * count + (shared < 0 ? 3 : 0) &&
+         forms.size() == 3 * (count + (shared < 0));
   for (size_t i = 0; i < count && fits; ++i) {
     Stream key;
-    const ffi::AnyBuffer q = operand(3 * i);
-    fits = read_stream(operand(3 * i + 1), operand(3 * i + 2), *p, &key) &&
-           key.width > 0 && q.element_type() == ffi::F32 &&
+    const ffi::AnyBuffer q = operand(4 * i);
+    fits = read_stream(stored(4 * i + 1, i), *p, &key) && key.width > 0 &&
+           q.element_type() == ffi::F32 &&
            int64_t(q.element_count()) == p->B * p->K * p->rows * key.width;
     p->keys.push_back(key);
     p->queries.push_back(static_cast<const float*>(q.untyped_data()));
   }
   if (fits && shared < 0)
-    fits = read_stream(operand(3 * count), operand(3 * count + 1), *p,
-                       &p->value);
+    fits = read_stream(stored(4 * count, count), *p, &p->value);
   else if (fits)
     p->value = p->keys[shared];
   if (!fits || p->E < 1 || p->value.width != p->E)
@@ -220,7 +254,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Attr<int32_t>("sink_tokens")
         .Attr<int32_t>("first")
         .Attr<int32_t>("last")
-        .Attr<int32_t>("shared"));
+        .Attr<int32_t>("shared")
+        .Attr<ffi::Span<const int32_t>>("forms"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kvjax_project, Project,
                               ffi::Ffi::Bind()

@@ -12,14 +12,20 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Codes [..., width] of all slots, and their scales [...].
+// Codes [..., width] of all slots and their scales [...]; or codes of groups of
+// features, (code - offset) * scale + zero with numbers [..., groups].
 struct Stream {
   ffi::DataType type;
   const char* codes;
   const float* scales;  // nullptr: none
   int64_t width, size;  // elements of a slot, bytes of an element
+  int64_t groups = 0;   // 0: none
+  const uint16_t *group_scales = nullptr, *group_zeros = nullptr;  // float16
+  int64_t bits = 0, run = 0, offset = 0;  // of packed codes; 0 bits: int8
 
-  int64_t bytes() const { return width * size; }
+  int64_t bytes() const { return bits ? width * bits / 8 : width * size; }
+  // What `unpack` takes away from a code.
+  int64_t middle() const { return bits == 8 ? 128 : 0; }
 
   // Calls f with a null pointer to the type of the codes.
   template <class F>

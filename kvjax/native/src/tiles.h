@@ -29,6 +29,7 @@ constexpr int64_t kLine = 64;   // bytes of a cache line
 typedef float Vec VECTOR(kLanes * 4, 4);
 typedef int32_t Ints VECTOR(kLanes * 4, 4);
 typedef float Oct VECTOR(32, 32);
+typedef float Eight VECTOR(32, 4);
 
 // Holds a vector in a register where GCC would load it again for every use.
 #if defined(__x86_64__)
@@ -47,6 +48,10 @@ typedef float Oct VECTOR(32, 32);
 // Lines are prefetched to the second-level cache, which keeps more of them in
 // flight than the first, and has room for them.
 #define ASK(address) __builtin_prefetch(address, 0, 2)
+
+inline int64_t padded(int64_t width) {
+  return (width + kLanes - 1) / kLanes * kLanes;
+}
 
 inline Vec& at(float* p) { return *reinterpret_cast<Vec*>(p); }
 inline Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
@@ -116,7 +121,21 @@ inline Oct fold(Vec v, F f) {
 #endif
 }
 
-// Sums of as many vectors as one has lanes: [sum(v[0]), sum(v[1]), ...].
+// [sum(v[0]), sum(v[1]), ...] of eight vectors of eight.
+inline Eight sums_of_8(const Eight* v) {
+  const auto pairs = [](Eight x, Eight y) {
+    return __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) +
+           __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
+  };
+  Eight a[2];
+  UNROLL for (int i = 0; i < 2; ++i)
+    a[i] = pairs(pairs(v[4 * i], v[4 * i + 1]),
+                 pairs(v[4 * i + 2], v[4 * i + 3]));
+  return __builtin_shufflevector(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+// Sums of as many vectors as one has lanes.
 inline Vec sums(const Vec* v) {
 #if defined(__AVX512F__)
   const auto halves = [](Vec x, Vec y) {  // [x02, x13, y02, y13] of quarters
@@ -138,16 +157,7 @@ inline Vec sums(const Vec* v) {
   return (Vec)_mm512_shuffle_ps(x, y, 0x88) +
          (Vec)_mm512_shuffle_ps(x, y, 0xdd);
 #else
-  const auto pairs = [](Vec x, Vec y) {
-    return __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) +
-           __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
-  };
-  Vec a[2];
-  UNROLL for (int i = 0; i < 2; ++i)
-    a[i] = pairs(pairs(v[4 * i], v[4 * i + 1]),
-                 pairs(v[4 * i + 2], v[4 * i + 3]));
-  return __builtin_shufflevector(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-         __builtin_shufflevector(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  return sums_of_8(reinterpret_cast<const Eight*>(v));
 #endif
 }
 
@@ -199,11 +209,19 @@ inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
     memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
 }
 
+// Makes numbers of codes that are numbers themselves.
+struct Widened {
+  template <class T>
+  Vec operator()(const T* code, int64_t) const {
+    return wide(code);
+  }
+};
+
 // acc[r] += sum over a block's slots of p[r][s] v[s]: N vectors of R rows in
-// registers. `Ahead` as above.
-template <int R, int N, bool Ahead, class T>
+// registers. `load` makes numbers of the codes of a slot; `Ahead` as above.
+template <int R, int N, bool Ahead, class T, class Load>
 inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
-                       int64_t ahead) {
+                       int64_t ahead, Load load) {
   Vec sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
@@ -211,13 +229,22 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
     if (Ahead && (uintptr_t)v % kLine == 0)
       UNROLL for (int64_t i = 0; i < N * kLanes * int64_t(sizeof(T)); i += kLine)
         ASK((const char*)v + i + ahead);
-    Vec x[N];
-    for (int n = 0; n < N; ++n) {
-      x[n] = wide(v + n * kLanes);
-      KEEP(x[n]);
+    // Sums and what they are made of fit the registers in one of two orders.
+    if constexpr (R < N) {
+      UNROLL for (int n = 0; n < N; ++n) {
+        Vec x = load(v + n * kLanes, s);
+        KEEP(x);
+        for (int r = 0; r < R; ++r) sum[r][n] += x * p[r * kSlots + s];
+      }
+    } else {
+      Vec x[N];
+      for (int n = 0; n < N; ++n) {
+        x[n] = load(v + n * kLanes, s);
+        KEEP(x[n]);
+      }
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sum[r][n] += x[n] * p[r * kSlots + s];
     }
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) sum[r][n] += x[n] * p[r * kSlots + s];
   }
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) at(acc + r * width + n * kLanes) = sum[r][n];
