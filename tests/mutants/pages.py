@@ -13,7 +13,7 @@ REFERENCE: tuple[Mutant, ...] = (
   Mutant(
     'a_parameter_is_not_described',
     'kvjax/memory/fitting.py',
-    '    cache_dtype: as in `plan`.',
+    '    param_dtype: as in `plan`.',
     '',
     'tests/test_reference.py',
   ),

@@ -278,51 +278,6 @@ BOUNDED: tuple[Mutant, ...] = (
   ),
 )
 
-CODECS: tuple[Mutant, ...] = (
-  Mutant(
-    'output_not_turned_back',
-    'kvjax/decoding/reading.py',
-    'out = store.turn_back({scoring.value: out})[scoring.value]',
-    'pass',
-    'tests/contract/test_every_codec.py::test_a_turn_alone_changes_nothing[grouped]',
-  ),
-  Mutant(
-    'expanded_streams_not_turned_back',
-    'kvjax/decoding/reading.py',
-    'form.expand(params, store.turn_back(x))',
-    'form.expand(params, x)',
-    'tests/contract/test_every_codec.py::test_a_turn_alone_changes_nothing[expanded]',
-  ),
-  Mutant(
-    'constant_rotated_at_wrong_position',
-    'kvjax/decoding/layer.py',
-    'positions[:, 0], state.rotary_length',
-    '0 * positions[:, 0], state.rotary_length',
-    'tests/contract/test_every_codec.py::test_cached_matches_uncached_through_the_codec[centred_ring]',
-  ),
-  Mutant(
-    'centre_forgotten_on_whole_tokens',
-    'kvjax/decoding/layer.py',
-    '_rotate(view, variant, entry, state) for view',
-    'view if view.is_exact else _rotate(view, variant, entry, state) for view',
-    'tests/contract/test_every_codec.py::test_cached_matches_uncached_through_the_codec[centred_ring]',
-  ),
-  Mutant(
-    'constant_missing_from_what_a_score_sees',
-    'kvjax/decoding/choosing.py',
-    'self.store.restore(leaves, self.constant)',
-    'self.store.restore(leaves, None)',
-    'tests/decoding/test_calibration.py::test_scores_of_keys_see_them_whole',
-  ),
-  Mutant(
-    'turned_streams_encoded_anew',
-    'kvjax/decoding/layout.py',
-    'return add_constant(self.turn_back(self.decode(streams)), constant)',
-    'return add_constant(self.decode(streams), constant)',
-    'tests/decoding/test_calibration.py::test_a_cache_is_stored_anew_less_a_constant',
-  ),
-)
-
 PAGES: tuple[Mutant, ...] = (
   Mutant(
     'freed_page_not_cleared',

@@ -18,7 +18,7 @@ MUTANTS: tuple[Mutant, ...] = (
   remembering.MASKS
   + remembering.KINDS
   + remembering.BOUNDED
-  + remembering.CODECS
+  + storing.CODECS
   + storing.CODES
   + remembering.PAGES
   + remembering.ALGEBRA
