@@ -46,8 +46,9 @@ def calibrate(
   nothing = [key and np.zeros((key.heads, key.width)) for key in keys]
   # It stores keys where the codec would take its constant off.
   exact = dataclasses.replace(codec, codec=Plain(), constant=nothing, whole=0)
+  rows, length = tokens.shape
   cache = init_cache(
-    config, *tokens.shape, jnp.float32, kinds=Dense(), codec=exact
+    config, rows, length, jnp.float32, kinds=Dense(), codec=exact
   )
   _, cache = prefill(config, params, cache, tokens, lengths)
   is_token = (cache.books[0].positions >= codec.whole)[..., None]

@@ -186,6 +186,12 @@ BAD = {
     {},
     r'layer 0 \(2, 64\)',
   ),
+  'numbers': (
+    {},
+    kvjax.Centred(kvjax.Plain(), np.full((1, 2, 64), 1e5)),
+    {},
+    'float16 has not',
+  ),
   'softcap': ({'softcap': 30.0}, PLAIN, {}, 'softcap=30.0 bends scores'),
   'sinks': ({'sinks': True}, PLAIN, {}, 'learned sinks'),
   'value': ({}, {'value': PLAIN}, {}, 'stores all streams'),
@@ -227,6 +233,8 @@ def test_refusals(fields, codec, options, match):
 def test_further_refusals():
   with pytest.raises(ValueError, match='takes no constant off'):
     kvjax.Centred(PLAIN)
+  with pytest.raises(ValueError, match='list of arrays'):
+    kvjax.Centred(kvjax.Int8(), 5)
   with pytest.raises(ValueError, match='a codec that turns nothing'):
     kvjax.Hadamard(PLAIN)
   config, params = model()
