@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax.arguments import check_type
+from kvjax.arguments import check_array, check_type
 from kvjax.caches.dense import Dense
 from kvjax.decoding.allocate import init_cache
 from kvjax.decoding.steps import prefill
@@ -42,12 +42,14 @@ def calibrate(
   check_config(config)
   fix = 'give kvjax.Centred(kvjax.Affine(bits=4)), say.'
   check_type('codec', codec, Centred, fix)
+  check_array('tokens', tokens, (None, None), jnp.integer)
   keys = [layer.attention.streams().get('key') for layer in config.layers]
   nothing = [key and np.zeros((key.heads, key.width)) for key in keys]
   # It stores keys where the codec would take its constant off.
   exact = dataclasses.replace(codec, codec=Plain(), constant=nothing, whole=0)
+  rows, length = tokens.shape
   cache = init_cache(
-    config, *tokens.shape, jnp.float32, kinds=Dense(), codec=exact
+    config, rows, length, jnp.float32, kinds=Dense(), codec=exact
   )
   _, cache = prefill(config, params, cache, tokens, lengths)
   is_token = (cache.books[0].positions >= codec.whole)[..., None]

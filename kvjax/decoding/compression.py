@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +66,10 @@ def compress(
         f'Layer {index}: one of the two caches stores keys before rotation. '
         'Read the prompt anew.'
       )
-  constants = cache.constants
-  if hasattr(kind_or_codec, 'leaves'):
-    constants = with_constants(
-      cache, measured_constants(config, kind_or_codec)
-    ).constants
+  constants, codec = cache.constants, kind_or_codec
+  if hasattr(codec, 'leaves'):
+    measured = measured_constants(config, cast(Codec, codec))
+    constants = with_constants(cache, measured).constants
   return _compress(config, params, cache, layout, constants)
 
 

@@ -69,7 +69,9 @@ def through_codec(
       encode = functools.partial(pass_through, c, streams[name].dtype)
       coded = by_position(encode, moved[name])
       decoded[name] = jnp.concatenate([kept[name], coded], axis=2)
-    table = table and tuple(jnp.concatenate([t, t], axis=1) for t in table)
+    if table is not None:
+      cos, sin = (jnp.concatenate([t, t], axis=1) for t in table)
+      table = cos, sin
   decoded = apply_where_present('turn_back', codecs, decoded)
   decoded = add_constant(decoded, row)
   if table is not None and not rotated:

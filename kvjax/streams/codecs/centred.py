@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.arguments import check_fields
+from kvjax.streams.codecs.by_stream import tiering_of
 from kvjax.streams.codecs.codec import Codec, Tiering
 from kvjax.streams.codecs.floats import Plain
 from kvjax.streams.stream import Stream
@@ -51,10 +52,15 @@ class Centred(Codec):
   def __post_init__(self):
     check_fields(self, at_least={'whole': 0})
     is_codec = hasattr(self.codec, 'leaves') and not is_centred(self.codec)
-    if not is_codec or self.codec.tiering() != Tiering():
+    if not is_codec or tiering_of(self.codec) != Tiering():
       raise ValueError(
         f'Centred codec={self.codec!r} must be a codec that encodes each token '
         'by itself and takes no constant off, such as Hadamard(Affine(bits=2)).'
+      )
+    if self.constant is not None and not np.iterable(self.constant):
+      raise ValueError(
+        f'Centred constant={self.constant!r} must be a list of arrays, one a '
+        'layer. kvjax.calibrate measures it.'
       )
 
   @property
@@ -122,7 +128,7 @@ def constants_of(
   Raises:
     ValueError: a constant is missing, or has another shape.
   """
-  codec = codecs.get(KEY) if isinstance(codecs, Mapping) else codecs
+  codec: Any = codecs.get(KEY) if isinstance(codecs, Mapping) else codecs
   if not is_centred(codec):
     return None
   if codec.constant is None:
@@ -140,9 +146,10 @@ def constants_of(
         f'{len(layers)} layers, for layer {index} {shape}. Call '
         'kvjax.calibrate with this config.'
       )
-    found.append(shape and np.asarray(codec.constant[index], np.float16))
+    with np.errstate(over='ignore'):  # infinite, and refused below
+      found.append(shape and np.asarray(codec.constant[index], np.float16))
   if not all(np.isfinite(x).all() for x in found if x is not None):
-    raise ValueError(f'{codec}: constant has numbers that are not finite.')
+    raise ValueError(f'{codec}: constant has numbers that float16 has not.')
   return tuple(found)
 
 
