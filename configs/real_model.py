@@ -49,7 +49,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
         'affine',
         'sinks:sinks=4,window=124',
         'ring:window=128',
-        'bounded:budget=128,slack=31',
+        'bounded:budget=128,slack=64',  # room for what follows
       ),
       'answer': {
         'prompt': 'Why is the sky blue? Answer in three sentences.',

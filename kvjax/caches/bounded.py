@@ -48,7 +48,9 @@ class Bounded(Kind):
   Attributes:
     budget: most tokens a query sees, itself included, once slots are full.
     score: what is forgotten first.
-    slack: slots beyond the budget. Room is made once in `slack + 1` steps.
+    slack: slots beyond the budget. Room is made once in `slack + 1` steps. A
+      call of at most that many tokens behind a prompt costs no old token. A
+      longer one makes room for all of its tokens first, whatever the score.
     per_head: every kv head keeps its own tokens. Otherwise heads keep the
       tokens that they rank highest on average.
     protect: the first and the newest tokens of a row that never leave; None for

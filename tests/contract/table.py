@@ -1,4 +1,4 @@
-"""The table of the contract: one row a variant, one a kind, one a codec.
+"""The table of the contract: one row a variant, a kind, a score, a codec.
 
 Sizes are tiny and, where they can be, different primes, so that no swapped
 axis passes.
@@ -160,6 +160,22 @@ KINDS = (
     True,
   ),
 )
+
+# Of bounded caches that read calls whole: test_chosen.py, and over devices.
+SCORES = {
+  'heavy_hitters': kvjax.HeavyHitters(),
+  'last_query': kvjax.LastQuery(),
+  'tova': kvjax.TOVA(),
+  'observed_attention': kvjax.ObservedAttention(),
+  'recency': kvjax.Recency(),
+  'snapkv': kvjax.SnapKV(window=3, pool=3),
+  'expected_attention': kvjax.ExpectedAttention(future=8, sinks=1),
+  'key_norm': kvjax.KeyNorm(),
+  'key_diff': kvjax.KeyDiff(),
+  'cur': kvjax.CUR(sinks=1, window=3),
+  'lagkv': kvjax.LagKV(sinks=1, lag=3),
+  'random': kvjax.Random(3),
+}
 
 CODECS = (('', None), ('_int8', kvjax.Int8()))
 

@@ -14,13 +14,16 @@ import pytest
 import kvjax
 from kvjax.testing import poison
 from tests.compiler import as_users_do
-from tests.contract.oracle import Given
+from tests.contract.oracle import Given, Oracle
 from tests.contract.table import (
   LENGTH,
+  SCORES,
   VARIANTS,
   VOCAB,
+  WIDTH,
   Cell,
   Row,
+  Zero,
   draw,
   text,
 )
@@ -30,20 +33,6 @@ OF = {variant.name: variant for variant in VARIANTS}
 BUDGET, SLACK, FIRST, LAST = 8, 3, 2, 3
 PROMPT = np.asarray([15, 12, 4])
 CALLS = (15, 3, 1, 1, 1, 1, 1, 12, 1, 1)  # tokens; the first is ragged
-SCORES = {
-  'heavy_hitters': kvjax.HeavyHitters(),
-  'last_query': kvjax.LastQuery(),
-  'tova': kvjax.TOVA(),
-  'observed_attention': kvjax.ObservedAttention(),
-  'recency': kvjax.Recency(),
-  'snapkv': kvjax.SnapKV(window=3, pool=3),
-  'expected_attention': kvjax.ExpectedAttention(future=8, sinks=1),
-  'key_norm': kvjax.KeyNorm(),
-  'key_diff': kvjax.KeyDiff(),
-  'cur': kvjax.CUR(sinks=1, window=3),
-  'lagkv': kvjax.LagKV(sinks=1, lag=3),
-  'random': kvjax.Random(3),
-}
 
 
 def kind_of(score, **more) -> kvjax.Bounded:
@@ -67,7 +56,6 @@ CELLS = {
     ('gqa', 'expected_attention', kvjax.Int8(), False),
     ('gqa', 'key_diff', kvjax.Int8(), False),
     ('mqa', 'lagkv', kvjax.Int8(), True),
-    ('mla_absorbed', 'snapkv', None, True),
     ('mla_absorbed', 'key_diff', kvjax.Int8(), True),
     ('mla_expanded', 'heavy_hitters', kvjax.Int8(), True),
     ('mla_expanded', 'expected_attention', None, True),
@@ -117,6 +105,49 @@ def check(cell: Cell, seed: int) -> None:
     np.testing.assert_allclose(found[row], wanted, rtol=0, atol=limit)
 
 
+def test_every_exported_score_has_a_row():
+  exported = {
+    x
+    for x in vars(kvjax).values()
+    if isinstance(x, type) and issubclass(x, kvjax.Score)
+  }
+  assert exported - {kvjax.Score} == {type(x) for x in SCORES.values()}
+
+
+def test_every_score_ranks_latents_and_takes_nothing_back():
+  """A model of latent attention, a score in each of its layers."""
+  kinds = [kind_of(score) for score in SCORES.values()]
+  attention = OF['mla_absorbed'].attention
+  layers = (kvjax.Layer(attention, Zero()),) * len(kinds)
+  config = kvjax.ModelConfig(VOCAB, WIDTH, layers)
+  params, tokens = draw(config, 2), text(2, length=17)
+  cache = kvjax.init_cache(config, 3, 23, kinds=kinds)
+  seen = np.zeros((len(kinds), 3, 1, 17, 17), bool)
+  found = [np.zeros((0, VOCAB))] * 3
+  options = kvjax.DecodeOptions(form='absorbed')
+  for start, width in ((0, 15), (15, 1), (16, 1)):
+    counts = PROMPT if start == 0 else np.ones(3, int)
+    piece = jnp.asarray(tokens[:, start : start + width])
+    before = cache
+    logits, cache = kvjax.extend(
+      config, params, poison(cache), piece, counts, options=options
+    )
+    for layer, of_layer in enumerate(seen):
+      mark_seen(of_layer, before, cache, counts, layer)
+    for row, n in enumerate(counts):
+      found[row] = np.concatenate([found[row], np.asarray(logits[row, :n])])
+  for row, n in enumerate(PROMPT):
+    of_row = np.concatenate([tokens[row, :n], tokens[row, 15:]])
+    rules = tuple(Given(x[row, :, : n + 2, : n + 2]) for x in seen)
+    wanted, _ = Oracle(config, params, rules).row(of_row)
+    limit = 1e-5 * np.abs(wanted).max()
+    np.testing.assert_allclose(found[row], wanted, rtol=0, atol=limit)
+  for kind, book in zip(kinds, cache.books, strict=True):
+    assert (kind.shortest_rewind(book, cache.length) == cache.length).all()
+  with pytest.raises(ValueError, match='cannot'):
+    kvjax.rewind(cache, cache.length - 1)
+
+
 def survivors(live: int, count: int) -> int:
   """Returns the tokens of a row after a call: the rule, in Python."""
   if live + count <= BUDGET + SLACK:
@@ -133,13 +164,13 @@ def check_book(cache, live, counts):
       assert stay <= set(head.tolist())
 
 
-def mark_seen(seen, before, after, counts):
+def mark_seen(seen, before, after, counts, layer=0):
   """Marks what each query of a call saw, from the books around it."""
   for row, n in enumerate(counts):
     length = int(after.length[row])
     reads_whole = counts.max() > BUDGET - FIRST
     book = before if reads_whole else after
-    positions = np.asarray(book.books[0].positions)[row]
+    positions = np.asarray(book.books[layer].positions)[row]
     positions = np.broadcast_to(positions, (seen.shape[1], positions.shape[-1]))
     for query in range(length - n, length):
       for head, held in enumerate(positions):

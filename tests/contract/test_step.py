@@ -132,9 +132,10 @@ STEPS = [
   for suffix, codec in CODECS
 ]
 STEPS += [
-  Step(f'{kind}{suffix}_B2_K3', kind, codec, 2, grouped(3))
-  for kind in KEY_SCORES
-  for suffix, codec in (CODECS if kind == 'key_diff' else CODECS[:1])
+  Step(f'{kind}_B2_K3', kind, None, 2, grouped(3)) for kind in KEY_SCORES
+]
+STEPS += [
+  Step('key_diff_int8_B2_K3', 'key_diff', kvjax.Int8(), 2, grouped(3)),
 ]
 NARROW = ['dense', 'sinks', 'paged']
 if jax.__version_info__ >= (0, 11):  # older ones: docs/design.md, known limits

@@ -17,7 +17,7 @@ from jax.sharding import AxisType
 import kvjax
 from kvjax.sharding import Rules, of_params
 from tests import compiler
-from tests.contract.table import VOCAB, WIDTH, draw, text
+from tests.contract.table import SCORES, VOCAB, WIDTH, draw, text
 from tests.facts import tiny
 from tests.sharding import cells
 from tests.sharding.eight_devices import local_bytes
@@ -329,19 +329,26 @@ def a_kernel_by_name_on_a_cache_split_by_hand():
 
 @contract
 def bounded_caches_split_rows_and_heads():
-  """What compares all slots of a row is split by rows and heads."""
-  config = kvjax.ModelConfig(VOCAB, WIDTH, (grouped(rotary=TURN),))
+  """What compares all slots of a row is split by rows and heads.
+
+  A layer has each score, and one more shares the streams of the first.
+  """
+  layers = (grouped(rotary=TURN),) * len(SCORES)
+  layers += (grouped(rotary=TURN, shared_from=0),)
+  config = kvjax.ModelConfig(VOCAB, WIDTH, layers)
   params, tokens = draw(config, 0), jnp.asarray(text(0, 4, 13))
-  kind = kvjax.Bounded(budget=6, slack=2)
+  kinds = [kvjax.Bounded(8, score, slack=2) for score in SCORES.values()]
+  kinds += [None]
   rules = Rules(batch='c', heads='kv')
-  wanted, _ = kvjax.extend(
-    config, params, kvjax.init_cache(config, 4, CAPACITY, kinds=kind), tokens
-  )
-  cache = init(config, 4, rules=rules, kinds=kind)
+  alone = kvjax.init_cache(config, 4, CAPACITY, kinds=kinds)
+  wanted, alone = kvjax.extend(config, params, alone, tokens)
+  cache = init(config, 4, rules=rules, kinds=kinds)
   found, cache = kvjax.extend(
     config, place(config, params, rules), cache, tokens
   )
   close(found, wanted)
+  for one, other in zip(alone.books, cache.books, strict=True):
+    np.testing.assert_array_equal(one.positions, other.positions)
 
 
 @contract
