@@ -39,17 +39,17 @@ HEAVY = 'heavy_hitters(recent=0)'
 LAG = 'lagkv(sinks=4,lag=32)'
 MAIN = (
   'plain',
-  'default',
   'int8',
   'float8',
   'affine',
-  'affine:bits=2',
-  'ggml:name=q8_0',
   'ggml:name=q4_0',
   'hadamard(lloydmax(4))',
-  'hadamard(lloydmax(2))',
   'hadamard(affine)',
   'hadamard(affine(bits=2))',
+  'centred(hadamard(affine))',
+  'centred(hadamard(affine(bits=2)))',
+  'kivi:bits=4,window=32',
+  'kivi:bits=2,window=32',
   *(
     _bounded(256, score)
     for score in (
@@ -80,10 +80,14 @@ MAIN = (
 )
 CODECS = (
   'plain',
+  'default',
   'affine:bits=8',
+  'affine:bits=2',
+  'ggml:name=q8_0',
   'ggml:name=q5_0',
   'ggml:name=q4_1',
   'hadamard(lloydmax(3))',
+  'hadamard(lloydmax(2))',
 )
 UNPROTECTED = tuple(
   f'bounded:budget=256,score={score},protect=(0, 0)'

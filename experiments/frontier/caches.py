@@ -22,30 +22,8 @@ from kvjax.caches.scores import Score
 from kvjax.decoding.allocate import cache_spec
 from kvjax.decoding.parse import parse_cache
 from kvjax.memory.planning import plan
-from kvjax.streams.codecs import Codec, Trailing
-from kvjax.streams.stored import Stored
 
 Params = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class BFloat16(Codec):
-  """Stores bfloat16, whatever the type of the cache.
-
-  Tokens that no codec of a row encodes are stored so: a cache that keeps
-  float32 would be no fair price of a policy.
-  """
-
-  def leaves(self, width, dtype):
-    del dtype
-    return Trailing((width,), jnp.bfloat16, ('width',))
-
-  def encode(self, x, dtype):
-    del dtype
-    return x.astype(jnp.bfloat16)
-
-  def stored(self, encoded):
-    return Stored(encoded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +75,9 @@ class Row:
     name: as the config spells it.
     kind: of every layer, without room for what is fed behind the context; None
       for a cache that keeps every token.
-    codec: of the streams.
+    codec: of the streams. What it leaves as it is has 16 bits, whatever the
+      type of the model, but for the row `plain`: float32 would be no fair
+      price of a policy.
   """
 
   name: str
@@ -112,7 +92,7 @@ class Row:
       ValueError: the name makes no sense.
     """
     kind, codec = parse_cache(name)
-    return cls(name, kind, BFloat16() if codec is None else codec)
+    return cls(name, kind, codec or kvjax.Plain())
 
   @property
   def label(self) -> str:
@@ -135,8 +115,27 @@ class Row:
       return 'oracle'
     if self._score is None:
       return 'window'
-    has_codec = self.codec != BFloat16()
+    has_codec = self.codec != kvjax.Plain()
     return 'score and codec' if has_codec else 'score'
+
+  def calibrated(
+    self, config: kvjax.ModelConfig, params: Params, tokens: np.ndarray
+  ) -> 'Row':
+    """Returns the row whose codec knows what it must of the model's keys.
+
+    Args:
+      config, params: the model.
+      tokens: `[1, T]`, of no context.
+    """
+    if not isinstance(self.codec, kvjax.Centred):
+      return self
+    codec = kvjax.calibrate(config, params, jnp.asarray(tokens), self.codec)
+    return dataclasses.replace(self, codec=codec)
+
+  @property
+  def dtype(self) -> Any:
+    """Of what the codec leaves as it is; None for the model's."""
+    return None if self.name == 'plain' else jnp.bfloat16
 
   @property
   def names(self) -> dict[str, str]:
@@ -212,6 +211,7 @@ class Row:
       capacity=tokens,
       kinds=self.kinds(layers),
       codec=self.codec,
+      cache_dtype=self.dtype,
       new_tokens_per_step=tokens,
     )
     whole = plan(
@@ -220,6 +220,7 @@ class Row:
       capacity=room.capacity,
       kinds=self.kinds(layers, room.following),
       codec=self.codec,
+      cache_dtype=self.dtype,
     )
     return {
       'bytes_per_token': one.cache_bytes / tokens,
@@ -269,7 +270,9 @@ class Compressor:
     kinds = row.kinds(len(self.config.layers), self.room.following)
     if kinds is not None:
       cache, dropped = settle(self._choose(row, kinds, part))
-    cache = kvjax.compress(self.config, self.params, cache, row.codec)
+    cache = kvjax.compress(
+      self.config, self.params, cache, row.codec, row.dtype
+    )
     return cache, dropped + array_bytes(cache)
 
   def _choose(self, row: Row, kinds: list[Any], part: Part) -> kvjax.Cache:

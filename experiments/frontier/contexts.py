@@ -112,6 +112,13 @@ class RetrievalSize:
     return f'{self.numbers} numbers in {self.context}'
 
 
+def calibration_tokens(tokenizer: Tokenizer, size: ProseSize) -> np.ndarray:
+  """Returns tokens `[1, T]` of prose between the first two windows."""
+  ids = np.asarray(tokenizer.encode(help_topics(), special=False), np.int32)
+  start = len(ids) // max(2 * size.windows - 2, 2)
+  return ids[None, start : start + min(512, size.context)]
+
+
 def read_prose(tokenizer: Tokenizer, size: ProseSize) -> Reading:
   """Returns windows of prose, what comes next, and quotes of the windows."""
   ids = np.asarray(tokenizer.encode(help_topics(), special=False), np.int32)

@@ -14,6 +14,7 @@ from experiments.frontier.contexts import (
   ProseSize,
   Reading,
   RetrievalSize,
+  calibration_tokens,
   draw_retrieval,
   read_prose,
   with_question_inside,
@@ -210,7 +211,10 @@ def _measure(study, table, earlier, reading, room):
   for row in rows:
     row.check_choice(reading.contexts.shape[1], room)
   if rows:
-    yield from cost.measure(*study.model, reading, rows, room)
+    config, params = study.model
+    tokens = calibration_tokens(study.tokenizer, study.prose)
+    rows = [row.calibrated(config, params, tokens) for row in rows]
+    yield from cost.measure(config, params, reading, rows, room)
 
 
 def _room(study: Study, prose: Reading) -> Room:

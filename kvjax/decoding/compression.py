@@ -24,7 +24,7 @@ from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.leaf_axes import partition_of_cache
 from kvjax.decoding.program import program
 from kvjax.mesh.rules import WHOLE
-from kvjax.models.config import ModelConfig
+from kvjax.models.config import ModelConfig, dtype_of
 from kvjax.streams.codecs import Codec, add_constant
 from kvjax.streams.view import Streams, contiguous_view
 
@@ -34,6 +34,7 @@ def compress(
   params: Mapping[str, Any],
   cache: Cache,
   kind_or_codec: Kind | Sequence[Kind | None] | Codec,
+  dtype: Any = None,
 ) -> Cache:
   """Returns a smaller cache of the same rows; the given one stays as it is.
 
@@ -47,6 +48,8 @@ def compress(
     cache: that has read its prompt.
     kind_or_codec: a kind for every layer, or one a layer (None for the one that
       the layer has); or a codec.
+    dtype: of what a codec leaves as it is; None for that of the cache. Only
+      beside a codec.
 
   Raises:
     ValueError: a score needs queries, which no cache keeps; a kind needs tokens
@@ -55,7 +58,13 @@ def compress(
     DonatedCacheError: the cache was given to an earlier call.
   """
   check_config_and_cache(config, cache)
-  layout = _layout(config, cache, kind_or_codec)
+  recodes = hasattr(kind_or_codec, 'leaves')
+  if dtype is not None and not recodes:
+    raise ValueError(
+      f'dtype={dtype!r} is for a codec, and kind_or_codec={kind_or_codec!r} '
+      'stores nothing anew. Give Plain() as a codec for other floats.'
+    )
+  layout = _layout(config, cache, kind_or_codec, dtype)
   for index, (old, new) in enumerate(
     zip(cache.layout.stores, layout.stores, strict=True)
   ):
@@ -70,10 +79,12 @@ def compress(
   if hasattr(codec, 'leaves'):
     measured = measured_constants(config, cast(Codec, codec))
     constants = with_constants(cache, measured).constants
-  return _compress(config, params, cache, layout, constants)
+  return _compress(config, params, cache, layout, constants, recodes)
 
 
-def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
+def _layout(
+  config: ModelConfig, cache: Cache, choice: Any, dtype: Any
+) -> Layout:
   """Returns the layout of the smaller cache."""
   old = cache.layout
   kinds: list[Kind | None] = [store and store.kind for store in old.stores]
@@ -89,8 +100,9 @@ def _layout(config: ModelConfig, cache: Cache, choice: Any) -> Layout:
     kinds = [new or own for new, own in zip(choice, kinds, strict=True)]
   codec: Any = choice if is_codec else None
   partition = partition_of_cache(cache) or WHOLE
+  own_dtype = next(store.dtype for store in old.stores if store)
   options = StoreOptions(
-    dtype=next(store.dtype for store in old.stores if store is not None),
+    dtype=own_dtype if dtype is None else dtype_of(config, dtype),
     kinds=kinds,
     codec=codec,
     rotary_length=old.rotary_length,
@@ -144,8 +156,8 @@ def _check_kinds(index: int, old: Kind, new: Kind) -> None:
     )
 
 
-@program(static=('config', 'layout'), donated=())
-def _compress(config, params, cache, layout, constants):
+@program(static=('config', 'layout', 'recodes'), donated=())
+def _compress(config, params, cache, layout, constants, recodes):
   spec = arrange(config, layout, cache.batch_size)
   empty = jax.tree.map(ArraySpec.allocate, spec, is_leaf=is_leaf)
   books, stores = list(empty.books), list(empty.stores)
@@ -159,7 +171,7 @@ def _compress(config, params, cache, layout, constants):
     if new.kind == old.kind:
       books[book] = own_book
       stores[index] = own_leaves
-      if new.codecs != old.codecs:  # a code is never written twice
+      if recodes:  # otherwise no code is written twice
         stores[index] = _recode(old, new, own_leaves, own_constant, constant)
       continue
     streams, positions = _read(old, own_book, own_leaves, cache.length)

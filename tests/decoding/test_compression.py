@@ -87,6 +87,18 @@ def test_a_turned_cache_is_turned_back(choice):
   np.testing.assert_allclose(found, want, rtol=0, atol=0.02 * want.max())
 
 
+def test_what_a_codec_leaves_as_it_is_may_have_fewer_bits():
+  config, params = model('gqa')
+  codec = kvjax.KIVI(group=5, window=10, bits=8)
+  found = kvjax.compress(config, params, read('gqa'), codec, jnp.bfloat16)
+  want = kvjax.init_cache(config, 2, 40, jnp.bfloat16, codec=codec)
+  for a, b in zip(
+    jax.tree.leaves(found.stores), jax.tree.leaves(want.stores), strict=True
+  ):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+  assert jnp.bfloat16 in [x.dtype for x in jax.tree.leaves(found.stores)]
+
+
 def test_a_dense_cache_becomes_a_ring_and_keeps_its_own_kind():
   config, params = model('gqa')
   dense = read('gqa')
@@ -114,6 +126,7 @@ def test_a_dense_cache_becomes_a_ring_and_keeps_its_own_kind():
     ({}, kvjax.Paged(page=4), 'shares pages between rows'),
     ({}, [kvjax.Ring(4)], 'one for each of the 2 layers'),
     ({}, 'int8', "kind_or_codec='int8' must be a kind"),
+    ({}, (kvjax.Ring(7), jnp.bfloat16), 'Give Plain\\(\\) as a codec'),
     (
       {'kinds': kvjax.Bounded(12, kvjax.KeyNorm())},
       kvjax.Bounded(9, kvjax.KeyNorm(), per_head=False),
@@ -123,5 +136,6 @@ def test_a_dense_cache_becomes_a_ring_and_keeps_its_own_kind():
 )
 def test_refusals(options, choice, message):
   config, params = model('gqa')
+  choice, dtype = choice if isinstance(choice, tuple) else (choice, None)
   with pytest.raises(ValueError, match=message):
-    kvjax.compress(config, params, read('gqa', **options), choice)
+    kvjax.compress(config, params, read('gqa', **options), choice, dtype)
