@@ -1,6 +1,7 @@
 """What a score function may look at: one layer's tokens, slot by slot."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -114,17 +115,17 @@ class Evidence:
     at = start + jnp.arange(size, dtype=jnp.int32)
     chosen = jnp.take(self._order(), jnp.minimum(at, slots - 1), axis=-1)
     exists = (at < slots)[None, None]
-    first, found = 0, None
+    first, keys, values = 0, [], []
     for (view, read), positions in self._parts():
       here = (chosen >= first) & (chosen < first + view.slots)
       index = jnp.where(here, chosen - first, 0)
       taken = jax.tree.map(lambda x, i=index: _along_slots(x, i), view.leaves)
       is_token = here & (_along_slots(positions, index) != EMPTY) & exists
-      part = tuple(_cleared(x, is_token) for x in read(taken))
-      found = part if found is None else jax.tree.map(jnp.add, found, part)
+      for x, parts in zip(read(taken), (keys, values), strict=True):
+        parts.append(_cleared(x, is_token))
       first += view.slots
-    assert found is not None
-    return found
+    # A token is in one part, and 0 in the others.
+    return functools.reduce(jnp.add, keys), functools.reduce(jnp.add, values)
 
   def weights(self) -> jax.Array:
     """Returns float32 `[B, 1 | K, S]`: attention that each slot received.

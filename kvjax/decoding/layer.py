@@ -216,9 +216,8 @@ def _after(state: CallState, first: Any, then: Any) -> Any:
   """
   if PARTITION.value is not None:  # devices would have to exchange a number
     return then
-  one = sum(
-    x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(first)
-  )
+  leaves = jax.tree.leaves(first)
+  one = jnp.stack([x[(0,) * x.ndim].astype(jnp.float32) for x in leaves]).sum()
   never = state.before[0] < 0
   return jax.tree.map(lambda x: jnp.where(never, one.astype(x.dtype), x), then)
 
