@@ -175,8 +175,10 @@ def _text(study, table, earlier):
     draw = functools.partial(draw_retrieval, study.tokenizer, size, study.seed)
     record = _find_contexts(size, earlier)
     if record is None:
-      rule = cost.Answered(size.contexts, *study.answered, study.tried)
-      record = cost.keep_answered(*study.model, draw, room, rule)
+      right, exact = study.answered
+      rule = cost.Answered(size.contexts, right, exact, study.tried)
+      config, params = study.model
+      record = cost.keep_answered(config, params, draw, room, rule)
       yield record | {'reading': size.name}
     reading = draw(record['kept'])
     if INSIDE in reads:
@@ -210,7 +212,8 @@ def _measure(study, table, earlier, reading, room):
   for row in rows:
     row.check_choice(reading.contexts.shape[1], room)
   if rows:
-    yield from cost.measure(*study.model, reading, rows, room)
+    config, params = study.model
+    yield from cost.measure(config, params, reading, rows, room)
 
 
 def _room(study: Study, prose: Reading) -> Room:
