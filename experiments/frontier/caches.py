@@ -309,7 +309,8 @@ def settle(cache: kvjax.Cache) -> tuple[kvjax.Cache, int]:
       books[layout.books[index]] = book.replace(total=None)
     stores.append(store)
   layout = dataclasses.replace(layout, stores=tuple(stores))
-  return cache.replace(layout=layout, books=tuple(books)), dropped
+  cache = dataclasses.replace(cache, layout=layout, books=tuple(books))
+  return cache, dropped
 
 
 def future_attention(

@@ -176,8 +176,10 @@ def _text(study, table, earlier):
     draw = functools.partial(draw_retrieval, study.tokenizer, size, study.seed)
     record = _find_contexts(size, earlier)
     if record is None:
-      rule = cost.Answered(size.contexts, *study.answered, study.tried)
-      record = cost.keep_answered(*study.model, draw, room, rule)
+      right, exact = study.answered
+      rule = cost.Answered(size.contexts, right, exact, study.tried)
+      config, params = study.model
+      record = cost.keep_answered(config, params, draw, room, rule)
       yield record | {'reading': size.name}
     reading = draw(record['kept'])
     if INSIDE in reads:
