@@ -126,6 +126,7 @@ def _picture(panels: Mapping[Any, Records]) -> bytes:
     panel.xaxis.set_major_formatter('{x:,.0f}')
     panel.set_yscale('log')
     panel.set_xlabel('bytes a token of context')
+    panel.set_ylabel('KL, nats')
     panel.set_title(f'{part}: {reading}', loc='left', fontsize=10)
   handles, texts = axes[0].get_legend_handles_labels()
   canvas.legend(

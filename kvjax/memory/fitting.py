@@ -230,7 +230,7 @@ def budget_for(
       its own. None, or a kind without these: the capacity.
     codec: of the streams, as in `plan`.
     batch_size: B rows.
-    cache_dtype: as in `plan`.
+    cache_dtype: of the streams, as in `plan`.
 
   Raises:
     ValueError: a size is not positive, or the smallest cache of that kind takes
