@@ -28,6 +28,10 @@ KEEP = 'protect=(4,32)'  # first and newest tokens that stay, in every row
 ORACLE = 'experiments.frontier.caches:Oracle()'
 
 
+def _coded(codec: str, group: int = 1) -> str:
+  return f'residual:first=4,window=32,group={group}+{codec}'
+
+
 def _bounded(budget: int, score: str, codec: str = '') -> str:
   kept = f'bounded:budget={budget},score={score},{KEEP}'
   return f'{kept}+{codec}' if codec else kept
@@ -39,17 +43,22 @@ HEAVY = 'heavy_hitters(recent=0)'
 LAG = 'lagkv(sinks=4,lag=32)'
 MAIN = (
   'plain',
-  'int8',
-  'float8',
-  'affine',
-  'ggml:name=q4_0',
-  'hadamard(lloydmax(4))',
-  'hadamard(affine)',
-  'hadamard(affine(bits=2))',
-  'centred(hadamard(affine))',
-  'centred(hadamard(affine(bits=2)))',
-  'kivi:bits=4,window=32',
-  'kivi:bits=2,window=32',
+  *map(
+    _coded,
+    (
+      'int8',
+      'float8',
+      'affine',
+      'ggml(q4_0)',
+      'hadamard(lloydmax(4))',
+      'hadamard(affine)',
+      'hadamard(affine(bits=2))',
+      'centred(hadamard(affine))',
+      'centred(hadamard(affine(bits=2)))',
+    ),
+  ),
+  _coded('kivi(bits=4,window=32)', group=32),
+  _coded('kivi(bits=2,window=32)', group=32),
   *(
     _bounded(256, score)
     for score in (
@@ -78,16 +87,24 @@ MAIN = (
   _bounded(256, 'random'),
   _bounded(256, ORACLE),
 )
+# Of every token, the first and the newest as well.
 CODECS = (
   'plain',
   'default',
-  'affine:bits=8',
-  'affine:bits=2',
-  'ggml:name=q8_0',
-  'ggml:name=q5_0',
-  'ggml:name=q4_1',
+  'int8',
+  'float8',
+  'affine',
+  'affine(bits=8)',
+  'affine(bits=2)',
+  'ggml(q8_0)',
+  'ggml(q5_0)',
+  'ggml(q4_1)',
+  'ggml(q4_0)',
+  'hadamard(lloydmax(4))',
   'hadamard(lloydmax(3))',
   'hadamard(lloydmax(2))',
+  'hadamard(affine)',
+  'hadamard(affine(bits=2))',
 )
 UNPROTECTED = tuple(
   f'bounded:budget=256,score={score},protect=(0, 0)'

@@ -98,6 +98,8 @@ class Row:
   def label(self) -> str:
     """A short name: 'snapkv 256, int8'."""
     kind, _, codec = self.name.partition('+')
+    if kind.startswith('residual'):
+      return codec
     found = re.match(r'bounded:budget=(\d+),score=(.*),protect=(.*)', kind)
     if found:
       budget, score, kept = found.groups()
@@ -109,7 +111,7 @@ class Row:
   @property
   def family(self) -> str:
     """What the row chooses: a codec, a score, both, a window; or an oracle."""
-    if self.kind is None:
+    if self.kind is None or self.kind.keeps_exact:
       return 'codec'
     if self.knows_future:
       return 'oracle'

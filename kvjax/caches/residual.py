@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from kvjax.arguments import check_fields
+from kvjax.caches.dense import Dense
 from kvjax.caches.kind import Book, Kind, Tier
 from kvjax.caches.slots import EMPTY, read_rows, write_rows
 from kvjax.streams.codecs import Tiering
@@ -102,7 +103,7 @@ class Residual(Kind):
       tokens has `window + group` slots.
   """
 
-  kind: Kind
+  kind: Kind = Dense()
   first: int = 0
   window: int = 128
   group: int = 32

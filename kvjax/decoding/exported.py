@@ -14,7 +14,7 @@ import jax
 from kvjax.caches.bounded import BoundedBook
 from kvjax.caches.kind import Book, Kind
 from kvjax.caches.paged import PagedBook
-from kvjax.caches.residual import Residual, Tiers
+from kvjax.caches.residual import Tiers
 from kvjax.decoding.cache import Cache
 from kvjax.decoding.layout import LayerStore, Layout
 from kvjax.decoding.parse import CODECS, KINDS, SCORES
@@ -29,7 +29,6 @@ TYPES = (
   LayerStore,
   Kind,
   *KINDS.values(),
-  Residual,
   *CODECS.values(),
   *SCORES.values(),
 )

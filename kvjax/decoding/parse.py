@@ -25,6 +25,7 @@ from kvjax.caches.dense import Dense
 from kvjax.caches.key_scores import CUR, KeyDiff, KeyNorm, LagKV, Random
 from kvjax.caches.kind import Kind
 from kvjax.caches.paged import Paged
+from kvjax.caches.residual import Residual
 from kvjax.caches.ring import Ring
 from kvjax.caches.scores import (
   TOVA,
@@ -57,6 +58,7 @@ KINDS: dict[str, type[Kind]] = {
   'sinks': Sinks,
   'paged': Paged,
   'bounded': Bounded,
+  'residual': Residual,
 }
 CODECS: dict[str, Any] = {
   'plain': Plain,
@@ -201,8 +203,8 @@ def _read(place: str, hint: Any, text: str) -> Any:
     hint = typing.get_args(hint)[0]
   if hint is str:
     return text
-  if hint is Codec:
-    return _read_named(place, text, 'codec')
+  if hint in (Codec, Kind):
+    return _read_named(place, text, 'codec' if hint is Codec else 'kind')
   if hint is bool:
     if text in ('true', 'false'):
       return text == 'true'
@@ -211,8 +213,6 @@ def _read(place: str, hint: Any, text: str) -> Any:
     if text.removeprefix('-').isdecimal():
       return int(text)
     raise ValueError(f'{place}: {text!r} must be an integer.')
-  if hint is str:
-    return text
   if typing.get_origin(hint) is tuple:
     return _read_literal(place, text)
   return _read_named(place, text, 'score')
@@ -226,12 +226,18 @@ def _read_literal(place: str, text: str) -> Any:
 
 
 def _read_named(place: str, text: str, wanted: str) -> Any:
-  """Returns the score or codec of `name`, `name(...)` or `module:Name(...)`."""
+  """Returns what `name`, `name(...)` or `module:Name(...)` makes.
+
+  Args:
+    place: of the text, for errors.
+    text: the name and its fields.
+    wanted: 'kind', 'codec' or 'score'.
+  """
   text = text.strip()
   if OUTSIDE.fullmatch(text):
     return _make_outside(place, text, (wanted,))
   name, _, rest = text.partition('(')
-  classes = SCORES if wanted == 'score' else CODECS
+  classes = {'kind': KINDS, 'codec': CODECS, 'score': SCORES}[wanted]
   if name not in classes:
     raise ValueError(
       f'{place}: {text!r} is none of {", ".join(classes)}. Another is '

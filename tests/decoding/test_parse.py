@@ -29,6 +29,11 @@ from kvjax.decoding.parse import CODECS, KINDS, parse_cache, spell
       {'key': kvjax.Hadamard(kvjax.Affine(4)), 'value': kvjax.GGML('q4_0')},
     ),
     ('dense', kvjax.Dense(), None),
+    (
+      'residual:kind=paged(page=8),first=4,group=8+kivi(bits=4,group=8)',
+      kvjax.Residual(kvjax.Paged(page=8), first=4, group=8),
+      kvjax.KIVI(bits=4, group=8),
+    ),
     ('ring:window=64', kvjax.Ring(window=64), None),
     (
       'sinks:sinks=3,window=5,renumber=true+int8',
@@ -148,5 +153,6 @@ def test_every_option_of_ours_can_be_spelled(name):
   spelled = {f.name for f in fields} - {'slots', 'constant'}
   types = {hints[name] for name in spelled}
   pair = tuple[int, int] | None
-  known = {int, bool, str, pair, int | None, kvjax.Score, kvjax.Codec}
+  known = {int, bool, str, pair, int | None}
+  known |= {kvjax.Kind, kvjax.Score, kvjax.Codec}
   assert types <= known
