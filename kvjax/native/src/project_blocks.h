@@ -48,39 +48,49 @@ void project_blocks(const BlockRows& rows, int64_t m, const Stream& weight,
                     int64_t N, int64_t first, int64_t last, float* out) {
   const int64_t pairs = rows.pairs, blocks = 2 * pairs, wide = rows.wide;
   thread_local std::vector<float> memory;
-  memory.assign(2 * wide, 0.f);
-  float *scale = memory.data(), *zero = scale + wide;
-  for (int64_t n = first; n < last; ++n) {
-    widen(weight.group_scales + n * blocks, blocks, scale);
-    widen(weight.group_zeros + n * blocks, blocks, zero);
-    const char* from = weight.codes + n * weight.bytes();
-    const bool ahead = n + 4 < last;
-    Eight sum[R] = {};
-    for (int64_t i = 0; i < pairs; ++i, from += 32) {
-      if (ahead && i % 2 == 0) ASK(from + 4 * weight.bytes());
-      const Shorts codes = *reinterpret_cast<const Shorts*>(from);
-      const Shorts part[] = {codes & 15, codes >> 8 & 15, codes >> 4 & 15,
-                             codes >> 12 & 15};
-      const Eight low = Eight{} + scale[2 * i], high = Eight{} + scale[2 * i + 1];
-      const Eight both =
-          __builtin_shufflevector(low, high, 0, 1, 2, 3, 12, 13, 14, 15);
-      UNROLL for (int r = 0; r < R; ++r) {
-        const int64_t at = (m + r) * pairs + i;
-        const auto x = reinterpret_cast<const Shorts*>(&rows.numbers[at * kPair]);
-        const Words products =
-            (pair_sums(x[0], part[0]) + pair_sums(x[1], part[1])) +
-            (pair_sums(x[2], part[2]) + pair_sums(x[3], part[3]));
-        const Eight unit = *reinterpret_cast<const Eight*>(&rows.units[at * 8]);
-        sum[r] += __builtin_convertvector(products, Eight) * (both * unit);
+  memory.assign(2 * (8 * blocks + wide), 0.f);
+  float *scales = memory.data(), *zeros = scales + 8 * blocks + wide;
+  // Numbers of eight output channels are whole vectors.
+  for (int64_t n = first; n < last; n += 8) {
+    const int64_t channels = std::min<int64_t>(8, last - n);
+    widen(weight.group_scales + n * blocks, channels * blocks, scales);
+    widen(weight.group_zeros + n * blocks, channels * blocks, zeros);
+    Eight sum[R][8] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const float *scale = scales + c * blocks, *zero = zeros + c * blocks;
+      const char* from = weight.codes + (n + c) * weight.bytes();
+      const bool ahead = n + c + 8 < last;
+      Eight total[R] = {};
+      for (int64_t i = 0; i < pairs; ++i, from += 32) {
+        if (ahead && i % 2 == 0) ASK(from + 8 * weight.bytes());
+        const Shorts codes = *reinterpret_cast<const Shorts*>(from);
+        const Shorts part[] = {codes & 15, codes >> 8 & 15, codes >> 4 & 15,
+                               codes >> 12 & 15};
+        const Eight low = Eight{} + scale[2 * i];
+        const Eight high = Eight{} + scale[2 * i + 1];
+        const Eight both =
+            __builtin_shufflevector(low, high, 0, 1, 2, 3, 12, 13, 14, 15);
+        UNROLL for (int r = 0; r < R; ++r) {
+          const int64_t at = (m + r) * pairs + i;
+          const auto x = (const Shorts*)&rows.numbers[at * kPair];
+          const auto unit = *(const Eight*)&rows.units[at * 8];
+          const Words products =
+              (pair_sums(x[0], part[0]) + pair_sums(x[1], part[1])) +
+              (pair_sums(x[2], part[2]) + pair_sums(x[3], part[3]));
+          total[r] += __builtin_convertvector(products, Eight) * (both * unit);
+        }
+      }
+      for (int r = 0; r < R; ++r) {
+        // Beyond the blocks, sums of rows are zeros.
+        for (int64_t b = 0; b < wide; b += 8)
+          total[r] += *(const Eight*)(zero + b) *
+                      *(const Eight*)&rows.sums[(m + r) * wide + b];
+        sum[r][c] = total[r];
       }
     }
     for (int r = 0; r < R; ++r) {
-      for (int64_t b = 0; b < wide; b += 8)
-        sum[r] += *reinterpret_cast<const Eight*>(zero + b) *
-                  *reinterpret_cast<const Eight*>(&rows.sums[(m + r) * wide + b]);
-      float total = 0.f;
-      for (int i = 0; i < 8; ++i) total += sum[r][i];
-      out[(m + r) * N + n] = total;
+      const Eight totals = sums_of_8(sum[r]);
+      memcpy(out + (m + r) * N + n, &totals, channels * sizeof(float));
     }
   }
 }
