@@ -272,7 +272,8 @@ def step_bytes(
   cache's books.
   """
   head: Any = params['embedding' if config.tied else 'head']
-  stored = 'int8' if isinstance(head, CodedWeight) else head.dtype
+  coded = isinstance(head, CodedWeight)
+  stored = f'int{head.bits}' if coded else head.dtype
   planned = plan(config, batch_size=1, capacity=1, param_dtype=stored)
   live = 0.0
   for index, store in zip(cache.layout.books, cache.stores, strict=True):

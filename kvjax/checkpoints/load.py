@@ -39,7 +39,7 @@ from kvjax.mesh.rules import Rules, partition_of
 from kvjax.models.config import ModelConfig
 from kvjax.models.initialize import param_shapes
 from kvjax.models.param_axes import param_specs
-from kvjax.models.quantize import encode, is_projection
+from kvjax.models.quantize import WEIGHTS, encode, is_projection
 from kvjax.progress_bar import show_progress
 from kvjax.renamed import renamed_arguments
 from kvjax.strict_json import parse_object
@@ -75,8 +75,9 @@ def load_checkpoint(
     mesh: of the devices that share the params, of one process or many. Each
       process reads what its own devices hold. None for the default device.
     rules: what the axes of the mesh split, as in `init_cache`.
-    weights: 'int8' to `quantize` each projection as it is read, so that at most
-      one projection is in memory as it was published. None for floats.
+    weights: 'int8' or 'int4' to `quantize` each projection as it is read, so
+      that at most one projection is in memory as it was published. None for
+      floats.
 
   Returns:
     The config, and params as `init_params` (or `quantize`) has them.
@@ -88,8 +89,10 @@ def load_checkpoint(
       of the wrong shape, or (found only when that tensor is read) a finite
       weight is too large for `dtype`; the message names it.
   """
-  if weights not in (None, 'int8'):
-    raise ValueError(f"weights={weights!r} is unknown; known: 'int8', or None.")
+  if weights not in (None, *WEIGHTS):
+    raise ValueError(
+      f"weights={weights!r} is unknown; known: 'int8', 'int4', or None."
+    )
   partition = partition_of(mesh, rules)
   config, sources = open_checkpoint(find_model(path), dtype)
   targets = {}
@@ -100,8 +103,9 @@ def load_checkpoint(
   for source in _with_progress(sources):
     target = targets.get(source.place)
     param = _read(source, getattr(target, 'codes', target))
-    if weights == 'int8' and is_projection(source.place, tied=config.tied):
-      param = jax.device_put(encode(param, source.place), target)
+    if weights and is_projection(source.place, tied=config.tied):
+      param = encode(param, source.place, WEIGHTS[weights])
+      param = jax.device_put(param, target)
     # Without this wait the host would read ahead, and hold many tensors.
     params[source.place] = jax.block_until_ready(param)
   structure = jax.tree.structure(param_shapes(config))

@@ -52,7 +52,7 @@ def linear(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
 def matmul(rows: jax.Array, weight: jax.Array | CodedWeight) -> jax.Array:
   """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32."""
   if isinstance(weight, CodedWeight):
-    return choose.multiply(rows, weight.codes, weight.scale)
+    return choose.multiply(rows, weight.codes, weight.scale, weight.zero)
   return choose.multiply(rows, weight, None)
 
 

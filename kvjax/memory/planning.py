@@ -31,6 +31,7 @@ from kvjax.memory.parts.param_bytes import param_lines
 from kvjax.memory.temporaries.upper_bound import LOGITS, step_lines
 from kvjax.mesh.rules import Partition, Rules, partition_of
 from kvjax.models.config import ModelConfig, named_dtype
+from kvjax.models.quantize import WEIGHTS
 from kvjax.renamed import renamed_arguments
 from kvjax.streams.codecs import Codecs
 
@@ -153,8 +154,8 @@ def plan(
     new_tokens_per_step: T tokens a row of one call.
     kinds: of cache, as in `init_cache`.
     codec: how streams are stored.
-    param_dtype: of the parameters; None for the config's. 'int8' for those
-      that `quantize` makes, all else in the config's.
+    param_dtype: of the parameters; None for the config's. 'int8' or 'int4'
+      for those that `quantize` makes, all else in the config's.
     cache_dtype: of the streams; None for the config's.
     source_length: positions of the source of an encoder-decoder; None leaves
       the source, its keys and values and its encoder's transient out.
@@ -199,7 +200,8 @@ def plan(
   )
   _check_room(spec, new_tokens_per_step)
   dtype = _param_dtype(config, param_dtype)
-  coded = coded_parts(config, cut) if dtype == jnp.int8 else {}
+  bits = WEIGHTS.get(dtype.name)
+  coded = coded_parts(config, cut, bits=bits) if bits else {}
   dtype = np.dtype(config.dtype) if coded else dtype
   lines = [*param_lines(config, dtype.itemsize, cut, coded)]
   lines += [*coded_lines(coded), *cache_lines(spec, cut)]
@@ -211,7 +213,7 @@ def plan(
   if source_length is not None:
     length = int(source_length)
     lines += encode_lines(config, batch_size, length, call.size, cut)
-  read = active_bytes(config, dtype.itemsize, coded=bool(coded))
+  read = active_bytes(config, dtype.itemsize, bits=bits)
   return _summed(config, spec, batch_size, capacity, read, cut, tuple(lines))
 
 
@@ -253,13 +255,13 @@ def _check_prompt(prompt_length: int | None, capacity: int) -> None:
 
 def _param_dtype(config: ModelConfig, dtype: Any) -> np.dtype:
   found = named_dtype(config.dtype if dtype is None else dtype, 'param_dtype')
-  if found == jnp.int8:
+  if found.name in WEIGHTS:
     return found
   # Sub-byte floats too: nothing here multiplies or packs them.
   if not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 8:
     raise ValueError(
       f'param_dtype={found} is no floating type of eight bits or more. Give '
-      'bfloat16, float8_e4m3fn, say, or int8 for quantized weights.'
+      'bfloat16, float8_e4m3fn, say, or int8 or int4 for quantized weights.'
     )
   return found
 

@@ -1,5 +1,6 @@
 """Named axes of parameters, by which rules split them over a mesh."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from kvjax.mesh.rules import Partition
 from kvjax.models.config import Layer, ModelConfig
 from kvjax.models.initialize import param_shapes
-from kvjax.models.quantize import quantize
+from kvjax.models.quantize import WEIGHTS, quantize
 
 
 def param_specs(
@@ -21,12 +22,13 @@ def param_specs(
   Args:
     config: the model.
     partition: a mesh and its rules.
-    param_dtype: 'int8' for every leaf of `quantize` of them: a scale is
+    param_dtype: 'int8' or 'int4' for every leaf of `quantize`: a scale is
       split as its output channel is.
   """
   params = param_shapes(config)
-  if param_dtype == 'int8':
-    params = jax.eval_shape(quantize, params)
+  if param_dtype in WEIGHTS:
+    coded = functools.partial(quantize, bits=WEIGHTS[param_dtype])
+    params = jax.eval_shape(coded, params)
 
   def spec(path, leaf):
     keys: list[Any] = [getattr(k, 'key', getattr(k, 'idx', None)) for k in path]

@@ -32,6 +32,7 @@ HEADERS = (
   'pool.h',
   'problem.h',
   'project.h',
+  'project_blocks.h',
   'streams.h',
   'tiles.h',
 )

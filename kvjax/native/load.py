@@ -11,7 +11,8 @@ from kvjax.mesh.region import mesh_of
 from kvjax.native import build
 
 DECODE, PROJECT, WRITE = 'kvjax_decode', 'kvjax_project', 'kvjax_write'
-CUSTOM_CALLS = (DECODE, PROJECT, WRITE)
+PROJECT_BLOCKS = 'kvjax_project_blocks'
+CUSTOM_CALLS = (DECODE, PROJECT, PROJECT_BLOCKS, WRITE)
 """Names by which programs call the compiled CPU library, for `jax.export`."""
 
 

@@ -26,6 +26,8 @@ def decoded(params):
   """Returns the float params that the codes stand for."""
 
   def one(x):
+    if is_coded(x) and x.bits == 4:
+      return x[...]
     return x.codes.astype(x.dtype) * x.scale[..., None] if is_coded(x) else x
 
   return jax.tree.map(one, params, is_leaf=is_coded)
@@ -67,6 +69,41 @@ def test_a_coded_model_is_the_float_model_that_it_decodes_to(
       CONFIG, params, cache, token, kernel=kernel
     )
     tiny.close(found, want[:, i])
+
+
+@pytest.mark.parametrize('kernel', [None, 'blockwise'])
+def test_a_model_in_four_bits_is_the_float_model_that_it_decodes_to(
+  kernel, monkeypatch
+):
+  """And the plan counts it to the byte; experts and MLA among it."""
+  monkeypatch.setattr(cpu_library, 'SMALL', 0)
+  attention = kvjax.Grouped(4, 2, 16, rotary=kvjax.Rotary(16))
+  latent = kvjax.Latent(4, 32, 16, 16, rotary=kvjax.Rotary(16), query_rank=32)
+  layers = (
+    kvjax.Layer(attention, kvjax.Experts(5, 2, 32, shared=kvjax.MLP(64))),
+    kvjax.Layer(latent, kvjax.MLP(64)),
+  )
+  config = kvjax.ModelConfig(53, 64, layers, tied=True)
+  params = kvjax.init_params(config, jax.random.key(0))
+  params = kvjax.quantize(params, bits=4)
+  plan = kvjax.memory.plan(config, batch_size=1, capacity=1, param_dtype='int4')
+  assert plan.params_bytes == sum(x.nbytes for x in jax.tree.leaves(params))
+  tokens = jax.random.randint(jax.random.key(1), (1, 5), 0, 53)
+  want = kvjax.forward(config, decoded(params), tokens)
+  cache = kvjax.init_cache(config, 1, 8)
+  _, cache = kvjax.prefill(config, params, cache, tokens[:, :4], kernel=kernel)
+  found, _ = kvjax.decode_step(
+    config, params, cache, tokens[:, 4], kernel=kernel
+  )
+  np.testing.assert_allclose(found, want[:, 4], atol=1e-4 * np.abs(want).max())
+
+
+def test_four_bits_need_whole_blocks():
+  params = {'layers': [{'mlp': {'up': jnp.ones((3, 48))}}]}
+  with pytest.raises(ValueError, match=r'mlp\.up has 48 inputs: blocks of 32'):
+    kvjax.quantize(params, bits=4)
+  with pytest.raises(ValueError, match='bits=3 must be 8 or 4'):
+    kvjax.quantize(params, bits=3)
 
 
 def test_a_recent_model():

@@ -53,11 +53,37 @@ def check(rows, channels, width, dtype):
   if dtype == 'int8':
     coded = kvjax.quantize({'up': weight})['up']
     weight, scale = coded.codes, coded.scale
-  found = cpu_library.multiply(x, weight, scale, choose.multiply_plainly)
+  found = cpu_library.multiply(x, weight, scale, None, choose.multiply_plainly)
   want = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
   want *= 1 if scale is None else np.asarray(scale, np.float64)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(('rows', 'dtype'), [(1, 'float32'), (5, 'bfloat16')])
+def test_weights_of_four_bits(rows, dtype):
+  """By the library and in plain JAX, as NumPy decodes ggml's q4_1."""
+  x, weight = draw(rows, 37, 192)
+  x = x.astype(dtype) * jnp.asarray(np.logspace(-3, 3, 192), dtype)[None]
+  coded = kvjax.quantize({'up': weight}, bits=4)['up']
+  packed = np.asarray(coded.codes).reshape(37, 6, 16)
+  codes = np.concatenate([packed & 15, packed >> 4], axis=-1)
+  decoded = codes * np.float64(coded.scale)[..., None]
+  decoded = (decoded + np.float64(coded.zero)[..., None]).reshape(37, 192)
+  assert (
+    np.abs(decoded - np.asarray(weight)).max() < np.float64(coded.scale).max()
+  )
+  np.testing.assert_allclose(coded[5:7], decoded[5:7], rtol=1e-6)
+  want = np.asarray(x, np.float64) @ decoded.T
+  assert not cpu_library.refuses(x, coded.codes)
+  found = matmul(x, coded)
+  # Rows have 16 bits in a block, and no other block takes any of them.
+  scale = np.abs(np.asarray(x, np.float64))[:, None] * np.abs(decoded)
+  assert (np.abs(found - want) < 3e-5 * scale.sum(-1)).all()
+  with using_kernel('blockwise'):
+    plain = matmul(x, coded)
+  tolerance = 1e-2 if dtype == 'bfloat16' else 1e-5
+  np.testing.assert_allclose(plain, want, atol=tolerance * np.abs(want).max())
 
 
 def test_float32_rows_are_not_rounded_to_a_narrow_weight():

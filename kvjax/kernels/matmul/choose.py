@@ -3,7 +3,8 @@
 Every product takes rows `[M, in]` and a weight `[out, in]`, whose rows are
 output channels: the order of published checkpoints, and the one in which a CPU
 reads a weight fastest. Sums are float32. A weight in eight bits is its codes
-and a scale for each output channel, which multiplies the sums.
+and a scale for each output channel, which multiplies the sums; one in four bits
+has a scale and a zero for each block of 32 inputs.
 """
 
 import jax
@@ -14,24 +15,42 @@ from kvjax.kernels.matmul import cpu_library, gpu_row, xla
 
 
 def multiply(
-  rows: jax.Array, weight: jax.Array, scale: jax.Array | None
+  rows: jax.Array,
+  weight: jax.Array,
+  scale: jax.Array | None,
+  zero: jax.Array | None = None,
 ) -> jax.Array:
   """Returns `rows [M, in]` times `weight [out, in]`: `[M, out]`, float32.
 
   Args:
     rows: of any floating dtype.
-    weight: floats, or int8 codes.
-    scale: float32 `[out]`, multiplies the sums; None for none.
+    weight: floats, int8 codes, or uint8 `[out, in / 2]` of two codes a byte.
+    scale: float32 `[out]`, multiplies the sums; float16 `[out, in / 32]` of
+      packed codes; None for none.
+    zero: float16 `[out, in / 32]` of packed codes.
   """
   if cpu_library.refuses(rows, weight):
-    return multiply_plainly(rows, weight, scale)
-  return cpu_library.multiply(rows, weight, scale, multiply_plainly)
+    return multiply_plainly(rows, weight, scale, zero)
+  return cpu_library.multiply(rows, weight, scale, zero, multiply_plainly)
 
 
 def multiply_plainly(
-  rows: jax.Array, weight: jax.Array, scale: jax.Array | None
+  rows: jax.Array,
+  weight: jax.Array,
+  scale: jax.Array | None,
+  zero: jax.Array | None = None,
 ) -> jax.Array:
   """Returns what `multiply` does, by plain JAX alone."""
+  if zero is not None:
+    sums = jax.lax.platform_dependent(
+      rows,
+      weight,
+      scale,
+      zero,
+      cpu=xla.channel_sums_by_blocks,
+      default=xla.channel_sums,
+    )
+    return xla.transpose(sums, scaled=True)
   single_row = rows.shape[0] == 1
   if single_row and target() == 'gpu':
     return gpu_row.multiply(rows, weight, scale)

@@ -18,33 +18,48 @@ from kvjax.models.initialize import init_layers
 from kvjax.models.param_axes import axes_of
 from kvjax.models.quantize import PROJECTIONS
 
-SCALE = 4  # bytes of a line's scale, float32
+SCALE = 4  # bytes of a line's float32 scale, or of a block's scale and zero
+BLOCK = 32  # elements of a block of codes of four bits
 
 
 class Coded(NamedTuple):
-  """Elements of codes, a byte each, and lines, each with a scale."""
+  """Elements of codes, and lines or blocks of them, each with numbers."""
 
   codes: int
   lines: int
+  bits: int = 8
+
+  @property
+  def code_bytes(self) -> int:
+    return self.codes * self.bits // 8
+
+  @property
+  def number_bytes(self) -> int:
+    return SCALE * (self.lines if self.bits == 8 else self.codes // BLOCK)
 
   @property
   def bytes(self) -> int:
-    return self.codes + SCALE * self.lines
+    return self.code_bytes + self.number_bytes
 
 
 def coded_parts(
-  config: ModelConfig, cut: Partition = WHOLE, *, active: bool = False
+  config: ModelConfig,
+  cut: Partition = WHOLE,
+  *,
+  bits: int = 8,
+  active: bool = False,
 ) -> dict[str, Coded]:
   """Returns what is coded, by the names of the lines of `param_lines`.
 
   Args:
     config: the model.
     cut: what one device of a mesh holds.
+    bits: of a code: 8 or 4.
     active: count the experts that one token visits, not all.
   """
-  found: dict[str, Any] = collections.defaultdict(lambda: Coded(0, 0))
+  found: dict[str, Any] = collections.defaultdict(lambda: Coded(0, 0, bits))
   (vocab,) = cut.local_shape(['vocab'], [config.vocab_size])
-  found[TABLES] = Coded(vocab * config.width, vocab)
+  found[TABLES] = Coded(vocab * config.width, vocab, bits)
   stacks = [(layer, '', cut) for layer in config.layers]
   if config.encoder is not None and not active:
     stacks += [(layer, 'encoder', WHOLE) for layer in config.encoder.layers]
@@ -52,29 +67,33 @@ def coded_parts(
     for name, more in _layer_parts(layer, config.width, parts, active):
       name = stack or ('layers' if parts.devices > 1 else name)
       have = found[name]
-      found[name] = Coded(have.codes + more.codes, have.lines + more.lines)
+      found[name] = Coded(
+        have.codes + more.codes, have.lines + more.lines, bits
+      )
   return dict(found)
 
 
 def coded_lines(parts: dict[str, Coded]) -> Iterator[Line]:
   """Yields two lines a part: its codes, and the scales of its lines."""
   for name, part in parts.items():
-    codes, lines = part
-    numbers = f'{codes} x 1', f'{lines} x {SCALE}'
-    yield Line('params', f'codes of {name}', codes, 'elements', numbers[0])
-    size = SCALE * lines
-    yield Line('params', f'scales of {name}', size, 'lines bytes', numbers[1])
+    count = part.number_bytes // SCALE
+    numbers = f'{part.codes} x {part.bits / 8:g}', f'{count} x {SCALE}'
+    yield Line(
+      'params', f'codes of {name}', part.code_bytes, 'elements', numbers[0]
+    )
+    size, unit = part.number_bytes, 'lines' if part.bits == 8 else 'blocks'
+    yield Line('params', f'scales of {name}', size, f'{unit} bytes', numbers[1])
 
 
-def active_bytes(config: ModelConfig, size: int, *, coded: bool) -> int:
+def active_bytes(config: ModelConfig, size: int, *, bits: int | None) -> int:
   """Returns bytes of parameters that a step of one token reads.
 
   Args:
     config: the model.
     size: bytes of an element that is not coded.
-    coded: whether projections are.
+    bits: of a code, where projections are coded; None elsewhere.
   """
-  parts = coded_parts(config, active=True).values() if coded else ()
+  parts = coded_parts(config, bits=bits, active=True).values() if bits else ()
   rest = active_elements(config) - sum(part.codes for part in parts)
   return rest * size + sum(part.bytes for part in parts)
 

@@ -123,14 +123,20 @@ class Stretch {
     const auto rows = reinterpret_cast<int16_t*>(take(p.rows * width / 2));
     const auto groups = reinterpret_cast<int32_t*>(take(width / kChunk));
     float *sums = take(p.rows * wide), *units = take(p.rows);
+    std::vector<int16_t> natural_row(width);
     std::fill_n(sums, p.rows * wide, 0.f);
     for (int64_t c = 0; c < width / kChunk; ++c)
       groups[c] = feature_of(x, c) * x.groups / width;
     for (int64_t r = 0; r < p.rows; ++r) {
       int16_t* row = rows + r * width;
-      units[r] = round_row(x, from + r * width, row);
-      for (int64_t i = 0; i < width; ++i)
-        sums[r * wide + groups[i / kChunk]] += row[i];
+      int16_t* natural = natural_row.data();
+      units[r] = round_numbers(from + r * width, width, natural);
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t c = i / kChunk, half = i % 2 * kChunk / 2;
+        const int16_t number = natural[feature_of(x, c) + i % kChunk];
+        row[c * kChunk + i % kChunk / 2 + half] = number;
+        sums[r * wide + groups[c]] += number;
+      }
     }
     return {rows, groups, sums, units};
   }

@@ -109,23 +109,18 @@ struct Rounded {
   const float* units;     // [R]
 };
 
-// Rounds a row to int16 and returns the unit of these integers.
-inline float round_row(const Stream& x, const float* row, int16_t* to) {
-  const float most = INT16_MAX;
+// Rounds numbers to int16 and returns the unit of these integers.
+inline float round_numbers(const float* from, int64_t count, int16_t* to) {
   float largest = 0.f, invalid = 0.f;
-  for (int64_t h = 0; h < x.width; ++h) {
-    largest = std::max(largest, std::abs(row[h]));
-    invalid += row[h] * 0.f;
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, std::abs(from[i]));
+    invalid += from[i] * 0.f;
   }
   const bool rounds = invalid == 0.f && largest > 1e-30f;
-  const float factor = rounds ? most / largest : 0.f;
-  for (int64_t c = 0; c < x.width / kChunk; ++c)
-    for (int64_t i = 0; i < kChunk; ++i) {
-      const float number = row[feature_of(x, c) + i] * factor;
-      to[c * kChunk + i / 2 + i % 2 * kChunk / 2] =
-          rounds ? int16_t(std::nearbyint(number)) : 0;
-    }
-  return largest / most + invalid;
+  const float factor = rounds ? INT16_MAX / largest : 0.f;
+  for (int64_t i = 0; i < count; ++i)
+    to[i] = rounds ? int16_t(std::nearbyint(from[i] * factor)) : 0;
+  return largest / INT16_MAX + invalid;
 }
 
 // The codes of a block and what makes numbers of them.

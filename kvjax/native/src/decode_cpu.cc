@@ -8,6 +8,7 @@
 #include "attend.h"
 #include "pool.h"
 #include "project.h"
+#include "project_blocks.h"
 #include "streams.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -183,6 +184,44 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
   return ffi::Error::Success();
 }
 
+// Rows [M, D] times a weight of four bits, codes [N, D / 2], and scales and
+// zeros [N, D / 32].
+ffi::Error ProjectBlocks(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> rows,
+                         ffi::Buffer<ffi::U8> codes,
+                         ffi::Buffer<ffi::F16> scales,
+                         ffi::Buffer<ffi::F16> zeros,
+                         ffi::ResultBuffer<ffi::F32> out) {
+  const auto shape = codes.dimensions(), given = rows.dimensions();
+  if (shape.size() != 2 || given.size() != 2 || 2 * shape[1] != given[1] ||
+      shape[0] < kSums || given[0] < 1 || (given[0] > 2 && given[0] % 4) ||
+      shape[1] < 1 || given[1] % kPair ||
+      int64_t(scales.element_count()) != shape[0] * given[1] / 32 ||
+      scales.element_count() != zeros.element_count() ||
+      int64_t(out->element_count()) != given[0] * shape[0])
+    return ffi::Error::InvalidArgument("kvjax_project_blocks: shapes do not fit");
+  const int64_t M = given[0], D = given[1], N = shape[0];
+  Stream weight = {ffi::U8, reinterpret_cast<const char*>(codes.typed_data()),
+                   nullptr, D, 1};
+  weight.bits = 4;
+  weight.group_scales = static_cast<const uint16_t*>(scales.untyped_data());
+  weight.group_zeros = static_cast<const uint16_t*>(zeros.untyped_data());
+  const auto from = std::make_shared<BlockRows>(rows.typed_data(), M, D);
+  const int64_t work = weight.bytes() * N * std::max<int64_t>(M / 8, 1);
+  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
+  Parts parts(M, {ffi::F32, nullptr, nullptr, D, 4}, N, work,
+              work <= kAlone ? 1 : threads);
+  float* to = out->typed_data();
+  share(pool, parts.channels, [=](int64_t i) {
+    const auto [first, last] = parts.channels_of(i);
+    if (M == 1) project_blocks<1>(*from, 0, weight, N, first, last, to);
+    else if (M == 2) project_blocks<2>(*from, 0, weight, N, first, last, to);
+    else
+      for (int64_t m = 0; m < M; m += 4)
+        project_blocks<4>(*from, m, weight, N, first, last, to);
+  });
+  return ffi::Error::Success();
+}
+
 // Writes new [B, K, T, ...] into a store [B, K, S, ...] at slots [B, 1 | K, T],
 // all with any axes before; the result is the store, in place. A store may have
 // other axes, as a pool has, if its order in memory is the same.
@@ -263,6 +302,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kvjax_project, Project,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kvjax_project_blocks, ProjectBlocks,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F16>>()
+                                  .Arg<ffi::Buffer<ffi::F16>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kvjax_write, Write,

@@ -1,0 +1,98 @@
+// A projection by weights of four bits: blocks of 32 numbers of an output
+// channel share a scale and a zero, as in ggml's q4_1. Rows are rounded to
+// int16, each block in a unit of its own, and multiplied as integers.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "codes.h"
+#include "tiles.h"
+
+namespace {
+
+constexpr int64_t kPair = 64;  // numbers of two blocks, 32 bytes of codes
+
+// Rows of D numbers in the order in which words of codes are read.
+struct BlockRows {
+  BlockRows(const float* rows, int64_t M, int64_t D)
+      : pairs(D / kPair), wide(padded(2 * pairs)), numbers(M * D),
+        units(M * pairs * 8), sums(M * wide) {
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t b = 0; b < 2 * pairs; ++b) {
+        const float* from = rows + m * D + b * 32;
+        int16_t natural[32];
+        const float unit = round_numbers(from, 32, natural);
+        int32_t sum = 0;
+        for (int i = 0; i < 32; ++i) {
+          const int part = i / 16 * 2 + i % 2, lane = b % 2 * 8 + i % 16 / 2;
+          numbers[(m * pairs + b / 2) * kPair + part * 16 + lane] = natural[i];
+          sum += natural[i];
+        }
+        sums[m * wide + b] = sum * unit;
+        std::fill_n(&units[(m * pairs + b / 2) * 8 + b % 2 * 4], 4, unit);
+      }
+  }
+  int64_t pairs, wide;
+  std::vector<int16_t> numbers;  // [M, pairs, kPair]
+  std::vector<float> units;      // [M, pairs, 8]: of the lanes of sums
+  std::vector<float> sums;       // [M, padded blocks]
+};
+
+// out[m][n] = rows[m] . weight[n] for R rows from m and n in [first, last).
+template <int R>
+void project_blocks(const BlockRows& rows, int64_t m, const Stream& weight,
+                    int64_t N, int64_t first, int64_t last, float* out) {
+  const int64_t pairs = rows.pairs, blocks = 2 * pairs, wide = rows.wide;
+  thread_local std::vector<float> memory;
+  memory.assign(2 * (8 * blocks + wide), 0.f);
+  float *scales = memory.data(), *zeros = scales + 8 * blocks + wide;
+  // Numbers of eight output channels are whole vectors.
+  for (int64_t n = first; n < last; n += 8) {
+    const int64_t channels = std::min<int64_t>(8, last - n);
+    widen(weight.group_scales + n * blocks, channels * blocks, scales);
+    widen(weight.group_zeros + n * blocks, channels * blocks, zeros);
+    Eight sum[R][8] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const float *scale = scales + c * blocks, *zero = zeros + c * blocks;
+      const char* from = weight.codes + (n + c) * weight.bytes();
+      const bool ahead = n + c + 8 < last;
+      Eight total[R] = {};
+      for (int64_t i = 0; i < pairs; ++i, from += 32) {
+        if (ahead && i % 2 == 0) ASK(from + 8 * weight.bytes());
+        const Shorts codes = *reinterpret_cast<const Shorts*>(from);
+        const Shorts part[] = {codes & 15, codes >> 8 & 15, codes >> 4 & 15,
+                               codes >> 12 & 15};
+        const Eight low = Eight{} + scale[2 * i];
+        const Eight high = Eight{} + scale[2 * i + 1];
+        const Eight both =
+            __builtin_shufflevector(low, high, 0, 1, 2, 3, 12, 13, 14, 15);
+        UNROLL for (int r = 0; r < R; ++r) {
+          const int64_t at = (m + r) * pairs + i;
+          const auto x = (const Shorts*)&rows.numbers[at * kPair];
+          const auto unit = *(const Eight*)&rows.units[at * 8];
+          const Words products =
+              (pair_sums(x[0], part[0]) + pair_sums(x[1], part[1])) +
+              (pair_sums(x[2], part[2]) + pair_sums(x[3], part[3]));
+          total[r] += __builtin_convertvector(products, Eight) * (both * unit);
+        }
+      }
+      for (int r = 0; r < R; ++r) {
+        // Beyond the blocks, sums of rows are zeros.
+        for (int64_t b = 0; b < wide; b += 8)
+          total[r] += *(const Eight*)(zero + b) *
+                      *(const Eight*)&rows.sums[(m + r) * wide + b];
+        sum[r][c] = total[r];
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      const Eight totals = sums_of_8(sum[r]);
+      memcpy(out + (m + r) * N + n, &totals, channels * sizeof(float));
+    }
+  }
+}
+
+}  // namespace
