@@ -189,10 +189,22 @@ def test_bad_shapes_are_refused():
     load.DECODE, (out, jax.ShapeDtypeStruct(q.shape[:4], q.dtype))
   )
   none, last = jnp.zeros(0), jnp.int32(30)
-  given = positions, slot_positions, last, jnp.zeros(0, jnp.int32), q, k, none
+  given = (
+    positions,
+    slot_positions,
+    last,
+    jnp.zeros(0, jnp.int32),
+    q,
+    k,
+    none,
+    none,
+  )
   # A shared stream that is not there, no value, half a value.
   for shared, more in ((1, ()), (-1, ()), (-1, (v,))):
     attributes = cpu_library._rule(rule, 0, 29) | {'shared': np.int32(shared)}
+    attributes['forms'] = np.asarray([0, 16, 0] * 2, np.int32)[
+      : 3 if shared > 0 else 6
+    ]
     with pytest.raises(Exception, match='shapes do not fit'):
       jax.block_until_ready(call(*given, *more, **attributes))
   pool = {'key': kvjax.Plain().stored(k), 'value': kvjax.Plain().stored(k)}
