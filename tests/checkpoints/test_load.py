@@ -79,8 +79,8 @@ def test_weights_are_quantized_as_they_are_read(name):
   want = kvjax.quantize(want)
   assert jax.tree.structure(params) == jax.tree.structure(want)
   jax.tree.map(np.testing.assert_array_equal, params, want)
-  with pytest.raises(ValueError, match="weights='int4' is unknown.*'int8'"):
-    load_checkpoint(GOLDEN / name, weights='int4')
+  with pytest.raises(ValueError, match="weights='int3' is unknown.*'int8'"):
+    load_checkpoint(GOLDEN / name, weights='int3')
 
 
 @pytest.mark.parametrize(('count', 'devices'), [(1, 8), (2, 2)])

@@ -500,6 +500,44 @@ void run_projection(Random& random, uint64_t seed) {
   }
 }
 
+// Weights of four bits: blocks of 32 with a scale and a zero.
+void run_blocks(Random& random, uint64_t seed) {
+  const int64_t M = random.of<int64_t>({1, 2, 4, 8});
+  const int64_t D = 64 * random.between(1, 5);
+  const int64_t N = random.of<int64_t>({kSums, 37, 700});
+  Array rows(ffi::F32, {M, D}), out(ffi::F32, {M, N});
+  Array codes(ffi::U8, {N, D / 2});
+  Array scales(ffi::F16, {N, D / 32}), zeros(ffi::F16, {N, D / 32});
+  for (Array* array : {&rows, &codes})
+    for (int64_t i = 0; i < array->count(); ++i) array->put(i, random, false);
+  for (Array* array : {&scales, &zeros})
+    for (int64_t i = 0; i < array->count(); ++i)
+      array->as<uint16_t>()[i] =
+          random.between(0, 1) << 15 | 11 << 10 | random.between(0, 1023);
+  const auto any = {&rows, &codes, &scales, &zeros, &out};
+  const bool spoilt = random.one_in(8) && random.of(any)->shrink(random);
+  const ffi::Error error = ProjectBlocks(
+      pool(), typed<ffi::F32>(rows), typed<ffi::U8>(codes),
+      typed<ffi::F16>(scales), typed<ffi::F16>(zeros), typed<ffi::F32>(out));
+  if (error.failure() && !spoilt) fail("blocks", "refused", seed);
+  refused += error.failure();
+  if (spoilt) return;
+  for (int i = 0; i < kChecks; ++i) {
+    const int64_t m = random.between(0, M - 1), n = random.between(0, N - 1);
+    double sum = 0, size = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const int64_t block = n * (D / 32) + d / 32;
+      const uint8_t packed = codes.as<uint8_t>()[block * 16 + d % 16];
+      const int code = d % 32 < 16 ? packed & 15 : packed >> 4;
+      const double x = rows.get(m * D + d);
+      sum += x * (code * half(scales.as<uint16_t>()[block]) +
+                  half(zeros.as<uint16_t>()[block]));
+      size += std::abs(x);
+    }
+    compare("blocks", out.as<float>()[m * N + n], sum, size, seed);
+  }
+}
+
 // ---------------------------------------------------------------- writing
 
 void run_write(Random& random, uint64_t seed) {
@@ -552,7 +590,8 @@ void run(uint64_t seed) {
   Random random(seed);
   const int64_t call = random.between(0, 9);
   if (call < 6) Attention(random, seed).run();
-  else if (call < 9) run_projection(random, seed);
+  else if (call < 8) run_projection(random, seed);
+  else if (call < 9) run_blocks(random, seed);
   else run_write(random, seed);
 }
 
