@@ -5,7 +5,7 @@ r"""What does a smaller cache cost a published model, in bits per byte?
 
 The model reads the text, not what it writes, token by token through each cache.
 The report gives the uncached figure and the bytes that a token takes as well;
-with --weights=int8 all figures but the first are of the model in eight bits.
+with --weights all figures but the first are of the model in fewer bits.
 Would be refuted by: other figures of the default cache, which forgets nothing
 that the model sees, than of the model without a cache.
 """
@@ -40,7 +40,11 @@ _ROWS = _int('rows', 4, 'Windows, spread over the text.')
 _LENGTH = _int('length', 512, 'Tokens of a window.')
 _DTYPE = _text('dtype', None, 'Of params; default: as stored.')
 _WEIGHTS = flags.DEFINE_enum(
-  'weights', None, ['int8'], 'int8: a scale a channel.', flag_values=FLAGS
+  'weights',
+  None,
+  ['int8', 'int4'],
+  'int8, a scale a channel; or int4, in blocks.',
+  flag_values=FLAGS,
 )
 _KERNEL = _text('kernel', None, 'That must attend; default: the fastest.')
 _WORKDIR = _text('workdir', 'out/perplexity', 'Where files go.')
@@ -93,7 +97,7 @@ def main(argv: list[str]) -> None:
     params,
     text,
     caches,
-    quantized=bool(_WEIGHTS.value),
+    weights=_WEIGHTS.value,
     kernel=_KERNEL.value,
   )
   records = [writer.record(record) for record in figures]

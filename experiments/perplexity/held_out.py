@@ -117,7 +117,7 @@ def measure(
   text: HeldOut,
   caches: Mapping[str, Mapping[str, Any]],
   *,
-  quantized: bool = False,
+  weights: str | None = None,
   kernel: str | None = None,
 ) -> Iterator[dict[str, Any]]:
   """Yields records: the uncached figures, then those through each cache.
@@ -126,8 +126,8 @@ def measure(
     config, params: the model.
     text: what it reads.
     caches: by name, `kinds` and `codec` of `init_cache`.
-    quantized: all figures but the first are of the model in eight bits, the
-      second of it without a cache.
+    weights: 'int8' or 'int4': all figures but the first are of the model in
+      so many bits, the second of it without a cache.
     kernel: that must attend; None for the fastest.
   """
   rows, length = text.tokens.shape
@@ -139,10 +139,10 @@ def measure(
     more = scores['bits_per_byte'] - first['bits_per_byte']
     return {'record': 'perplexity', 'cache': name, **scores, 'more_bits': more}
 
-  if quantized:
-    params = kvjax.quantize(params)
+  if weights:
+    params = kvjax.quantize(params, bits=int(weights.removeprefix('int')))
     losses = uncached_losses(config, params, text.tokens)
-    yield compare('uncached, int8 weights', losses)
+    yield compare(f'uncached, {weights} weights', losses)
   for name, options in caches.items():
     cache = kvjax.init_cache(config, rows, length, **options)
     cache_bytes = array_bytes(cache)
