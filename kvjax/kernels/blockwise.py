@@ -24,6 +24,7 @@ from kvjax.streams.view import (
 )
 
 BLOCK = 128  # slots of one iteration: their scores stay in the second cache
+DECODED = 512  # slots of codes that an accelerator decodes at once
 SPLIT = 64  # slots of a piece, where few rows of weights multiply values
 QUERY_BLOCK = 256  # tokens of a long prefill that share one pass over the keys
 QUERIES_FIRST = 128  # query rows from which a CPU multiplies queries first
@@ -322,11 +323,18 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def _block_size(view: View, block: int | None) -> int:
-  if block is None:
-    # A loop of unknown length makes a GPU's host wait at every iteration.
-    block = BLOCK if target() == 'cpu' else view.slots
+  if block is None and target() == 'cpu':
+    block = BLOCK
+  elif block is None:
+    # Codes of all slots would be decoded into an array of floats.
+    block = DECODED if _holds_codes(view) else view.slots
   block = max(block // view.page, 1) * view.page
   return min(block, view.slots)
+
+
+def _holds_codes(view: View) -> bool:
+  stored = (view.stored or {}).values()
+  return any(x is None or x.scale is not None or x.dtype for x in stored)
 
 
 def _fetch(view: View, i: Any, size: int):
@@ -342,7 +350,11 @@ def _fetch(view: View, i: Any, size: int):
 def _loop(view: View, size: int, filled: Any, body, carry):
   if size == view.slots:
     return body(0, carry)
-  blocks = (jnp.minimum(filled, view.slots) + size - 1) // size
+  if target() == 'cpu':
+    read = jnp.minimum(filled, view.slots)
+  else:  # a loop of unknown length makes a GPU's host wait at every iteration
+    read = view.slots
+  blocks = (read + size - 1) // size
   return jax.lax.fori_loop(0, blocks, body, carry)
 
 

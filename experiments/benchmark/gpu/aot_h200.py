@@ -42,7 +42,7 @@ _WORKDIR = flags.DEFINE_string('workdir', 'out/aot_h200', 'Where files go.')
 
 # Fields of a record that its table shows, where the record has them.
 SHOWN = (
-  'variant layers kernel form layout exchanges batch_size capacity '
+  'variant layers kernel form codec layout exchanges batch_size capacity '
   'new_tokens_per_step groups tokens width dtype ratio peak temporaries '
   'planned_temporaries launches registers spills failed'
 ).split()

@@ -12,6 +12,7 @@ from experiments.benchmark.gpu.correctness import Problem
 from experiments.measuring import forms
 from experiments.measuring.variants import VARIANTS, with_attention
 from kvjax.checkpoints.load import load_config
+from kvjax.decoding.parse import parse_cache
 from kvjax.memory.compiled.calls import compile_call
 from kvjax.memory.compiled.measurement import measure
 from kvjax.memory.planning import plan as plan_of
@@ -22,7 +23,7 @@ Reports = Callable[[], dict[str, int]]
 Call = tuple[Record, ModelConfig]  # the first fields of its record, the model
 
 SIZES = 'batch_size', 'capacity', 'new_tokens_per_step'
-STEPS = (  # variant, kernel, its form, batch, capacity
+STEPS = (  # variant, kernel, its form, batch, capacity, and a codec
   ('gqa', 'mosaic_gpu', '', 8, 4096),
   ('gqa', 'mosaic_gpu', '', 1, 32_768),
   ('mha', 'mosaic_gpu', '', 8, 4096),
@@ -31,6 +32,8 @@ STEPS = (  # variant, kernel, its form, batch, capacity
   ('gqa', 'blockwise', '', 8, 4096),
   ('mha', 'blockwise', '', 8, 4096),
   ('mla', 'blockwise', '', 8, 4096),
+  ('gqa', 'blockwise', '', 8, 4096, 'int8'),
+  ('gqa', 'blockwise', '', 8, 4096, 'affine'),
 )
 # Of the few layers of a step, and of the whole model.
 PREFILLS = (  # variant, batch, capacity, tokens
@@ -64,10 +67,10 @@ WITHIN = {'step': 5, 'sharded': 5, 'prefill': 10}
 
 def steps(model: ModelConfig) -> list[Call]:
   """Returns each decode step."""
-  names = 'variant', 'kernel', 'form', *SIZES[:2]
+  names = 'variant', 'kernel', 'form', *SIZES[:2], 'codec'
   return [
     (
-      {'record': 'step', **dict(zip(names, step, strict=True))},
+      {'record': 'step', **dict(zip(names, (*step, 'plain'), strict=False))},
       with_attention(model, step[0]),
     )
     for step in STEPS
@@ -116,10 +119,11 @@ def examine(
   batch, tokens = named['batch_size'], named.get('new_tokens_per_step', 1)
   begun = time.perf_counter()
   kernel = forms.kernel_of(named['kernel'], named.get('form', ''))
-  compiled = compile_call(config, kernel=kernel, **placed, **sizes)
+  _, codec = parse_cache(named.get('codec', 'plain'))
+  compiled = compile_call(config, kernel=kernel, codec=codec, **placed, **sizes)
   seconds = round(time.perf_counter() - begun, 1)
   split = {name: placed[name] for name in ('mesh', 'rules') if name in placed}
-  choices = {'backend': 'gpu', 'kernel': named['kernel']}
+  choices = {'backend': 'gpu', 'kernel': named['kernel'], 'codec': codec}
   plan = plan_of(config, **choices, **split, **sizes)
   measured = dataclasses.asdict(measure(compiled))
   del measured['devices']  # none is here

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kvjax.decoding.layout import LayerStore
-from kvjax.kernels.blockwise import BLOCK, QUERIES_FIRST
+from kvjax.kernels.blockwise import BLOCK, DECODED, QUERIES_FIRST
 from kvjax.kernels.hopper.tiling import BLOCK as TILE
 from kvjax.kernels.hopper.tiling import ROWS, choose_splits
 from kvjax.memory.parts.call_shape import FLOAT, CallShape
@@ -58,8 +58,10 @@ class AttentionCall:
     return self.store.kind.row_slots, *new
 
   def block(self, slots: int) -> int:
-    """Slots that are read at once: on an accelerator all of them."""
-    return min(BLOCK, slots) if self.call.backend == 'cpu' else slots
+    """Slots that are read at once: on an accelerator all, unless of codes."""
+    if self.call.backend == 'cpu':
+      return min(BLOCK, slots)
+    return slots if self.stores_plain else min(DECODED, slots)
 
   def block_dim(self, slots: int, stored: bool) -> Dim:
     """Returns the slots of a block: of all stored ones, a device's own."""
