@@ -33,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('filterwarnings', slow)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  # A notebook takes a minute. At the end one worker would wait for it.
+  items.sort(key=lambda item: item.path.name != 'test_notebooks.py')
+
+
 @pytest.fixture(autouse=True)
 def drop_programs(request: pytest.FixtureRequest) -> Iterator[None]:
   """Drops compiled programs after a test once they take much memory."""

@@ -11,6 +11,7 @@ import pytest
 import kvjax
 from kvjax import memory
 from kvjax.native import load
+from kvjax.streams.codecs import tiering_of
 from kvjax.testing import assert_cached_matches_uncached
 from tests.compiler import as_users_do
 from tests.contract.codecs import CODECS, GROUPED, LATENT, NARROW, Stored
@@ -137,12 +138,17 @@ def test_codes_are_written_once(codec, tmp_path):
 
 @pytest.mark.parametrize('codec', CODECS.values(), ids=CODECS)
 def test_a_step_is_in_place_and_holds_no_part_of_the_cache(codec):
-  """A14: all leaves aliased, temporaries below a hundredth of the bytes."""
+  """A14: all leaves aliased, temporaries below a hundredth of the bytes.
+
+  Behind exact first tokens positions are counted anew: a number a slot, which
+  all layers share.
+  """
   layer = kvjax.Layer(kvjax.Grouped(4, 2, 64), kvjax.MLP(64))
-  config = kvjax.ModelConfig(31, 64, (layer,))
+  config, slots = kvjax.ModelConfig(31, 64, (layer,)), 2**19
+  positions = 4 * slots if tiering_of(codec).first else 0
 
   def init():
-    return kvjax.init_cache(config, 1, 2**19, codec=codec)
+    return kvjax.init_cache(config, 1, slots, codec=codec)
 
   cache = jax.eval_shape(init)
   assert not [x for x in jax.tree.leaves(cache) if 'int4' in str(x.dtype)]
@@ -159,7 +165,7 @@ def test_a_step_is_in_place_and_holds_no_part_of_the_cache(codec):
   measured = memory.measure(compiled)
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
   assert measured.alias == size
-  assert measured.temporaries < size / 100
+  assert measured.temporaries < size / 100 + positions
 
 
 @pytest.mark.parametrize('codec', CODECS.values(), ids=CODECS)

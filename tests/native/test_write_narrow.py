@@ -77,19 +77,20 @@ def test_values_of_no_width_are_refused():
       jax.ShapeDtypeStruct((1, 1, 1, 1), 'float32'),
     ),
   )
-  key = floats(1, 1, 1, 1, 16), floats(1, 1, 8, 16), floats(0)
-  value = floats(1, 1, 8, 0), floats(0)
+  key = floats(1, 1, 1, 1, 16), floats(1, 1, 8, 16), floats(0), floats(0)
+  value = floats(1, 1, 8, 0), floats(0), floats(0)
   integers = {k: np.int32(v) for k, v in (rule | {'shared': -1}).items()}
   with pytest.raises(jax.errors.JaxRuntimeError, match='shapes do not fit'):
     out, _ = call(
       ints(1, 1),
       ints(1, 1, 8),
-      ints(1, 1),
       jnp.full((), 8, jnp.int32),
+      ints(0),
       *key,
       *value,
       scale=np.float32(1),
       softcap=np.float32(0),
+      forms=np.asarray([0, 16, 0, 0, 1, 0], np.int32),
       **integers,
     )
     out.block_until_ready()
