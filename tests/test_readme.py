@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from experiments.reporting import records
 from kvjax.checkpoints.names import find_model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -95,6 +96,33 @@ def test_the_table_of_bytes_is_what_the_configs_say():
     row = next(x for x in README.splitlines() if x.startswith(f'| {name}, '))
     cells = [cell.strip() for cell in row.strip('|').split('|')]
     assert cells[2:] == [f'{x:,}' for x in (kept, int8, query)]
+
+
+def test_the_table_of_caches_is_what_the_records_say():
+  costs = {
+    (r['label'], r['reading'], r['part']): r
+    for r in records.read([ROOT / 'results' / 'frontier.jsonl'])
+    if r['record'] == 'cost'
+  }
+  labels = {
+    'Dense()': 'float32',
+    'Int8()': 'int8',
+    'KIVI(4)': 'kivi(bits=4,window=32)',
+    'Hadamard(Affine(4))': 'hadamard(affine)',
+    'Centred(Hadamard(Affine(2)))': 'centred(hadamard(affine(bits=2)))',
+    'Bounded(256, KeyDiff())': 'key_diff 256',
+    'Bounded(256, SnapKV())': 'snapkv 256',
+    'Sinks(4, window=252)': 'sinks:sinks=4,window=252',
+    'Ring(window=256)': 'ring:window=256',
+  }
+  for name, label in labels.items():
+    row = next(x for x in README.splitlines() if x.startswith(f'| `{name}`'))
+    *_, stored, kl, digits = (x.strip() for x in row.strip('|').split('|'))
+    prose = costs[label, 'prose', 'prose']
+    numbers = costs[label, '4 numbers in 1024', 'retrieval']
+    assert stored == f'{prose["bytes_per_token"]:,.0f}'
+    assert kl == f'{prose["kl_mean"]:.2g}'
+    assert digits == f'{numbers["right"]:.0%}'
 
 
 def test_the_table_of_speed_is_what_the_records_say():
