@@ -45,9 +45,7 @@ _CAPACITY = _int('capacity', None, 'Of the cache, in tokens; default: enough.')
 _LOAD = _text('prompt_cache', '', 'File to go on from.')
 _SAVE = _text('save_prompt_cache', '', 'File to write after the prompts.')
 _DTYPE = _text('dtype', None, 'Of params; default: as stored.')
-_WEIGHTS = _text(
-  'weights', None, 'int8, a scale a channel; or int4, in blocks.'
-)
+_WEIGHTS = _text('weights', None, 'int8 by channels, or int4 in blocks.')
 _KERNEL = _text('kernel', None, 'That must attend; default: the fastest.')
 _BLOCK = _int('block', 8, 'Tokens of one device program.')
 _SEED = _int('seed', 0, 'Of sampling.')

@@ -64,8 +64,8 @@ CORE: tuple[Mutant, ...] = (
   Mutant(
     'last_block_not_read',
     'kvjax/kernels/blockwise.py',
-    '(jnp.minimum(filled, view.slots) + size - 1) // size',
-    'jnp.minimum(filled, view.slots) // size',
+    '(read + size - 1) // size',
+    'read // size',
     'tests/attention/test_attend.py',
   ),
   Mutant(
