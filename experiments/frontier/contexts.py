@@ -189,7 +189,7 @@ def _draw_context(tokenizer, size, ids, draw):
 def with_question_inside(reading: Reading) -> Reading:
   """Returns contexts that end on their first question, without its answer.
 
-  What compresses such a context knows what will be asked. Shorter rows are
+  What compresses such a context knows the question. Shorter rows are
   padded by -1 on the right.
   """
   (part,) = reading.parts

@@ -1,7 +1,7 @@
 """Recall that text cannot fake, and the most that a cache can recall.
 
 Multi-query associative recall (Zoology, arXiv 2312.04927): random pairs of a
-key and a value, then keys whose values are to be told. The pairs cannot be
+key and a value, then keys whose values are the answers. The pairs cannot be
 guessed from each other, so a pair of which no slot survives, in any layer and
 head, can only be guessed. That gives each cache a ceiling, counted from its own
 books.
@@ -96,10 +96,10 @@ def draw(
     return np.stack([a, b], axis=2).reshape(examples, -1).astype(np.int32)
 
   context = interleave(keys, values)
-  asked = interleave(
+  questions = interleave(
     *(np.take_along_axis(x, chosen, 1) for x in (keys, values))
   )
-  return context, asked, chosen
+  return context, questions, chosen
 
 
 @functools.partial(
@@ -134,8 +134,8 @@ def train(
     moments = recipe.optimizer().init(params)
     steps = 0
     for steps in range(1, pairs.stage + 1):
-      context, asked, _ = draw(pairs, rng, pairs.batch, count, count)
-      tokens = jnp.asarray(np.concatenate([context, asked], axis=1))
+      context, questions, _ = draw(pairs, rng, pairs.batch, count, count)
+      tokens = jnp.asarray(np.concatenate([context, questions], axis=1))
       right, params, moments = _step(
         config, recipe, 2 * count, params, moments, tokens
       )
@@ -159,20 +159,20 @@ def measure(
   """Yields a record a row: what is recalled, and the most that could be."""
   rng = np.random.default_rng((seed, 1))
   count = pairs.growth[-1]
-  contexts, asked, chosen = draw(
+  contexts, questions, chosen = draw(
     pairs, rng, pairs.examples, count, pairs.queries
   )
-  part = Part('recall', asked[None], _targets(asked)[None])
-  following = asked.shape[1]
+  part = Part('recall', questions[None], _targets(questions)[None])
+  following = questions.shape[1]
   room = Room(contexts.shape[1] + following, following)
   source = Compressor(config, params, contexts, room)
   for row in follow(label, rows, len(rows)):
     start = time.perf_counter()
     cache, stored = source.compress(row, part)
     has = pairs_touched(surviving(cache, contexts.shape[1]))
-    logits, _ = kvjax.extend(config, params, cache, jnp.asarray(asked))
-    told = np.asarray(logits[:, ::2].argmax(axis=-1))
-    right = told == asked[:, 1::2]
+    logits, _ = kvjax.extend(config, params, cache, jnp.asarray(questions))
+    answers = np.asarray(logits[:, ::2].argmax(axis=-1))
+    right = answers == questions[:, 1::2]
     yield {
       'record': 'recall',
       **row.names,
@@ -184,9 +184,9 @@ def measure(
     }
 
 
-def _targets(asked: np.ndarray) -> np.ndarray:
-  targets = np.full_like(asked, -1)
-  targets[:, ::2] = asked[:, 1::2]
+def _targets(questions: np.ndarray) -> np.ndarray:
+  targets = np.full_like(questions, -1)
+  targets[:, ::2] = questions[:, 1::2]
   return targets
 
 

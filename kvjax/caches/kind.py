@@ -212,7 +212,7 @@ class Kind:
     Args:
       book: of the kind; None where the parts' are not needed.
       store: streams by name, or anything of that structure.
-      length: `[B]`, tokens of each row; None likewise.
+      length: `[B]`, tokens of each row; None where the book is.
     """
     return (Tier(self, book, store, length),)
 

@@ -184,14 +184,14 @@ class Residual(Kind):
   def tiers(self, book, store, length):
     book = book or Tiers(None, None)
     moved = None if length is None else self.moved(length)
-    held = length
+    exact_length = length
     if length is not None and not self.window:
-      held = jnp.minimum(length, self.first)
+      exact_length = jnp.minimum(length, self.first)
     coded = {name: stream.coded for name, stream in store.items()}
     exact = {name: stream.exact for name, stream in store.items()}
     return (
       Tier(self.kind, book.coded, coded, moved),
-      Tier(self.exact, book.exact, exact, held),
+      Tier(self.exact, book.exact, exact, exact_length),
     )
 
   def join(self, stores):

@@ -63,15 +63,19 @@ def test_the_ceiling_is_what_is_left_and_a_guess_for_the_rest():
 
 def test_pairs_are_drawn_once_each_and_queries_name_them():
   pairs = recall.Pairs(7, (3, 5), 2, 4, 1, 1, 1e-3)
-  context, asked, chosen = recall.draw(pairs, np.random.default_rng(0), 6, 5, 2)
-  assert context.shape == (6, 10) and asked.shape == (6, 4)
+  context, questions, chosen = recall.draw(
+    pairs, np.random.default_rng(0), 6, 5, 2
+  )
+  assert context.shape == (6, 10) and questions.shape == (6, 4)
   for row in range(6):
     keys = context[row, ::2]
     assert len(set(keys)) == 5 and keys.max() < 7
     assert (context[row, 1::2] >= 7).all() and context.max() < 14
     for query, pair in enumerate(chosen[row]):
-      told = asked[row, 2 * query : 2 * query + 2]
-      np.testing.assert_array_equal(told, context[row, 2 * pair : 2 * pair + 2])
+      answers = questions[row, 2 * query : 2 * query + 2]
+      np.testing.assert_array_equal(
+        answers, context[row, 2 * pair : 2 * pair + 2]
+      )
 
 
 @pytest.mark.parametrize(
