@@ -2,6 +2,7 @@
 
   python -m experiments.frontier                    main and recall, 2 cores
   python -m experiments.frontier --table=codecs     the other codecs
+  python -m experiments.frontier --table=centring
   python -m experiments.frontier --table=unprotected
   python -m experiments.frontier --table=question_inside
   python -m experiments.frontier --table=recall_latent
@@ -105,6 +106,31 @@ CODECS = (
   'hadamard(lloydmax(2))',
   'hadamard(affine)',
   'hadamard(affine(bits=2))',
+)
+# Constants of keys; the same tokens are exact as in `KIVI`.
+CENTRING = (
+  'plain',
+  *(
+    _coded(codec.format(bits=bits), group=32)
+    for bits in (2, 4)
+    for codec in (
+      'affine(bits={bits})',
+      'hadamard(affine(bits={bits}))',
+      'centred(affine(bits={bits}))',
+      'centred(hadamard(affine(bits={bits})))',
+      'centred(hadamard(affine(bits={bits})),rotated=False)',
+      'kivi(bits={bits},window=32)',
+    )
+  ),
+  *(
+    f'residual:first=68,window=32,group=32+{codec}'
+    for codec in (
+      'hadamard(affine(bits=2))',
+      'centred(hadamard(affine(bits=2)))',
+      'centred(hadamard(affine(bits=2)),rotated=False)',
+      'experiments.frontier.caches:CentredByRow()',
+    )
+  ),
 )
 UNPROTECTED = tuple(
   f'bounded:budget=256,score={score},protect=(0, 0)'
@@ -236,6 +262,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'tables': {
         'main': MAIN,
         'codecs': CODECS,
+        'centring': CENTRING,
         'unprotected': UNPROTECTED,
         'question_inside': INSIDE,
         'recall': RECALL,

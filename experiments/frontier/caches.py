@@ -4,6 +4,7 @@ One dense prefill in the model's own type serves every row that
 `kvjax.compress` can make of it. A score that needs queries reads the prompt
 again, into a bounded cache of that type. Codes are made last. So every row has
 read its prompt exactly, and only what comes behind it sees the smaller cache.
+Keys that are stored before their rotation are read anew as well.
 """
 
 import dataclasses
@@ -55,6 +56,26 @@ class Given(Score):
 
 
 @dataclasses.dataclass(frozen=True)
+class CentredByRow(kvjax.Centred):
+  """Keys less a constant of their own row: the mean of its early tokens.
+
+  Needs no calibration, but the tokens up to `until` must stay exact.
+  """
+
+  codec: kvjax.Codec = kvjax.Hadamard(kvjax.Affine(bits=2))
+  until: int = 68
+
+  def of_row(self, dense: kvjax.Cache, row: int) -> 'CentredByRow':
+    """Returns the codec with the constant of a row of a dense cache."""
+    early = slice(self.whole, self.until)
+    constant = [
+      store and np.asarray(store['key'][row, :, early]).mean(axis=1)
+      for store in dense.stores
+    ]
+    return dataclasses.replace(self, constant=constant)
+
+
+@dataclasses.dataclass(frozen=True)
 class Room:
   """Sizes of all caches of a table, so that they share programs.
 
@@ -99,7 +120,9 @@ class Row:
     """A short name: 'snapkv 256, int8'."""
     kind, _, codec = self.name.partition('+')
     if kind.startswith('residual'):
-      return codec
+      codec = codec.rpartition(':')[2].replace('()', '').lower()
+      protected = ',first=4,' in kind.replace(':', ',')
+      return codec if protected else f'{codec}, first {self.kind.first} exact'
     found = re.match(r'bounded:budget=(\d+),score=(.*),protect=(.*)', kind)
     if found:
       budget, score, kept = found.groups()
@@ -253,9 +276,13 @@ class Compressor:
     self.dense = self._read_into(None)
     self._last: Any = None, None  # the kind that read the prompt, its cache
 
-  def _read_into(self, kinds: list[Any] | None) -> kvjax.Cache:
+  def _read_into(self, kinds: list[Any] | None, codec: Any = None):
     cache = kvjax.init_cache(
-      self.config, len(self.contexts), self.room.capacity, kinds=kinds
+      self.config,
+      len(self.contexts),
+      self.room.capacity,
+      kinds=kinds,
+      codec=codec,
     )
     tokens = jnp.asarray(self.contexts)
     _, cache = kvjax.prefill(self.config, self.params, cache, tokens)
@@ -272,10 +299,19 @@ class Compressor:
     kinds = row.kinds(len(self.config.layers), self.room.following)
     if kinds is not None:
       cache, dropped = settle(self._choose(row, kinds, part))
-    cache = kvjax.compress(
-      self.config, self.params, cache, row.codec, row.dtype
-    )
+    cache = self._encode(cache, row)
     return cache, dropped + array_bytes(cache)
+
+  def _encode(self, cache: kvjax.Cache, row: Row) -> kvjax.Cache:
+    def encode(cache, codec):
+      return kvjax.compress(self.config, self.params, cache, codec, row.dtype)
+
+    if not isinstance(row.codec, CentredByRow):
+      return encode(cache, row.codec)
+    rows = range(cache.batch_size)
+    codecs = (row.codec.of_row(self.dense, index) for index in rows)
+    alone = (kvjax.take(cache, [index]) for index in rows)
+    return kvjax.concat(list(map(encode, alone, codecs)))
 
   def _choose(self, row: Row, kinds: list[Any], part: Part) -> kvjax.Cache:
     if row.reads_queries:
@@ -283,13 +319,17 @@ class Compressor:
         self._last = None, None  # gives its memory back first
         self._last = row.kind, self._read_into(kinds)
       return self._last[1]
+    cache = self.dense
+    if not getattr(row.codec, 'rotated', True):
+      exact = dataclasses.replace(row.codec, codec=kvjax.Plain())
+      cache = self._read_into(None, exact)
     if row.knows_future:
       numbers = future_attention(self.config, self.params, self.dense, part)
       kinds = [
         dataclasses.replace(kind, score=Given(number))
         for kind, number in zip(kinds, numbers, strict=True)
       ]
-    return kvjax.compress(self.config, self.params, self.dense, kinds)
+    return kvjax.compress(self.config, self.params, cache, kinds)
 
 
 def settle(cache: kvjax.Cache) -> tuple[kvjax.Cache, int]:

@@ -24,7 +24,11 @@ from kvjax.text.tokenizer import Tokenizer, load_tokenizer
 Record = dict[str, Any]
 PROSE, RETRIEVAL, INSIDE = 'prose', 'retrieval', 'question inside'
 # What a table reads, if not prose and numbers.
-READS = {'unprotected': (PROSE,), 'question_inside': (INSIDE,)}
+READS = {
+  'unprotected': (PROSE,),
+  'centring': (PROSE,),
+  'question_inside': (INSIDE,),
+}
 PARTS = {PROSE: ('prose', 'copy')}  # of a reading, if not one of its name
 RECALLS = {'recall': 'gqa', 'recall_latent': 'mla'}
 SECONDS_PER_TOKEN, SECONDS_PER_PROGRAM = 1 / 500, 6.0  # see estimate_minutes

@@ -105,6 +105,8 @@ def source():
 
 FOLLOWS = [part_of([[[1, 2, 3], [4, 5, 6]]]), part_of([[[7, 8, 9], [9, 8, 1]]])]
 
+AT_ONCE = part_of(FOLLOWS[0].tokens, FOLLOWS[0].tokens)
+
 
 def kept(source, name, part):
   cache, stored = source.compress(caches.Row.of(name), part)
@@ -138,6 +140,32 @@ def test_the_oracle_keeps_what_the_queries_weigh_most(source):
     free = np.argsort(-received[row, 1:10], kind='stable')[:3] + 1
     expected = sorted([0, 10, 11, *free])
     assert chosen[row, 0, -6:].tolist() == expected
+
+
+def test_a_constant_of_each_row_is_of_its_early_tokens(source):
+  codec = caches.CentredByRow(kvjax.Affine(8, group=4), whole=1, until=5)
+  kind = kvjax.Residual(kvjax.Dense(), first=5, window=2, group=1)
+  row = caches.Row('of rows', kind, codec)
+  row = row.calibrated(CONFIG, source.params, source.contexts[:1])
+  cache, stored = source.compress(row, FOLLOWS[0])
+  keys = np.asarray(source.dense.stores[0]['key'])
+  (found,) = cache.constants
+  np.testing.assert_allclose(found, keys[:, :, 1:5].mean(axis=2), rtol=2e-3)
+  assert not np.allclose(found[0], found[1], rtol=0.1)
+  sizes = row.sizes(CONFIG, source.contexts, source.room)
+  assert stored == sizes['planned_bytes']
+
+
+def test_keys_before_rotation_are_read_as_the_others(source):
+  name = 'residual:first=4,window=2,group=1+centred(affine(8,4),rotated={})'
+  found = []
+  for rotated in (False, True):
+    row = caches.Row.of(name.format(rotated))
+    row = row.calibrated(CONFIG, source.params, source.contexts[:1])
+    cache, _ = source.compress(row, FOLLOWS[0])
+    assert cache.layout.store_of(0).rotated is rotated
+    found += cost.predict(CONFIG, source.params, cache, AT_ONCE)
+  np.testing.assert_allclose(*found, rtol=0, atol=2e-2)
 
 
 def test_float32_predicts_as_the_model_without_a_cache(source):
@@ -404,7 +432,7 @@ def test_a_tiny_run_and_its_second_part(tmp_path, commands):
 @pytest.mark.parametrize(
   ('flag', 'said'),
   [
-    ('--table=none', "table='none' is unknown; known: codecs, main"),
+    ('--table=none', "table='none' is unknown; known: centring, codecs, main"),
     ("--config.tables.main=('intt8',)", "'intt8' is no name of one kind"),
     ('--config.prose.copies=60', 'prose.copies=60 quotes of 4 + 4 tokens'),
   ],
