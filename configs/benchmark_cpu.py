@@ -32,7 +32,7 @@ SETTINGS = {
     'model.num_heads': 4,
     'model.num_kv_heads': 2,
     'model.key_width': 8,
-    'model.hidden': 48,
+    'model.hidden': 64,
     'model.vocab_size': 64,
     'latent': ((1, 2, 16, 8, 8, 32, 'float32'),),
     'layer': ((2, 24),),

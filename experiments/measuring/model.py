@@ -118,7 +118,7 @@ class StepCase(ModelCase):
     weights become floats again. The peers are transformers with its caches,
     and llama.cpp after a prompt.
     """
-    coded = functools.cache(lambda: quantize(self.params))
+    coded = functools.cache(lambda bits: quantize(self.params, bits))
     slots = self.context + pace.room
 
     def prepare(weights, kernel, codec):
@@ -127,21 +127,21 @@ class StepCase(ModelCase):
       return step_calls(self, cache, kernel, pace.calls, weights), size
 
     @functools.cache
-    def expected(codec, narrow):
-      weights = decoded(coded()) if narrow else self.params
+    def expected(codec, bits):
+      weights = decoded(coded(bits)) if bits else self.params
       call, size = prepare(weights, BLOCKWISE, codec)
       return Expected(call(), size, TOLERANCE[self.config.dtype], pace.calls)
 
-    def ours(kernel, chosen, codec, narrow):
-      weights = coded() if narrow else self.params
+    def ours(kernel, chosen, codec, bits):
+      weights = coded(bits) if bits else self.params
       call, size = prepare(weights, chosen, codec)
-      want = dataclasses.replace(expected(codec, narrow), bytes=size)
+      want = dataclasses.replace(expected(codec, bits), bytes=size)
       return want.runner(call, kernel)
 
     entries: dict[str, Entry] = {
-      name + suffix: functools.partial(ours, kernel, chosen, codec, narrow)
+      name + suffix: functools.partial(ours, kernel, chosen, codec, bits)
       for name, kernel, chosen in forms.raced(pace, self.config.dtype)
-      for suffix, (codec, narrow) in _codings(kernel, pace.alone).items()
+      for suffix, (codec, bits) in _codings(kernel, pace.alone).items()
     }
     if pace.alone:
       return entries
@@ -153,7 +153,7 @@ class StepCase(ModelCase):
       call = peers.torch_decode(
         torch_model(), kind, self.streams, self.token, slots, pace.calls
       )
-      return expected(None, False).runner(call)
+      return expected(None, None).runner(call)
 
     kinds = peers.caches() if self.transformers is None else self.transformers
     for kind in () if peers.transformers_absence() else kinds:
@@ -161,15 +161,19 @@ class StepCase(ModelCase):
     return entries | llama_cpp.entries(self, pace.calls)
 
 
-def _codings(kernel: str, alone: bool) -> dict[str, tuple[Codec | None, bool]]:
-  """Returns the cache's codec, and whether weights are coded, by row suffix."""
-  codings: dict[str, tuple[Codec | None, bool]] = {'': (None, False)}
+Coding = tuple[Codec | None, int | None]  # of the cache; bits of a weight
+
+
+def _codings(kernel: str, alone: bool) -> dict[str, Coding]:
+  """Returns how the cache and the weights are stored, by row suffix."""
+  codings: dict[str, Coding] = {'': (None, None)}
   if kernel != 'mosaic_gpu':
-    codings[' int8'] = (Int8(), False)
+    codings[' int8'] = (Int8(), None)
   # Only this kernel multiplies by codes as they are stored.
   if kernel == 'ffi' and not alone:
-    codings[' weights int8'] = (None, True)
-    codings[' weights int8, cache int8'] = (Int8(), True)
+    codings[' weights int8'] = (None, 8)
+    codings[' weights int8, cache int8'] = (Int8(), 8)
+    codings[' weights int4, cache int8'] = (Int8(), 4)
   return codings
 
 
