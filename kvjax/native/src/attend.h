@@ -5,12 +5,11 @@
 // from the first-level cache except for the first time. A later block is
 // prefetched at the same time, one cache line after the other: memory would
 // rest between two bursts. Narrow codes are widened in registers; packed ones
-// are unpacked to the first-level cache, a block at a time. Keys whose groups of
-// features have a scale are multiplied as integers, by queries of 16 bits: eight
-// floats take the time of sixteen integers. The softmax
-// runs block by block (FlashAttention, arXiv 2205.14135); stretches of blocks
-// are shared out to the threads of XLA's own pool and merged by their sums
-// (Flash-Decoding).
+// are unpacked to the first-level cache, a block at a time. Codes of keys are
+// multiplied as integers, by queries of 16 bits: eight floats take the time of
+// sixteen integers. The softmax runs block by block (FlashAttention, arXiv
+// 2205.14135); stretches of blocks are shared out to the threads of XLA's own
+// pool and merged by their sums (Flash-Decoding).
 //
 // A block in which no row may see a token is never read. In a block that is
 // seen in part, a slot without a token counts as zeros, whatever is stored.
@@ -36,6 +35,12 @@ constexpr int64_t kAhead = 1 << 14;  // bytes from prefetching to reading
 // Whether chunks of features have a scale: keys are multiplied as integers.
 bool by_chunks(const Stream& x) {
   return x.groups && x.width / x.groups % kChunk == 0;
+}
+
+// Whether keys of one scale a slot are. Sums of wider ones may exceed 32 bits.
+bool by_slots(const Stream& x) {
+  return x.type == ffi::S8 && !x.groups && x.width % kHalves == 0 &&
+         x.width <= 2048;
 }
 
 // The queries of one key stream: floats and, for codes, integers.
@@ -85,8 +90,10 @@ class Stretch {
         std::copy_n(from + r * width, width, rows + r * wide);
       }
       queries.push_back({rows, {}});
-      if (!by_chunks(p.keys[j])) continue;
-      queries[j].rounded = rounded(p.keys[j], from, take);
+      if (by_chunks(p.keys[j]))
+        queries[j].rounded = rounded(p.keys[j], from, take);
+      else if (by_slots(p.keys[j]))
+        queries[j].rounded = in_order(p.keys[j], from, take);
     }
     std::fill_n(top, p.rows, -INFINITY);
     std::fill_n(sums, p.rows * kLanes, 0.f);
@@ -115,6 +122,17 @@ class Stretch {
   int8_t* unpacked;                   // [slots, width]
   float *group_scales, *group_zeros;  // [slots, groups]
   const Block* last;  // of the head: the next stretch is this thread's too
+
+  // Rounds the queries [R, width] of a key stream that has no groups.
+  template <class F>
+  Rounded in_order(const Stream& x, const float* from, F take) const {
+    const auto rows = reinterpret_cast<int16_t*>(take(p.rows * x.width / 2));
+    float* units = take(p.rows);
+    for (int64_t r = 0; r < p.rows; ++r)
+      units[r] =
+          round_numbers(from + r * x.width, x.width, rows + r * x.width);
+    return {rows, nullptr, nullptr, units};
+  }
 
   // Rounds the queries [R, width] of a key stream.
   template <class F>
@@ -253,6 +271,8 @@ class Stretch {
       float* to = j == 0 ? scores : products;
       if (by_chunks(key))
         multiply_codes(key, b, queries[j].rounded, to);
+      else if (by_slots(key))
+        multiply_integers(key, b, queries[j].rounded, to);
       else if (key.groups)
         multiply(key, queries[j].rows, to, numbers(key, b), 0);
       else
@@ -267,20 +287,34 @@ class Stretch {
     }
   }
 
-  template <class T>
-  void multiply(const Stream& key, const float* q, float* to, const T* k,
+  template <class Q, class T>
+  void multiply(const Stream& key, const Q* q, float* to, const T* k,
                 int64_t distance) {
     const int64_t width = padded(key.width);
     for (int64_t first = 0; first < kSlots; first += kSums)
       by_rows(p.rows, [&](auto R, int64_t r) {
         constexpr int S = kSums / R;
         for (int64_t s = first; s < first + kSums; s += S) {
-          const auto tile = r == 0 && distance ? dot_tile<R, true, T>
-                                           : dot_tile<R, false, T>;
+          const auto tile = r == 0 && distance ? dot_tile<R, true, T, Q>
+                                               : dot_tile<R, false, T, Q>;
           tile(q + r * width, k + s * width, width, to + r * kSlots + s,
                kSlots, distance);
         }
       });
+  }
+
+  void multiply_integers(const Stream& key, const Block& b, const Rounded& q,
+                         float* to) {
+    const int8_t* k = read<int8_t>(key, b);
+    multiply(key, q.rows, to, k, ahead(key, b));
+    in_units(q, to);
+  }
+
+  // Multiplies [R, block] by the units of the rows.
+  void in_units(const Rounded& q, float* to) const {
+    for (int64_t r = 0; r < p.rows; ++r)
+      for (int64_t s = 0; s < kSlots; s += kLanes)
+        at(to + r * kSlots + s) *= q.units[r];
   }
 
   void multiply_codes(const Stream& key, const Block& b, const Rounded& q,
@@ -293,9 +327,7 @@ class Stretch {
         for (int64_t s = first; s < first + 8; s += 8 / R)
           tile(q, r, k, s, to + r * kSlots + s, kSlots);
       });
-    for (int64_t r = 0; r < p.rows; ++r)
-      for (int64_t s = 0; s < kSlots; s += kLanes)
-        at(to + r * kSlots + s) *= q.units[r];
+    in_units(q, to);
   }
 
   // Turns scores into weights. Each lane sums its own until the last block.

@@ -21,6 +21,7 @@ constexpr int kLanes = 8;
 constexpr int kSums = kLanes;
 constexpr int64_t kSlots = 64;  // slots read at a time: the stride of weights
 constexpr int64_t kLine = 64;   // bytes of a cache line
+constexpr int64_t kHalves = 2 * kLanes;
 
 // A vector type of `bytes`, at any address that suits its elements.
 #define VECTOR(bytes, align) \
@@ -28,6 +29,7 @@ constexpr int64_t kLine = 64;   // bytes of a cache line
 
 typedef float Vec VECTOR(kLanes * 4, 4);
 typedef int32_t Ints VECTOR(kLanes * 4, 4);
+typedef int16_t Halves VECTOR(kLanes * 4, 2);
 typedef float Oct VECTOR(32, 32);
 typedef float Eight VECTOR(32, 4);
 
@@ -80,6 +82,45 @@ inline Vec wide(const int8_t* p) {
   typedef int8_t Codes VECTOR(kLanes, 1);
   const Codes codes = *reinterpret_cast<const Codes*>(p);
   return __builtin_convertvector(__builtin_convertvector(codes, Ints), Vec);
+#endif
+}
+
+// Loads kHalves codes.
+inline Halves integers(const int8_t* p) {
+#if defined(__AVX512BW__)
+  return (Halves)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return (Halves)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#else
+  typedef int8_t Codes VECTOR(kHalves, 1);
+  return __builtin_convertvector(*reinterpret_cast<const Codes*>(p), Halves);
+#endif
+}
+
+// What products of queries by keys are made of: of floats, or of integers of 16
+// bits whose products are summed two by two.
+inline Vec operand(const float* q) { return at(q); }
+inline Halves operand(const int16_t* q) {
+  return *reinterpret_cast<const Halves*>(q);
+}
+template <class T>
+inline Vec operand(const T* key, const float*) { return wide(key); }
+inline Halves operand(const int8_t* key, const int16_t*) {
+  return integers(key);
+}
+inline Vec add_products(Vec sum, Vec x, Vec y) { return sum + x * y; }
+inline Ints add_products(Ints sum, Halves x, Halves y) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
+#elif defined(__AVX512BW__)
+  return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)y);
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)y);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)y);
+#else
+  const Ints a = (Ints)x, b = (Ints)y;
+  return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 
@@ -183,28 +224,35 @@ inline bool exceeds(Vec v, float x) {
 
 // ------------------------------------------------------------------ tiles
 
-// out[r][s] = q[r] . k[s] for R rows and kSums / R slots. `Ahead` prefetches
-// the slots that are `ahead` bytes further, each cache line once.
-template <int R, bool Ahead, class T>
-inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
+// out[r][s] = q[r] . k[s] for R rows of floats or integers and kSums / R slots.
+// `Ahead` prefetches the slots that are `ahead` bytes further, each cache line
+// once.
+template <int R, bool Ahead, class T, class Q = float>
+inline void dot_tile(const Q* q, const T* k, int64_t width, float* out,
                      int64_t stride, int64_t ahead) {
-  constexpr int S = kSums / R;
-  Vec sum[kSums];
-  UNROLL for (Vec& x : sum) x = Vec{};
-  for (int64_t h = 0; h < width; h += kLanes) {
-    Vec key[S];
+  using Sum = std::conditional_t<std::is_same_v<Q, float>, Vec, Ints>;
+  using Operand = decltype(operand(q));
+  constexpr int S = kSums / R, kStep = sizeof(Operand) / sizeof(Q);
+  Sum sum[kSums];
+  UNROLL for (Sum& x : sum) x = Sum{};
+  for (int64_t h = 0; h < width; h += kStep) {
+    Operand key[S];
     UNROLL for (int s = 0; s < S; ++s) {
       const T* from = k + s * width + h;
-      key[s] = wide(from);
+      key[s] = operand(from, q);
       if (Ahead && h * sizeof(T) % kLine == 0) ASK((const char*)from + ahead);
     }
     UNROLL for (int r = 0; r < R; ++r) {
-      Vec x = at(q + r * width + h);
+      Operand x = operand(q + r * width + h);
       KEEP(x);
-      UNROLL for (int s = 0; s < S; ++s) sum[r * S + s] += x * key[s];
+      UNROLL for (int s = 0; s < S; ++s)
+        sum[r * S + s] = add_products(sum[r * S + s], x, key[s]);
     }
   }
-  const Vec total = sums(sum);
+  Vec numbers[kSums];
+  UNROLL for (int i = 0; i < kSums; ++i)
+    numbers[i] = __builtin_convertvector(sum[i], Vec);
+  const Vec total = sums(numbers);
   for (int r = 0; r < R; ++r)
     memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
 }
