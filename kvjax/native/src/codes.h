@@ -19,6 +19,17 @@ typedef int32_t Words VECTOR(32, 4);
 // odd ones. AVX2 widens words by shifts faster than bytes by shuffles.
 constexpr int64_t kChunk = 32;
 
+// Whether chunks of features have a scale: keys are multiplied as integers.
+inline bool by_chunks(const Stream& x) {
+  return x.groups && x.width / x.groups % kChunk == 0;
+}
+
+// Whether keys of one scale a slot are. Sums of wider ones may exceed 32 bits.
+inline bool by_slots(const Stream& x) {
+  return x.type == ffi::S8 && !x.groups && x.width % kHalves == 0 &&
+         x.width <= 2048;
+}
+
 // Returns the sum of each two adjacent products.
 inline Words pair_sums(Shorts x, Shorts y) {
 #if defined(__AVX2__)
@@ -31,7 +42,7 @@ inline Words pair_sums(Shorts x, Shorts y) {
 
 // Loads kLanes numbers of float16.
 inline Vec halves(const uint16_t* p) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
   return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__) && defined(__F16C__)
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
@@ -176,15 +187,5 @@ inline void dot_codes(const Rounded& q, int64_t row, const Levels& k,
   for (int r = 0; r < R; ++r)
     memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
 }
-
-// Makes numbers of codes of one group.
-struct Rescaled {
-  const float *scale, *zero;  // of its first slot
-  int64_t groups;
-
-  Vec operator()(const int8_t* code, int64_t slot) const {
-    return wide(code) * scale[slot * groups] + zero[slot * groups];
-  }
-};
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What is asked of attention, and how the work is shared out.
+// A call of attention, and how its work is shared out.
 
 #pragma once
 

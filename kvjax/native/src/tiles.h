@@ -12,7 +12,7 @@
 
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
 constexpr int kLanes = 16;
 #else
 constexpr int kLanes = 8;
@@ -61,7 +61,7 @@ inline Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 // Loads kLanes codes as floats.
 inline Vec wide(const float* p) { return at(p); }
 inline Vec wide(const uint16_t* p) {  // bfloat16
-#if defined(__AVX512F__)  // GCC 12 makes 5 instructions of the generic form
+#if defined(__AVX512BW__)  // GCC 12 makes 5 instructions of the generic form
   const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(codes), 16);
 #else
@@ -72,7 +72,7 @@ inline Vec wide(const uint16_t* p) {  // bfloat16
 #endif
 }
 inline Vec wide(const int8_t* p) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
 #elif defined(__AVX2__)  // GCC 12 makes 20 instructions of the generic form
@@ -89,7 +89,7 @@ inline Vec wide(const int8_t* p) {
 inline Halves integers(const int8_t* p) {
 #if defined(__AVX512BW__)
   return (Halves)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX2__)
   return (Halves)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
 #else
   typedef int8_t Codes VECTOR(kHalves, 1);
@@ -114,9 +114,9 @@ inline Ints add_products(Ints sum, Halves x, Halves y) {
   return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
 #elif defined(__AVX512BW__)
   return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)y);
-#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+#elif defined(__AVXVNNI__)
   return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)y);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX2__)
   return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)y);
 #else
   const Ints a = (Ints)x, b = (Ints)y;
@@ -154,7 +154,7 @@ inline Vec hyperbolic_tangent(Vec x) {  // Cephes tanhf
 
 template <class F>
 inline Oct fold(Vec v, F f) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
   return f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 #else
@@ -178,7 +178,7 @@ inline Eight sums_of_8(const Eight* v) {
 
 // Sums of as many vectors as one has lanes.
 inline Vec sums(const Vec* v) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
   const auto halves = [](Vec x, Vec y) {  // [x02, x13, y02, y13] of quarters
     return (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0x44) +
            (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xee);
@@ -213,7 +213,7 @@ inline float reduce(Vec v, F f) {
 
 // Whether some lane of v is more than x.
 inline bool exceeds(Vec v, float x) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
   return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(x), _CMP_GT_OQ) != 0;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps((__m256)(v > x)) != 0;
@@ -223,6 +223,21 @@ inline bool exceeds(Vec v, float x) {
 }
 
 // ------------------------------------------------------------------ tiles
+
+// Stores the lanes of x as R rows. GCC would take pairs of lanes to registers of
+// integers if they were copied as bytes.
+template <int R>
+inline void store_rows(Vec x, float* out, int64_t stride) {
+  constexpr int S = kLanes / R;
+  typedef double Doubles VECTOR(kLanes * 4, 4);
+  typedef double Double __attribute__((aligned(4), may_alias));
+  const Doubles pairs = (Doubles)x;
+  UNROLL for (int r = 0; r < R; ++r)
+    if constexpr (S == 2)
+      *reinterpret_cast<Double*>(out + r * stride) = pairs[r];
+    else
+      memcpy(out + r * stride, (const float*)&x + r * S, S * 4);
+}
 
 // out[r][s] = q[r] . k[s] for R rows of floats or integers and kSums / R slots.
 // `Ahead` prefetches the slots that are `ahead` bytes further, each cache line
@@ -252,24 +267,14 @@ inline void dot_tile(const Q* q, const T* k, int64_t width, float* out,
   Vec numbers[kSums];
   UNROLL for (int i = 0; i < kSums; ++i)
     numbers[i] = __builtin_convertvector(sum[i], Vec);
-  const Vec total = sums(numbers);
-  for (int r = 0; r < R; ++r)
-    memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
+  store_rows<R>(sums(numbers), out, stride);
 }
 
-// Makes numbers of codes that are numbers themselves.
-struct Widened {
-  template <class T>
-  Vec operator()(const T* code, int64_t) const {
-    return wide(code);
-  }
-};
-
 // acc[r] += sum over a block's slots of p[r][s] v[s]: N vectors of R rows in
-// registers. `load` makes numbers of the codes of a slot; `Ahead` as above.
-template <int R, int N, bool Ahead, class T, class Load>
+// registers. `Ahead` as above.
+template <int R, int N, bool Ahead, class T>
 inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
-                       int64_t ahead, Load load) {
+                       int64_t ahead) {
   Vec sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
@@ -280,14 +285,14 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
     // Sums and what they are made of fit the registers in one of two orders.
     if constexpr (R < N) {
       UNROLL for (int n = 0; n < N; ++n) {
-        Vec x = load(v + n * kLanes, s);
+        Vec x = wide(v + n * kLanes);
         KEEP(x);
         for (int r = 0; r < R; ++r) sum[r][n] += x * p[r * kSlots + s];
       }
     } else {
       Vec x[N];
       for (int n = 0; n < N; ++n) {
-        x[n] = load(v + n * kLanes, s);
+        x[n] = wide(v + n * kLanes);
         KEEP(x[n]);
       }
       for (int r = 0; r < R; ++r)
