@@ -34,7 +34,7 @@ typedef float Oct VECTOR(32, 32);
 typedef float Eight VECTOR(32, 4);
 
 // Holds a vector in a register where GCC would load it again for every use.
-#if defined(__x86_64__)
+#if defined(__AVX__)
 #define KEEP(x) asm("" : "+v"(x))
 #else
 #define KEEP(x) ((void)0)
