@@ -241,7 +241,7 @@ def get_config(setting: str = 'default') -> ConfigDict:
       'tried': 96,
       'pairs': {
         'symbols': 64,  # different keys, and as many values
-        'growth': (4, 8, 16, 32, 32),  # pairs, a stage of training each
+        'growth': (4, 8, 16, 32, 32, 32),  # pairs, a stage of training each
         'queries': 8,
         'examples': 64,
         'stage': 400,  # updates, at most
