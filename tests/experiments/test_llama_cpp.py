@@ -61,9 +61,9 @@ def test_what_is_written(tmp_path, tied):
     'blk.0.attn_k.weight': (16, 32),
     'blk.0.attn_v.weight': (16, 32),
     'blk.0.attn_output.weight': (32, 32),
-    'blk.0.ffn_gate.weight': (48, 32),
-    'blk.0.ffn_up.weight': (48, 32),
-    'blk.0.ffn_down.weight': (32, 48),
+    'blk.0.ffn_gate.weight': (64, 32),
+    'blk.0.ffn_up.weight': (64, 32),
+    'blk.0.ffn_down.weight': (32, 64),
     'blk.0.attn_norm.weight': (32,),
     'blk.0.ffn_norm.weight': (32,),
   }

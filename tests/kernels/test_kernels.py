@@ -136,9 +136,6 @@ def grouped(
   )
 
 
-CODED = 1e-4  # the library multiplies codes by queries and weights of 16 bits
-
-
 def check(answer, want, tolerance=1e-5):
   np.testing.assert_allclose(answer[0], want[0], atol=tolerance)
   np.testing.assert_allclose(answer[1], want[1], atol=tolerance)
@@ -189,9 +186,8 @@ def test_lengths(kernel, length):
 def test_narrow_streams_are_read_as_they_decode(kernel, codec):
   q, k, v = draw((2, 4, 1, 64, 32), slots=300)
   positions, slot_positions = book(290, 1, slots=300)
-  tolerance = 2e-5
   if codec == 'int8':
-    codec, tolerance = kvjax.Int8(), CODED
+    codec = kvjax.Int8()
     read = lambda x: np.asarray(codec.decode(codec.encode(x, None)))
     k, v = poison(k, slot_positions), poison(v, slot_positions)
     wide = [np.where(np.isnan(x), 0, read(x)) for x in (k, v)]
@@ -202,7 +198,7 @@ def test_narrow_streams_are_read_as_they_decode(kernel, codec):
   check(
     answer,
     oracle.attention(q, positions, *wide, slot_positions, scale=0.125),
-    tolerance,
+    2e-5,
   )
 
 
@@ -220,7 +216,7 @@ def test_codes_of_groups_are_read_as_they_decode(name):
   want = oracle.attention(
     q, positions, read(k), read(v), slot_positions, scale=scale
   )
-  check(answer, want, CODED)
+  check(answer, want, 1e-4)  # queries have 16 bits
 
 
 @pytest.mark.parametrize('kernel', KERNELS)
@@ -261,7 +257,7 @@ def test_pages(case):
   want = oracle.attention(
     q, positions, k, v, slot_positions, scale=scale, **loops
   )
-  check(answer, want, 1e-5 if codec == kvjax.Plain() else CODED)
+  check(answer, want, 1e-4 if case.endswith('packed') else 1e-5)
   for page in (-7, pools['key'].shape[1], 2**31 - 1):  # nor one of these
     other = attend(table=np.where(table < 0, page, table).astype(np.int32))
     jax.tree.map(np.testing.assert_array_equal, other, answer)
@@ -298,7 +294,7 @@ def test_latent_streams(kernel, how):
   want = oracle.attention(
     both[0], positions, both[1], latent, slot_positions, scale=0.125
   )
-  check(answer, want, CODED if how in codecs else 1e-5)
+  check(answer, want)
 
 
 @pytest.mark.parametrize('kernel', KERNELS)

@@ -97,6 +97,20 @@ CORE: tuple[Mutant, ...] = (
     'tests/kernels/test_kernels.py::test_many_blocks_of_rising_scores[ffi]',
   ),
   Mutant(
+    'nibbles_swapped_in_the_kernel',
+    'kvjax/native/src/codes.h',
+    'even = (part ? codes >> 4 : codes) & 15;',
+    'even = (part ? codes : codes >> 4) & 15;',
+    'tests/kernels/test_kernels.py::test_codes_of_groups_are_read_as_they_decode[affine]',
+  ),
+  Mutant(
+    'zero_forgotten_in_the_kernel',
+    'kvjax/native/src/codes.h',
+    'scale[slot * groups] + zero[slot * groups]',
+    'scale[slot * groups]',
+    'tests/kernels/test_kernels.py::test_codes_of_groups_are_read_as_they_decode[affine]',
+  ),
+  Mutant(
     'strips_of_features_overlap',
     'kvjax/native/src/attend.h',
     'std::min(e + strip, end)',

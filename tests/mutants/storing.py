@@ -155,46 +155,18 @@ CODECS: tuple[Mutant, ...] = (
     'tests/decoding/test_calibration.py::test_a_cache_is_stored_anew_less_a_constant',
   ),
   Mutant(
-    'nibbles_swapped_in_the_kernel',
-    'kvjax/native/src/codes.h',
-    'even = (part ? codes >> 4 : codes) & 15;',
-    'even = (part ? codes : codes >> 4) & 15;',
-    'tests/kernels/test_kernels.py::test_codes_of_groups_are_read_as_they_decode[affine]',
-  ),
-  Mutant(
-    'zero_forgotten_in_the_kernel',
-    'kvjax/native/src/weigh.h',
-    'ordered[i] * w.units[at_row] + w.shifts[at_row]',
-    'ordered[i] * w.units[at_row]',
-    'tests/kernels/test_kernels.py::test_codes_of_groups_are_read_as_they_decode[affine]',
-  ),
-  Mutant(
-    'values_of_a_neighbour_group_in_the_kernel',
-    'kvjax/native/src/weigh.h',
-    'feature * x.groups / x.width : 0',
-    'byte * x.groups / x.width : 0',
-    'tests/kernels/test_kernels.py::test_codes_of_groups_are_read_as_they_decode[affine]',
-  ),
-  Mutant(
-    'weights_of_two_slots_swapped_in_the_kernel',
-    'kvjax/native/src/weigh.h',
-    'integers(from), integers(from + bytes)',
-    'integers(from + bytes), integers(from)',
-    'tests/kernels/test_kernels.py::test_narrow_streams_are_read_as_they_decode[int8-ffi]',
-  ),
-  Mutant(
-    'rows_share_the_unit_of_a_query_in_the_kernel',
-    'kvjax/native/src/attend.h',
-    'at(to + r * kSlots + s) *= q.units[r];',
-    'at(to + r * kSlots + s) *= q.units[0];',
-    'tests/kernels/test_kernels.py::test_narrow_streams_are_read_as_they_decode[int8-ffi]',
-  ),
-  Mutant(
     'a_constant_of_the_first_row_for_all',
     'experiments/frontier/caches.py',
     "store['key'][row, :, early]",
     "store['key'][0, :, early]",
     'tests/experiments/test_frontier_experiment.py::'
     'test_a_constant_of_each_row_is_of_its_early_tokens',
+  ),
+  Mutant(
+    'a_channel_has_the_zero_of_another',
+    'kvjax/native/src/project_blocks.h',
+    'zero[k] = zeros + channel * blocks;',
+    'zero[k] = zeros + c * blocks;',
+    'tests/native/test_projection.py::test_weights_of_four_bits',
   ),
 )

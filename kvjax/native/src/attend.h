@@ -5,12 +5,12 @@
 // from the first-level cache except for the first time. A later block is
 // prefetched at the same time, one cache line after the other: memory would
 // rest between two bursts. Narrow codes are widened in registers; packed ones
-// are unpacked to the first-level cache, a block at a time. Codes are multiplied
-// as integers, those of keys by queries of 16 bits and those of values by
-// weights of 16 bits: eight floats take the time of sixteen integers. The
-// softmax runs block by block (FlashAttention, arXiv 2205.14135); stretches of
-// blocks are shared out to the threads of XLA's own pool and merged by their
-// sums (Flash-Decoding).
+// are unpacked to the first-level cache, a block at a time. Keys whose groups of
+// features have a scale are multiplied as integers, by queries of 16 bits: eight
+// floats take the time of sixteen integers. The softmax
+// runs block by block (FlashAttention, arXiv 2205.14135); stretches of blocks
+// are shared out to the threads of XLA's own pool and merged by their sums
+// (Flash-Decoding).
 //
 // A block in which no row may see a token is never read. In a block that is
 // seen in part, a slot without a token counts as zeros, whatever is stored.
@@ -28,11 +28,15 @@
 #include "problem.h"
 #include "streams.h"
 #include "tiles.h"
-#include "weigh.h"
 
 namespace {
 
 constexpr int64_t kAhead = 1 << 14;  // bytes from prefetching to reading
+
+// Whether chunks of features have a scale: keys are multiplied as integers.
+bool by_chunks(const Stream& x) {
+  return x.groups && x.width / x.groups % kChunk == 0;
+}
 
 // The queries of one key stream: floats and, for codes, integers.
 struct Query {
@@ -47,8 +51,7 @@ class Stretch {
       : p(p), item(item), top(part), total(part + padded(p.rows)),
         acc(total + padded(p.rows)),
         slot_positions(p.slot_positions + p.list(item.head) * p.S) {
-    const int64_t groups_v = std::max<int64_t>(p.value.groups, 1);
-    int64_t widest = padded(p.E), groups = padded(groups_v), query = 0;
+    int64_t widest = padded(p.E), groups = padded(p.value.groups), query = 0;
     for (const Stream& key : p.keys) {
       widest = std::max(widest, padded(key.width));
       groups = std::max(groups, padded(key.groups));
@@ -58,9 +61,7 @@ class Stretch {
     thread_local std::vector<float> memory;
     memory.resize(kLine / 4 + query + p.rows * (2 * kSlots + kLanes) +
                   kSlots * (1 + widest + widest / 4) +
-                  2 * (kSlots * groups + kLanes) +
-                  groups_v * (2 * kSlots + p.rows * (kSlots / 2 + 2)) +
-                  2 * kLanes);
+                  2 * (kSlots * groups + kLanes));
     float* next = aligned(memory.data());
     const auto take = [&](int64_t count) {
       float* taken = next;
@@ -75,11 +76,6 @@ class Stretch {
     unpacked = reinterpret_cast<int8_t*>(take(kSlots * widest / 4));
     group_scales = take(kSlots * groups + kLanes);
     group_zeros = take(kSlots * groups + kLanes);
-    for (float*& numbers : by_group) numbers = take(groups_v * kSlots);
-    rounded_weights =
-        reinterpret_cast<int16_t*>(take(groups_v * p.rows * kSlots / 2));
-    for (float*& numbers : of_sums) numbers = take(groups_v * p.rows);
-    if (by_halves(p.value)) chunks = chunks_of(p.value);
     for (size_t j = 0; j < p.keys.size(); ++j) {
       const int64_t width = p.keys[j].width, wide = padded(width);
       const float* from = p.queries[j] + item.head * p.rows * width;
@@ -89,10 +85,8 @@ class Stretch {
         std::copy_n(from + r * width, width, rows + r * wide);
       }
       queries.push_back({rows, {}});
-      if (by_chunks(p.keys[j]))
-        queries[j].rounded = rounded(p.keys[j], from, take);
-      else if (by_slots(p.keys[j]))
-        queries[j].rounded = rounded_rows(p.keys[j], from, take);
+      if (!by_chunks(p.keys[j])) continue;
+      queries[j].rounded = rounded(p.keys[j], from, take);
     }
     std::fill_n(top, p.rows, -INFINITY);
     std::fill_n(sums, p.rows * kLanes, 0.f);
@@ -120,22 +114,7 @@ class Stretch {
   float *scores, *products, *sums, *scales, *copy;
   int8_t* unpacked;                   // [slots, width]
   float *group_scales, *group_zeros;  // [slots, groups]
-  float* by_group[2];                 // [groups of values, slots], the same
-  int16_t* rounded_weights;           // [groups of values, R, slots]
-  float* of_sums[2];                  // [groups of values, R]
-  std::vector<Chunk> chunks;          // of values
   const Block* last;  // of the head: the next stretch is this thread's too
-
-  // Rounds the queries [R, width] of a key stream that has no groups.
-  template <class F>
-  Rounded rounded_rows(const Stream& x, const float* from, F take) const {
-    const auto rows = reinterpret_cast<int16_t*>(take(p.rows * x.width / 2));
-    float* units = take(p.rows);
-    for (int64_t r = 0; r < p.rows; ++r)
-      units[r] =
-          round_numbers(from + r * x.width, x.width, rows + r * x.width);
-    return {rows, nullptr, nullptr, units};
-  }
 
   // Rounds the queries [R, width] of a key stream.
   template <class F>
@@ -281,8 +260,6 @@ class Stretch {
       float* to = j == 0 ? scores : products;
       if (by_chunks(key))
         multiply_codes(key, b, queries[j].rounded, to);
-      else if (by_slots(key))
-        multiply_integers(key, b, queries[j].rounded, to);
       else if (key.groups)
         multiply(key, queries[j].rows, to, numbers(key, b), 0);
       else
@@ -297,34 +274,20 @@ class Stretch {
     }
   }
 
-  template <class Q, class T>
-  void multiply(const Stream& key, const Q* q, float* to, const T* k,
+  template <class T>
+  void multiply(const Stream& key, const float* q, float* to, const T* k,
                 int64_t distance) {
     const int64_t width = padded(key.width);
     for (int64_t first = 0; first < kSlots; first += kSums)
       by_rows(p.rows, [&](auto R, int64_t r) {
         constexpr int S = kSums / R;
         for (int64_t s = first; s < first + kSums; s += S) {
-          const auto tile = r == 0 && distance ? dot_tile<R, true, T, Q>
-                                               : dot_tile<R, false, T, Q>;
+          const auto tile = r == 0 && distance ? dot_tile<R, true, T>
+                                           : dot_tile<R, false, T>;
           tile(q + r * width, k + s * width, width, to + r * kSlots + s,
                kSlots, distance);
         }
       });
-  }
-
-  void multiply_integers(const Stream& key, const Block& b, const Rounded& q,
-                         float* to) {
-    const int8_t* k = read<int8_t>(key, b);
-    multiply(key, q.rows, to, k, ahead(key, b));
-    in_units(q, to);
-  }
-
-  // Multiplies [R, block] by the units of the rows.
-  void in_units(const Rounded& q, float* to) const {
-    for (int64_t r = 0; r < p.rows; ++r)
-      for (int64_t s = 0; s < kSlots; s += kLanes)
-        at(to + r * kSlots + s) *= q.units[r];
   }
 
   void multiply_codes(const Stream& key, const Block& b, const Rounded& q,
@@ -337,7 +300,9 @@ class Stretch {
         for (int64_t s = first; s < first + 8; s += 8 / R)
           tile(q, r, k, s, to + r * kSlots + s, kSlots);
       });
-    in_units(q, to);
+    for (int64_t r = 0; r < p.rows; ++r)
+      for (int64_t s = 0; s < kSlots; s += kLanes)
+        at(to + r * kSlots + s) *= q.units[r];
   }
 
   // Turns scores into weights. Each lane sums its own until the last block.
@@ -388,84 +353,51 @@ class Stretch {
 
   void weigh_values(const Block& b) {
     const Stream& value = p.value;
-    if (by_halves(value)) return weigh_integers(b);
+    if (by_chunks(value)) return weigh_groups(b);
     if (value.groups)
-      return weigh_strips(numbers(value, b), 0, padded(p.E), 0);
+      return weigh_strips(numbers(value, b), 0, padded(p.E), 0, Widened());
     rescale(value, b, scores);
     value.typed([&](auto* type) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
       const T* v = read<T>(value, b);
       const int64_t distance = p.shared < 0 ? ahead(value, b) : 0;
-      weigh_strips(v, 0, padded(p.E), distance);
+      weigh_strips(v, 0, padded(p.E), distance, Widened());
     });
   }
 
-  void weigh_integers(const Block& b) {
-    const Stream& x = p.value;
-    Levels v = {nullptr, nullptr, nullptr, x.width, 1, x.width, ahead(x, b)};
-    if (x.groups) {
-      v = levels(x, b, in_halves(x));
-      transpose(v.scale, v.groups, by_group[0]);
-      transpose(v.zero, v.groups, by_group[1]);
-    } else {
-      v.codes = read<int8_t>(x, b);
-    }
-    const float* scale = x.groups ? by_group[0] : slot_scales(x, b);
+  void weigh_groups(const Block& b) {
+    const Levels v = levels(p.value, b, false);
+    const int64_t group = p.E / v.groups;
+    const int64_t distance = p.shared < 0 ? v.ahead : 0;
     for (int64_t g = 0; g < v.groups; ++g)
-      for (int64_t r = 0; r < p.rows; ++r) {
-        const int64_t at_row = g * p.rows + r;
-        const float* weights = scores + r * kSlots;
-        of_sums[0][at_row] = round_weights(weights, scale + g * kSlots,
-                                           rounded_weights + at_row * kSlots);
-        Vec shift{};
-        for (int64_t s = 0; x.groups && s < kSlots; s += kLanes)
-          shift += at(weights + s) * at(by_group[1] + g * kSlots + s);
-        of_sums[1][at_row] = x.groups ? reduce(shift, std::plus<>()) : 0.f;
-      }
-    const Weights w = {p.rows, rounded_weights, of_sums[0], of_sums[1]};
-    const int64_t distance = p.shared < 0 ? v.ahead : 0, count = chunks.size();
-    by_rows(p.rows, [&](auto R, int64_t r) {
-      constexpr int U = kSums / 2 / R;
-      int64_t c = 0;
-      for (; c + U <= count; c += U) weigh_tiles<R, U>(w, r, v, c, distance);
-      for (; c < count; ++c) weigh_tiles<R, 1>(w, r, v, c, distance);
-    });
-  }
-
-  template <int R, int U>
-  void weigh_tiles(const Weights& w, int64_t r, const Levels& v, int64_t chunk,
-                   int64_t distance) {
-    const bool packed = v.bytes < v.width, is_ahead = r == 0 && distance;
-    const auto tile = packed ? is_ahead ? weigh_chunks<R, U, 4, true>
-                                        : weigh_chunks<R, U, 4, false>
-                    : is_ahead ? weigh_chunks<R, U, 8, true>
-                               : weigh_chunks<R, U, 8, false>;
-    tile(w, r, v.codes, v.bytes, &chunks[chunk], acc + r * padded(p.E),
-         padded(p.E), distance);
+      weigh_strips(v.codes, g * group, (g + 1) * group, distance,
+                   Rescaled{v.scale + g, v.zero + g, v.groups});
   }
 
   // Strips of features, as wide as there are sums in registers for, one after
   // the other for all rows.
-  template <class T>
-  void weigh_strips(const T* v, int64_t first, int64_t end, int64_t distance) {
+  template <class T, class Load>
+  void weigh_strips(const T* v, int64_t first, int64_t end, int64_t distance,
+                    Load load) {
     const int64_t strip = kSums / (p.rows < 4 ? p.rows : 4) * kLanes;
     for (int64_t e = first; e < end; e += strip)
       by_rows(p.rows, [&](auto R, int64_t r) {
-        weigh<R, kSums / R>(v, r, e, std::min(e + strip, end), distance);
+        weigh<R, kSums / R>(v, r, e, std::min(e + strip, end), distance, load);
       });
   }
 
   // Adds weighed values to features [e, end) of R rows, at most N vectors at
   // once.
-  template <int R, int N, class T>
-  void weigh(const T* v, int64_t r, int64_t e, int64_t end, int64_t distance) {
+  template <int R, int N, class T, class Load>
+  void weigh(const T* v, int64_t r, int64_t e, int64_t end, int64_t distance,
+             Load load) {
     for (; e + N * kLanes <= end; e += N * kLanes) {
-      const auto tile = r == 0 && distance ? weigh_tile<R, N, true, T>
-                                       : weigh_tile<R, N, false, T>;
+      const auto tile = r == 0 && distance ? weigh_tile<R, N, true, T, Load>
+                                       : weigh_tile<R, N, false, T, Load>;
       tile(scores + r * kSlots, v + e, padded(p.E), acc + r * padded(p.E) + e,
-           distance);
+           distance, load);
     }
-    if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, distance);
+    if constexpr (N > 1) weigh<R, N / 2>(v, r, e, end, distance, load);
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 #include "streams.h"
 #include "tiles.h"
@@ -19,17 +20,6 @@ typedef int32_t Words VECTOR(32, 4);
 // odd ones. AVX2 widens words by shifts faster than bytes by shuffles.
 constexpr int64_t kChunk = 32;
 
-// Whether chunks of features have a scale: keys are multiplied as integers.
-inline bool by_chunks(const Stream& x) {
-  return x.groups && x.width / x.groups % kChunk == 0;
-}
-
-// Whether keys of one scale a slot are. Sums of wider ones may exceed 32 bits.
-inline bool by_slots(const Stream& x) {
-  return x.type == ffi::S8 && !x.groups && x.width % kHalves == 0 &&
-         x.width <= 2048;
-}
-
 // Returns the sum of each two adjacent products.
 inline Words pair_sums(Shorts x, Shorts y) {
 #if defined(__AVX2__)
@@ -42,7 +32,7 @@ inline Words pair_sums(Shorts x, Shorts y) {
 
 // Loads kLanes numbers of float16.
 inline Vec halves(const uint16_t* p) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512F__)
   return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__) && defined(__F16C__)
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
@@ -120,18 +110,28 @@ struct Rounded {
   const float* units;     // [R]
 };
 
-// Rounds numbers to int16 and returns the unit of these integers.
+// Rounds `count` numbers, which vectors divide, to int16 and returns the unit of
+// these integers.
 inline float round_numbers(const float* from, int64_t count, int16_t* to) {
-  float largest = 0.f, invalid = 0.f;
-  for (int64_t i = 0; i < count; ++i) {
-    largest = std::max(largest, std::abs(from[i]));
-    invalid += from[i] * 0.f;
+  typedef int16_t Numbers VECTOR(kLanes * 2, 2);
+  const auto larger = [](auto x, auto y) { return x > y ? x : y; };
+  Vec largest{}, invalid{};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec x = at(from + i);
+    largest = larger(x < 0.f ? -x : x, largest);
+    invalid += x * 0.f;
   }
-  const bool rounds = invalid == 0.f && largest > 1e-30f;
-  const float factor = rounds ? INT16_MAX / largest : 0.f;
-  for (int64_t i = 0; i < count; ++i)
-    to[i] = rounds ? int16_t(std::nearbyint(from[i] * factor)) : 0;
-  return largest / INT16_MAX + invalid;
+  const float top = reduce(largest, larger);
+  const float bad = reduce(invalid, std::plus<>());
+  const bool rounds = bad == 0.f && top > 1e-30f;
+  const Vec factor = Vec{} + (rounds ? INT16_MAX / top : 0.f);
+  const Vec magic = Vec{} + 12582912.f;  // rounds to an integer
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Ints number = (Ints)(at(from + i) * factor + magic) - (Ints)magic;
+    *reinterpret_cast<Numbers*>(to + i) =
+        __builtin_convertvector(rounds ? number : Ints{}, Numbers);
+  }
+  return top / INT16_MAX + bad;
 }
 
 // The codes of a block and what makes numbers of them.
@@ -187,5 +187,15 @@ inline void dot_codes(const Rounded& q, int64_t row, const Levels& k,
   for (int r = 0; r < R; ++r)
     memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
 }
+
+// Makes numbers of codes of one group.
+struct Rescaled {
+  const float *scale, *zero;  // of its first slot
+  int64_t groups;
+
+  Vec operator()(const int8_t* code, int64_t slot) const {
+    return wide(code) * scale[slot * groups] + zero[slot * groups];
+  }
+};
 
 }  // namespace

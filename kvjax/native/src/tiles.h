@@ -12,7 +12,7 @@
 
 namespace {
 
-#if defined(__AVX512BW__)
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #else
 constexpr int kLanes = 8;
@@ -21,7 +21,6 @@ constexpr int kLanes = 8;
 constexpr int kSums = kLanes;
 constexpr int64_t kSlots = 64;  // slots read at a time: the stride of weights
 constexpr int64_t kLine = 64;   // bytes of a cache line
-constexpr int64_t kHalves = 2 * kLanes;
 
 // A vector type of `bytes`, at any address that suits its elements.
 #define VECTOR(bytes, align) \
@@ -29,7 +28,6 @@ constexpr int64_t kHalves = 2 * kLanes;
 
 typedef float Vec VECTOR(kLanes * 4, 4);
 typedef int32_t Ints VECTOR(kLanes * 4, 4);
-typedef int16_t Halves VECTOR(kLanes * 4, 2);
 typedef float Oct VECTOR(32, 32);
 typedef float Eight VECTOR(32, 4);
 
@@ -61,7 +59,7 @@ inline Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 // Loads kLanes codes as floats.
 inline Vec wide(const float* p) { return at(p); }
 inline Vec wide(const uint16_t* p) {  // bfloat16
-#if defined(__AVX512BW__)  // GCC 12 makes 5 instructions of the generic form
+#if defined(__AVX512F__)  // GCC 12 makes 5 instructions of the generic form
   const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(codes), 16);
 #else
@@ -72,7 +70,7 @@ inline Vec wide(const uint16_t* p) {  // bfloat16
 #endif
 }
 inline Vec wide(const int8_t* p) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512F__)
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
 #elif defined(__AVX2__)  // GCC 12 makes 20 instructions of the generic form
@@ -82,45 +80,6 @@ inline Vec wide(const int8_t* p) {
   typedef int8_t Codes VECTOR(kLanes, 1);
   const Codes codes = *reinterpret_cast<const Codes*>(p);
   return __builtin_convertvector(__builtin_convertvector(codes, Ints), Vec);
-#endif
-}
-
-// Loads kHalves codes.
-inline Halves integers(const int8_t* p) {
-#if defined(__AVX512BW__)
-  return (Halves)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__AVX2__)
-  return (Halves)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
-#else
-  typedef int8_t Codes VECTOR(kHalves, 1);
-  return __builtin_convertvector(*reinterpret_cast<const Codes*>(p), Halves);
-#endif
-}
-
-// What products of queries by keys are made of: of floats, or of integers of 16
-// bits whose products are summed two by two.
-inline Vec operand(const float* q) { return at(q); }
-inline Halves operand(const int16_t* q) {
-  return *reinterpret_cast<const Halves*>(q);
-}
-template <class T>
-inline Vec operand(const T* key, const float*) { return wide(key); }
-inline Halves operand(const int8_t* key, const int16_t*) {
-  return integers(key);
-}
-inline Vec add_products(Vec sum, Vec x, Vec y) { return sum + x * y; }
-inline Ints add_products(Ints sum, Halves x, Halves y) {
-#if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
-#elif defined(__AVX512BW__)
-  return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)y);
-#elif defined(__AVXVNNI__)
-  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)y);
-#elif defined(__AVX2__)
-  return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)y);
-#else
-  const Ints a = (Ints)x, b = (Ints)y;
-  return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 
@@ -154,7 +113,7 @@ inline Vec hyperbolic_tangent(Vec x) {  // Cephes tanhf
 
 template <class F>
 inline Oct fold(Vec v, F f) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512F__)
   return f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 #else
@@ -178,7 +137,7 @@ inline Eight sums_of_8(const Eight* v) {
 
 // Sums of as many vectors as one has lanes.
 inline Vec sums(const Vec* v) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512F__)
   const auto halves = [](Vec x, Vec y) {  // [x02, x13, y02, y13] of quarters
     return (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0x44) +
            (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xee);
@@ -213,7 +172,7 @@ inline float reduce(Vec v, F f) {
 
 // Whether some lane of v is more than x.
 inline bool exceeds(Vec v, float x) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(x), _CMP_GT_OQ) != 0;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps((__m256)(v > x)) != 0;
@@ -224,57 +183,45 @@ inline bool exceeds(Vec v, float x) {
 
 // ------------------------------------------------------------------ tiles
 
-// Stores the lanes of x as R rows. GCC would take pairs of lanes to registers of
-// integers if they were copied as bytes.
-template <int R>
-inline void store_rows(Vec x, float* out, int64_t stride) {
-  constexpr int S = kLanes / R;
-  typedef double Doubles VECTOR(kLanes * 4, 4);
-  typedef double Double __attribute__((aligned(4), may_alias));
-  const Doubles pairs = (Doubles)x;
-  UNROLL for (int r = 0; r < R; ++r)
-    if constexpr (S == 2)
-      *reinterpret_cast<Double*>(out + r * stride) = pairs[r];
-    else
-      memcpy(out + r * stride, (const float*)&x + r * S, S * 4);
-}
-
-// out[r][s] = q[r] . k[s] for R rows of floats or integers and kSums / R slots.
-// `Ahead` prefetches the slots that are `ahead` bytes further, each cache line
-// once.
-template <int R, bool Ahead, class T, class Q = float>
-inline void dot_tile(const Q* q, const T* k, int64_t width, float* out,
+// out[r][s] = q[r] . k[s] for R rows and kSums / R slots. `Ahead` prefetches
+// the slots that are `ahead` bytes further, each cache line once.
+template <int R, bool Ahead, class T>
+inline void dot_tile(const float* q, const T* k, int64_t width, float* out,
                      int64_t stride, int64_t ahead) {
-  using Sum = std::conditional_t<std::is_same_v<Q, float>, Vec, Ints>;
-  using Operand = decltype(operand(q));
-  constexpr int S = kSums / R, kStep = sizeof(Operand) / sizeof(Q);
-  Sum sum[kSums];
-  UNROLL for (Sum& x : sum) x = Sum{};
-  for (int64_t h = 0; h < width; h += kStep) {
-    Operand key[S];
+  constexpr int S = kSums / R;
+  Vec sum[kSums];
+  UNROLL for (Vec& x : sum) x = Vec{};
+  for (int64_t h = 0; h < width; h += kLanes) {
+    Vec key[S];
     UNROLL for (int s = 0; s < S; ++s) {
       const T* from = k + s * width + h;
-      key[s] = operand(from, q);
+      key[s] = wide(from);
       if (Ahead && h * sizeof(T) % kLine == 0) ASK((const char*)from + ahead);
     }
     UNROLL for (int r = 0; r < R; ++r) {
-      Operand x = operand(q + r * width + h);
+      Vec x = at(q + r * width + h);
       KEEP(x);
-      UNROLL for (int s = 0; s < S; ++s)
-        sum[r * S + s] = add_products(sum[r * S + s], x, key[s]);
+      UNROLL for (int s = 0; s < S; ++s) sum[r * S + s] += x * key[s];
     }
   }
-  Vec numbers[kSums];
-  UNROLL for (int i = 0; i < kSums; ++i)
-    numbers[i] = __builtin_convertvector(sum[i], Vec);
-  store_rows<R>(sums(numbers), out, stride);
+  const Vec total = sums(sum);
+  for (int r = 0; r < R; ++r)
+    memcpy(out + r * stride, (const float*)&total + r * S, S * 4);
 }
 
+// Makes numbers of codes that are numbers themselves.
+struct Widened {
+  template <class T>
+  Vec operator()(const T* code, int64_t) const {
+    return wide(code);
+  }
+};
+
 // acc[r] += sum over a block's slots of p[r][s] v[s]: N vectors of R rows in
-// registers. `Ahead` as above.
-template <int R, int N, bool Ahead, class T>
+// registers. `load` makes numbers of the codes of a slot; `Ahead` as above.
+template <int R, int N, bool Ahead, class T, class Load>
 inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
-                       int64_t ahead) {
+                       int64_t ahead, Load load) {
   Vec sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = at(acc + r * width + n * kLanes);
@@ -285,14 +232,14 @@ inline void weigh_tile(const float* p, const T* v, int64_t width, float* acc,
     // Sums and what they are made of fit the registers in one of two orders.
     if constexpr (R < N) {
       UNROLL for (int n = 0; n < N; ++n) {
-        Vec x = wide(v + n * kLanes);
+        Vec x = load(v + n * kLanes, s);
         KEEP(x);
         for (int r = 0; r < R; ++r) sum[r][n] += x * p[r * kSlots + s];
       }
     } else {
       Vec x[N];
       for (int n = 0; n < N; ++n) {
-        x[n] = wide(v + n * kLanes);
+        x[n] = load(v + n * kLanes, s);
         KEEP(x[n]);
       }
       for (int r = 0; r < R; ++r)
