@@ -167,7 +167,7 @@ inline void dot_codes(const Rounded& q, int64_t row, const Levels& k,
           odd = (part ? codes >> 12 : codes >> 8) & 15;
         }
         UNROLL for (int r = 0; r < R; ++r) {
-          const auto at = reinterpret_cast<const Shorts*>(x + r * width);
+          const Shorts* at = reinterpret_cast<const Shorts*>(x + r * width);
           const Words products = pair_sums(at[0], even) + pair_sums(at[1], odd);
           sum[r * S + s] +=
               __builtin_convertvector(products, Eight) * scale[*group];

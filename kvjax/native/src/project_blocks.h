@@ -90,7 +90,7 @@ void project_blocks(const BlockRows& rows, int64_t m, const Stream& weight,
               __builtin_shufflevector(two, two, 0, 0, 0, 0, 1, 1, 1, 1);
           UNROLL for (int r = 0; r < R; ++r) {
             const int64_t at_row = (m + r) * pairs + i;
-            const auto x = (const Shorts*)&rows.numbers[at_row * kPair];
+            const Shorts* x = (const Shorts*)&rows.numbers[at_row * kPair];
             const auto unit = *(const Eight*)&rows.units[at_row * 8];
             const Words products =
                 (pair_sums(x[0], part[0]) + pair_sums(x[1], part[1])) +
