@@ -329,7 +329,7 @@ ALGEBRA: tuple[Mutant, ...] = (
     'kvjax/mesh/rules.py',
     'for name in BY_NAME.mesh_axes if name in sizes}',
     'for name in BY_NAME.mesh_axes}',
-    'tests/memory/test_fit.py',
+    'tests/mesh/test_rules.py',
   ),
   Mutant(
     'scale_not_gathered',
